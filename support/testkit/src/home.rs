@@ -1,0 +1,64 @@
+//! A server's folder: made in the temporary directory, removed on drop, swept by a later run if this one was killed.
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use nix::unistd::{Uid, User};
+
+const PREFIX: &str = "scale-testkit-";
+
+/// A folder owned by one server.
+#[derive(Debug)]
+pub(crate) struct Home(PathBuf);
+
+impl Home {
+    /// A new empty folder, owned by `user` where the caller is root.
+    pub(crate) fn new(user: Option<&str>) -> Result<Self> {
+        static SWEEP: Once = Once::new();
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        SWEEP.call_once(sweep);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
+        if let Some(user) = user.filter(|_| Uid::effective().is_root()) {
+            let user = User::from_name(user)?.with_context(|| format!("no user `{user}`"))?;
+            chown(&path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+        }
+        Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Whether a process of that number lives.
+pub(crate) fn alive(pid: &str) -> bool {
+    Path::new("/proc").join(pid).exists()
+}
+
+/// Removes the folders of test processes that were killed before they could.
+fn sweep() {
+    let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.split('-').next());
+        if owner.is_some_and(|pid| pid.bytes().all(|b| b.is_ascii_digit()) && !alive(pid)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}

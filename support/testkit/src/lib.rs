@@ -1,0 +1,19 @@
+#![doc = include_str!("../README.md")]
+
+mod binary;
+mod home;
+mod mariadb;
+mod port;
+mod postgres;
+mod process;
+mod proxy;
+mod redis;
+mod wait;
+
+pub use binary::require;
+pub use mariadb::{MariaDb, MariaNode};
+pub use postgres::{PgNode, Postgres};
+pub use process::Process;
+pub use proxy::Proxy;
+pub use redis::{Redis, RedisCluster, RedisSentinel};
+pub use wait::{DEADLINE, eventually};

@@ -1,0 +1,273 @@
+//! A Postgres primary with streaming replicas.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use parking_lot::Mutex;
+
+use crate::binary::require;
+use crate::home::Home;
+use crate::port::Port;
+use crate::process::Process;
+use crate::wait::{accepts, eventually};
+
+const USER: &str = "postgres";
+
+/// Fast, small, and logging nothing to disk that a test would need after a power cut.
+const SETTINGS: &[&str] = &[
+    "fsync=off",
+    "full_page_writes=off",
+    "synchronous_commit=on",
+    "shared_buffers=64MB",
+    "max_connections=200",
+    "wal_level=replica",
+    "max_wal_senders=10",
+    "wal_keep_size=512MB",
+    "hot_standby=on",
+    "hot_standby_feedback=on",
+    "wal_receiver_status_interval=1s",
+    "wal_retrieve_retry_interval=200ms",
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "shared_preload_libraries=pg_stat_statements",
+];
+
+/// A primary (node 0 at first) and its replicas. Dropping it stops them all.
+#[derive(Debug)]
+pub struct Postgres {
+    nodes: Vec<PgNode>,
+}
+
+/// One Postgres server.
+#[derive(Debug)]
+pub struct PgNode {
+    port: Port,
+    data: PathBuf,
+    process: Mutex<Arc<Process>>,
+    // Removed last, after the process is gone.
+    home: Home,
+}
+
+impl Postgres {
+    /// A primary with `replicas` streaming replicas, all answering.
+    pub async fn start(replicas: usize) -> Result<Self> {
+        let primary = PgNode::primary().await?;
+        let mut nodes = vec![primary];
+        for _ in 0..replicas {
+            let replica = PgNode::replica_of(&nodes[0]).await?;
+            nodes.push(replica);
+        }
+        Ok(Self { nodes })
+    }
+
+    /// Node `n`: 0 is the first primary, the replicas follow.
+    pub fn node(&self, n: usize) -> &PgNode {
+        &self.nodes[n]
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[PgNode] {
+        &self.nodes
+    }
+
+    /// The addresses of all nodes.
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(PgNode::url).collect()
+    }
+
+    /// Waits until every replica has replayed what node 0 had written when asked.
+    pub async fn caught_up(&self) -> Result<()> {
+        let position = self.node(0).sql("select pg_current_wal_lsn()").await?;
+        for replica in &self.nodes[1..] {
+            let query = format!("select pg_last_wal_replay_lsn() >= '{position}'::pg_lsn");
+            eventually("a replica to catch up", async || (replica.sql(&query).await.ok()? == "t").then_some(())).await?;
+        }
+        Ok(())
+    }
+}
+
+impl PgNode {
+    async fn primary() -> Result<Self> {
+        let home = Home::new(Some(USER))?;
+        let data = home.join("data");
+        let mut initdb = Command::new(require("initdb")?);
+        initdb.arg("-D").arg(&data).args([
+            "-U",
+            USER,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+            "--no-instructions",
+        ]);
+        Process::run(&initdb, Some(USER)).await?;
+        Self::launch(home, data).await
+    }
+
+    async fn replica_of(source: &Self) -> Result<Self> {
+        let home = Home::new(Some(USER))?;
+        let data = home.join("data");
+        let mut copy = Command::new(require("pg_basebackup")?);
+        copy.args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &source.port().to_string(),
+            "-U",
+            USER,
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+            "--no-sync",
+            "-D",
+        ]);
+        copy.arg(&data);
+        Process::run(&copy, Some(USER)).await?;
+        Self::launch(home, data).await
+    }
+
+    async fn launch(home: Home, data: PathBuf) -> Result<Self> {
+        let port = Port::claim()?;
+        let process = spawn(&data, port.number(), &home)?;
+        let node = Self { port, data, process: Mutex::new(Arc::new(process)), home };
+        node.ready().await?;
+        Ok(node)
+    }
+
+    /// The loopback port.
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// `postgres://…/postgres`.
+    pub fn url(&self) -> String {
+        format!("postgres://{USER}@127.0.0.1:{}/postgres", self.port())
+    }
+
+    /// Runs SQL through `psql` and returns the bare, unaligned answer.
+    pub async fn sql(&self, query: &str) -> Result<String> {
+        let mut psql = Command::new(require("psql")?);
+        psql.env("PGCONNECT_TIMEOUT", "5").args([
+            "-X",
+            "-A",
+            "-t",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            &self.url(),
+            "-c",
+            query,
+        ]);
+        Process::run(&psql, None).await
+    }
+
+    /// Makes a replica the primary and waits until it takes writes.
+    pub async fn promote(&self) -> Result<()> {
+        self.sql("select pg_promote(true, 30)").await?;
+        eventually("a promoted node to leave recovery", async || {
+            (self.sql("select pg_is_in_recovery()").await.ok()? == "f").then_some(())
+        })
+        .await
+    }
+
+    /// Points this replica at another primary.
+    pub async fn follow(&self, primary: &Self) -> Result<()> {
+        self.sql(&format!("alter system set primary_conninfo = 'host=127.0.0.1 port={} user={USER}'", primary.port())).await?;
+        self.sql("select pg_reload_conf()").await?;
+        Ok(())
+    }
+
+    /// The replica goes on receiving but stands still: its readers see the past.
+    pub async fn pause_replay(&self) -> Result<()> {
+        self.sql("select pg_wal_replay_pause()").await?;
+        eventually("replay to pause", async || {
+            (self.sql("select pg_get_wal_replay_pause_state()").await.ok()? == "paused").then_some(())
+        })
+        .await
+    }
+
+    /// Goes on after [`pause_replay`](Self::pause_replay).
+    pub async fn resume_replay(&self) -> Result<()> {
+        self.sql("select pg_wal_replay_resume()").await.map(drop)
+    }
+
+    /// SIGKILL, as a pulled plug.
+    pub fn kill(&self) -> Result<()> {
+        self.process.lock().kill()
+    }
+
+    /// SIGSTOP to the whole server: connections open, no answer.
+    pub fn freeze(&self) -> Result<()> {
+        // Backends have process groups of their own, so each is stopped by number.
+        self.each_backend(nix::sys::signal::Signal::SIGSTOP)
+    }
+
+    /// Goes on after [`freeze`](Self::freeze).
+    pub fn thaw(&self) -> Result<()> {
+        self.each_backend(nix::sys::signal::Signal::SIGCONT)
+    }
+
+    /// Kills if running, then starts on the same data and port.
+    pub async fn restart(&self) -> Result<()> {
+        self.kill()?;
+        let children_gone = async || (!accepts(self.port()).await).then_some(());
+        eventually("a killed server's port to close", children_gone).await?;
+        // Backends of a killed postmaster leave by themselves; the data folder stays locked until then.
+        eventually("the backends of a killed server to leave", async || self.backends().is_empty().then_some(())).await?;
+        let _ = std::fs::remove_file(self.data.join("postmaster.pid"));
+        let process = spawn(&self.data, self.port(), &self.home)?;
+        *self.process.lock() = Arc::new(process);
+        self.ready().await
+    }
+
+    async fn ready(&self) -> Result<()> {
+        eventually("Postgres to answer", async || {
+            if !self.process.lock().is_running() {
+                return Some(Err(()));
+            }
+            self.sql("select 1").await.ok().map(|_| Ok(()))
+        })
+        .await?
+        .map_err(|()| anyhow!("Postgres ended at start: {}", self.process.lock().log_tail()))
+        .context("starting Postgres")
+    }
+
+    fn backends(&self) -> Vec<i32> {
+        let postmaster = self.data.as_os_str().to_owned();
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries
+            .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.as_os_str() == postmaster))
+            .collect()
+    }
+
+    fn each_backend(&self, signal: nix::sys::signal::Signal) -> Result<()> {
+        for pid in self.backends() {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PgNode {
+    fn drop(&mut self) {
+        let _ = self.thaw();
+        let _ = self.kill();
+    }
+}
+
+fn spawn(data: &std::path::Path, port: u16, home: &Home) -> Result<Process> {
+    let mut command = Command::new(require("postgres")?);
+    command.arg("-D").arg(data).args(["-p", &port.to_string()]);
+    for setting in SETTINGS {
+        command.args(["-c", setting]);
+    }
+    Process::spawn(&command, Some(USER), &home.join("log"))
+}
