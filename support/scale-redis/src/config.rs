@@ -1,0 +1,99 @@
+//! How long to wait for what.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::error::Error;
+use crate::handle::Redis;
+
+/// Settings of a handle; [`Config::new`] has the defaults. The same names serve in files and environment.
+///
+/// ```
+/// use std::time::Duration;
+/// let config = scale_redis::Config::new("redis://127.0.0.1").response_timeout(Duration::from_millis(100));
+/// ```
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub(crate) url: String,
+    #[serde(default = "half_a_second", with = "humantime_serde")]
+    pub(crate) connect_timeout: Duration,
+    #[serde(default = "half_a_second", with = "humantime_serde")]
+    pub(crate) response_timeout: Duration,
+    #[serde(default = "two_seconds", with = "humantime_serde")]
+    pub(crate) max_reconnect_delay: Duration,
+    #[serde(default = "three")]
+    pub(crate) cluster_retries: u32,
+}
+
+const fn half_a_second() -> Duration {
+    Duration::from_millis(500)
+}
+
+const fn two_seconds() -> Duration {
+    Duration::from_secs(2)
+}
+
+const fn three() -> u32 {
+    3
+}
+
+impl Config {
+    /// The defaults for an address.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            connect_timeout: half_a_second(),
+            response_timeout: half_a_second(),
+            max_reconnect_delay: two_seconds(),
+            cluster_retries: three(),
+        }
+    }
+
+    /// How long making a connection may take, handshake included. Default: 500 ms.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
+        self
+    }
+
+    /// How long an answer may take. Default: 500 ms.
+    pub fn response_timeout(mut self, limit: Duration) -> Self {
+        self.response_timeout = limit;
+        self
+    }
+
+    /// The longest pause between two attempts to reconnect; pauses start at 10 ms and double. Default: 2 s.
+    pub fn max_reconnect_delay(mut self, limit: Duration) -> Self {
+        self.max_reconnect_delay = limit;
+        self
+    }
+
+    /// How often a Cluster command is repeated after a redirection or a lost link. Default: 3.
+    pub fn cluster_retries(mut self, times: u32) -> Self {
+        self.cluster_retries = times;
+        self
+    }
+
+    /// A handle that has been answered once.
+    pub async fn connect(self) -> Result<Redis, Error> {
+        let redis = self.connect_lazy()?;
+        redis.ping().await?;
+        Ok(redis)
+    }
+
+    /// A handle that connects in the background: only a wrong address is an error. Must be called inside a tokio runtime.
+    pub fn connect_lazy(self) -> Result<Redis, Error> {
+        Redis::from_config(self)
+    }
+}
+
+impl std::fmt::Debug for Config {
+    /// Without the address: it may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("connect_timeout", &self.connect_timeout)
+            .field("response_timeout", &self.response_timeout)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,77 @@
+//! Makes one connection to the server an address means right now.
+
+use redis::aio::MultiplexedConnection;
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, ProtocolVersion, PushInfo, RedisError, RedisResult};
+use tokio::sync::{Mutex, mpsc};
+
+use crate::address::{Address, Shape};
+use crate::config::Config;
+
+/// Knows the server itself, or asks the Sentinels for it each time.
+pub(crate) enum Connector {
+    Single(Box<Client>),
+    Sentinel(Box<Mutex<SentinelClient>>),
+}
+
+impl Connector {
+    /// `None` for a Cluster, which finds its servers itself.
+    pub(crate) fn new(address: &Address) -> RedisResult<Option<Self>> {
+        Ok(match &address.shape {
+            Shape::Single(info) => Some(Self::Single(Box::new(Client::open(resp3(info.clone()))?))),
+            Shape::Sentinel { sentinels, name, master } => {
+                let hosts = sentinels.iter().map(|info| info.addr().clone());
+                let mut builder = SentinelClientBuilder::new(hosts, name, SentinelServerType::Master)?
+                    .set_client_to_redis_db(master.redis_settings().db())
+                    .set_client_to_redis_protocol(ProtocolVersion::RESP3);
+                if address.tls {
+                    builder = builder.set_client_to_redis_tls_mode(redis::TlsMode::Secure);
+                }
+                if let Some(user) = master.redis_settings().username() {
+                    builder = builder.set_client_to_redis_username(user);
+                }
+                if let Some(password) = master.redis_settings().password() {
+                    builder = builder.set_client_to_redis_password(password);
+                }
+                Some(Self::Sentinel(Box::new(Mutex::new(builder.build()?))))
+            }
+            Shape::Cluster(_) => None,
+        })
+    }
+
+    /// A new connection, within the connect time-out; `pushes` hears when it is lost.
+    pub(crate) async fn connect(
+        &self,
+        config: &Config,
+        pushes: Option<mpsc::UnboundedSender<PushInfo>>,
+        waits_for_answers: bool,
+    ) -> RedisResult<MultiplexedConnection> {
+        let mut settings = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(config.connect_timeout))
+            .set_response_timeout(waits_for_answers.then_some(config.response_timeout));
+        if let Some(pushes) = pushes {
+            settings = settings.set_push_sender(pushes);
+        }
+        let attempt = async { self.client().await?.get_multiplexed_async_connection_with_config(&settings).await };
+        // The client's own limit does not cover the Sentinels, so one limit stands around it all.
+        tokio::time::timeout(config.connect_timeout, attempt).await.unwrap_or_else(|_| Err(too_late("connecting took too long")))
+    }
+
+    /// The client of the server as of now.
+    pub(crate) async fn client(&self) -> RedisResult<Client> {
+        match self {
+            Self::Single(client) => Ok((**client).clone()),
+            Self::Sentinel(sentinel) => sentinel.lock().await.async_get_client().await,
+        }
+    }
+}
+
+/// RESP3: a lost link is told, not found out by the next command.
+pub(crate) fn resp3(info: ConnectionInfo) -> ConnectionInfo {
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    info.set_redis_settings(settings)
+}
+
+pub(crate) fn too_late(what: &'static str) -> RedisError {
+    RedisError::from(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
+}

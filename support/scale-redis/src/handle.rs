@@ -1,0 +1,206 @@
+//! The handle: clone it, give it to whoever speaks Redis.
+
+use std::fmt;
+use std::sync::Arc;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::ClusterClientBuilder;
+use redis::cluster_async::ClusterConnection;
+use redis::{Cmd, Pipeline, RedisError, RedisFuture, Value};
+use tokio::sync::OnceCell;
+
+use crate::address::{Address, Shape};
+use crate::config::Config;
+use crate::connect::{Connector, resp3};
+use crate::error::Error;
+use crate::link::Link;
+use crate::subscribe::{Source, SourceKind, Subscription};
+
+/// A Redis server, Sentinel group or Cluster. Cloning costs one reference count.
+///
+/// It implements [`redis::aio::ConnectionLike`], so everything of the `redis` crate works on it: `redis::cmd`, `pipe`, `Script` and
+/// the `AsyncCommands` trait.
+#[derive(Clone)]
+pub struct Redis(Arc<Inner>);
+
+struct Inner {
+    address: Address,
+    config: Config,
+    route: Route,
+    source: Arc<Source>,
+}
+
+enum Route {
+    Link(Link, Arc<Connector>),
+    Cluster(Box<Cluster>),
+}
+
+struct Cluster {
+    client: redis::cluster::ClusterClient,
+    connection: OnceCell<ClusterConnection>,
+}
+
+impl Redis {
+    /// Connects with the default settings and waits for one answer.
+    ///
+    /// # Errors
+    /// [`Error::Address`] for an address that cannot be read; [`Error::Redis`] when nobody answers.
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        Config::new(url).connect().await
+    }
+
+    pub(crate) fn from_config(config: Config) -> Result<Self, Error> {
+        let address: Address = config.url.parse()?;
+        let wrong = |source: RedisError| Error::Redis { address: address.to_string(), source };
+        #[cfg(feature = "tls")]
+        if address.tls {
+            // Somebody else may have chosen a provider already: theirs is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let (route, kind) = match (Connector::new(&address).map_err(wrong)?, &address.shape) {
+            (Some(connector), _) => {
+                let connector = Arc::new(connector);
+                (
+                    Route::Link(Link::new(Arc::clone(&connector), config.clone()), Arc::clone(&connector)),
+                    SourceKind::Link(connector),
+                )
+            }
+            (None, Shape::Cluster(nodes)) => {
+                let seeds =
+                    nodes.iter().map(|n| redis::Client::open(resp3(n.clone()))).collect::<Result<_, _>>().map_err(wrong)?;
+                let client = cluster(nodes, &config).build().map_err(wrong)?;
+                (Route::Cluster(Box::new(Cluster { client, connection: OnceCell::new() })), SourceKind::Seeds(seeds))
+            }
+            (None, _) => return Err(Error::Address("neither a server nor a Cluster".into())),
+        };
+        let source = Arc::new(Source { config: config.clone(), kind });
+        Ok(Self(Arc::new(Inner { address, config, route, source })))
+    }
+
+    /// Asks whether the server answers; in a Cluster, whether any node does.
+    pub async fn ping(&self) -> Result<(), Error> {
+        let answer = redis::cmd("PING").query_async::<()>(&mut self.clone()).await;
+        answer.map_err(|source| Error::Redis { address: self.0.address.to_string(), source })
+    }
+
+    /// Whether this is a Cluster: a script's keys must then share a hash tag.
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.0.route, Route::Cluster(_))
+    }
+
+    /// A connection of its own without a response time-out, for commands that block (`BLPOP`, `XREAD BLOCK`).
+    ///
+    /// It does not heal: after an error, ask for another one.
+    pub async fn dedicated(&self) -> Result<Dedicated, Error> {
+        let made = match &self.0.route {
+            Route::Link(_, connector) => connector.connect(&self.0.config, None, false).await.map(Dedicated::Single),
+            Route::Cluster(_) => match &self.0.address.shape {
+                Shape::Cluster(nodes) => {
+                    let forever = std::time::Duration::from_hours(365 * 24);
+                    let builder = cluster(nodes, &self.0.config).response_timeout(forever).overall_response_timeout(None);
+                    match builder.build() {
+                        Ok(client) => client.get_async_connection().await.map(|c| Dedicated::Cluster(Box::new(c))),
+                        Err(error) => Err(error),
+                    }
+                }
+                _ => unreachable!("a Cluster route has a Cluster address"),
+            },
+        };
+        made.map_err(|source| Error::Redis { address: self.0.address.to_string(), source })
+    }
+
+    /// Messages of these channels; see [`Subscription`]. In a Cluster any node serves: channels are heard by all.
+    pub fn subscribe<C: Into<String>>(&self, channels: impl IntoIterator<Item = C>) -> Subscription {
+        Subscription::new(Arc::clone(&self.0.source), channels.into_iter().map(Into::into).collect())
+    }
+
+    async fn command(&self, cmd: &Cmd) -> Result<Value, RedisError> {
+        match &self.0.route {
+            Route::Link(link, _) => link.command(cmd).await,
+            Route::Cluster(cluster) => cluster.connection().await?.req_packed_command(cmd).await,
+        }
+    }
+
+    async fn pipeline(&self, pipeline: &Pipeline, offset: usize, count: usize) -> Result<Vec<Value>, RedisError> {
+        match &self.0.route {
+            Route::Link(link, _) => link.pipeline(pipeline, offset, count).await,
+            Route::Cluster(cluster) => cluster.connection().await?.req_packed_commands(pipeline, offset, count).await,
+        }
+    }
+}
+
+impl Cluster {
+    async fn connection(&self) -> Result<ClusterConnection, RedisError> {
+        self.connection.get_or_try_init(|| self.client.get_async_connection()).await.cloned()
+    }
+}
+
+fn cluster(nodes: &[redis::ConnectionInfo], config: &Config) -> ClusterClientBuilder {
+    ClusterClientBuilder::new(nodes.to_vec())
+        .use_protocol(redis::ProtocolVersion::RESP3)
+        .connection_timeout(config.connect_timeout)
+        .response_timeout(config.response_timeout)
+        .retries(config.cluster_retries)
+        .max_retry_wait(100)
+}
+
+impl ConnectionLike for Redis {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(self.command(cmd))
+    }
+
+    fn req_packed_commands<'a>(&'a mut self, pipeline: &'a Pipeline, offset: usize, count: usize) -> RedisFuture<'a, Vec<Value>> {
+        Box::pin(self.pipeline(pipeline, offset, count))
+    }
+
+    fn get_db(&self) -> i64 {
+        match &self.0.address.shape {
+            Shape::Single(info) | Shape::Sentinel { master: info, .. } => info.redis_settings().db(),
+            Shape::Cluster(_) => 0,
+        }
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Redis").field(&self.0.address).finish()
+    }
+}
+
+/// A connection of one's own, from [`Redis::dedicated`].
+#[derive(Clone)]
+pub enum Dedicated {
+    /// To a server.
+    Single(MultiplexedConnection),
+    /// To a Cluster.
+    Cluster(Box<ClusterConnection>),
+}
+
+impl fmt::Debug for Dedicated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dedicated")
+    }
+}
+
+impl ConnectionLike for Dedicated {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Single(connection) => connection.req_packed_command(cmd),
+            Self::Cluster(connection) => connection.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(&'a mut self, pipeline: &'a Pipeline, offset: usize, count: usize) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::Single(connection) => connection.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::Single(connection) => connection.get_db(),
+            Self::Cluster(connection) => connection.get_db(),
+        }
+    }
+}

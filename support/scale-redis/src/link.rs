@@ -1,0 +1,186 @@
+//! One pipelined connection that is replaced when it breaks.
+//!
+//! A background task owns the making of connections; commands only look at the state it publishes. So a dead server costs a command
+//! nothing but the look, and a thousand commands cause one attempt to reconnect, not a thousand.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, Value};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Config;
+use crate::connect::{Connector, too_late};
+
+const FIRST_DELAY: Duration = Duration::from_millis(10);
+
+#[derive(Clone)]
+enum State {
+    /// An attempt is under way and nothing is known against it: commands wait for its end.
+    Connecting,
+    Up(MultiplexedConnection, u64),
+    /// The last attempt failed: commands fail with it at once.
+    Down(Arc<RedisError>),
+}
+
+/// A connection that heals itself.
+pub(crate) struct Link {
+    state: watch::Receiver<State>,
+    complaints: mpsc::UnboundedSender<Complaint>,
+    patience: Duration,
+}
+
+enum Complaint {
+    /// The connection of that number is broken.
+    Broken(u64),
+    /// It did not answer in time: ask it, and believe the answer.
+    Silent(u64),
+}
+
+impl Link {
+    /// Starts connecting in the background.
+    pub(crate) fn new(connector: Arc<Connector>, config: Config) -> Self {
+        let (publish, state) = watch::channel(State::Connecting);
+        let (complaints, inbox) = mpsc::unbounded_channel();
+        let patience = config.connect_timeout;
+        let keeper = Keeper { connector, config, publish, inbox, number: 0 };
+        tokio::spawn(keeper.run());
+        Self { state, complaints, patience }
+    }
+
+    pub(crate) async fn command(&self, cmd: &Cmd) -> RedisResult<Value> {
+        let (mut connection, number) = self.connection().await?;
+        let result = connection.send_packed_command(cmd).await;
+        self.judge(result, number)
+    }
+
+    pub(crate) async fn pipeline(&self, pipeline: &Pipeline, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
+        let (mut connection, number) = self.connection().await?;
+        let result = connection.send_packed_commands(pipeline, offset, count).await;
+        self.judge(result, number)
+    }
+
+    async fn connection(&self) -> RedisResult<(MultiplexedConnection, u64)> {
+        if let State::Up(connection, number) = &*self.state.borrow() {
+            return Ok((connection.clone(), *number));
+        }
+        let mut state = self.state.clone();
+        let known = state.wait_for(|s| !matches!(s, State::Connecting));
+        match tokio::time::timeout(self.patience, known).await {
+            Ok(Ok(state)) => match &*state {
+                State::Up(connection, number) => Ok((connection.clone(), *number)),
+                State::Down(error) => Err(refused(error)),
+                State::Connecting => Err(too_late("still connecting")),
+            },
+            Ok(Err(_)) => Err(too_late("the runtime that kept the link is gone")),
+            Err(_) => Err(too_late("still connecting")),
+        }
+    }
+
+    /// Passes a result on, and tells the keeper what it says of the connection.
+    fn judge<T>(&self, result: RedisResult<T>, number: u64) -> RedisResult<T> {
+        if let Err(error) = &result {
+            let complaint = if error.is_timeout() {
+                Some(Complaint::Silent(number))
+            } else if error.is_io_error() || error.is_connection_dropped() || error.is_unrecoverable_error() || demoted(error) {
+                Some(Complaint::Broken(number))
+            } else {
+                None
+            };
+            if let Some(complaint) = complaint {
+                let _ = self.complaints.send(complaint);
+            }
+        }
+        result
+    }
+}
+
+/// A server that became a replica refuses writes: whoever is the master now is elsewhere.
+fn demoted(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
+}
+
+fn refused(error: &RedisError) -> RedisError {
+    let kind = if error.is_timeout() { std::io::ErrorKind::TimedOut } else { std::io::ErrorKind::ConnectionRefused };
+    RedisError::from(std::io::Error::new(kind, format!("the last attempt to connect failed: {error}")))
+}
+
+/// The background task: connects, listens for trouble, connects again.
+struct Keeper {
+    connector: Arc<Connector>,
+    config: Config,
+    publish: watch::Sender<State>,
+    inbox: mpsc::UnboundedReceiver<Complaint>,
+    number: u64,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut delay = FIRST_DELAY;
+        loop {
+            let (pushes, mut heard) = mpsc::unbounded_channel();
+            match self.connector.connect(&self.config, Some(pushes), true).await {
+                Ok(connection) => {
+                    delay = FIRST_DELAY;
+                    self.number += 1;
+                    metrics::counter!("scale_redis_connects_total").increment(1);
+                    self.publish.send_replace(State::Up(connection.clone(), self.number));
+                    if self.until_broken(connection, &mut heard).await.is_none() {
+                        return;
+                    }
+                    self.publish.send_replace(State::Connecting);
+                    tracing::warn!("lost the connection to Redis; reconnecting");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "could not connect to Redis");
+                    metrics::counter!("scale_redis_connect_errors_total").increment(1);
+                    self.publish.send_replace(State::Down(Arc::new(error)));
+                    let jittered = delay.mul_f64(0.5 + fastrand::f64() / 2.0);
+                    if self.pause(jittered).await.is_none() {
+                        return;
+                    }
+                    delay = (delay * 2).min(self.config.max_reconnect_delay);
+                }
+            }
+        }
+    }
+
+    /// Returns when the connection is of no more use; `None` when the last handle is gone.
+    async fn until_broken(
+        &mut self,
+        connection: MultiplexedConnection,
+        heard: &mut mpsc::UnboundedReceiver<PushInfo>,
+    ) -> Option<()> {
+        loop {
+            tokio::select! {
+                push = heard.recv() => match push {
+                    Some(push) if push.kind != PushKind::Disconnection => {}
+                    _ => return Some(()),
+                },
+                complaint = self.inbox.recv() => match complaint? {
+                    Complaint::Broken(number) if number == self.number => return Some(()),
+                    Complaint::Silent(number) if number == self.number => {
+                        let mut probe = connection.clone();
+                        let answer = redis::cmd("PING").query_async::<Value>(&mut probe).await;
+                        if answer.is_err_and(|e| e.is_timeout() || e.is_io_error()) {
+                            return Some(());
+                        }
+                    }
+                    _ => {}
+                },
+            }
+        }
+    }
+
+    /// Waits between two attempts; complaints about older connections are old news.
+    async fn pause(&mut self, delay: Duration) -> Option<()> {
+        let end = tokio::time::Instant::now() + delay;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => return Some(()),
+                complaint = self.inbox.recv() => { complaint?; }
+            }
+        }
+    }
+}

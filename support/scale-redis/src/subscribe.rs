@@ -1,0 +1,157 @@
+//! Messages of channels, and the truth about when some may be missing.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use redis::RedisResult;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::connect::too_late;
+
+/// How often an idle subscription asks whether its server still lives.
+const CHECK: Duration = Duration::from_secs(1);
+const FIRST_DELAY: Duration = Duration::from_millis(10);
+/// Messages a slow reader may leave unread; beyond that the link is given up, and said to be lost.
+const BACKLOG: usize = 4_096;
+
+/// What a [`Subscription`] yields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody published.
+    Message {
+        /// The channel's name.
+        channel: String,
+        /// The bytes published.
+        payload: Vec<u8>,
+    },
+    /// The link is gone (or the reader fell too far behind): from here on messages may be missed.
+    Lost,
+    /// Subscribed, at the start and again after each [`Lost`](Event::Lost): from here on nothing is missed.
+    Restored,
+}
+
+/// A stream of [`Event`]s that re-subscribes by itself and never ends; dropping it unsubscribes.
+#[derive(Debug)]
+pub struct Subscription {
+    events: mpsc::Receiver<Event>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Subscription {
+    pub(crate) fn new(source: Arc<Source>, channels: Vec<String>) -> Self {
+        let (sender, events) = mpsc::channel(BACKLOG);
+        let task = tokio::spawn(async move { source.keep(&channels, &sender).await });
+        Self { events, task }
+    }
+
+    /// The next event; `None` only if the runtime is shutting down. Safe to drop half way.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(cx)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Where subscriptions connect: the one server, or any node of a Cluster.
+pub(crate) struct Source {
+    pub(crate) config: Config,
+    pub(crate) kind: SourceKind,
+}
+
+pub(crate) enum SourceKind {
+    Link(Arc<crate::connect::Connector>),
+    Seeds(Vec<redis::Client>),
+}
+
+impl Source {
+    async fn client(&self, attempt: usize) -> RedisResult<redis::Client> {
+        match &self.kind {
+            SourceKind::Link(connector) => connector.client().await,
+            SourceKind::Seeds(seeds) => Ok(seeds[attempt % seeds.len()].clone()),
+        }
+    }
+
+    async fn open(&self, channels: &[String], attempt: usize) -> RedisResult<redis::aio::PubSub> {
+        let open = async {
+            let mut pubsub = self.client(attempt).await?.get_async_pubsub().await?;
+            pubsub.subscribe(channels).await?;
+            Ok(pubsub)
+        };
+        tokio::time::timeout(self.config.connect_timeout, open)
+            .await
+            .unwrap_or_else(|_| Err(too_late("subscribing took too long")))
+    }
+
+    async fn keep(&self, channels: &[String], events: &mpsc::Sender<Event>) {
+        let mut delay = FIRST_DELAY;
+        for attempt in 0.. {
+            match self.open(channels, attempt).await {
+                Ok(pubsub) => {
+                    delay = FIRST_DELAY;
+                    if events.send(Event::Restored).await.is_err() {
+                        return;
+                    }
+                    self.listen(pubsub, events).await;
+                    if events.send(Event::Lost).await.is_err() {
+                        return;
+                    }
+                    metrics::counter!("scale_redis_subscriptions_lost_total").increment(1);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "could not subscribe to Redis");
+                    tokio::time::sleep(delay.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                    delay = (delay * 2).min(self.config.max_reconnect_delay);
+                }
+            }
+        }
+    }
+
+    /// Returns when the link is lost, silent, or read too slowly.
+    async fn listen(&self, pubsub: redis::aio::PubSub, events: &mpsc::Sender<Event>) {
+        let (mut sink, mut stream) = pubsub.split();
+        let mut check = tokio::time::interval(CHECK);
+        let mut pending: VecDeque<Event> = VecDeque::new();
+        loop {
+            tokio::select! {
+                biased;
+                message = stream.next() => match message {
+                    Some(message) => pending.push_back(Event::Message {
+                        channel: message.get_channel_name().to_owned(),
+                        payload: message.get_payload_bytes().to_vec(),
+                    }),
+                    None => return,
+                },
+                room = events.reserve(), if !pending.is_empty() => match (room, pending.pop_front()) {
+                    (Ok(room), Some(event)) => room.send(event),
+                    _ => return,
+                },
+                _ = check.tick() => {
+                    let alive = tokio::time::timeout(self.config.response_timeout, sink.ping::<redis::Value>()).await;
+                    if !matches!(alive, Ok(Ok(_))) {
+                        return;
+                    }
+                }
+            }
+            if pending.len() > BACKLOG {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The promises of the README, each against real servers.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use redis::AsyncCommands;
+use scale_redis::{Config, Event, Redis};
+use testkit::{Proxy, RedisCluster, RedisSentinel, eventually};
+
+#[tokio::test]
+async fn a_dead_server_costs_milliseconds_and_a_restart_heals() -> Result<()> {
+    let server = testkit::Redis::start().await?;
+    let mut redis = Redis::connect(&server.url()).await?;
+    redis.set::<_, _, ()>("k", 1).await?;
+
+    server.kill()?;
+    eventually("the link to be known lost", async || redis.ping().await.err()).await?;
+    let start = Instant::now();
+    for _ in 0..100 {
+        assert!(redis.ping().await.is_err());
+    }
+    assert!(start.elapsed() < Duration::from_secs(1), "100 failures took {:?}", start.elapsed());
+
+    server.restart().await?;
+    let value: i64 = eventually("the link to heal", async || redis.clone().get("k").await.ok()).await?;
+    assert_eq!(value, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idle_handle_survives_a_restart_without_a_failed_command() -> Result<()> {
+    let server = testkit::Redis::start().await?;
+    let redis = Redis::connect(&server.url()).await?;
+    let mut sub = redis.subscribe(["c"]);
+    assert_eq!(sub.next().await, Some(Event::Restored));
+    server.restart().await?;
+    assert_eq!(sub.next().await, Some(Event::Lost));
+    assert_eq!(sub.next().await, Some(Event::Restored));
+    eventually("the link to be back", async || redis.ping().await.ok()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_frozen_server_costs_the_time_out_and_no_more() -> Result<()> {
+    let server = testkit::Redis::start().await?;
+    let limit = Duration::from_millis(100);
+    let redis = Config::new(server.url()).response_timeout(limit).connect_timeout(limit).connect().await?;
+    server.pause()?;
+    let start = Instant::now();
+    assert!(redis.ping().await.is_err());
+    assert!(start.elapsed() < limit * 5);
+    eventually("commands to fail at once", async || {
+        let start = Instant::now();
+        redis.ping().await.err().filter(|_| start.elapsed() < limit / 4)
+    })
+    .await?;
+    server.resume()?;
+    eventually("the link to heal", async || redis.ping().await.ok()).await
+}
+
+#[tokio::test]
+async fn a_cut_network_is_noticed_by_a_subscription() -> Result<()> {
+    let server = testkit::Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let redis = Redis::connect(&format!("redis://127.0.0.1:{}", proxy.port())).await?;
+    let mut sub = redis.subscribe(["news"]);
+    assert_eq!(sub.next().await, Some(Event::Restored));
+    server.command(&["PUBLISH", "news", "one"]).await?;
+    assert_eq!(sub.next().await, Some(Event::Message { channel: "news".into(), payload: b"one".to_vec() }));
+
+    proxy.cut();
+    assert_eq!(sub.next().await, Some(Event::Lost), "silence is not peace");
+    server.command(&["PUBLISH", "news", "missed"]).await?;
+    proxy.heal();
+    assert_eq!(sub.next().await, Some(Event::Restored));
+    server.command(&["PUBLISH", "news", "two"]).await?;
+    assert_eq!(sub.next().await, Some(Event::Message { channel: "news".into(), payload: b"two".to_vec() }));
+    Ok(())
+}
+
+#[tokio::test]
+async fn sentinel_fail_over_is_followed() -> Result<()> {
+    let group = RedisSentinel::start().await?;
+    let mut redis = Redis::connect(&group.url()).await?;
+    redis.set::<_, _, ()>("before", "kept").await?;
+    redis::cmd("WAIT").arg(1).arg(1_000).query_async::<i64>(&mut redis).await?;
+    group.server(0).kill()?;
+    eventually("a write on the new master", async || redis.clone().set::<_, _, ()>("after", 1).await.ok()).await?;
+    assert_eq!(redis.get::<_, String>("before").await?, "kept");
+    assert_eq!(group.server(1).command(&["GET", "after"]).await?, "1");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_demoted_master_is_left() -> Result<()> {
+    let group = RedisSentinel::start().await?;
+    let redis = Redis::connect(&group.url()).await?;
+    let before = group.master_port().await?;
+    // A manual fail-over leaves the old master alive, as a replica that refuses writes.
+    let sentinel = group.url().split(['/', ',']).find(|h| h.contains(':') && !h.ends_with(':')).map(str::to_owned).unwrap();
+    let mut admin = redis::Client::open(format!("redis://{sentinel}"))?.get_multiplexed_async_connection().await?;
+    redis::cmd("SENTINEL").arg("FAILOVER").arg(RedisSentinel::NAME).query_async::<()>(&mut admin).await?;
+    eventually("the fail-over", async || (group.master_port().await.ok()? != before).then_some(())).await?;
+    // Until the Sentinels have told it, the old master still takes writes, and loses them: that is Redis, not the link.
+    eventually("the demotion", async || group.server(0).command(&["ROLE"]).await.ok()?.starts_with("slave").then_some(()))
+        .await?;
+    eventually("a write on the new master", async || redis.clone().set::<_, _, ()>("k", 1).await.ok()).await?;
+    eventually("the value there", async || (group.server(1).command(&["GET", "k"]).await.ok()? == "1").then_some(())).await
+}
+
+#[tokio::test]
+async fn a_cluster_serves_keys_scripts_and_channels() -> Result<()> {
+    let cluster = RedisCluster::start().await?;
+    let mut redis = Redis::connect(&cluster.url()).await?;
+    assert!(redis.is_cluster());
+    for n in 0..50 {
+        redis.set::<_, _, ()>(format!("key:{n}"), n).await?;
+    }
+    let script = redis::Script::new("return redis.call('incrby', KEYS[1], ARGV[1])");
+    assert_eq!(script.key("key:7").arg(3).invoke_async::<i64>(&mut redis).await?, 10);
+
+    let mut sub = redis.subscribe(["news"]);
+    assert_eq!(sub.next().await, Some(Event::Restored));
+    redis.publish::<_, _, ()>("news", "hello").await?;
+    assert!(matches!(sub.next().await, Some(Event::Message { payload, .. }) if payload == b"hello"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dedicated_connection_may_block_while_the_handle_goes_on() -> Result<()> {
+    let server = testkit::Redis::start().await?;
+    let mut redis = Config::new(server.url()).response_timeout(Duration::from_millis(50)).connect().await?;
+    let mut own = redis.dedicated().await?;
+    let waiting =
+        tokio::spawn(async move { redis::cmd("BLPOP").arg("list").arg(5).query_async::<(String, String)>(&mut own).await });
+    eventually("the block", async || {
+        server.command(&["INFO", "clients"]).await.ok()?.contains("blocked_clients:1").then_some(())
+    })
+    .await?;
+    redis.lpush::<_, _, ()>("list", "x").await?;
+    assert_eq!(waiting.await??.1, "x");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wrong_address_and_a_dead_server_are_told_apart() {
+    assert!(matches!(Redis::connect("postgres://a").await, Err(scale_redis::Error::Address(_))));
+    let error = Redis::connect("redis://:hunter2@127.0.0.1:1").await.unwrap_err();
+    assert!(matches!(error, scale_redis::Error::Redis { .. }));
+    assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+}
