@@ -1,0 +1,83 @@
+//! The few things only a concrete sqlx driver can do. One line per driver; all else is shared.
+
+use std::future::Future;
+
+use sqlx::Database;
+use sqlx::pool::PoolConnection;
+
+use crate::dialect::Dialect;
+
+/// A sqlx database that a [`Db`](crate::Db) can be made of. Implemented for the drivers whose features are on.
+pub trait Backend: Database + sealed::Sealed {
+    #[doc(hidden)]
+    fn prepare_driver();
+
+    /// Which dialect an address of this driver speaks; `None` if it is not one of this driver's.
+    #[doc(hidden)]
+    fn dialect(url: &str) -> Option<Dialect>;
+
+    /// Arguments for a second run of the same statement.
+    #[doc(hidden)]
+    fn copy(arguments: &Self::Arguments) -> Self::Arguments;
+
+    /// Runs statements that answer nothing.
+    #[doc(hidden)]
+    fn tell(connection: &mut Self::Connection, sql: String) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// The first row of a query whose columns are all text.
+    #[doc(hidden)]
+    fn ask(
+        connection: &mut PoolConnection<Self>,
+        sql: &'static str,
+    ) -> impl Future<Output = Result<Vec<Option<String>>, sqlx::Error>> + Send;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+#[allow(unused_macros)]
+macro_rules! backend {
+    ($db:ty, $prepare:expr, $dialect:expr, $copy:expr) => {
+        impl sealed::Sealed for $db {}
+
+        impl Backend for $db {
+            fn prepare_driver() {
+                $prepare
+            }
+
+            fn dialect(url: &str) -> Option<Dialect> {
+                let allowed: fn(Dialect) -> bool = $dialect;
+                Dialect::of(url).filter(|d| allowed(*d))
+            }
+
+            fn copy(arguments: &Self::Arguments) -> Self::Arguments {
+                let copy: fn(&Self::Arguments) -> Self::Arguments = $copy;
+                copy(arguments)
+            }
+
+            async fn tell(connection: &mut Self::Connection, sql: String) -> Result<(), sqlx::Error> {
+                // Built by the dialect from numbers; nothing of a user's is in it.
+                sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.map(drop)
+            }
+
+            async fn ask(connection: &mut PoolConnection<Self>, sql: &'static str) -> Result<Vec<Option<String>>, sqlx::Error> {
+                use sqlx::Row;
+                let row = sqlx::query(sql).fetch_one(&mut **connection).await?;
+                (0..row.len()).map(|n| row.try_get::<Option<String>, _>(n)).collect()
+            }
+        }
+    };
+}
+
+#[cfg(feature = "postgres")]
+backend!(sqlx::Postgres, (), |d| d == Dialect::Postgres, Clone::clone);
+#[cfg(feature = "sqlite")]
+backend!(sqlx::Sqlite, (), |d| d == Dialect::Sqlite, Clone::clone);
+#[cfg(feature = "mysql")]
+backend!(sqlx::MySql, (), |d| d == Dialect::MySql, Clone::clone);
+#[cfg(feature = "any")]
+backend!(sqlx::Any, sqlx::any::install_default_drivers(), |_| true, |arguments| {
+    // The driver has no `Clone` for them, but its values have.
+    sqlx_core::any::AnyArguments { values: sqlx_core::any::AnyArgumentBuffer(arguments.values.0.clone()) }
+});

@@ -1,0 +1,257 @@
+//! Which nodes there are, and the limits they work under.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use sqlx::pool::PoolOptions;
+
+use crate::backend::Backend;
+use crate::db::Db;
+use crate::dialect::Dialect;
+use crate::error::Error;
+use crate::node::Node;
+
+/// What reads do when no replica is fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum NoReplica {
+    /// They go to the primary.
+    #[default]
+    UsePrimary,
+    /// They fail with [`Error::NoReplica`]: the primary is kept for writes.
+    Refuse,
+}
+
+/// Settings of a [`Db`], for files and environment.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Any node's address; with `replicas`, the one that is the primary as a rule.
+    pub url: String,
+    /// More nodes. Their roles are observed, not believed.
+    #[serde(default)]
+    pub replicas: Vec<String>,
+    /// Connections to each node at most. Default: 10.
+    #[serde(default = "defaults::connections")]
+    pub max_connections: u32,
+    /// How long to wait for a connection. Default: 3 s.
+    #[serde(default = "defaults::acquire", with = "humantime_serde")]
+    pub acquire_timeout: Duration,
+    /// A replica further behind gets no reads. Default: 5 s.
+    #[serde(default = "defaults::lag", with = "humantime_serde")]
+    pub max_replica_lag: Duration,
+    /// How often every node is asked for role and position. Default: 500 ms.
+    #[serde(default = "defaults::interval", with = "humantime_serde")]
+    pub monitor_interval: Duration,
+    /// How long a write waits for a primary while there is none. Default: 0, it fails at once.
+    #[serde(default, with = "humantime_serde")]
+    pub primary_wait: Duration,
+    /// Postgres ends a statement that runs longer. Default: 30 s.
+    #[serde(default = "defaults::statement", with = "humantime_serde")]
+    pub statement_timeout: Duration,
+    /// Longest wait for a lock (SQLite: for the writer). Default: 5 s.
+    #[serde(default = "defaults::lock", with = "humantime_serde")]
+    pub lock_timeout: Duration,
+    /// What reads do when no replica is fit.
+    #[serde(default)]
+    pub no_replica: NoReplica,
+    /// Functions of the application that neither write nor lock.
+    #[serde(default)]
+    pub safe_functions: Vec<String>,
+}
+
+mod defaults {
+    use std::time::Duration;
+
+    pub(super) fn connections() -> u32 {
+        10
+    }
+    pub(super) fn acquire() -> Duration {
+        Duration::from_secs(3)
+    }
+    pub(super) fn lag() -> Duration {
+        Duration::from_secs(5)
+    }
+    pub(super) fn interval() -> Duration {
+        Duration::from_millis(500)
+    }
+    pub(super) fn statement() -> Duration {
+        Duration::from_secs(30)
+    }
+    pub(super) fn lock() -> Duration {
+        Duration::from_secs(5)
+    }
+}
+
+impl Config {
+    /// The defaults for an address.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            replicas: Vec::new(),
+            max_connections: defaults::connections(),
+            acquire_timeout: defaults::acquire(),
+            max_replica_lag: defaults::lag(),
+            monitor_interval: defaults::interval(),
+            primary_wait: Duration::ZERO,
+            statement_timeout: defaults::statement(),
+            lock_timeout: defaults::lock(),
+            no_replica: NoReplica::default(),
+            safe_functions: Vec::new(),
+        }
+    }
+
+    /// Connects: at least one node must answer and be a primary.
+    ///
+    /// # Errors
+    /// [`Error::Address`], [`Error::Unreachable`], [`Error::NoPrimary`], [`Error::Stranger`].
+    pub async fn connect<DB: Backend>(self) -> Result<Db<DB>, Error> {
+        DB::prepare_driver();
+        let dialect = DB::dialect(&self.url).ok_or_else(|| Self::wrong::<DB>(&self.url))?;
+        if let Some(other) = self.replicas.iter().find(|r| DB::dialect(r) != Some(dialect)) {
+            return Err(Self::wrong::<DB>(other));
+        }
+        let nodes = match dialect {
+            Dialect::Sqlite => self.sqlite_nodes::<DB>()?,
+            _ => std::iter::once(&self.url)
+                .chain(&self.replicas)
+                .enumerate()
+                .map(|(number, url)| self.node(dialect, number, url, self.max_connections, false))
+                .collect::<Result<_, _>>()?,
+        };
+        Db::start(self, dialect, nodes).await
+    }
+
+    /// One writer; readers of the same file beside it, unless it only lives in memory.
+    fn sqlite_nodes<DB: Backend>(&self) -> Result<Vec<Node<DB>>, Error> {
+        if !self.replicas.is_empty() {
+            return Err(Error::Address("SQLite has no replicas: its readers share the file".into()));
+        }
+        let mut nodes = vec![self.node(Dialect::Sqlite, 0, &self.url, 1, false)?];
+        if !self.url.contains(":memory:") && !self.url.contains("mode=memory") {
+            nodes.push(self.node(Dialect::Sqlite, 1, &self.url, self.max_connections, true)?);
+        }
+        Ok(nodes)
+    }
+
+    fn node<DB: Backend>(
+        &self,
+        dialect: Dialect,
+        number: usize,
+        url: &str,
+        connections: u32,
+        reader: bool,
+    ) -> Result<Node<DB>, Error> {
+        let greeting = dialect.greeting(reader, self.statement_timeout, self.lock_timeout);
+        let pool = PoolOptions::<DB>::new()
+            .max_connections(connections.max(1))
+            .acquire_timeout(self.acquire_timeout)
+            // A connection in memory is the database itself.
+            .idle_timeout((dialect != Dialect::Sqlite).then_some(Duration::from_mins(10)))
+            .max_lifetime((dialect != Dialect::Sqlite).then_some(Duration::from_mins(30)))
+            .after_connect(move |connection, _| {
+                let greeting = greeting.clone();
+                Box::pin(async move { DB::tell(connection, greeting).await })
+            })
+            .connect_lazy(url)
+            // sqlx's words may hold the password.
+            .map_err(|_| Error::Address(format!("node {number}'s address cannot be read by the driver `{}`", DB::NAME)))?;
+        Ok(Node::new(number, pool))
+    }
+
+    fn wrong<DB: Backend>(url: &str) -> Error {
+        let scheme = url.split(':').next().unwrap_or_default();
+        let scheme: String = scheme.chars().take(20).collect();
+        Error::Address(format!("`{scheme}:` is no address of the driver `{}`, or of another system than the first", DB::NAME))
+    }
+}
+
+impl std::fmt::Debug for Config {
+    /// Without addresses: they may hold passwords.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("nodes", &(1 + self.replicas.len())).finish_non_exhaustive()
+    }
+}
+
+/// The long way to a [`Db`].
+///
+/// ```no_run
+/// # async fn example() -> Result<(), scale_db::Error> {
+/// use std::time::Duration;
+/// use scale_db::Db;
+/// use sqlx::Postgres;
+///
+/// let db = Db::<Postgres>::builder("postgres://primary/shop")
+///     .replica("postgres://replica-1/shop")
+///     .replica("postgres://replica-2/shop")
+///     .max_replica_lag(Duration::from_secs(2))
+///     .connect()
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder<DB> {
+    config: Config,
+    database: std::marker::PhantomData<fn() -> DB>,
+}
+
+impl<DB: Backend> Builder<DB> {
+    pub(crate) fn new(url: &str) -> Self {
+        Self { config: Config::new(url), database: std::marker::PhantomData }
+    }
+
+    /// One more node.
+    pub fn replica(mut self, url: impl Into<String>) -> Self {
+        self.config.replicas.push(url.into());
+        self
+    }
+
+    /// Connections to each node at most.
+    pub fn max_connections(mut self, count: u32) -> Self {
+        self.config.max_connections = count;
+        self
+    }
+
+    /// How long to wait for a connection.
+    pub fn acquire_timeout(mut self, limit: Duration) -> Self {
+        self.config.acquire_timeout = limit;
+        self
+    }
+
+    /// A replica further behind gets no reads.
+    pub fn max_replica_lag(mut self, limit: Duration) -> Self {
+        self.config.max_replica_lag = limit;
+        self
+    }
+
+    /// How often every node is asked for role and position.
+    pub fn monitor_interval(mut self, interval: Duration) -> Self {
+        self.config.monitor_interval = interval;
+        self
+    }
+
+    /// How long a write waits for a primary while there is none.
+    pub fn primary_wait(mut self, limit: Duration) -> Self {
+        self.config.primary_wait = limit;
+        self
+    }
+
+    /// What reads do when no replica is fit.
+    pub fn no_replica(mut self, choice: NoReplica) -> Self {
+        self.config.no_replica = choice;
+        self
+    }
+
+    /// A function of the application that neither writes nor locks.
+    pub fn safe_function(mut self, name: impl Into<String>) -> Self {
+        self.config.safe_functions.push(name.into());
+        self
+    }
+
+    /// See [`Config::connect`].
+    pub async fn connect(self) -> Result<Db<DB>, Error> {
+        self.config.connect().await
+    }
+}

@@ -1,0 +1,305 @@
+//! The handle.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use sqlx::pool::PoolConnection;
+use sqlx::{SqlSafeStr, Transaction};
+use tokio::sync::Notify;
+
+use crate::backend::Backend;
+use crate::balance;
+use crate::config::{Builder, Config, NoReplica};
+use crate::dialect::{Dialect, Probe};
+use crate::error::Error;
+use crate::lag::History;
+use crate::monitor;
+use crate::node::{Node, NodeStatus};
+use crate::position::Position;
+use crate::router::{Router, Verdict};
+use crate::sticky;
+
+/// A primary and its replicas behind one sqlx executor. Cloning costs one reference count.
+///
+/// `&Db` goes wherever sqlx takes an executor; the statement decides which node runs it. See the [crate docs](crate).
+pub struct Db<DB: Backend>(pub(crate) Arc<Inner<DB>>);
+
+pub(crate) struct Inner<DB: Backend> {
+    /// Tells the handles of one process apart, for sticky scopes.
+    pub(crate) id: usize,
+    pub(crate) dialect: Dialect,
+    pub(crate) nodes: Vec<Arc<Node<DB>>>,
+    pub(crate) router: Router,
+    pub(crate) config: Config,
+    /// Node number + 1; 0 while there is none.
+    primary: AtomicUsize,
+    /// The highest timeline ever seen: a primary of a lower one is a leftover.
+    timeline: AtomicU64,
+    cluster: Mutex<Option<String>>,
+    /// Asks the monitor to look now.
+    pub(crate) wake: Arc<Notify>,
+    /// Told after each look.
+    pub(crate) looked: Notify,
+}
+
+/// Where a statement is meant to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Where its text allows.
+    Proven,
+    /// On the primary, whatever it is.
+    Primary,
+    /// On a replica, whatever it is: the caller knows it only reads.
+    Replica,
+}
+
+/// The database with the choice of node made by hand: from [`Db::primary`] and [`Db::replica`]. An executor like [`Db`] itself.
+#[derive(Debug)]
+pub struct Via<'a, DB: Backend> {
+    pub(crate) db: &'a Db<DB>,
+    pub(crate) target: Target,
+}
+
+impl<DB: Backend> Copy for Via<'_, DB> {}
+
+impl<DB: Backend> Clone for Via<'_, DB> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<DB: Backend> Db<DB> {
+    /// One node, or an SQLite file, with the default settings.
+    ///
+    /// # Errors
+    /// See [`Config::connect`].
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        Config::new(url).connect().await
+    }
+
+    /// The long way, with replicas and limits.
+    pub fn builder(url: &str) -> Builder<DB> {
+        Builder::new(url)
+    }
+
+    pub(crate) async fn start(config: Config, dialect: Dialect, nodes: Vec<Node<DB>>) -> Result<Self, Error> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let interval = config.monitor_interval;
+        let inner = Arc::new(Inner {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            dialect,
+            nodes: nodes.into_iter().map(Arc::new).collect(),
+            router: Router::new(dialect, config.safe_functions.iter().cloned()),
+            config,
+            primary: AtomicUsize::new(0),
+            timeline: AtomicU64::new(0),
+            cluster: Mutex::new(None),
+            wake: Arc::new(Notify::new()),
+            looked: Notify::new(),
+        });
+        let mut history = History::default();
+        let failed = monitor::round(&inner, &mut history).await;
+        if inner.primary_number().is_none() {
+            return Err(failed.map_or(Error::NoPrimary(inner.nodes.len()), Error::Unreachable));
+        }
+        if let Some(node) = inner.nodes.iter().find(|n| n.is_stranger()) {
+            return Err(Error::Stranger { node: node.number });
+        }
+        // The roles of SQLite's two pools never change.
+        if dialect != Dialect::Sqlite {
+            tokio::spawn(monitor::run(Arc::downgrade(&inner), history, interval));
+        }
+        Ok(Self(inner))
+    }
+
+    /// The primary, for a read that must not be late by even the lag allowed.
+    pub fn primary(&self) -> Via<'_, DB> {
+        Via { db: self, target: Target::Primary }
+    }
+
+    /// A replica, for a statement that the router cannot prove but that you know to be reading.
+    pub fn replica(&self) -> Via<'_, DB> {
+        Via { db: self, target: Target::Replica }
+    }
+
+    /// A transaction on the primary. Rolled back when dropped before `commit`.
+    ///
+    /// # Errors
+    /// [`Error::NoPrimary`] inside `sqlx::Error::Configuration`, or what sqlx says.
+    pub async fn begin(&self) -> Result<Transaction<'static, DB>, sqlx::Error> {
+        let node = self.primary_node().await?;
+        sticky::wrote(self.0.id);
+        node.pool.begin().await.inspect_err(|e| self.judge_write(e))
+    }
+
+    /// A read-only transaction on a replica: one snapshot for several queries.
+    pub async fn begin_read(&self) -> Result<Transaction<'static, DB>, sqlx::Error> {
+        let node = match self.reader(0) {
+            Some(node) => node,
+            None => self.primary_for_reading().await?,
+        };
+        let statement = match self.0.dialect {
+            Dialect::Postgres => "begin read only",
+            Dialect::MySql => "start transaction read only",
+            Dialect::Sqlite => "begin",
+        };
+        node.pool.begin_with(statement.into_sql_str()).await
+    }
+
+    /// A connection to the primary, for what lives on one connection (advisory locks, `LISTEN`, temp tables).
+    pub async fn acquire(&self) -> Result<PoolConnection<DB>, sqlx::Error> {
+        let node = self.primary_node().await?;
+        sticky::wrote(self.0.id);
+        node.pool.acquire().await.inspect_err(|e| self.judge_write(e))
+    }
+
+    /// How far the primary has written: a node at or past it shows every write that has returned by now. One round trip.
+    pub async fn position(&self) -> Result<Position, sqlx::Error> {
+        let Some(sql) = self.0.dialect.position_sql() else { return Ok(Position::default()) };
+        let node = self.primary_node().await?;
+        let mut connection = node.pool.acquire().await?;
+        let row = DB::ask(&mut connection, sql).await?;
+        row.first()
+            .and_then(|p| Position::from_lsn(p.as_deref()?))
+            .ok_or_else(|| sqlx::Error::Protocol("the primary's position cannot be read".into()))
+    }
+
+    /// What is known of every node.
+    pub fn nodes(&self) -> Vec<NodeStatus> {
+        self.0.nodes.iter().map(|n| n.status()).collect()
+    }
+
+    /// The verdicts of this database's router.
+    pub fn router(&self) -> &Router {
+        &self.0.router
+    }
+
+    /// The dialect spoken.
+    pub fn dialect(&self) -> Dialect {
+        self.0.dialect
+    }
+
+    /// Waits until every connection is closed. Handles that remain fail with `PoolClosed`.
+    pub async fn close(&self) {
+        futures_util::future::join_all(self.0.nodes.iter().map(|n| n.pool.close())).await;
+    }
+
+    pub(crate) fn verdict(&self, target: Target, sql: &str) -> Verdict {
+        match target {
+            Target::Proven => self.0.router.verdict(sql),
+            Target::Primary => Verdict::Write,
+            Target::Replica => Verdict::Read,
+        }
+    }
+
+    /// A replica that shows what this scope needs, except those in the bit set `tried`.
+    pub(crate) fn reader(&self, tried: u64) -> Option<Arc<Node<DB>>> {
+        let needed = sticky::needed(self.0.id)?;
+        let fits = |node: &&Arc<Node<DB>>| tried & (1 << (node.number % 64)) == 0 && node.serves(needed);
+        let mut fitting = self.0.nodes.iter().filter(fits);
+        let first = fitting.next()?;
+        let Some(second) = fitting.next() else { return Some(Arc::clone(first)) };
+        let all: Vec<_> = [first, second].into_iter().chain(fitting).collect();
+        balance::pick(&all, |n| n.cost()).map(|n| Arc::clone(n))
+    }
+
+    pub(crate) async fn primary_for_reading(&self) -> Result<Arc<Node<DB>>, sqlx::Error> {
+        // A scope that wrote must see its write: that is not what the refusal is about.
+        let must = sticky::needed(self.0.id).is_none_or(|p| p > Position::default());
+        if self.0.config.no_replica == NoReplica::Refuse && self.0.nodes.len() > 1 && !must {
+            return Err(Error::NoReplica.into());
+        }
+        self.primary_node().await
+    }
+
+    /// The primary, waiting for one no longer than configured.
+    pub(crate) async fn primary_node(&self) -> Result<Arc<Node<DB>>, sqlx::Error> {
+        if let Some(node) = self.0.primary_node() {
+            return Ok(node);
+        }
+        let wait = async {
+            loop {
+                let looked = self.0.looked.notified();
+                self.0.wake.notify_one();
+                looked.await;
+                if let Some(node) = self.0.primary_node() {
+                    return node;
+                }
+            }
+        };
+        let none = |_| Error::NoPrimary(self.0.nodes.len()).into();
+        tokio::time::timeout(self.0.config.primary_wait, wait).await.map_err(none)
+    }
+
+    /// A failed write may be the first to know of a fail-over.
+    pub(crate) fn judge_write(&self, error: &sqlx::Error) {
+        if is_lost(error) || self.is_refusal(error) {
+            self.0.wake.notify_one();
+        }
+    }
+
+    /// The node does not take writes; the statement has not run.
+    pub(crate) fn is_refusal(&self, error: &sqlx::Error) -> bool {
+        error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code)
+            .is_some_and(|code| self.0.dialect.is_read_only_code(&code))
+    }
+}
+
+/// The connection or the server is gone: a read may be asked again elsewhere.
+pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::WorkerCrashed => true,
+        // Class 57P: the server shuts down, crashed, or is starting. 08: connection exceptions.
+        sqlx::Error::Database(e) => e.code().is_some_and(|c| c.starts_with("57P") || c.starts_with("08")),
+        _ => false,
+    }
+}
+
+impl<DB: Backend> Inner<DB> {
+    pub(crate) fn primary_number(&self) -> Option<usize> {
+        self.primary.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    fn primary_node(&self) -> Option<Arc<Node<DB>>> {
+        self.nodes.get(self.primary_number()?).cloned()
+    }
+
+    pub(crate) fn set_primary(&self, found: Option<(usize, u64)>) {
+        let accepted = found.filter(|(_, timeline)| *timeline >= self.timeline.fetch_max(*timeline, Ordering::AcqRel));
+        let new = accepted.map_or(0, |(number, _)| number + 1);
+        let old = self.primary.swap(new, Ordering::AcqRel);
+        if old != new {
+            match accepted {
+                Some((node, timeline)) if old != 0 => tracing::warn!(node, timeline, "the database primary has moved"),
+                None => tracing::error!("there is no database primary"),
+                Some((node, _)) => tracing::info!(node, "the database primary is known"),
+            }
+        }
+    }
+
+    /// Compares a node's cluster with the first one heard of.
+    pub(crate) fn is_stranger(&self, probe: &Probe) -> bool {
+        let Some(theirs) = &probe.cluster else { return false };
+        self.cluster.lock().get_or_insert_with(|| theirs.clone()) != theirs
+    }
+}
+
+impl<DB: Backend> Clone for Db<DB> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<DB: Backend> fmt::Debug for Db<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Db").field("dialect", &self.0.dialect).field("nodes", &self.nodes()).finish()
+    }
+}

@@ -1,0 +1,103 @@
+//! What differs between database systems and needs no I/O: SQL texts, how their answers read, which errors mean "read-only".
+
+mod mysql;
+mod postgres;
+mod sqlite;
+
+use std::time::Duration;
+
+use sqlparser::dialect::{Dialect as Grammar, MySqlDialect, PostgreSqlDialect, SQLiteDialect};
+
+use crate::node::Role;
+use crate::position::Position;
+
+/// A family of database systems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// PostgreSQL.
+    Postgres,
+    /// MySQL and MariaDB.
+    MySql,
+    /// SQLite.
+    Sqlite,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Probe {
+    pub(crate) role: Role,
+    /// Of two that say they are primary, the higher one is.
+    pub(crate) timeline: u64,
+    pub(crate) position: Position,
+    /// Where the node itself knows its lag; else it is derived from positions.
+    pub(crate) lag: Option<Duration>,
+    /// Equal on all nodes of one database cluster; `None` where the system has no such thing or hides it.
+    pub(crate) cluster: Option<String>,
+}
+
+impl Dialect {
+    /// The dialect an address speaks of.
+    pub(crate) fn of(url: &str) -> Option<Self> {
+        match url.split(':').next()? {
+            "postgres" | "postgresql" => Some(Self::Postgres),
+            "mysql" | "mariadb" => Some(Self::MySql),
+            "sqlite" => Some(Self::Sqlite),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn parser(self) -> &'static dyn Grammar {
+        match self {
+            Self::Postgres => &PostgreSqlDialect {},
+            Self::MySql => &MySqlDialect {},
+            Self::Sqlite => &SQLiteDialect {},
+        }
+    }
+
+    /// Asks a node about itself: one row of text columns.
+    pub(crate) fn probe_sql(self) -> &'static str {
+        match self {
+            Self::Postgres => postgres::PROBE,
+            Self::MySql => mysql::PROBE,
+            Self::Sqlite => sqlite::PROBE,
+        }
+    }
+
+    /// Reads the answer to [`probe_sql`](Self::probe_sql).
+    pub(crate) fn read_probe(self, row: &[Option<String>]) -> Option<Probe> {
+        match self {
+            Self::Postgres => postgres::read(row),
+            Self::MySql => mysql::read(row),
+            Self::Sqlite => sqlite::read(row),
+        }
+    }
+
+    /// Asks the primary how far it has written: one text column.
+    pub(crate) fn position_sql(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some("select pg_current_wal_insert_lsn()::text"),
+            Self::MySql | Self::Sqlite => None,
+        }
+    }
+
+    /// Whether an error code says that the node does not take writes.
+    pub(crate) fn is_read_only_code(self, code: &str) -> bool {
+        match self {
+            // read_only_sql_transaction; what a standby says to row locks, temp tables and sequences is of the same class.
+            Self::Postgres => code == "25006",
+            // ER_OPTION_PREVENTS_STATEMENT, ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
+            Self::MySql => ["1290", "1792"].contains(&code),
+            // SQLITE_READONLY and its extended codes
+            Self::Sqlite => code.parse::<u32>().is_ok_and(|c| c & 0xFF == 8),
+        }
+    }
+
+    /// What every new connection is told, by the limits configured.
+    pub(crate) fn greeting(self, reader: bool, statement: Duration, lock: Duration) -> String {
+        match self {
+            Self::Postgres => postgres::greeting(statement, lock),
+            Self::MySql => mysql::greeting(lock),
+            Self::Sqlite => sqlite::greeting(reader, lock),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What can go wrong before a query runs; queries themselves return [`sqlx::Error`], as with any sqlx executor.
+
+/// Why a [`Db`](crate::Db) could not be made or has nobody to ask.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An address cannot be read, or names another database system than the others.
+    #[error("not a usable database address: {0}")]
+    Address(String),
+    /// No node answered within the connect time-out.
+    #[error("no database node answered: {0}")]
+    Unreachable(#[source] sqlx::Error),
+    /// Nodes answer, but none is a primary that takes writes.
+    #[error("no primary: {0} node(s) known, none takes writes")]
+    NoPrimary(usize),
+    /// Every replica is down or lags too much, and the configuration forbids reading from the primary.
+    #[error("no replica is fit for reading, and reading from the primary is switched off")]
+    NoReplica,
+    /// A replica belongs to another database cluster.
+    #[error("node {node} belongs to another database cluster than node 0")]
+    Stranger {
+        /// Its number: 0 is the first address given.
+        node: usize,
+    },
+    /// A statement of ours failed.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+}
+
+impl From<Error> for sqlx::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Sql(error) => error,
+            other => sqlx::Error::Configuration(Box::new(other)),
+        }
+    }
+}

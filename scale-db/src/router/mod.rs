@@ -1,0 +1,98 @@
+//! Where may a statement run? Pure policy: SQL text in, verdict out.
+
+mod functions;
+mod proof;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+pub use crate::dialect::Dialect;
+
+/// Whether a statement is proven to be free of side effects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Proven read-only: any replica may run it, and it may be repeated.
+    Read,
+    /// Not proven: only the primary.
+    Write,
+}
+
+/// Statements longer than this (bytes) are not parsed and go to the primary.
+pub const MAX_PARSED: usize = 64 * 1024;
+
+/// Verdicts kept; past it the memory is emptied and learnt anew.
+const MAX_KNOWN: usize = 8_192;
+
+/// Remembers the verdict of each distinct SQL text, so that a known statement costs one lock-free look-up.
+///
+/// ```
+/// use scale_db::router::{Dialect, Router, Verdict};
+/// let router = Router::new(Dialect::Postgres, ["my_pure_function"]);
+/// assert_eq!(router.verdict("select my_pure_function(id) from users where id = $1"), Verdict::Read);
+/// assert_eq!(router.verdict("select * from users for update"), Verdict::Write);
+/// assert_eq!(router.verdict("select nextval('seq')"), Verdict::Write);
+/// ```
+#[derive(Debug)]
+pub struct Router {
+    dialect: Dialect,
+    safe: Vec<String>,
+    known: papaya::HashMap<Box<str>, Verdict, foldhash::fast::RandomState>,
+    count: AtomicUsize,
+}
+
+impl Router {
+    /// A router for one dialect; `safe` names functions of the application that neither write nor lock, as written in SQL.
+    pub fn new<S: Into<String>>(dialect: Dialect, safe: impl IntoIterator<Item = S>) -> Self {
+        let safe = safe.into_iter().map(Into::into).collect();
+        Self { dialect, safe, known: papaya::HashMap::default(), count: AtomicUsize::new(0) }
+    }
+
+    /// The verdict on one SQL text, which may hold several statements.
+    pub fn verdict(&self, sql: &str) -> Verdict {
+        if let Some(verdict) = self.known.pin().get(sql) {
+            return *verdict;
+        }
+        if sql.len() > MAX_PARSED {
+            return Verdict::Write;
+        }
+        let verdict = proof::verdict(self.dialect, &self.safe, sql);
+        self.learn(sql, verdict);
+        verdict
+    }
+
+    /// A replica refused the statement as a write: from now on it goes to the primary.
+    pub fn refuse(&self, sql: &str) {
+        self.learn(sql, Verdict::Write);
+    }
+
+    fn learn(&self, sql: &str, verdict: Verdict) {
+        let known = self.known.pin();
+        if self.count.fetch_add(1, Ordering::Relaxed) >= MAX_KNOWN {
+            self.count.store(0, Ordering::Relaxed);
+            known.clear();
+        }
+        known.insert(sql.into(), verdict);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_remembered_over_the_proof() {
+        let router = Router::new(Dialect::Postgres, [""; 0]);
+        assert_eq!(router.verdict("select * from a_view"), Verdict::Read);
+        router.refuse("select * from a_view");
+        assert_eq!(router.verdict("select * from a_view"), Verdict::Write);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_long_text_is_not_parsed() {
+        let router = Router::new(Dialect::Sqlite, [""; 0]);
+        for n in 0..3 * MAX_KNOWN {
+            router.verdict(&format!("select {n}"));
+        }
+        assert!(router.known.len() <= MAX_KNOWN + 1, "{}", router.known.len());
+        assert_eq!(router.verdict(&format!("select '{}'", "x".repeat(1 << 20))), Verdict::Write);
+    }
+}

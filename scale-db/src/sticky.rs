@@ -1,0 +1,281 @@
+//! Read your own writes.
+//!
+//! Inside a *scope* (a request, a job) the first write makes the scope *dirty*: later reads of the scope go to the primary. At the end
+//! [`mark`] asks the primary once how far it has written, and that [`Mark`] travels on, in a cookie ([`StickyLayer`]) or inside a
+//! job: a scope opened with it reads only from nodes that have replayed that far.
+//!
+//! | when | then |
+//! | --- | --- |
+//! | nothing was written | nothing is asked, no cookie is set |
+//! | the primary cannot say its position | the mark pins reads to the primary instead |
+//! | the mark is malformed or forged | malformed is ignored; a forged one can only cost its sender reads from the primary |
+//! | a task is spawned inside a scope | it has no scope: carry one with [`scope`] |
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::{COOKIE, SET_COOKIE};
+use http::{HeaderValue, Request, Response};
+use parking_lot::Mutex;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::backend::Backend;
+use crate::db::Db;
+use crate::position::Position;
+
+tokio::task_local! {
+    static SCOPE: Arc<Scope>;
+}
+
+#[derive(Debug, Default)]
+struct Scope(Mutex<Vec<(usize, State)>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Needs(Position),
+    /// Wrote, or was told that somebody did and nobody knows where.
+    Dirty,
+}
+
+/// What a later scope needs to have seen. Printed and parsed as text, for cookies and jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Nodes that have replayed this far will do.
+    At(Position),
+    /// Only the primary will do.
+    Primary,
+}
+
+/// The format's version.
+const VERSION: &str = "1.";
+
+impl std::fmt::Display for Mark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::At(position) => write!(f, "{VERSION}{position}"),
+            Self::Primary => write!(f, "{VERSION}primary"),
+        }
+    }
+}
+
+impl std::str::FromStr for Mark {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.strip_prefix(VERSION).ok_or(())? {
+            "primary" => Ok(Self::Primary),
+            position => position.parse().map(Self::At),
+        }
+    }
+}
+
+/// Runs a future in a scope of its own, which must see what `seen` marks.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let answer = scale_db::sticky::scope(None, async { 42 }).await;
+/// assert_eq!(answer, 42);
+/// # }
+/// ```
+pub async fn scope<F: Future>(seen: Option<(usize, Mark)>, future: F) -> F::Output {
+    let scope = Scope::default();
+    if let Some((id, mark)) = seen {
+        let state = match mark {
+            Mark::At(position) => State::Needs(position),
+            Mark::Primary => State::Dirty,
+        };
+        scope.0.lock().push((id, state));
+    }
+    SCOPE.scope(Arc::new(scope), future).await
+}
+
+/// What the next scope must see, if this one wrote to `db` (or was itself told to see something). Outside a scope: `None`.
+pub async fn mark<DB: Backend>(db: &Db<DB>) -> Option<Mark> {
+    let state = SCOPE.try_with(|s| s.get(db.0.id)).ok()??;
+    Some(match state {
+        State::Needs(position) => Mark::At(position),
+        State::Dirty => db.position().await.map_or(Mark::Primary, Mark::At),
+    })
+}
+
+/// Identifies a database within this process, for [`scope`].
+pub fn id<DB: Backend>(db: &Db<DB>) -> usize {
+    db.0.id
+}
+
+/// The scope, if there is one, has written.
+pub(crate) fn wrote(id: usize) {
+    let _ = SCOPE.try_with(|scope| scope.set(id, State::Dirty));
+}
+
+/// What a node must have replayed; `None` if only the primary will do.
+pub(crate) fn needed(id: usize) -> Option<Position> {
+    match SCOPE.try_with(|scope| scope.get(id)) {
+        Ok(Some(State::Dirty)) => None,
+        Ok(Some(State::Needs(position))) => Some(position),
+        _ => Some(Position::default()),
+    }
+}
+
+fn is_dirty(id: usize) -> bool {
+    needed(id).is_none()
+}
+
+impl Scope {
+    fn get(&self, id: usize) -> Option<State> {
+        self.0.lock().iter().find(|(of, _)| *of == id).map(|(_, state)| *state)
+    }
+
+    fn set(&self, id: usize, state: State) {
+        let mut states = self.0.lock();
+        match states.iter_mut().find(|(of, _)| *of == id) {
+            Some((_, old)) => *old = state,
+            None => states.push((id, state)),
+        }
+    }
+}
+
+/// A tower layer that gives every request a scope and carries its mark to the client's next request in a cookie.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), scale_db::Error> {
+/// let db = scale_db::Db::<sqlx::Postgres>::connect("postgres://primary/shop").await?;
+/// let layer = scale_db::StickyLayer::new(db);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct StickyLayer<DB: Backend> {
+    db: Db<DB>,
+    cookie: Arc<str>,
+    lifetime: Duration,
+    secure: bool,
+}
+
+impl<DB: Backend> Clone for StickyLayer<DB> {
+    fn clone(&self) -> Self {
+        Self { db: self.db.clone(), cookie: Arc::clone(&self.cookie), lifetime: self.lifetime, secure: self.secure }
+    }
+}
+
+impl<DB: Backend> StickyLayer<DB> {
+    /// Cookie `scale_db`, kept for a minute: longer than any replica fit for reading lags.
+    pub fn new(db: Db<DB>) -> Self {
+        Self { db, cookie: "scale_db".into(), lifetime: Duration::from_mins(1), secure: true }
+    }
+
+    /// Another cookie name, for several databases in one application.
+    pub fn cookie(mut self, name: &str) -> Self {
+        self.cookie = name.into();
+        self
+    }
+
+    /// How long the client's reads are held to its last write.
+    pub fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime;
+        self
+    }
+
+    /// Sends the cookie over plain HTTP too: for development only.
+    pub fn insecure(mut self) -> Self {
+        self.secure = false;
+        self
+    }
+
+    fn read<B>(&self, request: &Request<B>) -> Option<Mark> {
+        let cookies = request.headers().get_all(COOKIE);
+        let pairs = cookies.iter().filter_map(|c| c.to_str().ok()).flat_map(|c| c.split(';'));
+        pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(name, _)| *name == &*self.cookie)?.1.parse().ok()
+    }
+
+    fn write(&self, mark: Mark) -> Option<HeaderValue> {
+        let secure = if self.secure { "; Secure" } else { "" };
+        let age = self.lifetime.as_secs();
+        format!("{}={mark}; Max-Age={age}; Path=/; HttpOnly; SameSite=Lax{secure}", self.cookie).parse().ok()
+    }
+}
+
+impl<DB: Backend, S> Layer<S> for StickyLayer<DB> {
+    type Service = Sticky<DB, S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Sticky { layer: self.clone(), inner }
+    }
+}
+
+/// The service of [`StickyLayer`].
+#[derive(Debug)]
+pub struct Sticky<DB: Backend, S> {
+    layer: StickyLayer<DB>,
+    inner: S,
+}
+
+impl<DB: Backend, S: Clone> Clone for Sticky<DB, S> {
+    fn clone(&self) -> Self {
+        Self { layer: self.layer.clone(), inner: self.inner.clone() }
+    }
+}
+
+impl<DB, S, Req, Res> Service<Request<Req>> for Sticky<DB, S>
+where
+    DB: Backend,
+    S: Service<Request<Req>, Response = Response<Res>>,
+    S::Future: Send + 'static,
+    S::Error: Send,
+    Res: Send,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Req>) -> Self::Future {
+        let layer = self.layer.clone();
+        let id = layer.db.0.id;
+        let seen = layer.read(&request).map(|mark| (id, mark));
+        // The inner service's own code may run before its future does.
+        let future = SCOPE.sync_scope(Arc::default(), || self.inner.call(request));
+        Box::pin(scope(seen, async move {
+            let mut response = future.await?;
+            if is_dirty(id)
+                && let Some(mark) = mark(&layer.db).await
+                && let Some(cookie) = layer.write(mark)
+            {
+                response.headers_mut().append(SET_COOKIE, cookie);
+            }
+            Ok(response)
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_travel_as_text_and_bad_ones_are_refused() {
+        for mark in [Mark::Primary, Mark::At(Position(0x16_B374_D848))] {
+            assert_eq!(mark.to_string().parse(), Ok(mark));
+        }
+        for bad in ["", "1.", "2.primary", "1.x/y", "1.1/123456789", "primary"] {
+            assert_eq!(bad.parse::<Mark>(), Err(()), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_database_written_to_is_dirty() {
+        assert_eq!(needed(1), Some(Position(0)));
+        scope(Some((1, Mark::At(Position(5)))), async {
+            assert_eq!((needed(1), needed(2)), (Some(Position(5)), Some(Position(0))));
+            wrote(2);
+            assert_eq!((needed(1), needed(2)), (Some(Position(5)), None));
+        })
+        .await;
+    }
+}

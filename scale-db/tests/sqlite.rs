@@ -1,0 +1,65 @@
+//! The laptop tier: one writer and many readers of one file.
+#![cfg(feature = "sqlite")]
+
+use anyhow::Result;
+use scale_db::{Db, Role};
+use sqlx::{Row, Sqlite};
+
+async fn file() -> Result<(Db<Sqlite>, tempfile::TempDir)> {
+    let folder = tempfile::tempdir()?;
+    let db = Db::connect(&format!("sqlite://{}/a.db?mode=rwc", folder.path().display())).await?;
+    sqlx::query("create table t (id integer primary key, n int not null)").execute(&db).await?;
+    Ok((db, folder))
+}
+
+#[tokio::test]
+async fn reads_and_writes_meet() -> Result<()> {
+    let (db, _folder) = file().await?;
+    let roles: Vec<_> = db.nodes().iter().map(|n| n.role).collect();
+    assert_eq!(roles, [Role::Primary, Role::Replica]);
+    for n in 0..100_i64 {
+        let id: i64 = sqlx::query_scalar("insert into t (n) values ($1) returning id").bind(n).fetch_one(&db).await?;
+        let read: i64 = sqlx::query_scalar("select n from t where id = $1").bind(id).fetch_one(&db).await?;
+        assert_eq!(read, n, "a committed write is seen by the readers at once");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn readers_go_on_while_a_transaction_is_open() -> Result<()> {
+    let (db, _folder) = file().await?;
+    let mut tx = db.begin().await?;
+    sqlx::query("insert into t (n) values (1)").execute(&mut *tx).await?;
+    let seen: i64 = sqlx::query_scalar("select count(*) from t").fetch_one(&db).await?;
+    assert_eq!(seen, 0, "uncommitted");
+    tx.commit().await?;
+    let mut snapshot = db.begin_read().await?;
+    assert_eq!(sqlx::query("select count(*) from t").fetch_one(&mut *snapshot).await?.get::<i64, _>(0), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_write_forced_upon_a_reader_is_repeated_on_the_writer() -> Result<()> {
+    let (db, _folder) = file().await?;
+    sqlx::query("insert into t (n) values (5)").execute(db.replica()).await?;
+    assert_eq!(sqlx::query_scalar::<_, i64>("select count(*) from t").fetch_one(&db).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn memory_is_one_database() -> Result<()> {
+    let db = Db::<Sqlite>::connect("sqlite::memory:").await?;
+    sqlx::query("create table t (n int)").execute(&db).await?;
+    assert_eq!(sqlx::query_scalar::<_, i64>("select count(*) from t").fetch_one(&db).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn wrong_addresses_say_so() {
+    for url in ["", "nonsense", "http://x", "postgres://x/y"] {
+        let error = Db::<Sqlite>::connect(url).await.unwrap_err();
+        assert!(matches!(error, scale_db::Error::Address(_)), "{url}: {error}");
+    }
+    let error = Db::<Sqlite>::connect("sqlite:///no/such/folder/a.db").await.unwrap_err();
+    assert!(matches!(error, scale_db::Error::Unreachable(_)), "{error}");
+}
