@@ -162,15 +162,8 @@ fn spawn(data: &std::path::Path, port: u16, id: usize, home: &Home) -> Result<Pr
     command.arg(format!("--socket={}", home.join("sock").display())).arg(format!("--pid-file={}", home.join("pid").display()));
     command.args([format!("--port={port}"), format!("--server-id={}", id + 1), format!("--tmpdir={}", home.path().display())]);
     command.args([
-        "--bind-address=127.0.0.1",
-        "--log-bin=binlog",
-        "--log-slave-updates",
-        "--binlog-format=ROW",
-        "--gtid-strict-mode=1",
-        "--innodb-flush-log-at-trx-commit=2",
-        "--innodb-buffer-pool-size=64M",
-        "--skip-name-resolve",
-        "--slave-net-timeout=5",
+        "--bind-address=127.0.0.1", "--log-bin=binlog", "--log-slave-updates", "--binlog-format=ROW", "--gtid-strict-mode=1",
+        "--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=64M", "--skip-name-resolve", "--slave-net-timeout=5",
     ]);
     if Uid::effective().is_root() {
         command.arg(format!("--user={USER}"));

@@ -93,17 +93,10 @@ impl PgNode {
         let home = Home::new(Some(USER))?;
         let data = home.join("data");
         let mut initdb = Command::new(require("initdb")?);
-        initdb.arg("-D").arg(&data).args([
-            "-U",
-            USER,
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C.UTF-8",
-            "--no-sync",
-            "--no-instructions",
-        ]);
+        initdb
+            .arg("-D")
+            .arg(&data)
+            .args(["-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions"]);
         Process::run(&initdb, Some(USER)).await?;
         Self::launch(home, data).await
     }

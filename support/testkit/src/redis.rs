@@ -31,18 +31,8 @@ impl Redis {
     pub async fn start_with(arguments: &[&str]) -> Result<Self> {
         let (port, bus, home) = (Port::claim()?, Port::claim()?, Home::new(None)?);
         let mut all: Vec<String> = [
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--appendonly",
-            "yes",
-            "--appendfsync",
-            "everysec",
-            "--enable-debug-command",
-            "local",
-            "--repl-diskless-sync-delay",
-            "0",
+            "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--enable-debug-command",
+            "local", "--repl-diskless-sync-delay", "0",
         ]
         .map(String::from)
         .into();
