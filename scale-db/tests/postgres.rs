@@ -1,5 +1,6 @@
 //! A primary with replicas: routing, lag, failures, fail-over, read your own writes.
 #![cfg(feature = "postgres")]
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -1,5 +1,6 @@
 //! The laptop tier: one writer and many readers of one file.
 #![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
 use scale_db::{Db, Role};

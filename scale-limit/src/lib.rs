@@ -1,1 +1,17 @@
-//! x
+#![doc = include_str!("../README.md")]
+
+pub mod client;
+mod decision;
+mod error;
+mod gcra;
+pub mod layer;
+mod limiter;
+mod policy;
+mod response;
+mod store;
+
+pub use decision::{Decision, Outcome};
+pub use error::Error;
+pub use layer::LimitLayer;
+pub use limiter::Limiter;
+pub use policy::{OnError, Policy};

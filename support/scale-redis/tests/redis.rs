@@ -1,4 +1,5 @@
 //! The promises of the README, each against real servers.
+#![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
 //! Every server starts, does what its handle says, and is gone afterwards.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
