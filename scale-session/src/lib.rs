@@ -1,1 +1,19 @@
-//! x
+#![doc = include_str!("../README.md")]
+
+#[cfg(feature = "axum")]
+mod axum;
+mod changes;
+mod config;
+mod cookie;
+mod error;
+mod id;
+pub mod layer;
+mod session;
+pub mod store;
+mod value;
+
+pub use config::{Config, OnStoreError};
+pub use cookie::{CookiePolicy, SameSite};
+pub use error::Error;
+pub use layer::SessionLayer;
+pub use session::Session;

@@ -1,0 +1,92 @@
+//! How long sessions live, and what happens when the store does not answer.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cookie::CookiePolicy;
+
+/// What a request gets whose session cannot be read or written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum OnStoreError {
+    /// An error from [`Session`](crate::Session)'s methods; 503 if the changes could not be saved at the end.
+    #[default]
+    Unavailable,
+    /// An empty session, and changes that are dropped with a warning. The cookie stays: nobody is logged out for good.
+    Anonymous,
+}
+
+/// Settings of a [`SessionLayer`](crate::SessionLayer). The defaults are for a site with accounts.
+///
+/// ```
+/// use std::time::Duration;
+/// let config = scale_session::Config::default().idle_timeout(Duration::from_hours(1));
+/// ```
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// A session unused for that long is gone. Default: 2 h.
+    #[serde(with = "humantime_serde")]
+    pub(crate) idle_timeout: Duration,
+    /// A session is gone that long after its creation, however much it is used. Default: 7 days.
+    #[serde(with = "humantime_serde")]
+    pub(crate) absolute_timeout: Duration,
+    /// How long the old id still works after a rotation, for requests under way. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    pub(crate) rotation_grace: Duration,
+    /// How the cookie looks.
+    pub(crate) cookie: CookiePolicy,
+    /// What happens when the store does not answer.
+    pub(crate) on_store_error: OnStoreError,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_hours(2),
+            absolute_timeout: Duration::from_hours(7 * 24),
+            rotation_grace: Duration::from_secs(10),
+            cookie: CookiePolicy::default(),
+            on_store_error: OnStoreError::default(),
+        }
+    }
+}
+
+impl Config {
+    /// A session unused for that long is gone.
+    pub fn idle_timeout(mut self, limit: Duration) -> Self {
+        self.idle_timeout = limit;
+        self
+    }
+
+    /// A session is gone that long after its creation.
+    pub fn absolute_timeout(mut self, limit: Duration) -> Self {
+        self.absolute_timeout = limit;
+        self
+    }
+
+    /// How long the old id still works after a rotation.
+    pub fn rotation_grace(mut self, grace: Duration) -> Self {
+        self.rotation_grace = grace;
+        self
+    }
+
+    /// How the cookie looks.
+    pub fn cookie(mut self, cookie: CookiePolicy) -> Self {
+        self.cookie = cookie;
+        self
+    }
+
+    /// What happens when the store does not answer.
+    pub fn on_store_error(mut self, choice: OnStoreError) -> Self {
+        self.on_store_error = choice;
+        self
+    }
+
+    /// A session that is only read is renewed when it was not for that long: once a minute, or a twentieth of the idle time-out.
+    pub(crate) fn renewal(&self) -> Duration {
+        (self.idle_timeout / 20).max(Duration::from_mins(1)).min(self.idle_timeout / 2)
+    }
+}

@@ -1,0 +1,39 @@
+//! What can go wrong with a session.
+
+/// Why a session could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address names no store that is compiled in.
+    #[error("`{0}` is no store for sessions; use `memory:` or, with the feature `redis`, a Redis address")]
+    Address(String),
+    /// The store did not answer or refused.
+    #[error("the session store: {0}")]
+    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A value cannot be turned into bytes.
+    #[error("field `{field}` cannot be encoded: {source}")]
+    Encode {
+        /// The field's name.
+        field: String,
+        /// The encoder's words.
+        source: rmp_serde::encode::Error,
+    },
+    /// A field does not hold what was asked for: its type has changed, or its bytes are broken.
+    #[error("field `{field}` does not hold the type asked for")]
+    Decode {
+        /// The field's name.
+        field: String,
+    },
+    /// A value, a name, or the number of fields is over the limit (64 KiB, 128 bytes, 128 fields).
+    #[error("the session is full: {0}")]
+    TooLarge(&'static str),
+    /// The session was destroyed or has expired while it was being written.
+    #[error("the session is gone")]
+    Gone,
+    /// An atomic update met other writers too often.
+    #[error("field `{field}` is written by too many at once")]
+    Contended {
+        /// The field's name.
+        field: String,
+    },
+}

@@ -1,0 +1,132 @@
+//! The tower layer: puts a [`Session`] into every request's extensions and writes what changed when the handler has returned.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::SET_COOKIE;
+use http::{Request, Response, StatusCode};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::config::{Config, OnStoreError};
+use crate::error::Error;
+use crate::session::{Session, Verdict};
+use crate::store::{MemoryStore, Store};
+
+/// Gives every request a [`Session`]. Cloning costs two reference counts.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_session::Error> {
+/// use scale_session::{Config, SessionLayer};
+/// let layer = SessionLayer::connect("memory:", "shop", Config::default()).await?; // or "redis://…"
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct SessionLayer {
+    store: Arc<dyn Store>,
+    config: Arc<Config>,
+}
+
+impl SessionLayer {
+    /// Sessions in a store of your choice.
+    pub fn new(store: impl Store, config: Config) -> Self {
+        Self { store: Arc::new(store), config: Arc::new(config) }
+    }
+
+    /// Sessions of this process alone.
+    pub fn memory(config: Config) -> Self {
+        Self::new(MemoryStore::new(), config)
+    }
+
+    /// Sessions shared by all that use the same Redis and `app`.
+    #[cfg(feature = "redis")]
+    pub fn redis(redis: scale_redis::Redis, app: &str, config: Config) -> Self {
+        Self::new(crate::store::RedisStore::new(redis, app), config)
+    }
+
+    /// Picks the store by its address: `memory:`, or (feature `redis`) any address of `scale-redis`.
+    ///
+    /// # Errors
+    /// [`Error::Address`] for any other; [`Error::Store`] if nobody answers there.
+    pub async fn connect(url: &str, app: &str, config: Config) -> Result<Self, Error> {
+        match url.split(':').next().unwrap_or_default() {
+            "memory" => Ok(Self::memory(config)),
+            #[cfg(feature = "redis")]
+            scheme if scheme.starts_with("redis") => {
+                let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Store(Box::new(e)))?;
+                Ok(Self::redis(redis, app, config))
+            }
+            other => {
+                let _ = app;
+                Err(Error::Address(other.chars().take(20).collect()))
+            }
+        }
+    }
+}
+
+impl<S> Layer<S> for SessionLayer {
+    type Service = Sessions<S>;
+
+    fn layer(&self, inner: S) -> Sessions<S> {
+        Sessions { layer: self.clone(), inner }
+    }
+}
+
+/// The service of [`SessionLayer`].
+#[derive(Clone, Debug)]
+pub struct Sessions<S> {
+    layer: SessionLayer,
+    inner: S,
+}
+
+impl<S, Req, Res> Service<Request<Req>> for Sessions<S>
+where
+    S: Service<Request<Req>, Response = Response<Res>>,
+    S::Future: Send + 'static,
+    S::Error: Send,
+    Res: Default + Send,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Req>) -> Self::Future {
+        let SessionLayer { store, config } = self.layer.clone();
+        let id = config.cookie.read(request.headers());
+        let presented = id.is_some() || config.cookie.presents(request.headers());
+        let session = Session::new(store, Arc::clone(&config), id);
+        request.extensions_mut().insert(session.clone());
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let mut response = response.await?;
+            // The session is written whatever the handler answered: a 5xx does not undo what it did.
+            match session.finish(presented).await {
+                Ok(verdict) => {
+                    let cookie = match verdict {
+                        Verdict::Leave => None,
+                        Verdict::Set(id) => config.cookie.set(&id, config.absolute_timeout),
+                        Verdict::Clear => config.cookie.clear(),
+                    };
+                    if let Some(cookie) = cookie {
+                        response.headers_mut().append(SET_COOKIE, cookie);
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the session could not be saved");
+                    metrics::counter!("scale_session_errors_total", "during" => "save").increment(1);
+                    if config.on_store_error == OnStoreError::Unavailable {
+                        response = Response::new(Res::default());
+                        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                    }
+                }
+            }
+            Ok(response)
+        })
+    }
+}

@@ -1,0 +1,338 @@
+//! The handle a request holds.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::changes::Changes;
+use crate::config::{Config, OnStoreError};
+use crate::error::Error;
+use crate::id::{Handle, Id};
+use crate::store::{Lifetime, Saved, Store, Swapped};
+use crate::value::{decode, encode};
+
+const MAX_FIELDS: usize = 128;
+/// How often an atomic update is tried against other writers.
+const MAX_SWAPS: u32 = 1_000;
+
+/// The session of one request. Clones share it. Nothing is loaded until a method asks for it; changes are written when the handler
+/// has returned, except for [`update`](Self::update) and [`increment`](Self::increment), which write at once.
+///
+/// ```no_run
+/// # async fn handler(session: scale_session::Session) -> Result<(), scale_session::Error> {
+/// session.insert("theme", "dark").await?;
+/// let theme: Option<String> = session.get("theme").await?;
+/// let visits = session.increment("visits", 1).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Session(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn Store>,
+    config: Arc<Config>,
+    state: Mutex<State>,
+}
+
+/// What this request knows and wants. The id a client presents is only believed once the store knows it.
+struct State {
+    presented: Option<Id>,
+    place: Place,
+    fields: HashMap<String, Vec<u8>>,
+    changes: Changes,
+    rotate: bool,
+    /// Drawn by this request: the client must be told.
+    drawn: Option<Id>,
+}
+
+enum Place {
+    /// Nobody has asked yet.
+    Unread,
+    /// There is no session; one is made if something is written.
+    Nowhere,
+    /// Here, last renewed then.
+    At(Handle, SystemTime),
+    /// Destroyed by this request.
+    Destroyed,
+    /// The store does not answer, and the request goes on without a session.
+    Unavailable,
+}
+
+/// What the layer does with the cookie.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    Leave,
+    Set(Id),
+    Clear,
+}
+
+impl Session {
+    pub(crate) fn new(store: Arc<dyn Store>, config: Arc<Config>, presented: Option<Id>) -> Self {
+        let state = State {
+            presented,
+            place: Place::Unread,
+            fields: HashMap::new(),
+            changes: Changes::default(),
+            rotate: false,
+            drawn: None,
+        };
+        Self(Arc::new(Inner { store, config, state: Mutex::new(state) }))
+    }
+
+    /// A field's value; `None` if there is no such field, or no session.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Decode`] if the field holds another type.
+    pub async fn get<T: DeserializeOwned>(&self, field: &str) -> Result<Option<T>, Error> {
+        let state = self.read().await?;
+        state.fields.get(field).map(|bytes| decode(field, bytes)).transpose()
+    }
+
+    /// Sets a field. Fields that other requests of the session set meanwhile are kept.
+    pub async fn insert<T: Serialize + ?Sized>(&self, field: &str, value: &T) -> Result<(), Error> {
+        let bytes = encode(field, value)?;
+        let mut state = self.read().await?;
+        if state.fields.len() >= MAX_FIELDS && !state.fields.contains_key(field) {
+            return Err(Error::TooLarge("a session has at most 128 fields"));
+        }
+        state.write(field, Some(bytes));
+        Ok(())
+    }
+
+    /// Removes a field.
+    pub async fn remove(&self, field: &str) -> Result<(), Error> {
+        let mut state = self.read().await?;
+        if state.fields.contains_key(field) {
+            state.write(field, None);
+        }
+        Ok(())
+    }
+
+    /// Removes a field and returns what it held.
+    pub async fn pull<T: DeserializeOwned>(&self, field: &str) -> Result<Option<T>, Error> {
+        let value = self.get(field).await?;
+        self.remove(field).await?;
+        Ok(value)
+    }
+
+    /// Changes a field atomically, against all other requests of the session, and at once. `change` may run several times; `None` from it
+    /// removes the field. Returns what it returned.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if the session was destroyed meanwhile.
+    pub async fn update<T, F>(&self, field: &str, mut change: F) -> Result<Option<T>, Error>
+    where
+        T: Serialize + DeserializeOwned,
+        F: FnMut(Option<T>) -> Option<T>,
+    {
+        let mut state = self.read().await?;
+        let handle = self.establish(&mut state).await?;
+        let mut expected = state.fields.get(field).cloned();
+        // What this request has set before but not yet written is what it builds upon.
+        if state.changes.0.contains_key(field) {
+            let pending = Changes([(field.to_owned(), expected.clone())].into());
+            if !self.save(&mut state, &pending).await? {
+                return Err(Error::Gone);
+            }
+            state.changes.0.remove(field);
+        }
+        let mut handle = handle;
+        for _ in 0..MAX_SWAPS {
+            let old = expected.as_deref().map(|bytes| decode(field, bytes)).transpose()?;
+            let new = change(old);
+            let bytes = new.as_ref().map(|value| encode(field, value)).transpose()?;
+            match self.0.store.swap(&handle, field, expected.as_deref(), bytes.as_deref()).await? {
+                Swapped::Done => {
+                    match bytes {
+                        Some(bytes) => state.fields.insert(field.to_owned(), bytes),
+                        None => state.fields.remove(field),
+                    };
+                    return Ok(new);
+                }
+                Swapped::Found(found) => expected = found,
+                Swapped::Moved(to) => handle = to,
+                Swapped::Gone => return Err(Error::Gone),
+            }
+        }
+        Err(Error::Contended { field: field.into() })
+    }
+
+    /// Adds to a number atomically and at once; an absent field counts as 0. Returns the sum.
+    pub async fn increment(&self, field: &str, by: i64) -> Result<i64, Error> {
+        let sum = self.update(field, |n: Option<i64>| Some(n.unwrap_or(0).saturating_add(by))).await?;
+        Ok(sum.unwrap_or(0))
+    }
+
+    /// Gives the session a new id, at login and at every change of privilege: an id somebody else planted or saw is worth nothing then.
+    /// The old id works for a few seconds more, for requests under way.
+    pub async fn rotate(&self) -> Result<(), Error> {
+        self.read().await?.rotate = true;
+        Ok(())
+    }
+
+    /// Removes the session and its cookie, at once: logout.
+    pub async fn destroy(&self) -> Result<(), Error> {
+        let mut state = self.read().await?;
+        // A rotation under way must not keep alive what is logged out here.
+        let mut next = match state.place {
+            Place::At(handle, _) => Some(handle),
+            _ => None,
+        };
+        while let Some(handle) = next {
+            next = self.0.store.destroy(&handle).await?;
+        }
+        state.place = Place::Destroyed;
+        state.drawn = None;
+        state.fields.clear();
+        state.changes = Changes::default();
+        state.rotate = false;
+        Ok(())
+    }
+
+    fn lifetime(&self) -> Lifetime {
+        Lifetime { idle: self.0.config.idle_timeout, absolute: self.0.config.absolute_timeout }
+    }
+
+    /// Loads if nobody has yet.
+    async fn read(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let mut state = self.0.state.lock().await;
+        if matches!(state.place, Place::Unread) {
+            match self.load(&mut state).await {
+                Err(error) if self.0.config.on_store_error == OnStoreError::Anonymous => {
+                    tracing::warn!(%error, "the session cannot be read; the request goes on without");
+                    metrics::counter!("scale_session_errors_total", "during" => "load").increment(1);
+                    state.place = Place::Unavailable;
+                }
+                other => other?,
+            }
+        }
+        Ok(state)
+    }
+
+    async fn load(&self, state: &mut State) -> Result<(), Error> {
+        let Some(mut handle) = state.presented.as_ref().map(Id::handle) else {
+            state.place = Place::Nowhere;
+            return Ok(());
+        };
+        let mut found = self.0.store.load(&handle).await?;
+        // One rotation may have happened under way; a chain of them within the grace is nobody's ordinary life.
+        if let Some(to) = found.as_ref().and_then(|record| record.moved_to) {
+            handle = to;
+            found = self.0.store.load(&handle).await?.filter(|record| record.moved_to.is_none());
+        }
+        match found {
+            Some(record) => {
+                state.fields = record.fields;
+                state.place = Place::At(handle, record.renewed);
+            }
+            None => state.place = Place::Nowhere,
+        }
+        Ok(())
+    }
+
+    /// The session's handle; makes the session if there is none. The id presented is never adopted: a new one is drawn.
+    async fn establish(&self, state: &mut State) -> Result<Handle, Error> {
+        match state.place {
+            Place::At(handle, _) => Ok(handle),
+            Place::Destroyed | Place::Unavailable => Err(Error::Gone),
+            Place::Unread | Place::Nowhere => {
+                let id = Id::random().map_err(|e| Error::Store(Box::new(e)))?;
+                let handle = id.handle();
+                self.0.store.create(&handle, &state.changes, self.lifetime()).await?;
+                state.changes = Changes::default();
+                state.place = Place::At(handle, SystemTime::now());
+                state.drawn = Some(id);
+                state.rotate = false;
+                Ok(handle)
+            }
+        }
+    }
+
+    /// Saves where the session lives, following one rotation; `false` if it is gone.
+    async fn save(&self, state: &mut State, changes: &Changes) -> Result<bool, Error> {
+        for _ in 0..2 {
+            let Place::At(handle, renewed) = state.place else { return Ok(false) };
+            match self.0.store.save(&handle, changes, self.lifetime()).await? {
+                Saved::Done => return Ok(true),
+                Saved::Moved(to) => state.place = Place::At(to, renewed),
+                Saved::Gone => return Ok(false),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Writes what changed. Called by the layer when the handler has returned; `presented` says whether the client sent a cookie.
+    pub(crate) async fn finish(&self, presented: bool) -> Result<Verdict, Error> {
+        let mut state = self.0.state.lock().await;
+        let clear = if presented { Verdict::Clear } else { Verdict::Leave };
+        match state.place {
+            Place::Unread | Place::Unavailable => return Ok(Verdict::Leave),
+            Place::Destroyed => return Ok(clear),
+            Place::Nowhere if state.changes.is_empty() => return Ok(clear),
+            Place::Nowhere => drop(self.establish(&mut state).await?),
+            Place::At(handle, _) if state.rotate => return self.relocate(&mut state, handle).await,
+            Place::At(_, renewed) => {
+                let due = SystemTime::now().duration_since(renewed).unwrap_or_default() >= self.0.config.renewal();
+                let changes = std::mem::take(&mut state.changes);
+                if (due || !changes.is_empty()) && !self.save(&mut state, &changes).await? {
+                    // Logged out meanwhile: the write is dropped, as that request would have it.
+                    metrics::counter!("scale_session_writes_dropped_total").increment(1);
+                    return Ok(Verdict::Clear);
+                }
+            }
+        }
+        Ok(state.drawn.take().map_or(Verdict::Leave, Verdict::Set))
+    }
+
+    /// New id: the copy stands before the pointer to it is left, so a request under way always finds one of the two.
+    async fn relocate(&self, state: &mut State, old: Handle) -> Result<Verdict, Error> {
+        let id = Id::random().map_err(|e| Error::Store(Box::new(e)))?;
+        let new = id.handle();
+        let copy = Changes(state.fields.iter().map(|(f, v)| (f.clone(), Some(v.clone()))).collect());
+        self.0.store.create(&new, &copy, self.lifetime()).await?;
+        let Some(left) = self.0.store.leave(&old, &new, self.0.config.rotation_grace).await? else {
+            // Destroyed or rotated by another request: that one decides.
+            self.0.store.destroy(&new).await?;
+            return Ok(Verdict::Leave);
+        };
+        // What other requests wrote or removed between our read and the move, and we did not write ourselves.
+        let mut missed = Changes::default();
+        for (field, value) in left.fields.iter().filter(|(f, v)| state.fields.get(*f) != Some(v)) {
+            missed.set(field, Some(value.clone()));
+        }
+        for field in state.fields.keys().filter(|f| !left.fields.contains_key(*f)) {
+            missed.set(field, None);
+        }
+        missed.0.retain(|field, _| !state.changes.0.contains_key(field));
+        if !missed.is_empty() {
+            self.0.store.save(&new, &missed, self.lifetime()).await?;
+        }
+        Ok(Verdict::Set(id))
+    }
+}
+
+impl State {
+    fn write(&mut self, field: &str, value: Option<Vec<u8>>) {
+        // A session destroyed by this request may start anew, under a new id.
+        if matches!(self.place, Place::Destroyed) {
+            self.place = Place::Nowhere;
+        }
+        match &value {
+            Some(bytes) => self.fields.insert(field.to_owned(), bytes.clone()),
+            None => self.fields.remove(field),
+        };
+        self.changes.set(field, value);
+    }
+}
+
+impl fmt::Debug for Session {
+    /// Without id and values: they are secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Session")
+    }
+}

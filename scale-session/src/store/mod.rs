@@ -1,0 +1,84 @@
+//! Where sessions are kept. One trait, one file per backend, one contract (`tests/contract.rs`) for all.
+
+mod memory;
+#[cfg(feature = "redis")]
+mod redis;
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+
+pub use self::memory::MemoryStore;
+#[cfg(feature = "redis")]
+pub use self::redis::RedisStore;
+pub use crate::changes::Changes;
+use crate::error::Error;
+pub use crate::id::Handle;
+
+/// A session as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Encoded values by field.
+    pub fields: HashMap<String, Vec<u8>>,
+    /// When its idle time-out was last started anew, by the store's clock.
+    pub renewed: SystemTime,
+    /// The session has been rotated: this is where it lives now.
+    pub moved_to: Option<Handle>,
+}
+
+/// How long a session lives from a write on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Without use.
+    pub idle: Duration,
+    /// In all, from its creation.
+    pub absolute: Duration,
+}
+
+/// What came of [`Store::save`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// The changes are written.
+    Done,
+    /// The session has been rotated; nothing is written. It lives there now.
+    Moved(Handle),
+    /// There is no such session; nothing is written.
+    Gone,
+}
+
+/// What came of [`Store::swap`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Swapped {
+    /// The field was as expected and is written.
+    Done,
+    /// The field holds this instead; nothing is written.
+    Found(Option<Vec<u8>>),
+    /// The session has been rotated; nothing is written. It lives there now.
+    Moved(Handle),
+    /// There is no such session.
+    Gone,
+}
+
+/// A store of sessions. Every method is atomic, and no method but [`create`](Store::create) makes a session exist: so a slow request
+/// cannot bring back what a logout removed.
+#[async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug + 'static {
+    /// The session, if it lives. One round trip.
+    async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error>;
+
+    /// A new session.
+    async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error>;
+
+    /// Writes the changed fields and renews.
+    async fn save(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<Saved, Error>;
+
+    /// Writes one field if it still holds what is expected.
+    async fn swap(&self, handle: &Handle, field: &str, expected: Option<&[u8]>, new: Option<&[u8]>) -> Result<Swapped, Error>;
+
+    /// Leaves a pointer to `to` in place of the session for `grace`, and returns what it held at that moment; `None` if it is gone.
+    async fn leave(&self, handle: &Handle, to: &Handle, grace: Duration) -> Result<Option<Record>, Error>;
+
+    /// Removes the session, or the pointer that a rotation left; returns where that pointed.
+    async fn destroy(&self, handle: &Handle) -> Result<Option<Handle>, Error>;
+}

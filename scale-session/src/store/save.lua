@@ -1,0 +1,25 @@
+-- Writes the changed fields of a session that still exists, and renews it.
+-- KEYS  the session's hash
+-- ARGV  idle (ms), number of fields to set, field and value by turns, then fields to remove
+-- Reply 'done'; 'gone', or the handle it has moved to (then nothing is written)
+-- Cost  HMGET, TIME, HSET and HDEL, PEXPIRE; O(changed fields)
+local meta = redis.call('HMGET', KEYS[1], '\0ends', '\0moved')
+if meta[2] then return meta[2] end
+if not meta[1] then return 'gone' end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local left = math.min(tonumber(ARGV[1]), tonumber(meta[1]) - now)
+if left <= 0 then
+  redis.call('DEL', KEYS[1])
+  return 'gone'
+end
+local last = 2 + 2 * tonumber(ARGV[2])
+redis.call('HSET', KEYS[1], '\0renewed', now)
+for i = 3, last, 2 do
+  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+end
+for i = last + 1, #ARGV do
+  redis.call('HDEL', KEYS[1], ARGV[i])
+end
+redis.call('PEXPIRE', KEYS[1], left)
+return 'done'

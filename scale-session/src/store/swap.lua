@@ -1,0 +1,18 @@
+-- Writes one field if it still holds what is expected.
+-- KEYS  the session's hash
+-- ARGV  field, 1 if a value is expected, that value, 1 if a value is to be set, that value
+-- Reply {'done'}, {'gone'}, {'moved', handle}, {'found'} (the field is absent) or {'found', value}
+-- Cost  HMGET and one HSET or HDEL; O(1)
+local found = redis.call('HMGET', KEYS[1], '\0ends', '\0moved', ARGV[1])
+if found[2] then return { 'moved', found[2] } end
+if not found[1] then return { 'gone' } end
+local expected = ARGV[2] == '1' and ARGV[3] or false
+if found[3] ~= expected then
+  return found[3] and { 'found', found[3] } or { 'found' }
+end
+if ARGV[4] == '1' then
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[5])
+else
+  redis.call('HDEL', KEYS[1], ARGV[1])
+end
+return { 'done' }

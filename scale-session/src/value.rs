@@ -1,0 +1,53 @@
+//! How a field's value is written: a version byte, then MessagePack with named fields.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::Error;
+
+const VERSION: u8 = 1;
+/// The largest encoded value, bytes.
+pub(crate) const MAX_VALUE: usize = 64 * 1024;
+/// The longest field name, bytes.
+const MAX_NAME: usize = 128;
+
+pub(crate) fn encode<T: Serialize + ?Sized>(field: &str, value: &T) -> Result<Vec<u8>, Error> {
+    if field.is_empty() || field.len() > MAX_NAME || field.starts_with('\0') {
+        return Err(Error::TooLarge("a field's name has 1 to 128 bytes and does not start with a zero byte"));
+    }
+    let mut bytes = vec![VERSION];
+    rmp_serde::encode::write_named(&mut bytes, value).map_err(|source| Error::Encode { field: field.into(), source })?;
+    if bytes.len() > MAX_VALUE {
+        return Err(Error::TooLarge("a value has at most 64 KiB"));
+    }
+    Ok(bytes)
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(field: &str, bytes: &[u8]) -> Result<T, Error> {
+    let wrong = || Error::Decode { field: field.into() };
+    match bytes.split_first() {
+        Some((&VERSION, rest)) => rmp_serde::from_slice(rest).map_err(|_| wrong()),
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_type_or_version_is_an_error_not_a_crash() {
+        let bytes = encode("n", &7_u32).unwrap();
+        assert_eq!(decode::<u32>("n", &bytes).unwrap(), 7);
+        assert!(matches!(decode::<String>("n", &bytes), Err(Error::Decode { .. })));
+        assert!(matches!(decode::<u32>("n", &[2, 7]), Err(Error::Decode { .. })));
+        assert!(matches!(encode("big", &"x".repeat(MAX_VALUE)), Err(Error::TooLarge(_))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes: Vec<u8>) {
+            let _ = decode::<(String, Vec<u64>)>("f", &bytes);
+        }
+    }
+}

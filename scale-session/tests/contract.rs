@@ -1,0 +1,340 @@
+//! What sessions promise, on every store.
+#![allow(clippy::unwrap_used)]
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use http::header::{COOKIE, SET_COOKIE};
+use http::{Request, Response, StatusCode};
+use scale_session::{Config, Session, SessionLayer};
+use tower::{Layer, ServiceExt, service_fn};
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Action = Arc<dyn Fn(Session) -> Boxed<Result<String>> + Send + Sync>;
+
+fn action<F, Fut>(f: F) -> Action
+where
+    F: Fn(Session) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<String>> + Send + 'static,
+{
+    Arc::new(move |session| Box::pin(f(session)))
+}
+
+/// One request; returns status, body and the cookie to send next (None: keep, Some(""): cleared).
+fn send(layer: &SessionLayer, cookie: Option<&str>, act: Action) -> Boxed<(StatusCode, String, Option<String>)> {
+    let handler = service_fn(move |request: Request<()>| {
+        let session = request.extensions().get::<Session>().unwrap().clone();
+        let answer = act(session);
+        async move {
+            Ok::<_, Infallible>(match answer.await {
+                Ok(body) => Response::new(body),
+                Err(error) => Response::builder().status(500).body(format!("{error:#}")).unwrap(),
+            })
+        }
+    });
+    let mut request = Request::new(());
+    if let Some(cookie) = cookie {
+        request.headers_mut().insert(COOKIE, cookie.parse().unwrap());
+    }
+    // Boxed by hand: the compiler cannot prove `Send` for the service inside an async block.
+    let response: Boxed<Result<Response<String>, Infallible>> = Box::pin(layer.layer(handler).oneshot(request));
+    Box::pin(async move {
+        let response = response.await.unwrap();
+        let set = response.headers().get(SET_COOKIE).map(|c| {
+            let text = c.to_str().unwrap();
+            if text.contains("Max-Age=0") { String::new() } else { text.split(';').next().unwrap().to_owned() }
+        });
+        (response.status(), response.into_body(), set)
+    })
+}
+
+fn get(field: &'static str) -> Action {
+    action(move |s| async move { Ok(s.get::<String>(field).await?.unwrap_or_else(|| "none".into())) })
+}
+
+fn put(field: String, value: &'static str) -> Action {
+    action(move |s| {
+        let field = field.clone();
+        async move {
+            s.insert(&field, value).await?;
+            Ok(String::new())
+        }
+    })
+}
+
+async fn login(layer: &SessionLayer) -> String {
+    send(layer, None, put("user".into(), "ann")).await.2.unwrap()
+}
+
+async fn contract(layer: SessionLayer) -> Result<()> {
+    // Nothing touched, nothing read: no cookie.
+    assert_eq!(send(&layer, None, action(|_| async { Ok(String::new()) })).await.2, None);
+    assert_eq!(send(&layer, None, get("user")).await, (StatusCode::OK, "none".into(), None));
+
+    // A write makes a session; later requests see it and are not sent the cookie again.
+    let cookie = login(&layer).await;
+    assert!(cookie.starts_with("__Host-session="));
+    assert_eq!(send(&layer, Some(&cookie), get("user")).await, (StatusCode::OK, "ann".into(), None));
+    assert_eq!(send(&layer, Some(&cookie), put("theme".into(), "dark")).await.2, None);
+    assert_eq!(send(&layer, Some(&cookie), get("theme")).await.1, "dark");
+
+    // An id nobody gave out is never adopted: its cookie is cleared, or replaced at a write.
+    let forged = format!("__Host-session={}", "A".repeat(43));
+    assert_eq!(send(&layer, Some(&forged), get("user")).await, (StatusCode::OK, "none".into(), Some(String::new())));
+    let (_, _, drawn) = send(&layer, Some(&forged), put("a".into(), "b")).await;
+    assert!(drawn.is_some_and(|d| d != forged && !d.is_empty()));
+
+    // A hundred requests at once, each adding a field: a hundred fields.
+    let tasks: Vec<_> = (0..100)
+        .map(|n| {
+            let (layer, cookie) = (layer.clone(), cookie.clone());
+            tokio::spawn(async move { send(&layer, Some(&cookie), put(format!("f{n}"), "x")).await.0 })
+        })
+        .collect();
+    for task in tasks {
+        assert_eq!(task.await?, StatusCode::OK);
+    }
+    let count = action(|s| async move {
+        let mut found = 0;
+        for n in 0..100 {
+            found += usize::from(s.get::<String>(&format!("f{n}")).await?.is_some());
+        }
+        Ok(found.to_string())
+    });
+    assert_eq!(send(&layer, Some(&cookie), count).await.1, "100");
+
+    // Increments are exact.
+    let tasks: Vec<_> = (0..200)
+        .map(|_| {
+            let (layer, cookie) = (layer.clone(), cookie.clone());
+            let add = action(|s| async move { Ok(s.increment("n", 1).await?.to_string()) });
+            tokio::spawn(async move { send(&layer, Some(&cookie), add).await.0 })
+        })
+        .collect();
+    for task in tasks {
+        assert_eq!(task.await?, StatusCode::OK);
+    }
+    let read = action(|s| async move { Ok(format!("{:?}", s.get::<i64>("n").await?)) });
+    assert_eq!(send(&layer, Some(&cookie), read).await.1, "Some(200)");
+
+    // An increment may be the first thing a visitor does, and builds upon what the request has set.
+    let first = action(|s| async move {
+        s.insert("n", &40).await?;
+        Ok((s.increment("n", 1).await? + s.increment("n", 1).await?).to_string())
+    });
+    let (_, body, set) = send(&layer, None, first).await;
+    assert_eq!((body.as_str(), set.is_some()), ("83", true));
+
+    // Pull and remove.
+    let pull = action(|s| async move { Ok(format!("{:?}", s.pull::<String>("theme").await?)) });
+    assert_eq!(send(&layer, Some(&cookie), pull).await.1, "Some(\"dark\")");
+    assert_eq!(send(&layer, Some(&cookie), get("theme")).await.1, "none");
+
+    // A field of another type is an error of that field alone.
+    let wrong = action(|s| async move { Ok(format!("{:?}", s.get::<i64>("user").await.is_err())) });
+    assert_eq!(send(&layer, Some(&cookie), wrong).await.1, "true");
+
+    rotation(&layer).await?;
+    logout(&layer).await
+}
+
+async fn rotation(layer: &SessionLayer) -> Result<()> {
+    let old = login(layer).await;
+    let rotate = action(|s| async move {
+        s.rotate().await?;
+        s.insert("level", "admin").await?;
+        Ok(String::new())
+    });
+    let new = send(layer, Some(&old), rotate.clone()).await.2.unwrap();
+    assert_ne!(old, new);
+    assert_eq!(send(layer, Some(&new), get("level")).await.1, "admin");
+    assert_eq!(send(layer, Some(&new), get("user")).await.1, "ann");
+    // Requests under way with the old id: they see the session, their writes arrive, and their answers do not touch the cookie.
+    assert_eq!(send(layer, Some(&old), get("level")).await, (StatusCode::OK, "admin".into(), None));
+    assert_eq!(send(layer, Some(&old), put("late".into(), "kept")).await.2, None);
+    assert_eq!(send(layer, Some(&new), get("late")).await.1, "kept");
+    // A logout that began with the old id ends the rotated session too.
+    let (layer2, old2) = (layer.clone(), old.clone());
+    let interleaved = {
+        let new = send(layer, Some(&new), rotate).await.2.unwrap();
+        let destroy = action(|s| async move {
+            s.destroy().await?;
+            Ok(String::new())
+        });
+        // `old` is two rotations back and no longer known as a session; the one before is.
+        assert_eq!(send(&layer2, Some(&old2), get("user")).await.1, "none");
+        (new, destroy)
+    };
+    send(layer, Some(&interleaved.0), interleaved.1).await;
+    assert_eq!(send(layer, Some(&interleaved.0), get("user")).await.1, "none");
+    Ok(())
+}
+
+async fn logout(layer: &SessionLayer) -> Result<()> {
+    let destroy = || {
+        action(|s| async move {
+            s.destroy().await?;
+            Ok(String::new())
+        })
+    };
+    let cookie = login(layer).await;
+    assert_eq!(send(layer, Some(&cookie), destroy()).await, (StatusCode::OK, String::new(), Some(String::new())));
+    assert_eq!(send(layer, Some(&cookie), get("user")).await.1, "none");
+
+    // A slow request that loaded before the logout and writes after it brings nothing back.
+    for _ in 0..50 {
+        let cookie = login(layer).await;
+        let (loaded, wait) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+        let slow = {
+            let (loaded, wait) = (Arc::clone(&loaded), Arc::clone(&wait));
+            action(move |s| {
+                let (loaded, wait) = (Arc::clone(&loaded), Arc::clone(&wait));
+                async move {
+                    s.get::<String>("user").await?;
+                    loaded.notify_one();
+                    wait.notified().await;
+                    s.insert("user", "ann again").await?;
+                    Ok(String::new())
+                }
+            })
+        };
+        let task = tokio::spawn({
+            let (layer, cookie) = (layer.clone(), cookie.clone());
+            async move { send(&layer, Some(&cookie), slow).await }
+        });
+        loaded.notified().await;
+        send(layer, Some(&cookie), destroy()).await;
+        wait.notify_one();
+        assert_eq!(task.await?, (StatusCode::OK, String::new(), Some(String::new())), "no 500, and the cookie is cleared");
+        assert_eq!(send(layer, Some(&cookie), get("user")).await.1, "none");
+    }
+
+    // Destroy and start anew in one request: a new id.
+    let cookie = login(layer).await;
+    let anew = action(|s| async move {
+        s.destroy().await?;
+        s.insert("user", "bob").await?;
+        Ok(String::new())
+    });
+    let new = send(layer, Some(&cookie), anew).await.2.unwrap();
+    assert_ne!(new, cookie);
+    assert_eq!(send(layer, Some(&new), get("user")).await.1, "bob");
+    assert_eq!(send(layer, Some(&cookie), get("user")).await.1, "none");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory() -> Result<()> {
+    contract(SessionLayer::memory(Config::default())).await
+}
+
+#[cfg(feature = "redis")]
+mod redis {
+    use super::*;
+    use scale_session::OnStoreError;
+    use testkit::{Redis, RedisCluster, RedisSentinel, eventually};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn standalone() -> Result<()> {
+        let server = Redis::start().await?;
+        contract(SessionLayer::connect(&server.url(), "test", Config::default()).await?).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn cluster() -> Result<()> {
+        let cluster = RedisCluster::start().await?;
+        contract(SessionLayer::connect(&cluster.url(), "test", Config::default()).await?).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn sentinel() -> Result<()> {
+        let group = RedisSentinel::start().await?;
+        contract(SessionLayer::connect(&group.url(), "test", Config::default()).await?).await
+    }
+
+    #[tokio::test]
+    async fn untouched_costs_nothing_a_read_one_command_a_write_one_more() -> Result<()> {
+        let server = Redis::start().await?;
+        let layer = SessionLayer::connect(&server.url(), "test", Config::default()).await?;
+        let cookie = login(&layer).await;
+        // Lets the server know the script.
+        send(&layer, Some(&cookie), put("a".into(), "b")).await;
+        let cost = async |act: Action| {
+            server.command(&["CONFIG", "RESETSTAT"]).await?;
+            for _ in 0..10 {
+                send(&layer, Some(&cookie), Arc::clone(&act)).await;
+            }
+            let reads = server.calls(&["hgetall"]).await?;
+            let scripts = server.calls(&["evalsha"]).await?;
+            anyhow::Ok((reads, scripts))
+        };
+        assert_eq!(cost(action(|_| async { Ok(String::new()) })).await?, (0, 0));
+        assert_eq!(cost(get("user")).await?, (10, 0));
+        assert_eq!(cost(put("a".into(), "b")).await?, (10, 10));
+        let malformed =
+            ["", "x", "__Host-session=short", "__Host-session=!!!", &format!("__Host-session={}", "é".repeat(43))].join("; ");
+        server.command(&["CONFIG", "RESETSTAT"]).await?;
+        assert_eq!(send(&layer, Some(malformed.replace('é', "=").as_str()), get("user")).await.1, "none");
+        assert_eq!(server.calls(&["hgetall"]).await?, 0, "a malformed id never reaches the store");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_dump_of_the_store_logs_nobody_in() -> Result<()> {
+        let server = Redis::start().await?;
+        let layer = SessionLayer::connect(&server.url(), "test", Config::default()).await?;
+        let cookie = login(&layer).await;
+        let secret = cookie.split_once('=').unwrap().1;
+        let keys = server.command(&["KEYS", "*"]).await?;
+        let mut words: Vec<String> = keys.lines().map(str::to_owned).collect();
+        for key in keys.lines() {
+            words.extend(server.command(&["HGETALL", key]).await?.lines().map(str::to_owned));
+        }
+        assert!(words.len() > 3);
+        for word in words {
+            assert!(!word.contains(secret));
+            for part in word.split([':', '{', '}']) {
+                let cookie = format!("__Host-session={part}");
+                if http::HeaderValue::try_from(&cookie).is_err() {
+                    continue;
+                }
+                let (_, body, _) = send(&layer, Some(&cookie), get("user")).await;
+                assert_eq!(body, "none", "{part} logged somebody in");
+            }
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn sessions_expire_by_themselves() -> Result<()> {
+        let server = Redis::start().await?;
+        let config = Config::default().idle_timeout(Duration::from_millis(300));
+        let layer = SessionLayer::connect(&server.url(), "test", config).await?;
+        login(&layer).await;
+        eventually("expiry", async || (server.command(&["DBSIZE"]).await.ok()? == "0").then_some(())).await
+    }
+
+    #[tokio::test]
+    async fn a_dead_store_is_told_or_survived_as_configured_and_logs_nobody_out() -> Result<()> {
+        let server = Redis::start().await?;
+        let strict = SessionLayer::connect(&server.url(), "test", Config::default()).await?;
+        let lenient =
+            SessionLayer::connect(&server.url(), "test", Config::default().on_store_error(OnStoreError::Anonymous)).await?;
+        let cookie = login(&strict).await;
+        server.kill()?;
+        let dead =
+            async || (send(&strict, Some(&cookie), get("user")).await.0 == StatusCode::INTERNAL_SERVER_ERROR).then_some(());
+        eventually("the store to be missed", dead).await?;
+        assert_eq!(send(&lenient, Some(&cookie), get("user")).await, (StatusCode::OK, "none".into(), None));
+        assert_eq!(send(&lenient, Some(&cookie), put("a".into(), "b")).await.2, None, "the cookie stays");
+        assert_eq!(send(&strict, None, put("a".into(), "b")).await.0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(send(&strict, Some(&cookie), action(|_| async { Ok("untouched".into()) })).await.1, "untouched");
+        server.restart().await?;
+        let back = async || (send(&strict, Some(&cookie), get("user")).await.1 == "ann").then_some(());
+        eventually("the session to be back", back).await
+    }
+}
