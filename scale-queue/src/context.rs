@@ -1,0 +1,37 @@
+//! What a handler may know of the job it handles.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::job::JobId;
+
+/// The circumstances of one attempt.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Context {
+    /// The job's id: the same in every attempt, so a good key for idempotence.
+    pub id: JobId,
+    /// The queue it came from.
+    pub queue: std::sync::Arc<str>,
+    /// Which attempt this is: 1 at first.
+    pub attempt: u16,
+    /// How long the job waited since it was pushed, delays included.
+    pub waited: Duration,
+    /// Why the attempt before failed.
+    pub last_error: Option<String>,
+    pub(crate) cancelled: CancellationToken,
+}
+
+impl Context {
+    /// Ends when the attempt's result is of no more use: its lease is lost, or the worker's deadline for shutting down has passed. The
+    /// handler's future is dropped soon after; work on blocking threads should watch this.
+    pub async fn cancelled(&self) {
+        self.cancelled.cancelled().await;
+    }
+
+    /// Whether [`cancelled`](Self::cancelled) has ended.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.is_cancelled()
+    }
+}

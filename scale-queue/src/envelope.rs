@@ -1,0 +1,169 @@
+//! How a job lies in a store.
+//!
+//! | bytes | holds |
+//! | --- | --- |
+//! | 0 | the format's version |
+//! | 1 to 16 | the job's id |
+//! | 17, 18 | attempts that have failed, big endian |
+//! | 19 to 24 | when it was pushed: ms since 1970, big endian, by the store's clock |
+//! | from 25 | MessagePack: name, payload (JSON), unique key, last error |
+//!
+//! The head has fixed places, so that scripts can count an attempt or read an age without knowing the rest.
+
+use serde::{Deserialize, Serialize};
+
+use crate::job::JobId;
+
+const VERSION: u8 = 1;
+const HEAD: usize = 25;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Envelope {
+    pub(crate) id: JobId,
+    /// Attempts that have failed.
+    pub(crate) failed: u16,
+    pub(crate) pushed_ms: u64,
+    pub(crate) body: Body,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Body {
+    pub(crate) name: String,
+    #[serde(with = "bytes")]
+    pub(crate) payload: Vec<u8>,
+    pub(crate) unique: Option<String>,
+    pub(crate) last_error: Option<String>,
+}
+
+/// Why bytes are no envelope. The words end up in the dead set.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unreadable {
+    #[error("unreadable: {0} bytes are no job")]
+    Short(usize),
+    #[error("unreadable: format {0} is not known to this worker")]
+    Version(u8),
+    #[error("unreadable: broken content")]
+    Body,
+}
+
+impl Envelope {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEAD + 16 + self.body.name.len() + self.body.payload.len());
+        bytes.push(VERSION);
+        bytes.extend_from_slice(self.id.bytes());
+        bytes.extend_from_slice(&self.failed.to_be_bytes());
+        bytes.extend_from_slice(&self.pushed_ms.to_be_bytes()[2..]);
+        // Into a Vec and of strings and bytes only: there is nothing that can fail.
+        let _ = rmp_serde::encode::write(&mut bytes, &self.body);
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let (head, body) = bytes.split_at_checked(HEAD).ok_or(Unreadable::Short(bytes.len()))?;
+        if head[0] != VERSION {
+            return Err(Unreadable::Version(head[0]));
+        }
+        let id = head[1..17].try_into().map_err(|_| Unreadable::Body)?;
+        let body = rmp_serde::from_slice(body).map_err(|_| Unreadable::Body)?;
+        Ok(Self {
+            id: JobId::from_bytes(id),
+            failed: u16::from_be_bytes([head[17], head[18]]),
+            pushed_ms: head[19..].iter().fold(0, |n, b| n << 8 | u64::from(*b)),
+            body,
+        })
+    }
+}
+
+/// What a store keeps a leased job under: its id, or as much as there is of one.
+pub(crate) fn tag_of(bytes: &[u8]) -> &[u8] {
+    bytes.get(1..17).unwrap_or(bytes)
+}
+
+/// One more failed attempt, for jobs whose worker died. Whatever is no envelope stays as it is.
+pub(crate) fn count_failure(bytes: &mut [u8]) -> u16 {
+    match bytes.get_mut(17..19) {
+        Some(count) => {
+            let failed = u16::from_be_bytes([count[0], count[1]]).saturating_add(1);
+            count.copy_from_slice(&failed.to_be_bytes());
+            failed
+        }
+        None => u16::MAX,
+    }
+}
+
+/// When it was pushed, read from the head alone.
+pub(crate) fn pushed_ms(bytes: &[u8]) -> Option<u64> {
+    Some(bytes.get(19..HEAD)?.iter().fold(0, |n, b| n << 8 | u64::from(*b)))
+}
+
+/// Bytes as MessagePack bytes, not as a list of numbers.
+mod bytes {
+    use serde::de::{Deserializer, Error, Visitor};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+
+            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(bytes)
+            }
+        }
+        from.deserialize_byte_buf(Bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn envelope(payload: Vec<u8>) -> Envelope {
+        let body = Body { name: "n".into(), payload, unique: Some("u".into()), last_error: None };
+        Envelope { id: JobId::new(), failed: 3, pushed_ms: 1_790_000_000_123, body }
+    }
+
+    #[test]
+    fn what_is_no_envelope_says_why() {
+        assert_eq!(Envelope::decode(b"abc"), Err(Unreadable::Short(3)));
+        let mut bytes = envelope(vec![]).encode();
+        bytes.truncate(bytes.len() - 1);
+        assert_eq!(Envelope::decode(&bytes), Err(Unreadable::Body));
+        bytes[0] = 9;
+        assert_eq!(Envelope::decode(&bytes), Err(Unreadable::Version(9)));
+    }
+
+    #[test]
+    fn the_head_is_read_and_counted_without_the_rest() {
+        let (before, mut bytes) = (envelope(b"{}".to_vec()), envelope(b"{}".to_vec()).encode());
+        assert_eq!(pushed_ms(&bytes), Some(before.pushed_ms));
+        assert_eq!(count_failure(&mut bytes), 4);
+        assert_eq!(Envelope::decode(&bytes).unwrap().failed, 4);
+    }
+
+    proptest! {
+        #[test]
+        fn comes_back_as_it_was(payload: Vec<u8>) {
+            let before = envelope(payload);
+            prop_assert_eq!(Envelope::decode(&before.encode()), Ok(before));
+        }
+
+        #[test]
+        fn any_bytes_are_survived(mut bytes: Vec<u8>) {
+            let _ = (Envelope::decode(&bytes), pushed_ms(&bytes), count_failure(&mut bytes));
+        }
+    }
+}

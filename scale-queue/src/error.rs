@@ -1,0 +1,49 @@
+//! What can go wrong with a queue itself; what goes wrong in a handler is its job's business.
+
+/// Why a job could not be pushed, or a queue not be asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address names no store that is compiled in.
+    #[error("`{0}` is no store for jobs; use `memory:` or, with the feature `redis`, a Redis address")]
+    Address(String),
+    /// The store did not answer. Whether what was asked for has happened is unknown: a job may have been pushed.
+    #[error("the queue's store: {0}")]
+    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The store has no room. Nothing was written.
+    #[error("the queue's store is full")]
+    Full,
+    /// The job cannot be written as JSON.
+    #[error("job `{job}` cannot be encoded: {source}")]
+    Encode {
+        /// Its name.
+        job: &'static str,
+        /// The encoder's words.
+        source: serde_json::Error,
+    },
+    /// The encoded job is over the limit (1 MiB). Store what is large elsewhere and push where it is.
+    #[error("job `{job}` has {size} bytes; the limit is 1 MiB")]
+    TooLarge {
+        /// Its name.
+        job: &'static str,
+        /// Its size, bytes.
+        size: usize,
+    },
+    /// A queue's name is not made of 1 to 64 letters, digits, `-`, `_` and `.`.
+    #[error("`{0}` is no name for a queue: use 1 to 64 letters, digits, `-`, `_` and `.`")]
+    Name(String),
+}
+
+impl Error {
+    pub(crate) fn store(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Store(source.into())
+    }
+
+    /// The same again, for each of those that waited for one answer.
+    pub(crate) fn repeat(&self) -> Self {
+        match self {
+            Self::Full => Self::Full,
+            other => Self::store(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! One push, with what can be said about it.
+
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::time::{Duration, SystemTime};
+
+use crate::error::Error;
+use crate::job::{Job, JobId};
+use crate::queue::Queue;
+use crate::store::Entry;
+
+/// How long a unique key holds at the longest, so that a job that never ends cannot block its kind for good.
+const UNIQUE_FOR: Duration = Duration::from_hours(24);
+
+/// A job on its way into a queue: say more, then `.await` it. Nothing happens before.
+#[must_use = "a push does nothing until awaited"]
+#[derive(Debug)]
+pub struct Push<'q, J> {
+    queue: &'q Queue,
+    job: J,
+    name: Option<String>,
+    delay: Duration,
+    unique_for: Duration,
+}
+
+/// What came of a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// The job's id; or that of the job which already holds its unique key.
+    pub id: JobId,
+    /// Whether the job was stored. `false`: one with its unique key was there.
+    pub is_new: bool,
+}
+
+impl<'q, J: Job> Push<'q, J> {
+    pub(crate) fn new(queue: &'q Queue, job: J) -> Self {
+        Self { queue, job, name: None, delay: Duration::ZERO, unique_for: UNIQUE_FOR }
+    }
+
+    /// Another queue than the job's own.
+    pub fn to(mut self, queue: &str) -> Self {
+        self.name = Some(queue.to_owned());
+        self
+    }
+
+    /// Not before that time has passed, by the store's clock.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// Not before that moment. One that has passed means now.
+    pub fn at(mut self, moment: SystemTime) -> Self {
+        let due = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        self.delay = Duration::from_millis(due.saturating_sub(self.queue.store().now_ms()));
+        self
+    }
+
+    /// How long the job's unique key holds at the longest. Default: a day.
+    pub fn unique_for(mut self, time: Duration) -> Self {
+        self.unique_for = time;
+        self
+    }
+}
+
+impl<'q, J: Job> IntoFuture for Push<'q, J> {
+    type Output = Result<Pushed, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'q>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let name = self.name.as_deref().unwrap_or(J::QUEUE);
+            let (id, entry) = self.queue.entry(&self.job, self.delay, self.unique_for)?;
+            self.queue.push_entry(name, id, entry).await
+        })
+    }
+}
+
+impl Queue {
+    /// A job as it is stored.
+    pub(crate) fn entry<J: Job>(&self, job: &J, delay: Duration, unique_for: Duration) -> Result<(JobId, Entry), Error> {
+        let unique = job.unique_key();
+        let envelope = self.envelope(job, unique.clone())?;
+        let unique = unique.map(|key| (key, unique_for));
+        Ok((envelope.id, Entry { bytes: envelope.encode(), delay, unique }))
+    }
+}

@@ -1,0 +1,204 @@
+//! The handle: pushes jobs, and looks at what is there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::envelope::{Body, Envelope};
+use crate::error::Error;
+use crate::gather::Gather;
+use crate::job::{Job, JobId};
+use crate::push::{Push, Pushed};
+use crate::store::{Corpse, Entry, MemoryStore, Stats, Store};
+
+/// The largest encoded job, bytes.
+const MAX_SIZE: usize = 1024 * 1024;
+
+/// All queues of one application. Cloning costs two reference counts.
+///
+/// ```
+/// # use scale_queue::{Job, Queue};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize)] struct SendReceipt { order: i64 }
+/// # impl Job for SendReceipt { const NAME: &'static str = "send-receipt"; }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_queue::Error> {
+/// use std::time::Duration;
+///
+/// let queue = Queue::connect("memory:", "shop").await?; // or "redis://…"
+/// queue.push(SendReceipt { order: 7 }).await?;
+/// queue.push(SendReceipt { order: 8 }).to("low").delay(Duration::from_mins(10)).await?;
+/// assert_eq!(queue.stats("default").await?.waiting, 1);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Queue {
+    store: Arc<dyn Store>,
+    gather: Arc<Gather>,
+}
+
+impl Queue {
+    /// Jobs in a store of your choice.
+    pub fn new(store: impl Store) -> Self {
+        let store: Arc<dyn Store> = Arc::new(store);
+        Self { gather: Gather::new(Arc::clone(&store)), store }
+    }
+
+    /// Jobs of this process, gone with it.
+    pub fn memory() -> Self {
+        Self::new(MemoryStore::new())
+    }
+
+    /// Jobs shared by all that use the same Redis and `app`.
+    #[cfg(feature = "redis")]
+    pub fn redis(redis: scale_redis::Redis, app: &str) -> Self {
+        Self::new(crate::store::RedisStore::new(redis, app))
+    }
+
+    /// Picks the store by its address: `memory:`, or (feature `redis`) any address of `scale-redis`.
+    ///
+    /// # Errors
+    /// [`Error::Address`] for any other; [`Error::Store`] if nobody answers there.
+    pub async fn connect(url: &str, app: &str) -> Result<Self, Error> {
+        match url.split(':').next().unwrap_or_default() {
+            "memory" => Ok(Self::memory()),
+            #[cfg(feature = "redis")]
+            scheme if scheme.starts_with("redis") => {
+                let redis = scale_redis::Redis::connect(url).await.map_err(Error::store)?;
+                let store = crate::store::RedisStore::new(redis, app);
+                store.synchronise().await?;
+                Ok(Self::new(store))
+            }
+            other => {
+                let _ = app;
+                Err(Error::Address(other.chars().take(20).collect()))
+            }
+        }
+    }
+
+    /// Stores a job, to be done by a [`Worker`](crate::Worker). Pushes made at the same time share a round trip.
+    ///
+    /// # Errors
+    /// When awaited: [`Error::Full`] or [`Error::TooLarge`], and nothing is stored; [`Error::Store`], and it may or may not be.
+    pub fn push<J: Job>(&self, job: J) -> Push<'_, J> {
+        Push::new(self, job)
+    }
+
+    /// Stores many jobs of one kind in their own queue: a round trip for every thousand.
+    pub async fn push_many<J: Job>(&self, jobs: impl IntoIterator<Item = J>) -> Result<Vec<Pushed>, Error> {
+        let day = Duration::from_hours(24);
+        let entries: Vec<_> = jobs.into_iter().map(|job| self.entry(&job, Duration::ZERO, day)).collect::<Result<_, _>>()?;
+        let (ids, entries): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
+        checked(J::QUEUE)?;
+        let answers = self.store.push(J::QUEUE, &entries).await?;
+        let pushed: Vec<_> = ids.into_iter().zip(answers).map(|(id, holder)| verdict(id, holder)).collect();
+        count_pushed(J::QUEUE, pushed.iter().filter(|p| p.is_new).count());
+        Ok(pushed)
+    }
+
+    /// What a queue holds, and how late it is.
+    pub async fn stats(&self, queue: &str) -> Result<Stats, Error> {
+        self.store.stats(checked(queue)?).await
+    }
+
+    /// The names of all queues that ever held a job.
+    pub async fn queues(&self) -> Result<Vec<String>, Error> {
+        self.store.queues().await
+    }
+
+    /// Hands out no more of a queue, on all workers. Jobs that run go on; pushes are taken.
+    pub async fn pause(&self, queue: &str) -> Result<(), Error> {
+        self.store.pause(checked(queue)?, true).await
+    }
+
+    /// Goes on after [`pause`](Self::pause).
+    pub async fn resume(&self, queue: &str) -> Result<(), Error> {
+        self.store.pause(checked(queue)?, false).await
+    }
+
+    /// Jobs given up, newest first.
+    pub async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<Dead>, Error> {
+        let corpses = self.store.dead(checked(queue)?, offset, limit).await?;
+        Ok(corpses.into_iter().map(Dead::new).collect())
+    }
+
+    /// Lets a dead job wait again, its attempts forgotten. `false`: it was not there any more.
+    pub async fn revive(&self, queue: &str, dead: &Dead) -> Result<bool, Error> {
+        let mut bytes = dead.corpse.bytes.clone();
+        if let Ok(mut envelope) = Envelope::decode(&bytes) {
+            envelope.failed = 0;
+            bytes = envelope.encode();
+        }
+        self.store.revive(checked(queue)?, &dead.corpse, &bytes).await
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    pub(crate) fn envelope<J: Job>(&self, job: &J, unique: Option<String>) -> Result<Envelope, Error> {
+        let payload = serde_json::to_vec(job).map_err(|source| Error::Encode { job: J::NAME, source })?;
+        if payload.len() > MAX_SIZE {
+            return Err(Error::TooLarge { job: J::NAME, size: payload.len() });
+        }
+        let body = Body { name: J::NAME.into(), payload, unique, last_error: None };
+        Ok(Envelope { id: JobId::new(), failed: 0, pushed_ms: self.store.now_ms(), body })
+    }
+
+    pub(crate) async fn push_entry(&self, queue: &str, id: JobId, entry: Entry) -> Result<Pushed, Error> {
+        let holder = self.gather.push(checked(queue)?, entry).await?;
+        let pushed = verdict(id, holder);
+        count_pushed(queue, usize::from(pushed.is_new));
+        Ok(pushed)
+    }
+}
+
+fn count_pushed(queue: &str, count: usize) {
+    metrics::counter!("scale_queue_pushed_total", "queue" => queue.to_owned()).increment(count as u64);
+}
+
+fn verdict(id: JobId, holder: Option<Vec<u8>>) -> Pushed {
+    match holder {
+        None => Pushed { id, is_new: true },
+        Some(holder) => Pushed { id: holder.try_into().map_or(id, JobId::from_bytes), is_new: false },
+    }
+}
+
+/// A queue's name becomes part of keys, labels and addresses.
+pub(crate) fn checked(queue: &str) -> Result<&str, Error> {
+    let fine = (1..=64).contains(&queue.len()) && queue.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if fine { Ok(queue) } else { Err(Error::Name(queue.chars().take(64).collect())) }
+}
+
+/// A job given up.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Dead {
+    /// Its id; `None` if its bytes cannot be read.
+    pub id: Option<JobId>,
+    /// What it was called; empty if its bytes cannot be read.
+    pub name: String,
+    /// Its content, as JSON text.
+    pub payload: String,
+    /// Attempts that had failed.
+    pub failed: u16,
+    /// Why it was given up.
+    pub reason: String,
+    /// When: ms since 1970.
+    pub died_ms: u64,
+    corpse: Corpse,
+}
+
+impl Dead {
+    fn new(corpse: Corpse) -> Self {
+        let envelope = Envelope::decode(&corpse.bytes).ok();
+        let body = envelope.as_ref().map(|e| &e.body);
+        Self {
+            id: envelope.as_ref().map(|e| e.id),
+            name: body.map(|b| b.name.clone()).unwrap_or_default(),
+            payload: body.map(|b| String::from_utf8_lossy(&b.payload).into_owned()).unwrap_or_default(),
+            failed: envelope.as_ref().map_or(0, |e| e.failed),
+            reason: corpse.reason.clone(),
+            died_ms: corpse.died_ms,
+            corpse,
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! When a failed job is tried again: exponential backoff with full jitter.
+//!
+//! Full jitter draws the delay between zero and the exponential bound, which spreads a herd of failed jobs best (Marc Brooker,
+//! "Exponential Backoff and Jitter", AWS Architecture Blog, 2015). Ours draws from the upper half of it: a job never comes back at once.
+
+use std::time::Duration;
+
+/// How often, and after which delays.
+///
+/// ```
+/// use scale_queue::Retry;
+/// use std::time::Duration;
+/// const PATIENT: Retry = Retry::exponential(20).first(Duration::from_secs(5)).longest(Duration::from_hours(6));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    attempts: u16,
+    first: Duration,
+    longest: Duration,
+}
+
+impl Retry {
+    /// At most `attempts` attempts in all; delays of about 1 s, 2 s, 4 s, … up to an hour between them.
+    pub const fn exponential(attempts: u16) -> Self {
+        Self { attempts, first: Duration::from_secs(1), longest: Duration::from_hours(1) }
+    }
+
+    /// One attempt.
+    pub const fn never() -> Self {
+        Self::exponential(1)
+    }
+
+    /// The bound of the delay after the first failure; it doubles with each.
+    pub const fn first(mut self, delay: Duration) -> Self {
+        self.first = delay;
+        self
+    }
+
+    /// The bound that delays do not grow over.
+    pub const fn longest(mut self, delay: Duration) -> Self {
+        self.longest = delay;
+        self
+    }
+
+    /// The delay after that many failed attempts; `None` if that was the last. `dice` is between 0 and 1.
+    pub(crate) fn after(&self, failed: u16, dice: f64) -> Option<Duration> {
+        if failed >= self.attempts {
+            return None;
+        }
+        let doublings = u32::from(failed.saturating_sub(1)).min(31);
+        let bound = self.first.saturating_mul(1 << doublings).min(self.longest);
+        Some(bound.mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_last_attempt_is_the_last() {
+        assert_eq!(Retry::never().after(1, 0.0), None);
+        assert!(Retry::exponential(3).after(2, 0.0).is_some());
+        assert_eq!(Retry::exponential(3).after(3, 0.0), None);
+    }
+
+    proptest! {
+        #[test]
+        fn delays_stay_within_their_bounds(failed in 1_u16..u16::MAX, dice in 0.0..1.0) {
+            let retry = Retry::exponential(u16::MAX);
+            let delay = retry.after(failed, dice).unwrap();
+            prop_assert!(delay >= retry.first / 2 && delay <= retry.longest);
+        }
+    }
+}

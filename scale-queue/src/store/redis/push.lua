@@ -1,0 +1,37 @@
+-- Stores jobs, all or none.
+-- KEYS  waiting, scheduled, sleepers, paused, then one unique key for each unique job
+-- ARGV  wake channel, queue, 1 in a Cluster, number of plain jobs, the plain jobs,
+--       then for each other job: the job, delay (ms), life of its unique key (ms; 0: it has none)
+-- Reply server time (ms), then for each other job: '' if it is stored, or the id that holds its unique key
+-- Cost  one RPUSH for 4,000 plain jobs; SET and RPUSH or ZADD for each other; ZPOPMAX and PUBLISH for each worker woken
+local cluster = ARGV[3] == '1'
+local plain = tonumber(ARGV[4])
+local ready, earlier = plain, 0
+local now = clock()
+local reply = { now }
+if plain > 0 then chunked('RPUSH', KEYS[1], ARGV, 5, 4 + plain) end
+local key = 5
+for i = 5 + plain, #ARGV, 3 do
+  local job, delay, life = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+  local holder = ''
+  if life > 0 then
+    local id = string.sub(job, 2, 17)
+    if not redis.call('SET', KEYS[key], id, 'NX', 'PX', life) then holder = redis.call('GET', KEYS[key]) end
+    key = key + 1
+  end
+  if holder == '' then
+    if delay > 0 then
+      local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
+      if not first or now + delay < tonumber(first) then earlier = 1 end
+      redis.call('ZADD', KEYS[2], now + delay, job)
+    else
+      redis.call('RPUSH', KEYS[1], job)
+      ready = ready + 1
+    end
+  end
+  reply[#reply + 1] = holder
+end
+if redis.call('EXISTS', KEYS[4]) == 0 then
+  wake(KEYS[3], ARGV[1], ARGV[2], math.max(math.min(ready, 1000), earlier), cluster)
+end
+return reply

@@ -1,0 +1,469 @@
+//! The loop of one worker. One task decides everything; handlers run in tasks of their own and only report how they ended.
+//!
+//! At most one exchange with the store is under way: what ends meanwhile is told with the next, which batches by itself under load. An
+//! exchange is never dropped half way. If its answer is lost, what was leased is asked for before anything else.
+
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, OptionFuture, join_all};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::handler::{Delivery, Routes, attempt};
+use super::lane::{Lane, choose};
+use super::{Order, Worker};
+use crate::context::Context;
+use crate::envelope::{Envelope, tag_of};
+use crate::error::Error;
+use crate::job::JobId;
+use crate::outcome::{Ending, Verdict};
+use crate::retry::Retry;
+use crate::store::{Destination, Fetched, Request, Settlement, Store, Wake, WorkerId};
+
+/// Jobs leased beyond those that can run at once, at most.
+const MAX_PREFETCH: usize = 1_000;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long a worker that stops goes on trying to tell the store, after its grace.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+pub(super) struct Engine {
+    store: Arc<dyn Store>,
+    worker: WorkerId,
+    lanes: Vec<Lane>,
+    order: Order,
+    concurrency: usize,
+    lease: Duration,
+    grace: Duration,
+    routes: Routes,
+    running: HashMap<JobId, Running>,
+    /// What was fetched beyond `concurrency`, for jobs that end faster than the store answers.
+    prefetch: usize,
+    ended: usize,
+    last_exchange: Instant,
+    /// The store failed: no exchange before that.
+    pause: Option<(Instant, Duration)>,
+    finished: mpsc::UnboundedSender<(JobId, Ending)>,
+}
+
+struct Running {
+    lane: usize,
+    bytes: Vec<u8>,
+    unique: bool,
+    retry: Retry,
+    cancel: CancellationToken,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for running in self.running.values() {
+            running.cancel.cancel();
+        }
+    }
+}
+
+/// What an exchange asks for.
+struct Ask {
+    lane: usize,
+    queue: Arc<str>,
+    done: Vec<Vec<u8>>,
+    settlements: Vec<Settlement>,
+    max: usize,
+    holding: bool,
+    unsure: bool,
+}
+
+/// What came of it.
+struct Answer {
+    ask: Ask,
+    held: Option<Vec<Vec<u8>>>,
+    fetched: Result<Fetched, Error>,
+    refused: usize,
+}
+
+impl Engine {
+    pub(super) fn new(worker: Worker) -> Self {
+        let now = Instant::now();
+        let (finished, _) = mpsc::unbounded_channel();
+        Self {
+            store: Arc::clone(worker.queue.store()),
+            worker: format!("{}-{}", worker.name, Uuid::now_v7().simple()).into(),
+            lanes: worker.lanes.iter().map(|(name, weight)| Lane::new(name, *weight, now)).collect(),
+            order: worker.order,
+            concurrency: worker.concurrency,
+            lease: worker.lease,
+            grace: worker.grace,
+            routes: worker.routes,
+            running: HashMap::new(),
+            prefetch: 0,
+            ended: 0,
+            last_exchange: now,
+            pause: None,
+            finished,
+        }
+    }
+
+    pub(super) async fn run(mut self, stop: impl Future<Output = ()>) {
+        let (sender, mut finished) = mpsc::unbounded_channel();
+        self.finished = sender;
+        let mut wakes = self.store.wakes(&self.worker).fuse();
+        let mut exchange: OptionFuture<BoxFuture<'static, Answer>> = None.into();
+        let mut busy = false;
+        let mut beats: OptionFuture<BoxFuture<'static, Vec<(usize, bool)>>> = None.into();
+        let mut beat = tokio::time::interval(self.lease / 3);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stop = pin!(stop.fuse());
+        let mut deadline: Option<Instant> = None;
+        let mut endings = Vec::with_capacity(256);
+        loop {
+            match deadline {
+                None => self.start_jobs(),
+                Some(deadline) => {
+                    self.hand_back();
+                    let now = Instant::now();
+                    if now >= deadline {
+                        self.running.values().for_each(|r| r.cancel.cancel());
+                    }
+                    let told = !busy && self.running.is_empty() && self.lanes.iter().all(|lane| !lane.has_news());
+                    if told || now >= deadline + LAST_WORDS {
+                        return;
+                    }
+                }
+            }
+            if !busy && let Some(ask) = self.next_ask(deadline.is_some()) {
+                exchange = Some(self.exchange(ask)).into();
+                busy = true;
+            }
+            let alarm = self.alarm(busy, deadline);
+            tokio::select! {
+                count = finished.recv_many(&mut endings, 256) => {
+                    self.ended += count;
+                    for (id, ending) in endings.drain(..) {
+                        self.end(id, ending);
+                    }
+                }
+                Some(answer) = &mut exchange, if busy => {
+                    exchange = None.into();
+                    busy = false;
+                    self.learn(answer);
+                }
+                Some(wake) = wakes.next() => self.wake(wake),
+                _ = beat.tick() => beats = Some(self.beat()).into(),
+                Some(alive) = &mut beats => {
+                    beats = None.into();
+                    for (lane, alive) in alive {
+                        self.lanes[lane].unsure |= !alive && self.lanes[lane].holds() > 0;
+                    }
+                }
+                () = &mut stop, if deadline.is_none() => deadline = Some(Instant::now() + self.grace),
+                () = sleep_until(alarm) => {}
+            }
+        }
+    }
+
+    fn leased(&self) -> usize {
+        self.running.len() + self.lanes.iter().map(|lane| lane.ready.len()).sum::<usize>()
+    }
+
+    fn room(&self) -> usize {
+        (self.concurrency + self.prefetch).saturating_sub(self.leased())
+    }
+
+    /// When to look around if nothing happens.
+    fn alarm(&self, busy: bool, deadline: Option<Instant>) -> Instant {
+        let now = Instant::now();
+        let far = now + Duration::from_mins(1);
+        let end = deadline.map(|end| if now < end { end } else { end + LAST_WORDS });
+        let exchange = match self.pause {
+            _ if busy => None,
+            Some((until, _)) => Some(until),
+            None => {
+                let may_fetch = deadline.is_none() && self.room() > 0;
+                self.lanes.iter().filter_map(|lane| lane.alarm(may_fetch)).min()
+            }
+        };
+        exchange.into_iter().chain(end).min().unwrap_or(far)
+    }
+
+    /// Begins what can begin, the most urgent first.
+    fn start_jobs(&mut self) {
+        for n in 0..self.lanes.len() {
+            while self.running.len() < self.concurrency
+                && let Some((envelope, bytes)) = self.lanes[n].ready.pop_front()
+            {
+                self.start(n, envelope, bytes);
+            }
+        }
+    }
+
+    fn start(&mut self, lane: usize, envelope: Envelope, bytes: Vec<u8>) {
+        let Envelope { id, failed, pushed_ms, body } = envelope;
+        let route = self.routes.find(&body.name).cloned();
+        let cancel = CancellationToken::new();
+        let context = Context {
+            id,
+            queue: Arc::clone(&self.lanes[lane].name),
+            attempt: failed.saturating_add(1),
+            waited: Duration::from_millis(self.store.now_ms().saturating_sub(pushed_ms)),
+            last_error: body.last_error,
+            cancelled: cancel.clone(),
+        };
+        let retry = route.as_ref().map_or(Retry::exponential(10), |r| r.retry);
+        self.running.insert(id, Running { lane, bytes, unique: body.unique.is_some(), retry, cancel });
+        self.lanes[lane].running += 1;
+        let span = tracing::info_span!(
+            "job",
+            messaging.system = "scale-queue",
+            messaging.operation.type = "process",
+            messaging.destination.name = %context.queue,
+            messaging.message.id = %id,
+            job = body.name,
+            attempt = context.attempt,
+        );
+        let delivery = Delivery { name: body.name, payload: body.payload, context };
+        let finished = self.finished.clone();
+        let work = async move {
+            let _ = finished.send((id, attempt(route, delivery).await));
+        };
+        tokio::spawn(work.instrument(span));
+    }
+
+    /// Notes what is to be told of an attempt that ended.
+    fn end(&mut self, id: JobId, ending: Ending) {
+        let Some(Running { lane, bytes, unique, retry, .. }) = self.running.remove(&id) else { return };
+        let lane = &mut self.lanes[lane];
+        lane.running -= 1;
+        let label = ending.label();
+        metrics::counter!("scale_queue_jobs_total", "queue" => Arc::clone(&lane.name), "ending" => label).increment(1);
+        let tag = tag_of(&bytes).to_vec();
+        if matches!(ending, Ending::Done) && !unique {
+            lane.keep_done([tag], Instant::now());
+            return;
+        }
+        let Ok(mut envelope) = Envelope::decode(&bytes) else { return };
+        let to = match ending.verdict(retry, envelope.failed.saturating_add(1), fastrand::f64()) {
+            Verdict::Done => Destination::Done,
+            Verdict::HandBack => Destination::Waiting(bytes),
+            Verdict::Again { delay, counted, reason } => {
+                if counted {
+                    tracing::warn!(job = envelope.body.name, %id, attempt = envelope.failed + 1, ?delay, reason, "a job failed");
+                    envelope.failed = envelope.failed.saturating_add(1);
+                    envelope.body.last_error = Some(reason);
+                }
+                Destination::Scheduled(envelope.encode(), delay)
+            }
+            Verdict::Dead { reason } => {
+                tracing::error!(job = envelope.body.name, %id, attempt = envelope.failed + 1, reason, "a job is dead");
+                envelope.failed = envelope.failed.saturating_add(1);
+                Destination::Dead(envelope.encode(), reason)
+            }
+        };
+        lane.settlements.push(Settlement { tag, unique: envelope.body.unique, to });
+    }
+
+    /// Gives back what has not begun.
+    fn hand_back(&mut self) {
+        for lane in &mut self.lanes {
+            for (envelope, bytes) in lane.ready.drain(..).rev() {
+                let tag = tag_of(&bytes).to_vec();
+                lane.settlements.push(Settlement { tag, unique: envelope.body.unique, to: Destination::Waiting(bytes) });
+            }
+        }
+    }
+
+    /// What to talk to the store about now, if anything.
+    fn next_ask(&mut self, stopping: bool) -> Option<Ask> {
+        let now = Instant::now();
+        if self.pause.is_some_and(|(until, _)| now < until) {
+            return None;
+        }
+        let room = if stopping { 0 } else { self.room() };
+        let starved = self.lanes.iter().all(|lane| lane.ready.is_empty());
+        let lane = match self.lanes.iter().position(|lane| lane.is_urgent(now)) {
+            Some(lane) => Some(lane),
+            // A little room is not worth a round trip while there is work at hand.
+            None if room > 0 && (starved || room * 2 >= self.prefetch + self.concurrency) => {
+                choose(&self.lanes, self.order, now, fastrand::f64())
+            }
+            None => None,
+        };
+        let lane = lane.or_else(|| self.lanes.iter().position(Lane::has_news).filter(|_| starved || stopping))?;
+        let looks = self.lanes[lane].wants_look(now) && self.is_turn_of(lane, now);
+        let state = &mut self.lanes[lane];
+        state.begin_look();
+        Some(Ask {
+            lane,
+            queue: Arc::clone(&state.name),
+            done: state.take_done(),
+            settlements: std::mem::take(&mut state.settlements),
+            max: if looks { room } else { 0 },
+            holding: state.ready.len() + state.running > 0,
+            unsure: std::mem::take(&mut state.unsure),
+        })
+    }
+
+    /// A queue that is only told something does not jump the order of those that are fetched from.
+    fn is_turn_of(&self, lane: usize, now: Instant) -> bool {
+        self.order == Order::Weighted || self.lanes[..lane].iter().all(|earlier| !earlier.wants_look(now))
+    }
+
+    fn exchange(&mut self, mut ask: Ask) -> BoxFuture<'static, Answer> {
+        let (store, worker, lease) = (Arc::clone(&self.store), self.worker.clone(), self.lease);
+        let now = Instant::now();
+        self.last_exchange = now;
+        self.ended = 0;
+        Box::pin(async move {
+            let settled = join_all(ask.settlements.iter().map(|s| store.settle(&ask.queue, &worker, s))).await;
+            let refused = settled.iter().filter(|s| matches!(s, Ok(false))).count();
+            let failed = settled.iter().any(Result::is_err);
+            let mut results = settled.iter();
+            ask.settlements.retain(|_| results.next().is_some_and(Result::is_err));
+            let held = if ask.unsure && !failed { Some(store.held(&ask.queue, &worker).await) } else { None };
+            let (held, fetched) = match held {
+                Some(Err(error)) => (None, Err(error)),
+                held => {
+                    let request = Request { done: &ask.done, max: ask.max, lease, holding: ask.holding || held.is_some() };
+                    // Told, but nothing more taken, while what was settled has not arrived.
+                    let request = if failed { Request { max: 0, ..request } } else { request };
+                    (held.and_then(Result::ok), store.fetch(&ask.queue, &worker, request).await)
+                }
+            };
+            if let Ok(Fetched { expired: Some(expired), .. }) = &fetched {
+                match store.reclaim(&ask.queue, expired).await {
+                    Ok(0) => {}
+                    Ok(jobs) => {
+                        tracing::warn!(queue = &*ask.queue, worker = &**expired, jobs, "took back the jobs of a dead worker")
+                    }
+                    Err(error) => tracing::warn!(%error, "could not take back the jobs of a dead worker"),
+                }
+            }
+            Answer { ask, held, fetched, refused }
+        })
+    }
+
+    /// Takes in what an exchange brought.
+    fn learn(&mut self, answer: Answer) {
+        let Answer { ask, held, fetched, refused } = answer;
+        let now = Instant::now();
+        let took = now - self.last_exchange;
+        // Jobs that end within an exchange are worth having two exchanges' worth of.
+        self.prefetch = if self.ended > self.concurrency / 4 { (self.ended * 2).min(MAX_PREFETCH) } else { 0 };
+        metrics::histogram!("scale_queue_exchange_seconds").record(took.as_secs_f64());
+        if let Some(held) = held {
+            self.reconcile(ask.lane, held, &ask.done);
+        }
+        let lane = &mut self.lanes[ask.lane];
+        lane.settlements.extend(ask.settlements);
+        let (mut fenced, total) = (refused, ask.done.len());
+        match fetched {
+            Ok(fetched) => {
+                self.pause = None;
+                fenced += total.saturating_sub(fetched.acknowledged);
+                if ask.max > 0 {
+                    if fetched.armed {
+                        lane.arm(fetched.look_again, now, fastrand::f64());
+                    } else {
+                        lane.disarm();
+                    }
+                }
+                for bytes in fetched.jobs {
+                    self.take(ask.lane, bytes);
+                }
+            }
+            Err(error) => {
+                lane.keep_done(ask.done, now);
+                // Whether the store leased something to us before it fell silent is unknown.
+                lane.unsure |= ask.max > 0 || ask.unsure;
+                lane.disarm();
+                let wait = self.pause.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(LONGEST_PAUSE));
+                self.pause = Some((now + wait.mul_f64(0.5 + fastrand::f64() / 2.0), wait));
+                tracing::warn!(%error, queue = &*ask.queue, "the queue's store failed; the worker goes on");
+                metrics::counter!("scale_queue_store_errors_total").increment(1);
+            }
+        }
+        if fenced > 0 {
+            metrics::counter!("scale_queue_fenced_total").increment(fenced as u64);
+        }
+    }
+
+    fn take(&mut self, lane: usize, bytes: Vec<u8>) {
+        match Envelope::decode(&bytes) {
+            // Lost and leased to us again while it still runs here: the run at hand will do.
+            Ok(envelope) if self.running.contains_key(&envelope.id) => {}
+            Ok(envelope) => self.lanes[lane].ready.push_back((envelope, bytes)),
+            Err(reason) => {
+                tracing::error!(%reason, "a job is dead");
+                let tag = tag_of(&bytes).to_vec();
+                let to = Destination::Dead(bytes, reason.to_string());
+                self.lanes[lane].settlements.push(Settlement { tag, unique: None, to });
+            }
+        }
+    }
+
+    /// Sets right what we hold by what the store says we hold.
+    fn reconcile(&mut self, lane: usize, held: Vec<Vec<u8>>, told: &[Vec<u8>]) {
+        let theirs: HashSet<&[u8]> = held.iter().map(|bytes| tag_of(bytes)).collect();
+        self.lanes[lane].ready.retain(|(_, bytes)| theirs.contains(tag_of(bytes)));
+        for running in self.running.values().filter(|r| r.lane == lane && !theirs.contains(tag_of(&r.bytes))) {
+            running.cancel.cancel();
+        }
+        let known = &self.lanes[lane];
+        let ours: HashSet<Vec<u8>> = known
+            .ready
+            .iter()
+            .map(|(_, bytes)| tag_of(bytes).to_vec())
+            .chain(self.running.values().map(|r| tag_of(&r.bytes).to_vec()))
+            .chain(known.settlements.iter().map(|s| s.tag.clone()))
+            .chain(known.done().iter().chain(told).cloned())
+            .collect();
+        for bytes in held {
+            if !ours.contains(tag_of(&bytes)) {
+                self.take(lane, bytes);
+            }
+        }
+    }
+
+    fn wake(&mut self, wake: Wake) {
+        match wake {
+            Wake::Unsure => self.lanes.iter_mut().for_each(Lane::wake),
+            Wake::Queue(name) => {
+                if let Some(lane) = self.lanes.iter_mut().find(|lane| *lane.name == *name) {
+                    lane.wake();
+                }
+                if self.room() == 0 {
+                    let store = Arc::clone(&self.store);
+                    // Should it fail, the job is found by the next who looks.
+                    tokio::spawn(async move { store.pass_on(&name).await });
+                }
+            }
+        }
+    }
+
+    /// A sign of life for every queue that we hold jobs of.
+    fn beat(&self) -> BoxFuture<'static, Vec<(usize, bool)>> {
+        metrics::gauge!("scale_queue_running_jobs").set(self.running.len() as f64);
+        let beats: Vec<_> = self
+            .lanes
+            .iter()
+            .enumerate()
+            .filter(|(_, lane)| lane.holds() > 0)
+            .map(|(n, lane)| (n, Arc::clone(&lane.name)))
+            .collect();
+        let (store, worker, lease) = (Arc::clone(&self.store), self.worker.clone(), self.lease);
+        Box::pin(async move {
+            let beats = beats.into_iter().map(|(n, name)| {
+                let (store, worker) = (&store, &worker);
+                async move { (n, store.beat(&name, worker, lease).await.unwrap_or(true)) }
+            });
+            join_all(beats).await
+        })
+    }
+}

@@ -1,0 +1,185 @@
+//! One queue as a worker sees it, and the choice between several. Pure: the engine does the talking.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Order;
+use crate::envelope::Envelope;
+use crate::store::Settlement;
+
+/// Looks at an armed queue once in a while all the same, in case a wake was lost.
+const SAFETY: Duration = Duration::from_secs(30);
+
+/// So long what is done may be kept back, to be told together.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// So many are not kept back any longer.
+const MANY_DONE: usize = 500;
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) name: Arc<str>,
+    weight: u32,
+    /// Leased, not begun.
+    pub(super) ready: VecDeque<(Envelope, Vec<u8>)>,
+    /// Tags of what is done, to be told.
+    done: Vec<Vec<u8>>,
+    /// Since when they are kept back.
+    done_since: Option<Instant>,
+    /// What ended otherwise, to be told.
+    pub(super) settlements: Vec<Settlement>,
+    pub(super) running: usize,
+    /// The queue was empty, and the store will wake us.
+    armed: bool,
+    /// Woken since the last look began: what that look says of emptiness is old news.
+    woken: bool,
+    look_at: Instant,
+    /// What we hold may differ from what the store thinks: ask before the next fetch.
+    pub(super) unsure: bool,
+}
+
+impl Lane {
+    pub(super) fn new(name: &str, weight: u32, now: Instant) -> Self {
+        Self {
+            name: name.into(),
+            weight,
+            ready: VecDeque::new(),
+            done: Vec::new(),
+            done_since: None,
+            settlements: Vec::new(),
+            running: 0,
+            armed: false,
+            woken: false,
+            look_at: now,
+            unsure: false,
+        }
+    }
+
+    /// Leased jobs the store will still hear of.
+    pub(super) fn holds(&self) -> usize {
+        self.ready.len() + self.running + self.settlements.len()
+    }
+
+    /// Something is done; the store hears of it with the next exchange, [`PATIENCE`] later at the latest.
+    pub(super) fn keep_done(&mut self, tags: impl IntoIterator<Item = Vec<u8>>, now: Instant) {
+        self.done.extend(tags);
+        if !self.done.is_empty() {
+            self.done_since.get_or_insert(now);
+        }
+    }
+
+    pub(super) fn take_done(&mut self) -> Vec<Vec<u8>> {
+        self.done_since = None;
+        std::mem::take(&mut self.done)
+    }
+
+    pub(super) fn done(&self) -> &[Vec<u8>] {
+        &self.done
+    }
+
+    /// What the store should hear of now, whatever else there is to do.
+    pub(super) fn is_urgent(&self, now: Instant) -> bool {
+        !self.settlements.is_empty()
+            || self.unsure
+            || self.done.len() >= MANY_DONE
+            || self.done_since.is_some_and(|since| now >= since + PATIENCE)
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        !self.done.is_empty() || !self.settlements.is_empty()
+    }
+
+    pub(super) fn disarm(&mut self) {
+        self.armed = false;
+    }
+
+    pub(super) fn wake(&mut self) {
+        self.armed = false;
+        self.woken = true;
+    }
+
+    pub(super) fn begin_look(&mut self) {
+        self.woken = false;
+    }
+
+    /// `dice` between 0 and 1 keeps workers from looking all at once.
+    pub(super) fn arm(&mut self, look_again: Option<Duration>, now: Instant, dice: f64) {
+        self.armed = !self.woken;
+        let safety = SAFETY.mul_f64(1.0 + dice / 4.0);
+        self.look_at = now + look_again.map_or(safety, |wait| wait.mul_f64(1.0 + dice / 16.0).min(safety));
+    }
+
+    pub(super) fn wants_look(&self, now: Instant) -> bool {
+        !self.armed || now >= self.look_at
+    }
+
+    /// When it becomes urgent, or wants a look, by itself.
+    pub(super) fn alarm(&self, may_fetch: bool) -> Option<Instant> {
+        let look = (self.armed && may_fetch).then_some(self.look_at);
+        look.into_iter().chain(self.done_since.map(|since| since + PATIENCE)).min()
+    }
+}
+
+/// The lane to fetch from next.
+pub(super) fn choose(lanes: &[Lane], order: Order, now: Instant, dice: f64) -> Option<usize> {
+    let mut open = lanes.iter().enumerate().filter(|(_, lane)| lane.wants_look(now));
+    match order {
+        Order::Strict => open.next().map(|(n, _)| n),
+        Order::Weighted => {
+            let sum: u32 = lanes.iter().filter(|lane| lane.wants_look(now)).map(|lane| lane.weight).sum();
+            let mut left = dice * f64::from(sum);
+            let mut last = None;
+            for (n, lane) in open {
+                last = Some(n);
+                left -= f64::from(lane.weight);
+                if left < 0.0 {
+                    break;
+                }
+            }
+            last
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lanes() -> (Vec<Lane>, Instant) {
+        let now = Instant::now();
+        (vec![Lane::new("high", 7, now), Lane::new("low", 3, now)], now)
+    }
+
+    #[tokio::test]
+    async fn strict_takes_the_first_that_may_have_something() {
+        let (mut lanes, now) = lanes();
+        assert_eq!(choose(&lanes, Order::Strict, now, 0.9), Some(0));
+        lanes[0].arm(None, now, 0.0);
+        assert_eq!(choose(&lanes, Order::Strict, now, 0.0), Some(1));
+        lanes[1].arm(Some(Duration::from_secs(1)), now, 0.0);
+        assert_eq!(choose(&lanes, Order::Strict, now, 0.0), None);
+        assert_eq!(choose(&lanes, Order::Strict, now + Duration::from_secs(1), 0.0), Some(1), "its alarm rings");
+        assert_eq!(choose(&lanes, Order::Strict, now + SAFETY, 0.0), Some(0), "a lost wake costs that long");
+    }
+
+    #[tokio::test]
+    async fn a_wake_that_overtakes_the_answer_of_a_look_is_not_lost() {
+        let (mut lanes, now) = lanes();
+        lanes[0].begin_look();
+        lanes[0].wake();
+        lanes[0].arm(None, now, 0.0);
+        assert_eq!(choose(&lanes, Order::Strict, now, 0.0), Some(0));
+        lanes[0].begin_look();
+        lanes[0].arm(None, now, 0.0);
+        assert_eq!(choose(&lanes, Order::Strict, now, 0.0), Some(1));
+    }
+
+    #[tokio::test]
+    async fn weights_are_shares_and_nobody_starves() {
+        let (lanes, now) = lanes();
+        let high = (0..1_000).filter(|n| choose(&lanes, Order::Weighted, now, f64::from(*n) / 1_000.0) == Some(0)).count();
+        assert_eq!(high, 700);
+    }
+}

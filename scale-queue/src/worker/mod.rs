@@ -1,0 +1,183 @@
+//! The worker: fetches jobs, runs their handlers, says how they ended.
+//!
+//! | when | then |
+//! | --- | --- |
+//! | a handler returns `Ok` | the job is gone |
+//! | it returns an error, panics or takes too long | it is tried again by the job's [`Retry`](crate::Retry), and dead after its last attempt |
+//! | it returns [`Discard`](crate::Discard) | dead at once |
+//! | it returns [`Later`](crate::Later) | tried again then, the attempt not counted |
+//! | the job's content does not fit its type | dead at once, with the reason |
+//! | no handler of that name is here | as an error: during a rolling deploy another worker may have it |
+//! | the worker is told to stop | what has not begun is handed back at once; what runs may end until the deadline, then it is handed back |
+//! | the worker dies | its jobs wait again when its lease has run out, one attempt counted |
+//! | the network is cut for longer than a lease | the jobs are somebody else's: their handlers are cancelled, and what they still report is refused |
+//! | the store fails | the worker waits, 50 ms at first and 2 s at most, and goes on; nothing is lost |
+
+mod engine;
+mod handler;
+mod lane;
+
+use std::future::Future;
+use std::time::Duration;
+
+use tower::{Layer, Service};
+
+use self::handler::Routes;
+pub use self::handler::{Delivery, Handler};
+use crate::context::Context;
+use crate::error::Error;
+use crate::job::Job;
+pub use crate::outcome::BoxError;
+use crate::queue::{Queue, checked};
+
+/// How a worker chooses between queues that have something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The first queue named that has something. A busy one starves those after it.
+    #[default]
+    Strict,
+    /// Drawn by weight: every queue gets its share, none starves.
+    Weighted,
+}
+
+/// Runs handlers. Name its queues, give it handlers, then [`run`](Worker::run) it.
+///
+/// ```
+/// # use scale_queue::{Context, Job, Queue, Worker};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize)] struct SendReceipt { order: i64 }
+/// # impl Job for SendReceipt { const NAME: &'static str = "send-receipt"; }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_queue::Error> {
+/// # let queue = Queue::memory();
+/// # queue.push(SendReceipt { order: 7 }).await?;
+/// # let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+/// # let stop = std::sync::Mutex::new(Some(stop));
+/// Worker::new(&queue)
+///     .queues(["high", "default", "low"])
+///     .concurrency(16)
+///     .handle(move |job: SendReceipt, context: Context| {
+///         println!("receipt for order {}, attempt {}", job.order, context.attempt);
+/// #       drop(stop.lock().unwrap().take());
+///         async { Ok::<(), std::io::Error>(()) }
+///     })
+///     .run(async { stopped.await.ok(); })
+///     .await?;
+/// # assert_eq!(queue.stats("default").await?.done_total, 1);
+/// # Ok(()) }
+/// ```
+#[must_use = "a worker does nothing until it runs"]
+#[derive(Debug)]
+pub struct Worker {
+    queue: Queue,
+    name: String,
+    lanes: Vec<(String, u32)>,
+    order: Order,
+    concurrency: usize,
+    lease: Duration,
+    grace: Duration,
+    routes: Routes,
+}
+
+impl Worker {
+    /// A worker of the queue `default`, 10 jobs at a time.
+    pub fn new(queue: &Queue) -> Self {
+        Self {
+            queue: queue.clone(),
+            name: "worker".into(),
+            lanes: vec![("default".into(), 1)],
+            order: Order::Strict,
+            concurrency: 10,
+            lease: Duration::from_secs(30),
+            grace: Duration::from_secs(25),
+            routes: Routes::default(),
+        }
+    }
+
+    /// A label; it need not be unique: a worker's identity is drawn anew at each start.
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = name.chars().filter(char::is_ascii_graphic).take(64).collect();
+        self
+    }
+
+    /// The queues it works on, the most urgent first.
+    pub fn queues<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.lanes = names.into_iter().map(|name| (name.into(), 1)).collect();
+        self.order = Order::Strict;
+        self
+    }
+
+    /// The queues it works on, each with its weight: of ten fetches, `[("high", 7), ("low", 3)]` looks at `low` first in three.
+    pub fn weighted<N: Into<String>>(mut self, queues: impl IntoIterator<Item = (N, u32)>) -> Self {
+        self.lanes = queues.into_iter().map(|(name, weight)| (name.into(), weight.max(1))).collect();
+        self.order = Order::Weighted;
+        self
+    }
+
+    /// How many jobs run at a time. Default: 10.
+    pub fn concurrency(mut self, jobs: usize) -> Self {
+        self.concurrency = jobs.max(1);
+        self
+    }
+
+    /// How long the store waits for a sign of life before it gives the worker's jobs to others; one is given three times as often.
+    /// Default: 30 s. It bounds nothing about a job: that may run for hours.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease.max(Duration::from_millis(100));
+        self
+    }
+
+    /// How long running jobs may take to end once the worker is told to stop. Default: 25 s.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// A function that handles one kind of job.
+    pub fn handle<J, F, Fut, E>(mut self, function: F) -> Self
+    where
+        J: Job,
+        F: Fn(J, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.routes.add::<J>(handler::function(function));
+        self
+    }
+
+    /// A tower service that handles one kind of job.
+    pub fn service<J, S>(mut self, service: S) -> Self
+    where
+        J: Job,
+        S: Service<(J, Context), Response = ()> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+    {
+        self.routes.add::<J>(handler::service(service));
+        self
+    }
+
+    /// Puts a tower layer around every handler given so far.
+    pub fn layer<L>(mut self, layer: &L) -> Self
+    where
+        L: Layer<Handler>,
+        L::Service: Service<Delivery, Response = ()> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Delivery>>::Future: Send + 'static,
+        <L::Service as Service<Delivery>>::Error: Into<BoxError>,
+    {
+        self.routes.wrap(layer);
+        self
+    }
+
+    /// Works until `stop` ends, then shuts down as described in the [module's table](self). Dropping the future is like a crash:
+    /// handlers are cancelled, and the jobs come back when the lease has run out.
+    ///
+    /// # Errors
+    /// [`Error::Name`] for a queue's name that is none. Errors of the store do not end it.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+        for (name, _) in &self.lanes {
+            checked(name)?;
+        }
+        engine::Engine::new(self).run(stop).await;
+        Ok(())
+    }
+}

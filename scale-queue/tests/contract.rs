@@ -1,0 +1,296 @@
+//! What queues and workers promise, on every store.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use common::{Log, Note, Slow, Urgent, log_worker, running};
+use scale_queue::{Context, Discard, Job, Later, Queue, Retry, Worker};
+use serde::{Deserialize, Serialize};
+use testkit::eventually;
+use tokio::sync::Barrier;
+
+async fn contract(queue: &Queue) -> Result<()> {
+    every_job_is_done_once(queue).await?;
+    failures_are_tried_again_and_end_dead(queue).await?;
+    special_errors_have_their_meaning(queue).await?;
+    unique_jobs_exist_once(queue).await?;
+    delayed_jobs_wait_for_their_time(queue).await?;
+    strict_order_is_strict(queue).await?;
+    weighted_order_starves_nobody(queue).await?;
+    a_pause_holds(queue).await?;
+    a_stop_hands_back_what_has_not_ended(queue).await?;
+    an_idle_worker_is_woken(queue).await?;
+    Ok(())
+}
+
+async fn every_job_is_done_once(queue: &Queue) -> Result<()> {
+    let log = Log::default();
+    let workers = running((0..3).map(|_| log_worker(queue, &log)));
+    queue.push_many((0..2_000).map(|n| Note { n })).await?;
+    let pushes = (2_000..2_500).map(|n| async move { queue.push(Note { n }).await });
+    let ids: std::collections::HashSet<_> =
+        futures_util::future::try_join_all(pushes).await?.into_iter().map(|pushed| pushed.id).collect();
+    assert_eq!(ids.len(), 500);
+    log.wait_for(2_500).await?;
+    workers.stop().await?;
+    assert_eq!(log.sorted(), (0..2_500).collect::<Vec<_>>());
+    let stats = queue.stats("notes").await?;
+    assert_eq!((stats.waiting, stats.leased, stats.scheduled, stats.dead, stats.done_total), (0, 0, 0, 0, 2_500));
+    Ok(())
+}
+
+#[derive(Serialize, Deserialize)]
+struct Failing;
+
+impl Job for Failing {
+    const NAME: &'static str = "failing";
+    const QUEUE: &'static str = "failing";
+    const RETRY: Retry = Retry::exponential(3).first(Duration::from_millis(20));
+    const TIMEOUT: Duration = Duration::from_millis(100);
+}
+
+async fn failures_are_tried_again_and_end_dead(queue: &Queue) -> Result<()> {
+    let seen = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let worker = Worker::new(queue).queues(["failing"]).handle(move |_: Failing, context: Context| {
+        log.lock().push((context.attempt, context.last_error.clone()));
+        async move {
+            match context.attempt {
+                1 => panic!("boom"),
+                2 => std::future::pending().await,
+                _ => Err(std::io::Error::other("x".repeat(1_000_000))),
+            }
+        }
+    });
+    let workers = running([worker]);
+    let id = queue.push(Failing).await?.id;
+    let dead = eventually("the job to be dead", async || queue.dead("failing", 0, 10).await.ok()?.pop()).await?;
+    assert_eq!((dead.id, dead.failed, dead.name.as_str()), (Some(id), 3, "failing"));
+    assert!(dead.reason.starts_with("xxx") && dead.reason.len() <= 2_048);
+    let attempts = seen.lock().clone();
+    assert_eq!(attempts[0], (1, None));
+    assert_eq!(attempts[1], (2, Some("panicked: boom".into())));
+    assert_eq!(attempts[2], (3, Some("took longer than 100ms".into())));
+
+    assert!(queue.revive("failing", &dead).await?);
+    assert!(!queue.revive("failing", &dead).await?, "once");
+    eventually("its second life", async || (seen.lock().len() >= 4).then_some(())).await?;
+    assert_eq!(seen.lock()[3].0, 1, "its attempts are forgotten");
+    workers.stop().await
+}
+
+#[derive(Serialize, Deserialize)]
+struct Special(String);
+
+impl Job for Special {
+    const NAME: &'static str = "special";
+    const QUEUE: &'static str = "special";
+}
+
+/// Another type under the same name, as after a careless change.
+#[derive(Serialize, Deserialize)]
+struct Misfit {
+    wants: u64,
+}
+
+impl Job for Misfit {
+    const NAME: &'static str = "special";
+    const QUEUE: &'static str = "special";
+}
+
+async fn special_errors_have_their_meaning(queue: &Queue) -> Result<()> {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let worker = Worker::new(queue).queues(["special"]).handle(move |Special(word), context: Context| {
+        let run = counted.fetch_add(1, SeqCst);
+        async move {
+            match word.as_str() {
+                "discard" => Err(scale_queue::worker::BoxError::from(Discard::because("never"))),
+                _ if run < 3 => {
+                    assert_eq!(context.attempt, 1, "not counted");
+                    Err(Later::after(Duration::from_millis(10)).into())
+                }
+                _ => Ok(()),
+            }
+        }
+    });
+    queue.push(Special("later".into())).await?;
+    let workers = running([worker]);
+    eventually("the later one", async || (queue.stats("special").await.ok()?.done_total == 1).then_some(())).await?;
+    queue.push(Special("discard".into())).await?;
+    queue.push(Misfit { wants: 1 }).await?;
+    let dead = eventually("two dead", async || queue.dead("special", 0, 10).await.ok().filter(|d| d.len() == 2)).await?;
+    let mut reasons: Vec<_> = dead.into_iter().map(|d| d.reason).collect();
+    reasons.sort();
+    assert!(reasons[0].starts_with("its content does not fit"), "{reasons:?}");
+    assert_eq!(reasons[1], "never");
+    assert_eq!(runs.load(SeqCst), 5);
+    workers.stop().await
+}
+
+#[derive(Serialize, Deserialize)]
+struct Once(u32);
+
+impl Job for Once {
+    const NAME: &'static str = "once";
+    const QUEUE: &'static str = "once";
+
+    fn unique_key(&self) -> Option<String> {
+        Some(self.0.to_string())
+    }
+}
+
+async fn unique_jobs_exist_once(queue: &Queue) -> Result<()> {
+    let first = queue.push(Once(1)).await?;
+    let second = queue.push(Once(1)).await?;
+    assert!(first.is_new && !second.is_new);
+    assert_eq!(first.id, second.id);
+    assert!(queue.push(Once(2)).await?.is_new);
+    assert_eq!(queue.stats("once").await?.waiting, 2);
+    let workers = running([Worker::new(queue).queues(["once"]).handle(|_: Once, _| async { Ok::<(), std::io::Error>(()) })]);
+    eventually("both to be done", async || (queue.stats("once").await.ok()?.done_total == 2).then_some(())).await?;
+    assert!(queue.push(Once(1)).await?.is_new, "the key is free again");
+    workers.stop().await
+}
+
+async fn delayed_jobs_wait_for_their_time(queue: &Queue) -> Result<()> {
+    let log = Log::default();
+    let workers = running([log_worker(queue, &log)]);
+    let start = Instant::now();
+    let delay = Duration::from_millis(300);
+    queue.push(Note { n: 2 }).delay(delay).await?;
+    queue.push(Note { n: 1 }).delay(delay / 3).await?;
+    queue.push(Note { n: 0 }).at(std::time::SystemTime::UNIX_EPOCH).await?;
+    log.wait_for(2).await?;
+    assert!(start.elapsed() >= delay / 3);
+    log.wait_for(3).await?;
+    assert!(start.elapsed() >= delay);
+    assert!(start.elapsed() < delay * 5, "an idle worker wakes by itself: {:?}", start.elapsed());
+    assert_eq!(log.all(), [0, 1, 2]);
+    workers.stop().await
+}
+
+async fn strict_order_is_strict(queue: &Queue) -> Result<()> {
+    for n in 0..10 {
+        queue.push(Note { n }).to("low").await?;
+        queue.push(Note { n: n + 100 }).to("default").await?;
+        queue.push(Urgent { n: n + 200 }).await?;
+    }
+    let log = Log::default();
+    let workers = running([log_worker(queue, &log).queues(["high", "default", "low"]).concurrency(1)]);
+    log.wait_for(30).await?;
+    let expected: Vec<_> = (200..210).chain(100..110).chain(0..10).collect();
+    assert_eq!(log.all(), expected);
+    workers.stop().await
+}
+
+async fn weighted_order_starves_nobody(queue: &Queue) -> Result<()> {
+    queue.push_many((0..600).map(|n| Note { n })).await?;
+    for n in 0..20 {
+        queue.push(Note { n: 1_000 + n }).to("low").await?;
+    }
+    let log = Log::default();
+    let workers = running([log_worker(queue, &log).weighted([("notes", 9), ("low", 1)]).concurrency(1)]);
+    log.wait_for(620).await?;
+    let last_low = log.all().iter().rposition(|n| *n >= 1_000).unwrap();
+    assert!(last_low < 600, "the low ones came after {last_low} jobs");
+    workers.stop().await
+}
+
+async fn a_pause_holds(queue: &Queue) -> Result<()> {
+    let log = Log::default();
+    queue.pause("notes").await?;
+    let workers = running([log_worker(queue, &log)]);
+    queue.push(Note { n: 1 }).await?;
+    // A job pushed later to a queue that is not paused passes it.
+    queue.push(Note { n: 2 }).to("high").await?;
+    log.wait_for(1).await?;
+    assert_eq!((log.all(), queue.stats("notes").await?.waiting), (vec![2], 1));
+    assert!(queue.stats("notes").await?.paused);
+    queue.resume("notes").await?;
+    log.wait_for(2).await?;
+    workers.stop().await
+}
+
+async fn a_stop_hands_back_what_has_not_ended(queue: &Queue) -> Result<()> {
+    let begun = Arc::new(Barrier::new(3));
+    let barrier = Arc::clone(&begun);
+    let worker = Worker::new(queue).queues(["slow"]).concurrency(2).grace(Duration::from_millis(50)).handle(move |_: Slow, _| {
+        let barrier = Arc::clone(&barrier);
+        async move {
+            barrier.wait().await;
+            std::future::pending::<Result<(), std::io::Error>>().await
+        }
+    });
+    for n in 0..5 {
+        queue.push(Slow { n }).await?;
+    }
+    let workers = running([worker]);
+    begun.wait().await;
+    let start = Instant::now();
+    workers.stop().await?;
+    assert!(start.elapsed() < Duration::from_secs(2));
+    let stats = queue.stats("slow").await?;
+    assert_eq!((stats.waiting, stats.leased, stats.failed_total), (5, 0, 0), "all back at once, none counted");
+    Ok(())
+}
+
+async fn an_idle_worker_is_woken(queue: &Queue) -> Result<()> {
+    let log = Log::default();
+    let workers = running((0..3).map(|_| log_worker(queue, &log)));
+    log.settle(queue).await?;
+    let mut slowest = Duration::ZERO;
+    for n in 0..50 {
+        let start = Instant::now();
+        queue.push(Note { n }).await?;
+        log.wait_for(n as usize + 1).await?;
+        slowest = slowest.max(start.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}: found by the safety look, not by a wake");
+    workers.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory() -> Result<()> {
+    contract(&Queue::memory()).await
+}
+
+#[cfg(feature = "redis")]
+mod redis {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn standalone() -> Result<()> {
+        let server = testkit::Redis::start().await?;
+        contract(&Queue::connect(&server.url(), "test").await?).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn cluster() -> Result<()> {
+        let cluster = testkit::RedisCluster::start().await?;
+        contract(&Queue::connect(&cluster.url(), "test").await?).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn sentinel() -> Result<()> {
+        let group = testkit::RedisSentinel::start().await?;
+        contract(&Queue::connect(&group.url(), "test").await?).await
+    }
+}
+
+#[tokio::test]
+async fn bad_input_is_named() {
+    let queue = Queue::memory();
+    let error = queue.push(Note { n: 1 }).to("no spaces").await.unwrap_err();
+    assert!(matches!(error, scale_queue::Error::Name(_)), "{error}");
+    let error = queue.push(Special("x".repeat(2_000_000))).await.unwrap_err();
+    assert!(matches!(error, scale_queue::Error::TooLarge { .. }), "{error}");
+    let error = Queue::connect("amqp://somewhere:secret@host", "test").await.unwrap_err().to_string();
+    assert!(error.contains("amqp") && !error.contains("secret"), "{error}");
+    assert!(Worker::new(&queue).queues(["a b"]).run(async {}).await.is_err());
+}
