@@ -36,7 +36,7 @@ if not paused then
     for i = 1, count do
       local job = jobs[i]
       reply[5 + i] = job
-      fields[n + 1] = string.sub(job, 2, 17)
+      fields[n + 1] = #job >= 17 and string.sub(job, 2, 17) or job
       fields[n + 2] = job
       n = n + 2
     end
