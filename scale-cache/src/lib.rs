@@ -1,1 +1,23 @@
-//! x
+#![doc = include_str!("../README.md")]
+
+mod breaker;
+mod cache;
+mod codec;
+mod config;
+mod entry;
+mod error;
+mod flight;
+mod link;
+mod load;
+mod options;
+mod pending;
+mod space;
+mod stamp;
+pub mod store;
+
+pub use cache::Cache;
+pub use config::Config;
+pub use error::Error;
+pub use load::Load;
+pub use options::Options;
+pub use space::Space;

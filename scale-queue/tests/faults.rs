@@ -163,7 +163,11 @@ async fn a_worker_cut_off_for_longer_than_its_lease_is_fenced() -> Result<()> {
     far.stop().await?;
     near.stop().await?;
     let stats = queue.stats("slow").await?;
-    assert_eq!((stats.done_total, stats.waiting, stats.scheduled, stats.leased), (1, 0, 0, 0), "what the old one said was refused");
+    assert_eq!(
+        (stats.done_total, stats.waiting, stats.scheduled, stats.leased),
+        (1, 0, 0, 0),
+        "what the old one said was refused"
+    );
     Ok(())
 }
 

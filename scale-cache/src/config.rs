@@ -1,0 +1,96 @@
+//! Where the cache is, and how much it may hold.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cache::Cache;
+use crate::error::Error;
+
+/// Settings of a [`Cache`], for files and environment.
+///
+/// ```
+/// let config = scale_cache::Config::new("memory:").max_bytes(64 << 20);
+/// ```
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub(crate) url: String,
+    /// Bytes of the first level, keys and bookkeeping included. Default: 128 MiB.
+    #[serde(default = "defaults::max_bytes")]
+    pub(crate) max_bytes: u64,
+    /// With the link to other processes down, what is known may be believed for so long. Default: 3 s.
+    #[serde(default = "defaults::trust", with = "humantime_serde")]
+    pub(crate) trust: Duration,
+    /// How long one answer of the second level may take. Default: 100 ms.
+    #[serde(default = "defaults::patience", with = "humantime_serde")]
+    pub(crate) patience: Duration,
+}
+
+mod defaults {
+    use std::time::Duration;
+
+    pub(super) fn max_bytes() -> u64 {
+        128 << 20
+    }
+    pub(super) fn trust() -> Duration {
+        Duration::from_secs(3)
+    }
+    pub(super) fn patience() -> Duration {
+        Duration::from_millis(100)
+    }
+}
+
+impl Config {
+    /// The defaults for an address.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), max_bytes: defaults::max_bytes(), trust: defaults::trust(), patience: defaults::patience() }
+    }
+
+    /// Bytes of the first level.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// How long what is known may be believed with the link to other processes down. A shorter time bounds staleness closer, a longer
+    /// one spares the database during an outage of Redis.
+    pub fn trust(mut self, time: Duration) -> Self {
+        self.trust = time;
+        self
+    }
+
+    /// How long one answer of the second level may take before the cache goes on without it.
+    pub fn patience(mut self, time: Duration) -> Self {
+        self.patience = time;
+        self
+    }
+
+    /// Makes the cache. `app` sets applications on one Redis apart.
+    ///
+    /// # Errors
+    /// [`Error::Address`]; [`Error::Store`] if nobody answers there.
+    pub async fn connect(self, app: &str) -> Result<Cache, Error> {
+        match self.url.split(':').next().unwrap_or_default() {
+            "memory" => Ok(Cache::alone(&self)),
+            #[cfg(feature = "redis")]
+            scheme if scheme.starts_with("redis") => {
+                let redis = scale_redis::Redis::connect(&self.url).await.map_err(Error::store)?;
+                let store = crate::store::RedisStore::new(redis, app);
+                store.synchronise().await?;
+                Ok(Cache::with_store(store, &self))
+            }
+            other => {
+                let _ = app;
+                Err(Error::Address(other.chars().take(20).collect()))
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Config {
+    /// Without the address: it may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("max_bytes", &self.max_bytes).field("trust", &self.trust).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,74 @@
+//! An entry of the first level, and what it is worth now. Pure: time is given.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::stamp::{Agreement, Stamps, Versions};
+
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) value: Arc<dyn Any + Send + Sync>,
+    pub(crate) stamps: Stamps,
+    /// The key's fence, as it was before the load.
+    pub(crate) fence: u64,
+    /// The era in which it was loaded or last checked.
+    pub(crate) era: u64,
+    /// When its load began, or when it was last checked against the second level.
+    pub(crate) since: Instant,
+    pub(crate) fresh_until: Instant,
+    pub(crate) kept_until: Instant,
+    /// How long its load took.
+    pub(crate) cost: Duration,
+    /// Bytes.
+    pub(crate) weight: u32,
+}
+
+/// What an entry is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Worth {
+    Fresh,
+    /// Expired, not invalidated.
+    Stale,
+    /// News may have been missed: ask the second level.
+    Unsure,
+    /// Invalidated, or too old for any use.
+    Nothing,
+}
+
+impl Entry {
+    /// `trust_until`: while the link to the news is down, what was known until then may be believed.
+    pub(crate) fn worth(
+        &self,
+        key_fence: u64,
+        versions: &Versions,
+        trust_until: impl FnOnce(Instant) -> Option<Instant>,
+    ) -> Worth {
+        if self.fence != key_fence {
+            return Worth::Nothing;
+        }
+        let agreement = self.stamps.agree();
+        if agreement == Agreement::Changed {
+            return Worth::Nothing;
+        }
+        let now = Instant::now();
+        if now >= self.kept_until {
+            return Worth::Nothing;
+        }
+        if agreement == Agreement::Unknown || self.era != versions.era() || trust_until(self.since).is_some_and(|end| now >= end)
+        {
+            return Worth::Unsure;
+        }
+        if now < self.fresh_until { Worth::Fresh } else { Worth::Stale }
+    }
+
+    /// Whether to load anew already, so that nobody has to wait when it expires: the closer to the end and the dearer the load, the
+    /// more likely, by the rule of "Optimal Probabilistic Cache Stampede Prevention" (Vattani, Chierichetti, Lowenstein, VLDB 2015).
+    pub(crate) fn wants_refresh(&self, dice: f64) -> bool {
+        // Most hits are nowhere near: spare them the logarithm.
+        let left = self.fresh_until.saturating_duration_since(Instant::now());
+        left < self.cost * 8 && left.as_secs_f64() < -self.cost.as_secs_f64() * dice.max(f64::MIN_POSITIVE).ln()
+    }
+}

@@ -1,0 +1,95 @@
+//! What was invalidated while the store could not be told. Kept, believed here at once, and told when the store is back.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+#[derive(Debug, Default)]
+pub(crate) struct Pending(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// With the version made here.
+    tags: HashMap<Arc<str>, u64>,
+    /// With a number that tells two removals of one key apart.
+    keys: HashMap<Arc<str>, u64>,
+    removals: u64,
+    /// Somebody is telling the store.
+    told_by_somebody: bool,
+}
+
+impl Pending {
+    /// `version` makes the version here; nobody forgets it in between.
+    pub(crate) fn add_tag(&self, tag: &Arc<str>, version: impl FnOnce() -> u64) -> u64 {
+        let mut inner = self.0.lock();
+        let here = version();
+        inner.tags.insert(Arc::clone(tag), here);
+        here
+    }
+
+    /// Does something while nothing is added or told; `has` says of a tag whether it is in here.
+    pub(crate) fn hold<T>(&self, work: impl FnOnce(&dyn Fn(&str) -> bool) -> T) -> T {
+        let inner = self.0.lock();
+        work(&|tag| inner.tags.contains_key(tag))
+    }
+
+    pub(crate) fn add_key(&self, key: Arc<str>) -> u64 {
+        let mut inner = self.0.lock();
+        inner.removals += 1;
+        let number = inner.removals;
+        inner.keys.insert(key, number);
+        number
+    }
+
+    /// The version made here of a tag the store does not know of yet.
+    pub(crate) fn version_of(&self, tag: &str) -> Option<u64> {
+        self.0.lock().tags.get(tag).copied()
+    }
+
+    /// Whether the store's word on this key is not to be believed.
+    pub(crate) fn has_key(&self, key: &str) -> bool {
+        self.0.lock().keys.contains_key(key)
+    }
+
+    /// Whether the one who asks is to tell it: the first, and only if there is something.
+    pub(crate) fn begin(&self) -> bool {
+        let mut inner = self.0.lock();
+        if inner.told_by_somebody || inner.tags.is_empty() && inner.keys.is_empty() {
+            return false;
+        }
+        inner.told_by_somebody = true;
+        true
+    }
+
+    pub(crate) fn next_tag(&self) -> Option<(Arc<str>, u64)> {
+        self.0.lock().tags.iter().next().map(|(tag, here)| (Arc::clone(tag), *here))
+    }
+
+    pub(crate) fn next_key(&self) -> Option<(Arc<str>, u64)> {
+        self.0.lock().keys.iter().next().map(|(key, number)| (Arc::clone(key), *number))
+    }
+
+    /// Told, unless it was invalidated again meanwhile.
+    pub(crate) fn tag_told(&self, tag: &Arc<str>, here: u64) {
+        let mut inner = self.0.lock();
+        if inner.tags.get(tag) == Some(&here) {
+            inner.tags.remove(tag);
+        }
+    }
+
+    pub(crate) fn key_told(&self, key: &Arc<str>, number: u64) {
+        let mut inner = self.0.lock();
+        if inner.keys.get(key) == Some(&number) {
+            inner.keys.remove(key);
+        }
+    }
+
+    /// Ends what [`begin`](Self::begin) began, if nothing is left.
+    pub(crate) fn end(&self) -> bool {
+        let mut inner = self.0.lock();
+        let done = inner.tags.is_empty() && inner.keys.is_empty();
+        inner.told_by_somebody = !done;
+        done
+    }
+}

@@ -1,0 +1,220 @@
+//! A keyspace: one kind of value, its settings, its keys.
+
+use std::any::Any;
+use std::fmt::{Display, Write};
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::cache::{ALL, Cache, Look, Want};
+use crate::error::Error;
+use crate::load::Load;
+use crate::options::Options;
+
+/// All entries of one kind. Cloning costs a few reference counts.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_cache::Error> {
+/// use scale_cache::Cache;
+/// use serde::{Deserialize, Serialize};
+/// use std::time::Duration;
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct User { name: String }
+///
+/// let cache = Cache::memory();
+/// let users = cache.space::<User>("user").ttl(Duration::from_mins(5));
+/// let ann = users.get_or_load(7, |_| async { Ok::<_, std::io::Error>(User { name: "Ann".into() }) }).await?;
+/// assert_eq!(ann.name, "Ann");
+/// users.remove(7).await;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Space<V> {
+    cache: Cache,
+    name: Arc<str>,
+    /// The tag all entries of the space carry.
+    tag: Arc<str>,
+    options: Arc<Options>,
+    value: PhantomData<fn() -> V>,
+}
+
+impl<V> Clone for Space<V> {
+    fn clone(&self) -> Self {
+        Self {
+            cache: self.cache.clone(),
+            name: Arc::clone(&self.name),
+            tag: Arc::clone(&self.tag),
+            options: Arc::clone(&self.options),
+            value: PhantomData,
+        }
+    }
+}
+
+impl<V> Space<V>
+where
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    pub(crate) fn new(cache: Cache, name: &str) -> Self {
+        let tag = format!("{ALL}{name}").into();
+        Self { cache, name: name.into(), tag, options: Arc::default(), value: PhantomData }
+    }
+
+    /// Its settings.
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = Arc::new(options);
+        self
+    }
+
+    /// How long values are fresh. Default: five minutes.
+    pub fn ttl(self, ttl: Duration) -> Self {
+        let options = Options { ttl, ..(*self.options).clone() };
+        self.options(options)
+    }
+
+    /// The value, if there is a fresh one.
+    pub fn get(&self, key: impl Display) -> impl Future<Output = Option<Arc<V>>> + Send {
+        let key = Key::new(&self.name, &key);
+        async move {
+            match self.cache.look(key.as_str()) {
+                Look::Fresh(value) | Look::Expiring(value) => typed(value),
+                Look::Nothing => self.cache.find::<V>(key.as_str()).await.and_then(typed),
+            }
+        }
+    }
+
+    /// The value; loaded if there is none, once for all who ask meanwhile, on all servers. The loader runs in a task of its own.
+    ///
+    /// # Errors
+    /// What the loader returned, as [`Error::Load`]; [`Error::TimedOut`]; [`Error::Panicked`]. Never the second level's troubles.
+    pub fn get_or_load<'a, F, Fut, E>(
+        &'a self,
+        key: impl Display,
+        load: F,
+    ) -> impl Future<Output = Result<Arc<V>, Error>> + Send + 'a
+    where
+        F: FnOnce(Load) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        self.load_with(Key::new(&self.name, &key), &self.options, load)
+    }
+
+    /// The same, with tags, TTL and so on for this key alone.
+    pub fn get_or_load_with<'a, F, Fut, E>(
+        &'a self,
+        key: impl Display,
+        options: &'a Options,
+        load: F,
+    ) -> impl Future<Output = Result<Arc<V>, Error>> + Send + 'a
+    where
+        F: FnOnce(Load) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        self.load_with(Key::new(&self.name, &key), options, load)
+    }
+
+    async fn load_with<F, Fut, E>(&self, key: Key, options: &Options, load: F) -> Result<Arc<V>, Error>
+    where
+        F: FnOnce(Load) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let value = match self.cache.look(key.as_str()) {
+            Look::Fresh(value) if value.is::<V>() => value,
+            look => {
+                let refresh = matches!(look, Look::Expiring(_));
+                self.cache.load(Want { key: key.as_str(), space: &self.tag, options }, refresh, load).await?
+            }
+        };
+        // Two types under one key in one process: the program's mistake, but no reason to panic.
+        typed(value)
+            .ok_or_else(|| Error::Load(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from("the key holds another type"))))
+    }
+
+    /// Stores a value, whatever is being loaded. Other processes hear of it at once.
+    ///
+    /// # Errors
+    /// [`Error::Encode`].
+    pub fn set(&self, key: impl Display, value: V) -> impl Future<Output = Result<(), Error>> + Send {
+        let key = Key::new(&self.name, &key);
+        async move { self.cache.put(Want { key: key.as_str(), space: &self.tag, options: &self.options }, value).await }
+    }
+
+    /// Removes a value, on all servers; a load under way cannot bring it back.
+    pub fn remove(&self, key: impl Display) -> impl Future<Output = ()> + Send {
+        let key = Key::new(&self.name, &key);
+        async move { self.cache.drop_key(key.as_str()).await }
+    }
+
+    /// Invalidates all of the space, in one step.
+    pub async fn clear(&self) {
+        self.cache.invalidate(Arc::clone(&self.tag)).await;
+    }
+}
+
+fn typed<V: Send + Sync + 'static>(value: Arc<dyn Any + Send + Sync>) -> Option<Arc<V>> {
+    value.downcast().ok()
+}
+
+/// A key with its space's name, without an allocation as long as it is short.
+enum Key {
+    Short([u8; Key::SHORT], usize),
+    Long(String),
+}
+
+impl Key {
+    const SHORT: usize = 96;
+
+    fn new(space: &str, key: &dyn Display) -> Self {
+        let mut this = Self::Short([0; Self::SHORT], 0);
+        // Nothing here can fail but a Display that says so itself.
+        let _ =
+            if space.is_empty() { write!(this, "{key}") } else { this.write_str(space).and_then(|()| write!(this, ":{key}")) };
+        this
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Short(bytes, length) => std::str::from_utf8(&bytes[..*length]).unwrap_or_default(),
+            Self::Long(text) => text,
+        }
+    }
+}
+
+impl Write for Key {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        match self {
+            Self::Short(bytes, length) => match bytes.get_mut(*length..*length + text.len()) {
+                Some(room) => {
+                    room.copy_from_slice(text.as_bytes());
+                    *length += text.len();
+                }
+                None => {
+                    let long = format!("{}{text}", self.as_str());
+                    *self = Self::Long(long);
+                }
+            },
+            Self::Long(long) => long.push_str(text),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_any_length_come_out_as_written() {
+        for key in ["", "7", "ключ", &"x".repeat(89), &"x".repeat(90), &"ü".repeat(500)] {
+            assert_eq!(Key::new("space", &key).as_str(), format!("space:{key}"));
+            assert_eq!(Key::new("", &key).as_str(), key);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Versions: what an entry remembers, what is true now, and whether the two agree. Pure: no I/O.
+//!
+//! Everything that can be invalidated has a *cell* with its present version: each tag, each keyspace (for `clear`), and each key, though
+//! keys share a fixed number of *fences*. An entry holds on to the cells it depends on and to their versions *as they were before its
+//! load began*. It is valid while they are the same. So invalidating costs one store to a cell, however many entries depend on it, and
+//! a load that began before an invalidation cannot bring back what it removed, whenever it ends.
+//!
+//! A tag's version is the time of its last invalidation by the store's clock, µs; so it can be compared with when a load began, too,
+//! for tags that a loader only learns of while loading.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use parking_lot::{Mutex, RwLock};
+
+/// Not known: the store must be asked.
+const UNKNOWN: u64 = 0;
+/// Set in versions made here while the store cannot be told: no version of the store's ever has it.
+const LOCAL: u64 = 1 << 63;
+
+/// The present version of one tag.
+#[derive(Debug, Default)]
+pub(crate) struct Cell {
+    version: AtomicU64,
+    /// Counts invalidations heard of: who comes after one must not join a load from before it.
+    bumps: AtomicU32,
+}
+
+impl Cell {
+    pub(crate) fn version(&self) -> Option<u64> {
+        Some(self.version.load(SeqCst)).filter(|v| *v != UNKNOWN)
+    }
+}
+
+/// What an entry depends on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stamps(Box<[(Arc<str>, Arc<Cell>, u64)]>);
+
+/// Whether they still hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Agreement {
+    Same,
+    Changed,
+    /// Some version is not known.
+    Unknown,
+}
+
+impl Stamps {
+    pub(crate) fn agree(&self) -> Agreement {
+        let mut agreement = Agreement::Same;
+        for (_, cell, then) in &self.0 {
+            match cell.version.load(SeqCst) {
+                UNKNOWN => agreement = Agreement::Unknown,
+                now if now == *then => {}
+                _ => return Agreement::Changed,
+            }
+        }
+        agreement
+    }
+
+    /// Tags and versions, to be stored; `None` if some version is only known here.
+    pub(crate) fn shareable(&self) -> Option<Vec<(Arc<str>, u64)>> {
+        self.0.iter().map(|(tag, _, v)| (v & LOCAL == 0).then(|| (Arc::clone(tag), *v))).collect()
+    }
+
+    /// Whether every version is from before `moment`, µs.
+    pub(crate) fn precede(&self, moment: u64) -> bool {
+        self.0.iter().all(|(_, _, v)| *v & !LOCAL <= moment)
+    }
+
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0.into_iter().chain(other.0).collect())
+    }
+
+    pub(crate) fn tags(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.iter().map(|(tag, _, _)| tag)
+    }
+}
+
+const SHARDS: usize = 64;
+/// Tags remembered by a shard; beyond it, it forgets all of them, and what depends on them is checked anew.
+const SHARD_LIMIT: usize = 4_096;
+/// Keys share these; a collision costs a look into the second level.
+const FENCES: usize = 1 << 16;
+
+/// All cells of this process.
+#[derive(Debug)]
+pub(crate) struct Versions {
+    shards: Box<[Mutex<HashMap<Arc<str>, Arc<Cell>>>]>,
+    fences: Box<[AtomicU64]>,
+    hasher: foldhash::fast::RandomState,
+    /// Changes whenever news may have been missed. Held for reading while an answer of the store is taken in.
+    era: RwLock<u64>,
+    /// A copy of it for the quick look.
+    era_now: AtomicU64,
+    local: AtomicU64,
+}
+
+impl Default for Versions {
+    fn default() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            fences: (0..FENCES).map(|_| AtomicU64::new(1)).collect(),
+            hasher: foldhash::fast::RandomState::default(),
+            era: RwLock::new(1),
+            era_now: AtomicU64::new(1),
+            local: AtomicU64::new(1),
+        }
+    }
+}
+
+impl Versions {
+    fn hash(&self, name: &str) -> u64 {
+        self.hasher.hash_one(name)
+    }
+
+    /// A tag's cell, made if there is none.
+    pub(crate) fn cell(&self, tag: &Arc<str>) -> Arc<Cell> {
+        let mut shard = self.shards[(self.hash(tag) >> 40) as usize % SHARDS].lock();
+        if let Some(cell) = shard.get(tag) {
+            return Arc::clone(cell);
+        }
+        if shard.len() >= SHARD_LIMIT {
+            // Entries hold on to these cells: they must not be believed any more.
+            for cell in shard.drain().map(|(_, cell)| cell) {
+                cell.version.store(u64::MAX, SeqCst);
+                cell.bumps.fetch_add(1, SeqCst);
+            }
+        }
+        let cell = Arc::<Cell>::default();
+        shard.insert(Arc::clone(tag), Arc::clone(&cell));
+        cell
+    }
+
+    /// The present versions of these tags; the second part are those that must be asked for first.
+    pub(crate) fn stamp(&self, tags: impl IntoIterator<Item = Arc<str>>) -> Result<Stamps, Vec<Arc<str>>> {
+        let (mut stamps, mut unknown) = (Vec::new(), Vec::new());
+        for tag in tags {
+            let cell = self.cell(&tag);
+            match cell.version() {
+                Some(version) => stamps.push((tag, cell, version)),
+                None => unknown.push(tag),
+            }
+        }
+        if unknown.is_empty() { Ok(Stamps(stamps.into())) } else { Err(unknown) }
+    }
+
+    /// Stamps as they were written down somewhere else.
+    pub(crate) fn stamps_of(&self, written: Vec<(Arc<str>, u64)>) -> Stamps {
+        Stamps(written.into_iter().map(|(tag, version)| (Arc::clone(&tag), self.cell(&tag), version)).collect())
+    }
+
+    /// Invalidations of these tags heard of so far.
+    pub(crate) fn bumps<'t>(&self, tags: impl IntoIterator<Item = &'t Arc<str>>) -> u32 {
+        tags.into_iter().fold(0, |sum, tag| sum.wrapping_add(self.cell(tag).bumps.load(SeqCst)))
+    }
+
+    /// What the store says a tag's version is, asked in `era`. Never goes back, and says nothing about an era that has passed.
+    pub(crate) fn learn(&self, era: u64, tag: &Arc<str>, version: u64) {
+        let now = self.era.read();
+        if *now == era {
+            self.cell(tag).version.fetch_max(version, SeqCst);
+        }
+    }
+
+    /// News: a tag was invalidated somewhere.
+    pub(crate) fn invalidated(&self, tag: &Arc<str>, version: u64) {
+        let cell = self.cell(tag);
+        cell.version.fetch_max(version, SeqCst);
+        cell.bumps.fetch_add(1, SeqCst);
+    }
+
+    /// A version made here: above all of the store's, so that nothing the store says is believed until [`told`](Self::told).
+    pub(crate) fn invalidate_here(&self, tag: &Arc<str>) -> u64 {
+        let version = LOCAL | self.local.fetch_add(1, SeqCst);
+        self.invalidated(tag, version);
+        version
+    }
+
+    /// The store knows now of what was invalidated here: its version counts, unless another one was made here meanwhile.
+    pub(crate) fn told(&self, tag: &Arc<str>, here: u64, theirs: u64) {
+        let cell = self.cell(tag);
+        let _ = cell.version.compare_exchange(here, theirs, SeqCst, SeqCst);
+        cell.bumps.fetch_add(1, SeqCst);
+    }
+
+    /// A process on its own is its own clock.
+    pub(crate) fn local_now(&self) -> u64 {
+        self.local.load(SeqCst)
+    }
+
+    /// Invalidates a tag in a process on its own; gives every tag seen for the first time a version.
+    pub(crate) fn settle_alone(&self, tag: &Arc<str>, invalidate: bool) {
+        let cell = self.cell(tag);
+        if invalidate {
+            self.invalidated(tag, self.local.fetch_add(1, SeqCst) + 1);
+        } else {
+            let _ = cell.version.compare_exchange(UNKNOWN, self.local.load(SeqCst), SeqCst, SeqCst);
+        }
+    }
+
+    pub(crate) fn fence(&self, key: &str) -> &AtomicU64 {
+        &self.fences[(self.hash(key) >> 24) as usize % FENCES]
+    }
+
+    /// A key was written or removed somewhere.
+    pub(crate) fn bump_fence(&self, key: &str) {
+        self.fence(key).fetch_add(1, SeqCst);
+    }
+
+    pub(crate) fn era(&self) -> u64 {
+        self.era_now.load(SeqCst)
+    }
+
+    /// A version for a tag of which the store cannot be asked: what is loaded meanwhile is of use here, and only until it can.
+    pub(crate) fn assume(&self, tag: &Arc<str>) {
+        let version = LOCAL | self.local.fetch_add(1, SeqCst);
+        let _ = self.cell(tag).version.compare_exchange(UNKNOWN, version, SeqCst, SeqCst);
+    }
+
+    /// News may have been missed: nothing that is known counts any more, but for tags to be kept, of which the store does not know yet.
+    pub(crate) fn forget(&self, keep: &dyn Fn(&str) -> bool) {
+        let mut era = self.era.write();
+        *era += 1;
+        self.era_now.store(*era, SeqCst);
+        for shard in &self.shards {
+            for (_, cell) in shard.lock().iter().filter(|(tag, _)| !keep(tag)) {
+                cell.version.store(UNKNOWN, SeqCst);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(name: &str) -> Arc<str> {
+        name.into()
+    }
+
+    #[test]
+    fn an_answer_from_before_a_gap_is_not_believed() {
+        let versions = Versions::default();
+        let era = versions.era();
+        versions.forget(&|_| false);
+        versions.learn(era, &tag("t"), 5);
+        assert!(versions.stamp([tag("t")]).is_err());
+        versions.learn(versions.era(), &tag("t"), 5);
+        assert!(versions.stamp([tag("t")]).is_ok());
+    }
+
+    #[test]
+    fn an_answer_that_news_overtook_does_not_undo_them() {
+        let versions = Versions::default();
+        versions.learn(1, &tag("t"), 5);
+        let stamps = versions.stamp([tag("t")]).unwrap();
+        versions.invalidated(&tag("t"), 9);
+        versions.learn(1, &tag("t"), 5);
+        assert_eq!(stamps.agree(), Agreement::Changed);
+    }
+
+    #[test]
+    fn what_is_only_known_here_outlives_a_gap_and_the_stores_old_word() {
+        let versions = Versions::default();
+        versions.learn(1, &tag("t"), 5);
+        let old = versions.stamp([tag("t")]).unwrap();
+        let here = versions.invalidate_here(&tag("t"));
+        let new = versions.stamp([tag("t")]).unwrap();
+        versions.forget(&|_| true);
+        versions.learn(versions.era(), &tag("t"), 5);
+        assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Same));
+        assert_eq!(new.shareable(), None);
+        versions.told(&tag("t"), here, 7);
+        assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Changed));
+    }
+
+    #[test]
+    fn a_flood_of_tags_is_bounded_and_what_was_forgotten_is_not_believed() {
+        let versions = Versions::default();
+        versions.learn(1, &tag("first"), 5);
+        let stamps = versions.stamp([tag("first")]).unwrap();
+        for n in 0..SHARDS * SHARD_LIMIT * 2 {
+            versions.cell(&tag(&n.to_string()));
+        }
+        assert_eq!(stamps.agree(), Agreement::Changed);
+        assert!(versions.shards.iter().map(|s| s.lock().len()).sum::<usize>() <= SHARDS * SHARD_LIMIT);
+    }
+}

@@ -1,0 +1,176 @@
+//! A second level within one process: for tests of several caches that share one, and for the contract that Redis must meet.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{Begun, News, Store};
+use crate::error::Error;
+
+/// Clone it into several caches; they see each other as processes on one Redis do.
+#[derive(Clone, Debug, Default)]
+pub struct SharedMemory(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+    /// Whether the store answers.
+    down: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<String, (Vec<u8>, Instant)>,
+    leases: HashMap<String, (u64, Instant)>,
+    versions: HashMap<String, u64>,
+    listeners: Vec<mpsc::UnboundedSender<News>>,
+    last_us: u64,
+}
+
+impl SharedMemory {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Stops answering and cuts every link, or comes back.
+    pub fn set_down(&self, down: bool) {
+        if self.0.down.swap(down, SeqCst) != down {
+            self.with(|state| state.tell(if down { &News::Lost } else { &News::Restored }));
+        }
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+        work(&mut self.0.state.lock())
+    }
+
+    fn ask<T>(&self, work: impl FnOnce(&mut State) -> T) -> Result<T, Error> {
+        if self.0.down.load(SeqCst) { Err(Error::store("the store is down")) } else { Ok(self.with(work)) }
+    }
+}
+
+impl State {
+    fn tell(&mut self, news: &News) {
+        self.listeners.retain(|listener| listener.send(news.clone()).is_ok());
+    }
+
+    /// Never the same twice, never back.
+    fn tick(&mut self) -> u64 {
+        self.last_us = clock_us().max(self.last_us + 1);
+        self.last_us
+    }
+
+    fn may_fill(&mut self, key: &str, token: u64) -> bool {
+        let may = self.leases.get(key).is_some_and(|(holder, until)| *holder == token && *until > Instant::now());
+        if may {
+            self.leases.remove(key);
+        }
+        may
+    }
+}
+
+fn clock_us() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64
+}
+
+#[async_trait]
+impl Store for SharedMemory {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        let now = Instant::now();
+        self.ask(|state| state.entries.get(key).filter(|(_, until)| *until > now).map(|(bytes, _)| bytes.clone()))
+    }
+
+    async fn begin(&self, key: &str, token: u64, lease: Duration) -> Result<Begun, Error> {
+        let now = Instant::now();
+        self.ask(|state| {
+            let won = state.leases.get(key).is_none_or(|(_, until)| *until <= now);
+            if won {
+                state.leases.insert(key.to_owned(), (token, now + lease));
+            }
+            let entry = state.entries.get(key).filter(|(_, until)| *until > now).map(|(bytes, _)| bytes.clone());
+            Begun { won, entry, now_us: state.tick() }
+        })
+    }
+
+    async fn renew(&self, key: &str, token: u64, lease: Duration) -> Result<bool, Error> {
+        let now = Instant::now();
+        self.ask(|state| match state.leases.get_mut(key) {
+            Some((holder, until)) if *holder == token && *until > now => {
+                *until = now + lease;
+                true
+            }
+            _ => false,
+        })
+    }
+
+    async fn fill(&self, key: &str, token: u64, bytes: &[u8], keep: Duration) -> Result<bool, Error> {
+        let until = Instant::now() + keep;
+        self.ask(|state| {
+            let may = state.may_fill(key, token);
+            if may {
+                state.entries.insert(key.to_owned(), (bytes.to_vec(), until));
+            }
+            may
+        })
+    }
+
+    async fn release(&self, key: &str, token: u64) -> Result<(), Error> {
+        self.ask(|state| {
+            state.may_fill(key, token);
+        })
+    }
+
+    async fn set(&self, key: &str, bytes: &[u8], keep: Duration) -> Result<(), Error> {
+        let until = Instant::now() + keep;
+        self.ask(|state| {
+            state.leases.remove(key);
+            state.entries.insert(key.to_owned(), (bytes.to_vec(), until));
+            state.tell(&News::Changed(key.into()));
+        })
+    }
+
+    async fn remove(&self, key: &str) -> Result<(), Error> {
+        self.ask(|state| {
+            state.leases.remove(key);
+            state.entries.remove(key);
+            state.tell(&News::Changed(key.into()));
+        })
+    }
+
+    async fn version(&self, tag: &str) -> Result<u64, Error> {
+        self.ask(|state| {
+            let new = state.tick();
+            *state.versions.entry(tag.to_owned()).or_insert(new)
+        })
+    }
+
+    async fn invalidate(&self, tag: &str) -> Result<u64, Error> {
+        self.ask(|state| {
+            let version = state.tick();
+            state.versions.insert(tag.to_owned(), version);
+            state.tell(&News::Invalidated(tag.into(), version));
+            version
+        })
+    }
+
+    fn news(&self) -> BoxStream<'static, News> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        if !self.0.down.load(SeqCst) {
+            let _ = sender.send(News::Restored);
+        }
+        self.with(|state| state.listeners.push(sender));
+        stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|news| (news, receiver)) }).boxed()
+    }
+
+    fn now_us(&self) -> u64 {
+        clock_us()
+    }
+}

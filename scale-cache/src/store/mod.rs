@@ -1,0 +1,78 @@
+//! The second level, shared by all processes. One trait, one file per backend.
+
+mod memory;
+#[cfg(feature = "redis")]
+mod redis;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+
+pub use self::memory::SharedMemory;
+#[cfg(feature = "redis")]
+pub use self::redis::RedisStore;
+use crate::error::Error;
+
+/// Something that happened in another process, or to the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A tag has a new version.
+    Invalidated(Arc<str>, u64),
+    /// A key was written or removed.
+    Changed(Arc<str>),
+    /// The link is down: news may be missed from here on.
+    Lost,
+    /// The link is up: from here on nothing is missed.
+    Restored,
+}
+
+/// What came of [`Store::begin`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// Whether this process is the one to load.
+    pub won: bool,
+    /// The entry as it is at that moment: somebody may have stored it since this process looked.
+    pub entry: Option<Vec<u8>>,
+    /// The store's clock, µs since 1970.
+    pub now_us: u64,
+}
+
+/// The second level. Every method is one round trip and atomic.
+#[async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug + 'static {
+    /// An entry's bytes.
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error>;
+
+    /// Asks to be the one process that loads a key; the right ends after `lease`, when the key is written or removed, or by `release`.
+    async fn begin(&self, key: &str, token: u64, lease: Duration) -> Result<Begun, Error>;
+
+    /// Holds on to that right, if it still stands; one that was taken away is never taken again.
+    async fn renew(&self, key: &str, token: u64, lease: Duration) -> Result<bool, Error>;
+
+    /// Stores what was loaded, if the right to do so still stands. `false`: the key was written or removed meanwhile, or somebody else
+    /// loads it by now.
+    async fn fill(&self, key: &str, token: u64, bytes: &[u8], keep: Duration) -> Result<bool, Error>;
+
+    /// Gives up the right to load.
+    async fn release(&self, key: &str, token: u64) -> Result<(), Error>;
+
+    /// Stores whatever else is under way, and tells other processes.
+    async fn set(&self, key: &str, bytes: &[u8], keep: Duration) -> Result<(), Error>;
+
+    /// Removes, takes the right to load from whoever has it, and tells other processes.
+    async fn remove(&self, key: &str) -> Result<(), Error>;
+
+    /// The version of a tag: when it was last invalidated by the store's clock, µs. One seen for the first time was so just now.
+    async fn version(&self, tag: &str) -> Result<u64, Error>;
+
+    /// Gives a tag a new version, and tells other processes.
+    async fn invalidate(&self, tag: &str) -> Result<u64, Error>;
+
+    /// What other processes do, from now on. Begins with `Restored` once that is so.
+    fn news(&self) -> BoxStream<'static, News>;
+
+    /// The store's clock, µs since 1970.
+    fn now_us(&self) -> u64;
+}

@@ -1,0 +1,201 @@
+//! The second level on Redis: standalone, Sentinel or Cluster.
+//!
+//! | key | type | holds | expires |
+//! | --- | --- | --- | --- |
+//! | `{app}:cache:{<space>:<key>}:e` | string | an entry | TTL + stale time |
+//! | `{app}:cache:{<space>:<key>}:l` | string | the token of the process that loads it | 3 s, renewed while it loads |
+//! | `{app}:cache:tag:<tag>` | string | the tag's version, µs | 30 days after its last invalidation or first use |
+//! | channel `{app}:cache:news` | | `t<version>:<tag>` or `k<key>` | |
+//!
+//! A tag that expired or was evicted gets a new version, which invalidates what carries it: losing a tag is safe.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use redis::{AsyncCommands, RedisError, Script};
+use scale_redis::{Event, Keys};
+
+use super::{Begun, News, Store};
+use crate::error::Error;
+
+const TAG_LIFE: Duration = Duration::from_hours(30 * 24);
+
+/// Entries shared through Redis.
+pub struct RedisStore {
+    server: scale_redis::Redis,
+    keys: Keys,
+    /// The server's clock minus ours, µs.
+    offset: Arc<AtomicI64>,
+    begin: Script,
+    renew: Script,
+    fill: Script,
+    change: Script,
+    version: Script,
+    invalidate: Script,
+}
+
+impl std::fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("RedisStore").field(&self.server).finish()
+    }
+}
+
+impl RedisStore {
+    /// The cache of `app`.
+    pub fn new(redis: scale_redis::Redis, app: &str) -> Self {
+        Self {
+            server: redis,
+            keys: Keys::new(app, "cache"),
+            offset: Arc::default(),
+            begin: Script::new(include_str!("begin.lua")),
+            renew: Script::new(include_str!("renew.lua")),
+            fill: Script::new(include_str!("fill.lua")),
+            change: Script::new(include_str!("change.lua")),
+            version: Script::new(include_str!("version.lua")),
+            invalidate: Script::new(include_str!("invalidate.lua")),
+        }
+    }
+
+    /// Learns the server's clock.
+    pub(crate) async fn synchronise(&self) -> Result<(), Error> {
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut self.server.clone()).await.map_err(failed)?;
+        self.tell_time(seconds * 1_000_000 + micros);
+        Ok(())
+    }
+
+    fn tell_time(&self, server_us: u64) {
+        self.offset.store(server_us as i64 - local_us(), Relaxed);
+    }
+
+    fn entry(&self, key: &str) -> String {
+        self.keys.tagged(key, "e")
+    }
+
+    fn lease(&self, key: &str) -> String {
+        self.keys.tagged(key, "l")
+    }
+
+    fn channel(&self) -> String {
+        self.keys.plain("news")
+    }
+
+    async fn change(&self, key: &str, bytes: Option<&[u8]>, keep: Duration) -> Result<(), Error> {
+        let mut call = self.change.key(self.entry(key));
+        call.key(self.lease(key)).arg(self.channel()).arg(format!("k{key}"));
+        if let Some(bytes) = bytes {
+            call.arg(bytes).arg(millis(keep));
+        }
+        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+}
+
+fn failed(error: RedisError) -> Error {
+    Error::store(error)
+}
+
+fn local_us() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as i64
+}
+
+fn millis(time: Duration) -> u64 {
+    time.as_millis().clamp(1, u128::from(u32::MAX) * 1_000) as u64
+}
+
+fn read(payload: &[u8]) -> Option<News> {
+    let text = std::str::from_utf8(payload).ok()?;
+    match text.split_at_checked(1)? {
+        ("k", key) => Some(News::Changed(key.into())),
+        ("t", rest) => {
+            let (version, tag) = rest.split_once(':')?;
+            Some(News::Invalidated(tag.into(), version.parse().ok()?))
+        }
+        _ => None,
+    }
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.server.clone().get(self.entry(key)).await.map_err(failed)
+    }
+
+    async fn begin(&self, key: &str, token: u64, lease: Duration) -> Result<Begun, Error> {
+        let mut call = self.begin.key(self.entry(key));
+        call.key(self.lease(key)).arg(token).arg(millis(lease));
+        let (won, now_us, entry): (bool, u64, Option<Vec<u8>>) =
+            call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        self.tell_time(now_us);
+        Ok(Begun { won, entry, now_us })
+    }
+
+    async fn renew(&self, key: &str, token: u64, lease: Duration) -> Result<bool, Error> {
+        let mut call = self.renew.key(self.lease(key));
+        call.arg(token).arg(millis(lease)).invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn fill(&self, key: &str, token: u64, bytes: &[u8], keep: Duration) -> Result<bool, Error> {
+        let mut call = self.fill.key(self.entry(key));
+        call.key(self.lease(key)).arg(token).arg(bytes).arg(millis(keep));
+        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn release(&self, key: &str, token: u64) -> Result<(), Error> {
+        let mut call = self.fill.key(self.entry(key));
+        call.key(self.lease(key)).arg(token).invoke_async::<bool>(&mut self.server.clone()).await.map(drop).map_err(failed)
+    }
+
+    async fn set(&self, key: &str, bytes: &[u8], keep: Duration) -> Result<(), Error> {
+        self.change(key, Some(bytes), keep).await
+    }
+
+    async fn remove(&self, key: &str) -> Result<(), Error> {
+        self.change(key, None, Duration::ZERO).await
+    }
+
+    async fn version(&self, tag: &str) -> Result<u64, Error> {
+        let mut call = self.version.key(self.keys.plain(&format!("tag:{tag}")));
+        call.arg(millis(TAG_LIFE)).invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn invalidate(&self, tag: &str) -> Result<u64, Error> {
+        let mut call = self.invalidate.key(self.keys.plain(&format!("tag:{tag}")));
+        call.arg(millis(TAG_LIFE)).arg(self.channel()).arg(tag);
+        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    fn news(&self) -> BoxStream<'static, News> {
+        let news = self.server.subscribe([self.channel()]).filter_map(async |event| match event {
+            Event::Message { payload, .. } => read(&payload),
+            Event::Lost => Some(News::Lost),
+            Event::Restored => Some(News::Restored),
+        });
+        Box::pin(news)
+    }
+
+    fn now_us(&self) -> u64 {
+        (local_us() + self.offset.load(Relaxed)).max(0) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_message_is_survived(payload: Vec<u8>) {
+            let _ = read(&payload);
+        }
+    }
+
+    #[test]
+    fn tags_and_keys_may_hold_anything() {
+        assert_eq!(read(b"t12:a:b"), Some(News::Invalidated("a:b".into(), 12)));
+        assert_eq!(read("kключ:1".as_bytes()), Some(News::Changed("ключ:1".into())));
+        assert_eq!(read(b"t12"), None);
+    }
+}
