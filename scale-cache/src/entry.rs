@@ -8,6 +8,9 @@ use tokio::time::Instant;
 
 use crate::stamp::{Agreement, Stamps, Versions};
 
+/// Bookkeeping of one entry in the first level, bytes, about.
+pub(crate) const OVERHEAD: usize = 256;
+
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) value: Arc<dyn Any + Send + Sync>,

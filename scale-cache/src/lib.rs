@@ -9,11 +9,14 @@ mod error;
 mod flight;
 mod link;
 mod load;
+mod made;
 mod options;
 mod pending;
+mod shared;
 mod space;
 mod stamp;
 pub mod store;
+mod voyage;
 
 pub use cache::Cache;
 pub use config::Config;

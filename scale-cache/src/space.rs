@@ -91,11 +91,7 @@ where
     ///
     /// # Errors
     /// What the loader returned, as [`Error::Load`]; [`Error::TimedOut`]; [`Error::Panicked`]. Never the second level's troubles.
-    pub fn get_or_load<'a, F, Fut, E>(
-        &'a self,
-        key: impl Display,
-        load: F,
-    ) -> impl Future<Output = Result<Arc<V>, Error>> + Send + 'a
+    pub fn get_or_load<F, Fut, E>(&self, key: impl Display, load: F) -> impl Future<Output = Result<Arc<V>, Error>> + Send
     where
         F: FnOnce(Load) -> Fut + Send + 'static,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
@@ -190,16 +186,15 @@ impl Key {
 impl Write for Key {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
         match self {
-            Self::Short(bytes, length) => match bytes.get_mut(*length..*length + text.len()) {
-                Some(room) => {
+            Self::Short(bytes, length) => {
+                if let Some(room) = bytes.get_mut(*length..*length + text.len()) {
                     room.copy_from_slice(text.as_bytes());
                     *length += text.len();
-                }
-                None => {
+                } else {
                     let long = format!("{}{text}", self.as_str());
                     *self = Self::Long(long);
                 }
-            },
+            }
             Self::Long(long) => long.push_str(text),
         }
         Ok(())

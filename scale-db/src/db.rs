@@ -102,7 +102,10 @@ impl<DB: Backend> Db<DB> {
         let mut history = History::default();
         let failed = monitor::round(&inner, &mut history).await;
         if inner.primary_number().is_none() {
-            return Err(failed.map_or(Error::NoPrimary(inner.nodes.len()), Error::Unreachable));
+            return Err(match failed {
+                Some(error) => Error::Unreachable(inner.cause_of(error).await),
+                None => Error::NoPrimary(inner.nodes.len()),
+            });
         }
         if let Some(node) = inner.nodes.iter().find(|n| n.is_stranger()) {
             return Err(Error::Stranger { node: node.number });
@@ -270,6 +273,17 @@ impl<DB: Backend> Inner<DB> {
 
     fn primary_node(&self) -> Option<Arc<Node<DB>>> {
         self.nodes.get(self.primary_number()?).cloned()
+    }
+
+    /// A pool that ran out of time does not say why its connections failed: one made by hand does.
+    async fn cause_of(&self, error: sqlx::Error) -> sqlx::Error {
+        let (sqlx::Error::PoolTimedOut, Some(node)) = (&error, self.nodes.first()) else { return error };
+        let options = node.pool.connect_options();
+        let attempt = <DB::Connection as sqlx::Connection>::connect_with(&options);
+        match tokio::time::timeout(self.config.acquire_timeout, attempt).await {
+            Ok(Err(cause)) => cause,
+            _ => error,
+        }
     }
 
     pub(crate) fn set_primary(&self, found: Option<(usize, u64)>) {

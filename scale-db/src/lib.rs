@@ -17,6 +17,7 @@ pub mod sticky;
 pub use backend::Backend;
 pub use config::{Builder, Config, NoReplica};
 pub use db::{Db, Via};
+pub use dialect::Dialect;
 pub use error::Error;
 pub use node::{NodeStatus, Role};
 pub use position::Position;

@@ -37,6 +37,11 @@ async fn reads_go_to_replicas_and_writes_to_the_primary() -> Result<()> {
     pg.caught_up().await?;
     fit(&db, 3).await?;
     let mut seen = std::collections::HashSet::new();
+    eventually("both replicas to be asked", async || {
+        seen.insert(port(&db).await.ok()?);
+        (seen.len() > 1).then_some(())
+    })
+    .await?;
     for _ in 0..100 {
         seen.insert(port(&db).await?);
     }

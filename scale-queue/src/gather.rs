@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::store::{Entry, Store};
 
 type Answer = Result<Option<Vec<u8>>, Error>;
+type Batch = Vec<(Entry, oneshot::Sender<Answer>)>;
 
 /// Pushes of one batch at most.
 const BATCH: usize = 1_000;
@@ -21,7 +22,7 @@ const BATCH: usize = 1_000;
 pub(crate) struct Gather {
     store: Arc<dyn Store>,
     /// By queue: what waits for the call under way. A queue is in here while there is one.
-    waiting: Mutex<HashMap<Arc<str>, Vec<(Entry, oneshot::Sender<Answer>)>>>,
+    waiting: Mutex<HashMap<Arc<str>, Batch>>,
 }
 
 impl Gather {
@@ -47,7 +48,7 @@ impl Gather {
         answer.await.unwrap_or_else(|_| Err(Error::store("the runtime shuts down")))
     }
 
-    async fn run(&self, queue: Arc<str>, mut batch: Vec<(Entry, oneshot::Sender<Answer>)>) {
+    async fn run(&self, queue: Arc<str>, mut batch: Batch) {
         loop {
             let (entries, senders): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             match self.store.push(&queue, &entries).await {
@@ -63,16 +64,12 @@ impl Gather {
                 }
             }
             let mut waiting = self.waiting.lock();
-            match waiting.get_mut(&queue).filter(|others| !others.is_empty()) {
-                Some(others) => {
-                    let rest = if others.len() > BATCH { others.split_off(BATCH) } else { Vec::new() };
-                    batch = std::mem::replace(others, rest);
-                }
-                None => {
-                    waiting.remove(&queue);
-                    return;
-                }
-            }
+            let Some(others) = waiting.get_mut(&queue).filter(|others| !others.is_empty()) else {
+                waiting.remove(&queue);
+                return;
+            };
+            let rest = if others.len() > BATCH { others.split_off(BATCH) } else { Vec::new() };
+            batch = std::mem::replace(others, rest);
         }
     }
 }

@@ -1,2 +1,6 @@
-//! x
-fn main() {}
+//! See the library.
+
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    shop::main().await
+}

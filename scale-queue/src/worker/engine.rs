@@ -340,7 +340,7 @@ impl Engine {
                 match store.reclaim(&ask.queue, expired).await {
                     Ok(0) => {}
                     Ok(jobs) => {
-                        tracing::warn!(queue = &*ask.queue, worker = &**expired, jobs, "took back the jobs of a dead worker")
+                        tracing::warn!(queue = &*ask.queue, worker = &**expired, jobs, "took back the jobs of a dead worker");
                     }
                     Err(error) => tracing::warn!(%error, "could not take back the jobs of a dead worker"),
                 }

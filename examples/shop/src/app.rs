@@ -1,0 +1,56 @@
+//! The five handles. Cloning the app costs a few reference counts.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use scale_cache::Cache;
+use scale_db::Db;
+use scale_limit::Limiter;
+use scale_queue::Queue;
+use scale_session::SessionLayer;
+use sqlx::Any;
+
+use crate::config::Config;
+
+/// The database; which one is the address' business.
+pub(crate) type Database = Db<Any>;
+
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) db: Database,
+    pub(crate) cache: Cache,
+    pub(crate) queue: Queue,
+    pub(crate) sessions: SessionLayer,
+    pub(crate) limiter: Limiter,
+}
+
+/// Sets the shop's keys in Redis apart from others'.
+const NAME: &str = "shop";
+
+impl App {
+    pub(crate) async fn connect(config: &Config) -> Result<Self> {
+        let session = if config.plain_http {
+            let cookie = scale_session::CookiePolicy::default().insecure();
+            config.session.settings.clone().cookie(cookie)
+        } else {
+            config.session.settings.clone()
+        };
+        Ok(Self {
+            db: config.database.clone().connect().await.context("[database]")?,
+            cache: config.cache.clone().connect(NAME).await.context("[cache]")?,
+            queue: Queue::connect(&config.queue.url, NAME).await.context("[queue]")?,
+            sessions: SessionLayer::connect(&config.session.url, NAME, session).await.context("[session]")?,
+            limiter: Limiter::connect(&config.limit.url, NAME).await.context("[limit]")?,
+        })
+    }
+
+    /// Whether it can serve: a load balancer's question.
+    pub(crate) async fn ready(&self) -> Result<()> {
+        let ask = async {
+            sqlx::query("select 1").fetch_one(&self.db).await.context("database")?;
+            self.queue.queues().await.context("queue")?;
+            Ok(())
+        };
+        tokio::time::timeout(Duration::from_secs(1), ask).await.context("no answer within a second")?
+    }
+}

@@ -1,0 +1,44 @@
+create table if not exists products (
+    id integer primary key,
+    name text not null,
+    category text not null,
+    description text not null,
+    price_cents integer not null,
+    stock integer not null check (stock >= 0)
+);
+create index if not exists products_by_category on products (category, id);
+
+create table if not exists users (
+    id integer primary key,
+    email text not null unique,
+    name text not null,
+    password text not null
+);
+
+create table if not exists orders (
+    id integer primary key,
+    token text not null unique,
+    -- The account it was placed from; empty for guests.
+    account text not null,
+    email text not null,
+    total_cents integer not null,
+    placed_ms integer not null
+);
+
+create index if not exists orders_by_account on orders (account, id);
+
+create table if not exists order_items (
+    order_id integer not null references orders (id),
+    product_id integer not null references products (id),
+    name text not null,
+    quantity integer not null,
+    price_cents integer not null,
+    primary key (order_id, product_id)
+);
+
+create table if not exists receipts (
+    order_id integer primary key references orders (id),
+    body text not null,
+    attempt integer not null,
+    sent_ms integer not null
+);

@@ -1,0 +1,87 @@
+//! What is done later, by whichever process has a hand free.
+
+use std::fmt::Write;
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use scale_queue::{Context, Discard, Job, Worker};
+use serde::{Deserialize, Serialize};
+
+use crate::app::App;
+use crate::config::Config;
+use crate::db::orders;
+use crate::pages::money;
+
+/// Queues, the most urgent first.
+const QUEUES: [&str; 3] = ["high", "default", "low"];
+
+/// Writes and sends the receipt of an order.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SendReceipt {
+    pub(crate) order: i64,
+}
+
+impl Job for SendReceipt {
+    const NAME: &'static str = "send-receipt";
+    const QUEUE: &'static str = "high";
+
+    fn unique_key(&self) -> Option<String> {
+        Some(format!("receipt:{}", self.order))
+    }
+}
+
+/// Works until told to stop.
+pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = ()>) -> Result<()> {
+    let (queue, mail_takes) = (app.queue.clone(), config.queue.mail_takes);
+    let sweeper = tokio::spawn(sweep(app.clone()));
+    let worker = Worker::new(&queue)
+        .name("shop")
+        .queues(QUEUES)
+        .concurrency(config.queue.concurrency)
+        .lease(config.queue.lease)
+        .handle(move |job: SendReceipt, context: Context| send_receipt(app.clone(), job, context, mail_takes));
+    tracing::info!("working on the queues {QUEUES:?}");
+    let ended = worker.run(stop).await;
+    sweeper.abort();
+    Ok(ended?)
+}
+
+async fn send_receipt(app: App, job: SendReceipt, context: Context, mail_takes: Duration) -> Result<()> {
+    let Some(order) = orders::order(&app.db, job.order).await? else {
+        // The order was committed before the job was pushed; a replica may be a moment behind.
+        if context.attempt > 3 {
+            return Err(anyhow::Error::new(Discard::because(format!("there is no order {}", job.order))));
+        }
+        bail!("order {} is not here yet", job.order);
+    };
+    let items = orders::items(&app.db, order.id).await?;
+    let mut body = format!("To {}\nThank you for order {}.\n", order.email, order.id);
+    for item in &items {
+        let _ = writeln!(body, "{:>3} × {:<40} {:>10}", item.quantity, item.name, money(item.quantity * item.price_cents));
+    }
+    let _ = writeln!(body, "{:>56}", money(order.total_cents));
+    // Here a mail would go out, with the order's number as its idempotency key.
+    tokio::time::sleep(mail_takes).await;
+    orders::save_receipt(&app.db, order.id, &body, context.attempt).await?;
+    tracing::info!(order = order.id, attempt = context.attempt, "the receipt is sent");
+    Ok(())
+}
+
+/// Finds orders whose process died before it could push the job. The job is unique, so one too many does no harm.
+async fn sweep(app: App) {
+    let mut round = tokio::time::interval(Duration::from_mins(1));
+    loop {
+        round.tick().await;
+        match orders::without_receipt(&app.db, 60_000).await {
+            Ok(late) => {
+                for order in late {
+                    if let Err(error) = app.queue.push(SendReceipt { order }).await {
+                        tracing::warn!(%error, order, "could not push a late receipt");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "could not look for late receipts"),
+        }
+    }
+}

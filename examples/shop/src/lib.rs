@@ -1,0 +1,147 @@
+//! A small shop: one binary for a laptop and for a fleet.
+//!
+//! | room | what is in it |
+//! | --- | --- |
+//! | `config` | what differs between the tiers: addresses, nothing else |
+//! | `app` | the five handles, made from the configuration |
+//! | `db` | tables, seed, queries |
+//! | `pages` | what people see, a file a page |
+//! | `jobs` | what is done later |
+//! | `serve`, `work`, `cluster` | the processes |
+
+mod app;
+mod cluster;
+mod config;
+mod db;
+mod jobs;
+mod pages;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::App;
+use crate::config::Config;
+
+/// Without a command: web pages and jobs in one process, on SQLite and in memory, migrated and seeded.
+#[derive(Parser)]
+#[command(name = "shop", version, about = "A small shop: one binary for a laptop and for a fleet")]
+struct Arguments {
+    /// A TOML file; see `config/` for examples.
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+    /// Where to listen, for example 127.0.0.1:3000.
+    #[arg(long, global = true)]
+    listen: Option<std::net::SocketAddr>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Web pages only.
+    Serve,
+    /// Jobs only.
+    Work,
+    /// Makes the tables.
+    Migrate,
+    /// Makes the tables and fills them.
+    Seed,
+    /// Starts a fleet on this machine: Postgres with two replicas, Redis, two web processes and a worker.
+    Cluster,
+}
+
+/// Runs the command line; the error is printed already.
+pub async fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn,shop=info,scale_redis=error".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("shop: {}", told(&error));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The error and its causes in one line; many errors repeat their cause, which is said once.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, words| match told.as_str() {
+        "" => words,
+        told if told.contains(&words) => told.into(),
+        told => format!("{told}: {words}"),
+    })
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    if matches!(arguments.command, Some(Command::Cluster)) {
+        return cluster::run(arguments.listen).await;
+    }
+    let mut config = match &arguments.config {
+        Some(path) => Config::read(path)?,
+        None => Config::laptop(),
+    };
+    if let Some(listen) = arguments.listen {
+        config.listen = listen;
+    }
+    let alone = arguments.command.is_none();
+    if !alone && arguments.config.is_none() && matches!(arguments.command, Some(Command::Serve | Command::Work)) {
+        bail!("`serve` and `work` are for several processes, which need shared servers: give a --config, or no command at all");
+    }
+    let app = App::connect(&config).await?;
+    match arguments.command {
+        Some(Command::Migrate) => db::migrate(&app.db).await,
+        Some(Command::Seed) => {
+            db::migrate(&app.db).await?;
+            db::seed::run(&app.db).await.map(drop)
+        }
+        Some(Command::Serve) => serve::run(app, &config, stopped()).await,
+        Some(Command::Work) => jobs::work(app, &config, stopped()).await,
+        Some(Command::Cluster) => unreachable!("handled above"),
+        None => {
+            db::migrate(&app.db).await?;
+            db::seed::run(&app.db).await?;
+            let (stop, heard) = tokio::sync::watch::channel(false);
+            let stopping = move || {
+                let mut heard = heard.clone();
+                async move {
+                    let _ = heard.wait_for(|stop| *stop).await;
+                }
+            };
+            let (pages, work) = (serve::run(app.clone(), &config, stopping()), jobs::work(app, &config, stopping()));
+            let signal = async {
+                stopped().await;
+                stop.send_replace(true);
+                Ok(())
+            };
+            tokio::try_join!(pages, work, signal).map(drop)
+        }
+    }
+}
+
+/// Ctrl-C, or a polite kill.
+async fn stopped() {
+    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(signal) => signal,
+        Err(error) => {
+            tracing::error!(%error, "no signal handler; stop the process with kill -9");
+            return std::future::pending().await;
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// The README's examples compile and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}

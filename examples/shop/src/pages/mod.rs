@@ -1,0 +1,95 @@
+//! What people see. A file a page; here, what they share.
+
+pub(crate) mod account;
+pub(crate) mod cart;
+pub(crate) mod catalogue;
+pub(crate) mod checkout;
+mod drawing;
+pub(crate) mod orders;
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use scale_session::Session;
+
+use crate::db::users::Account;
+
+const STYLE: &str = include_str!("style.css");
+
+/// Session fields.
+pub(crate) const CART: &str = "cart";
+pub(crate) const ORDERS: &str = "orders";
+pub(crate) const USER: &str = "user";
+
+/// A page that went wrong: logged in full, told in a sentence.
+pub(crate) struct Failure(anyhow::Error);
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        tracing::error!("a page failed: {:#}", self.0);
+        (StatusCode::SERVICE_UNAVAILABLE, problem("Something is broken on our side. Please try again in a moment."))
+            .into_response()
+    }
+}
+
+pub(crate) type Page = Result<Response, Failure>;
+
+/// Around every page. Reads the session: once, since a session is loaded once a request.
+pub(crate) async fn layout(session: &Session, title: &str, content: Markup) -> Result<Markup, Failure> {
+    let user = user(session).await?;
+    let things = cart::count(session).await?;
+    Ok(frame(
+        title,
+        &html! {
+            nav {
+                a href="/orders" { "Orders" }
+                a href="/cart" { "Cart" @if things > 0 { span.count { (things) } } }
+                @match user {
+                    Some(user) => form method="post" action="/logout" { button.plain { (user.name) " · log out" } },
+                    None => a href="/login" { "Log in" },
+                }
+            }
+        },
+        &content,
+    ))
+}
+
+/// Who is logged in.
+pub(crate) async fn user(session: &Session) -> Result<Option<Account>, Failure> {
+    Ok(session.get(USER).await?)
+}
+
+/// A page that needs no session.
+pub(crate) fn problem(text: &str) -> Markup {
+    frame("Sorry", &html! {}, &html! { section.narrow { h1 { "Sorry" } p { (text) } p { a href="/" { "To the shop" } } } })
+}
+
+fn frame(title: &str, navigation: &Markup, content: &Markup) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) " · Fathom & Field" }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header { a.brand href="/" { "Fathom & Field" } (navigation) }
+                main { (content) }
+                footer { "An example of the scale family. Nothing here is for sale." }
+            }
+        }
+    }
+}
+
+/// Cents as people read them.
+pub(crate) fn money(cents: i64) -> String {
+    format!("€ {}.{:02}", cents / 100, cents % 100)
+}

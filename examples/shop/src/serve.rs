@@ -1,0 +1,106 @@
+//! The web process: routes, and the layers around them.
+
+use std::future::Future;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use scale_db::StickyLayer;
+use scale_limit::LimitLayer;
+use scale_limit::client::Peer;
+use tokio::net::TcpListener;
+
+use crate::app::App;
+use crate::config::Config;
+use crate::pages::{account, cart, catalogue, checkout, orders};
+
+/// Serves until told to stop, and then what is under way.
+pub(crate) async fn run(app: App, config: &Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+    let metrics = PrometheusBuilder::new().install_recorder().context("the metrics' recorder")?;
+    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
+    let address = listener.local_addr()?;
+    let service = router(app, config, metrics).into_make_service_with_connect_info::<SocketAddr>();
+    announce(address);
+    axum::serve(listener, service).with_graceful_shutdown(stop).await.context("serving")
+}
+
+#[allow(clippy::print_stdout)]
+fn announce(address: SocketAddr) {
+    println!("The shop is open: http://{address}");
+}
+
+fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
+    let mut sticky = StickyLayer::new(app.db.clone());
+    if config.plain_http {
+        sticky = sticky.insecure();
+    }
+    let (site, login) = (config.clients.clone(), config.clients.clone());
+    let limits = LimitLayer::new(app.limiter.clone())
+        .policy(config.limit.site.clone(), move |request| site.key(request))
+        .policy(config.limit.login.clone(), move |request| {
+            (request.method == Method::POST && request.uri.path() == "/login").then(|| login.key(request))?
+        });
+    let shop = Router::new()
+        .route("/", get(catalogue::list))
+        .route("/products/{id}", get(catalogue::product))
+        .route("/cart", get(cart::show).post(cart::change))
+        .route("/checkout", post(checkout::place))
+        .route("/orders", get(orders::list))
+        .route("/orders/{id}", get(orders::show))
+        .route("/login", get(account::form).post(account::log_in))
+        .route("/logout", post(account::log_out))
+        .fallback(|| async { (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")) })
+        .layer(app.sessions.clone())
+        .layer(sticky)
+        .layer(from_fn(same_site))
+        .layer(limits)
+        .layer(from_fn(peer))
+        .with_state(app.clone());
+    // A load balancer and a scraper ask these; nobody limits them.
+    let operations = Router::new()
+        .route("/health/live", get(|| async { "alive\n" }))
+        .route("/health/ready", get(ready))
+        .with_state(app)
+        .route("/metrics", get(move || std::future::ready(metrics.render())));
+    shop.merge(operations)
+}
+
+async fn ready(State(app): State<App>) -> Response {
+    match app.ready().await {
+        Ok(()) => "ready\n".into_response(),
+        Err(error) => {
+            tracing::warn!("not ready: {error:#}");
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
+        }
+    }
+}
+
+/// Tells the limits who is asking.
+async fn peer(mut request: Request, next: Next) -> Response {
+    if let Some(ConnectInfo(address)) = request.extensions().get::<ConnectInfo<SocketAddr>>().copied() {
+        request.extensions_mut().insert(Peer(address));
+    }
+    next.run(request).await
+}
+
+/// No other site's page may send our forms (Fetch Metadata; browsers without it are held by `SameSite=Lax`).
+async fn same_site(request: Request, next: Next) -> Response {
+    let site = request.headers().get("sec-fetch-site").map(|s| s.as_bytes().to_owned());
+    let foreign = site.is_some_and(|site| !matches!(&site[..], b"same-origin" | b"none"));
+    if foreign && !request.method().is_safe() {
+        return (StatusCode::FORBIDDEN, "this form belongs to another site\n").into_response();
+    }
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(header::HeaderValue::from_static("nosniff"));
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(header::HeaderValue::from_static(
+        "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    ));
+    response
+}

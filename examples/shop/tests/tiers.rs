@@ -1,0 +1,237 @@
+//! The same shop on both tiers, as people use it: over HTTP.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use common::{Shop, Visitor, journey, receipt, start};
+use futures_util::future::try_join_all;
+use testkit::{Postgres, Redis, eventually};
+
+const NO_LIMIT: &str = "[limit]\nsite = { name = \"site\", quota = 1000000, per = \"1s\" }\n";
+
+fn laptop(folder: &Path) -> Result<String> {
+    let config = folder.join("laptop.toml");
+    let database = folder.join("shop.db");
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = \"sqlite://{}?mode=rwc\"\n{NO_LIMIT}",
+        database.display()
+    );
+    std::fs::write(&config, text)?;
+    Ok(config.display().to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_laptop() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = laptop(folder.path())?;
+    let shop = Shop::open(folder.path(), &["--config", &config]).await?;
+    let base = shop.base.clone();
+
+    let requests: usize = try_join_all((0..20).map(|n| {
+        let base = base.clone();
+        async move {
+            let mut visitor = Visitor::new();
+            for round in 0..3 {
+                let path = journey(&mut visitor, &[&base], 1 + n * 3 + round).await?;
+                receipt(&mut visitor, &base, &path).await?;
+            }
+            anyhow::Ok(visitor.requests)
+        }
+    }))
+    .await?
+    .into_iter()
+    .sum();
+    assert!(requests >= 600, "{requests} requests");
+
+    // An account's orders are there after a restart.
+    let mut ann = Visitor::new();
+    let form = [("email", "ann@example.com"), ("password", "correct horse battery staple")];
+    assert!(ann.post(&base, "/login", &form).await?.body.contains("Ann · log out"));
+    let order = journey(&mut ann, &[&base], 200).await?;
+    shop.close().await?;
+    let shop = Shop::open(folder.path(), &["--config", &config]).await?;
+    let mut ann = Visitor::new();
+    ann.post(&shop.base, "/login", &form).await?;
+    assert!(ann.get(&shop.base, "/orders").await?.body.contains(&order));
+
+    // Somebody else's order is no order.
+    assert_eq!(Visitor::new().get(&shop.base, &order).await?.status, 404);
+    shop.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_input_gets_a_clear_answer() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = laptop(folder.path())?;
+    let shop = Shop::open(folder.path(), &["--config", &config]).await?;
+    let mut visitor = Visitor::new();
+    for (path, status) in
+        [("/products/0", 404), ("/products/x", 400), ("/nowhere", 404), ("/?after=x", 400), ("/?q=%25_%5C", 200)]
+    {
+        assert_eq!(visitor.get(&shop.base, path).await?.status, status, "{path}");
+    }
+    let many = "x".repeat(100_000);
+    for (path, form, status) in [
+        ("/cart", vec![("product", "1")], 422),
+        ("/cart", vec![("product", "999999"), ("add", "1")], 200),
+        ("/checkout", vec![("token", "x"), ("email", "a@b.c")], 422),
+        ("/login", vec![("email", "nobody@example.com"), ("password", many.as_str())], 401),
+    ] {
+        assert_eq!(visitor.post(&shop.base, path, &form).await?.status, status, "{path}");
+    }
+    // A form sent twice is one order; an order for more than there is, none.
+    journey(&mut visitor, &[&shop.base], 7).await?;
+    visitor.post(&shop.base, "/cart", &[("product", "8"), ("add", "2")]).await?;
+    let cart = visitor.get(&shop.base, "/cart").await?;
+    let token = common::field(&cart.body, "token").context("a token")?;
+    let form = [("token", token.as_str()), ("email", "a@b.c")];
+    let mut twin = visitor.clone();
+    let (one, two) = tokio::join!(visitor.post(&shop.base, "/checkout", &form), twin.post(&shop.base, "/checkout", &form));
+    let orders: Vec<_> = [one?.path, two?.path].into_iter().filter(|path| path.starts_with("/orders/")).collect();
+    assert!(!orders.is_empty() && orders.iter().all(|o| *o == orders[0]), "{orders:?}");
+
+    // Guessing passwords ends soon.
+    let wrong = [("email", "ann@example.com"), ("password", "guess")];
+    let mut answers = Vec::new();
+    for _ in 0..8 {
+        answers.push(visitor.post(&shop.base, "/login", &wrong).await?.status.as_u16());
+    }
+    assert!(answers.contains(&401) && answers.ends_with(&[429, 429]), "{answers:?}");
+    shop.close().await
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_ends_at_once_with_one_line() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (text, words) in [
+        ("listne = 1", "line 1: unknown field `listne`"),
+        ("[database]\nurl = \"postgres://u:hunter2@127.0.0.1:1/x\"", "[database]: no database node answered"),
+        ("[cache]\nurl = \"http://u:hunter2@h\"", "[cache]: `http` is no place for a cache"),
+        ("[queue]\nurl = \"redis://:hunter2@127.0.0.1:1\"", "[queue]: the queue's store"),
+        ("[session]\nurl = \"redis+ring://h\"", "[session]"),
+        ("[limit]\nlogin = { name = \"login\", quota = 0, per = \"1m\" }", "quota of 0"),
+    ] {
+        let config = folder.path().join("wrong.toml");
+        let memory = "[database]\nurl = \"sqlite::memory:\"\n";
+        std::fs::write(&config, if text.contains("[database]") { text.to_owned() } else { format!("{text}\n{memory}") })?;
+        let (process, log) = start(folder.path(), &["--config", &config.display().to_string(), "serve"])?;
+        eventually("it to end", async || (!process.is_running()).then_some(())).await?;
+        let said = std::fs::read_to_string(log)?;
+        let line = said.lines().find(|line| line.starts_with("shop: ")).context("a line")?;
+        assert!(line.contains(words), "{line}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+    Ok(())
+}
+
+fn fleet(folder: &Path, postgres: &Postgres, redis: &Redis, mail_takes: &str) -> Result<String> {
+    let config = folder.join("fleet.toml");
+    let replicas: Vec<_> = postgres.nodes()[1..].iter().map(|n| format!("{:?}", n.url())).collect();
+    let (primary, redis) = (postgres.node(0).url(), redis.url());
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {primary:?}\nreplicas = [{}]\n[cache]\nurl = {redis:?}\n\
+         [queue]\nurl = {redis:?}\nlease = \"1s\"\nmail_takes = {mail_takes:?}\n[session]\nurl = {redis:?}\n{NO_LIMIT}url = {redis:?}\n",
+        replicas.join(", ")
+    );
+    std::fs::write(&config, text)?;
+    Ok(config.display().to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_fleet() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (postgres, redis) = tokio::try_join!(Postgres::start(2), Redis::start())?;
+    postgres.node(0).sql("create extension pg_stat_statements").await?;
+    postgres.caught_up().await?;
+    let config = fleet(folder.path(), &postgres, &redis, "20ms")?;
+    let (seed, _) = start(folder.path(), &["--config", &config, "seed"])?;
+    eventually("the seed", async || (!seed.is_running()).then_some(())).await?;
+    postgres.caught_up().await?;
+    let a = Shop::open(folder.path(), &["--config", &config, "serve"]).await?;
+    let b = Shop::open(folder.path(), &["--config", &config, "serve"]).await?;
+    let (worker, _) = start(folder.path(), &["--config", &config, "work"])?;
+
+    let requests: usize = try_join_all((0..20).map(|n| {
+        let (a, b) = (a.base.clone(), b.base.clone());
+        async move {
+            let mut visitor = Visitor::new();
+            for round in 0..3 {
+                // Every request to the other server: session and cart live in neither.
+                let path = journey(&mut visitor, &[&a, &b], 1 + n * 3 + round).await?;
+                receipt(&mut visitor, &a, &path).await?;
+            }
+            anyhow::Ok(visitor.requests)
+        }
+    }))
+    .await?
+    .into_iter()
+    .sum();
+    assert!(requests >= 600, "{requests} requests");
+
+    // Catalogue reads ran on the replicas, orders were written on the primary.
+    let calls = async |node: usize, like: &str| -> Result<u64> {
+        let sql = format!("select coalesce(sum(calls), 0) from pg_stat_statements where query ilike '{like}'");
+        Ok(postgres.node(node).sql(&sql).await?.parse()?)
+    };
+    let shelves = "select id, name, category, description%";
+    let (one, two) = (calls(1, shelves).await?, calls(2, shelves).await?);
+    assert!(one > 0 && two > 0, "shelves were read {one} and {two} times on the replicas");
+    assert_eq!(calls(0, shelves).await?, 0, "and never on the primary");
+    assert_eq!(calls(0, "insert into orders%").await?, 60);
+
+    for shop in [&a, &b] {
+        let mut probe = Visitor::new();
+        assert_eq!(probe.get(&shop.base, "/health/live").await?.status, 200);
+        assert_eq!(probe.get(&shop.base, "/health/ready").await?.status, 200);
+        assert!(probe.get(&shop.base, "/metrics").await?.body.contains("scale_cache_hits_total"));
+        assert!(!shop.log().contains("ERROR"), "{}", shop.log());
+    }
+    worker.terminate()?;
+    eventually("the worker to stop", async || (!worker.is_running()).then_some(())).await?;
+    a.close().await?;
+    b.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_killed_during_a_job_is_replaced() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (postgres, redis) = tokio::try_join!(Postgres::start(0), Redis::start())?;
+    let config = fleet(folder.path(), &postgres, &redis, "1s")?;
+    let (seed, _) = start(folder.path(), &["--config", &config, "seed"])?;
+    eventually("the seed", async || (!seed.is_running()).then_some(())).await?;
+    let web = Shop::open(folder.path(), &["--config", &config, "serve"]).await?;
+    let (first, _) = start(folder.path(), &["--config", &config, "work"])?;
+    let mut visitor = Visitor::new();
+    let order = journey(&mut visitor, &[&web.base], 1).await?;
+    eventually("the job to be under way", async || {
+        (redis.command(&["ZCARD", "shop:queue:{high}:leases"]).await.ok()? == "1").then_some(())
+    })
+    .await?;
+    first.kill()?;
+    assert!(visitor.get(&web.base, &order).await?.body.contains("on its way"));
+    let (_second, _) = start(folder.path(), &["--config", &config, "work"])?;
+    let page = receipt(&mut visitor, &web.base, &order).await?;
+    assert!(page.contains("at attempt 2"), "{page}");
+    web.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cluster_command_opens_and_closes() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (process, log) = start(folder.path(), &["cluster", "--listen", "127.0.0.1:0"])?;
+    let bases = eventually("the fleet to open", async || {
+        let text = std::fs::read_to_string(&log).ok()?;
+        let bases: Vec<_> =
+            text.lines().filter_map(|l| Some(l.strip_prefix("web ")?.trim().split(' ').next()?.to_owned())).collect();
+        (text.contains("Ctrl-C") && bases.len() == 2).then_some(bases)
+    })
+    .await?;
+    let mut visitor = Visitor::new();
+    let order = journey(&mut visitor, &[&bases[0], &bases[1]], 3).await?;
+    receipt(&mut visitor, &bases[1], &order).await?;
+    process.terminate()?;
+    eventually("the fleet to close", async || (!process.is_running()).then_some(())).await
+}

@@ -1,0 +1,66 @@
+//! A value just made, on its way into the levels.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::codec::{Head, MAX_TAGS, fingerprint};
+use crate::entry::{Entry, OVERHEAD};
+use crate::error::Error;
+use crate::options::Options;
+use crate::stamp::Stamps;
+
+/// A value larger than that is not kept in the second level.
+const MAX_SHARED: usize = 8 << 20;
+
+/// A value and what is known of it, before it is put anywhere.
+pub(crate) struct Made {
+    pub(crate) entry: Entry,
+    bytes: Vec<u8>,
+    fingerprint: u64,
+    ttl: Duration,
+    kept: Duration,
+}
+
+impl Made {
+    pub(crate) fn new<V>(value: V, stamps: Stamps, options: &Options, ttl: Duration, cost: Duration) -> Result<Self, Error>
+    where
+        V: Serialize + Send + Sync + 'static,
+    {
+        let bytes = rmp_serde::to_vec_named(&value).map_err(|e| Error::Encode(Arc::new(e)))?;
+        let now = Instant::now();
+        let ttl = options.jittered(ttl, fastrand::f64());
+        let kept = options.kept(ttl);
+        let entry = Entry {
+            value: Arc::new(value),
+            stamps,
+            fence: 0,
+            era: 0,
+            since: now,
+            fresh_until: now + ttl,
+            kept_until: now + kept,
+            cost: if options.refresh_ahead { cost } else { Duration::ZERO },
+            weight: u32::try_from(bytes.len() + OVERHEAD).unwrap_or(u32::MAX),
+        };
+        Ok(Self { entry, bytes, fingerprint: fingerprint::<V>(), ttl, kept })
+    }
+
+    /// As it goes into the second level, and for how long; `None` if it may not.
+    pub(crate) fn shared(&self, now_us: u64) -> Option<(Vec<u8>, Duration)> {
+        let tags = self.entry.stamps.shareable()?;
+        if self.bytes.len() > MAX_SHARED || tags.len() > MAX_TAGS || tags.iter().any(|(tag, _)| tag.len() > usize::from(u16::MAX))
+        {
+            return None;
+        }
+        let head = Head {
+            fingerprint: self.fingerprint,
+            fresh_until_us: now_us + self.ttl.as_micros() as u64,
+            kept_until_us: now_us + self.kept.as_micros() as u64,
+            cost: self.entry.cost,
+            tags,
+        };
+        Some((head.write(&self.bytes), self.kept))
+    }
+}

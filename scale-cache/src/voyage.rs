@@ -1,0 +1,135 @@
+//! One load, from the look into the second level to the value kept, whoever waits for it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout};
+
+use crate::cache::Inner;
+use crate::entry::{Entry, Worth};
+use crate::error::Error;
+use crate::flight::{Ground, Outcome};
+use crate::load::Load;
+use crate::made::Made;
+use crate::options::Options;
+use crate::shared::{Glance, LEASE};
+
+/// A load under way, whoever waits for it.
+pub(crate) struct Voyage {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) key: Arc<str>,
+    pub(crate) tags: Vec<Arc<str>>,
+    pub(crate) options: Options,
+    pub(crate) ground: Ground,
+    /// The value at hand is fresh still: do not take it from the second level again.
+    pub(crate) refresh: bool,
+    pub(crate) old: Option<Arc<Entry>>,
+}
+
+impl Voyage {
+    pub(crate) async fn sail<V, F, Fut, E>(self, load: F) -> Outcome
+    where
+        V: Serialize + DeserializeOwned + Send + Sync + 'static,
+        F: FnOnce(Load) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let Self { inner, key, tags, options, ground, refresh, mut old } = self;
+        let token = fastrand::u64(1..u64::MAX >> 12);
+        // The right to load, asked of the fleet. Without a second level, or with a broken one, everybody has it.
+        let deadline = Instant::now() + options.hard_timeout;
+        let mut begun = None;
+        let mut pause = Duration::from_millis(5);
+        let mut glance = Glance::new(&inner, &key);
+        let mut bytes = None;
+        if !refresh {
+            // Who was here just before may have left it.
+            let here = inner.local.get(&key).filter(|entry| entry.value.is::<V>() && inner.worth(&key, entry) == Worth::Fresh);
+            if let Some(entry) = here {
+                return Ok(entry);
+            }
+            bytes = inner.get_shared(&key).await;
+        }
+        while let Some(store) = &inner.shared {
+            if let Some(found) = inner.admit::<V>(&glance, bytes.take()).await {
+                let is_new = old.as_ref().is_none_or(|old| found.fresh_until > old.fresh_until + Duration::from_millis(10));
+                match inner.worth(&key, &found) {
+                    Worth::Fresh if !refresh || is_new => {
+                        metrics::counter!("scale_cache_hits_total", "level" => "2").increment(1);
+                        if begun.is_some() {
+                            inner.ask(store.release(&key, token)).await;
+                        }
+                        inner.keep(&key, &found);
+                        return Ok(found);
+                    }
+                    Worth::Stale | Worth::Fresh => old = Some(found),
+                    Worth::Unsure | Worth::Nothing => {}
+                }
+            }
+            if begun.is_some() || inner.pending.has_key(&key) {
+                break;
+            }
+            glance = Glance::new(&inner, &key);
+            match inner.ask(store.begin(&key, token, LEASE)).await {
+                Some(answer) => {
+                    begun = answer.won.then_some(answer.now_us);
+                    bytes = answer.entry;
+                }
+                None => break,
+            }
+            if begun.is_none() {
+                // Somebody else loads: the value appears, or the right is free again.
+                if Instant::now() >= deadline {
+                    return inner.make_do(&key, old, &options, Error::TimedOut(options.hard_timeout));
+                }
+                tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                pause = (pause * 2).min(Duration::from_millis(100));
+            }
+        }
+        metrics::counter!("scale_cache_misses_total").increment(1);
+        // What the value depends on, as it is before the load begins.
+        let stamps = inner.stamp_tags(&tags).await;
+        let (since, began) = (Instant::now(), begun.unwrap_or_else(|| inner.versions.local_now()));
+        let context = Load::default();
+        let loaded =
+            timeout(options.hard_timeout, inner.keeping_lease(begun.map(|_| (&*key, token)), load(context.clone()))).await;
+        let cost = since.elapsed();
+        metrics::histogram!("scale_cache_load_seconds").record(cost.as_secs_f64());
+        let value = match loaded {
+            Ok(Ok(value)) => value,
+            failed => {
+                if let (Some(store), Some(_)) = (&inner.shared, begun) {
+                    inner.ask(store.release(&key, token)).await;
+                }
+                let error = match failed {
+                    Ok(Err(error)) => Error::Load(error.into().into()),
+                    _ => Error::TimedOut(options.hard_timeout),
+                };
+                return inner.make_do(&key, old, &options, error);
+            }
+        };
+        let said = context.said();
+        let late = inner.stamp_late(said.tags, began, begun.is_some()).await;
+        let ttl = said.ttl.unwrap_or(options.ttl);
+        let keep = late.is_some() && !ttl.is_zero();
+        let stamps = stamps.and(late.unwrap_or_default());
+        let mut made = Made::new(value, stamps, &options, ttl, cost)?;
+        made.entry = Entry { fence: ground.fence, era: ground.era, since, ..made.entry };
+        let entry = Arc::new(made.entry.clone());
+        let mut current = true;
+        if let (Some(store), Some(_)) = (&inner.shared, begun) {
+            match made.shared(store.now_us()).filter(|_| keep) {
+                // Refused: removed meanwhile, or somebody else's by now. Then it is nothing to keep here either.
+                Some((bytes, kept)) => current = inner.ask(store.fill(&key, token, &bytes, kept)).await != Some(false),
+                None => drop(inner.ask(store.release(&key, token)).await),
+            }
+        }
+        if keep && current {
+            inner.keep(&key, &entry);
+        }
+        Ok(entry)
+    }
+}
