@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Id([u8; 32]);
 
-/// SHA-256 of an [`Id`]: a dump of the store logs nobody in.
+/// SHA-256 of a session id: a dump of the store logs nobody in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Handle([u8; 32]);
 
