@@ -1,2 +1,74 @@
-//! x
-fn main() {}
+//! The family side by side with its peers and with the bare limit, on the same servers in the same run.
+//!
+//! `cargo run --release -p scale-bench -- SUITE [--quick] [--json FILE]`
+//!
+//! Subjects of a case take turns (A B A B …), so that a machine whose speed drifts drifts for all. Printed are the median, the spread (half
+//! the range between the quartiles, as a share of the median) and the ratio: how many times *better* ours is, whatever is measured.
+
+mod measure;
+mod peer;
+mod report;
+mod suites;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+
+#[derive(Parser)]
+#[command(name = "scale-bench", about = "The scale family side by side with its peers")]
+struct Arguments {
+    /// What to measure.
+    suite: Suite,
+    /// A minute a suite instead of several: for a look, not for a README.
+    #[arg(long)]
+    quick: bool,
+    /// Writes the figures there.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    Cache,
+    Queue,
+    Limit,
+    All,
+}
+
+/// How thoroughly.
+#[derive(Clone, Copy)]
+struct Effort {
+    rounds: usize,
+    /// Multiplies sizes.
+    scale: usize,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let effort = if arguments.quick { Effort { rounds: 3, scale: 1 } } else { Effort { rounds: 7, scale: 4 } };
+    let mut reports = Vec::new();
+    let wants = |suite| arguments.suite == suite || arguments.suite == Suite::All;
+    if wants(Suite::Cache) {
+        reports.push(suites::cache::run(effort).await?);
+    }
+    if wants(Suite::Queue) {
+        reports.push(suites::queue::run(effort).await?);
+    }
+    if wants(Suite::Limit) {
+        reports.push(suites::limit::run(effort).await?);
+    }
+    for report in &reports {
+        report.print();
+    }
+    if let Some(path) = arguments.json {
+        let text = match &reports[..] {
+            [one] => serde_json::to_string_pretty(one)?,
+            all => serde_json::to_string_pretty(all)?,
+        };
+        std::fs::write(path, text)?;
+    }
+    Ok(())
+}

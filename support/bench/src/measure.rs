@@ -1,0 +1,100 @@
+//! Taking turns, and what is made of the figures.
+
+use anyhow::Result;
+use futures_util::future::LocalBoxFuture;
+
+use crate::report::{Missing, Ratio, Report, Row};
+
+/// Which way is up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Better {
+    Higher,
+    Lower,
+}
+
+type Run<'a> = Box<dyn FnMut() -> LocalBoxFuture<'a, Result<f64>> + 'a>;
+
+/// One question, put to several subjects; the first is ours.
+pub(crate) struct Case<'a> {
+    name: String,
+    unit: &'static str,
+    better: Better,
+    subjects: Vec<(String, Option<f64>, Run<'a>)>,
+}
+
+impl<'a> Case<'a> {
+    pub(crate) fn new(name: &str, unit: &'static str, better: Better) -> Self {
+        Self { name: name.into(), unit, better, subjects: Vec::new() }
+    }
+
+    /// A subject; `run` returns one figure.
+    pub(crate) fn subject<F>(mut self, name: &str, mut run: impl FnMut() -> F + 'a) -> Self
+    where
+        F: Future<Output = Result<f64>> + 'a,
+    {
+        self.subjects.push((name.into(), None, Box::new(move || Box::pin(run()))));
+        self
+    }
+
+    /// The ratio to the last subject that is asked for.
+    pub(crate) fn target(mut self, ratio: f64) -> Self {
+        if let Some(last) = self.subjects.last_mut() {
+            last.1 = Some(ratio);
+        }
+        self
+    }
+
+    /// Runs all, in turns. A subject that fails at its first turn is reported as missing.
+    pub(crate) async fn measure(mut self, rounds: usize, report: &mut Report) {
+        let mut figures: Vec<Vec<f64>> = vec![Vec::new(); self.subjects.len()];
+        let mut failed: Vec<Option<String>> = vec![None; self.subjects.len()];
+        // The first turn warms up and does not count.
+        for round in 0..=rounds {
+            for (n, (name, _, run)) in self.subjects.iter_mut().enumerate() {
+                if failed[n].is_some() {
+                    continue;
+                }
+                match run().await {
+                    Ok(figure) if round > 0 => figures[n].push(figure),
+                    Ok(_) => {}
+                    Err(error) => {
+                        #[allow(clippy::print_stderr)]
+                        {
+                            eprintln!("{} {name}: {error:#}", self.name);
+                        }
+                        failed[n] = Some(format!("{error:#}"));
+                    }
+                }
+            }
+        }
+        let ours = median(&mut figures[0]);
+        for (n, (name, target, _)) in self.subjects.iter().enumerate() {
+            if let Some(why) = &failed[n] {
+                report.missing.push(Missing { case: self.name.clone(), subject: name.clone(), why: why.clone() });
+                continue;
+            }
+            let value = median(&mut figures[n]);
+            let spread = spread(&figures[n], value);
+            report.rows.push(Row { case: self.name.clone(), subject: name.clone(), value, unit: self.unit, spread });
+            if n > 0 {
+                let ratio = if self.better == Better::Higher { ours / value } else { value / ours };
+                report.ratios.push(Ratio { case: self.name.clone(), against: name.clone(), ratio, target: *target });
+            }
+        }
+    }
+}
+
+fn median(figures: &mut [f64]) -> f64 {
+    figures.sort_unstable_by(f64::total_cmp);
+    match figures.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => figures[n / 2],
+        n => f64::midpoint(figures[n / 2 - 1], figures[n / 2]),
+    }
+}
+
+/// Half the distance between the quartiles, of sorted figures.
+fn spread(figures: &[f64], median: f64) -> f64 {
+    let at = |share: f64| figures.get(((figures.len().max(1) - 1) as f64 * share).round() as usize).copied().unwrap_or(median);
+    (at(0.75) - at(0.25)) / 2.0 / median
+}

@@ -1,0 +1,78 @@
+//! Figures, and how they are shown.
+
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) suite: &'static str,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) ratios: Vec<Ratio>,
+    /// Peers that could not be measured, and why.
+    pub(crate) missing: Vec<Missing>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) case: String,
+    pub(crate) subject: String,
+    pub(crate) value: f64,
+    pub(crate) unit: &'static str,
+    pub(crate) spread: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Ratio {
+    pub(crate) case: String,
+    pub(crate) against: String,
+    pub(crate) ratio: f64,
+    /// What the crate's issue asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) target: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Missing {
+    pub(crate) case: String,
+    pub(crate) subject: String,
+    pub(crate) why: String,
+}
+
+impl Report {
+    pub(crate) fn new(suite: &'static str) -> Self {
+        Self { suite, rows: Vec::new(), ratios: Vec::new(), missing: Vec::new() }
+    }
+
+    #[allow(clippy::print_stdout)]
+    pub(crate) fn print(&self) {
+        println!("\n{}", self.suite);
+        for row in &self.rows {
+            println!(
+                "  {:<16} {:<22} {:>14} {:<10} ±{:.0} %",
+                row.case,
+                row.subject,
+                shown(row.value),
+                row.unit,
+                row.spread * 100.0
+            );
+        }
+        for ratio in &self.ratios {
+            let target = ratio
+                .target
+                .map(|t| format!("   target {t}{}", if ratio.ratio >= t { "" } else { "  MISSED" }))
+                .unwrap_or_default();
+            println!("  {:<16} vs {:<19} {:>14.2} ×{target}", ratio.case, ratio.against, ratio.ratio);
+        }
+        for missing in &self.missing {
+            println!("  {:<16} {:<22} missing: {}", missing.case, missing.subject, missing.why);
+        }
+    }
+}
+
+fn shown(value: f64) -> String {
+    match value {
+        v if v >= 1_000_000.0 => format!("{:.2} M", v / 1e6),
+        v if v >= 10_000.0 => format!("{:.1} k", v / 1e3),
+        v if v >= 10.0 => format!("{v:.1}"),
+        v => format!("{v:.3}"),
+    }
+}

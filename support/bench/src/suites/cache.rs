@@ -1,0 +1,198 @@
+//! Caches: hits of the first level against bare in-process caches, hits of the second against a bare `GET`.
+//!
+//! | subject | set up as | what it promises |
+//! | --- | --- | --- |
+//! | `scale-cache` | 128 MiB, a value of 100 bytes, 1,000 keys | expiry, tags, cross-process invalidation checked on each hit |
+//! | `moka` | the same capacity, `sync::Cache<String, Arc<_>>` | eviction only |
+//! | `redis-get` | the same client, a pipelined connection, the same bytes | nothing |
+
+use std::future::ready;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use redis::AsyncCommands;
+use scale_cache::{Cache, Options, Space};
+use testkit::Redis;
+
+use crate::Effort;
+use crate::measure::{Better, Case};
+use crate::report::Report;
+
+const KEYS: usize = 1_000;
+/// Requests under way at once.
+const TASKS: usize = 64;
+
+fn value() -> Vec<u8> {
+    vec![7; 100]
+}
+
+async fn filled(cache: &Cache, name: &str) -> Result<Space<Vec<u8>>> {
+    let space = cache.space::<Vec<u8>>(name).ttl(Duration::from_hours(1));
+    for n in 0..KEYS {
+        space.get_or_load(n, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
+    }
+    Ok(space)
+}
+
+async fn l1_hit(space: &Space<Vec<u8>>, count: usize) -> Result<f64> {
+    let start = Instant::now();
+    for n in 0..count {
+        let value = space.get_or_load(n % KEYS, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
+        std::hint::black_box(value);
+    }
+    Ok(start.elapsed().as_nanos() as f64 / count as f64)
+}
+
+fn moka_hit(cache: &moka::sync::Cache<String, Arc<Vec<u8>>>, count: usize) -> f64 {
+    use std::fmt::Write;
+    let start = Instant::now();
+    let mut key = String::new();
+    for n in 0..count {
+        key.clear();
+        let _ = write!(key, "l1:{}", n % KEYS);
+        std::hint::black_box(cache.get(key.as_str()));
+    }
+    start.elapsed().as_nanos() as f64 / count as f64
+}
+
+/// Runs `one` from many tasks; operations a second.
+async fn concurrently<F, Fut>(count: usize, one: F) -> Result<f64>
+where
+    F: Fn(usize) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Result<()>> + Send,
+{
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let one = one.clone();
+            tokio::spawn(async move {
+                for n in 0..count / TASKS {
+                    one(task * 31 + n).await?;
+                }
+                anyhow::Ok(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await??;
+    }
+    Ok(count as f64 / start.elapsed().as_secs_f64())
+}
+
+pub(crate) async fn run(effort: Effort) -> Result<Report> {
+    let mut report = Report::new("cache");
+    let local = Cache::memory();
+    let space = filled(&local, "l1").await?;
+    let moka: moka::sync::Cache<String, Arc<Vec<u8>>> = moka::sync::Cache::new(1_000_000);
+    for n in 0..KEYS {
+        moka.insert(format!("l1:{n}"), Arc::new(value()));
+    }
+    let (hits, space_ref, moka_ref) = (500_000 * effort.scale, &space, &moka);
+    Case::new("l1_hit", "ns", Better::Lower)
+        .subject("scale-cache", move || l1_hit(space_ref, hits))
+        .subject("moka", move || ready(Ok(moka_hit(moka_ref, hits))))
+        .target(0.66)
+        .measure(effort.rounds, &mut report)
+        .await;
+
+    let server = Redis::start_with(&["--appendonly", "no"]).await?;
+    // A first level too small for anything: every hit is one of the second.
+    let shared = Cache::builder(&server.url()).max_bytes(0).connect("bench").await?;
+    let plain = filled(&shared, "plain").await?;
+    let tagged = shared.space::<Vec<u8>>("tagged").options(Options::ttl(Duration::from_hours(1)).tags(["a", "b", "c"]));
+    for n in 0..KEYS {
+        tagged.get_or_load(n, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
+    }
+    let redis = scale_redis::Redis::connect(&server.url()).await?;
+    let bytes: Vec<u8> = redis.clone().get("bench:cache:{plain:1}:e").await?;
+    for n in 0..KEYS {
+        redis.clone().set::<_, _, ()>(format!("bare:{n}"), &bytes).await?;
+    }
+    let count = 100_000 * effort.scale;
+    let through = |space: &Space<Vec<u8>>| {
+        let space = space.clone();
+        move || {
+            let space = space.clone();
+            concurrently(count, move |n| {
+                let space = space.clone();
+                async move {
+                    anyhow::ensure!(space.get(n % KEYS).await.is_some(), "a miss");
+                    Ok(())
+                }
+            })
+        }
+    };
+    let bare = {
+        let redis = redis.clone();
+        move || {
+            let redis = redis.clone();
+            concurrently(count, move |n| {
+                let mut redis = redis.clone();
+                async move {
+                    let value: Option<Vec<u8>> = redis.get(format!("bare:{}", n % KEYS)).await?;
+                    anyhow::ensure!(value.is_some(), "a miss");
+                    Ok(())
+                }
+            })
+        }
+    };
+    Case::new("l2_hit", "hits/s", Better::Higher)
+        .subject("scale-cache", through(&plain))
+        .subject("redis-get", bare)
+        .target(0.85)
+        .measure(effort.rounds, &mut report)
+        .await;
+    Case::new("l2_tagged_hit", "hits/s", Better::Higher)
+        .subject("scale-cache", through(&tagged))
+        .subject("l2_hit", through(&plain))
+        .target(0.8)
+        .measure(effort.rounds, &mut report)
+        .await;
+
+    // What a tag costs does not depend on how many carry it; here, all of a million.
+    let wide = Cache::builder(&server.url()).max_bytes(4 << 30).connect("wide").await?;
+    let many = wide.space::<u8>("many").options(Options::ttl(Duration::from_hours(1)).tag("wide"));
+    let entries = if effort.scale > 1 { 1_000_000 } else { 100_000 };
+    let stored = many.clone();
+    concurrently(entries, move |n| {
+        let many = stored.clone();
+        async move { Ok(many.get_or_load(n * 7_919 + n, |_| ready(Ok::<_, std::io::Error>(1_u8))).await.map(drop)?) }
+    })
+    .await?;
+    let wide_ref = &wide;
+    Case::new("invalidate_1m", "ms", Better::Lower)
+        .subject("scale-cache", move || async move {
+            let start = Instant::now();
+            wide_ref.invalidate_tags(["wide"]).await;
+            Ok(start.elapsed().as_secs_f64() * 1e3)
+        })
+        .measure(effort.rounds, &mut report)
+        .await;
+
+    // From the return of an invalidation on one node until another one misses.
+    let (a, b) = (Cache::connect(&server.url(), "two").await?, Cache::connect(&server.url(), "two").await?);
+    let (a_ref, b_ref) = (&a, &b);
+    Case::new("coherence_p99", "ms", Better::Lower)
+        .subject("scale-cache", move || coherence(a_ref, b_ref, 200 * effort.scale))
+        .measure(1, &mut report)
+        .await;
+    Ok(report)
+}
+
+async fn coherence(a: &Cache, b: &Cache, count: usize) -> Result<f64> {
+    let options = Options::ttl(Duration::from_hours(1)).tag("t");
+    let theirs = b.space::<u32>("s").options(options);
+    let mut times = Vec::new();
+    for n in 0..count {
+        theirs.get_or_load(1, move |_| ready(Ok::<_, std::io::Error>(n as u32))).await?;
+        a.invalidate_tags(["t"]).await;
+        let start = Instant::now();
+        while theirs.get(1).await.is_some_and(|v| *v == n as u32) {
+            tokio::task::yield_now().await;
+        }
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_unstable_by(f64::total_cmp);
+    Ok(times[(times.len() - 1) * 99 / 100])
+}

@@ -1,0 +1,228 @@
+//! Jobs: one Redis, one process a subject, the same job (decode a small payload, count it), at-least-once settings.
+//!
+//! | subject | set up as | what it promises |
+//! | --- | --- | --- |
+//! | `scale-queue` | one worker, concurrency 100 | leases by worker, fenced acknowledgement, attempt counted on a crash |
+//! | `bullmq` | one worker, concurrency 100, `removeOnComplete`, `addBulk` by 1,000 | locks by job, stalled check every 30 s |
+//!
+//! `process` counts from the start of the worker to the end of the last job, all jobs having been pushed before.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use scale_queue::{Job, Queue, Worker};
+use serde::{Deserialize, Serialize};
+use testkit::Redis;
+use tokio::sync::{Notify, mpsc};
+
+use crate::Effort;
+use crate::measure::{Better, Case};
+use crate::peer::node;
+use crate::report::Report;
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Small {
+    n: usize,
+    text: String,
+}
+
+impl Job for Small {
+    const NAME: &'static str = "small";
+}
+
+fn small(n: usize) -> Small {
+    Small { n, text: "a payload of about a hundred bytes, which is what most jobs carry around".into() }
+}
+
+/// Jobs a second, of `count` that wait, with `backlog` more behind them.
+async fn process(queue: &Queue, count: usize) -> Result<f64> {
+    let (done, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (counter, finished) = (Arc::clone(&done), Arc::clone(&all));
+    let worker = Worker::new(queue).concurrency(100).handle(move |job: Small, _| {
+        let (counter, finished) = (Arc::clone(&counter), Arc::clone(&finished));
+        async move {
+            std::hint::black_box(job.n + job.text.len());
+            if counter.fetch_add(1, SeqCst) + 1 == count {
+                finished.notify_one();
+            }
+            Ok::<(), std::io::Error>(())
+        }
+    });
+    let start = Instant::now();
+    let mut took = Duration::ZERO;
+    worker
+        .run(async {
+            all.notified().await;
+            took = start.elapsed();
+        })
+        .await?;
+    Ok(count as f64 / took.as_secs_f64())
+}
+
+async fn fresh(server: &Redis) -> Result<Queue> {
+    server.command(&["FLUSHALL"]).await?;
+    Ok(Queue::connect(&server.url(), "bench").await?)
+}
+
+async fn process_fresh(server: &Redis, count: usize) -> Result<f64> {
+    let queue = fresh(server).await?;
+    queue.push_many((0..count).map(small)).await?;
+    process(&queue, count).await
+}
+
+/// The same, with a backlog that stays: what is done is pushed again behind it.
+async fn process_behind(server: &Redis, backlog: usize, count: usize) -> Result<f64> {
+    let queue = Queue::connect(&server.url(), "bench").await?;
+    let waiting = queue.stats("default").await?.waiting as usize;
+    if waiting > backlog {
+        server.command(&["FLUSHALL"]).await?;
+    }
+    let queue = Queue::connect(&server.url(), "bench").await?;
+    let waiting = queue.stats("default").await?.waiting as usize;
+    queue.push_many((0..(backlog + count).saturating_sub(waiting)).map(small)).await?;
+    process(&queue, count).await
+}
+
+async fn push_bulk(server: &Redis, count: usize) -> Result<f64> {
+    let queue = fresh(server).await?;
+    let start = Instant::now();
+    for batch in 0..count / 1_000 {
+        queue.push_many((0..1_000).map(|n| small(batch * 1_000 + n))).await?;
+    }
+    Ok(count as f64 / start.elapsed().as_secs_f64())
+}
+
+/// A hundred tasks push one at a time.
+async fn push_one(server: &Redis, count: usize) -> Result<f64> {
+    let queue = fresh(server).await?;
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..100)
+        .map(|_| {
+            let queue = queue.clone();
+            tokio::spawn(async move {
+                for n in 0..count / 100 {
+                    queue.push(small(n)).await?;
+                }
+                anyhow::Ok(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await??;
+    }
+    Ok(count as f64 / start.elapsed().as_secs_f64())
+}
+
+/// From a push to an idle worker to the start of its handler, ms, at the given percentile.
+async fn pickup(server: &Redis, count: usize, percentile: f64) -> Result<f64> {
+    let queue = fresh(server).await?;
+    let (sender, mut begun) = mpsc::unbounded_channel();
+    let worker = Worker::new(&queue).handle(move |_: Small, _| {
+        let _ = sender.send(Instant::now());
+        async { Ok::<(), std::io::Error>(()) }
+    });
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(worker.run(async {
+        let _ = stopped.await;
+    }));
+    let mut times = Vec::new();
+    for n in 0..count {
+        testkit::eventually("the worker to sleep", async || {
+            (server.command(&["ZCARD", "bench:queue:{default}:sleepers"]).await.ok()? == "1").then_some(())
+        })
+        .await?;
+        let start = Instant::now();
+        queue.push(small(n)).await?;
+        if let Some(at) = begun.recv().await {
+            times.push(at.duration_since(start).as_secs_f64() * 1e3);
+        }
+    }
+    drop(stop);
+    running.await??;
+    times.sort_unstable_by(f64::total_cmp);
+    Ok(times[((times.len() - 1) as f64 * percentile) as usize])
+}
+
+/// Redis' memory for one waiting job of 100 bytes.
+async fn memory(server: &Redis, count: usize) -> Result<f64> {
+    let queue = fresh(server).await?;
+    let used = async || -> Result<f64> {
+        let info = server.command(&["INFO", "memory"]).await?;
+        Ok(info.lines().find_map(|l| l.strip_prefix("used_memory:")).unwrap_or_default().trim().parse()?)
+    };
+    let before = used().await?;
+    queue.push_many((0..count).map(small)).await?;
+    Ok((used().await? - before) / count as f64)
+}
+
+/// Redis commands for one job, those inside scripts included.
+async fn commands(server: &Redis, count: usize) -> Result<f64> {
+    let queue = fresh(server).await?;
+    queue.push_many((0..count).map(small)).await?;
+    server.command(&["CONFIG", "RESETSTAT"]).await?;
+    process(&queue, count).await?;
+    let stats = server.command(&["INFO", "commandstats"]).await?;
+    let calls = |line: &str| line.split_once(":calls=")?.1.split(',').next()?.parse::<f64>().ok();
+    Ok(stats.lines().filter_map(calls).sum::<f64>() / count as f64)
+}
+
+pub(crate) async fn run(effort: Effort) -> Result<Report> {
+    let mut report = Report::new("queue");
+    // As peers are measured in their own docs: a Redis that does not wait for a disk.
+    let server = Redis::start_with(&["--appendonly", "no"]).await?;
+    let big = Redis::start_with(&["--appendonly", "no"]).await?;
+    let (s, count) = (&server, 50_000 * effort.scale);
+    let bull = |case: &'static str, count: usize| {
+        let arguments = [case.to_owned(), server.port().to_string(), count.to_string()];
+        move || {
+            let arguments = arguments.clone();
+            async move { node("bullmq.js", &arguments).await }
+        }
+    };
+    let quarter = count / 4;
+    Case::new("process", "jobs/s", Better::Higher)
+        .subject("scale-queue", move || process_fresh(s, count))
+        .subject("bullmq", bull("process", quarter))
+        .target(8.0)
+        .measure(effort.rounds, &mut report)
+        .await;
+    Case::new("push_bulk", "pushes/s", Better::Higher)
+        .subject("scale-queue", move || push_bulk(s, count))
+        .subject("bullmq", bull("push_bulk", quarter))
+        .target(8.0)
+        .measure(effort.rounds, &mut report)
+        .await;
+    Case::new("push_one", "pushes/s", Better::Higher)
+        .subject("scale-queue", move || push_one(s, count))
+        .subject("bullmq", bull("push_one", quarter))
+        .measure(effort.rounds, &mut report)
+        .await;
+    let pickups = 50 * effort.scale;
+    Case::new("pickup_p50", "ms", Better::Lower)
+        .subject("scale-queue", move || pickup(s, pickups, 0.5))
+        .measure(1, &mut report)
+        .await;
+    Case::new("pickup_p99", "ms", Better::Lower)
+        .subject("scale-queue", move || pickup(s, pickups, 0.99))
+        .subject("bullmq", bull("pickup_p99", pickups))
+        .measure(1, &mut report)
+        .await;
+    let b = &big;
+    Case::new("backlog_1m", "jobs/s", Better::Higher)
+        .subject("scale-queue", move || process_behind(b, 1_000_000, count))
+        .subject("backlog_1k", move || process_behind(s, 1_000, count))
+        .target(0.9)
+        .measure(effort.rounds, &mut report)
+        .await;
+    Case::new("memory", "bytes/job", Better::Lower)
+        .subject("scale-queue", move || memory(s, 100_000))
+        .measure(1, &mut report)
+        .await;
+    Case::new("commands", "per job", Better::Lower)
+        .subject("scale-queue", move || commands(s, count))
+        .measure(1, &mut report)
+        .await;
+    Ok(report)
+}
