@@ -50,7 +50,8 @@ pub(crate) const ALL: &str = "\0";
 pub struct Cache(Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) local: Moka<Arc<str>, Arc<Entry>, foldhash::fast::RandomState>,
+    /// The first level, if it may hold anything.
+    pub(crate) local: Option<Moka<Arc<str>, Arc<Entry>, foldhash::fast::RandomState>>,
     pub(crate) shared: Option<Arc<dyn Store>>,
     pub(crate) versions: Versions,
     pub(crate) flights: Arc<Flights>,
@@ -119,10 +120,12 @@ impl Cache {
     }
 
     fn make(shared: Option<Arc<dyn Store>>, config: &Config) -> Self {
-        let local = Moka::builder()
-            .max_capacity(config.max_bytes)
-            .weigher(|key: &Arc<str>, entry: &Arc<Entry>| entry.weight.saturating_add(key.len() as u32))
-            .build_with_hasher(foldhash::fast::RandomState::default());
+        let local = (config.max_bytes > 0).then(|| {
+            Moka::builder()
+                .max_capacity(config.max_bytes)
+                .weigher(|key: &Arc<str>, entry: &Arc<Entry>| entry.weight.saturating_add(key.len() as u32))
+                .build_with_hasher(foldhash::fast::RandomState::default())
+        });
         Self(Arc::new(Inner {
             local,
             shared,
@@ -173,8 +176,10 @@ impl Cache {
 
     /// Entries and bytes of the first level, about.
     pub fn local_size(&self) -> (u64, u64) {
-        self.0.local.run_pending_tasks();
-        (self.0.local.entry_count(), self.0.local.weighted_size())
+        self.0.local.as_ref().map_or((0, 0), |local| {
+            local.run_pending_tasks();
+            (local.entry_count(), local.weighted_size())
+        })
     }
 
     pub(crate) async fn invalidate(&self, tag: Arc<str>) {
@@ -199,13 +204,13 @@ impl Cache {
         let inner = &self.0;
         if inner.shared.is_none() {
             inner.versions.bump_fence(key);
-            inner.local.invalidate(key);
+            inner.forget(key);
             return;
         }
         let key: Arc<str> = key.into();
         let number = inner.pending.add_key(Arc::clone(&key));
         inner.versions.bump_fence(&key);
-        inner.local.invalidate(&key);
+        inner.forget(&key);
         let inner = Arc::clone(inner);
         let _ = tokio::spawn(async move {
             if !inner.tell_key(&key, number).await {
@@ -218,14 +223,12 @@ impl Cache {
     /// The first level alone. No allocation, no wait.
     pub(crate) fn look(&self, key: &str) -> Look {
         let inner = &self.0;
-        match inner.local.get(key) {
-            Some(entry) if inner.worth(key, &entry) == Worth::Fresh => {
+        let now = Instant::now();
+        match inner.here(key) {
+            Some(entry) if inner.worth_at(now, key, &entry) == Worth::Fresh => {
                 metrics::counter!("scale_cache_hits_total", "level" => "1").increment(1);
-                if entry.wants_refresh(fastrand::f64()) {
-                    Look::Expiring(Arc::clone(&entry.value))
-                } else {
-                    Look::Fresh(Arc::clone(&entry.value))
-                }
+                let value = Arc::clone(&entry.value);
+                if entry.wants_refresh(now, fastrand::f64) { Look::Expiring(value) } else { Look::Fresh(value) }
             }
             _ => Look::Nothing,
         }
@@ -237,7 +240,7 @@ impl Cache {
         V: DeserializeOwned + Send + Sync + 'static,
     {
         let inner = &self.0;
-        if let Some(entry) = inner.local.get(key).filter(|entry| inner.worth(key, entry) == Worth::Fresh) {
+        if let Some(entry) = inner.here(key).filter(|entry| inner.worth(key, entry) == Worth::Fresh) {
             return Some(Arc::clone(&entry.value));
         }
         let key: Arc<str> = key.into();
@@ -297,7 +300,7 @@ impl Cache {
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let inner = &self.0;
-        let old = inner.local.get(want.key).filter(|entry| entry.value.is::<V>());
+        let old = inner.here(want.key).filter(|entry| entry.value.is::<V>());
         let worth = old.as_ref().map_or(Worth::Nothing, |entry| inner.worth(want.key, entry));
         let old = old.filter(|_| matches!(worth, Worth::Fresh | Worth::Stale));
         if let Some(old) = old.as_ref().filter(|_| worth == Worth::Fresh && !refresh) {

@@ -45,6 +45,7 @@ impl Entry {
     /// `trust_until`: while the link to the news is down, what was known until then may be believed.
     pub(crate) fn worth(
         &self,
+        now: Instant,
         key_fence: u64,
         versions: &Versions,
         trust_until: impl FnOnce(Instant) -> Option<Instant>,
@@ -56,7 +57,6 @@ impl Entry {
         if agreement == Agreement::Changed {
             return Worth::Nothing;
         }
-        let now = Instant::now();
         if now >= self.kept_until {
             return Worth::Nothing;
         }
@@ -69,9 +69,9 @@ impl Entry {
 
     /// Whether to load anew already, so that nobody has to wait when it expires: the closer to the end and the dearer the load, the
     /// more likely, by the rule of "Optimal Probabilistic Cache Stampede Prevention" (Vattani, Chierichetti, Lowenstein, VLDB 2015).
-    pub(crate) fn wants_refresh(&self, dice: f64) -> bool {
+    pub(crate) fn wants_refresh(&self, now: Instant, dice: impl FnOnce() -> f64) -> bool {
         // Most hits are nowhere near: spare them the logarithm.
-        let left = self.fresh_until.saturating_duration_since(Instant::now());
-        left < self.cost * 8 && left.as_secs_f64() < -self.cost.as_secs_f64() * dice.max(f64::MIN_POSITIVE).ln()
+        let left = self.fresh_until.saturating_duration_since(now);
+        left < self.cost * 8 && left.as_secs_f64() < -self.cost.as_secs_f64() * dice().max(f64::MIN_POSITIVE).ln()
     }
 }

@@ -1,38 +1,43 @@
 //! Whether news from other processes arrive, and how long what is known may be believed if not.
 
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use parking_lot::RwLock;
 use tokio::time::Instant;
 
 /// The state of the subscription.
 #[derive(Debug)]
 pub(crate) struct Link {
-    /// When it was lost; `None` while it is up.
-    lost: RwLock<Option<Instant>>,
+    start: Instant,
+    /// When it was lost, ns after the start and at least 1; 0 while it is up.
+    lost: AtomicU64,
     trust: Duration,
 }
 
 impl Link {
     pub(crate) fn new(trust: Duration) -> Self {
-        Self { lost: RwLock::new(Some(Instant::now())), trust }
+        Self { start: Instant::now(), lost: AtomicU64::new(1), trust }
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        self.lost.read().is_none()
+        self.lost.load(SeqCst) == 0
     }
 
     pub(crate) fn went_down(&self) {
-        self.lost.write().get_or_insert_with(Instant::now);
+        let now = self.start.elapsed().as_nanos() as u64;
+        // What was lost before is lost since then.
+        let _ = self.lost.compare_exchange(0, now.max(1), SeqCst, SeqCst);
     }
 
     pub(crate) fn came_up(&self) {
-        *self.lost.write() = None;
+        self.lost.store(0, SeqCst);
     }
 
     /// Until when something loaded or checked at `since` may be believed; `None`: as long as the link is up.
     pub(crate) fn trust_until(&self, since: Instant) -> Option<Instant> {
-        let lost = (*self.lost.read())?;
-        Some(lost.max(since) + self.trust)
+        match self.lost.load(SeqCst) {
+            0 => None,
+            lost => Some((self.start + Duration::from_nanos(lost)).max(since) + self.trust),
+        }
     }
 }

@@ -2,11 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
 #[derive(Debug, Default)]
-pub(crate) struct Pending(Mutex<Inner>);
+pub(crate) struct Pending {
+    inner: Mutex<Inner>,
+    /// How many keys are in there, for the quick look: none, as a rule.
+    keys: AtomicUsize,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -22,7 +27,7 @@ struct Inner {
 impl Pending {
     /// `version` makes the version here; nobody forgets it in between.
     pub(crate) fn add_tag(&self, tag: &Arc<str>, version: impl FnOnce() -> u64) -> u64 {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         let here = version();
         inner.tags.insert(Arc::clone(tag), here);
         here
@@ -30,31 +35,32 @@ impl Pending {
 
     /// Does something while nothing is added or told; `has` says of a tag whether it is in here.
     pub(crate) fn hold<T>(&self, work: impl FnOnce(&dyn Fn(&str) -> bool) -> T) -> T {
-        let inner = self.0.lock();
+        let inner = self.inner.lock();
         work(&|tag| inner.tags.contains_key(tag))
     }
 
     pub(crate) fn add_key(&self, key: Arc<str>) -> u64 {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         inner.removals += 1;
         let number = inner.removals;
         inner.keys.insert(key, number);
+        self.keys.store(inner.keys.len(), SeqCst);
         number
     }
 
     /// The version made here of a tag the store does not know of yet.
     pub(crate) fn version_of(&self, tag: &str) -> Option<u64> {
-        self.0.lock().tags.get(tag).copied()
+        self.inner.lock().tags.get(tag).copied()
     }
 
     /// Whether the store's word on this key is not to be believed.
     pub(crate) fn has_key(&self, key: &str) -> bool {
-        self.0.lock().keys.contains_key(key)
+        self.keys.load(SeqCst) > 0 && self.inner.lock().keys.contains_key(key)
     }
 
     /// Whether the one who asks is to tell it: the first, and only if there is something.
     pub(crate) fn begin(&self) -> bool {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         if inner.told_by_somebody || inner.tags.is_empty() && inner.keys.is_empty() {
             return false;
         }
@@ -63,31 +69,32 @@ impl Pending {
     }
 
     pub(crate) fn next_tag(&self) -> Option<(Arc<str>, u64)> {
-        self.0.lock().tags.iter().next().map(|(tag, here)| (Arc::clone(tag), *here))
+        self.inner.lock().tags.iter().next().map(|(tag, here)| (Arc::clone(tag), *here))
     }
 
     pub(crate) fn next_key(&self) -> Option<(Arc<str>, u64)> {
-        self.0.lock().keys.iter().next().map(|(key, number)| (Arc::clone(key), *number))
+        self.inner.lock().keys.iter().next().map(|(key, number)| (Arc::clone(key), *number))
     }
 
     /// Told, unless it was invalidated again meanwhile.
     pub(crate) fn tag_told(&self, tag: &Arc<str>, here: u64) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         if inner.tags.get(tag) == Some(&here) {
             inner.tags.remove(tag);
         }
     }
 
     pub(crate) fn key_told(&self, key: &Arc<str>, number: u64) {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         if inner.keys.get(key) == Some(&number) {
             inner.keys.remove(key);
+            self.keys.store(inner.keys.len(), SeqCst);
         }
     }
 
     /// Ends what [`begin`](Self::begin) began, if nothing is left.
     pub(crate) fn end(&self) -> bool {
-        let mut inner = self.0.lock();
+        let mut inner = self.inner.lock();
         let done = inner.tags.is_empty() && inner.keys.is_empty();
         inner.told_by_somebody = !done;
         done

@@ -41,12 +41,29 @@ impl Glance {
 
 impl Inner {
     pub(crate) fn worth(&self, key: &str, entry: &Entry) -> Worth {
+        self.worth_at(Instant::now(), key, entry)
+    }
+
+    pub(crate) fn worth_at(&self, now: Instant, key: &str, entry: &Entry) -> Worth {
         let fence = self.versions.fence(key).load(SeqCst);
-        entry.worth(fence, &self.versions, |since| self.link.trust_until(since))
+        entry.worth(now, fence, &self.versions, |since| self.link.trust_until(since))
     }
 
     pub(crate) fn keep(&self, key: &Arc<str>, entry: &Arc<Entry>) {
-        self.local.insert(Arc::clone(key), Arc::clone(entry));
+        if let Some(local) = &self.local {
+            local.insert(Arc::clone(key), Arc::clone(entry));
+        }
+    }
+
+    /// An entry of the first level, whatever it is worth.
+    pub(crate) fn here(&self, key: &str) -> Option<Arc<Entry>> {
+        self.local.as_ref()?.get(key)
+    }
+
+    pub(crate) fn forget(&self, key: &str) {
+        if let Some(local) = &self.local {
+            local.invalidate(key);
+        }
     }
 
     /// Asks the second level, within its patience and unless it has just failed.
@@ -252,7 +269,7 @@ pub(crate) async fn listen(inner: Weak<Inner>, mut news: BoxStream<'static, News
             News::Invalidated(tag, version) => inner.versions.invalidated(&tag, version),
             News::Changed(key) => {
                 inner.versions.bump_fence(&key);
-                inner.local.invalidate(&key);
+                inner.forget(&key);
             }
             News::Lost => {
                 inner.link.went_down();

@@ -47,7 +47,7 @@ impl Voyage {
         let mut bytes = None;
         if !refresh {
             // Who was here just before may have left it.
-            let here = inner.local.get(&key).filter(|entry| entry.value.is::<V>() && inner.worth(&key, entry) == Worth::Fresh);
+            let here = inner.here(&key).filter(|entry| entry.value.is::<V>() && inner.worth(&key, entry) == Worth::Fresh);
             if let Some(entry) = here {
                 return Ok(entry);
             }

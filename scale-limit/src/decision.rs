@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use crate::gcra::Ruling;
 use crate::policy::Policy;
 
@@ -12,8 +14,8 @@ use crate::policy::Policy;
 pub struct Decision {
     /// Whether the request may pass.
     pub admitted: bool,
-    /// One for each policy asked, in the order asked.
-    pub outcomes: Vec<Outcome>,
+    /// One policy is the rule, and needs no allocation.
+    outcomes: SmallVec<[Outcome; 1]>,
 }
 
 /// What one policy says.
@@ -37,8 +39,8 @@ pub struct Outcome {
 }
 
 impl Decision {
-    pub(crate) fn new(rulings: impl IntoIterator<Item = (Policy, Ruling)>) -> Self {
-        let outcomes: Vec<_> = rulings
+    pub(crate) fn new<'p>(rulings: impl IntoIterator<Item = (&'p Policy, Ruling)>) -> Self {
+        let outcomes: SmallVec<[Outcome; 1]> = rulings
             .into_iter()
             .map(|(policy, ruling)| Outcome {
                 admitted: ruling.admitted || policy.is_dry_run(),
@@ -51,6 +53,11 @@ impl Decision {
             })
             .collect();
         Self { admitted: outcomes.iter().all(|o| o.admitted), outcomes }
+    }
+
+    /// One for each policy asked, in the order asked.
+    pub fn outcomes(&self) -> &[Outcome] {
+        &self.outcomes
     }
 
     /// When the request would pass every policy; zero if it did, `None` if it never will.

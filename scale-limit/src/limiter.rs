@@ -83,7 +83,10 @@ impl Limiter {
 
     /// One unit of one policy.
     pub async fn check(&self, policy: &Policy, key: &str) -> Decision {
-        self.check_all(&[(policy, key, 1)]).await
+        let Some(memory) = self.0.store.local() else { return self.check_all(&[(policy, key, 1)]).await };
+        let ruling = memory.charge_one(Charge { policy, key, cost: 1 });
+        policy.count(ruling.admitted);
+        Decision::new([(policy, ruling)])
     }
 
     /// Several policies, each with its key and cost, at once: all admit, or none is charged. At most one round trip on one Redis
@@ -92,7 +95,7 @@ impl Limiter {
         let charges: Vec<_> = charges.iter().map(|(policy, key, cost)| Charge { policy, key, cost: *cost }).collect();
         let mut rulings = match self.0.store.local() {
             Some(memory) => memory.charge_now(&charges),
-            None => match tokio::time::timeout(self.0.patience, self.0.store.charge(&charges)).await {
+            None => match tokio::time::timeout(self.0.patience, self.0.store.charge(&charges, self.0.patience)).await {
                 Ok(Ok(rulings)) => rulings,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "the limits' store failed");
@@ -109,13 +112,10 @@ impl Limiter {
                 *ruling = charge.rate().uncharged(*ruling, charge.cost);
             }
         }
-        let decision = Decision::new(charges.iter().map(|c| c.policy.clone()).zip(rulings.iter().copied()));
         for (charge, ruling) in charges.iter().zip(&rulings) {
-            let result = if ruling.admitted { "admitted" } else { "denied" };
-            metrics::counter!("scale_limit_checks_total", "policy" => charge.policy.shared_name(), "result" => result)
-                .increment(1);
+            charge.policy.count(ruling.admitted);
         }
-        decision
+        Decision::new(charges.iter().map(|c| c.policy).zip(rulings))
     }
 
     /// Each policy's own rule for a store that does not answer.

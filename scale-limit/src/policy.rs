@@ -41,6 +41,24 @@ struct Inner {
     burst: u32,
     on_error: OnError,
     dry_run: bool,
+    counters: Counters,
+}
+
+/// The metric's keys, made once: a check must not pay for labels.
+#[derive(Clone, Debug)]
+struct Counters {
+    admitted: metrics::Key,
+    denied: metrics::Key,
+}
+
+impl Counters {
+    fn new(name: &Arc<str>) -> Self {
+        let key = |result: &'static str| {
+            let labels = vec![metrics::Label::new("policy", Arc::clone(name)), metrics::Label::new("result", result)];
+            metrics::Key::from_parts("scale_limit_checks_total", labels)
+        };
+        Self { admitted: key("admitted"), denied: key("denied") }
+    }
 }
 
 impl Policy {
@@ -63,7 +81,9 @@ impl Policy {
     pub fn new(name: &str, quota: u32, period: Duration) -> Self {
         let quota = quota.max(1);
         let period = period.max(Duration::from_millis(1));
-        Self(Arc::new(Inner { name: name.into(), quota, period, burst: quota, on_error: OnError::Local(1.0), dry_run: false }))
+        let name = name.into();
+        let counters = Counters::new(&name);
+        Self(Arc::new(Inner { name, quota, period, burst: quota, on_error: OnError::Local(1.0), dry_run: false, counters }))
     }
 
     fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
@@ -103,6 +123,14 @@ impl Policy {
 
     pub(crate) fn shared_name(&self) -> Arc<str> {
         Arc::clone(&self.0.name)
+    }
+
+    /// Counts a check.
+    pub(crate) fn count(&self, admitted: bool) {
+        static METADATA: metrics::Metadata<'_> =
+            metrics::Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
+        let key = if admitted { &self.0.counters.admitted } else { &self.0.counters.denied };
+        metrics::with_recorder(|recorder| recorder.register_counter(key, &METADATA)).increment(1);
     }
 
     pub(crate) fn burst_size(&self) -> u32 {

@@ -17,7 +17,7 @@ static LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(crate) fn add_headers(decision: &Decision, headers: &mut HeaderMap) {
     let integer = |n: u64| Integer::try_from(n).unwrap_or(Integer::MAX);
     let (mut policies, mut limits) = (ListSerializer::new(), ListSerializer::new());
-    for outcome in &decision.outcomes {
+    for outcome in decision.outcomes() {
         let Ok(name) = StringRef::from_str(&outcome.policy) else { continue };
         let wait = outcome.retry_after.filter(|w| !w.is_zero()).unwrap_or(outcome.full_after);
         policies
@@ -39,7 +39,7 @@ pub(crate) fn add_headers(decision: &Decision, headers: &mut HeaderMap) {
 /// The answer to a denied request.
 pub(crate) fn denial<B: From<Bytes>>(decision: &Decision) -> Response<B> {
     let wait = decision.retry_after();
-    let denied: Vec<_> = decision.outcomes.iter().filter(|o| !o.admitted).map(|o| &*o.policy).collect();
+    let denied: Vec<_> = decision.outcomes().iter().filter(|o| !o.admitted).map(|o| &*o.policy).collect();
     let problem = serde_json::json!({
         "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
         "title": "Too many requests",

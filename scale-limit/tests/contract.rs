@@ -12,7 +12,7 @@ async fn contract(limiter: Limiter) -> Result<()> {
     for left in [2, 1, 0] {
         let decision = limiter.check(&policy, "a").await;
         assert!(decision.admitted);
-        assert_eq!(decision.outcomes[0].remaining, left);
+        assert_eq!(decision.outcomes()[0].remaining, left);
     }
     let denied = limiter.check(&policy, "a").await;
     assert!(!denied.admitted);
@@ -25,13 +25,13 @@ async fn contract(limiter: Limiter) -> Result<()> {
     assert!(limiter.check_all(&[(&wide, "user:1", 1), (&tight, "ip:1", 1)]).await.admitted);
     for _ in 0..20 {
         let decision = limiter.check_all(&[(&wide, "user:1", 1), (&tight, "ip:1", 1)]).await;
-        assert!(!decision.admitted && decision.outcomes[0].admitted && !decision.outcomes[1].admitted);
+        assert!(!decision.admitted && decision.outcomes()[0].admitted && !decision.outcomes()[1].admitted);
     }
-    assert_eq!(limiter.check(&wide, "user:1").await.outcomes[0].remaining, 98);
+    assert_eq!(limiter.check(&wide, "user:1").await.outcomes()[0].remaining, 98);
 
     // Cost, and a cost that can never pass.
     let costly = Policy::per_hour("costly", 10);
-    assert_eq!(limiter.check_all(&[(&costly, "c", 7)]).await.outcomes[0].remaining, 3);
+    assert_eq!(limiter.check_all(&[(&costly, "c", 7)]).await.outcomes()[0].remaining, 3);
     assert!(!limiter.check_all(&[(&costly, "c", 4)]).await.admitted);
     assert!(limiter.check_all(&[(&costly, "c", 3)]).await.admitted);
     assert_eq!(limiter.check_all(&[(&costly, "d", 11)]).await.retry_after(), None);

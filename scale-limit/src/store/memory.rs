@@ -5,7 +5,7 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use hashbrown::HashTable;
@@ -52,6 +52,21 @@ impl Memory {
     pub(crate) fn charge_now(&self, charges: &[Charge<'_>]) -> Vec<Ruling> {
         let now = self.start.elapsed().as_nanos() as u64;
         self.charge_at(now, charges)
+    }
+
+    /// The common case, without an allocation once the key is known.
+    pub(crate) fn charge_one(&self, charge: Charge<'_>) -> Ruling {
+        let now = self.start.elapsed().as_nanos() as u64;
+        let hash = self.hash(charge.policy.name(), charge.key);
+        let mut shard = self.shards[shard_of(hash)].lock();
+        let entry = shard.find_mut(hash, |e| is(e, &charge));
+        let (ruling, tat) = charge.rate().rule(entry.as_ref().map(|e| e.tat), now, charge.cost);
+        match entry {
+            Some(entry) if ruling.admitted => entry.tat = tat,
+            None if ruling.admitted => self.store(&mut shard, hash, &charge, tat, now),
+            _ => {}
+        }
+        ruling
     }
 
     fn charge_at(&self, now: u64, charges: &[Charge<'_>]) -> Vec<Ruling> {
@@ -139,7 +154,7 @@ fn shard_of(hash: u64) -> usize {
 
 #[async_trait]
 impl Store for Memory {
-    async fn charge(&self, charges: &[Charge<'_>]) -> Result<Vec<Ruling>, Error> {
+    async fn charge(&self, charges: &[Charge<'_>], _: Duration) -> Result<Vec<Ruling>, Error> {
         Ok(self.charge_now(charges))
     }
 
@@ -167,6 +182,17 @@ mod tests {
             assert_eq!((rulings[0].admitted, rulings[1].admitted), (true, false));
         }
         assert_eq!(memory.charge_at(0, &[charge(&wide, "a")])[0].remaining, 8, "the denied ones took nothing");
+    }
+
+    #[test]
+    fn one_charge_is_ruled_like_several() {
+        let policy = Policy::per_hour("p", 3);
+        let (one, several) = (Memory::default(), Memory::default());
+        for _ in 0..5 {
+            let ruling = one.charge_one(charge(&policy, "a"));
+            let other = several.charge_now(&[charge(&policy, "a")])[0];
+            assert_eq!((ruling.admitted, ruling.remaining), (other.admitted, other.remaining));
+        }
     }
 
     #[test]

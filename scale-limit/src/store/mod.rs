@@ -1,8 +1,12 @@
 //! Where the theoretical arrival times are kept.
 
+#[cfg(feature = "redis")]
+mod gather;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -30,7 +34,8 @@ impl Charge<'_> {
 /// Rules on several charges at once: all admit, or none is charged. A dry-run policy is charged as it rules and holds back nobody.
 #[async_trait]
 pub(crate) trait Store: Send + Sync + std::fmt::Debug {
-    async fn charge(&self, charges: &[Charge<'_>]) -> Result<Vec<Ruling>, Error>;
+    /// `patience`: who asks will not wait longer.
+    async fn charge(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Vec<Ruling>, Error>;
 
     /// The store itself, if it needs no waiting.
     fn local(&self) -> Option<&Memory> {

@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
-
 #[derive(Parser)]
 #[command(name = "scale-bench", about = "The scale family side by side with its peers")]
 struct Arguments {
