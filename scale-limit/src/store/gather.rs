@@ -1,7 +1,8 @@
 //! Gathers charges that come at the same time into one script call.
 //!
-//! The first goes out at once; those that arrive while it is under way go out together after it. So a lone request pays one round trip,
-//! and under load a call's own cost is shared by many.
+//! The first goes out at once; those that arrive while calls are under way go out together after them. So a lone request pays one round
+//! trip, and under load a call's own cost is shared by many. Two calls may be under way: while the server works on one, the other is made
+//! ready or read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,8 @@ use crate::gcra::Ruling;
 
 /// Requests of one call at most, so that none holds the server up.
 const BATCH: usize = 128;
+/// Calls under way at most.
+const FLIGHTS: usize = 2;
 
 /// The charges of one request, ready to be sent.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ pub(super) struct Group {
     pub(super) terms: Vec<Terms>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Terms {
     /// Microseconds for one unit.
     pub(super) interval: f64,
@@ -41,17 +44,23 @@ pub(super) trait Send: std::marker::Send + Sync + 'static {
 }
 
 type Answer = Result<Vec<Ruling>, Error>;
-type Waiting = Vec<(Group, oneshot::Sender<Answer>)>;
+type Batch = Vec<(Group, oneshot::Sender<Answer>)>;
+
+#[derive(Default)]
+struct State {
+    flights: usize,
+    /// What waits for a flight to end.
+    waiting: Batch,
+}
 
 pub(super) struct Gather<S> {
     sender: S,
-    /// What waits for the call under way; `None` while there is none.
-    waiting: Mutex<Option<Waiting>>,
+    state: Mutex<State>,
 }
 
 impl<S: Send> Gather<S> {
     pub(super) fn new(sender: S) -> Arc<Self> {
-        Arc::new(Self { sender, waiting: Mutex::new(None) })
+        Arc::new(Self { sender, state: Mutex::default() })
     }
 
     pub(super) fn sender(&self) -> &S {
@@ -62,11 +71,11 @@ impl<S: Send> Gather<S> {
     pub(super) async fn rule(self: &Arc<Self>, group: Group, patience: Duration) -> Answer {
         let (sender, answer) = oneshot::channel();
         {
-            let mut waiting = self.waiting.lock();
-            if let Some(others) = &mut *waiting {
-                others.push((group, sender));
+            let mut state = self.state.lock();
+            if state.flights == FLIGHTS {
+                state.waiting.push((group, sender));
             } else {
-                *waiting = Some(Vec::new());
+                state.flights += 1;
                 let this = Arc::clone(self);
                 // A task of its own: who asked may go away, the others still wait.
                 tokio::spawn(async move { this.run(vec![(group, sender)], patience).await });
@@ -75,7 +84,7 @@ impl<S: Send> Gather<S> {
         answer.await.unwrap_or_else(|_| Err(Error::Store("the runtime shuts down".into())))
     }
 
-    async fn run(&self, mut batch: Waiting, patience: Duration) {
+    async fn run(&self, mut batch: Batch, patience: Duration) {
         loop {
             // Who has waited for longer than that is gone.
             batch.retain(|(_, sender)| !sender.is_closed());
@@ -96,13 +105,13 @@ impl<S: Send> Gather<S> {
                     }
                 }
             }
-            let mut waiting = self.waiting.lock();
-            let Some(others) = waiting.as_mut().filter(|others| !others.is_empty()) else {
-                *waiting = None;
+            let mut state = self.state.lock();
+            if state.waiting.is_empty() {
+                state.flights -= 1;
                 return;
-            };
-            let rest = if others.len() > BATCH { others.split_off(BATCH) } else { Vec::new() };
-            batch = std::mem::replace(others, rest);
+            }
+            let rest = if state.waiting.len() > BATCH { state.waiting.split_off(BATCH) } else { Vec::new() };
+            batch = std::mem::replace(&mut state.waiting, rest);
         }
     }
 }

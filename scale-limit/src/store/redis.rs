@@ -2,7 +2,7 @@
 //!
 //! | key | type | holds | expires |
 //! | --- | --- | --- | --- |
-//! | `{app}:limit:{<key>}:<policy>` | string | the theoretical arrival time, µs | when the bucket is full again |
+//! | `{app}:limit:{<key>}:<policy>` | string | the theoretical arrival time, µs since 2025, the eight bytes of a double | when the bucket is full again |
 //!
 //! Charges that come at the same time share a script call. The hash tag is the limited key (an address, a user), so all policies of one
 //! key share a slot. In a Cluster, a call has the charges of one key; those of different keys are ruled on one after the other, and what
@@ -44,12 +44,23 @@ impl std::fmt::Debug for Redis {
 impl Send for Caller {
     async fn send(&self, groups: &[Group]) -> Result<Vec<Vec<Ruling>>, Error> {
         let mut call = self.charge.prepare_invoke();
+        let mut kinds: Vec<Terms> = Vec::new();
+        let mut requests = Vec::with_capacity(groups.len() * 2);
         for group in groups {
-            call.arg(group.terms.len());
+            requests.push(group.terms.len());
             for (key, terms) in group.keys.iter().zip(&group.terms) {
-                call.key(key).arg(terms.interval).arg(terms.burst).arg(terms.cost).arg(u8::from(terms.dry_run));
+                call.key(key);
+                requests.push(kinds.iter().position(|k| k == terms).unwrap_or_else(|| {
+                    kinds.push(*terms);
+                    kinds.len() - 1
+                }));
             }
         }
+        call.arg(kinds.len());
+        for terms in &kinds {
+            call.arg(terms.interval).arg(terms.burst).arg(terms.cost).arg(u8::from(terms.dry_run));
+        }
+        call.arg(requests);
         let reply: Vec<i64> = call.invoke_async(&mut self.server.clone()).await.map_err(|e| Error::Store(Box::new(e)))?;
         if reply.len() != groups.iter().map(|g| g.terms.len() * 3).sum::<usize>() {
             return Err(Error::Store("the script's reply cannot be read".into()));
