@@ -12,23 +12,23 @@
 //!
 //! Integers are little endian. Whatever does not fit is a miss.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 const VERSION: u8 = 1;
 /// Tags of one entry at most.
 pub(crate) const MAX_TAGS: usize = 64;
 
+/// `T` is how a tag's name is held: owned to be written, borrowed when read.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Head {
+pub(crate) struct Head<T> {
     pub(crate) fingerprint: u64,
     pub(crate) fresh_until_us: u64,
     pub(crate) kept_until_us: u64,
     pub(crate) cost: Duration,
-    pub(crate) tags: Vec<(Arc<str>, u64)>,
+    pub(crate) tags: Vec<(T, u64)>,
 }
 
-impl Head {
+impl<T: AsRef<str>> Head<T> {
     pub(crate) fn write(&self, value: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(64 + self.tags.len() * 32 + value.len());
         out.push(VERSION);
@@ -38,6 +38,7 @@ impl Head {
         out.extend_from_slice(&u32::try_from(self.cost.as_micros()).unwrap_or(u32::MAX).to_le_bytes());
         out.push(self.tags.len().min(MAX_TAGS) as u8);
         for (tag, version) in self.tags.iter().take(MAX_TAGS) {
+            let tag = tag.as_ref();
             out.extend_from_slice(&(tag.len() as u16).to_le_bytes());
             out.extend_from_slice(tag.as_bytes());
             out.extend_from_slice(&version.to_le_bytes());
@@ -45,9 +46,11 @@ impl Head {
         out.extend_from_slice(value);
         out
     }
+}
 
+impl<'b> Head<&'b str> {
     /// The head, and the value's bytes.
-    pub(crate) fn read(bytes: &[u8]) -> Option<(Self, &[u8])> {
+    pub(crate) fn read(bytes: &'b [u8]) -> Option<(Self, &'b [u8])> {
         let mut reader = Reader(bytes);
         if reader.take::<1>()? != [VERSION] {
             return None;
@@ -61,7 +64,7 @@ impl Head {
         for _ in 0..count {
             let length = usize::from(u16::from_le_bytes(reader.take()?));
             let name = std::str::from_utf8(reader.slice(length)?).ok()?;
-            tags.push((name.into(), u64::from_le_bytes(reader.take()?)));
+            tags.push((name, u64::from_le_bytes(reader.take()?)));
         }
         Some((Self { fingerprint, fresh_until_us, kept_until_us, cost, tags }, reader.0))
     }
@@ -99,7 +102,7 @@ mod tests {
     proptest! {
         #[test]
         fn comes_back_as_it_was(tags in prop::collection::vec((".{0,20}", any::<u64>()), 0..5), value: Vec<u8>, cost in 0_u32..) {
-            let tags = tags.into_iter().map(|(t, v)| (t.into(), v)).collect();
+            let tags = tags.iter().map(|(t, v)| (t.as_str(), *v)).collect();
             let cost = Duration::from_micros(u64::from(cost));
             let head = Head { fingerprint: 7, fresh_until_us: 1, kept_until_us: 2, cost, tags };
             let bytes = head.write(&value);

@@ -13,6 +13,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
+use foldhash::fast::RandomState;
 use parking_lot::{Mutex, RwLock};
 
 /// Not known: the store must be asked.
@@ -21,8 +22,9 @@ const UNKNOWN: u64 = 0;
 const LOCAL: u64 = 1 << 63;
 
 /// The present version of one tag.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Cell {
+    tag: Arc<str>,
     version: AtomicU64,
     /// Counts invalidations heard of: who comes after one must not join a load from before it.
     bumps: AtomicU32,
@@ -36,7 +38,7 @@ impl Cell {
 
 /// What an entry depends on.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Stamps(Box<[(Arc<str>, Arc<Cell>, u64)]>);
+pub(crate) struct Stamps(Box<[(Arc<Cell>, u64)]>);
 
 /// Whether they still hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +52,7 @@ pub(crate) enum Agreement {
 impl Stamps {
     pub(crate) fn agree(&self) -> Agreement {
         let mut agreement = Agreement::Same;
-        for (_, cell, then) in &self.0 {
+        for (cell, then) in &self.0 {
             match cell.version.load(SeqCst) {
                 UNKNOWN => agreement = Agreement::Unknown,
                 now if now == *then => {}
@@ -62,12 +64,12 @@ impl Stamps {
 
     /// Tags and versions, to be stored; `None` if some version is only known here.
     pub(crate) fn shareable(&self) -> Option<Vec<(Arc<str>, u64)>> {
-        self.0.iter().map(|(tag, _, v)| (v & LOCAL == 0).then(|| (Arc::clone(tag), *v))).collect()
+        self.0.iter().map(|(cell, v)| (v & LOCAL == 0).then(|| (Arc::clone(&cell.tag), *v))).collect()
     }
 
     /// Whether every version is from before `moment`, µs.
     pub(crate) fn precede(&self, moment: u64) -> bool {
-        self.0.iter().all(|(_, _, v)| *v & !LOCAL <= moment)
+        self.0.iter().all(|(_, v)| *v & !LOCAL <= moment)
     }
 
     pub(crate) fn and(self, other: Self) -> Self {
@@ -75,7 +77,7 @@ impl Stamps {
     }
 
     pub(crate) fn tags(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.0.iter().map(|(tag, _, _)| tag)
+        self.0.iter().map(|(cell, _)| &cell.tag)
     }
 }
 
@@ -88,9 +90,9 @@ const FENCES: usize = 1 << 16;
 /// All cells of this process.
 #[derive(Debug)]
 pub(crate) struct Versions {
-    shards: Box<[Mutex<HashMap<Arc<str>, Arc<Cell>>>]>,
+    shards: Box<[Mutex<HashMap<Arc<str>, Arc<Cell>, RandomState>>]>,
     fences: Box<[AtomicU64]>,
-    hasher: foldhash::fast::RandomState,
+    hasher: RandomState,
     /// Changes whenever news may have been missed. Held for reading while an answer of the store is taken in.
     era: RwLock<u64>,
     /// A copy of it for the quick look.
@@ -103,7 +105,7 @@ impl Default for Versions {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             fences: (0..FENCES).map(|_| AtomicU64::new(1)).collect(),
-            hasher: foldhash::fast::RandomState::default(),
+            hasher: RandomState::default(),
             era: RwLock::new(1),
             era_now: AtomicU64::new(1),
             local: AtomicU64::new(1),
@@ -117,7 +119,7 @@ impl Versions {
     }
 
     /// A tag's cell, made if there is none.
-    pub(crate) fn cell(&self, tag: &Arc<str>) -> Arc<Cell> {
+    pub(crate) fn cell(&self, tag: &str) -> Arc<Cell> {
         let mut shard = self.shards[(self.hash(tag) >> 40) as usize % SHARDS].lock();
         if let Some(cell) = shard.get(tag) {
             return Arc::clone(cell);
@@ -129,8 +131,9 @@ impl Versions {
                 cell.bumps.fetch_add(1, SeqCst);
             }
         }
-        let cell = Arc::<Cell>::default();
-        shard.insert(Arc::clone(tag), Arc::clone(&cell));
+        let tag: Arc<str> = tag.into();
+        let cell = Arc::new(Cell { tag: Arc::clone(&tag), version: AtomicU64::new(UNKNOWN), bumps: AtomicU32::new(0) });
+        shard.insert(tag, Arc::clone(&cell));
         cell
     }
 
@@ -140,7 +143,7 @@ impl Versions {
         for tag in tags {
             let cell = self.cell(&tag);
             match cell.version() {
-                Some(version) => stamps.push((tag, cell, version)),
+                Some(version) => stamps.push((cell, version)),
                 None => unknown.push(tag),
             }
         }
@@ -148,8 +151,8 @@ impl Versions {
     }
 
     /// Stamps as they were written down somewhere else.
-    pub(crate) fn stamps_of(&self, written: Vec<(Arc<str>, u64)>) -> Stamps {
-        Stamps(written.into_iter().map(|(tag, version)| (Arc::clone(&tag), self.cell(&tag), version)).collect())
+    pub(crate) fn stamps_of<'t>(&self, written: impl IntoIterator<Item = (&'t str, u64)>) -> Stamps {
+        Stamps(written.into_iter().map(|(tag, version)| (self.cell(tag), version)).collect())
     }
 
     /// Invalidations of these tags heard of so far.

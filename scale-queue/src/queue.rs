@@ -53,7 +53,8 @@ impl Queue {
         Self::new(crate::store::RedisStore::new(redis, app))
     }
 
-    /// Picks the store by its address: `memory:`, or (feature `redis`) any address of `scale-redis`.
+    /// Picks the store by its address: `memory:`; with feature `redis` any address of `scale-redis`; with features `postgres` and `sqlite`
+    /// a database, whose tables are made if they are not there.
     ///
     /// # Errors
     /// [`Error::Address`] for any other; [`Error::Store`] if nobody answers there.
@@ -67,6 +68,8 @@ impl Queue {
                 store.synchronise().await?;
                 Ok(Self::new(store))
             }
+            #[cfg(any(feature = "postgres", feature = "sqlite"))]
+            _ if crate::store::sql::System::of(url).is_some() => Ok(Self::new(crate::store::SqlStore::connect(url).await?)),
             other => {
                 let _ = app;
                 Err(Error::Address(other.chars().take(20).collect()))
@@ -92,6 +95,34 @@ impl Queue {
         let pushed: Vec<_> = ids.into_iter().zip(answers).map(|(id, holder)| verdict(id, holder)).collect();
         count_pushed(J::QUEUE, pushed.iter().filter(|p| p.is_new).count());
         Ok(pushed)
+    }
+
+    /// Stores a job inside a transaction of the application's: it exists if that commits, and only then. If the queue's store is the same
+    /// database, it lies there at once; if it is another one, Redis say, it goes through an outbox, which a
+    /// [`Relay`](crate::store::Relay) empties.
+    ///
+    /// ```no_run
+    /// # use scale_queue::{Job, Queue};
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct SendReceipt { order: i64 }
+    /// # impl Job for SendReceipt { const NAME: &'static str = "send-receipt"; }
+    /// # async fn example(pool: sqlx::PgPool, queue: Queue) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut tx = pool.begin().await?;
+    /// sqlx::query("insert into orders (id) values (7)").execute(&mut *tx).await?;
+    /// queue.push_in(&mut *tx, SendReceipt { order: 7 }).await?;
+    /// tx.commit().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As of [`push`](Self::push); the transaction is then best rolled back. [`Error::Store`] if the tables are not there: they are made
+    /// by [`connect`](Self::connect) to that database, or by the relay.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub async fn push_in<J: Job>(&self, connection: &mut impl crate::store::Enlist, job: J) -> Result<Pushed, Error> {
+        let (id, entry) = self.entry(&job, Duration::ZERO, Duration::from_hours(24))?;
+        let queue = checked(J::QUEUE)?;
+        let is_new = crate::store::sql::enlist(connection, queue, &entry, self.store.enlists()).await?;
+        count_pushed(queue, usize::from(is_new));
+        Ok(Pushed { id, is_new })
     }
 
     /// What a queue holds, and how late it is.

@@ -283,6 +283,20 @@ mod redis {
     }
 }
 
+#[cfg(feature = "sqlite")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    contract(&Queue::connect(&format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display()), "test").await?).await
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres() -> Result<()> {
+    let server = testkit::Postgres::start(0).await?;
+    contract(&Queue::connect(&server.node(0).url(), "test").await?).await
+}
+
 #[tokio::test]
 async fn bad_input_is_named() {
     let queue = Queue::memory();

@@ -5,11 +5,12 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
+use quanta::Clock;
 
 use super::{Charge, Store, is_charged};
 use crate::error::Error;
@@ -35,28 +36,37 @@ type Shard = HashTable<Entry>;
 pub(crate) struct Memory {
     shards: Box<[Mutex<Shard>]>,
     hasher: foldhash::fast::RandomState,
-    start: Instant,
+    /// The processor's counter where it can be trusted: half the price of asking the kernel.
+    clock: Clock,
+    start: u64,
 }
 
 impl Default for Memory {
     fn default() -> Self {
+        let clock = Clock::new();
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: foldhash::fast::RandomState::default(),
-            start: Instant::now(),
+            start: clock.raw(),
+            clock,
         }
     }
 }
 
 impl Memory {
     pub(crate) fn charge_now(&self, charges: &[Charge<'_>]) -> Vec<Ruling> {
-        let now = self.start.elapsed().as_nanos() as u64;
+        let now = self.now();
         self.charge_at(now, charges)
+    }
+
+    /// Nanoseconds since the start.
+    fn now(&self) -> u64 {
+        self.clock.delta_as_nanos(self.start, self.clock.raw())
     }
 
     /// The common case, without an allocation once the key is known.
     pub(crate) fn charge_one(&self, charge: Charge<'_>) -> Ruling {
-        let now = self.start.elapsed().as_nanos() as u64;
+        let now = self.now();
         let hash = self.hash(charge.policy.name(), charge.key);
         let mut shard = self.shards[shard_of(hash)].lock();
         let entry = shard.find_mut(hash, |e| is(e, &charge));

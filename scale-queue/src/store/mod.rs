@@ -12,6 +12,8 @@
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) mod sql;
 
 use std::time::Duration;
 
@@ -21,6 +23,8 @@ use futures_util::stream::BoxStream;
 pub use self::memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use self::sql::{Enlist, Relay, SqlStore};
 use crate::error::Error;
 
 /// A worker's identity, drawn at its start: two workers never share one, whatever their names.
@@ -194,4 +198,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
 
     /// The store's clock: ms since 1970.
     fn now_ms(&self) -> u64;
+
+    /// Whether jobs can be pushed straight into it through a connection to the application's database, which must be the same.
+    fn enlists(&self) -> bool {
+        false
+    }
 }

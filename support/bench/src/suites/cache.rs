@@ -23,19 +23,19 @@ const KEYS: usize = 1_000;
 /// Requests under way at once.
 const TASKS: usize = 64;
 
-fn value() -> Vec<u8> {
-    vec![7; 100]
+fn value() -> String {
+    "seven and ".repeat(10)
 }
 
-async fn filled(cache: &Cache, name: &str) -> Result<Space<Vec<u8>>> {
-    let space = cache.space::<Vec<u8>>(name).ttl(Duration::from_hours(1));
+async fn filled(cache: &Cache, name: &str) -> Result<Space<String>> {
+    let space = cache.space::<String>(name).ttl(Duration::from_hours(1));
     for n in 0..KEYS {
         space.get_or_load(n, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
     }
     Ok(space)
 }
 
-async fn l1_hit(space: &Space<Vec<u8>>, count: usize) -> Result<f64> {
+async fn l1_hit(space: &Space<String>, count: usize) -> Result<f64> {
     let start = Instant::now();
     for n in 0..count {
         let value = space.get_or_load(n % KEYS, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
@@ -44,7 +44,7 @@ async fn l1_hit(space: &Space<Vec<u8>>, count: usize) -> Result<f64> {
     Ok(start.elapsed().as_nanos() as f64 / count as f64)
 }
 
-fn moka_hit(cache: &moka::sync::Cache<String, Arc<Vec<u8>>>, count: usize) -> f64 {
+fn moka_hit(cache: &moka::sync::Cache<String, Arc<String>>, count: usize) -> f64 {
     use std::fmt::Write;
     let start = Instant::now();
     let mut key = String::new();
@@ -84,7 +84,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let mut report = Report::new("cache");
     let local = Cache::memory();
     let space = filled(&local, "l1").await?;
-    let moka: moka::sync::Cache<String, Arc<Vec<u8>>> = moka::sync::Cache::new(1_000_000);
+    let moka: moka::sync::Cache<String, Arc<String>> = moka::sync::Cache::new(1_000_000);
     for n in 0..KEYS {
         moka.insert(format!("l1:{n}"), Arc::new(value()));
     }
@@ -100,7 +100,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     // A first level too small for anything: every hit is one of the second.
     let shared = Cache::builder(&server.url()).max_bytes(0).connect("bench").await?;
     let plain = filled(&shared, "plain").await?;
-    let tagged = shared.space::<Vec<u8>>("tagged").options(Options::ttl(Duration::from_hours(1)).tags(["a", "b", "c"]));
+    let tagged = shared.space::<String>("tagged").options(Options::ttl(Duration::from_hours(1)).tags(["a", "b", "c"]));
     for n in 0..KEYS {
         tagged.get_or_load(n, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
     }
@@ -110,7 +110,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         redis.clone().set::<_, _, ()>(format!("bare:{n}"), &bytes).await?;
     }
     let count = 100_000 * effort.scale;
-    let through = |space: &Space<Vec<u8>>| {
+    let through = |space: &Space<String>| {
         let space = space.clone();
         move || {
             let space = space.clone();

@@ -1,0 +1,62 @@
+//! Workers of this process that wait for something to do.
+
+use std::collections::HashMap;
+
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::store::{Wake, WorkerId};
+
+#[derive(Debug, Default)]
+pub(super) struct Sleepers(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// By queue; the last to fall asleep is woken first.
+    asleep: HashMap<String, Vec<WorkerId>>,
+    ears: HashMap<WorkerId, mpsc::UnboundedSender<Wake>>,
+}
+
+impl Sleepers {
+    pub(super) fn listen(&self, worker: &WorkerId) -> BoxStream<'static, Wake> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.0.lock().ears.insert(worker.clone(), sender);
+        stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|wake| (wake, receiver)) }).boxed()
+    }
+
+    pub(super) fn sleep(&self, queue: &str, worker: &WorkerId) {
+        let mut inner = self.0.lock();
+        let asleep = inner.asleep.entry(queue.to_owned()).or_default();
+        asleep.retain(|w| w != worker);
+        asleep.push(worker.clone());
+    }
+
+    pub(super) fn rise(&self, queue: &str, worker: &WorkerId) {
+        if let Some(asleep) = self.0.lock().asleep.get_mut(queue) {
+            asleep.retain(|w| w != worker);
+        }
+    }
+
+    pub(super) fn wake(&self, queue: &str, mut count: usize) {
+        let Inner { asleep, ears } = &mut *self.0.lock();
+        while count > 0
+            && let Some(worker) = asleep.get_mut(queue).and_then(Vec::pop)
+        {
+            if ears.get(&worker).is_some_and(|ear| ear.send(Wake::Queue(queue.to_owned())).is_ok()) {
+                count -= 1;
+            } else {
+                ears.remove(&worker);
+            }
+        }
+    }
+
+    /// News may have been missed.
+    #[cfg(feature = "postgres")]
+    pub(super) fn wake_all(&self) {
+        let mut inner = self.0.lock();
+        inner.asleep.clear();
+        inner.ears.retain(|_, ear| ear.send(Wake::Unsure).is_ok());
+    }
+}
