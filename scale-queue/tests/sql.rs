@@ -63,8 +63,15 @@ async fn an_outbox_brings_jobs_to_redis_once() -> Result<()> {
     let (server, redis) = tokio::try_join!(Postgres::start(0), Redis::start())?;
     let url = server.node(0).url();
     let queue = Queue::connect(&redis.url(), "test").await?;
-    let relay = Relay::connect(&url, &queue).await?;
+    let relay = Relay::new(&queue);
     let pool = PgPool::connect(&url).await?;
+    Relay::migrate(&mut *pool.acquire().await?).await?;
+    let step = async || -> Result<usize> {
+        let mut tx = pool.begin().await?;
+        let moved = relay.step(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(moved)
+    };
     for n in 0..1_200 {
         let mut tx = pool.begin().await?;
         queue.push_in(&mut *tx, Note { n }).await?;
@@ -74,14 +81,14 @@ async fn an_outbox_brings_jobs_to_redis_once() -> Result<()> {
     // A relay that dies after the push and before its commit: the rows are still there, and are pushed again.
     sqlx::query("create table again as select * from scale_queue_outbox").execute(&pool).await?;
     let mut moved = 0;
-    while let step @ 1.. = relay.step().await? {
-        moved += step;
+    while let count @ 1.. = step().await? {
+        moved += count;
     }
     assert_eq!(moved, 800);
     let columns = "id, queue, delay_ms, unique_key, unique_ms, body";
     let again = format!("insert into scale_queue_outbox ({columns}) select {columns} from again");
     sqlx::query(sqlx::AssertSqlSafe(again)).execute(&pool).await?;
-    while relay.step().await? > 0 {}
+    while step().await? > 0 {}
     assert_eq!(queue.stats("notes").await?.waiting, 800, "the store knew them");
 
     let log = Log::default();

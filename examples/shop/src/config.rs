@@ -23,7 +23,7 @@ pub(crate) struct Config {
     pub(crate) limit: Limit,
 }
 
-/// Where jobs are, and how they are worked off.
+/// Where jobs are, and how they are worked off. In the shop's own database, or in Redis: then they go there through an outbox.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Queue {
@@ -53,13 +53,16 @@ pub(crate) struct Limit {
     pub(crate) login: scale_limit::Policy,
 }
 
+/// The laptop's file, for rows and jobs.
+const DATABASE: &str = "sqlite://shop.db?mode=rwc";
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             plain_http: false,
             clients: scale_limit::client::ClientIp::direct(),
-            database: scale_db::Config::new("sqlite://shop.db?mode=rwc"),
+            database: scale_db::Config::new(DATABASE),
             cache: scale_cache::Config::new("memory:"),
             queue: Queue::default(),
             session: Session::default(),

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use scale_queue::store::Relay;
 use scale_queue::{Context, Discard, Job, Worker};
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +34,7 @@ impl Job for SendReceipt {
 
 /// Works until told to stop.
 pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = ()>) -> Result<()> {
-    let (queue, mail_takes) = (app.queue.clone(), config.queue.mail_takes);
-    let sweeper = tokio::spawn(sweep(app.clone()));
+    let (db, queue, mail_takes) = (app.db.clone(), app.queue.clone(), config.queue.mail_takes);
     let worker = Worker::new(&queue)
         .name("shop")
         .queues(QUEUES)
@@ -42,9 +42,20 @@ pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = (
         .lease(config.queue.lease)
         .handle(move |job: SendReceipt, context: Context| send_receipt(app.clone(), job, context, mail_takes));
     tracing::info!("working on the queues {QUEUES:?}");
-    let ended = worker.run(stop).await;
-    sweeper.abort();
-    Ok(ended?)
+    if config.queue.url.starts_with("redis") {
+        // Jobs pushed with an order lie in the database until somebody brings them over.
+        let (done, worked) = tokio::sync::oneshot::channel::<()>();
+        let relay = Relay::new(&queue).run(|| db.begin(), async {
+            let _ = worked.await;
+        });
+        let work = async {
+            let ended = worker.run(stop).await;
+            drop(done);
+            ended
+        };
+        return Ok(tokio::join!(work, relay).0?);
+    }
+    Ok(worker.run(stop).await?)
 }
 
 async fn send_receipt(app: App, job: SendReceipt, context: Context, mail_takes: Duration) -> Result<()> {
@@ -66,22 +77,4 @@ async fn send_receipt(app: App, job: SendReceipt, context: Context, mail_takes: 
     orders::save_receipt(&app.db, order.id, &body, context.attempt).await?;
     tracing::info!(order = order.id, attempt = context.attempt, "the receipt is sent");
     Ok(())
-}
-
-/// Finds orders whose process died before it could push the job. The job is unique, so one too many does no harm.
-async fn sweep(app: App) {
-    let mut round = tokio::time::interval(Duration::from_mins(1));
-    loop {
-        round.tick().await;
-        match orders::without_receipt(&app.db, 60_000).await {
-            Ok(late) => {
-                for order in late {
-                    if let Err(error) = app.queue.push(SendReceipt { order }).await {
-                        tracing::warn!(%error, order, "could not push a late receipt");
-                    }
-                }
-            }
-            Err(error) => tracing::warn!(%error, "could not look for late receipts"),
-        }
-    }
 }

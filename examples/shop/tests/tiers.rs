@@ -15,10 +15,9 @@ const NO_LIMIT: &str = "[limit]\nsite = { name = \"site\", quota = 1000000, per 
 fn laptop(folder: &Path) -> Result<String> {
     let config = folder.join("laptop.toml");
     let database = folder.join("shop.db");
-    let text = format!(
-        "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = \"sqlite://{}?mode=rwc\"\n{NO_LIMIT}",
-        database.display()
-    );
+    let url = format!("sqlite://{}?mode=rwc", database.display());
+    let text =
+        format!("listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n{NO_LIMIT}");
     std::fs::write(&config, text)?;
     Ok(config.display().to_string())
 }
@@ -115,8 +114,9 @@ async fn a_wrong_configuration_ends_at_once_with_one_line() -> Result<()> {
         ("[limit]\nlogin = { name = \"login\", quota = 0, per = \"1m\" }", "quota of 0"),
     ] {
         let config = folder.path().join("wrong.toml");
-        let memory = "[database]\nurl = \"sqlite::memory:\"\n";
-        std::fs::write(&config, if text.contains("[database]") { text.to_owned() } else { format!("{text}\n{memory}") })?;
+        let memory = ["[database]\nurl = \"sqlite::memory:\"\n", "[queue]\nurl = \"memory:\"\n"];
+        let rest: Vec<_> = memory.into_iter().filter(|part| !text.contains(&part[..7])).collect();
+        std::fs::write(&config, format!("{text}\n{}", rest.concat()))?;
         let (process, log) = start(folder.path(), &["--config", &config.display().to_string(), "serve"])?;
         eventually("it to end", async || (!process.is_running()).then_some(())).await?;
         let said = std::fs::read_to_string(log)?;

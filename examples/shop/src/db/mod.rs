@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use scale_db::Dialect;
+use scale_queue::store::Relay;
 
 use crate::app::Database;
 
@@ -20,7 +21,7 @@ pub(crate) async fn migrate(db: &Database) -> Result<()> {
         Dialect::MySql => bail!("the shop has no tables for MySQL"),
     };
     sqlx::raw_sql(tables).execute(db).await.context("making the tables")?;
-    Ok(())
+    Relay::migrate(&mut *db.acquire().await?).await.context("making the outbox")
 }
 
 /// Milliseconds since 1970, as all times are stored.

@@ -4,7 +4,8 @@ use anyhow::Result;
 use sqlx::{Any, FromRow, Transaction};
 
 use super::now_ms;
-use crate::app::Database;
+use crate::app::{App, Database};
+use crate::jobs::SendReceipt;
 
 #[derive(Debug, FromRow)]
 pub(crate) struct Order {
@@ -36,8 +37,9 @@ pub(crate) enum Placed {
     SoldOut(String),
 }
 
-/// All or nothing: stock, order and items, in one short transaction. `token` is the form's: sent twice, it is one order.
-pub(crate) async fn place(db: &Database, token: &str, account: &str, email: &str, items: &[Item]) -> Result<Placed> {
+/// All or nothing: stock, order, items, and the job that sends the receipt, in one short transaction. `token` is the form's: sent twice, it is one order.
+pub(crate) async fn place(app: &App, token: &str, account: &str, email: &str, items: &[Item]) -> Result<Placed> {
+    let db = &app.db;
     if let Some(id) = by_token(db, token).await? {
         return Ok(Placed::Order(id));
     }
@@ -71,6 +73,7 @@ pub(crate) async fn place(db: &Database, token: &str, account: &str, email: &str
             return Ok(Placed::SoldOut(item.name.clone()));
         }
     }
+    app.queue.push_in(&mut *tx, SendReceipt { order: id }).await?;
     tx.commit().await?;
     Ok(Placed::Order(id))
 }
@@ -137,15 +140,4 @@ pub(crate) async fn save_receipt(db: &Database, id: i64, body: &str, attempt: u1
         .execute(db)
         .await
         .map(drop)
-}
-
-/// Orders whose receipt should be there by now: their process died between the order and the push of the job.
-pub(crate) async fn without_receipt(db: &Database, older_than_ms: i64) -> Result<Vec<i64>, sqlx::Error> {
-    sqlx::query_scalar(
-        "select o.id from orders o left join receipts r on r.order_id = o.id \
-         where r.order_id is null and o.placed_ms < $1 order by o.id limit 100",
-    )
-    .bind(now_ms() - older_than_ms)
-    .fetch_all(db)
-    .await
 }

@@ -10,7 +10,6 @@ use serde::Deserialize;
 use super::{CART, ORDERS, Page, cart, problem, user};
 use crate::app::App;
 use crate::db::orders::{self, Placed};
-use crate::jobs::SendReceipt;
 
 #[derive(Deserialize)]
 pub(crate) struct Checkout {
@@ -31,15 +30,11 @@ pub(crate) async fn place(State(app): State<App>, session: Session, Form(form): 
         return Ok(Redirect::to("/cart").into_response());
     }
     let account = user(&session).await?.map(|user| user.email).unwrap_or_default();
-    match orders::place(&app.db, &form.token.to_string(), &account, email, &items).await? {
+    match orders::place(&app, &form.token.to_string(), &account, email, &items).await? {
         Placed::SoldOut(name) => {
             Ok((StatusCode::CONFLICT, problem(&format!("There is not enough of “{name}” any more."))).into_response())
         }
         Placed::Order(id) => {
-            // Should this fail, the sweep of the workers finds the order.
-            if let Err(error) = app.queue.push(SendReceipt { order: id }).await {
-                tracing::warn!(%error, order = id, "the receipt will be late");
-            }
             session
                 .update(ORDERS, |known: Option<Vec<i64>>| {
                     let mut known = known.unwrap_or_default();

@@ -4,14 +4,14 @@
 //! into the queue's store. A relay that dies between the two moves it again: the store drops the second one by the job's id.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyPool, Row};
+use sqlx::{AssertSqlSafe, Database, Row, Transaction};
 
 use super::texts::{System, Texts};
-use super::{SqlStore, failed, hex, millis};
+use super::{failed, hex, millis};
 use crate::envelope::tag_of;
 use crate::error::Error;
 use crate::queue::Queue;
@@ -31,7 +31,19 @@ pub trait Enlist: sealed::Sealed + Send {
 
     /// Runs one insert.
     #[doc(hidden)]
-    async fn insert(&mut self, sql: std::sync::Arc<str>, row: Row6) -> Result<u64, sqlx::Error>;
+    async fn insert(&mut self, sql: Arc<str>, row: Row6) -> Result<u64, sqlx::Error>;
+
+    /// Rows of the outbox, their numbers first.
+    #[doc(hidden)]
+    async fn take(&mut self, sql: Arc<str>, limit: i64) -> Result<Vec<(i64, Row6)>, sqlx::Error>;
+
+    /// Removes a row of the outbox.
+    #[doc(hidden)]
+    async fn remove(&mut self, sql: Arc<str>, number: i64) -> Result<(), sqlx::Error>;
+
+    /// Runs statements that answer nothing.
+    #[doc(hidden)]
+    async fn tell(&mut self, sql: Arc<str>) -> Result<(), sqlx::Error>;
 }
 
 /// What both inserts take: id, queue, delay, unique key, its life, body.
@@ -59,10 +71,28 @@ macro_rules! enlist {
                 notify.execute(self).await.map(drop)
             }
 
-            async fn insert(&mut self, sql: std::sync::Arc<str>, row: Row6) -> Result<u64, sqlx::Error> {
-                let insert = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(row.0).bind(row.1).bind(row.2);
+            async fn insert(&mut self, sql: Arc<str>, row: Row6) -> Result<u64, sqlx::Error> {
+                let insert = sqlx::query(AssertSqlSafe(sql)).bind(row.0).bind(row.1).bind(row.2);
                 let insert = insert.bind(row.3).bind(row.4).bind(row.5);
                 Ok(insert.execute(self).await?.rows_affected())
+            }
+
+            async fn take(&mut self, sql: Arc<str>, limit: i64) -> Result<Vec<(i64, Row6)>, sqlx::Error> {
+                let rows = sqlx::query(AssertSqlSafe(sql)).bind(limit).fetch_all(self).await?;
+                let read = |row: &<<$connection as sqlx::Connection>::Database as sqlx::Database>::Row| {
+                    let body =
+                        (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+                    Ok((row.try_get(0)?, body))
+                };
+                rows.iter().map(read).collect()
+            }
+
+            async fn remove(&mut self, sql: Arc<str>, number: i64) -> Result<(), sqlx::Error> {
+                sqlx::query(AssertSqlSafe(sql)).bind(number).execute(self).await.map(drop)
+            }
+
+            async fn tell(&mut self, sql: Arc<str>) -> Result<(), sqlx::Error> {
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(self).await.map(drop)
             }
         }
     };
@@ -82,8 +112,7 @@ enlist!(sqlx::AnyConnection, |connection| match connection.backend_name() {
 
 /// Writes an entry through a connection of the application's.
 pub(crate) async fn enlist(connection: &mut impl Enlist, queue: &str, entry: &Entry, direct: bool) -> Result<bool, Error> {
-    let system = connection.system().ok_or_else(|| Error::Address("a connection of another database system".into()))?;
-    let texts = Texts::new(system);
+    let (system, texts) = texts_of(connection)?;
     let row = (
         hex(tag_of(&entry.bytes)),
         queue.to_owned(),
@@ -101,20 +130,23 @@ pub(crate) async fn enlist(connection: &mut impl Enlist, queue: &str, entry: &En
     Ok(stored)
 }
 
+fn texts_of(connection: &impl Enlist) -> Result<(System, Texts), Error> {
+    let system = connection.system().ok_or_else(|| Error::Address("a connection of another database system".into()))?;
+    Ok((system, Texts::new(system)))
+}
+
 /// Moves jobs from a database's outbox into a queue whose store is elsewhere, Redis as a rule. Any number may run.
 ///
 /// ```no_run
-/// # async fn example(stopped: impl Future<Output = ()>) -> Result<(), scale_queue::Error> {
+/// # async fn example(pool: sqlx::PgPool, stopped: impl Future<Output = ()>) -> Result<(), scale_queue::Error> {
 /// use scale_queue::{Queue, store::Relay};
 ///
 /// let queue = Queue::connect("redis://127.0.0.1", "shop").await?;
-/// Relay::connect("postgres://primary/shop", &queue).await?.run(stopped).await;
+/// Relay::new(&queue).run(|| pool.begin(), stopped).await;
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Relay {
-    pool: AnyPool,
-    texts: Texts,
     queue: Queue,
 }
 
@@ -126,22 +158,33 @@ const REMEMBERED: Duration = Duration::from_hours(1);
 const LOOK: Duration = Duration::from_millis(200);
 
 impl Relay {
-    /// Connects to the database, and makes its outbox if it is not there.
-    pub async fn connect(url: &str, queue: &Queue) -> Result<Self, Error> {
-        // The same tables as those of a store there.
-        let store = SqlStore::connect(url).await?;
-        let system = store.system;
-        store.pool.close().await;
-        let pool = AnyPoolOptions::new().max_connections(1).connect_lazy(url);
-        let pool = pool.map_err(|_| Error::Address("a database address that cannot be read".into()))?;
-        Ok(Self { pool, texts: Texts::new(system), queue: queue.clone() })
+    /// Into this queue.
+    pub fn new(queue: &Queue) -> Self {
+        Self { queue: queue.clone() }
     }
 
-    /// Moves until `stop` ends. Errors of either side are waited out.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
+    /// Makes the outbox, if it is not there. Run it where the application makes its own tables.
+    pub async fn migrate(connection: &mut impl Enlist) -> Result<(), Error> {
+        let (_, texts) = texts_of(connection)?;
+        connection.tell(texts.tables.text()).await.map_err(failed)
+    }
+
+    /// Moves until `stop` ends; `begin` begins a transaction. Errors of either side are waited out.
+    pub async fn run<DB, F>(self, begin: impl Fn() -> F, stop: impl Future<Output = ()>)
+    where
+        DB: Database,
+        DB::Connection: Enlist,
+        F: Future<Output = Result<Transaction<'static, DB>, sqlx::Error>>,
+    {
+        let step = async || {
+            let mut tx = begin().await.map_err(failed)?;
+            let moved = self.step(&mut *tx).await?;
+            tx.commit().await.map_err(failed)?;
+            Ok::<_, Error>(moved)
+        };
         let work = async {
             loop {
-                match self.step().await {
+                match step().await {
                     Ok(0) => tokio::time::sleep(LOOK.mul_f64(0.75 + fastrand::f64() / 2.0)).await,
                     Ok(moved) => metrics::counter!("scale_queue_relayed_total").increment(moved as u64),
                     Err(error) => {
@@ -157,24 +200,18 @@ impl Relay {
         }
     }
 
-    /// One batch; returns how many were moved.
-    pub async fn step(&self) -> Result<usize, Error> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
-        let rows = self.texts.outbox_take.query().bind(BATCH).fetch_all(&mut *tx).await.map_err(failed)?;
-        for row in &rows {
-            let (seq, id): (i64, String) = row.try_get(0).and_then(|seq| Ok((seq, row.try_get(1)?))).map_err(failed)?;
-            let queue: String = row.try_get(2).map_err(failed)?;
-            let delay: i64 = row.try_get(3).map_err(failed)?;
-            let key: Option<String> = row.try_get(4).map_err(failed)?;
-            let life: i64 = row.try_get(5).map_err(failed)?;
-            let bytes: Vec<u8> = row.try_get(6).map_err(failed)?;
+    /// Moves one batch inside a transaction, which the caller commits; returns how many.
+    pub async fn step(&self, connection: &mut impl Enlist) -> Result<usize, Error> {
+        let (_, texts) = texts_of(connection)?;
+        let rows = connection.take(texts.outbox_take.text(), BATCH).await.map_err(failed)?;
+        let count = rows.len();
+        for (number, (id, queue, delay, key, life, bytes)) in rows {
             let time = |ms: i64| Duration::from_millis(ms.max(0) as u64);
             let unique = key.map_or_else(|| (format!("once:{id}"), REMEMBERED), |key| (key, time(life)));
             let entry = Entry { bytes, delay: time(delay), unique: Some(unique) };
             self.queue.store().push(&queue, &[entry]).await?;
-            self.texts.outbox_drop.query().bind(seq).execute(&mut *tx).await.map_err(failed)?;
+            connection.remove(texts.outbox_drop.text(), number).await.map_err(failed)?;
         }
-        tx.commit().await.map_err(failed)?;
-        Ok(rows.len())
+        Ok(count)
     }
 }
