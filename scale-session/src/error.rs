@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum Error {
     /// The address names no store that is compiled in.
-    #[error("`{0}` is no store for sessions; use `memory:` or, with the feature `redis`, a Redis address")]
+    #[error("`{0}` is no store for sessions; use `memory:` or, with its feature, a Redis, Postgres or SQLite address")]
     Address(String),
     /// The store did not answer or refused.
     #[error("the session store: {0}")]

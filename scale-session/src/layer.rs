@@ -46,7 +46,8 @@ impl SessionLayer {
         Self::new(crate::store::RedisStore::new(redis, app), config)
     }
 
-    /// Picks the store by its address: `memory:`, or (feature `redis`) any address of `scale-redis`.
+    /// Picks the store by its address: `memory:`; with feature `redis` any address of `scale-redis`; with features `postgres` and `sqlite`
+    /// a database, whose tables are made if they are not there.
     ///
     /// # Errors
     /// [`Error::Address`] for any other; [`Error::Store`] if nobody answers there.
@@ -57,6 +58,10 @@ impl SessionLayer {
             scheme if scheme.starts_with("redis") => {
                 let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Store(Box::new(e)))?;
                 Ok(Self::redis(redis, app, config))
+            }
+            #[cfg(any(feature = "postgres", feature = "sqlite"))]
+            _ if crate::store::sql::System::of(url).is_some() => {
+                Ok(Self::new(crate::store::SqlStore::connect(url).await?, config))
             }
             other => {
                 let _ = app;

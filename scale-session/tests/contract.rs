@@ -232,6 +232,39 @@ async fn memory() -> Result<()> {
     contract(SessionLayer::memory(Config::default())).await
 }
 
+#[cfg(feature = "sqlite")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let url = format!("sqlite://{}/sessions.db?mode=rwc", folder.path().display());
+    contract(SessionLayer::connect(&url, "test", Config::default()).await?).await?;
+    sql_sessions_expire(&url).await
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres() -> Result<()> {
+    let server = testkit::Postgres::start(0).await?;
+    let url = server.node(0).url();
+    contract(SessionLayer::connect(&url, "test", Config::default()).await?).await?;
+    sql_sessions_expire(&url).await
+}
+
+/// An end however much they are used, and a second process that sees the same sessions.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+async fn sql_sessions_expire(url: &str) -> Result<()> {
+    let short = Config::default().absolute_timeout(Duration::from_secs(2));
+    let (one, other) =
+        (SessionLayer::connect(url, "test", short.clone()).await?, SessionLayer::connect(url, "test", short).await?);
+    let cookie = login(&one).await;
+    assert_eq!(send(&other, Some(&cookie), get("user")).await.1, "ann");
+    testkit::eventually("the session to expire", async || {
+        (send(&other, Some(&cookie), get("user")).await.1 == "none").then_some(())
+    })
+    .await?;
+    Ok(())
+}
+
 #[cfg(feature = "redis")]
 mod redis {
     use super::*;

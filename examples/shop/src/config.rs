@@ -53,7 +53,7 @@ pub(crate) struct Limit {
     pub(crate) login: scale_limit::Policy,
 }
 
-/// The laptop's file, for rows and jobs.
+/// The laptop's file, for rows, jobs and sessions.
 const DATABASE: &str = "sqlite://shop.db?mode=rwc";
 
 impl Default for Config {
@@ -79,7 +79,7 @@ impl Default for Queue {
 
 impl Default for Session {
     fn default() -> Self {
-        Self { url: "memory:".into(), settings: scale_session::Config::default() }
+        Self { url: DATABASE.into(), settings: scale_session::Config::default() }
     }
 }
 

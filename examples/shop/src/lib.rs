@@ -27,7 +27,7 @@ use tracing_subscriber::EnvFilter;
 use crate::app::App;
 use crate::config::Config;
 
-/// Without a command: web pages and jobs in one process, on SQLite and in memory, migrated and seeded.
+/// Without a command: web pages and jobs in one process, on an SQLite file, migrated and seeded.
 #[derive(Parser)]
 #[command(name = "shop", version, about = "A small shop: one binary for a laptop and for a fleet")]
 struct Arguments {

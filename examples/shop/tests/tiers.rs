@@ -16,8 +16,9 @@ fn laptop(folder: &Path) -> Result<String> {
     let config = folder.join("laptop.toml");
     let database = folder.join("shop.db");
     let url = format!("sqlite://{}?mode=rwc", database.display());
-    let text =
-        format!("listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n{NO_LIMIT}");
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n[session]\nurl = {url:?}\n{NO_LIMIT}"
+    );
     std::fs::write(&config, text)?;
     Ok(config.display().to_string())
 }
@@ -52,6 +53,8 @@ async fn on_a_laptop() -> Result<()> {
     let order = journey(&mut ann, &[&base], 200).await?;
     shop.close().await?;
     let shop = Shop::open(folder.path(), &["--config", &config]).await?;
+    // Still logged in, and in another browser after logging in there.
+    assert!(ann.get(&shop.base, "/orders").await?.body.contains("Ann · log out"));
     let mut ann = Visitor::new();
     ann.post(&shop.base, "/login", &form).await?;
     assert!(ann.get(&shop.base, "/orders").await?.body.contains(&order));
@@ -114,7 +117,8 @@ async fn a_wrong_configuration_ends_at_once_with_one_line() -> Result<()> {
         ("[limit]\nlogin = { name = \"login\", quota = 0, per = \"1m\" }", "quota of 0"),
     ] {
         let config = folder.path().join("wrong.toml");
-        let memory = ["[database]\nurl = \"sqlite::memory:\"\n", "[queue]\nurl = \"memory:\"\n"];
+        let memory =
+            ["[database]\nurl = \"sqlite::memory:\"\n", "[queue]\nurl = \"memory:\"\n", "[session]\nurl = \"memory:\"\n"];
         let rest: Vec<_> = memory.into_iter().filter(|part| !text.contains(&part[..7])).collect();
         std::fs::write(&config, format!("{text}\n{}", rest.concat()))?;
         let (process, log) = start(folder.path(), &["--config", &config.display().to_string(), "serve"])?;

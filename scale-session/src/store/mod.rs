@@ -3,6 +3,8 @@
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) mod sql;
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -12,6 +14,8 @@ use async_trait::async_trait;
 pub use self::memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use self::sql::SqlStore;
 pub use crate::changes::Changes;
 use crate::error::Error;
 pub use crate::id::Handle;

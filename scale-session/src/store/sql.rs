@@ -1,0 +1,288 @@
+//! Sessions in tables of a PostgreSQL or SQLite database.
+//!
+//! | table | holds |
+//! | --- | --- |
+//! | `scale_sessions` | a row for each session: when it was renewed, when it expires, when it ends, where it has moved |
+//! | `scale_session_fields` | a row for each field |
+//!
+//! The session's row is the lock: every write takes it first. Times are the database's clock, ms since 1970. What has expired is removed
+//! by the way, a hundred rows at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Row, SqlSafeStr, Transaction};
+
+use super::{Changes, Handle, Lifetime, Record, Saved, Store, Swapped};
+use crate::error::Error;
+
+/// One in so many new sessions sweeps.
+const SWEEP: u32 = 50;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum System {
+    #[cfg(feature = "postgres")]
+    Postgres,
+    #[cfg(feature = "sqlite")]
+    Sqlite,
+}
+
+impl System {
+    pub(crate) fn of(url: &str) -> Option<Self> {
+        match url.split(':').next()? {
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => Some(Self::Postgres),
+            #[cfg(feature = "sqlite")]
+            "sqlite" => Some(Self::Sqlite),
+            _ => None,
+        }
+    }
+
+    /// Words in braces as this system says them.
+    fn say(self, text: &str) -> Arc<str> {
+        let words = match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres => [
+                ("{now}", "(extract(epoch from clock_timestamp()) * 1000)::bigint"),
+                ("{bytes}", "bytea"),
+                ("{least}", "least"),
+                ("{lock}", "for update"),
+            ],
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite => [
+                ("{now}", "cast(unixepoch('subsec') * 1000 as integer)"),
+                ("{bytes}", "blob"),
+                ("{least}", "min"),
+                ("{lock}", ""),
+            ],
+        };
+        words.iter().fold(text.to_owned(), |text, (word, own)| text.replace(word, own)).into()
+    }
+}
+
+macro_rules! statements {
+    ($($name:ident = $text:expr;)*) => {
+        #[derive(Debug)]
+        struct Texts { $($name: Arc<str>,)* }
+
+        impl Texts {
+            fn new(system: System) -> Self {
+                Self { $($name: system.say($text),)* }
+            }
+        }
+    };
+}
+
+statements! {
+    tables = "
+        create table if not exists scale_sessions (
+            handle text primary key,
+            renewed_ms bigint not null,
+            expires_ms bigint not null,
+            ends_ms bigint not null,
+            moved_to text
+        );
+        create index if not exists scale_sessions_expiry on scale_sessions (expires_ms);
+        create table if not exists scale_session_fields (
+            handle text not null,
+            field text not null,
+            value {bytes} not null,
+            primary key (handle, field)
+        );";
+    load = "select s.renewed_ms, s.moved_to, f.field, f.value from scale_sessions s \
+        left join scale_session_fields f on f.handle = s.handle where s.handle = $1 and s.expires_ms > {now}";
+    create = "insert into scale_sessions (handle, renewed_ms, expires_ms, ends_ms) values ($1, {now}, {now} + $2, {now} + $3)";
+    renew = "update scale_sessions set renewed_ms = {now}, expires_ms = {least}({now} + $2, ends_ms) \
+        where handle = $1 and expires_ms > {now} and ends_ms > {now} and moved_to is null";
+    lock = "select moved_to from scale_sessions where handle = $1 and expires_ms > {now} {lock}";
+    field = "select value from scale_session_fields where handle = $1 and field = $2";
+    set = "insert into scale_session_fields (handle, field, value) values ($1, $2, $3) \
+        on conflict (handle, field) do update set value = $3";
+    unset = "delete from scale_session_fields where handle = $1 and field = $2";
+    leave = "update scale_sessions set moved_to = $2, expires_ms = {now} + $3 \
+        where handle = $1 and expires_ms > {now} and moved_to is null returning renewed_ms";
+    fields = "delete from scale_session_fields where handle = $1 returning field, value";
+    destroy = "delete from scale_sessions where handle = $1 returning moved_to";
+    expired = "select handle from scale_sessions where expires_ms <= {now} limit 100";
+}
+
+/// Sessions in a PostgreSQL or SQLite database.
+#[derive(Debug)]
+pub struct SqlStore {
+    pool: AnyPool,
+    system: System,
+    texts: Texts,
+}
+
+fn failed(error: sqlx::Error) -> Error {
+    Error::Store(Box::new(error))
+}
+
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4).clamp(1, i64::MAX / 4)
+}
+
+fn query(text: &Arc<str>) -> sqlx::query::Query<'static, Any, AnyArguments> {
+    // Made of the constants of this file alone.
+    sqlx::query(AssertSqlSafe(Arc::clone(text)))
+}
+
+fn moved(row: &AnyRow, column: usize) -> Result<Option<Handle>, Error> {
+    let text: Option<String> = row.try_get(column).map_err(failed)?;
+    Ok(text.and_then(|t| Handle::parse(&t)))
+}
+
+fn time(ms: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0) as u64)
+}
+
+impl SqlStore {
+    /// Connects, and makes the tables if they are not there.
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        sqlx::any::install_default_drivers();
+        let system = System::of(url).ok_or_else(|| Error::Address(url.split(':').next().unwrap_or_default().into()))?;
+        let mut options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(2));
+        #[cfg(feature = "sqlite")]
+        if system == System::Sqlite {
+            // One writer: the file has no more.
+            options = options.max_connections(1).idle_timeout(None).max_lifetime(None).after_connect(|connection, _| {
+                Box::pin(async move {
+                    let settings = "pragma journal_mode = wal; pragma synchronous = normal; pragma busy_timeout = 5000";
+                    sqlx::raw_sql(settings).execute(connection).await.map(drop)
+                })
+            });
+        }
+        // sqlx's words may hold the password.
+        let pool = options.connect_lazy(url).map_err(|_| Error::Address("a database address that cannot be read".into()))?;
+        let store = Self { pool, system, texts: Texts::new(system) };
+        let mut tx = store.begin().await?;
+        #[cfg(feature = "postgres")]
+        if system == System::Postgres {
+            // Several processes may start at once; Postgres does not like two to make one table.
+            sqlx::query("select pg_advisory_xact_lock(7222012)").execute(&mut *tx).await.map_err(failed)?;
+        }
+        sqlx::raw_sql(AssertSqlSafe(Arc::clone(&store.texts.tables))).execute(&mut *tx).await.map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(store)
+    }
+
+    /// On SQLite a transaction asks for the writer's place at its beginning: one that asks later may be refused it.
+    async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
+        match self.system {
+            #[cfg(feature = "postgres")]
+            System::Postgres => self.pool.begin().await.map_err(failed),
+            #[cfg(feature = "sqlite")]
+            System::Sqlite => self.pool.begin_with("begin immediate".into_sql_str()).await.map_err(failed),
+        }
+    }
+
+    async fn apply(&self, connection: &mut AnyConnection, handle: &Handle, changes: &Changes) -> Result<(), Error> {
+        for (field, value) in changes.iter() {
+            let change = match value {
+                Some(value) => query(&self.texts.set).bind(handle.text()).bind(field.to_owned()).bind(value.to_vec()),
+                None => query(&self.texts.unset).bind(handle.text()).bind(field.to_owned()),
+            };
+            change.execute(&mut *connection).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Locks the session's row: where it has moved, if it has; `None` if it is gone.
+    async fn lock(&self, connection: &mut AnyConnection, handle: &Handle) -> Result<Option<Option<Handle>>, Error> {
+        let row = query(&self.texts.lock).bind(handle.text()).fetch_optional(connection).await.map_err(failed)?;
+        row.map(|row| moved(&row, 0)).transpose()
+    }
+
+    async fn sweep(&self) -> Result<(), Error> {
+        let rows = query(&self.texts.expired).fetch_all(&self.pool).await.map_err(failed)?;
+        for row in rows {
+            let handle: String = row.try_get(0).map_err(failed)?;
+            if let Some(handle) = Handle::parse(&handle) {
+                self.destroy(&handle).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Store for SqlStore {
+    async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error> {
+        let rows = query(&self.texts.load).bind(handle.text()).fetch_all(&self.pool).await.map_err(failed)?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let (renewed, moved_to) = (time(first.try_get(0).map_err(failed)?), moved(first, 1)?);
+        let mut fields = HashMap::new();
+        for row in &rows {
+            if let Some(field) = row.try_get::<Option<String>, _>(2).map_err(failed)? {
+                fields.insert(field, row.try_get(3).map_err(failed)?);
+            }
+        }
+        Ok(Some(Record { fields, renewed, moved_to }))
+    }
+
+    async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
+        let mut tx = self.begin().await?;
+        let create = query(&self.texts.create).bind(handle.text()).bind(millis(lifetime.idle.min(lifetime.absolute)));
+        create.bind(millis(lifetime.absolute)).execute(&mut *tx).await.map_err(failed)?;
+        self.apply(&mut tx, handle, changes).await?;
+        tx.commit().await.map_err(failed)?;
+        if fastrand::u32(..SWEEP) == 0
+            && let Err(error) = self.sweep().await
+        {
+            tracing::warn!(%error, "expired sessions could not be removed");
+        }
+        Ok(())
+    }
+
+    async fn save(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<Saved, Error> {
+        let mut tx = self.begin().await?;
+        let renew = query(&self.texts.renew).bind(handle.text()).bind(millis(lifetime.idle));
+        if renew.execute(&mut *tx).await.map_err(failed)?.rows_affected() == 0 {
+            return Ok(self.lock(&mut tx, handle).await?.flatten().map_or(Saved::Gone, Saved::Moved));
+        }
+        self.apply(&mut tx, handle, changes).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Saved::Done)
+    }
+
+    async fn swap(&self, handle: &Handle, field: &str, expected: Option<&[u8]>, new: Option<&[u8]>) -> Result<Swapped, Error> {
+        let mut tx = self.begin().await?;
+        match self.lock(&mut tx, handle).await? {
+            None => return Ok(Swapped::Gone),
+            Some(Some(to)) => return Ok(Swapped::Moved(to)),
+            Some(None) => {}
+        }
+        let row = query(&self.texts.field).bind(handle.text()).bind(field.to_owned());
+        let row = row.fetch_optional(&mut *tx).await.map_err(failed)?;
+        let found: Option<Vec<u8>> = row.map(|row| row.try_get(0)).transpose().map_err(failed)?;
+        if found.as_deref() != expected {
+            return Ok(Swapped::Found(found));
+        }
+        let change = Changes([(field.to_owned(), new.map(<[u8]>::to_vec))].into());
+        self.apply(&mut tx, handle, &change).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Swapped::Done)
+    }
+
+    async fn leave(&self, handle: &Handle, to: &Handle, grace: Duration) -> Result<Option<Record>, Error> {
+        let mut tx = self.begin().await?;
+        let leave = query(&self.texts.leave).bind(handle.text()).bind(to.text()).bind(millis(grace));
+        let Some(row) = leave.fetch_optional(&mut *tx).await.map_err(failed)? else { return Ok(None) };
+        let renewed = time(row.try_get(0).map_err(failed)?);
+        let rows = query(&self.texts.fields).bind(handle.text()).fetch_all(&mut *tx).await.map_err(failed)?;
+        let fields = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, _>>().map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Some(Record { fields, renewed, moved_to: None }))
+    }
+
+    async fn destroy(&self, handle: &Handle) -> Result<Option<Handle>, Error> {
+        let mut tx = self.begin().await?;
+        let row = query(&self.texts.destroy).bind(handle.text()).fetch_optional(&mut *tx).await.map_err(failed)?;
+        query(&self.texts.fields).bind(handle.text()).fetch_all(&mut *tx).await.map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        row.map_or(Ok(None), |row| moved(&row, 0))
+    }
+}
