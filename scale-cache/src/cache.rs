@@ -26,11 +26,13 @@ use crate::pending::Pending;
 use crate::shared::{Glance, listen, tell_later};
 use crate::space::Space;
 use crate::stamp::Versions;
-use crate::store::Store;
+use crate::store::{Position, Store};
 use crate::voyage::Voyage;
 
 /// The tag of everything; with a space's name behind it, of all in the space. No tag of a user's begins like it.
 pub(crate) const ALL: &str = "\0";
+/// The longest position of a database, bytes.
+const MAX_POSITION: usize = 1_024;
 
 /// A tiered cache. Cloning costs one reference count.
 ///
@@ -161,12 +163,20 @@ impl Cache {
     /// Invalidates everything that carries one of the tags: on this server before this returns, on others within milliseconds, and never
     /// later than the bound stated in the [crate's docs](crate). If Redis cannot be told now, it will be; here it counts at once.
     pub async fn invalidate_tags<T: Into<Arc<str>>>(&self, tags: impl IntoIterator<Item = T>) {
-        join_all(tags.into_iter().map(|tag| self.invalidate(tag.into()))).await;
+        join_all(tags.into_iter().map(|tag| self.invalidate(tag.into(), None))).await;
+    }
+
+    /// The same, by somebody who has written to a database with replicas: a load that follows must not read the old row from one that
+    /// lags behind. It is told the position ([`Load::position`]) and reads where that has been replayed. Of several positions
+    /// the one counts that is greater byte by byte. At most 1 KiB.
+    pub async fn invalidate_tags_at<T: Into<Arc<str>>>(&self, tags: impl IntoIterator<Item = T>, position: &[u8]) {
+        let position: Option<Position> = (1..=MAX_POSITION).contains(&position.len()).then(|| position.into());
+        join_all(tags.into_iter().map(|tag| self.invalidate(tag.into(), position.clone()))).await;
     }
 
     /// Invalidates everything, in one step.
     pub async fn clear(&self) {
-        self.invalidate(Arc::clone(&self.0.everything)).await;
+        self.invalidate(Arc::clone(&self.0.everything), None).await;
     }
 
     /// Whether Redis, if there is one, is reachable and its news arrive.
@@ -182,14 +192,14 @@ impl Cache {
         })
     }
 
-    pub(crate) async fn invalidate(&self, tag: Arc<str>) {
+    pub(crate) async fn invalidate(&self, tag: Arc<str>, position: Option<Position>) {
         let inner = &self.0;
         metrics::counter!("scale_cache_invalidations_total").increment(1);
         if inner.shared.is_none() {
-            inner.versions.settle_alone(&tag, true);
+            inner.versions.invalidate_alone(&tag, position.as_ref());
             return;
         }
-        let here = inner.pending.add_tag(&tag, || inner.versions.invalidate_here(&tag));
+        let here = inner.pending.add_tag(&tag, position.clone(), || inner.versions.invalidate_here(&tag, position.as_ref()));
         let inner = Arc::clone(inner);
         // Whoever asked may go away: what counts here must come to count everywhere.
         let _ = tokio::spawn(async move {

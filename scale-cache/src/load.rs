@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::store::Position;
+
 /// Given to a loader: it may add what only the loaded value tells.
 ///
 /// ```
@@ -22,7 +24,10 @@ use parking_lot::Mutex;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Load(Arc<Mutex<Said>>);
+pub struct Load {
+    said: Arc<Mutex<Said>>,
+    position: Option<Position>,
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Said {
@@ -33,15 +38,25 @@ pub(crate) struct Said {
 impl Load {
     /// One more tag. An invalidation of it since the load began is noticed: the value then goes to those who wait, and is not kept.
     pub fn tag(&self, tag: impl Into<Arc<str>>) {
-        self.0.lock().tags.push(tag.into());
+        self.said.lock().tags.push(tag.into());
     }
 
     /// Another TTL than the options say, for example a short one for "there is none". Zero: it is not kept.
     pub fn ttl(&self, ttl: Duration) {
-        self.0.lock().ttl = Some(ttl);
+        self.said.lock().ttl = Some(ttl);
+    }
+
+    /// What a database must have replayed before it may be read for this value: the latest position that came with an invalidation of one
+    /// of its tags ([`Cache::invalidate_tags_at`](crate::Cache::invalidate_tags_at)).
+    pub fn position(&self) -> Option<&[u8]> {
+        self.position.as_deref()
+    }
+
+    pub(crate) fn new(position: Option<Position>) -> Self {
+        Self { said: Arc::default(), position }
     }
 
     pub(crate) fn said(self) -> Said {
-        std::mem::take(&mut self.0.lock())
+        std::mem::take(&mut self.said.lock())
     }
 }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 
+use crate::store::Position;
+
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     inner: Mutex<Inner>,
@@ -15,8 +17,8 @@ pub(crate) struct Pending {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// With the version made here.
-    tags: HashMap<Arc<str>, u64>,
+    /// With the version made here, and the position it came with.
+    tags: HashMap<Arc<str>, (u64, Option<Position>)>,
     /// With a number that tells two removals of one key apart.
     keys: HashMap<Arc<str>, u64>,
     removals: u64,
@@ -26,10 +28,11 @@ struct Inner {
 
 impl Pending {
     /// `version` makes the version here; nobody forgets it in between.
-    pub(crate) fn add_tag(&self, tag: &Arc<str>, version: impl FnOnce() -> u64) -> u64 {
+    pub(crate) fn add_tag(&self, tag: &Arc<str>, position: Option<Position>, version: impl FnOnce() -> u64) -> u64 {
         let mut inner = self.inner.lock();
         let here = version();
-        inner.tags.insert(Arc::clone(tag), here);
+        let position = position.max(inner.tags.get(tag).and_then(|(_, position)| position.clone()));
+        inner.tags.insert(Arc::clone(tag), (here, position));
         here
     }
 
@@ -49,8 +52,8 @@ impl Pending {
     }
 
     /// The version made here of a tag the store does not know of yet.
-    pub(crate) fn version_of(&self, tag: &str) -> Option<u64> {
-        self.inner.lock().tags.get(tag).copied()
+    pub(crate) fn version_of(&self, tag: &str) -> Option<(u64, Option<Position>)> {
+        self.inner.lock().tags.get(tag).cloned()
     }
 
     /// Whether the store's word on this key is not to be believed.
@@ -69,7 +72,7 @@ impl Pending {
     }
 
     pub(crate) fn next_tag(&self) -> Option<(Arc<str>, u64)> {
-        self.inner.lock().tags.iter().next().map(|(tag, here)| (Arc::clone(tag), *here))
+        self.inner.lock().tags.iter().next().map(|(tag, (here, _))| (Arc::clone(tag), *here))
     }
 
     pub(crate) fn next_key(&self) -> Option<(Arc<str>, u64)> {
@@ -79,7 +82,7 @@ impl Pending {
     /// Told, unless it was invalidated again meanwhile.
     pub(crate) fn tag_told(&self, tag: &Arc<str>, here: u64) {
         let mut inner = self.inner.lock();
-        if inner.tags.get(tag) == Some(&here) {
+        if inner.tags.get(tag).is_some_and(|(version, _)| *version == here) {
             inner.tags.remove(tag);
         }
     }

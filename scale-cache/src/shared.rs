@@ -130,19 +130,19 @@ impl Inner {
     async fn resolve(&self, unknown: &[Arc<str>]) -> bool {
         let Some(store) = &self.shared else {
             for tag in unknown {
-                self.versions.settle_alone(tag, false);
+                self.versions.settle_alone(tag);
             }
             return true;
         };
         let era = self.versions.era();
         let answers = join_all(unknown.iter().map(|tag| async move {
-            if let Some(here) = self.pending.version_of(tag) {
-                self.versions.invalidated(tag, here);
+            if let Some((here, position)) = self.pending.version_of(tag) {
+                self.versions.remember(tag, here, position.as_ref());
                 return true;
             }
             match self.ask(store.version(tag)).await {
                 Some(version) => {
-                    self.versions.learn(era, tag, version);
+                    self.versions.learn(era, tag, &version);
                     true
                 }
                 None => false,
@@ -224,8 +224,9 @@ impl Inner {
     /// Tells the store of an invalidation; `false` if it could not be told.
     pub(crate) async fn tell_tag(&self, tag: &Arc<str>, here: u64) -> bool {
         let Some(store) = &self.shared else { return true };
-        let Some(theirs) = self.ask(store.invalidate(tag)).await else { return false };
-        self.versions.told(tag, here, theirs);
+        let position = self.pending.version_of(tag).and_then(|(_, position)| position);
+        let Some(theirs) = self.ask(store.invalidate(tag, position.as_ref())).await else { return false };
+        self.versions.told(tag, here, theirs.at_us);
         self.pending.tag_told(tag, here);
         true
     }
@@ -266,7 +267,7 @@ pub(crate) async fn listen(inner: Weak<Inner>, mut news: BoxStream<'static, News
     while let Some(news) = news.next().await {
         let Some(inner) = inner.upgrade() else { return };
         match news {
-            News::Invalidated(tag, version) => inner.versions.invalidated(&tag, version),
+            News::Invalidated(tag, version) => inner.versions.invalidated(&tag, &version),
             News::Changed(key) => {
                 inner.versions.bump_fence(&key);
                 inner.forget(&key);

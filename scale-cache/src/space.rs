@@ -150,7 +150,7 @@ where
 
     /// Invalidates all of the space, in one step.
     pub async fn clear(&self) {
-        self.cache.invalidate(Arc::clone(&self.tag)).await;
+        self.cache.invalidate(Arc::clone(&self.tag), None).await;
     }
 }
 

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, RwLock};
 
+use crate::store::{Position, Version};
+
 /// Not known: the store must be asked.
 const UNKNOWN: u64 = 0;
 /// Set in versions made here while the store cannot be told: no version of the store's ever has it.
@@ -28,9 +30,21 @@ pub(crate) struct Cell {
     version: AtomicU64,
     /// Counts invalidations heard of: who comes after one must not join a load from before it.
     bumps: AtomicU32,
+    /// What a database must have replayed.
+    position: Mutex<Option<Position>>,
 }
 
 impl Cell {
+    /// The latest position stays. Set before the version: a load that sees the version must see the position.
+    fn require(&self, position: Option<&Position>) {
+        if let Some(position) = position {
+            let mut latest = self.position.lock();
+            if latest.as_ref().is_none_or(|latest| position > latest) {
+                *latest = Some(Arc::clone(position));
+            }
+        }
+    }
+
     pub(crate) fn version(&self) -> Option<u64> {
         Some(self.version.load(SeqCst)).filter(|v| *v != UNKNOWN)
     }
@@ -132,7 +146,12 @@ impl Versions {
             }
         }
         let tag: Arc<str> = tag.into();
-        let cell = Arc::new(Cell { tag: Arc::clone(&tag), version: AtomicU64::new(UNKNOWN), bumps: AtomicU32::new(0) });
+        let cell = Arc::new(Cell {
+            tag: Arc::clone(&tag),
+            version: AtomicU64::new(UNKNOWN),
+            bumps: AtomicU32::new(0),
+            position: Mutex::default(),
+        });
         shard.insert(tag, Arc::clone(&cell));
         cell
     }
@@ -161,25 +180,42 @@ impl Versions {
     }
 
     /// What the store says a tag's version is, asked in `era`. Never goes back, and says nothing about an era that has passed.
-    pub(crate) fn learn(&self, era: u64, tag: &Arc<str>, version: u64) {
+    pub(crate) fn learn(&self, era: u64, tag: &str, version: &Version) {
         let now = self.era.read();
         if *now == era {
-            self.cell(tag).version.fetch_max(version, SeqCst);
+            let cell = self.cell(tag);
+            cell.require(version.position.as_ref());
+            cell.version.fetch_max(version.at_us, SeqCst);
         }
     }
 
     /// News: a tag was invalidated somewhere.
-    pub(crate) fn invalidated(&self, tag: &Arc<str>, version: u64) {
+    pub(crate) fn invalidated(&self, tag: &str, version: &Version) {
+        self.bump(tag, version.at_us, version.position.as_ref());
+    }
+
+    fn bump(&self, tag: &str, version: u64, position: Option<&Position>) {
         let cell = self.cell(tag);
+        cell.require(position);
         cell.version.fetch_max(version, SeqCst);
         cell.bumps.fetch_add(1, SeqCst);
     }
 
+    /// What a database must have replayed to be read for a value with these tags.
+    pub(crate) fn position<'t>(&self, tags: impl IntoIterator<Item = &'t Arc<str>>) -> Option<Position> {
+        tags.into_iter().filter_map(|tag| self.cell(tag).position.lock().clone()).max()
+    }
+
     /// A version made here: above all of the store's, so that nothing the store says is believed until [`told`](Self::told).
-    pub(crate) fn invalidate_here(&self, tag: &Arc<str>) -> u64 {
+    pub(crate) fn invalidate_here(&self, tag: &str, position: Option<&Position>) -> u64 {
         let version = LOCAL | self.local.fetch_add(1, SeqCst);
-        self.invalidated(tag, version);
+        self.bump(tag, version, position);
         version
+    }
+
+    /// The same once more, of a tag that was forgotten meanwhile.
+    pub(crate) fn remember(&self, tag: &str, here: u64, position: Option<&Position>) {
+        self.bump(tag, here, position);
     }
 
     /// The store knows now of what was invalidated here: its version counts, unless another one was made here meanwhile.
@@ -194,14 +230,14 @@ impl Versions {
         self.local.load(SeqCst)
     }
 
-    /// Invalidates a tag in a process on its own; gives every tag seen for the first time a version.
-    pub(crate) fn settle_alone(&self, tag: &Arc<str>, invalidate: bool) {
-        let cell = self.cell(tag);
-        if invalidate {
-            self.invalidated(tag, self.local.fetch_add(1, SeqCst) + 1);
-        } else {
-            let _ = cell.version.compare_exchange(UNKNOWN, self.local.load(SeqCst), SeqCst, SeqCst);
-        }
+    /// Invalidates a tag in a process on its own.
+    pub(crate) fn invalidate_alone(&self, tag: &str, position: Option<&Position>) {
+        self.bump(tag, self.local.fetch_add(1, SeqCst) + 1, position);
+    }
+
+    /// Gives a tag seen for the first time a version, in a process on its own.
+    pub(crate) fn settle_alone(&self, tag: &str) {
+        let _ = self.cell(tag).version.compare_exchange(UNKNOWN, self.local.load(SeqCst), SeqCst, SeqCst);
     }
 
     pub(crate) fn fence(&self, key: &str) -> &AtomicU64 {
@@ -244,36 +280,40 @@ mod tests {
         name.into()
     }
 
+    fn at(at_us: u64) -> Version {
+        Version { at_us, position: None }
+    }
+
     #[test]
     fn an_answer_from_before_a_gap_is_not_believed() {
         let versions = Versions::default();
         let era = versions.era();
         versions.forget(&|_| false);
-        versions.learn(era, &tag("t"), 5);
+        versions.learn(era, "t", &at(5));
         assert!(versions.stamp([tag("t")]).is_err());
-        versions.learn(versions.era(), &tag("t"), 5);
+        versions.learn(versions.era(), "t", &at(5));
         assert!(versions.stamp([tag("t")]).is_ok());
     }
 
     #[test]
     fn an_answer_that_news_overtook_does_not_undo_them() {
         let versions = Versions::default();
-        versions.learn(1, &tag("t"), 5);
+        versions.learn(1, "t", &at(5));
         let stamps = versions.stamp([tag("t")]).unwrap();
-        versions.invalidated(&tag("t"), 9);
-        versions.learn(1, &tag("t"), 5);
+        versions.invalidated("t", &at(9));
+        versions.learn(1, "t", &at(5));
         assert_eq!(stamps.agree(), Agreement::Changed);
     }
 
     #[test]
     fn what_is_only_known_here_outlives_a_gap_and_the_stores_old_word() {
         let versions = Versions::default();
-        versions.learn(1, &tag("t"), 5);
+        versions.learn(1, "t", &at(5));
         let old = versions.stamp([tag("t")]).unwrap();
-        let here = versions.invalidate_here(&tag("t"));
+        let here = versions.invalidate_here("t", None);
         let new = versions.stamp([tag("t")]).unwrap();
         versions.forget(&|_| true);
-        versions.learn(versions.era(), &tag("t"), 5);
+        versions.learn(versions.era(), "t", &at(5));
         assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Same));
         assert_eq!(new.shareable(), None);
         versions.told(&tag("t"), here, 7);
@@ -283,7 +323,7 @@ mod tests {
     #[test]
     fn a_flood_of_tags_is_bounded_and_what_was_forgotten_is_not_believed() {
         let versions = Versions::default();
-        versions.learn(1, &tag("first"), 5);
+        versions.learn(1, "first", &at(5));
         let stamps = versions.stamp([tag("first")]).unwrap();
         for n in 0..SHARDS * SHARD_LIMIT * 2 {
             versions.cell(&tag(&n.to_string()));

@@ -93,7 +93,7 @@ impl Voyage {
         // What the value depends on, as it is before the load begins.
         let stamps = inner.stamp_tags(&tags).await;
         let (since, began) = (Instant::now(), begun.unwrap_or_else(|| inner.versions.local_now()));
-        let context = Load::default();
+        let context = Load::new(inner.versions.position(&tags));
         let loaded =
             timeout(options.hard_timeout, inner.keeping_lease(begun.map(|_| (&*key, token)), load(context.clone()))).await;
         let cost = since.elapsed();

@@ -42,12 +42,32 @@ enum State {
 }
 
 /// What a later scope needs to have seen. Printed and parsed as text, for cookies and jobs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mark {
     /// Nodes that have replayed this far will do.
     At(Position),
     /// Only the primary will do.
     Primary,
+}
+
+impl Mark {
+    /// As nine bytes whose order is that of marks: for a cache's invalidation, which keeps the latest.
+    pub fn to_bytes(self) -> [u8; 9] {
+        let mut bytes = [1; 9];
+        bytes[1..].copy_from_slice(&match self {
+            Self::At(position) => position.0.min(u64::MAX - 1).to_be_bytes(),
+            Self::Primary => u64::MAX.to_be_bytes(),
+        });
+        bytes
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote. What cannot be read asks for the primary: that is never wrong.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        match bytes.split_first().and_then(|(version, rest)| Some((version, rest.try_into().ok()?))) {
+            Some((1, position)) if position != [0xFF; 8] => Self::At(Position(u64::from_be_bytes(position))),
+            _ => Self::Primary,
+        }
+    }
 }
 
 /// The format's version.
@@ -71,6 +91,12 @@ impl std::str::FromStr for Mark {
             position => position.parse().map(Self::At),
         }
     }
+}
+
+/// Runs a future in a scope of its own whose reads of `db` see what `mark` marks: for a job, or for a cache's loader that follows an
+/// invalidation.
+pub async fn seeing<DB: Backend, F: Future>(db: &Db<DB>, mark: Option<Mark>, future: F) -> F::Output {
+    scope(mark.map(|mark| (db.0.id, mark)), future).await
 }
 
 /// Runs a future in a scope of its own, which must see what `seen` marks.
@@ -257,6 +283,16 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marks_travel_as_bytes_in_their_order() {
+        let marks = [Mark::At(Position(0)), Mark::At(Position(0xFF)), Mark::At(Position(0x100)), Mark::Primary];
+        for pair in marks.windows(2) {
+            assert!(pair[0] < pair[1] && pair[0].to_bytes() < pair[1].to_bytes());
+        }
+        assert_eq!(marks.map(|m| Mark::from_bytes(&m.to_bytes())), marks);
+        assert_eq!(Mark::from_bytes(b"junk"), Mark::Primary);
+    }
 
     #[test]
     fn marks_travel_as_text_and_bad_ones_are_refused() {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Begun, News, Store};
+use super::{Begun, News, Position, Store, Version};
 use crate::error::Error;
 
 /// Clone it into several caches; they see each other as processes on one Redis do.
@@ -30,7 +30,7 @@ struct Inner {
 struct State {
     entries: HashMap<String, (Vec<u8>, Instant)>,
     leases: HashMap<String, (u64, Instant)>,
-    versions: HashMap<String, u64>,
+    versions: HashMap<String, Version>,
     listeners: Vec<mpsc::UnboundedSender<News>>,
     last_us: u64,
 }
@@ -145,18 +145,19 @@ impl Store for SharedMemory {
         })
     }
 
-    async fn version(&self, tag: &str) -> Result<u64, Error> {
+    async fn version(&self, tag: &str) -> Result<Version, Error> {
         self.ask(|state| {
-            let new = state.tick();
-            *state.versions.entry(tag.to_owned()).or_insert(new)
+            let new = Version { at_us: state.tick(), position: None };
+            state.versions.entry(tag.to_owned()).or_insert(new).clone()
         })
     }
 
-    async fn invalidate(&self, tag: &str) -> Result<u64, Error> {
+    async fn invalidate(&self, tag: &str, position: Option<&Position>) -> Result<Version, Error> {
         self.ask(|state| {
-            let version = state.tick();
-            state.versions.insert(tag.to_owned(), version);
-            state.tell(&News::Invalidated(tag.into(), version));
+            let old = state.versions.get(tag).and_then(|v| v.position.clone());
+            let version = Version { at_us: state.tick(), position: position.cloned().max(old) };
+            state.versions.insert(tag.to_owned(), version.clone());
+            state.tell(&News::Invalidated(tag.into(), version.clone()));
             version
         })
     }

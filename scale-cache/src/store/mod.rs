@@ -19,7 +19,7 @@ use crate::error::Error;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// A tag has a new version.
-    Invalidated(Arc<str>, u64),
+    Invalidated(Arc<str>, Version),
     /// A key was written or removed.
     Changed(Arc<str>),
     /// The link is down: news may be missed from here on.
@@ -27,6 +27,18 @@ pub enum News {
     /// The link is up: from here on nothing is missed.
     Restored,
 }
+
+/// The version of a tag.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// When it was last invalidated, by the store's clock, µs since 1970.
+    pub at_us: u64,
+    /// What a database must have replayed before it may be read for a value with this tag.
+    pub position: Option<Position>,
+}
+
+/// A database's position. What it means is the application's business; of two, the one that is greater byte by byte is later.
+pub type Position = Arc<[u8]>;
 
 /// What came of [`Store::begin`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,11 +76,11 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Removes, takes the right to load from whoever has it, and tells other processes.
     async fn remove(&self, key: &str) -> Result<(), Error>;
 
-    /// The version of a tag: when it was last invalidated by the store's clock, µs. One seen for the first time was so just now.
-    async fn version(&self, tag: &str) -> Result<u64, Error>;
+    /// The version of a tag. One seen for the first time was invalidated just now.
+    async fn version(&self, tag: &str) -> Result<Version, Error>;
 
-    /// Gives a tag a new version, and tells other processes.
-    async fn invalidate(&self, tag: &str) -> Result<u64, Error>;
+    /// Gives a tag a new version, and tells other processes. Of the positions given, the latest stays.
+    async fn invalidate(&self, tag: &str, position: Option<&Position>) -> Result<Version, Error>;
 
     /// What other processes do, from now on. Begins with `Restored` once that is so.
     fn news(&self) -> BoxStream<'static, News>;

@@ -1,13 +1,27 @@
 -- Gives a tag a new version, above the old one even if the clock has gone back, and tells every process.
 -- KEYS  tag
--- ARGV  its life (ms), channel, tag
--- Reply version (us)
+-- ARGV  its life (ms), channel, tag, a database position or ''
+-- Reply version (us), and ':' and the position if there is one: of the old and the new one, the one that is later byte by byte
 -- Cost  GET, TIME, SET, PUBLISH; O(processes), however many entries carry the tag
+local function later(a, b)
+  for i = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x > y and a or b end
+  end
+  return #a > #b and a or b
+end
 -- A removal first: a full store lets a script finish that has begun to write.
-local old = tonumber(redis.call('GET', KEYS[1]) or 0)
+local old = redis.call('GET', KEYS[1]) or '0'
 redis.call('DEL', KEYS[1])
 local time = redis.call('TIME')
-local version = string.format('%.0f', math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), old + 1))
-redis.call('SET', KEYS[1], version, 'PX', ARGV[1])
-redis.call('PUBLISH', ARGV[2], 't' .. version .. ':' .. ARGV[3])
-return tonumber(version)
+local position = ARGV[4]
+local colon = string.find(old, ':', 1, true)
+if colon then
+  position = later(position, string.sub(old, colon + 1))
+  old = string.sub(old, 1, colon - 1)
+end
+local version = string.format('%.0f', math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), (tonumber(old) or 0) + 1))
+local stored = position == '' and version or version .. ':' .. position
+redis.call('SET', KEYS[1], stored, 'PX', ARGV[1])
+redis.call('PUBLISH', ARGV[2], 't' .. version .. ':' .. #ARGV[3] .. ':' .. ARGV[3] .. position)
+return stored

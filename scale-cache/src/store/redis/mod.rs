@@ -4,8 +4,8 @@
 //! | --- | --- | --- | --- |
 //! | `{app}:cache:{<space>:<key>}:e` | string | an entry | TTL + stale time |
 //! | `{app}:cache:{<space>:<key>}:l` | string | the token of the process that loads it | 3 s, renewed while it loads |
-//! | `{app}:cache:tag:<tag>` | string | the tag's version, µs | 30 days after its last invalidation or first use |
-//! | channel `{app}:cache:news` | | `t<version>:<tag>` or `k<key>` | |
+//! | `{app}:cache:tag:<tag>` | string | the tag's version, µs, and `:` and a database position if one was given | 30 days after its last invalidation or first use |
+//! | channel `{app}:cache:news` | | `t<version>:<length of tag>:<tag><position>` or `k<key>` | |
 //!
 //! A tag that expired or was evicted gets a new version, which invalidates what carries it: losing a tag is safe.
 
@@ -19,7 +19,7 @@ use futures_util::stream::BoxStream;
 use redis::{AsyncCommands, RedisError, Script};
 use scale_redis::{Event, Keys};
 
-use super::{Begun, News, Store};
+use super::{Begun, News, Position, Store, Version};
 use crate::error::Error;
 
 const TAG_LIFE: Duration = Duration::from_hours(30 * 24);
@@ -106,14 +106,34 @@ fn millis(time: Duration) -> u64 {
 }
 
 fn read(payload: &[u8]) -> Option<News> {
-    let text = std::str::from_utf8(payload).ok()?;
-    match text.split_at_checked(1)? {
-        ("k", key) => Some(News::Changed(key.into())),
-        ("t", rest) => {
-            let (version, tag) = rest.split_once(':')?;
-            Some(News::Invalidated(tag.into(), version.parse().ok()?))
+    let (kind, rest) = payload.split_first()?;
+    match kind {
+        b'k' => Some(News::Changed(std::str::from_utf8(rest).ok()?.into())),
+        b't' => {
+            let (at_us, rest) = number(rest)?;
+            let (length, rest) = number(rest)?;
+            let (tag, position) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+            let position = (!position.is_empty()).then(|| position.into());
+            Some(News::Invalidated(std::str::from_utf8(tag).ok()?.into(), Version { at_us, position }))
         }
         _ => None,
+    }
+}
+
+/// A number, and what follows its colon.
+fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let colon = bytes.iter().position(|b| *b == b':')?;
+    let text = std::str::from_utf8(&bytes[..colon]).ok()?;
+    Some((text.parse().ok()?, &bytes[colon + 1..]))
+}
+
+/// What lies under a tag's key.
+fn version(bytes: &[u8]) -> Result<Version, Error> {
+    let unreadable = || Error::store("a tag's version cannot be read");
+    let read = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse().ok();
+    match number(bytes) {
+        Some((at_us, position)) => Ok(Version { at_us, position: Some(position.into()) }),
+        None => Ok(Version { at_us: read(bytes).ok_or_else(unreadable)?, position: None }),
     }
 }
 
@@ -156,15 +176,17 @@ impl Store for RedisStore {
         self.change(key, None, Duration::ZERO).await
     }
 
-    async fn version(&self, tag: &str) -> Result<u64, Error> {
+    async fn version(&self, tag: &str) -> Result<Version, Error> {
         let mut call = self.version.key(self.keys.plain(&format!("tag:{tag}")));
-        call.arg(millis(TAG_LIFE)).invoke_async(&mut self.server.clone()).await.map_err(failed)
+        let bytes: Vec<u8> = call.arg(millis(TAG_LIFE)).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        version(&bytes)
     }
 
-    async fn invalidate(&self, tag: &str) -> Result<u64, Error> {
+    async fn invalidate(&self, tag: &str, position: Option<&Position>) -> Result<Version, Error> {
         let mut call = self.invalidate.key(self.keys.plain(&format!("tag:{tag}")));
-        call.arg(millis(TAG_LIFE)).arg(self.channel()).arg(tag);
-        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
+        call.arg(millis(TAG_LIFE)).arg(self.channel()).arg(tag).arg(position.map_or(&[][..], |p| p));
+        let bytes: Vec<u8> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        version(&bytes)
     }
 
     fn news(&self) -> BoxStream<'static, News> {
@@ -193,9 +215,17 @@ mod tests {
     }
 
     #[test]
-    fn tags_and_keys_may_hold_anything() {
-        assert_eq!(read(b"t12:a:b"), Some(News::Invalidated("a:b".into(), 12)));
+    fn tags_keys_and_positions_may_hold_anything() {
+        let news = |tag: &str, at_us, position: Option<&[u8]>| {
+            Some(News::Invalidated(tag.into(), Version { at_us, position: position.map(Into::into) }))
+        };
+        assert_eq!(read(b"t12:3:a:b"), news("a:b", 12, None));
+        assert_eq!(read(b"t12:3:a:b:\xff:1"), news("a:b", 12, Some(b":\xff:1")));
         assert_eq!(read("kключ:1".as_bytes()), Some(News::Changed("ключ:1".into())));
-        assert_eq!(read(b"t12"), None);
+        for junk in [&b"t12"[..], b"t12:99:a", b"tx:1:a", b""] {
+            assert_eq!(read(junk), None);
+        }
+        assert_eq!(version(b"7").unwrap(), Version { at_us: 7, position: None });
+        assert_eq!(version(b"7:1.0/A:").unwrap().position.as_deref(), Some(&b"1.0/A:"[..]));
     }
 }
