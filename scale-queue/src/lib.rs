@@ -9,6 +9,8 @@ mod outcome;
 mod push;
 mod queue;
 mod retry;
+#[cfg(feature = "schedule")]
+mod schedule;
 pub mod store;
 pub mod worker;
 
@@ -19,4 +21,6 @@ pub use outcome::{Discard, Later};
 pub use push::{Push, Pushed};
 pub use queue::{Dead, Queue};
 pub use retry::Retry;
+#[cfg(feature = "schedule")]
+pub use schedule::{ScheduleError, Scheduler};
 pub use worker::Worker;

@@ -82,6 +82,6 @@ impl Queue {
         let unique = job.unique_key();
         let envelope = self.envelope(job, unique.clone())?;
         let unique = unique.map(|key| (key, unique_for));
-        Ok((envelope.id, Entry { bytes: envelope.encode(), delay, unique }))
+        Ok((envelope.id, Entry { bytes: envelope.encode(), delay, unique, once: None }))
     }
 }

@@ -85,7 +85,8 @@ impl Queue {
         Push::new(self, job)
     }
 
-    /// Stores many jobs of one kind in their own queue: a round trip for every thousand.
+    /// Stores many jobs of one kind in their own queue: a round trip for every thousand, and each thousand as a whole. After an error,
+    /// earlier thousands are stored.
     pub async fn push_many<J: Job>(&self, jobs: impl IntoIterator<Item = J>) -> Result<Vec<Pushed>, Error> {
         let day = Duration::from_hours(24);
         let entries: Vec<_> = jobs.into_iter().map(|job| self.entry(&job, Duration::ZERO, day)).collect::<Result<_, _>>()?;

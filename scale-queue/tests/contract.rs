@@ -25,6 +25,9 @@ async fn contract(queue: &Queue) -> Result<()> {
     a_pause_holds(queue).await?;
     a_stop_hands_back_what_has_not_ended(queue).await?;
     an_idle_worker_is_woken(queue).await?;
+    a_wake_is_passed_on_by_who_cannot_use_it(queue).await?;
+    #[cfg(feature = "schedule")]
+    a_schedule_run_by_many_fires_once(queue).await?;
     Ok(())
 }
 
@@ -252,6 +255,64 @@ async fn an_idle_worker_is_woken(queue: &Queue) -> Result<()> {
         slowest = slowest.max(start.elapsed());
     }
     assert!(slowest < Duration::from_secs(5), "{slowest:?}: found by the safety look, not by a wake");
+    workers.stop().await
+}
+
+async fn a_wake_is_passed_on_by_who_cannot_use_it(queue: &Queue) -> Result<()> {
+    // One that is stopping, one that is busy, one that is free; those two fall asleep last, so they are woken first.
+    let log = Log::default();
+    let free = running([log_worker(queue, &log).queues(["notes"])]);
+    queue.push(Note { n: 0 }).await?;
+    log.wait_for(1).await?;
+    let release = Arc::new(tokio::sync::Notify::new());
+    let begun = Arc::new(AtomicUsize::new(0));
+    let blocked = |name: &str, concurrency: usize| {
+        let (release, begun) = (Arc::clone(&release), Arc::clone(&begun));
+        Worker::new(queue).queues(["notes", name]).concurrency(concurrency).handle(move |_: Slow, _| {
+            let release = Arc::clone(&release);
+            begun.fetch_add(1, SeqCst);
+            async move {
+                release.notified().await;
+                Ok::<(), std::io::Error>(())
+            }
+        })
+    };
+    let (stopping, busy) = (running([blocked("stopping", 4)]), running([blocked("busy", 1)]));
+    for name in ["stopping", "busy"] {
+        queue.push(Slow { n: 0 }).to(name).await?;
+    }
+    eventually("the slow jobs to begin", async || (begun.load(SeqCst) == 2).then_some(())).await?;
+    let stopped = tokio::spawn(stopping.stop());
+    let start = Instant::now();
+    for n in 1..20 {
+        queue.push(Note { n }).await?;
+        log.wait_for(n as usize + 1).await?;
+    }
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}: found by safety looks", start.elapsed());
+    for _ in 0..2 {
+        release.notify_one();
+    }
+    stopped.await??;
+    busy.stop().await?;
+    free.stop().await
+}
+
+#[cfg(feature = "schedule")]
+async fn a_schedule_run_by_many_fires_once(queue: &Queue) -> Result<()> {
+    let log = Log::default();
+    let workers = running([log_worker(queue, &log)]);
+    let schedulers: Vec<_> = (0..4)
+        .map(|_| {
+            let scheduler = scale_queue::Scheduler::new(queue).every("tick", Duration::from_millis(200), || Note { n: 7 });
+            tokio::spawn(scheduler.run(tokio::time::sleep(Duration::from_millis(1_100))))
+        })
+        .collect();
+    for scheduler in schedulers {
+        scheduler.await?;
+    }
+    log.settle(queue).await?;
+    let fired = log.all().len();
+    assert!((4..=6).contains(&fired), "{fired} of 5 or 6 moments");
     workers.stop().await
 }
 

@@ -31,7 +31,8 @@ struct Lane {
     scheduled: BTreeMap<(Instant, u64), Vec<u8>>,
     leases: HashMap<WorkerId, Lease>,
     dead: VecDeque<Corpse>,
-    unique: HashMap<String, (Vec<u8>, Instant)>,
+    /// By kind (whether it outlives the job) and key: who holds it, until when.
+    unique: HashMap<(bool, String), (Vec<u8>, Instant)>,
     /// Workers that wait to be woken; the last to fall asleep is woken first.
     asleep: Vec<WorkerId>,
     arrivals: u64,
@@ -105,9 +106,10 @@ impl Lane {
 
     fn free(&mut self, unique: Option<&String>, tag: &[u8]) {
         if let Some(key) = unique
-            && self.unique.get(key).is_some_and(|(holder, _)| holder == tag)
+            && let key = (false, key.clone())
+            && self.unique.get(&key).is_some_and(|(holder, _)| holder == tag)
         {
-            self.unique.remove(key);
+            self.unique.remove(&key);
         }
     }
 
@@ -128,14 +130,19 @@ impl Store for MemoryStore {
             let answers = entries
                 .iter()
                 .map(|entry| {
-                    if let Some((key, life)) = &entry.unique {
-                        if let Some((holder, until)) = lane.unique.get(key)
-                            && *until > now
-                        {
-                            return Some(holder.clone());
-                        }
-                        lane.unique.insert(key.clone(), (tag_of(&entry.bytes).to_vec(), now + *life));
+                    let keys = [(&entry.once, true), (&entry.unique, false)];
+                    let keys =
+                        keys.into_iter().filter_map(|(key, once)| key.as_ref().map(|(key, life)| ((once, key.clone()), *life)));
+                    let keys: Vec<_> = keys.collect();
+                    let held = keys.iter().filter_map(|(key, _)| lane.unique.get(key)).find(|(_, until)| *until > now);
+                    if let Some((holder, _)) = held {
+                        return Some(holder.clone());
                     }
+                    let tag = tag_of(&entry.bytes).to_vec();
+                    if !keys.is_empty() && fastrand::u8(..64) == 0 {
+                        lane.unique.retain(|_, (_, until)| *until > now);
+                    }
+                    lane.unique.extend(keys.into_iter().map(|(key, life)| (key, (tag.clone(), now + life))));
                     if entry.delay.is_zero() {
                         lane.waiting.push_back(entry.bytes.clone());
                         ready += 1;

@@ -39,6 +39,8 @@ pub struct Entry {
     pub delay: Duration,
     /// No second one of this key in the queue; the key is free again when the job is done or dead, or after that time.
     pub unique: Option<(String, Duration)>,
+    /// No second one of this key for that time, whatever becomes of the first: for what may be pushed twice by mistake.
+    pub once: Option<(String, Duration)>,
 }
 
 /// What a worker wants of one queue.
@@ -157,7 +159,7 @@ pub(crate) const CRASHED: &str = "its worker died too often";
 /// A store of jobs.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
-    /// Stores jobs, all or none of every thousand. For each: `None` if it is stored, or the encoded id of the job that holds its unique key.
+    /// Stores jobs, all or none of every thousand. For each: `None` if it is stored, or the encoded id of the job that holds its key.
     async fn push(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error>;
 
     /// Removes what is done, and leases more.

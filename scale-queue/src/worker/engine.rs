@@ -155,7 +155,7 @@ impl Engine {
                     busy = false;
                     self.learn(answer);
                 }
-                Some(wake) = wakes.next() => self.wake(wake),
+                Some(wake) = wakes.next() => self.wake(wake, deadline.is_some()),
                 _ = beat.tick() => beats = Some(self.beat()).into(),
                 Some(alive) = &mut beats => {
                     beats = None.into();
@@ -431,14 +431,15 @@ impl Engine {
         }
     }
 
-    fn wake(&mut self, wake: Wake) {
+    fn wake(&mut self, wake: Wake, stopping: bool) {
         match wake {
             Wake::Unsure => self.lanes.iter_mut().for_each(Lane::wake),
             Wake::Queue(name) => {
                 if let Some(lane) = self.lanes.iter_mut().find(|lane| *lane.name == *name) {
                     lane.wake();
                 }
-                if self.room() == 0 {
+                // The store has woken us for a job, and nobody else: who cannot take it must pass it on.
+                if stopping || self.room() == 0 {
                     let store = Arc::clone(&self.store);
                     // Should it fail, the job is found by the next who looks.
                     tokio::spawn(async move { store.pass_on(&name).await });

@@ -11,6 +11,7 @@
 //! | `{app}:queue:{<queue>}:dead` | sorted set | reason and job, by time of death, ms |
 //! | `{app}:queue:{<queue>}:sleepers` | sorted set | idle workers, by when they fell asleep |
 //! | `{app}:queue:{<queue>}:unique:<key>` | string | the id of the job that holds the key; expires |
+//! | `{app}:queue:{<queue>}:once:<key>` | string | the id of the job that was pushed under the key; expires |
 //! | `{app}:queue:{<queue>}:totals` | hash | counts since the queue exists |
 //! | `{app}:queue:{<queue>}:paused`, `…:timer` | string | whether; which sleeper has set an alarm (expires) |
 //! | `{app}:queue:queues` | set | the queues' names |
@@ -140,18 +141,21 @@ impl RedisStore {
     }
 
     async fn push_batch(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        let is_plain = |e: &&Entry| e.delay.is_zero() && e.unique.is_none();
+        let is_plain = |e: &&Entry| e.delay.is_zero() && e.unique.is_none() && e.once.is_none();
         let mut call = self.call(&self.scripts.push, queue, &["waiting", "scheduled", "sleepers", "paused"]);
         call.arg(entries.iter().filter(is_plain).count());
         for entry in entries.iter().filter(is_plain) {
             call.arg(&entry.bytes);
         }
         for entry in entries.iter().filter(|e| !is_plain(e)) {
-            let life = entry.unique.as_ref().map_or(0, |(key, life)| {
-                call.key(self.key(queue, &format!("unique:{key}")));
-                millis(*life).max(1)
-            });
-            call.arg(&entry.bytes).arg(millis(entry.delay)).arg(life);
+            call.arg(&entry.bytes).arg(millis(entry.delay));
+            for (kind, key) in [("once", &entry.once), ("unique", &entry.unique)] {
+                let life = key.as_ref().map_or(0, |(key, life)| {
+                    call.key(self.key(queue, &format!("{kind}:{key}")));
+                    millis(*life).max(1)
+                });
+                call.arg(life);
+            }
         }
         let mut reply: Vec<Value> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         self.tell_time(number(reply.first()));

@@ -1,8 +1,8 @@
 -- Stores jobs, all or none.
--- KEYS  waiting, scheduled, sleepers, paused, then one unique key for each unique job
+-- KEYS  waiting, scheduled, sleepers, paused, then the keys that jobs must get hold of: of each job the lasting one, and the unique one
 -- ARGV  wake channel, queue, 1 in a Cluster, number of plain jobs, the plain jobs,
---       then for each other job: the job, delay (ms), life of its unique key (ms; 0: it has none)
--- Reply server time (ms), then for each other job: '' if it is stored, or the id that holds its unique key
+--       then for each other job: the job, delay (ms), life of its lasting key and of its unique key (ms; 0: it has none)
+-- Reply server time (ms), then for each other job: '' if it is stored, or the id that holds its key
 -- Cost  one RPUSH for 4,000 plain jobs; SET and RPUSH or ZADD for each other; ZPOPMAX and PUBLISH for each worker woken
 local cluster = ARGV[3] == '1'
 local plain = tonumber(ARGV[4])
@@ -11,14 +11,23 @@ local now = clock()
 local reply = { now }
 if plain > 0 then chunked('RPUSH', KEYS[1], ARGV, 5, 4 + plain) end
 local key = 5
-for i = 5 + plain, #ARGV, 3 do
-  local job, delay, life = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
-  local holder = ''
-  if life > 0 then
-    local id = string.sub(job, 2, 17)
-    if not redis.call('SET', KEYS[key], id, 'NX', 'PX', life) then holder = redis.call('GET', KEYS[key]) end
-    key = key + 1
+for i = 5 + plain, #ARGV, 4 do
+  local job, delay = ARGV[i], tonumber(ARGV[i + 1])
+  local id, holder, taken = string.sub(job, 2, 17), '', {}
+  for n = i + 2, i + 3 do
+    local life = tonumber(ARGV[n])
+    if life > 0 then
+      if holder == '' then
+        if redis.call('SET', KEYS[key], id, 'NX', 'PX', life) then
+          taken[#taken + 1] = KEYS[key]
+        else
+          holder = redis.call('GET', KEYS[key])
+        end
+      end
+      key = key + 1
+    end
   end
+  if holder ~= '' and #taken > 0 then redis.call('DEL', unpack(taken)) end
   if holder == '' then
     if delay > 0 then
       local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]

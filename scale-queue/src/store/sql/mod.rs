@@ -210,6 +210,16 @@ impl Store for SqlStore {
         self.texts.know.query().bind(queue.to_owned()).execute(&mut *tx).await.map_err(failed)?;
         let mut answers = Vec::with_capacity(entries.len());
         for entry in entries {
+            if let Some((key, life)) = &entry.once {
+                self.texts.forget_once.query().bind(queue.to_owned()).execute(&mut *tx).await.map_err(failed)?;
+                let once = self.texts.once.query().bind(queue.to_owned()).bind(key.clone()).bind(hex(tag_of(&entry.bytes)));
+                if once.bind(millis(*life)).execute(&mut *tx).await.map_err(failed)?.rows_affected() == 0 {
+                    let holder = self.texts.once_holder.query().bind(queue.to_owned()).bind(key.clone());
+                    let id: String = holder.fetch_one(&mut *tx).await.and_then(|row| row.try_get(0)).map_err(failed)?;
+                    answers.push(Some(unhex(&id)));
+                    continue;
+                }
+            }
             if let Some((key, _)) = &entry.unique {
                 let free = self.texts.free_late.query().bind(queue.to_owned()).bind(key.clone());
                 free.execute(&mut *tx).await.map_err(failed)?;

@@ -207,8 +207,8 @@ impl Relay {
         let count = rows.len();
         for (number, (id, queue, delay, key, life, bytes)) in rows {
             let time = |ms: i64| Duration::from_millis(ms.max(0) as u64);
-            let unique = key.map_or_else(|| (format!("once:{id}"), REMEMBERED), |key| (key, time(life)));
-            let entry = Entry { bytes, delay: time(delay), unique: Some(unique) };
+            let unique = key.map(|key| (key, time(life)));
+            let entry = Entry { bytes, delay: time(delay), unique, once: Some((id, REMEMBERED)) };
             self.queue.store().push(&queue, &[entry]).await?;
             connection.remove(texts.outbox_drop.text(), number).await.map_err(failed)?;
         }

@@ -5,6 +5,7 @@
 //! | `scale_queue_jobs` | every job that waits, is scheduled or leased; a leased one names its worker |
 //! | `scale_queue_workers` | leases, and what each worker has done: a row of its own, so that nobody waits for another |
 //! | `scale_queue_dead` | jobs given up |
+//! | `scale_queue_once` | keys of jobs that must not be pushed twice, until they expire |
 //! | `scale_queue_queues` | pauses, and the sums of workers that are gone |
 //! | `scale_queue_outbox` | jobs pushed inside a transaction, on their way into a store that is not this database |
 
@@ -123,6 +124,13 @@ statements! {
             done bigint not null,
             failed bigint not null
         );
+        create table if not exists scale_queue_once (
+            queue text not null,
+            once_key text not null,
+            id text not null,
+            until_ms bigint not null,
+            primary key (queue, once_key)
+        );
         create table if not exists scale_queue_outbox (
             seq {serial},
             id text not null,
@@ -137,6 +145,9 @@ statements! {
     free_late = "update scale_queue_jobs set unique_key = null where queue = $1 and unique_key = $2 and unique_until_ms <= {now}";
     push = "insert into scale_queue_jobs (id, queue, due_ms, unique_key, unique_until_ms, body) \
         values ($1, $2, {now} + $3, $4, {now} + $5, $6) on conflict (queue, unique_key) where unique_key is not null do nothing";
+    forget_once = "delete from scale_queue_once where queue = $1 and until_ms <= {now}";
+    once = "insert into scale_queue_once (queue, once_key, id, until_ms) values ($1, $2, $3, {now} + $4) on conflict do nothing";
+    once_holder = "select id from scale_queue_once where queue = $1 and once_key = $2";
     holder = "select id from scale_queue_jobs where queue = $1 and unique_key = $2";
     done = "delete from scale_queue_jobs where queue = $1 and worker = $2 and id {ids}";
     fetch = "update scale_queue_jobs set worker = $2 where seq in (\

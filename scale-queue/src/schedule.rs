@@ -1,0 +1,307 @@
+//! Jobs by the clock: cron expressions in a time zone, or every so often.
+//!
+//! | when | then |
+//! | --- | --- |
+//! | several processes run the same schedule | each moment's job is pushed once: its name and moment are a key that the store remembers |
+//! | all of them were down at the moment | nothing, or one job for the last moment missed, if [`Scheduler::catch_up`] reaches that far back |
+//! | the store fails | the push is tried again until the next moment |
+//! | clocks of processes differ | the first pushes; the others find it done |
+//! | clocks change for daylight saving | a fixed hour that does not exist comes at the next moment that does; one that comes twice counts once |
+//! | a schedule's name is used for something else | the names of schedules set them apart: keep them unique |
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use croner::Cron;
+use futures_util::future::{BoxFuture, join_all};
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp, Zoned};
+
+use crate::error::Error;
+use crate::job::Job;
+use crate::queue::Queue;
+use crate::store::Entry;
+
+/// The store remembers which moments have been served for at least so long.
+const REMEMBERED: Duration = Duration::from_hours(24);
+
+/// Why a schedule is none.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScheduleError {
+    /// Not a cron expression.
+    #[error("`{expression}` is no cron expression: {reason}")]
+    Cron {
+        /// As given.
+        expression: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Not a time zone.
+    #[error("`{0}` is no time zone; use a name like `Europe/Zurich` or `UTC`")]
+    Zone(String),
+}
+
+/// When a job is due. Pure: time is given.
+#[derive(Clone)]
+enum Rule {
+    Cron(Box<Cron>, TimeZone),
+    /// At whole multiples of it since 1970, so that all processes agree.
+    Every(Duration),
+}
+
+impl Rule {
+    /// The first moment after this one.
+    fn after(&self, moment: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::Cron(cron, zone) => {
+                cron.find_next_occurrence(&Zoned::new(moment, zone.clone()), false).ok().map(|z| z.timestamp())
+            }
+            Self::Every(period) => {
+                let period = i64::try_from(period.as_millis()).ok()?.max(1);
+                Timestamp::from_millisecond((moment.as_millisecond().div_euclid(period) + 1).checked_mul(period)?).ok()
+            }
+        }
+    }
+
+    /// The last moment in `(from, until]`.
+    fn last(&self, from: Timestamp, until: Timestamp) -> Option<Timestamp> {
+        let mut last = None;
+        let mut at = from;
+        // A rule that fires every second, looked at over a day.
+        for _ in 0..100_000 {
+            match self.after(at) {
+                Some(next) if next <= until => {
+                    last = Some(next);
+                    at = next;
+                }
+                _ => break,
+            }
+        }
+        last
+    }
+}
+
+type Make = Arc<dyn Fn(&Queue) -> Result<(&'static str, Entry), Error> + Send + Sync>;
+
+#[derive(Clone)]
+struct Task {
+    name: String,
+    rule: Rule,
+    make: Make,
+}
+
+/// Pushes jobs when they are due. Run it in every process: each moment's job is pushed once all the same.
+///
+/// ```
+/// # use scale_queue::{Job, Queue, Scheduler};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize)] struct Report;
+/// # impl Job for Report { const NAME: &'static str = "report"; }
+/// # #[derive(Serialize, Deserialize)] struct Sweep;
+/// # impl Job for Sweep { const NAME: &'static str = "sweep"; }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// let queue = Queue::memory();
+/// Scheduler::new(&queue)
+///     .cron("daily-report", "0 9 * * MON-FRI", "Europe/Zurich", || Report)?
+///     .every("sweep", Duration::from_mins(5), || Sweep)
+///     .catch_up(Duration::from_hours(1))
+///     .run(async { /* until told to stop */ })
+///     .await;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+#[must_use = "a scheduler does nothing until it runs"]
+pub struct Scheduler {
+    queue: Queue,
+    tasks: Vec<Task>,
+    catch_up: Duration,
+}
+
+impl fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.tasks.iter().map(|task| &task.name).collect();
+        f.debug_struct("Scheduler").field("tasks", &names).finish_non_exhaustive()
+    }
+}
+
+impl Scheduler {
+    /// Without tasks yet.
+    pub fn new(queue: &Queue) -> Self {
+        Self { queue: queue.clone(), tasks: Vec::new(), catch_up: Duration::ZERO }
+    }
+
+    /// A job by a cron expression of five fields (six with seconds), in a time zone by its IANA name.
+    pub fn cron<J: Job>(
+        self,
+        name: &str,
+        expression: &str,
+        zone: &str,
+        job: impl Fn() -> J + Send + Sync + 'static,
+    ) -> Result<Self, ScheduleError> {
+        let wrong = |reason: String| ScheduleError::Cron { expression: expression.into(), reason };
+        let cron: Cron = croner::parser::CronParser::builder()
+            .seconds(croner::parser::Seconds::Optional)
+            .build()
+            .parse(expression)
+            .map_err(|e| wrong(e.to_string()))?;
+        let zone = TimeZone::get(zone).map_err(|_| ScheduleError::Zone(zone.into()))?;
+        let rule = Rule::Cron(Box::new(cron), zone);
+        if rule.after(Timestamp::now()).is_none() {
+            return Err(wrong("it never comes".into()));
+        }
+        Ok(self.task(name, rule, job))
+    }
+
+    /// A job every so often, at whole multiples of the period since 1970 (UTC). At least a millisecond.
+    pub fn every<J: Job>(self, name: &str, period: Duration, job: impl Fn() -> J + Send + Sync + 'static) -> Self {
+        self.task(name, Rule::Every(period.max(Duration::from_millis(1))), job)
+    }
+
+    /// How far back a start looks for a moment at which nobody was there; the last one is then made up for. Default: not at all; a day
+    /// at most.
+    pub fn catch_up(mut self, window: Duration) -> Self {
+        self.catch_up = window.min(REMEMBERED);
+        self
+    }
+
+    fn task<J: Job>(mut self, name: &str, rule: Rule, job: impl Fn() -> J + Send + Sync + 'static) -> Self {
+        let make: Make = Arc::new(move |queue| {
+            let (_, entry) = queue.entry(&job(), Duration::ZERO, REMEMBERED)?;
+            Ok((J::QUEUE, entry))
+        });
+        self.tasks.push(Task { name: name.into(), rule, make });
+        self
+    }
+
+    /// Pushes what is due until `stop` ends.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let start = Timestamp::from_millisecond(self.queue.store().now_ms() as i64).unwrap_or_else(|_| Timestamp::now());
+        let from = start.checked_sub(SignedDuration::try_from(self.catch_up).unwrap_or_default()).unwrap_or(start);
+        let tasks: Vec<BoxFuture<'_, ()>> = self.tasks.iter().map(|task| Box::pin(self.keep(task, from, start)) as _).collect();
+        let work = async {
+            join_all(tasks).await;
+            // Without tasks, or with none that ever comes again: wait to be stopped all the same.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = stop => {}
+            () = work => {}
+        }
+    }
+
+    async fn keep(&self, task: &Task, from: Timestamp, start: Timestamp) {
+        let mut at = start;
+        if let Some(missed) = task.rule.last(from, start) {
+            self.fire(task, missed, start + SignedDuration::from_mins(1)).await;
+        }
+        while let Some(next) = task.rule.after(at) {
+            loop {
+                let left = next.as_millisecond() - self.queue.store().now_ms() as i64;
+                if left <= 0 {
+                    break;
+                }
+                // In steps: a clock that is set while we sleep must not be slept through.
+                tokio::time::sleep(Duration::from_millis(left as u64).min(Duration::from_mins(1))).await;
+            }
+            let until = task.rule.after(next).unwrap_or(next + SignedDuration::from_mins(1));
+            self.fire(task, next, until).await;
+            at = next;
+        }
+    }
+
+    /// Pushes the job of a moment, tried until the next one.
+    async fn fire(&self, task: &Task, moment: Timestamp, until: Timestamp) {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match self.push(task, moment).await {
+                Ok(is_new) => {
+                    tracing::debug!(schedule = task.name, %moment, is_new, "a scheduled job is due");
+                    metrics::counter!("scale_queue_scheduled_total", "schedule" => task.name.clone())
+                        .increment(u64::from(is_new));
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, schedule = task.name, "a scheduled job could not be pushed"),
+            }
+            if self.queue.store().now_ms() as i64 >= until.as_millisecond() {
+                tracing::error!(schedule = task.name, %moment, "a scheduled job is given up");
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    async fn push(&self, task: &Task, moment: Timestamp) -> Result<bool, Error> {
+        let (queue, mut entry) = (task.make)(&self.queue)?;
+        entry.once = Some((format!("schedule:{}:{}", task.name, moment.as_millisecond()), REMEMBERED * 2));
+        Ok(self.queue.store().push(queue, &[entry]).await?.into_iter().all(|holder| holder.is_none()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cron(expression: &str, zone: &str) -> Rule {
+        Rule::Cron(Box::new(expression.parse().unwrap()), TimeZone::get(zone).unwrap())
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn moments_are_those_of_the_time_zone() {
+        let nine = cron("0 9 * * *", "Europe/Zurich");
+        assert_eq!(nine.after(at("2026-01-15T00:00:00Z")), Some(at("2026-01-15T08:00:00Z")), "winter");
+        assert_eq!(nine.after(at("2026-07-15T00:00:00Z")), Some(at("2026-07-15T07:00:00Z")), "summer");
+    }
+
+    #[test]
+    fn daylight_saving_neither_skips_nor_doubles_a_day() {
+        let half_past_two = cron("30 2 * * *", "Europe/Zurich");
+        // The night of 29 March 2026 has no half past two; that of 25 October has two.
+        for (from, to, days) in
+            [("2026-03-27T12:00:00Z", "2026-03-31T12:00:00Z", 4), ("2026-10-23T12:00:00Z", "2026-10-27T12:00:00Z", 4)]
+        {
+            let (mut moment, end, mut count) = (at(from), at(to), 0);
+            while let Some(next) = half_past_two.after(moment).filter(|next| *next <= end) {
+                (moment, count) = (next, count + 1);
+            }
+            assert_eq!(count, days, "from {from}");
+        }
+    }
+
+    #[test]
+    fn periods_are_multiples_that_all_agree_on() {
+        let rule = Rule::Every(Duration::from_mins(5));
+        assert_eq!(rule.after(at("2026-01-01T10:04:59.999Z")), Some(at("2026-01-01T10:05:00Z")));
+        assert_eq!(rule.after(at("2026-01-01T10:05:00Z")), Some(at("2026-01-01T10:10:00Z")));
+        assert_eq!(rule.last(at("2026-01-01T10:00:00Z"), at("2026-01-01T10:17:00Z")), Some(at("2026-01-01T10:15:00Z")));
+        assert_eq!(rule.last(at("2026-01-01T10:15:00Z"), at("2026-01-01T10:17:00Z")), None);
+    }
+
+    #[test]
+    fn what_is_no_schedule_is_said() {
+        #[derive(serde::Serialize, serde::Deserialize)]
+        struct Nothing;
+        impl Job for Nothing {
+            const NAME: &'static str = "nothing";
+        }
+        let scheduler = || Scheduler::new(&Queue::memory());
+        for (expression, zone, word) in [
+            ("61 * * * *", "UTC", "no cron"),
+            ("", "UTC", "no cron"),
+            ("0 0 30 2 *", "UTC", "never"),
+            ("* * * * *", "Mars/Olympus", "no time zone"),
+        ] {
+            let error = scheduler().cron("x", expression, zone, || Nothing).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}
