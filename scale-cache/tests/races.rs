@@ -2,7 +2,7 @@
 //!
 //! The model: a database of counters, and for each node and key the value that was current when an invalidation *returned* there. No read
 //! on that node that begins later may return less.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::print_stdout, clippy::single_match_else, clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};

@@ -53,6 +53,9 @@ pub struct Config {
     /// Longest wait for a lock (SQLite: for the writer). Default: 5 s.
     #[serde(default = "defaults::lock", with = "humantime_serde")]
     pub lock_timeout: Duration,
+    /// A statement whose first answer takes longer is logged, without its values. Default: 500 ms.
+    #[serde(default = "defaults::slow", with = "humantime_serde")]
+    pub slow_query: Duration,
     /// What reads do when no replica is fit.
     #[serde(default)]
     pub no_replica: NoReplica,
@@ -79,6 +82,9 @@ mod defaults {
     pub(super) fn statement() -> Duration {
         Duration::from_secs(30)
     }
+    pub(super) fn slow() -> Duration {
+        Duration::from_millis(500)
+    }
     pub(super) fn lock() -> Duration {
         Duration::from_secs(5)
     }
@@ -97,6 +103,7 @@ impl Config {
             primary_wait: Duration::ZERO,
             statement_timeout: defaults::statement(),
             lock_timeout: defaults::lock(),
+            slow_query: defaults::slow(),
             no_replica: NoReplica::default(),
             safe_functions: Vec::new(),
         }
@@ -235,6 +242,12 @@ impl<DB: Backend> Builder<DB> {
     /// How long a write waits for a primary while there is none.
     pub fn primary_wait(mut self, limit: Duration) -> Self {
         self.config.primary_wait = limit;
+        self
+    }
+
+    /// A statement that takes longer is logged.
+    pub fn slow_query(mut self, limit: Duration) -> Self {
+        self.config.slow_query = limit;
         self
     }
 

@@ -145,8 +145,10 @@ impl<DB: Database> Visit<DB> {
     }
 
     /// The first answer is there: what counts as the node's speed, however slowly the rest is read.
-    pub(crate) fn answered(&self) {
-        self.node.took(self.start.elapsed());
+    pub(crate) fn answered(&self, sql: &str, slow: Duration) {
+        let took = self.start.elapsed();
+        self.node.took(took);
+        crate::watch::saw(sql, self.node.number, took, slow);
     }
 }
 

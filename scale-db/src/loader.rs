@@ -1,0 +1,166 @@
+//! Batch loading: many look-ups by key that are made at the same time become one query.
+//!
+//! The cure for N+1: a template that asks for each order's customer asks a [`Loader`], and one `where id = any($1)` answers them all. The
+//! idea is that of Facebook's DataLoader. Make one for each request: it remembers what it has loaded.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+type Fetch<K, V> = dyn Fn(Vec<K>) -> BoxFuture<'static, Result<HashMap<K, V>, sqlx::Error>> + Send + Sync;
+type Answer<V> = Result<Option<V>, Arc<sqlx::Error>>;
+
+/// Keys of one query at most.
+const BATCH: usize = 1_000;
+/// How long the first of a batch waits for others.
+const PATIENCE: Duration = Duration::from_micros(500);
+
+/// Gathers look-ups. Cloning costs one reference count; clones gather together.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), std::sync::Arc<sqlx::Error>> {
+/// use std::collections::HashMap;
+/// use scale_db::Loader;
+///
+/// let customers = Loader::new(|ids: Vec<i64>| async move {
+///     // select id, name from customers where id = any($1)
+///     Ok(ids.into_iter().map(|id| (id, format!("customer {id}"))).collect::<HashMap<_, _>>())
+/// });
+/// let (a, b) = tokio::join!(customers.load(1), customers.load(2)); // one query
+/// assert_eq!((a?, b?), (Some("customer 1".into()), Some("customer 2".into())));
+/// # Ok(()) }
+/// ```
+pub struct Loader<K, V>(Arc<Inner<K, V>>);
+
+struct Inner<K, V> {
+    fetch: Box<Fetch<K, V>>,
+    state: Mutex<State<K, V>>,
+}
+
+struct State<K, V> {
+    known: HashMap<K, Option<V>>,
+    waiting: HashMap<K, Vec<oneshot::Sender<Answer<V>>>>,
+    /// A batch is being gathered.
+    gathering: bool,
+}
+
+impl<K, V> Clone for Loader<K, V> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K, V> fmt::Debug for Loader<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Loader")
+    }
+}
+
+impl<K, V> Loader<K, V>
+where
+    K: Clone + Eq + Hash + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// `fetch` brings the values of many keys; those it leaves out do not exist.
+    pub fn new<F, Fut>(fetch: F) -> Self
+    where
+        F: Fn(Vec<K>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<HashMap<K, V>, sqlx::Error>> + Send + 'static,
+    {
+        let state = State { known: HashMap::new(), waiting: HashMap::new(), gathering: false };
+        Self(Arc::new(Inner { fetch: Box::new(move |keys| Box::pin(fetch(keys))), state: Mutex::new(state) }))
+    }
+
+    /// The value of a key; `None` if there is none. Look-ups made within half a millisecond share a query, and none is made twice.
+    ///
+    /// # Errors
+    /// The query's, for all who shared it; the next look-up tries again.
+    pub async fn load(&self, key: K) -> Answer<V> {
+        let answer = {
+            let mut state = self.0.state.lock();
+            if let Some(known) = state.known.get(&key) {
+                return Ok(known.clone());
+            }
+            let (sender, answer) = oneshot::channel();
+            state.waiting.entry(key).or_default().push(sender);
+            if !std::mem::replace(&mut state.gathering, true) {
+                let this = self.clone();
+                tokio::spawn(async move { this.run().await });
+            }
+            answer
+        };
+        answer.await.unwrap_or_else(|_| Err(Arc::new(sqlx::Error::WorkerCrashed)))
+    }
+
+    /// The values of many keys, in their order.
+    pub async fn load_many(&self, keys: impl IntoIterator<Item = K>) -> Result<Vec<Option<V>>, Arc<sqlx::Error>> {
+        futures_util::future::try_join_all(keys.into_iter().map(|key| self.load(key))).await
+    }
+
+    /// Forgets a key: after a write.
+    pub fn forget(&self, key: &K) {
+        self.0.state.lock().known.remove(key);
+    }
+
+    async fn run(self) {
+        tokio::time::sleep(PATIENCE).await;
+        let mut batch = {
+            let mut state = self.0.state.lock();
+            state.gathering = false;
+            std::mem::take(&mut state.waiting)
+        };
+        let keys: Vec<K> = batch.keys().cloned().collect();
+        for keys in keys.chunks(BATCH) {
+            let fetched = (self.0.fetch)(keys.to_vec()).await;
+            let (mut values, error) = match fetched {
+                Ok(values) => (values, None),
+                Err(error) => (HashMap::new(), Some(Arc::new(error))),
+            };
+            for key in keys {
+                let value = values.remove(key);
+                if error.is_none() {
+                    self.0.state.lock().known.insert(key.clone(), value.clone());
+                }
+                for sender in batch.remove(key).unwrap_or_default() {
+                    let _ = sender.send(error.clone().map_or_else(|| Ok(value.clone()), Err));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    #[tokio::test]
+    async fn a_hundred_look_ups_are_one_query_and_a_failure_is_everybodys() {
+        let queries = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&queries);
+        let loader = Loader::new(move |keys: Vec<u32>| {
+            let failing = counted.fetch_add(1, SeqCst) == 1;
+            async move {
+                if failing {
+                    return Err(sqlx::Error::PoolTimedOut);
+                }
+                Ok(keys.into_iter().filter(|k| k % 2 == 0).map(|k| (k, k * 10)).collect())
+            }
+        });
+        let all = loader.load_many((0..100).chain(0..100)).await.unwrap();
+        assert_eq!((all[4], all[5], all[104], queries.load(SeqCst)), (Some(40), None, Some(40), 1));
+        assert_eq!(loader.load(4).await.unwrap(), Some(40));
+        assert_eq!(queries.load(SeqCst), 1, "remembered");
+        assert!(loader.load(200).await.is_err());
+        assert_eq!(loader.load(200).await.unwrap(), Some(2_000), "an error is not");
+        loader.forget(&4);
+        assert_eq!((loader.load(4).await.unwrap(), queries.load(SeqCst)), (Some(40), 4));
+    }
+}

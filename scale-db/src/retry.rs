@@ -1,0 +1,112 @@
+//! Transactions that are tried again when the database says that trying again is the answer.
+//!
+//! | the transaction fails with | then |
+//! | --- | --- |
+//! | a serialization failure, a deadlock, a busy SQLite file | rolled back, and tried again after a pause with full jitter, up to the attempts given |
+//! | a lost connection at `commit` | not tried again: it may have committed |
+//! | anything else, an error of the caller's own included | rolled back and returned |
+//! | its future is dropped | rolled back |
+
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+use sqlx::{Error, Transaction};
+
+use crate::backend::Backend;
+use crate::db::Db;
+
+/// An error that may go away by itself if its transaction is tried again. Implement it for your own error type, so that
+/// [`Db::transaction`] can look into it.
+///
+/// ```
+/// use scale_db::Transient;
+///
+/// enum CheckoutError { SoldOut, Database(sqlx::Error) }
+///
+/// impl From<sqlx::Error> for CheckoutError {
+///     fn from(error: sqlx::Error) -> Self { Self::Database(error) }
+/// }
+///
+/// impl Transient for CheckoutError {
+///     fn is_transient(&self) -> bool {
+///         matches!(self, Self::Database(error) if error.is_transient())
+///     }
+/// }
+/// ```
+pub trait Transient {
+    /// Whether trying again may help, and cannot do anything twice.
+    fn is_transient(&self) -> bool;
+}
+
+impl Transient for Error {
+    fn is_transient(&self) -> bool {
+        let Some(code) = self.as_database_error().and_then(sqlx::error::DatabaseError::code) else { return false };
+        // Postgres: serialization_failure, deadlock_detected. MySQL: ER_LOCK_DEADLOCK. SQLite: BUSY, LOCKED, and their extended forms.
+        ["40001", "40P01", "1213", "5", "6", "261", "262", "517"].contains(&&*code)
+    }
+}
+
+impl Transient for Box<dyn std::error::Error + Send + Sync> {
+    fn is_transient(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&**self);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<Error>() {
+                return error.is_transient();
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
+/// Attempts in all.
+const ATTEMPTS: u32 = 5;
+/// The bound of the first pause; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
+impl<DB: Backend> Db<DB> {
+    /// Runs a transaction on the primary and commits it, up to five times if the database asks for it: `work` must do nothing that
+    /// cannot be done again, but through the transaction.
+    ///
+    /// ```no_run
+    /// # async fn example(db: scale_db::Db<sqlx::Postgres>) -> Result<(), sqlx::Error> {
+    /// let left: i64 = db.transaction(|tx| Box::pin(async move {
+    ///     sqlx::query("update accounts set cents = cents - 100 where id = 1").execute(&mut **tx).await?;
+    ///     sqlx::query_scalar("select cents from accounts where id = 1").fetch_one(&mut **tx).await
+    /// })).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The last attempt's.
+    pub async fn transaction<T, E, F>(&self, mut work: F) -> Result<T, E>
+    where
+        F: for<'t> FnMut(&'t mut Transaction<'static, DB>) -> BoxFuture<'t, Result<T, E>> + Send,
+        T: Send,
+        E: From<Error> + Transient + Send,
+    {
+        let mut bound = FIRST_PAUSE;
+        for attempt in 1.. {
+            let mut tx = self.begin().await?;
+            let error = match work(&mut tx).await {
+                Ok(value) => match tx.commit().await {
+                    Ok(()) => return Ok(value),
+                    Err(error) => E::from(error),
+                },
+                Err(error) => {
+                    // Should this fail, the connection is closed, which rolls back as well.
+                    let _ = tx.rollback().await;
+                    error
+                }
+            };
+            if attempt == ATTEMPTS || !error.is_transient() {
+                return Err(error);
+            }
+            metrics::counter!("scale_db_retries_total").increment(1);
+            tokio::time::sleep(bound.mul_f64(fastrand::f64())).await;
+            bound = (bound * 2).min(LONGEST_PAUSE);
+        }
+        unreachable!("the last attempt returns")
+    }
+}

@@ -1,0 +1,212 @@
+//! What queries a request makes: the slow ones in the log, and all of them for a test to look at.
+//!
+//! A statement is known by its *fingerprint*: its text with literals replaced by `?`, so that values never reach a log.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+tokio::task_local! {
+    static RECORD: Arc<Mutex<HashMap<String, Seen>>>;
+}
+
+/// A longer text is cut before it is read.
+const LONGEST: usize = 10_000;
+
+/// How often a statement ran, and for how long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Seen {
+    /// How often.
+    pub times: u32,
+    /// In all.
+    pub took: Duration,
+}
+
+/// The statements that ran inside [`record`].
+#[derive(Clone, Debug, Default)]
+pub struct Record(Vec<(String, Seen)>);
+
+/// Runs a future and notes every statement it runs through a [`Db`](crate::Db), in its own task.
+///
+/// ```no_run
+/// # async fn page(db: &scale_db::Db<sqlx::Postgres>) {}
+/// # async fn example(db: scale_db::Db<sqlx::Postgres>) {
+/// let ((), record) = scale_db::watch::record(page(&db)).await;
+/// record.assert_no_repeats(1); // an N+1 fails the test, with its statement
+/// # }
+/// ```
+pub async fn record<F: Future>(future: F) -> (F::Output, Record) {
+    let seen = Arc::default();
+    let output = RECORD.scope(Arc::clone(&seen), future).await;
+    let mut all: Vec<_> = seen.lock().drain().collect();
+    all.sort_by_key(|(_, seen)| std::cmp::Reverse((seen.times, seen.took)));
+    (output, Record(all))
+}
+
+impl Record {
+    /// Fingerprints, the most frequent first.
+    pub fn statements(&self) -> &[(String, Seen)] {
+        &self.0
+    }
+
+    /// How many statements ran.
+    pub fn total(&self) -> u32 {
+        self.0.iter().map(|(_, seen)| seen.times).sum()
+    }
+
+    /// Panics if a statement ran more often than that: the sign of an N+1.
+    #[track_caller]
+    pub fn assert_no_repeats(&self, most: u32) {
+        if let Some((statement, seen)) = self.0.iter().find(|(_, seen)| seen.times > most) {
+            panic!("ran {} times, {most} at most expected (N+1?): {statement}\n{self}", seen.times);
+        }
+    }
+
+    /// Panics if more statements ran than that.
+    #[track_caller]
+    pub fn assert_at_most(&self, total: u32) {
+        assert!(self.total() <= total, "{} statements, {total} at most expected:\n{self}", self.total());
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(statement, seen)| writeln!(f, "{:>6} × {:>10.2?}  {statement}", seen.times, seen.took))
+    }
+}
+
+/// A statement has been answered.
+pub(crate) fn saw(sql: &str, node: usize, took: Duration, slow: Duration) {
+    let _ = RECORD.try_with(|record| {
+        let mut record = record.lock();
+        let seen = record.entry(fingerprint(sql)).or_default();
+        seen.times += 1;
+        seen.took += took;
+    });
+    if took >= slow {
+        tracing::warn!(db.query.summary = fingerprint(sql), node, ?took, "a slow query");
+        metrics::counter!("scale_db_slow_queries_total").increment(1);
+    }
+}
+
+/// A statement's text without its values: literals become `?`, lists of them one, white space one blank, comments nothing.
+///
+/// ```
+/// # use scale_db::watch::fingerprint;
+/// assert_eq!(fingerprint("select *  from t where name = 'o''hara' and id in (1, 2, 3)"), "select * from t where name = ? and id in (?)");
+/// ```
+pub fn fingerprint(sql: &str) -> String {
+    let sql = &sql[..sql.floor_char_boundary(LONGEST)];
+    let mut out = String::with_capacity(sql.len());
+    let mut chars = sql.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\'' => {
+                loop {
+                    match chars.next() {
+                        // A doubled quote is a quote; so is an escaped one, which must not end the literal early.
+                        Some('\'') if chars.peek() == Some(&'\'') => drop(chars.next()),
+                        Some('\\') => drop(chars.next()),
+                        Some('\'') | None => break,
+                        Some(_) => {}
+                    }
+                }
+                literal(&mut out);
+            }
+            '$' if chars.peek().is_none_or(|next| !next.is_ascii_digit()) => {
+                // A dollar-quoted string: $tag$ … $tag$.
+                let tag: String = std::iter::from_fn(|| chars.next_if(|c| c.is_alphanumeric() || *c == '_')).collect();
+                if chars.next_if_eq(&'$').is_some() {
+                    let end = format!("${tag}$");
+                    let mut tail = String::new();
+                    for c in chars.by_ref() {
+                        tail.push(c);
+                        if tail.ends_with(&end) {
+                            break;
+                        }
+                    }
+                    literal(&mut out);
+                } else {
+                    out.push('$');
+                    out.push_str(&tag);
+                }
+            }
+            '-' if chars.peek() == Some(&'-') => {
+                chars.by_ref().find(|c| *c == '\n');
+                blank(&mut out);
+            }
+            '/' if chars.peek() == Some(&'*') => {
+                let mut last = ' ';
+                chars.by_ref().skip(1).find(|c| std::mem::replace(&mut last, *c) == '*' && *c == '/');
+                blank(&mut out);
+            }
+            c if c.is_whitespace() => blank(&mut out),
+            c if c.is_ascii_digit() && !out.ends_with(|p: char| p.is_alphanumeric() || p == '_' || p == '$') => {
+                while chars.next_if(|c| c.is_ascii_alphanumeric() || *c == '.' || *c == '_').is_some() {}
+                literal(&mut out);
+            }
+            c => out.push(c),
+        }
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+fn blank(out: &mut String) {
+    if !out.is_empty() && !out.ends_with(' ') {
+        out.push(' ');
+    }
+}
+
+/// One `?` for a literal, and for a whole list of them.
+fn literal(out: &mut String) {
+    let before = out.trim_end();
+    if let Some(list) = before.strip_suffix(',').map(str::trim_end)
+        && list.ends_with('?')
+    {
+        let length = list.len();
+        out.truncate(length);
+        return;
+    }
+    out.push('?');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn values_are_gone_and_names_stay() {
+        for (sql, expected) in [
+            ("select 1", "select ?"),
+            ("select a1, $1 from t_2 where x = 1.5e3", "select a1, $1 from t_2 where x = ?"),
+            ("select E'it\\'s', 'x'", "select E?"),
+            ("select $$secret$$, $a$ $b$ secret $a$", "select ?"),
+            ("select /* secret */ x -- secret\nfrom t", "select x from t"),
+            ("insert into t values (1, 'a', 2)", "insert into t values (?)"),
+            ("select 'open", "select ?"),
+            ("", ""),
+        ] {
+            assert_eq!(fingerprint(sql), expected, "{sql}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_literal_gets_through(word in "[a-z]{12}", number in 1_000_000_u32.., before in "[a-z ,=(]{0,10}") {
+            let print = fingerprint(&format!("select {before} '{word}', {number} /* {word} */ from t"));
+            prop_assert!(!print.contains(&word) && !print.contains(&number.to_string()), "{}", print);
+        }
+
+        #[test]
+        fn any_text_is_survived(sql in ".{0,200}") {
+            fingerprint(&sql);
+        }
+    }
+}
