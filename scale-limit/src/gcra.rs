@@ -61,6 +61,11 @@ impl Rate {
         }
     }
 
+    /// The TAT after `cost` units are given back; a bucket is never fuller than full.
+    pub(crate) fn give_back(&self, tat: u64, now: u64, cost: u32) -> u64 {
+        tat.saturating_sub((f64::from(cost) * self.interval) as u64).max(now)
+    }
+
     /// What holds if an admitted request is not charged after all.
     pub(crate) fn uncharged(&self, ruling: Ruling, cost: u32) -> Ruling {
         let back = Duration::from_nanos((f64::from(cost) * self.interval) as u64);

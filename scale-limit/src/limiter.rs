@@ -29,22 +29,22 @@ pub struct Limiter(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    store: Box<dyn Store>,
+    store: Arc<dyn Store>,
     /// What stands in while the store does not answer.
-    stand_in: Memory,
+    stand_in: Arc<Memory>,
     patience: Duration,
 }
 
 impl Limiter {
     /// Limits of this process alone.
     pub fn memory() -> Self {
-        Self::with_store(Box::new(Memory::default()))
+        Self::with_store(Arc::new(Memory::default()))
     }
 
     /// Limits shared by all that use the same Redis and `app`.
     #[cfg(feature = "redis")]
     pub fn redis(redis: scale_redis::Redis, app: &str) -> Self {
-        Self::with_store(Box::new(crate::store::Redis::new(redis, app)))
+        Self::with_store(Arc::new(crate::store::Redis::new(redis, app)))
     }
 
     /// Picks the store by its address: `memory:`, or (feature `redis`) any address of `scale-redis`.
@@ -66,19 +66,14 @@ impl Limiter {
         }
     }
 
-    fn with_store(store: Box<dyn Store>) -> Self {
-        Self(Arc::new(Inner { store, stand_in: Memory::default(), patience: Duration::from_millis(20) }))
+    fn with_store(store: Arc<dyn Store>) -> Self {
+        Self(Arc::new(Inner { store, stand_in: Arc::default(), patience: Duration::from_millis(20) }))
     }
 
-    /// How long the store may take before a policy's [`OnError`] rule stands in. Default: 20 ms.
-    pub fn patience(self, patience: Duration) -> Self {
-        match Arc::try_unwrap(self.0) {
-            Ok(inner) => Self(Arc::new(Inner { patience, ..inner })),
-            Err(shared) => {
-                debug_assert!(false, "set the patience before cloning the limiter");
-                Self(shared)
-            }
-        }
+    /// The same limits for somebody with more or less time: how long the store may take before a policy's [`OnError`] rule stands in.
+    /// Default: 20 ms.
+    pub fn patience(&self, patience: Duration) -> Self {
+        Self(Arc::new(Inner { store: Arc::clone(&self.0.store), stand_in: Arc::clone(&self.0.stand_in), patience }))
     }
 
     /// One unit of one policy.
@@ -116,6 +111,19 @@ impl Limiter {
             charge.policy.count(ruling.admitted);
         }
         Decision::new(charges.iter().map(|c| c.policy).zip(rulings))
+    }
+
+    /// Gives back what was charged: for limits that count failures only, or costs that turn out smaller. `false`: the store could not be
+    /// told, and the charge stands.
+    pub async fn refund(&self, charges: &[(&Policy, &str, u32)]) -> bool {
+        let charges: Vec<_> = charges.iter().map(|(policy, key, cost)| Charge { policy, key, cost: *cost }).collect();
+        let refund = tokio::time::timeout(self.0.patience, self.0.store.refund(&charges, self.0.patience)).await;
+        let done = matches!(refund, Ok(Ok(())));
+        if !done {
+            // The stand-in may be who was charged.
+            self.0.stand_in.give_back(&charges);
+        }
+        done
     }
 
     /// Each policy's own rule for a store that does not answer.

@@ -36,6 +36,18 @@ async fn contract(limiter: Limiter) -> Result<()> {
     assert!(limiter.check_all(&[(&costly, "c", 3)]).await.admitted);
     assert_eq!(limiter.check_all(&[(&costly, "d", 11)]).await.retry_after(), None);
 
+    // What is given back can be taken again, and a bucket is never fuller than full.
+    let back = Policy::per_hour("back", 2);
+    assert!(limiter.check(&back, "r").await.admitted && limiter.check(&back, "r").await.admitted);
+    assert!(!limiter.check(&back, "r").await.admitted);
+    assert!(limiter.refund(&[(&back, "r", 1)]).await);
+    assert!(limiter.check(&back, "r").await.admitted);
+    for _ in 0..10 {
+        assert!(limiter.refund(&[(&back, "r", 1)]).await);
+    }
+    assert!(limiter.check(&back, "r").await.admitted && limiter.check(&back, "r").await.admitted);
+    assert!(!limiter.check(&back, "r").await.admitted);
+
     // A dry run counts and lets pass.
     let dry = Policy::per_hour("dry", 1).dry_run();
     for _ in 0..3 {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use scale_cache::Cache;
 use scale_db::Db;
-use scale_limit::Limiter;
+use scale_limit::client::ClientIp;
+use scale_limit::{Limiter, LoginGuard};
 use scale_queue::Queue;
 use scale_session::SessionLayer;
 use sqlx::Any;
@@ -22,6 +23,11 @@ pub(crate) struct App {
     pub(crate) queue: Queue,
     pub(crate) sessions: SessionLayer,
     pub(crate) limiter: Limiter,
+    pub(crate) logins: LoginGuard,
+    /// Finds out who asks.
+    pub(crate) clients: ClientIp,
+    /// Cookies over plain HTTP too.
+    pub(crate) plain_http: bool,
 }
 
 /// Sets the shop's keys in Redis apart from others'.
@@ -35,12 +41,16 @@ impl App {
         } else {
             config.session.settings.clone()
         };
+        let limiter = Limiter::connect(&config.limit.url, NAME).await.context("[limit]")?;
         Ok(Self {
             db: config.database.clone().connect().await.context("[database]")?,
             cache: config.cache.clone().connect(NAME).await.context("[cache]")?,
             queue: Queue::connect(&config.queue.url, NAME).await.context("[queue]")?,
             sessions: SessionLayer::connect(&config.session.url, NAME, session).await.context("[session]")?,
-            limiter: Limiter::connect(&config.limit.url, NAME).await.context("[limit]")?,
+            logins: LoginGuard::new(&limiter, "login"),
+            limiter,
+            clients: config.clients.clone(),
+            plain_http: config.plain_http,
         })
     }
 

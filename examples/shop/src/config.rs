@@ -44,7 +44,7 @@ pub(crate) struct Session {
     pub(crate) settings: scale_session::Config,
 }
 
-/// What nobody may do too often.
+/// What nobody may do too often. `login` bounds what an address makes the server hash; guessing is bounded by the login guard.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Limit {
@@ -88,7 +88,7 @@ impl Default for Limit {
         Self {
             url: "memory:".into(),
             site: scale_limit::Policy::per_second("site", 100).burst(300),
-            login: scale_limit::Policy::per_minute("login", 5),
+            login: scale_limit::Policy::per_minute("login", 20),
         }
     }
 }

@@ -105,6 +105,57 @@ async fn wrong_input_gets_a_clear_answer() -> Result<()> {
     shop.close().await
 }
 
+/// Two hundred addresses guess at one account, and one address at two hundred accounts; the owner still gets in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guessing_is_bounded_and_the_owner_gets_in() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let redis = Redis::start().await?;
+    let config = laptop(folder.path())?;
+    // Two servers behind a load balancer on this machine.
+    let shared = folder.path().join("shared.toml");
+    let limits = NO_LIMIT.replace("[limit]", &format!("[limit]\nurl = {:?}", redis.url()));
+    let proxied = "clients = { trusted = [\"127.0.0.1/32\"] }\n";
+    std::fs::write(&shared, format!("{proxied}{}", std::fs::read_to_string(&config)?.replace(NO_LIMIT, &limits)))?;
+    let shared = shared.display().to_string();
+    let one = Shop::open(folder.path(), &["--config", &shared]).await?;
+    let two = Shop::open(folder.path(), &["--config", &shared, "serve"]).await?;
+
+    let right = [("email", "ann@example.com"), ("password", "correct horse battery staple")];
+    let mut ann = Visitor::at("198.51.100.1");
+    assert_eq!(ann.post(&one.base, "/login", &right).await?.status, 200);
+    ann.post(&one.base, "/logout", &[]).await?;
+
+    let attack = |targets: Vec<(String, String)>| {
+        let bases = [one.base.clone(), two.base.clone()];
+        async move {
+            let mut looked_at = 0;
+            for chunk in targets.chunks(20) {
+                let guesses = chunk.iter().enumerate().map(|(n, (address, email))| {
+                    let base = &bases[n % 2];
+                    async move {
+                        let form = [("email", email.as_str()), ("password", "guess")];
+                        anyhow::Ok(Visitor::at(address).post(base, "/login", &form).await?.status)
+                    }
+                });
+                let answers = try_join_all(guesses).await?;
+                assert!(answers.iter().all(|s| *s == 401 || *s == 429), "{answers:?}");
+                looked_at += answers.iter().filter(|s| **s == 401).count();
+            }
+            anyhow::Ok(looked_at)
+        }
+    };
+    let botnet = (0..200).map(|n| (format!("203.0.113.{n}"), "ann@example.com".to_owned())).collect();
+    assert_eq!(attack(botnet).await?, 50, "of one account, from everywhere: 50 an hour");
+    let spray = (0..200).map(|n| ("192.0.2.1".to_owned(), format!("user{n}@example.com"))).collect();
+    assert!(attack(spray).await? <= 30, "from one address, at every account: 30 in a quarter of an hour");
+
+    // Ann's browser is known; a stranger with her password but not her browser waits with the botnet.
+    assert_eq!(ann.post(&two.base, "/login", &right).await?.status, 200);
+    assert_eq!(Visitor::at("198.51.100.9").post(&two.base, "/login", &right).await?.status, 429);
+    one.close().await?;
+    two.close().await
+}
+
 #[tokio::test]
 async fn a_wrong_configuration_ends_at_once_with_one_line() -> Result<()> {
     let folder = tempfile::tempdir()?;

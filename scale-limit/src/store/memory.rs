@@ -79,6 +79,17 @@ impl Memory {
         ruling
     }
 
+    pub(crate) fn give_back(&self, charges: &[Charge<'_>]) {
+        let now = self.now();
+        for charge in charges {
+            let hash = self.hash(charge.policy.name(), charge.key);
+            let mut shard = self.shards[shard_of(hash)].lock();
+            if let Some(entry) = shard.find_mut(hash, |e| is(e, charge)) {
+                entry.tat = charge.rate().give_back(entry.tat, now, charge.cost);
+            }
+        }
+    }
+
     fn charge_at(&self, now: u64, charges: &[Charge<'_>]) -> Vec<Ruling> {
         let hashes: Vec<u64> = charges.iter().map(|c| self.hash(c.policy.name(), c.key)).collect();
         // Locked in one order by everybody, so that nobody waits in a circle.
@@ -166,6 +177,11 @@ fn shard_of(hash: u64) -> usize {
 impl Store for Memory {
     async fn charge(&self, charges: &[Charge<'_>], _: Duration) -> Result<Vec<Ruling>, Error> {
         Ok(self.charge_now(charges))
+    }
+
+    async fn refund(&self, charges: &[Charge<'_>], _: Duration) -> Result<(), Error> {
+        self.give_back(charges);
+        Ok(())
     }
 
     fn local(&self) -> Option<&Memory> {

@@ -37,6 +37,9 @@ pub(crate) trait Store: Send + Sync + std::fmt::Debug {
     /// `patience`: who asks will not wait longer.
     async fn charge(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Vec<Ruling>, Error>;
 
+    /// Gives back what was charged.
+    async fn refund(&self, charges: &[Charge<'_>], patience: Duration) -> Result<(), Error>;
+
     /// The store itself, if it needs no waiting.
     fn local(&self) -> Option<&Memory> {
         None

@@ -167,4 +167,15 @@ impl Store for Redis {
             self.gather.rule(self.group(charges, 1), patience).await
         }
     }
+
+    async fn refund(&self, charges: &[Charge<'_>], patience: Duration) -> Result<(), Error> {
+        if self.server().is_cluster() {
+            for charge in charges {
+                self.alone(&[*charge], -1).await?;
+            }
+        } else if !charges.is_empty() {
+            self.gather.rule(self.group(charges, -1), patience).await?;
+        }
+        Ok(())
+    }
 }

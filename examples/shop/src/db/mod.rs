@@ -1,6 +1,7 @@
 //! Tables and queries. The same SQL runs on SQLite and Postgres; only the tables are written twice.
 
 pub(crate) mod catalogue;
+pub(crate) mod devices;
 pub(crate) mod orders;
 pub(crate) mod seed;
 pub(crate) mod users;

@@ -15,6 +15,13 @@ create table if not exists users (
     password text not null
 );
 
+-- Browsers that have logged in to an account; the cookie's hash.
+create table if not exists devices (
+    token text primary key,
+    account text not null,
+    since_ms integer not null
+);
+
 create table if not exists orders (
     id integer primary key,
     token text not null unique,

@@ -3,14 +3,17 @@
 use axum::Form;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::{COOKIE, RETRY_AFTER, SET_COOKIE};
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Redirect};
 use maud::{Markup, html};
+use scale_limit::login::Attempt;
 use scale_session::Session;
 use serde::Deserialize;
 
 use super::{Failure, Page, USER, layout};
 use crate::app::App;
-use crate::db::{seed, users};
+use crate::db::{devices, seed, users};
 
 #[derive(Deserialize)]
 pub(crate) struct Login {
@@ -18,6 +21,8 @@ pub(crate) struct Login {
     password: String,
 }
 
+/// The cookie of a browser that has logged in before.
+const DEVICE: &str = "device";
 /// Longer ones are nobody's.
 const LONGEST_PASSWORD: usize = 1_024;
 
@@ -41,16 +46,46 @@ async fn page(session: &Session, wrong: Option<&str>) -> Result<Markup, Failure>
     layout(session, "Log in", content).await
 }
 
-pub(crate) async fn log_in(State(app): State<App>, session: Session, Form(login): Form<Login>) -> Page {
+pub(crate) async fn log_in(State(app): State<App>, session: Session, request: Parts, Form(login): Form<Login>) -> Page {
+    let email = login.email.trim().to_lowercase();
+    let device = cookie(&request, DEVICE);
+    let known = match &device {
+        Some(token) => devices::is_known(&app.db, token, &email).await?,
+        None => false,
+    };
+    let address = app.clients.key(&request).unwrap_or_else(|| "unknown".into());
+    let attempt = Attempt { account: &email, address: &address, known_device: device.as_deref().filter(|_| known) };
+    let pending = match app.logins.begin(attempt).await {
+        Ok(pending) => pending,
+        Err(too_many) => {
+            let seconds = too_many.retry_after.as_secs() + 1;
+            let page = page(&session, Some("Too many attempts have failed. Please wait a while.")).await?;
+            return Ok((StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, seconds.to_string())], page).into_response());
+        }
+    };
     let account =
         if login.password.len() > LONGEST_PASSWORD { None } else { users::log_in(&app.db, &login.email, login.password).await? };
     let Some(account) = account else {
         return Ok((StatusCode::UNAUTHORIZED, page(&session, Some("E-mail and password do not fit.")).await?).into_response());
     };
+    pending.succeeded().await;
     session.insert(USER, &account).await?;
     // An id somebody planted or saw before is worth nothing from here on.
     session.rotate().await?;
-    Ok(Redirect::to("/").into_response())
+    let mut response = Redirect::to("/").into_response();
+    if !known {
+        let token = devices::remember(&app.db, &account.email).await?;
+        let secure = if app.plain_http { "" } else { "; Secure" };
+        let cookie = format!("{DEVICE}={token}; Path=/login; HttpOnly; SameSite=Lax; Max-Age=31536000{secure}");
+        response.headers_mut().append(SET_COOKIE, cookie.parse()?);
+    }
+    Ok(response)
+}
+
+fn cookie(request: &Parts, name: &str) -> Option<String> {
+    let lines = request.headers.get_all(COOKIE).into_iter().filter_map(|line| line.to_str().ok());
+    let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(n, _)| *n == name).map(|(_, value)| value.to_owned())
 }
 
 pub(crate) async fn log_out(session: Session) -> Page {

@@ -20,6 +20,8 @@ pub struct Visitor {
     client: Client<HttpConnector, Full<Bytes>>,
     cookies: BTreeMap<String, String>,
     pub requests: usize,
+    /// Where a load balancer would say this visitor comes from.
+    pub address: Option<String>,
 }
 
 pub struct Answer {
@@ -30,7 +32,12 @@ pub struct Answer {
 
 impl Visitor {
     pub fn new() -> Self {
-        Self { client: Client::builder(TokioExecutor::new()).build_http(), cookies: BTreeMap::new(), requests: 0 }
+        Self { client: Client::builder(TokioExecutor::new()).build_http(), cookies: BTreeMap::new(), requests: 0, address: None }
+    }
+
+    /// Another browser, at that address.
+    pub fn at(address: &str) -> Self {
+        Self { address: Some(address.into()), ..Self::new() }
     }
 
     pub async fn get(&mut self, base: &str, path: &str) -> Result<Answer> {
@@ -53,6 +60,9 @@ impl Visitor {
             self.requests += 1;
             let cookies: Vec<_> = self.cookies.iter().map(|(k, v)| format!("{k}={v}")).collect();
             let mut request = Request::builder().uri(format!("{base}{path}")).header(header::COOKIE, cookies.join("; "));
+            if let Some(address) = &self.address {
+                request = request.header("x-forwarded-for", address);
+            }
             if form.is_some() {
                 request = request.method("POST").header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
             }
