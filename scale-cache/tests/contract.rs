@@ -365,7 +365,8 @@ mod redis {
     async fn on(url: &str) -> Result<()> {
         let mut caches = Vec::new();
         for _ in 0..3 {
-            caches.push(Cache::connect(url, "test").await?);
+            // What a loaded machine does to a patience of 100 ms is not what is asked here.
+            caches.push(Cache::builder(url).patience(Duration::from_secs(5)).connect("test").await?);
         }
         contract(&caches).await
     }

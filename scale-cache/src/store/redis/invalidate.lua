@@ -1,6 +1,6 @@
 -- Gives a tag a new version, above the old one even if the clock has gone back, and tells every process.
 -- KEYS  tag
--- ARGV  its life (ms), channel, tag, a database position or ''
+-- ARGV  its life (ms), channel, tag, a database position or '', who says so
 -- Reply version (us), and ':' and the position if there is one: of the old and the new one, the one that is later byte by byte
 -- Cost  GET, TIME, SET, PUBLISH; O(processes), however many entries carry the tag
 local function later(a, b)
@@ -23,5 +23,5 @@ end
 local version = string.format('%.0f', math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), (tonumber(old) or 0) + 1))
 local stored = position == '' and version or version .. ':' .. position
 redis.call('SET', KEYS[1], stored, 'PX', ARGV[1])
-redis.call('PUBLISH', ARGV[2], 't' .. version .. ':' .. #ARGV[3] .. ':' .. ARGV[3] .. position)
+redis.call('PUBLISH', ARGV[2], ARGV[5] .. 't' .. version .. ':' .. #ARGV[3] .. ':' .. ARGV[3] .. position)
 return stored

@@ -5,7 +5,7 @@
 //! | `{app}:cache:{<space>:<key>}:e` | string | an entry | TTL + stale time |
 //! | `{app}:cache:{<space>:<key>}:l` | string | the token of the process that loads it | 3 s, renewed while it loads |
 //! | `{app}:cache:tag:<tag>` | string | the tag's version, µs, and `:` and a database position if one was given | 30 days after its last invalidation or first use |
-//! | channel `{app}:cache:news` | | `t<version>:<length of tag>:<tag><position>` or `k<key>` | |
+//! | channel `{app}:cache:news` | | 16 hexadecimal digits of who says so, then `t<version>:<length of tag>:<tag><position>` or `k<key>` | |
 //!
 //! A tag that expired or was evicted gets a new version, which invalidates what carries it: losing a tag is safe.
 
@@ -28,6 +28,8 @@ const TAG_LIFE: Duration = Duration::from_hours(30 * 24);
 pub struct RedisStore {
     server: scale_redis::Redis,
     keys: Keys,
+    /// Drawn anew at each start: what this process itself says is no news to it.
+    speaker: Arc<str>,
     /// The server's clock minus ours, µs.
     offset: Arc<AtomicI64>,
     begin: Script,
@@ -50,6 +52,7 @@ impl RedisStore {
         Self {
             server: redis,
             keys: Keys::new(app, "cache"),
+            speaker: format!("{:016x}", fastrand::u64(..)).into(),
             offset: Arc::default(),
             begin: Script::new(include_str!("begin.lua")),
             renew: Script::new(include_str!("renew.lua")),
@@ -85,7 +88,7 @@ impl RedisStore {
 
     async fn change(&self, key: &str, bytes: Option<&[u8]>, keep: Duration) -> Result<(), Error> {
         let mut call = self.change.key(self.entry(key));
-        call.key(self.lease(key)).arg(self.channel()).arg(format!("k{key}"));
+        call.key(self.lease(key)).arg(self.channel()).arg(format!("{}k{key}", self.speaker));
         if let Some(bytes) = bytes {
             call.arg(bytes).arg(millis(keep));
         }
@@ -105,6 +108,7 @@ fn millis(time: Duration) -> u64 {
     time.as_millis().clamp(1, u128::from(u32::MAX) * 1_000) as u64
 }
 
+/// A message, without its speaker.
 fn read(payload: &[u8]) -> Option<News> {
     let (kind, rest) = payload.split_first()?;
     match kind {
@@ -184,16 +188,22 @@ impl Store for RedisStore {
 
     async fn invalidate(&self, tag: &str, position: Option<&Position>) -> Result<Version, Error> {
         let mut call = self.invalidate.key(self.keys.plain(&format!("tag:{tag}")));
-        call.arg(millis(TAG_LIFE)).arg(self.channel()).arg(tag).arg(position.map_or(&[][..], |p| p));
+        call.arg(millis(TAG_LIFE)).arg(self.channel()).arg(tag).arg(position.map_or(&[][..], |p| p)).arg(&*self.speaker);
         let bytes: Vec<u8> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         version(&bytes)
     }
 
     fn news(&self) -> BoxStream<'static, News> {
-        let news = self.server.subscribe([self.channel()]).filter_map(async |event| match event {
-            Event::Message { payload, .. } => read(&payload),
-            Event::Lost => Some(News::Lost),
-            Event::Restored => Some(News::Restored),
+        let speaker = Arc::clone(&self.speaker);
+        let news = self.server.subscribe([self.channel()]).filter_map(move |event| {
+            std::future::ready(match event {
+                Event::Message { payload, .. } => match payload.split_at_checked(speaker.len()) {
+                    Some((who, what)) if who != speaker.as_bytes() => read(what),
+                    _ => None,
+                },
+                Event::Lost => Some(News::Lost),
+                Event::Restored => Some(News::Restored),
+            })
         });
         Box::pin(news)
     }
