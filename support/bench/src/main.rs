@@ -30,6 +30,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Suite {
+    Db,
     Cache,
     Queue,
     Limit,
@@ -50,6 +51,9 @@ async fn main() -> Result<()> {
     let effort = if arguments.quick { Effort { rounds: 3, scale: 1 } } else { Effort { rounds: 7, scale: 4 } };
     let mut reports = Vec::new();
     let wants = |suite| arguments.suite == suite || arguments.suite == Suite::All;
+    if wants(Suite::Db) {
+        reports.push(suites::db::run(effort).await?);
+    }
     if wants(Suite::Cache) {
         reports.push(suites::cache::run(effort).await?);
     }

@@ -1,0 +1,189 @@
+//! The database: what routing costs, what replicas bring, what the disciplines are worth.
+//!
+//! | case | ours | against |
+//! | --- | --- | --- |
+//! | `select_one` | `fetch_one(&db)`, one node, one connection, one task | `sqlx-pool`: the same on a bare pool; so the difference is the executor's |
+//! | `verdict` | the router's answer for a statement it knows | |
+//! | `replica_reads` | a primary and two replicas, 32 tasks | `primary-only`: the same reads on the primary |
+//! | `keyset_page` | page 10,000 of 24 rows by cursor | `offset`: the same page by `offset` |
+//! | `loader` | 100 look-ups through a `Loader` | `n-plus-one`: one by one |
+//!
+//! Two cores carry client and servers: `replica_reads` shows that reads spread, not what three machines would do.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use scale_db::page::Order;
+use scale_db::{Cursors, Db, Loader};
+use sqlx::{FromRow, PgPool, Postgres as Pg, QueryBuilder};
+use testkit::Postgres;
+
+use crate::Effort;
+use crate::measure::{Better, Case};
+use crate::report::Report;
+
+const SELECT: &str = "select id, price from items where id = $1";
+const ROWS: i64 = 250_000;
+const PAGE: usize = 24;
+
+#[derive(FromRow)]
+struct Item {
+    id: i64,
+    price: i64,
+}
+
+async fn select_db(db: &Db<Pg>, count: usize) -> Result<f64> {
+    let start = Instant::now();
+    for n in 0..count {
+        let item: Item = sqlx::query_as(SELECT).bind(n as i64 % ROWS).fetch_one(db).await?;
+        std::hint::black_box(item.price);
+    }
+    Ok(start.elapsed().as_nanos() as f64 / count as f64)
+}
+
+async fn select_pool(pool: &PgPool, count: usize) -> Result<f64> {
+    let start = Instant::now();
+    for n in 0..count {
+        let item: Item = sqlx::query_as(SELECT).bind(n as i64 % ROWS).fetch_one(pool).await?;
+        std::hint::black_box(item.price);
+    }
+    Ok(start.elapsed().as_nanos() as f64 / count as f64)
+}
+
+async fn verdict(db: &Db<Pg>, count: usize) -> f64 {
+    let start = Instant::now();
+    for _ in 0..count {
+        std::hint::black_box(db.router().verdict(std::hint::black_box(SELECT)));
+    }
+    start.elapsed().as_nanos() as f64 / count as f64
+}
+
+async fn reads(db: &Db<Pg>, count: usize) -> Result<f64> {
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..32)
+        .map(|task| {
+            let db = db.clone();
+            tokio::spawn(async move {
+                for n in 0..count / 32 {
+                    let id = (task * 7_919 + n) as i64 % ROWS;
+                    let item: Item = sqlx::query_as(SELECT).bind(id).fetch_one(&db).await?;
+                    std::hint::black_box(item.price);
+                }
+                anyhow::Ok(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await??;
+    }
+    Ok(count as f64 / start.elapsed().as_secs_f64())
+}
+
+async fn keyset(db: &Db<Pg>, cursors: &Cursors, cursor: &str, count: usize) -> Result<f64> {
+    let start = Instant::now();
+    for _ in 0..count {
+        let request = cursors.request::<(i64, i64)>("items", Some(cursor), PAGE)?;
+        let mut query = QueryBuilder::<Pg>::new("select id, price from items where true");
+        request.push(&mut query, [("price", Order::Ascending), ("id", Order::Ascending)]);
+        let rows: Vec<Item> = query.build_query_as().fetch_all(db).await?;
+        let page = request.page(rows, |item| (item.price, item.id));
+        anyhow::ensure!(page.items.len() == PAGE, "a short page");
+    }
+    Ok(start.elapsed().as_secs_f64() * 1e3 / count as f64)
+}
+
+async fn offset(db: &Db<Pg>, skip: i64, count: usize) -> Result<f64> {
+    let start = Instant::now();
+    for _ in 0..count {
+        let page = sqlx::query_as("select id, price from items order by price, id limit $1 offset $2");
+        let rows: Vec<Item> = page.bind(PAGE as i64).bind(skip).fetch_all(db).await?;
+        anyhow::ensure!(rows.len() == PAGE, "a short page");
+    }
+    Ok(start.elapsed().as_secs_f64() * 1e3 / count as f64)
+}
+
+async fn loader(db: &Db<Pg>) -> Result<f64> {
+    let start = Instant::now();
+    let db = db.clone();
+    let items = Loader::new(move |ids: Vec<i64>| {
+        let db = db.clone();
+        async move {
+            let query = sqlx::query_as("select id, price from items where id = any($1)").bind(ids);
+            let rows: Vec<(i64, i64)> = query.fetch_all(&db).await?;
+            Ok(rows.into_iter().collect::<HashMap<_, _>>())
+        }
+    });
+    let found = items.load_many((0..100).map(|n| n * 37)).await?;
+    anyhow::ensure!(found.iter().all(Option::is_some), "a missing row");
+    Ok(start.elapsed().as_secs_f64() * 1e3)
+}
+
+async fn n_plus_one(db: &Db<Pg>) -> Result<f64> {
+    let start = Instant::now();
+    for n in 0..100 {
+        let item: Item = sqlx::query_as(SELECT).bind(n * 37_i64).fetch_one(db).await?;
+        std::hint::black_box(item.price);
+    }
+    Ok(start.elapsed().as_secs_f64() * 1e3)
+}
+
+pub(crate) async fn run(effort: Effort) -> Result<Report> {
+    let mut report = Report::new("db");
+    let cluster = Postgres::start(2).await?;
+    let urls = cluster.urls();
+    cluster
+        .node(0)
+        .sql(&format!(
+            "create table items (id bigint primary key, price bigint not null); \
+             insert into items select n, n % 1000 from generate_series(0, {ROWS} - 1) n; \
+             create index on items (price, id); vacuum analyze items"
+        ))
+        .await?;
+    cluster.caught_up().await?;
+
+    let alone = Db::<Pg>::builder(&urls[0]).max_connections(1).connect().await?;
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&urls[0]).await?;
+    let (a, p, count) = (&alone, &pool, 10_000 * effort.scale);
+    Case::new("select_one", "ns", Better::Lower)
+        .subject("scale-db", move || select_db(a, count))
+        .subject("sqlx-pool", move || select_pool(p, count))
+        .target(0.98)
+        .measure(effort.rounds * 2, &mut report)
+        .await;
+    Case::new("verdict", "ns", Better::Lower)
+        .subject("scale-db", move || async move { Ok(verdict(a, 1_000_000).await) })
+        .measure(effort.rounds, &mut report)
+        .await;
+
+    let split = Db::<Pg>::builder(&urls[0]).replica(&urls[1]).replica(&urls[2]).connect().await?;
+    let single = Db::<Pg>::connect(&urls[0]).await?;
+    let (split, single) = (&split, &single);
+    Case::new("replica_reads", "reads/s", Better::Higher)
+        .subject("scale-db", move || reads(split, count * 2))
+        .subject("primary-only", move || reads(single, count * 2))
+        .measure(effort.rounds, &mut report)
+        .await;
+
+    let cursors = Cursors::new(b"bench");
+    let skip = 9_999 * PAGE as i64;
+    let last: Item = sqlx::query_as("select id, price from items order by price, id limit 1 offset $1")
+        .bind(skip - 1)
+        .fetch_one(single)
+        .await
+        .context("the row before page 10,000")?;
+    let request = cursors.request::<(i64, i64)>("items", None, 1)?;
+    let cursor = request.page(vec![(last.price, last.id), (0, 0)], |key| *key).next.context("a cursor")?;
+    let (cursors, cursor) = (&cursors, cursor.as_str());
+    Case::new("keyset_page", "ms", Better::Lower)
+        .subject("scale-db", move || keyset(single, cursors, cursor, 50))
+        .subject("offset", move || offset(single, skip, 5))
+        .measure(effort.rounds, &mut report)
+        .await;
+    Case::new("loader", "ms", Better::Lower)
+        .subject("scale-db", move || loader(single))
+        .subject("n-plus-one", move || n_plus_one(single))
+        .measure(effort.rounds * 5, &mut report)
+        .await;
+    Ok(report)
+}
