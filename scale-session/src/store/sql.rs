@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow};
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Row, SqlSafeStr, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Row, Transaction};
 
 use super::{Changes, Handle, Lifetime, Record, Saved, Store, Swapped};
 use crate::error::Error;
@@ -139,22 +139,25 @@ fn time(ms: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0) as u64)
 }
 
+/// An SQLite file has one writer. WAL, so that its readers do not mind it.
+#[cfg(feature = "sqlite")]
+fn one_writer(options: AnyPoolOptions) -> AnyPoolOptions {
+    options.max_connections(1).idle_timeout(None).max_lifetime(None).after_connect(|connection, _| {
+        Box::pin(async move {
+            let settings = "pragma journal_mode = wal; pragma synchronous = normal; pragma busy_timeout = 5000";
+            sqlx::raw_sql(settings).execute(connection).await.map(drop)
+        })
+    })
+}
+
 impl SqlStore {
     /// Connects, and makes the tables if they are not there.
     pub async fn connect(url: &str) -> Result<Self, Error> {
         sqlx::any::install_default_drivers();
         let system = System::of(url).ok_or_else(|| Error::Address(url.split(':').next().unwrap_or_default().into()))?;
-        let mut options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(2));
+        let options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(2));
         #[cfg(feature = "sqlite")]
-        if system == System::Sqlite {
-            // One writer: the file has no more.
-            options = options.max_connections(1).idle_timeout(None).max_lifetime(None).after_connect(|connection, _| {
-                Box::pin(async move {
-                    let settings = "pragma journal_mode = wal; pragma synchronous = normal; pragma busy_timeout = 5000";
-                    sqlx::raw_sql(settings).execute(connection).await.map(drop)
-                })
-            });
-        }
+        let options = if system == System::Sqlite { one_writer(options) } else { options };
         // sqlx's words may hold the password.
         let pool = options.connect_lazy(url).map_err(|_| Error::Address("a database address that cannot be read".into()))?;
         let store = Self { pool, system, texts: Texts::new(system) };
@@ -175,7 +178,7 @@ impl SqlStore {
             #[cfg(feature = "postgres")]
             System::Postgres => self.pool.begin().await.map_err(failed),
             #[cfg(feature = "sqlite")]
-            System::Sqlite => self.pool.begin_with("begin immediate".into_sql_str()).await.map_err(failed),
+            System::Sqlite => self.pool.begin_with(sqlx::SqlSafeStr::into_sql_str("begin immediate")).await.map_err(failed),
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use sqlx::any::{AnyPoolOptions, AnyRow};
-use sqlx::{AnyConnection, AnyPool, Row, SqlSafeStr, Transaction};
+use sqlx::{AnyConnection, AnyPool, Row, Transaction};
 
 pub(crate) use self::outbox::enlist;
 pub use self::outbox::{Enlist, Relay};
@@ -31,6 +31,7 @@ use crate::error::Error;
 #[cfg(feature = "postgres")]
 const CHANNEL: &str = "scale_queue";
 /// How often an idle worker looks into an SQLite file, where other processes cannot wake it.
+#[cfg(feature = "sqlite")]
 const POLL: Duration = Duration::from_millis(500);
 
 /// Jobs in a PostgreSQL or SQLite database.
@@ -72,22 +73,25 @@ fn unhex(text: &str) -> Vec<u8> {
     digits.filter_map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
+/// An SQLite file has one writer. WAL, so that its readers do not mind it.
+#[cfg(feature = "sqlite")]
+fn one_writer(options: AnyPoolOptions) -> AnyPoolOptions {
+    options.max_connections(1).idle_timeout(None).max_lifetime(None).after_connect(|connection, _| {
+        Box::pin(async move {
+            let settings = "pragma journal_mode = wal; pragma synchronous = normal; pragma busy_timeout = 5000";
+            sqlx::raw_sql(settings).execute(connection).await.map(drop)
+        })
+    })
+}
+
 impl SqlStore {
     /// Connects, and makes the tables if they are not there.
     pub async fn connect(url: &str) -> Result<Self, Error> {
         sqlx::any::install_default_drivers();
         let system = System::of(url).ok_or_else(|| Error::Address(url.split(':').next().unwrap_or_default().into()))?;
-        let mut options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(5));
+        let options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(5));
         #[cfg(feature = "sqlite")]
-        if system == System::Sqlite {
-            // One writer: the file has no more. WAL, so that readers do not mind it.
-            options = options.max_connections(1).idle_timeout(None).max_lifetime(None).after_connect(|connection, _| {
-                Box::pin(async move {
-                    let settings = "pragma journal_mode = wal; pragma synchronous = normal; pragma busy_timeout = 5000";
-                    sqlx::raw_sql(settings).execute(connection).await.map(drop)
-                })
-            });
-        }
+        let options = if system == System::Sqlite { one_writer(options) } else { options };
         // sqlx's words may hold the password.
         let pool = options.connect_lazy(url).map_err(|_| Error::Address("a database address that cannot be read".into()))?;
         let texts = Arc::new(Texts::new(system));
@@ -126,7 +130,7 @@ impl SqlStore {
             #[cfg(feature = "postgres")]
             System::Postgres => self.pool.begin().await.map_err(failed),
             #[cfg(feature = "sqlite")]
-            System::Sqlite => self.pool.begin_with("begin immediate".into_sql_str()).await.map_err(failed),
+            System::Sqlite => self.pool.begin_with(sqlx::SqlSafeStr::into_sql_str("begin immediate")).await.map_err(failed),
         }
     }
 

@@ -123,6 +123,7 @@ pub(crate) async fn enlist(connection: &mut impl Enlist, queue: &str, entry: &En
     );
     let sql = if direct { texts.push.text() } else { texts.outbox_put.text() };
     let stored = connection.insert(sql, row).await.map_err(failed)? > 0;
+    let _ = system;
     #[cfg(feature = "postgres")]
     if direct && system == System::Postgres {
         connection.notify(queue).await.map_err(failed)?;
