@@ -244,20 +244,19 @@ impl Cache {
         }
     }
 
-    /// Both levels, without loading.
+    /// The second level, for a key that the first does not have; without loading.
     pub(crate) async fn find<V>(&self, key: &str) -> Option<Arc<dyn Any + Send + Sync>>
     where
         V: DeserializeOwned + Send + Sync + 'static,
     {
         let inner = &self.0;
-        if let Some(entry) = inner.here(key).filter(|entry| inner.worth(key, entry) == Worth::Fresh) {
-            return Some(Arc::clone(&entry.value));
+        let glance = Glance::new(inner, key);
+        let bytes = inner.get_shared(key).await;
+        let entry = inner.admit::<V>(&glance, bytes).await.filter(|entry| inner.worth(key, entry) == Worth::Fresh)?;
+        metrics::counter!("scale_cache_hits_total", "level" => "2").increment(1);
+        if inner.local.is_some() {
+            inner.keep(&key.into(), &entry);
         }
-        let key: Arc<str> = key.into();
-        let glance = Glance::new(inner, &key);
-        let bytes = inner.get_shared(&key).await;
-        let entry = inner.admit::<V>(&glance, bytes).await.filter(|entry| inner.worth(&key, entry) == Worth::Fresh)?;
-        inner.keep(&key, &entry);
         Some(Arc::clone(&entry.value))
     }
 

@@ -10,6 +10,7 @@ mod flight;
 mod link;
 mod load;
 mod made;
+pub mod memo;
 mod options;
 mod pending;
 mod shared;

@@ -87,6 +87,13 @@ where
         }
     }
 
+    /// The values of many keys, in their order, for those that have a fresh one. What the first level lacks is asked of the second all at
+    /// once.
+    pub async fn get_many<K: Display>(&self, keys: impl IntoIterator<Item = K>) -> Vec<Option<Arc<V>>> {
+        let gets: Vec<_> = keys.into_iter().map(|key| self.get(key)).collect();
+        futures_util::future::join_all(gets).await
+    }
+
     /// The value; loaded if there is none, once for all who ask meanwhile, on all servers. The loader runs in a task of its own.
     ///
     /// # Errors

@@ -222,6 +222,8 @@ async fn spaces_are_cleared_at_once(a: &Cache, b: &Cache) -> Result<()> {
     }
     source.set(1);
     one.clear().await;
+    let found = other.get_many([1, 77, 2]).await;
+    assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
     for n in 0..50 {
         assert_eq!(one.get(n).await, None);
         assert_eq!(other.get(n).await.as_deref(), Some(&0));

@@ -179,20 +179,39 @@ impl<K: Key> PageRequest<K> {
         K: BindKey<DB>,
     {
         debug_assert_eq!(N, K::COLUMNS, "a column for each value of the key");
+        let Some(&(first, direction)) = columns.first() else { return };
         if let Some(from) = &self.from {
-            // (a, b, c) after (1, 2, 3), each in its own direction: a > 1 or (a = 1 and (b > 2 or (b = 2 and c > 3)))
-            query.push(" and (");
-            for (n, (column, order)) in columns.iter().enumerate() {
-                let sign = if (*order == Order::Ascending) == self.backward { " < " } else { " > " };
-                query.push(column).push(sign);
-                from.bind(n, query);
-                if n + 1 < N {
-                    query.push(" or (").push(column).push(" = ");
+            let sign = |order: Order| if (order == Order::Ascending) == self.backward { " < " } else { " > " };
+            if columns.iter().all(|(_, order)| *order == direction) {
+                // One row comparison, which an index answers by going straight there.
+                query
+                    .push(" and (")
+                    .push(columns.map(|(column, _)| column).join(", "))
+                    .push(")")
+                    .push(sign(columns[0].1))
+                    .push("(");
+                for n in 0..N {
+                    query.push(if n == 0 { "" } else { ", " });
                     from.bind(n, query);
-                    query.push(" and (");
                 }
+                query.push(")");
+            } else {
+                // (a, b, c) after (1, 2, 3), each in its own direction: a >= 1, where an index begins, and
+                // (a > 1 or (a = 1 and (b > 2 or (b = 2 and c > 3))))
+                query.push(" and ").push(first).push(sign(direction).trim_end()).push("= ");
+                from.bind(0, query);
+                query.push(" and (");
+                for (n, (column, order)) in columns.iter().enumerate() {
+                    query.push(column).push(sign(*order));
+                    from.bind(n, query);
+                    if n + 1 < N {
+                        query.push(" or (").push(column).push(" = ");
+                        from.bind(n, query);
+                        query.push(" and (");
+                    }
+                }
+                query.push("))".repeat(N.saturating_sub(1))).push(")");
             }
-            query.push("))".repeat(N.saturating_sub(1))).push(")");
         }
         for (n, (column, order)) in columns.iter().enumerate() {
             let descending = (*order == Order::Descending) != self.backward;

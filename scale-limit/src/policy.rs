@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::error::Error;
+use crate::gcra::Rate;
 
 /// What a policy does while its store does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
@@ -41,6 +42,8 @@ struct Inner {
     burst: u32,
     on_error: OnError,
     dry_run: bool,
+    /// Worked out once, from the numbers above.
+    rate: Rate,
     counters: Counters,
 }
 
@@ -83,11 +86,22 @@ impl Policy {
         let period = period.max(Duration::from_millis(1));
         let name = name.into();
         let counters = Counters::new(&name);
-        Self(Arc::new(Inner { name, quota, period, burst: quota, on_error: OnError::Local(1.0), dry_run: false, counters }))
+        Self(Arc::new(Inner {
+            name,
+            quota,
+            period,
+            burst: quota,
+            on_error: OnError::Local(1.0),
+            dry_run: false,
+            rate: Rate::new(quota, period, quota),
+            counters,
+        }))
     }
 
     fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
-        change(Arc::make_mut(&mut self.0));
+        let inner = Arc::make_mut(&mut self.0);
+        change(inner);
+        inner.rate = Rate::new(inner.quota, inner.period, inner.burst);
         self
     }
 
@@ -131,6 +145,10 @@ impl Policy {
             metrics::Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
         let key = if admitted { &self.0.counters.admitted } else { &self.0.counters.denied };
         metrics::with_recorder(|recorder| recorder.register_counter(key, &METADATA)).increment(1);
+    }
+
+    pub(crate) fn rate(&self) -> Rate {
+        self.0.rate
     }
 
     pub(crate) fn burst_size(&self) -> u32 {

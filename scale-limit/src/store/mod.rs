@@ -27,7 +27,7 @@ pub(crate) struct Charge<'a> {
 
 impl Charge<'_> {
     pub(crate) fn rate(&self) -> Rate {
-        Rate::new(self.policy.quota(), self.policy.period(), self.policy.burst_size())
+        self.policy.rate()
     }
 }
 

@@ -96,7 +96,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
                 let (mut redis, script) = (redis.clone(), script.clone());
                 async move {
                     let key = format!("bench:limit:{{user:{}}}:p0", n % 1_000);
-                    std::hint::black_box(script.key(key).invoke_async::<Option<String>>(&mut redis).await?);
+                    std::hint::black_box(script.key(key).invoke_async::<Option<Vec<u8>>>(&mut redis).await?);
                     Ok(())
                 }
             })
