@@ -130,8 +130,9 @@ fn chain(error: &(dyn Error + Send + Sync)) -> String {
     text
 }
 
+/// Short, and without the zero bytes that some databases refuse in a text: a reason must never be why a job cannot be settled.
 fn cut(text: &str) -> String {
-    text[..text.floor_char_boundary(LONGEST_REASON)].to_owned()
+    text[..text.floor_char_boundary(LONGEST_REASON)].replace('\0', " ")
 }
 
 #[cfg(test)]
@@ -157,5 +158,7 @@ mod tests {
     fn a_megabyte_of_error_is_cut() {
         let Verdict::Again { reason, .. } = failed("é".repeat(500_000)) else { panic!() };
         assert!(reason.len() <= LONGEST_REASON);
+        let Verdict::Again { reason, .. } = failed("a\0b") else { panic!() };
+        assert_eq!(reason, "a b");
     }
 }

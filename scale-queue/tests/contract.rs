@@ -66,7 +66,7 @@ async fn failures_are_tried_again_and_end_dead(queue: &Queue) -> Result<()> {
             match context.attempt {
                 1 => panic!("boom"),
                 2 => std::future::pending().await,
-                _ => Err(std::io::Error::other("x".repeat(1_000_000))),
+                _ => Err(std::io::Error::other("x\0".repeat(500_000))),
             }
         }
     });
@@ -74,7 +74,7 @@ async fn failures_are_tried_again_and_end_dead(queue: &Queue) -> Result<()> {
     let id = queue.push(Failing).await?.id;
     let dead = eventually("the job to be dead", async || queue.dead("failing", 0, 10).await.ok()?.pop()).await?;
     assert_eq!((dead.id, dead.failed, dead.name.as_str()), (Some(id), 3, "failing"));
-    assert!(dead.reason.starts_with("xxx") && dead.reason.len() <= 2_048);
+    assert!(dead.reason.starts_with("x x x") && dead.reason.len() <= 2_048);
     let attempts = seen.lock().clone();
     assert_eq!(attempts[0], (1, None));
     assert_eq!(attempts[1], (2, Some("panicked: boom".into())));

@@ -17,16 +17,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::exchange::{Answer, Ask, exchange};
 use super::handler::{Delivery, Routes, attempt};
 use super::lane::{Lane, choose};
 use super::{Order, Worker};
 use crate::context::Context;
 use crate::envelope::{Envelope, tag_of};
-use crate::error::Error;
 use crate::job::JobId;
 use crate::outcome::{Ending, Verdict};
 use crate::retry::Retry;
-use crate::store::{Destination, Fetched, Request, Settlement, Store, Wake, WorkerId};
+use crate::store::{Destination, Settlement, Store, Wake, WorkerId};
 
 /// Jobs leased beyond those that can run at once, at most.
 const MAX_PREFETCH: usize = 1_000;
@@ -68,25 +68,6 @@ impl Drop for Engine {
             running.cancel.cancel();
         }
     }
-}
-
-/// What an exchange asks for.
-struct Ask {
-    lane: usize,
-    queue: Arc<str>,
-    done: Vec<Vec<u8>>,
-    settlements: Vec<Settlement>,
-    max: usize,
-    holding: bool,
-    unsure: bool,
-}
-
-/// What came of it.
-struct Answer {
-    ask: Ask,
-    held: Option<Vec<Vec<u8>>>,
-    fetched: Result<Fetched, Error>,
-    refused: usize,
 }
 
 impl Engine {
@@ -315,38 +296,10 @@ impl Engine {
         self.order == Order::Weighted || self.lanes[..lane].iter().all(|earlier| !earlier.wants_look(now))
     }
 
-    fn exchange(&mut self, mut ask: Ask) -> BoxFuture<'static, Answer> {
-        let (store, worker, lease) = (Arc::clone(&self.store), self.worker.clone(), self.lease);
-        let now = Instant::now();
-        self.last_exchange = now;
+    fn exchange(&mut self, ask: Ask) -> BoxFuture<'static, Answer> {
+        self.last_exchange = Instant::now();
         self.ended = 0;
-        Box::pin(async move {
-            let settled = join_all(ask.settlements.iter().map(|s| store.settle(&ask.queue, &worker, s))).await;
-            let refused = settled.iter().filter(|s| matches!(s, Ok(false))).count();
-            let failed = settled.iter().any(Result::is_err);
-            let mut results = settled.iter();
-            ask.settlements.retain(|_| results.next().is_some_and(Result::is_err));
-            let held = if ask.unsure && !failed { Some(store.held(&ask.queue, &worker).await) } else { None };
-            let (held, fetched) = match held {
-                Some(Err(error)) => (None, Err(error)),
-                held => {
-                    let request = Request { done: &ask.done, max: ask.max, lease, holding: ask.holding || held.is_some() };
-                    // Told, but nothing more taken, while what was settled has not arrived.
-                    let request = if failed { Request { max: 0, ..request } } else { request };
-                    (held.and_then(Result::ok), store.fetch(&ask.queue, &worker, request).await)
-                }
-            };
-            if let Ok(Fetched { expired: Some(expired), .. }) = &fetched {
-                match store.reclaim(&ask.queue, expired).await {
-                    Ok(0) => {}
-                    Ok(jobs) => {
-                        tracing::warn!(queue = &*ask.queue, worker = &**expired, jobs, "took back the jobs of a dead worker");
-                    }
-                    Err(error) => tracing::warn!(%error, "could not take back the jobs of a dead worker"),
-                }
-            }
-            Answer { ask, held, fetched, refused }
-        })
+        Box::pin(exchange(Arc::clone(&self.store), self.worker.clone(), self.lease, ask))
     }
 
     /// Takes in what an exchange brought.

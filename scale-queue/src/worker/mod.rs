@@ -14,6 +14,7 @@
 //! | the store fails | the worker waits, 50 ms at first and 2 s at most, and goes on; nothing is lost |
 
 mod engine;
+mod exchange;
 mod handler;
 mod lane;
 

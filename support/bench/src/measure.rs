@@ -1,5 +1,7 @@
 //! Taking turns, and what is made of the figures.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use futures_util::future::LocalBoxFuture;
 
@@ -82,6 +84,30 @@ impl<'a> Case<'a> {
             }
         }
     }
+}
+
+/// Runs `one` from many tasks at once; operations a second.
+pub(crate) async fn concurrently<F, Fut>(tasks: usize, count: usize, one: F) -> Result<f64>
+where
+    F: Fn(usize) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Result<()>> + Send,
+{
+    let start = Instant::now();
+    let running: Vec<_> = (0..tasks)
+        .map(|task| {
+            let one = one.clone();
+            tokio::spawn(async move {
+                for n in 0..count / tasks {
+                    one(task * 31 + n).await?;
+                }
+                anyhow::Ok(())
+            })
+        })
+        .collect();
+    for task in running {
+        task.await??;
+    }
+    Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
 fn median(figures: &mut [f64]) -> f64 {

@@ -16,7 +16,7 @@ use scale_cache::{Cache, Options, Space};
 use testkit::Redis;
 
 use crate::Effort;
-use crate::measure::{Better, Case};
+use crate::measure::{Better, Case, concurrently};
 use crate::report::Report;
 
 const KEYS: usize = 1_000;
@@ -56,30 +56,6 @@ fn moka_hit(cache: &moka::sync::Cache<String, Arc<String>>, count: usize) -> f64
     start.elapsed().as_nanos() as f64 / count as f64
 }
 
-/// Runs `one` from many tasks; operations a second.
-async fn concurrently<F, Fut>(count: usize, one: F) -> Result<f64>
-where
-    F: Fn(usize) -> Fut + Clone + Send + 'static,
-    Fut: Future<Output = Result<()>> + Send,
-{
-    let start = Instant::now();
-    let tasks: Vec<_> = (0..TASKS)
-        .map(|task| {
-            let one = one.clone();
-            tokio::spawn(async move {
-                for n in 0..count / TASKS {
-                    one(task * 31 + n).await?;
-                }
-                anyhow::Ok(())
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await??;
-    }
-    Ok(count as f64 / start.elapsed().as_secs_f64())
-}
-
 pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let mut report = Report::new("cache");
     let local = Cache::memory();
@@ -114,7 +90,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         let space = space.clone();
         move || {
             let space = space.clone();
-            concurrently(count, move |n| {
+            concurrently(TASKS, count, move |n| {
                 let space = space.clone();
                 async move {
                     anyhow::ensure!(space.get(n % KEYS).await.is_some(), "a miss");
@@ -127,7 +103,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         let redis = redis.clone();
         move || {
             let redis = redis.clone();
-            concurrently(count, move |n| {
+            concurrently(TASKS, count, move |n| {
                 let mut redis = redis.clone();
                 async move {
                     let value: Option<Vec<u8>> = redis.get(format!("bare:{}", n % KEYS)).await?;
@@ -155,7 +131,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let many = wide.space::<u8>("many").options(Options::ttl(Duration::from_hours(1)).tag("wide"));
     let entries = if effort.scale > 1 { 1_000_000 } else { 100_000 };
     let stored = many.clone();
-    concurrently(entries, move |n| {
+    concurrently(TASKS, entries, move |n| {
         let many = stored.clone();
         async move { Ok(many.get_or_load(n * 7_919 + n, |_| ready(Ok::<_, std::io::Error>(1_u8))).await.map(drop)?) }
     })

@@ -144,12 +144,12 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
 
     let alone = Db::<Pg>::builder(&urls[0]).max_connections(1).connect().await?;
     let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&urls[0]).await?;
-    let (a, p, count) = (&alone, &pool, 10_000 * effort.scale);
+    let (a, p, count) = (&alone, &pool, 5_000 * effort.scale);
     Case::new("select_one", "ns", Better::Lower)
         .subject("scale-db", move || select_db(a, count))
         .subject("sqlx-pool", move || select_pool(p, count))
         .target(0.98)
-        .measure(effort.rounds * 2, &mut report)
+        .measure(effort.rounds * 3, &mut report)
         .await;
     Case::new("verdict", "ns", Better::Lower)
         .subject("scale-db", move || async move { Ok(verdict(a, 1_000_000).await) })

@@ -9,7 +9,7 @@ use scale_limit::{Limiter, Policy};
 use testkit::Redis;
 
 use crate::Effort;
-use crate::measure::{Better, Case};
+use crate::measure::{Better, Case, concurrently};
 use crate::report::Report;
 
 /// Requests under way at once.
@@ -21,29 +21,6 @@ async fn check_local(limiter: &Limiter, policy: &Policy, keys: &[String], count:
         std::hint::black_box(limiter.check(policy, &keys[n % keys.len()]).await);
     }
     Ok(start.elapsed().as_nanos() as f64 / count as f64)
-}
-
-async fn concurrently<F, Fut>(count: usize, one: F) -> Result<f64>
-where
-    F: Fn(usize) -> Fut + Clone + Send + 'static,
-    Fut: Future<Output = Result<()>> + Send,
-{
-    let start = Instant::now();
-    let tasks: Vec<_> = (0..TASKS)
-        .map(|task| {
-            let one = one.clone();
-            tokio::spawn(async move {
-                for n in 0..count / TASKS {
-                    one(task + n).await?;
-                }
-                anyhow::Ok(())
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await??;
-    }
-    Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
 pub(crate) async fn run(effort: Effort) -> Result<Report> {
@@ -76,7 +53,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         let (shared, policies) = (shared.clone(), policies[..number].to_vec());
         move || {
             let (shared, policies) = (shared.clone(), policies.clone());
-            concurrently(count, move |n| {
+            concurrently(TASKS, count, move |n| {
                 let (shared, policies) = (shared.clone(), policies.clone());
                 async move {
                     let key = format!("user:{}", n % 1_000);
@@ -92,7 +69,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         let (redis, script) = (redis.clone(), script.clone());
         move || {
             let (redis, script) = (redis.clone(), script.clone());
-            concurrently(count, move |n| {
+            concurrently(TASKS, count, move |n| {
                 let (mut redis, script) = (redis.clone(), script.clone());
                 async move {
                     let key = format!("bench:limit:{{user:{}}}:p0", n % 1_000);
