@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod context;
+#[cfg(feature = "dashboard")]
+pub mod dashboard;
 mod envelope;
 mod error;
 mod gather;
@@ -15,6 +17,8 @@ pub mod store;
 pub mod worker;
 
 pub use context::Context;
+#[cfg(feature = "dashboard")]
+pub use dashboard::Dashboard;
 pub use error::Error;
 pub use job::{Job, JobId};
 pub use outcome::{Discard, Later};

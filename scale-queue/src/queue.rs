@@ -126,6 +126,12 @@ impl Queue {
         Ok(Pushed { id, is_new })
     }
 
+    /// Whether jobs of [`push_in`](Self::push_in) lie in an outbox until a [`Relay`](crate::store::Relay) brings them over: then run one.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub fn needs_relay(&self) -> bool {
+        !self.store.enlists()
+    }
+
     /// What a queue holds, and how late it is.
     pub async fn stats(&self, queue: &str) -> Result<Stats, Error> {
         self.store.stats(checked(queue)?).await

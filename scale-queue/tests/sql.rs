@@ -34,7 +34,7 @@ async fn a_job_exists_if_and_only_if_its_transaction_commits() -> Result<()> {
     let mut any = sqlx::AnyConnection::connect(&url).await?;
     queue.push_in(&mut any, Note { n: 3 }).await?;
     log.wait_for(2).await?;
-    assert_eq!(log.all(), [2, 3]);
+    assert_eq!((log.all(), queue.queues().await?), (vec![2, 3], vec!["notes".to_owned()]));
     workers.stop().await
 }
 
@@ -63,6 +63,7 @@ async fn an_outbox_brings_jobs_to_redis_once() -> Result<()> {
     let (server, redis) = tokio::try_join!(Postgres::start(0), Redis::start())?;
     let url = server.node(0).url();
     let queue = Queue::connect(&redis.url(), "test").await?;
+    assert!(queue.needs_relay() && !Queue::connect(&url, "test").await?.needs_relay());
     let relay = Relay::new(&queue);
     let pool = PgPool::connect(&url).await?;
     Relay::migrate(&mut *pool.acquire().await?).await?;

@@ -73,7 +73,7 @@ impl Default for Config {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { url: "memory:".into(), concurrency: 8, lease: Duration::from_secs(30), mail_takes: Duration::from_millis(300) }
+        Self { url: DATABASE.into(), concurrency: 8, lease: Duration::from_secs(30), mail_takes: Duration::from_millis(300) }
     }
 }
 

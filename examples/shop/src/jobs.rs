@@ -42,7 +42,7 @@ pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = (
         .lease(config.queue.lease)
         .handle(move |job: SendReceipt, context: Context| send_receipt(app.clone(), job, context, mail_takes));
     tracing::info!("working on the queues {QUEUES:?}");
-    if config.queue.url.starts_with("redis") {
+    if queue.needs_relay() {
         // Jobs pushed with an order lie in the database until somebody brings them over.
         let (done, worked) = tokio::sync::oneshot::channel::<()>();
         let relay = Relay::new(&queue).run(|| db.begin(), async {

@@ -14,6 +14,8 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use scale_db::StickyLayer;
 use scale_limit::LimitLayer;
 use scale_limit::client::Peer;
+use scale_queue::Dashboard;
+use scale_session::Session;
 use tokio::net::TcpListener;
 
 use crate::app::App;
@@ -46,6 +48,8 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         .policy(config.limit.login.clone(), move |request| {
             (request.method == Method::POST && request.uri.path() == "/login").then(|| login.key(request))?
         });
+    // Whoever is logged in counts as staff here; a real shop has roles.
+    let admin = Router::new().fallback_service(Dashboard::new(&app.queue).allow_changes(|_| true)).layer(from_fn(staff_only));
     let shop = Router::new()
         .route("/", get(catalogue::list))
         .route("/products/{id}", get(catalogue::product))
@@ -55,6 +59,7 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         .route("/orders/{id}", get(orders::show))
         .route("/login", get(account::form).post(account::log_in))
         .route("/logout", post(account::log_out))
+        .nest_service("/admin/queues", admin)
         .fallback(|| async { (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")) })
         .layer(app.sessions.clone())
         .layer(sticky)
@@ -78,6 +83,15 @@ async fn ready(State(app): State<App>) -> Response {
             tracing::warn!("not ready: {error:#}");
             (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
         }
+    }
+}
+
+/// For others the page does not exist.
+async fn staff_only(session: Session, request: Request, next: Next) -> Response {
+    match crate::pages::user(&session).await {
+        Ok(Some(_)) => next.run(request).await,
+        Ok(None) => (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")).into_response(),
+        Err(failure) => failure.into_response(),
     }
 }
 

@@ -64,6 +64,27 @@ async fn on_a_laptop() -> Result<()> {
     shop.close().await
 }
 
+/// As somebody who has just cloned the repository: no file, no server, one command.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_configuration() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let open = async || Shop::open_in(folder.path(), &["--listen", "127.0.0.1:0"]).await;
+    let shop = open().await?;
+    let mut ann = Visitor::new();
+    let form = [("email", "ann@example.com"), ("password", "correct horse battery staple")];
+    ann.post(&shop.base, "/login", &form).await?;
+    let order = journey(&mut ann, &[&shop.base], 1).await?;
+    receipt(&mut ann, &shop.base, &order).await?;
+    ann.post(&shop.base, "/cart", &[("product", "2"), ("add", "3")]).await?;
+    shop.close().await?;
+    let shop = open().await?;
+    assert!(ann.get(&shop.base, &order).await?.body.contains("The receipt was sent"), "the order is there");
+    assert!(ann.get(&shop.base, "/cart").await?.body.contains("Cart"), "and so is the cart");
+    assert_eq!(Visitor::new().get(&shop.base, "/admin/queues/").await?.status, 404);
+    assert!(ann.get(&shop.base, "/admin/queues/api/queues").await?.body.contains("\"done_total\":1"));
+    shop.close().await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_input_gets_a_clear_answer() -> Result<()> {
     let folder = tempfile::tempdir()?;

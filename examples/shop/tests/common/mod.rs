@@ -112,9 +112,21 @@ pub fn start(folder: &Path, words: &[&str]) -> Result<(Process, PathBuf)> {
 }
 
 impl Shop {
+    /// One that works in a folder, where its files go.
+    pub async fn open_in(folder: &Path, words: &[&str]) -> Result<Self> {
+        let mut command = Command::new("env");
+        command.arg("-C").arg(folder).arg(env!("CARGO_BIN_EXE_shop")).args(words).env("RUST_LOG", "warn,shop=info");
+        let log = folder.join(format!("{}.log", LOGS.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
+        Self::opened(Process::spawn(&command, None, &log)?, log).await
+    }
+
     /// A web process, once it is open.
     pub async fn open(folder: &Path, words: &[&str]) -> Result<Self> {
         let (process, log) = start(folder, words)?;
+        Self::opened(process, log).await
+    }
+
+    async fn opened(process: Process, log: PathBuf) -> Result<Self> {
         let base = eventually("the shop to open", async || {
             if !process.is_running() {
                 return Some(Err(anyhow::anyhow!("it ended: {}", process.log_tail())));

@@ -29,6 +29,10 @@ pub trait Enlist: sealed::Sealed + Send {
     #[doc(hidden)]
     async fn notify(&mut self, queue: &str) -> Result<(), sqlx::Error>;
 
+    /// Writes a queue's name down.
+    #[doc(hidden)]
+    async fn know(&mut self, sql: Arc<str>, queue: &str) -> Result<(), sqlx::Error>;
+
     /// Runs one insert.
     #[doc(hidden)]
     async fn insert(&mut self, sql: Arc<str>, row: Row6) -> Result<u64, sqlx::Error>;
@@ -69,6 +73,10 @@ macro_rules! enlist {
             async fn notify(&mut self, queue: &str) -> Result<(), sqlx::Error> {
                 let notify = sqlx::query("select pg_notify('scale_queue', $1)").bind(queue.to_owned());
                 notify.execute(self).await.map(drop)
+            }
+
+            async fn know(&mut self, sql: Arc<str>, queue: &str) -> Result<(), sqlx::Error> {
+                sqlx::query(AssertSqlSafe(sql)).bind(queue.to_owned()).execute(self).await.map(drop)
             }
 
             async fn insert(&mut self, sql: Arc<str>, row: Row6) -> Result<u64, sqlx::Error> {
@@ -121,6 +129,9 @@ pub(crate) async fn enlist(connection: &mut impl Enlist, queue: &str, entry: &En
         entry.unique.as_ref().map_or(0, |(_, life)| millis(*life)),
         entry.bytes.clone(),
     );
+    if direct {
+        connection.know(texts.know.text(), queue).await.map_err(failed)?;
+    }
     let sql = if direct { texts.push.text() } else { texts.outbox_put.text() };
     let stored = connection.insert(sql, row).await.map_err(failed)? > 0;
     let _ = system;

@@ -1,0 +1,180 @@
+// Asks every two seconds, less often while nobody looks. All text goes in as text, never as markup.
+"use strict";
+
+const api = location.pathname.replace(/\/$/, "") + "/api/";
+const element = (id) => document.getElementById(id);
+const history = []; // { at, done, failed }
+const FIVE_MINUTES = 300_000;
+let shown = null; // the queue whose dead are listed
+let offset = 0;
+
+function make(tag, text, attributes = {}) {
+  const node = document.createElement(tag);
+  if (text !== undefined) node.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
+}
+
+function button(label, action) {
+  const node = make("button", label, { type: "button" });
+  node.addEventListener("click", async () => {
+    node.disabled = true;
+    try {
+      await action();
+    } catch (error) {
+      say(error.message, true);
+    }
+    node.disabled = false;
+  });
+  return node;
+}
+
+function say(text, bad = false) {
+  element("state").textContent = text;
+  element("state").classList.toggle("bad", bad);
+}
+
+async function ask(path, method = "GET") {
+  const headers = method === "GET" ? {} : { "x-scale-queue": "dashboard" };
+  const response = await fetch(api + path, { method, headers });
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.error || `the server answered ${response.status}`);
+  return answer;
+}
+
+const number = (n) => n.toLocaleString("en");
+
+function time(ms) {
+  if (ms < 1_000) return `${ms} ms`;
+  if (ms < 60_000) return `${(ms / 1_000).toFixed(1)} s`;
+  if (ms < 3_600_000) return `${Math.round(ms / 60_000)} min`;
+  return `${(ms / 3_600_000).toFixed(1)} h`;
+}
+
+function totals(queues) {
+  const sum = (field) => queues.reduce((total, queue) => total + queue[field], 0);
+  const lag = queues.reduce((most, queue) => Math.max(most, queue.lag_ms), 0);
+  const rows = [
+    ["waiting", number(sum("waiting"))],
+    ["longest lag", time(lag)],
+    ["running", number(sum("leased"))],
+    ["scheduled", number(sum("scheduled"))],
+    ["dead", number(sum("dead"))],
+  ];
+  element("totals").replaceChildren(
+    ...rows.map(([label, value]) => {
+      const card = make("div", undefined, { class: "total" });
+      card.append(make("b", value), make("span", label));
+      return card;
+    }),
+  );
+}
+
+function chart(queues) {
+  const sum = (field) => queues.reduce((total, queue) => total + queue[field], 0);
+  const now = Date.now();
+  history.push({ at: now, done: sum("done_total"), failed: sum("failed_total") });
+  while (history[0].at < now - FIVE_MINUTES) history.shift();
+  const rates = history.slice(1).map((point, n) => {
+    const seconds = (point.at - history[n].at) / 1_000;
+    return { at: point.at, done: (point.done - history[n].done) / seconds, failed: (point.failed - history[n].failed) / seconds };
+  });
+  const most = Math.max(1, ...rates.map((rate) => Math.max(rate.done, rate.failed)));
+  const svg = (tag, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  };
+  const line = (field) => {
+    const place = (rate) => `${600 - ((now - rate.at) / FIVE_MINUTES) * 600},${118 - (Math.max(0, rate[field]) / most) * 104}`;
+    return svg("polyline", { class: field, points: rates.map(place).join(" ") });
+  };
+  element("chart").replaceChildren(line("done"), line("failed"));
+  element("chart").setAttribute("aria-label", `Jobs a second; the most was ${number(Math.round(most))}`);
+}
+
+function row(queue, writable) {
+  const line = make("tr");
+  line.classList.toggle("paused", queue.paused);
+  const cell = (label, value, late = false) => make("td", value, late ? { "data-label": label, class: "late" } : { "data-label": label });
+  line.append(
+    make("th", queue.name, { scope: "row" }),
+    cell("Waiting", number(queue.waiting)),
+    cell("Lag", time(queue.lag_ms), queue.lag_ms > 60_000),
+    cell("Running", number(queue.leased)),
+    cell("Scheduled", number(queue.scheduled)),
+    cell("Dead", number(queue.dead)),
+    cell("Done", number(queue.done_total)),
+  );
+  const actions = make("td");
+  if (queue.dead > 0) actions.append(button("Dead jobs", () => open(queue.name)), " ");
+  if (writable) {
+    const verb = queue.paused ? "resume" : "pause";
+    actions.append(
+      button(queue.paused ? "Resume" : "Pause", async () => {
+        await ask(`queues/${queue.name}/${verb}`, "POST");
+        await refresh();
+      }),
+    );
+  }
+  line.append(actions);
+  return line;
+}
+
+let writable = false;
+
+async function refresh() {
+  const overview = await ask("queues");
+  writable = overview.writable;
+  totals(overview.queues);
+  chart(overview.queues);
+  // A row under the keyboard stays where it is.
+  if (!element("queues").contains(document.activeElement)) {
+    element("queues").replaceChildren(...overview.queues.map((queue) => row(queue, writable)));
+  }
+  say(overview.queues.length ? `Live${writable ? "" : ", read-only"}` : "No job was ever pushed");
+}
+
+async function open(queue) {
+  shown = queue;
+  offset = 0;
+  element("corpses").replaceChildren();
+  element("dead-title").textContent = `Dead jobs of ${queue}`;
+  element("dead").hidden = false;
+  await older();
+  element("dead").scrollIntoView({ behavior: "smooth" });
+}
+
+async function older() {
+  const { dead } = await ask(`queues/${shown}/dead?offset=${offset}`);
+  offset += dead.length;
+  element("more").hidden = dead.length < 50;
+  for (const job of dead) {
+    const card = make("article", undefined, { class: "corpse" });
+    card.append(make("strong", job.name || "unreadable"), ` · ${job.failed} attempts · ${new Date(job.died_ms).toLocaleString()}`);
+    card.append(make("p", job.reason, { class: "failed" }), make("pre", job.payload));
+    if (writable && job.id) {
+      card.append(
+        button("Try again", async () => {
+          const { done } = await ask(`queues/${shown}/dead/${job.id}/revive`, "POST");
+          if (done) card.remove();
+          say(done ? "It waits again" : "It is not there any more", !done);
+        }),
+      );
+    }
+    element("corpses").append(card);
+  }
+}
+
+element("more").addEventListener("click", () => older().catch((error) => say(error.message, true)));
+element("close").addEventListener("click", () => (element("dead").hidden = true));
+
+async function live() {
+  try {
+    await refresh();
+  } catch (error) {
+    say(error.message, true);
+  }
+  setTimeout(live, document.hidden ? 15_000 : 2_000);
+}
+live();

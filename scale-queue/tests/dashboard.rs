@@ -1,0 +1,86 @@
+//! The dashboard's API: what it shows, and whom it lets change things.
+#![cfg(feature = "dashboard")]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use anyhow::Result;
+use common::running;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use scale_queue::{Dashboard, Discard, Job, Queue, Worker};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use testkit::eventually;
+use tower::ServiceExt;
+
+#[derive(Serialize, Deserialize)]
+struct Doomed {
+    html: String,
+}
+
+impl Job for Doomed {
+    const NAME: &'static str = "doomed";
+}
+
+async fn call(dashboard: &Dashboard, method: &str, path: &str, headers: &[(&str, &str)]) -> (StatusCode, Value) {
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = dashboard.clone().oneshot(request.body(()).unwrap()).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+}
+
+const OURS: (&str, &str) = ("x-scale-queue", "dashboard");
+
+#[tokio::test]
+async fn it_shows_and_changes_what_it_may() -> Result<()> {
+    let queue = Queue::memory();
+    let worker = Worker::new(&queue).handle(|_: Doomed, _| async { Err::<(), _>(Discard::because("<b>no</b>")) });
+    let workers = running([worker]);
+    queue.push(Doomed { html: "<script>alert(1)</script>".into() }).await?;
+    eventually("the job to be dead", async || (queue.stats("default").await.ok()?.dead == 1).then_some(())).await?;
+    workers.stop().await?;
+
+    let reader = Dashboard::new(&queue);
+    let writer = Dashboard::new(&queue).allow_changes(|request| request.headers.get("who").is_some_and(|who| who == "admin"));
+    let (status, overview) = call(&reader, "GET", "/mounted/here/api/queues", &[]).await;
+    assert_eq!(
+        (status, &overview["writable"], &overview["queues"][0]["name"]),
+        (StatusCode::OK, &json!(false), &json!("default"))
+    );
+    assert_eq!(overview["queues"][0]["dead"], 1);
+    let (_, dead) = call(&reader, "GET", "/api/queues/default/dead", &[]).await;
+    assert_eq!(dead["dead"][0]["reason"], "<b>no</b>");
+    let id = dead["dead"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(call(&reader, "GET", "/api/queues/default/dead?offset=1", &[]).await.1["dead"], json!([]));
+
+    let revive = format!("/api/queues/default/dead/{id}/revive");
+    let admin = ("who", "admin");
+    for (dashboard, headers, expected) in [
+        (&reader, vec![OURS, admin], StatusCode::FORBIDDEN),
+        (&writer, vec![OURS], StatusCode::FORBIDDEN),
+        (&writer, vec![admin], StatusCode::FORBIDDEN),
+        (&writer, vec![OURS, admin, ("sec-fetch-site", "cross-site")], StatusCode::FORBIDDEN),
+        (&writer, vec![OURS, admin, ("sec-fetch-site", "same-origin")], StatusCode::OK),
+    ] {
+        assert_eq!(call(dashboard, "POST", &revive, &headers).await.0, expected, "{headers:?}");
+    }
+    assert_eq!(queue.stats("default").await?.waiting, 1, "it waits again");
+    assert_eq!(call(&writer, "POST", &revive, &[OURS, admin]).await.1, json!({ "done": false }), "once");
+    call(&writer, "POST", "/api/queues/default/pause", &[OURS, admin]).await;
+    assert!(queue.stats("default").await?.paused);
+
+    for (method, path, expected) in [
+        ("GET", "/api/nothing", StatusCode::NOT_FOUND),
+        ("GET", "/api/queues/no%20name/dead", StatusCode::NOT_FOUND),
+        ("DELETE", "/", StatusCode::METHOD_NOT_ALLOWED),
+        ("POST", "/api/queues/default/explode", StatusCode::NOT_FOUND),
+    ] {
+        assert_eq!(call(&writer, method, path, &[OURS, admin]).await.0, expected, "{method} {path}");
+    }
+    Ok(())
+}
