@@ -311,6 +311,7 @@ impl Cache {
         let inner = &self.0;
         let old = inner.here(want.key).filter(|entry| entry.value.is::<V>());
         let worth = old.as_ref().map_or(Worth::Nothing, |entry| inner.worth(want.key, entry));
+        let unsure = old.clone().filter(|_| worth == Worth::Unsure);
         let old = old.filter(|_| matches!(worth, Worth::Fresh | Worth::Stale));
         if let Some(old) = old.as_ref().filter(|_| worth == Worth::Fresh && !refresh) {
             return Ok(Arc::clone(&old.value));
@@ -332,6 +333,7 @@ impl Cache {
                 ground,
                 refresh: worth == Worth::Fresh,
                 old: old.clone(),
+                unsure,
             };
             voyage.sail::<V, F, Fut, E>(load)
         });

@@ -49,6 +49,16 @@ impl Inner {
         entry.worth(now, fence, &self.versions, |since| self.link.trust_until(since))
     }
 
+    /// Whether an entry that should be checked, and cannot be, may be served all the same: not invalidated as far as is known, fresh by its
+    /// age, and no longer after the gap than with the link still down. So a Redis that restarts does not make everything load anew.
+    pub(crate) fn believes(&self, key: &str, entry: &Entry) -> bool {
+        let now = Instant::now();
+        entry.fence == self.versions.fence(key).load(SeqCst)
+            && entry.stamps.agree() != Agreement::Changed
+            && now < entry.fresh_until
+            && now < self.link.unchecked_until()
+    }
+
     pub(crate) fn keep(&self, key: &Arc<str>, entry: &Arc<Entry>) {
         if let Some(local) = &self.local {
             local.insert(Arc::clone(key), Arc::clone(entry));
@@ -141,10 +151,15 @@ impl Inner {
                 return true;
             }
             match self.ask(store.version(tag)).await {
-                Some(version) => {
-                    self.versions.learn(era, tag, &version);
-                    true
-                }
+                Some(version) if self.versions.learn(era, tag, &version) => true,
+                // We remember an invalidation that the store has lost: it is made again.
+                Some(_) => match self.ask(store.invalidate(tag, None)).await {
+                    Some(version) => {
+                        self.versions.accept(era, tag, &version);
+                        true
+                    }
+                    None => false,
+                },
                 None => false,
             }
         }))

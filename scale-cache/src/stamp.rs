@@ -22,6 +22,8 @@ use crate::store::{Position, Version};
 const UNKNOWN: u64 = 0;
 /// Set in versions made here while the store cannot be told: no version of the store's ever has it.
 const LOCAL: u64 = 1 << 63;
+/// Known from before a gap in the news: the store must be asked. What disagrees with it was invalid then already.
+const DOUBTED: u64 = 1 << 62;
 
 /// The present version of one tag.
 #[derive(Debug)]
@@ -45,8 +47,17 @@ impl Cell {
         }
     }
 
+    /// A version never goes back; one that is in doubt is settled by any that is not older, and one made here by any of the store's.
+    fn raise(&self, version: u64) {
+        let raised = |now: u64| match now & !DOUBTED {
+            known if now & DOUBTED != 0 && known & LOCAL != 0 => Some(version),
+            known => (version >= known).then_some(version),
+        };
+        let _ = self.version.fetch_update(SeqCst, SeqCst, raised);
+    }
+
     pub(crate) fn version(&self) -> Option<u64> {
-        Some(self.version.load(SeqCst)).filter(|v| *v != UNKNOWN)
+        Some(self.version.load(SeqCst)).filter(|v| *v != UNKNOWN && v & DOUBTED == 0)
     }
 }
 
@@ -70,6 +81,7 @@ impl Stamps {
             match cell.version.load(SeqCst) {
                 UNKNOWN => agreement = Agreement::Unknown,
                 now if now == *then => {}
+                now if now == *then | DOUBTED => agreement = Agreement::Unknown,
                 _ => return Agreement::Changed,
             }
         }
@@ -180,12 +192,25 @@ impl Versions {
     }
 
     /// What the store says a tag's version is, asked in `era`. Never goes back, and says nothing about an era that has passed.
-    pub(crate) fn learn(&self, era: u64, tag: &str, version: &Version) {
+    ///
+    /// `false`: the store says an older version than is remembered here. It has lost an invalidation, as in a fail-over.
+    pub(crate) fn learn(&self, era: u64, tag: &str, version: &Version) -> bool {
+        let now = self.era.read();
+        if *now != era {
+            return true;
+        }
+        let cell = self.cell(tag);
+        cell.require(version.position.as_ref());
+        cell.raise(version.at_us);
+        cell.version().is_some()
+    }
+
+    /// The version the store gives a tag whose last invalidation it had lost: new, so nothing older agrees with it.
+    pub(crate) fn accept(&self, era: u64, tag: &str, version: &Version) {
         let now = self.era.read();
         if *now == era {
-            let cell = self.cell(tag);
-            cell.require(version.position.as_ref());
-            cell.version.fetch_max(version.at_us, SeqCst);
+            let settled = |known: u64| (known & DOUBTED != 0).then_some(version.at_us);
+            let _ = self.cell(tag).version.fetch_update(SeqCst, SeqCst, settled);
         }
     }
 
@@ -197,7 +222,7 @@ impl Versions {
     fn bump(&self, tag: &str, version: u64, position: Option<&Position>) {
         let cell = self.cell(tag);
         cell.require(position);
-        cell.version.fetch_max(version, SeqCst);
+        cell.raise(version);
         cell.bumps.fetch_add(1, SeqCst);
     }
 
@@ -256,7 +281,8 @@ impl Versions {
     /// A version for a tag of which the store cannot be asked: what is loaded meanwhile is of use here, and only until it can.
     pub(crate) fn assume(&self, tag: &Arc<str>) {
         let version = LOCAL | self.local.fetch_add(1, SeqCst);
-        let _ = self.cell(tag).version.compare_exchange(UNKNOWN, version, SeqCst, SeqCst);
+        let unsure = |now: u64| (now == UNKNOWN || now & DOUBTED != 0).then_some(version);
+        let _ = self.cell(tag).version.fetch_update(SeqCst, SeqCst, unsure);
     }
 
     /// News may have been missed: nothing that is known counts any more, but for tags to be kept, of which the store does not know yet.
@@ -266,7 +292,8 @@ impl Versions {
         self.era_now.store(*era, SeqCst);
         for shard in &self.shards {
             for (_, cell) in shard.lock().iter().filter(|(tag, _)| !keep(tag)) {
-                cell.version.store(UNKNOWN, SeqCst);
+                let doubted = |now: u64| (now != UNKNOWN).then_some(now | DOUBTED);
+                let _ = cell.version.fetch_update(SeqCst, SeqCst, doubted);
             }
         }
     }
@@ -303,6 +330,37 @@ mod tests {
         versions.invalidated("t", &at(9));
         versions.learn(1, "t", &at(5));
         assert_eq!(stamps.agree(), Agreement::Changed);
+    }
+
+    #[test]
+    fn what_was_invalid_before_a_gap_stays_so_in_it() {
+        let versions = Versions::default();
+        versions.learn(1, "t", &at(5));
+        let old = versions.stamp([tag("t")]).unwrap();
+        versions.invalidated("t", &at(9));
+        let new = versions.stamp([tag("t")]).unwrap();
+        versions.forget(&|_| false);
+        assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Unknown));
+        // Nor does not being able to ask make it valid, over as many gaps as there may be.
+        versions.assume(&tag("t"));
+        versions.forget(&|_| false);
+        assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Changed));
+        versions.learn(versions.era(), "t", &at(9));
+        assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Same));
+    }
+
+    #[test]
+    fn an_invalidation_that_the_store_lost_is_noticed() {
+        let versions = Versions::default();
+        versions.learn(1, "t", &at(5));
+        let old = versions.stamp([tag("t")]).unwrap();
+        versions.invalidated("t", &at(9));
+        versions.forget(&|_| false);
+        let era = versions.era();
+        assert!(!versions.learn(era, "t", &at(5)), "the store has gone back");
+        assert_eq!(old.agree(), Agreement::Changed);
+        versions.accept(era, "t", &at(7));
+        assert!(versions.stamp([tag("t")]).is_ok() && old.agree() == Agreement::Changed);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(crate) struct Voyage {
     /// The value at hand is fresh still: do not take it from the second level again.
     pub(crate) refresh: bool,
     pub(crate) old: Option<Arc<Entry>>,
+    /// A value at hand that the second level should be asked about.
+    pub(crate) unsure: Option<Arc<Entry>>,
 }
 
 impl Voyage {
@@ -37,7 +39,7 @@ impl Voyage {
         Fut: Future<Output = Result<V, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        let Self { inner, key, tags, options, ground, refresh, mut old } = self;
+        let Self { inner, key, tags, options, ground, refresh, mut old, unsure } = self;
         let token = fastrand::u64(1..u64::MAX >> 12);
         // The right to load, asked of the fleet. Without a second level, or with a broken one, everybody has it.
         let deadline = Instant::now() + options.hard_timeout;
@@ -78,7 +80,10 @@ impl Voyage {
                     begun = answer.won.then_some(answer.now_us);
                     bytes = answer.entry;
                 }
-                None => break,
+                None => match unsure.filter(|entry| inner.believes(&key, entry)) {
+                    Some(entry) => return Ok(entry),
+                    None => break,
+                },
             }
             if begun.is_none() {
                 // Somebody else loads: the value appears, or the right is free again.

@@ -65,7 +65,7 @@ async fn a_dead_redis_costs_next_to_nothing_and_no_invalidation() -> Result<()> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_does_not_refetch_the_first_level() -> Result<()> {
-    let server = Redis::start().await?;
+    let server = Redis::start_with(&["--appendfsync", "always"]).await?;
     let cache = Cache::connect(&server.url(), "test").await?;
     linked(&cache).await?;
     let loads = Arc::new(AtomicU64::new(0));

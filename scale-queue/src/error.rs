@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum Error {
     /// The address names no store that is compiled in.
-    #[error("`{0}` is no store for jobs; use `memory:` or, with the feature `redis`, a Redis address")]
+    #[error("`{0}` is no store for jobs; use `memory:` or, with its feature, a Redis, Postgres or SQLite address")]
     Address(String),
     /// The store did not answer. Whether what was asked for has happened is unknown: a job may have been pushed.
     #[error("the queue's store: {0}")]
