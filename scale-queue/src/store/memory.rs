@@ -267,8 +267,11 @@ impl Store for MemoryStore {
         stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|wake| (wake, receiver)) }).boxed()
     }
 
-    async fn pass_on(&self, queue: &str) -> Result<(), Error> {
-        self.with(queue, |lane| self.wake(queue, lane, 1));
+    async fn pass_on(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {
+        self.with(queue, |lane| {
+            lane.asleep.retain(|w| w != worker);
+            self.wake(queue, lane, 1);
+        });
         Ok(())
     }
 

@@ -180,8 +180,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Tells the worker when there is something to fetch, from now on.
     fn wakes(&self, worker: &WorkerId) -> BoxStream<'static, Wake>;
 
-    /// Passes on a wake that the worker cannot use.
-    async fn pass_on(&self, queue: &str) -> Result<(), Error>;
+    /// The worker takes nothing of the queue for now: it is not to be woken, and another one is, in case it was woken already.
+    async fn pass_on(&self, queue: &str, worker: &WorkerId) -> Result<(), Error>;
 
     /// Stops or starts handing out.
     async fn pause(&self, queue: &str, paused: bool) -> Result<(), Error>;

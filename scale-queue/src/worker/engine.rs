@@ -103,6 +103,8 @@ impl Engine {
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stop = pin!(stop.fuse());
         let mut deadline: Option<Instant> = None;
+        let mut leaving: OptionFuture<BoxFuture<'static, ()>> = None.into();
+        let mut left = false;
         let mut endings = Vec::with_capacity(256);
         loop {
             match deadline {
@@ -113,8 +115,12 @@ impl Engine {
                     if now >= deadline {
                         self.running.values().for_each(|r| r.cancel.cancel());
                     }
-                    let told = !busy && self.running.is_empty() && self.lanes.iter().all(|lane| !lane.has_news());
+                    let told = left && !busy && self.running.is_empty() && self.lanes.iter().all(|lane| !lane.has_news());
                     if told || now >= deadline + LAST_WORDS {
+                        // Wakes that came at the last moment.
+                        while let Some(Some(wake)) = wakes.next().now_or_never() {
+                            self.wake(wake, true);
+                        }
                         return;
                     }
                 }
@@ -144,7 +150,15 @@ impl Engine {
                         self.lanes[lane].unsure |= !alive && self.lanes[lane].holds() > 0;
                     }
                 }
-                () = &mut stop, if deadline.is_none() => deadline = Some(Instant::now() + self.grace),
+                () = &mut stop, if deadline.is_none() => {
+                    deadline = Some(Instant::now() + self.grace);
+                    leaving = Some(self.leave()).into();
+                    left = false;
+                }
+                Some(()) = &mut leaving => {
+                    leaving = None.into();
+                    left = true;
+                }
                 () = sleep_until(alarm) => {}
             }
         }
@@ -393,12 +407,21 @@ impl Engine {
                 }
                 // The store has woken us for a job, and nobody else: who cannot take it must pass it on.
                 if stopping || self.room() == 0 {
-                    let store = Arc::clone(&self.store);
+                    let (store, worker) = (Arc::clone(&self.store), self.worker.clone());
                     // Should it fail, the job is found by the next who looks.
-                    tokio::spawn(async move { store.pass_on(&name).await });
+                    tokio::spawn(async move { store.pass_on(&name, &worker).await });
                 }
             }
         }
+    }
+
+    /// Nothing more is taken: whatever we were woken for and have not fetched is somebody else's.
+    fn leave(&self) -> BoxFuture<'static, ()> {
+        let (store, worker) = (Arc::clone(&self.store), self.worker.clone());
+        let names: Vec<_> = self.lanes.iter().map(|lane| Arc::clone(&lane.name)).collect();
+        Box::pin(async move {
+            join_all(names.iter().map(|name| store.pass_on(name, &worker))).await;
+        })
     }
 
     /// A sign of life for every queue that we hold jobs of.

@@ -283,9 +283,9 @@ impl Store for RedisStore {
         Box::pin(wakes)
     }
 
-    async fn pass_on(&self, queue: &str) -> Result<(), Error> {
+    async fn pass_on(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {
         let mut call = self.call(&self.scripts.nudge, queue, &["sleepers", "paused"]);
-        call.arg(1).invoke_async(&mut self.server.clone()).await.map_err(failed)
+        call.arg(1).arg(&**worker).invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
     async fn pause(&self, queue: &str, paused: bool) -> Result<(), Error> {

@@ -372,7 +372,8 @@ impl Store for SqlStore {
         self.sleepers.listen(worker)
     }
 
-    async fn pass_on(&self, queue: &str) -> Result<(), Error> {
+    async fn pass_on(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {
+        self.sleepers.rise(queue, worker);
         self.sleepers.wake(queue, 1);
         Ok(())
     }
