@@ -151,6 +151,7 @@ impl Policy {
         self.0.rate
     }
 
+    #[cfg(any(feature = "redis", test))]
     pub(crate) fn burst_size(&self) -> u32 {
         self.0.burst
     }
