@@ -6,6 +6,8 @@ use http::HeaderMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use crate::networks::Networks;
+
 /// The address the connection came from. The server puts it into the request's extensions, where [`ClientIp::key`] finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub SocketAddr);
@@ -31,6 +33,9 @@ pub struct ClientIp {
     /// Addresses of proxies whose forwarding headers are believed. Default: none.
     #[serde(default)]
     trusted: Vec<IpNet>,
+    /// How many proxies stand in front, at most. Default: as many as are trusted.
+    #[serde(default)]
+    hops: Option<usize>,
 }
 
 /// The longest chain looked at, from the right.
@@ -44,7 +49,14 @@ impl ClientIp {
 
     /// Behind proxies of these networks.
     pub fn behind(trusted: impl IntoIterator<Item = IpNet>) -> Self {
-        Self { trusted: trusted.into_iter().collect() }
+        Self { trusted: trusted.into_iter().collect(), hops: None }
+    }
+
+    /// Exactly so many proxies stand in front, whatever their addresses: a load balancer without fixed ones, a server on a Unix socket. The
+    /// peer counts as the first of them. Only safe if nobody else can connect.
+    pub fn behind_hops(hops: usize) -> Self {
+        let everybody = ["0.0.0.0/0", "::/0"].into_iter().filter_map(|net| net.parse().ok());
+        Self { trusted: everybody.collect(), hops: Some(hops) }
     }
 
     fn trusts(&self, ip: IpAddr) -> bool {
@@ -57,7 +69,8 @@ impl ClientIp {
         if !self.trusts(client) {
             return client;
         }
-        for written in chain(headers).into_iter().take(LONGEST_CHAIN) {
+        let hops = self.hops.unwrap_or(LONGEST_CHAIN).min(LONGEST_CHAIN);
+        for written in chain(headers).into_iter().take(hops) {
             // An unreadable entry ends what can be believed: the proxy that wrote it is as far as we know.
             let Some(ip) = written.and_then(|w| address(&w)) else { return client };
             client = ip;
@@ -70,7 +83,8 @@ impl ClientIp {
 
     /// The key for limits: an IPv4 address, or the /64 of an IPv6 one, since a single client usually owns that much.
     ///
-    /// `None` if the server has put no [`Peer`] into the extensions (a Unix socket, say).
+    /// `None` if the server has put no [`Peer`] into the extensions. For a Unix socket put in `127.0.0.1` and trust it, if the proxy behind
+    /// the socket is trusted; for the PROXY protocol the address it tells.
     pub fn key(&self, parts: &http::request::Parts) -> Option<String> {
         let peer = parts.extensions.get::<Peer>()?.0.ip();
         Some(prefix(self.find(peer, &parts.headers)))
@@ -165,11 +179,17 @@ mod tests {
         finder.find(peer.parse().unwrap(), &map).to_string()
     }
 
+    fn hops(hops: usize, xff: &str) -> String {
+        let mut map = HeaderMap::new();
+        map.insert("x-forwarded-for", xff.parse().unwrap());
+        ClientIp::behind_hops(hops).find("198.51.100.9".parse().unwrap(), &map).to_string()
+    }
+
     #[test]
     fn a_table_of_headers() {
         let xff = |value| find(PROXY, &[("x-forwarded-for", value)]);
         let fwd = |value| find(PROXY, &[("forwarded", value)]);
-        for (got, expected) in [
+        let table = vec![
             // No proxy, or none that is trusted: headers are a stranger's words.
             (find("198.51.100.1", &[]), "198.51.100.1"),
             (find("198.51.100.1", &[("x-forwarded-for", "1.1.1.1")]), "198.51.100.1"),
@@ -227,8 +247,38 @@ mod tests {
             (fwd("for=\"unclosed"), PROXY),
             (find(PROXY, &[("forwarded", "for=203.0.113.7"), ("x-forwarded-for", "1.1.1.1")]), "203.0.113.7"),
             (find(PROXY, &[("forwarded", "for=1.1.1.1"), ("forwarded", "for=203.0.113.7")]), "203.0.113.7"),
-        ] {
-            assert_eq!(got, expected);
+            // Attempts to break out of a list, a quote or a bracket.
+            (fwd("for=203.0.113.7;for=1.1.1.1"), "203.0.113.7"),
+            (fwd("for=1.1.1.1;by=\"\\\", for=203.0.113.7\""), "1.1.1.1"),
+            (fwd("for = 203.0.113.7"), "203.0.113.7"),
+            (fwd("for=\"203.0.113.7\"x"), PROXY),
+            (fwd("for=[2001:db8::7]"), "2001:db8::7"),
+            (fwd("for=\"[2001:db8::7%eth0]\""), PROXY),
+            (fwd(",,for=203.0.113.7"), "203.0.113.7"),
+            (fwd("for=203.0.113.7,"), PROXY),
+            (xff("203.0.113.7,"), PROXY),
+            (xff("0x7f.0.0.1"), PROXY),
+            (xff("127.1"), PROXY),
+            (xff("0177.0.0.1"), PROXY),
+            (xff("203.0.113.7\t"), "203.0.113.7"),
+            (xff("203.0.113.7:"), PROXY),
+            (xff("203.0.113.7:-1"), PROXY),
+            (xff("[::1]:80:80"), PROXY),
+            (xff("::ffff:127.0.0.1"), "127.0.0.1"),
+            (xff("fd00::2, 203.0.113.7, fd00::3"), "203.0.113.7"),
+            (find(PROXY, &[("x-real-ip", "1.1.1.1")]), PROXY),
+            (find(PROXY, &[("true-client-ip", "1.1.1.1"), ("x-forwarded-for", "203.0.113.7")]), "203.0.113.7"),
+            (find(PROXY, &[("forwarded", "proto=https"), ("x-forwarded-for", "1.1.1.1")]), PROXY),
+            // By number of proxies.
+            (hops(0, "1.1.1.1, 203.0.113.7"), "198.51.100.9"),
+            (hops(1, "1.1.1.1, 203.0.113.7"), "203.0.113.7"),
+            (hops(2, "1.1.1.1, 203.0.113.7, 192.0.2.1"), "203.0.113.7"),
+            (hops(2, "203.0.113.7"), "203.0.113.7"),
+            (hops(1, ""), "198.51.100.9"),
+        ];
+        assert!(table.len() >= 60, "{}", table.len());
+        for (n, (got, expected)) in table.into_iter().enumerate() {
+            assert_eq!(got, expected, "case {n}");
         }
         let endless = vec!["10.0.0.2"; 10_000].join(",");
         assert_eq!(find(PROXY, &[("x-forwarded-for", &endless)]), "10.0.0.2");

@@ -1,19 +1,28 @@
 #![doc = include_str!("../README.md")]
 
+mod breaker;
 pub mod client;
 mod decision;
+mod denials;
 mod error;
-mod gcra;
+pub mod guard;
 pub mod layer;
 mod limiter;
-pub mod login;
-mod policy;
-mod response;
+pub mod load;
+mod lump;
+mod networks;
+pub mod overrides;
+mod permit;
+pub mod policy;
+mod rule;
 mod store;
+mod task;
 
 pub use decision::{Decision, Outcome};
 pub use error::Error;
+pub use guard::bans::BanList;
+pub use guard::login::LoginGuard;
 pub use layer::LimitLayer;
 pub use limiter::Limiter;
-pub use login::LoginGuard;
+pub use load::LoadShed;
 pub use policy::{OnError, Policy};

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::error::Error;
-use crate::gcra::Rate;
+use crate::overrides::{Overrides, Quota};
+use crate::rule::{Rate, Rule, Window};
 
 /// What a policy does while its store does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
@@ -21,46 +22,112 @@ pub enum OnError {
     Local(f64),
 }
 
-/// A name, a quota for a period, and a burst.
+/// How it is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// A bucket that refills steadily: in *every* window of length `t` at most `burst + quota × t / period`. One number for each key.
+    #[default]
+    Gcra,
+    /// At most the quota in *every* window of a period. What was admitted counts for up to a tenth of the period too long; eleven counters
+    /// for each key. No burst.
+    SlidingWindow,
+    /// At most the quota between two multiples of the period, so up to twice the quota around such a moment. One counter for each key. No
+    /// burst.
+    FixedWindow,
+    /// At most the quota at once: a place is held as long as the [`Decision`](crate::Decision) lives. The period is of no account.
+    Concurrency,
+}
+
+/// A name, a quota for a period, and how it is counted.
 ///
 /// ```
-/// use scale_limit::Policy;
+/// use std::time::Duration;
+/// use scale_limit::{Policy, policy::Algorithm};
+///
 /// let login = Policy::per_minute("login", 5).burst(2);
-/// assert_eq!(login.name(), "login");
+/// let api = Policy::per_hour("api", 1_000).algorithm(Algorithm::SlidingWindow);
+/// let reports = Policy::at_once("reports", 3);
+/// assert_eq!((login.name(), api.quota(), reports.quota()), ("login", 1_000, 3));
 /// ```
-///
-/// The algorithm is GCRA: a request is admitted if the sum of admitted costs stays, in *every* window of length `t`, at most
-/// `burst + quota × t / period`. It needs one number per key and no timer.
 #[derive(Clone, Debug)]
 pub struct Policy(Arc<Inner>);
 
 #[derive(Clone, Debug)]
 struct Inner {
     name: Arc<str>,
-    quota: u32,
-    period: Duration,
-    burst: u32,
+    /// Spreads the policies' keys over a store's table.
+    seed: u64,
+    quota: Quota,
+    algorithm: Algorithm,
     on_error: OnError,
     dry_run: bool,
+    lease: Option<Duration>,
+    overrides: Option<Overrides>,
     /// Worked out once, from the numbers above.
-    rate: Rate,
+    terms: Terms,
     counters: Counters,
 }
 
-/// The metric's keys, made once: a check must not pay for labels.
+/// The numbers that count for a key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Terms {
+    pub(crate) quota: u32,
+    pub(crate) period: Duration,
+    pub(crate) rule: Rule,
+}
+
+impl Terms {
+    pub(crate) fn new(quota: Quota, algorithm: Algorithm) -> Self {
+        let Quota { quota, period, burst } = quota;
+        let rule = match algorithm {
+            _ if quota == u32::MAX => Rule::Free,
+            Algorithm::Gcra => Rule::Gcra(Rate::new(quota, period, burst)),
+            Algorithm::SlidingWindow => Rule::Window(Window::sliding(quota, period)),
+            Algorithm::FixedWindow => Rule::Window(Window::fixed(quota, period)),
+            Algorithm::Concurrency => Rule::Places(quota),
+        };
+        Self { quota, period, rule }
+    }
+
+    /// A share of it (0 to 1), but at least 1.
+    pub(crate) fn share(self, share: f64) -> Self {
+        let share = share.clamp(1e-6, 1.0);
+        let of = |n: u32| (f64::from(n) * share).floor().max(1.0) as u32;
+        let rule = match self.rule {
+            Rule::Gcra(rate) => Rule::Gcra(Rate { interval: rate.interval / share, burst: of(rate.burst) }),
+            Rule::Window(window) => Rule::Window(Window { quota: of(window.quota), ..window }),
+            Rule::Places(places) => Rule::Places(of(places)),
+            Rule::Free => Rule::Free,
+        };
+        Self { quota: of(self.quota), rule, ..self }
+    }
+}
+
+/// The metrics' keys, made once: a check must not pay for labels.
 #[derive(Clone, Debug)]
 struct Counters {
     admitted: metrics::Key,
     denied: metrics::Key,
+    errors: metrics::Key,
+    seconds: metrics::Key,
 }
+
+static METADATA: metrics::Metadata<'_> = metrics::Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
 
 impl Counters {
     fn new(name: &Arc<str>) -> Self {
-        let key = |result: &'static str| {
-            let labels = vec![metrics::Label::new("policy", Arc::clone(name)), metrics::Label::new("result", result)];
-            metrics::Key::from_parts("scale_limit_checks_total", labels)
+        let policy = || metrics::Label::new("policy", Arc::clone(name));
+        let checks = |result: &'static str| {
+            metrics::Key::from_parts("scale_limit_checks_total", vec![policy(), metrics::Label::new("result", result)])
         };
-        Self { admitted: key("admitted"), denied: key("denied") }
+        Self {
+            admitted: checks("admitted"),
+            denied: checks("denied"),
+            errors: metrics::Key::from_parts("scale_limit_errors_total", vec![policy()]),
+            seconds: metrics::Key::from_parts("scale_limit_store_seconds", vec![policy()]),
+        }
     }
 }
 
@@ -80,34 +147,46 @@ impl Policy {
         Self::new(name, quota, Duration::from_hours(1))
     }
 
+    /// At most `places` at the same time ([`Algorithm::Concurrency`]). On Redis, a process that dies gives its places back after half a
+    /// minute.
+    pub fn at_once(name: &str, places: u32) -> Self {
+        Self::new(name, places, Duration::from_secs(1)).algorithm(Algorithm::Concurrency)
+    }
+
     /// At most `quota` a period. A quota or period of zero is raised to the least that works (1; 1 ms). The burst is the quota.
     pub fn new(name: &str, quota: u32, period: Duration) -> Self {
-        let quota = quota.max(1);
-        let period = period.max(Duration::from_millis(1));
-        let name = name.into();
-        let counters = Counters::new(&name);
+        let quota = Quota::new(quota, period);
+        let name: Arc<str> = name.into();
+        let algorithm = Algorithm::default();
         Self(Arc::new(Inner {
+            seed: seed(&name),
+            counters: Counters::new(&name),
             name,
             quota,
-            period,
-            burst: quota,
+            algorithm,
             on_error: OnError::Local(1.0),
             dry_run: false,
-            rate: Rate::new(quota, period, quota),
-            counters,
+            lease: None,
+            overrides: None,
+            terms: Terms::new(quota, algorithm),
         }))
     }
 
     fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
         let inner = Arc::make_mut(&mut self.0);
         change(inner);
-        inner.rate = Rate::new(inner.quota, inner.period, inner.burst);
+        inner.terms = Terms::new(inner.quota, inner.algorithm);
         self
     }
 
-    /// How much may come at once after a pause. Default: the quota.
+    /// How much may come at once after a pause. Default: the quota. For [`Algorithm::Gcra`].
     pub fn burst(self, burst: u32) -> Self {
-        self.with(|p| p.burst = burst.max(1))
+        self.with(|p| p.quota.burst = burst.max(1))
+    }
+
+    /// How it is counted. Default: [`Algorithm::Gcra`].
+    pub fn algorithm(self, algorithm: Algorithm) -> Self {
+        self.with(|p| p.algorithm = algorithm)
     }
 
     /// What happens while the store does not answer. Default: this process enforces the whole quota by itself.
@@ -120,40 +199,70 @@ impl Policy {
         self.with(|p| p.dry_run = true)
     }
 
+    /// Takes units from a shared store in bulk and spends them within `time` without asking again: hot keys then cost the store a few calls
+    /// a second instead of one for each request. For [`Algorithm::Gcra`]; a store in process has no need of it.
+    ///
+    /// The price: units may be spent up to `time` after they were taken, so in a window of length `t` up to
+    /// `burst + quota × (t + time) / period` are admitted, over however many processes; and a process holds up to `quota × time / period`
+    /// units that others do not get, and loses those it does not spend.
+    pub fn leased(self, time: Duration) -> Self {
+        self.with(|p| p.lease = Some(time).filter(|t| !t.is_zero()))
+    }
+
+    /// Quotas of single keys, in place of the policy's: exchangeable while running.
+    pub fn overrides(self, overrides: &Overrides) -> Self {
+        let overrides = overrides.clone();
+        self.with(|p| p.overrides = Some(overrides))
+    }
+
     /// The name: in headers, metrics and keys.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Requests (or cost) a period.
+    /// Requests (or cost) a period, or at once.
     pub fn quota(&self) -> u32 {
-        self.0.quota
+        self.0.quota.quota
     }
 
     /// The period.
     pub fn period(&self) -> Duration {
-        self.0.period
+        self.0.quota.period
     }
 
-    pub(crate) fn shared_name(&self) -> Arc<str> {
-        Arc::clone(&self.0.name)
+    pub(crate) fn shared_name(&self) -> &Arc<str> {
+        &self.0.name
+    }
+
+    pub(crate) fn seed(&self) -> u64 {
+        self.0.seed
     }
 
     /// Counts a check.
     pub(crate) fn count(&self, admitted: bool) {
-        static METADATA: metrics::Metadata<'_> =
-            metrics::Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
         let key = if admitted { &self.0.counters.admitted } else { &self.0.counters.denied };
         metrics::with_recorder(|recorder| recorder.register_counter(key, &METADATA)).increment(1);
     }
 
-    pub(crate) fn rate(&self) -> Rate {
-        self.0.rate
+    /// Counts a check that the store failed.
+    pub(crate) fn count_error(&self) {
+        metrics::with_recorder(|recorder| recorder.register_counter(&self.0.counters.errors, &METADATA)).increment(1);
     }
 
-    #[cfg(any(feature = "redis", test))]
-    pub(crate) fn burst_size(&self) -> u32 {
-        self.0.burst
+    /// Records how long the store took.
+    pub(crate) fn took(&self, time: Duration) {
+        metrics::with_recorder(|recorder| recorder.register_histogram(&self.0.counters.seconds, &METADATA))
+            .record(time.as_secs_f64());
+    }
+
+    /// What counts for a key.
+    pub(crate) fn terms(&self, key: &str) -> Terms {
+        let own = self.0.overrides.as_ref().and_then(|o| o.get(key));
+        own.map_or(self.0.terms, |quota| Terms::new(quota, self.0.algorithm))
+    }
+
+    pub(crate) fn lease(&self) -> Option<Duration> {
+        self.0.lease
     }
 
     pub(crate) fn error_rule(&self) -> OnError {
@@ -164,14 +273,14 @@ impl Policy {
         self.0.dry_run
     }
 
-    /// The same policy at a share of its quota and burst, under a name of its own: the local stand-in.
-    pub(crate) fn share(&self, share: f64) -> Self {
-        let scale = |n: u32| (f64::from(n) * share.clamp(0.0, 1.0)).floor().max(1.0) as u32;
-        self.clone().with(|p| {
-            p.quota = scale(p.quota);
-            p.burst = scale(p.burst);
-        })
+    pub(crate) fn algorithm_of(&self) -> Algorithm {
+        self.0.algorithm
     }
+}
+
+fn seed(name: &str) -> u64 {
+    use std::hash::BuildHasher;
+    foldhash::quality::FixedState::with_seed(0).hash_one(name)
 }
 
 /// How a policy is written in a file: `{ name = "login", quota = 5, per = "1m", burst = 2, on_error = "deny" }`.
@@ -180,12 +289,16 @@ impl Policy {
 struct Written {
     name: String,
     quota: u32,
-    #[serde(with = "humantime_serde")]
-    per: Duration,
+    #[serde(default, with = "humantime_serde")]
+    per: Option<Duration>,
     burst: Option<u32>,
+    #[serde(default)]
+    algorithm: Algorithm,
     on_error: Option<OnError>,
     #[serde(default)]
     dry_run: bool,
+    #[serde(default, with = "humantime_serde")]
+    lease: Option<Duration>,
 }
 
 impl<'de> Deserialize<'de> for Policy {
@@ -195,17 +308,30 @@ impl<'de> Deserialize<'de> for Policy {
         if written.quota == 0 {
             return Err(wrong("a quota of 0 would deny everything; leave the route out instead"));
         }
-        if written.per < Duration::from_millis(1) {
-            return Err(wrong("the period must be at least 1ms"));
-        }
         if written.name.is_empty() || !written.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
             return Err(wrong("a name is made of letters, digits, `-`, `_` and `.`"));
         }
-        let policy = Self::new(&written.name, written.quota, written.per);
+        let per = match (written.per, written.algorithm) {
+            (Some(per), _) if per < Duration::from_millis(1) => return Err(wrong("the period must be at least 1ms")),
+            (Some(per), _) => per,
+            (None, Algorithm::Concurrency) => Duration::from_secs(1),
+            (None, _) => return Err(wrong("`per` is missing: the quota of which time?")),
+        };
+        if written.algorithm != Algorithm::Gcra && (written.burst.is_some() || written.lease.is_some()) {
+            return Err(wrong("only the algorithm `gcra` has a burst or a lease"));
+        }
+        if let Some(OnError::Local(share)) = written.on_error
+            && !(share > 0.0 && share <= 1.0)
+        {
+            return Err(wrong("a local share is over 0 and at most 1"));
+        }
+        let policy = Self::new(&written.name, written.quota, per);
         Ok(policy.with(|p| {
-            p.burst = written.burst.unwrap_or(p.burst).max(1);
+            p.quota.burst = written.burst.unwrap_or(p.quota.burst).max(1);
+            p.algorithm = written.algorithm;
             p.on_error = written.on_error.unwrap_or(p.on_error);
             p.dry_run = written.dry_run;
+            p.lease = written.lease.filter(|t| !t.is_zero());
         }))
     }
 }
@@ -218,12 +344,17 @@ mod tests {
     fn a_written_policy_is_read_or_its_mistake_named() {
         let read = |text: &str| serde_json::from_str::<Policy>(text);
         let policy = read(r#"{"name": "login", "quota": 5, "per": "1m", "burst": 2, "on_error": {"local": 0.5}}"#).unwrap();
-        assert_eq!((policy.quota(), policy.period(), policy.burst_size()), (5, Duration::from_mins(1), 2));
+        assert_eq!((policy.quota(), policy.period(), policy.0.quota.burst), (5, Duration::from_mins(1), 2));
+        read(r#"{"name": "reports", "quota": 2, "algorithm": "concurrency"}"#).unwrap();
+        read(r#"{"name": "api", "quota": 9, "per": "1h", "lease": "500ms"}"#).unwrap();
         for (text, word) in [
             (r#"{"name": "x", "quota": 0, "per": "1m"}"#, "quota of 0"),
             (r#"{"name": "x", "quota": 1, "per": "0s"}"#, "at least 1ms"),
             (r#"{"name": "x y", "quota": 1, "per": "1s"}"#, "letters"),
             (r#"{"name": "x", "quota": 1, "per": "1s", "brust": 1}"#, "brust"),
+            (r#"{"name": "x", "quota": 1}"#, "`per` is missing"),
+            (r#"{"name": "x", "quota": 1, "per": "1s", "algorithm": "fixed-window", "burst": 1}"#, "burst"),
+            (r#"{"name": "x", "quota": 1, "per": "1s", "on_error": {"local": 1.5}}"#, "share"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

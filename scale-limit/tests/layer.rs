@@ -1,51 +1,83 @@
-//! The layer over a plain service.
+//! The layers over plain services.
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use scale_limit::client::{ClientIp, Peer};
-use scale_limit::{LimitLayer, Limiter, Policy};
+use scale_limit::client::{ClientIp, Networks, Peer};
+use scale_limit::guard::scraping::Scraping;
+use scale_limit::layer::{LimitBody, Refusal, Throttle};
+use scale_limit::{BanList, LimitLayer, Limiter, Policy};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 type Body = Full<Bytes>;
+type Answer = Response<LimitBody<Body>>;
 
-fn app() -> impl Service<Request<()>, Response = Response<Body>, Error = Infallible> + Clone {
-    let clients = ClientIp::direct();
-    let layer = LimitLayer::new(Limiter::memory())
-        .policy(Policy::per_minute("site", 10), move |request| clients.key(request))
-        .policy(Policy::per_minute("login", 2), |request| (request.uri.path() == "/login").then(|| "everybody".into()));
-    layer.layer(service_fn(async |_| Ok::<_, Infallible>(Response::new(Body::from("hello")))))
+async fn hello(request: Request<()>) -> Result<Response<Body>, Infallible> {
+    let status = if request.uri().path().starts_with("/wrong") { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
+    Ok(Response::builder().status(status).body(Body::from("hello")).unwrap())
+}
+
+fn app(layer: &LimitLayer) -> impl Service<Request<()>, Response = Answer, Error = Infallible> + Clone + use<> {
+    layer.layer(service_fn(hello))
 }
 
 fn request(path: &str, peer: &str) -> Request<()> {
     Request::builder().uri(path).extension(Peer(peer.parse().unwrap())).body(()).unwrap()
 }
 
+async fn get(layer: &LimitLayer, path: &str) -> Answer {
+    app(layer).oneshot(request(path, "1.2.3.4:5")).await.unwrap()
+}
+
+fn header(response: &Answer, name: &str) -> String {
+    response.headers().get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default()
+}
+
+#[allow(clippy::unnecessary_wraps)]
+fn everybody(_: &http::request::Parts) -> Option<String> {
+    Some("everybody".into())
+}
+
+fn site_and_login() -> LimitLayer {
+    let clients = ClientIp::direct();
+    LimitLayer::new(Limiter::memory())
+        .policy(Policy::per_minute("site", 10), move |request| clients.key(request))
+        .throttle(Throttle::new(Policy::per_minute("login", 2), everybody).path("/login"))
+}
+
 #[tokio::test]
 async fn denials_are_problems_with_a_time_to_come_back() {
-    let app = app();
+    let layer = site_and_login().jitter(0.0);
     for _ in 0..2 {
-        let response = app.clone().oneshot(request("/login", "1.2.3.4:5")).await.unwrap();
+        let response = get(&layer, "/login").await;
         assert_eq!(response.status(), StatusCode::OK);
-        assert!(response.headers()["ratelimit"].to_str().unwrap().contains("\"login\";r="));
+        assert!(header(&response, "ratelimit").contains("\"login\";r="));
     }
-    let response = app.clone().oneshot(request("/login", "1.2.3.4:5")).await.unwrap();
+    let response = get(&layer, "/login").await;
     assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
-    let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
-    assert_eq!(header("ratelimit-policy"), "\"site\";q=10;w=60, \"login\";q=2;w=60");
-    assert_eq!(header("ratelimit"), "\"site\";r=8;t=12, \"login\";r=0;t=30");
-    assert_eq!(header("retry-after"), "30");
-    assert_eq!(header("content-type"), "application/problem+json");
+    assert_eq!(header(&response, "ratelimit-policy"), "\"site\";q=10;w=60, \"login\";q=2;w=60");
+    assert_eq!(header(&response, "ratelimit"), "\"site\";r=8;t=12, \"login\";r=0;t=30");
+    assert_eq!(header(&response, "retry-after"), "30");
+    assert_eq!(header(&response, "content-type"), "application/problem+json");
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&body).contains(r#""violated-policies":["login"]"#));
+
+    let jittered = site_and_login().jitter(1.0);
+    let mut waits = std::collections::HashSet::new();
+    for _ in 0..50 {
+        let wait = header(&get(&jittered, "/login").await, "retry-after");
+        waits.extend(wait.parse::<u32>().ok());
+    }
+    assert!(waits.len() > 5 && waits.iter().all(|w| (30..=60).contains(w)), "{waits:?}");
 }
 
 #[tokio::test]
 async fn keys_do_not_touch_each_other_and_none_means_free() {
-    let app = app();
+    let app = app(&site_and_login());
     for _ in 0..10 {
         assert_eq!(app.clone().oneshot(request("/", "1.2.3.4:5")).await.unwrap().status(), StatusCode::OK);
     }
@@ -55,4 +87,158 @@ async fn keys_do_not_touch_each_other_and_none_means_free() {
         let unknown = Request::builder().uri("/").body(()).unwrap();
         assert_eq!(app.clone().oneshot(unknown).await.unwrap().status(), StatusCode::OK, "no peer, no key");
     }
+}
+
+#[tokio::test]
+async fn a_throttle_applies_where_it_says_and_costs_what_it_says() {
+    let layer = LimitLayer::new(Limiter::memory())
+        .throttle(Throttle::new(Policy::per_hour("posts", 1), everybody).method(Method::POST).method(Method::PUT))
+        .throttle(
+            Throttle::new(Policy::per_hour("api", 10), everybody)
+                .path("/api/*")
+                .cost(|r| if r.uri.query().is_some() { 6 } else { 1 }),
+        )
+        .throttle(Throttle::new(Policy::per_hour("when", 1), everybody).when(|r| r.headers.contains_key("x-robot")));
+    assert_eq!(header(&get(&layer, "/").await, "ratelimit"), "", "none applies");
+    assert_eq!(header(&get(&layer, "/apis").await, "ratelimit"), "");
+    assert!(header(&get(&layer, "/api/a").await, "ratelimit").starts_with("\"api\";r=9"));
+    assert!(header(&get(&layer, "/api/a?all").await, "ratelimit").starts_with("\"api\";r=3"));
+    assert_eq!(get(&layer, "/api/a?all").await.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(get(&layer, "/api/b").await.status(), StatusCode::OK);
+    for (method, status) in [(Method::POST, 200), (Method::PUT, 429), (Method::DELETE, 200)] {
+        let request = Request::builder().method(&method).uri("/").body(()).unwrap();
+        assert_eq!(app(&layer).oneshot(request).await.unwrap().status().as_u16(), status, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn failures_alone_count_and_a_dear_answer_is_owed() {
+    let failures = Throttle::new(Policy::per_hour("failures", 3), everybody)
+        .path("/wrong*")
+        .path("/right")
+        .real_cost(|status, _| u32::from(status == StatusCode::UNAUTHORIZED));
+    let bytes = Throttle::new(Policy::per_hour("bytes", 20), everybody).path("/bytes").real_cost(|_, _| 50);
+    let layer = LimitLayer::new(Limiter::memory()).throttle(failures).throttle(bytes);
+    for _ in 0..20 {
+        assert_eq!(get(&layer, "/right").await.status(), StatusCode::OK);
+    }
+    for status in [401, 401, 401, 429, 429] {
+        assert_eq!(get(&layer, "/wrong").await.status().as_u16(), status);
+    }
+    assert_eq!(get(&layer, "/bytes").await.status(), StatusCode::OK);
+    let owed: u32 = header(&get(&layer, "/bytes").await, "retry-after").parse().unwrap();
+    assert!(owed > 3_600, "{owed}");
+}
+
+#[tokio::test]
+async fn a_place_is_held_until_the_body_is_gone() {
+    let layer = LimitLayer::new(Limiter::memory()).policy(Policy::at_once("reports", 1), everybody);
+    let first = get(&layer, "/").await;
+    assert_eq!(header(&first, "ratelimit-policy"), "\"reports\";q=1;qu=\"concurrent-requests\"");
+    assert_eq!(get(&layer, "/").await.status(), StatusCode::TOO_MANY_REQUESTS);
+    drop(first);
+    let second = get(&layer, "/").await;
+    assert_eq!(second.status(), StatusCode::OK);
+    let mut body = second.into_body();
+    while body.frame().await.is_some() {}
+    assert_eq!(get(&layer, "/").await.status(), StatusCode::OK, "sent, though not dropped");
+}
+
+#[tokio::test]
+async fn lists_and_bans_come_before_the_policies() {
+    let (clients, bans) = (ClientIp::behind(["10.0.0.0/8".parse().unwrap()]), BanList::memory());
+    let denied = Networks::new(["203.0.113.0/24".parse().unwrap()]);
+    let layer = LimitLayer::new(Limiter::memory())
+        .policy(Policy::per_hour("all", 1), everybody)
+        .allow(&clients, Networks::new(["192.0.2.0/24".parse().unwrap(), "203.0.113.9/32".parse().unwrap()]))
+        .deny(&clients, denied.clone())
+        .bans(&clients, bans.clone());
+    let from = |peer: &str| app(&layer).oneshot(request("/", peer));
+    for _ in 0..5 {
+        assert_eq!(from("192.0.2.1:1").await.unwrap().status(), StatusCode::OK);
+        assert_eq!(from("203.0.113.9:1").await.unwrap().status(), StatusCode::OK, "allowed, though in a denied network");
+        assert_eq!(from("203.0.113.1:1").await.unwrap().status(), StatusCode::FORBIDDEN);
+    }
+    denied.replace([]);
+    bans.ban("198.51.100.7", Duration::from_secs(100), "secret reason").await.unwrap();
+    let banned = from("198.51.100.7:1").await.unwrap();
+    assert_eq!(banned.status(), StatusCode::FORBIDDEN);
+    let wait: u32 = header(&banned, "retry-after").parse().unwrap();
+    assert!((99..=111).contains(&wait), "{wait}");
+    let body = banned.into_body().collect().await.unwrap().to_bytes();
+    assert!(!String::from_utf8_lossy(&body).contains("secret"));
+    // Who writes an allowed address into a header is nobody we know; through our proxy the right one counts.
+    let mut spoofed = request("/", "198.51.100.7:1");
+    spoofed.headers_mut().insert("x-forwarded-for", "192.0.2.1".parse().unwrap());
+    assert_eq!(app(&layer).oneshot(spoofed).await.unwrap().status(), StatusCode::FORBIDDEN);
+    let mut proxied = request("/", "10.0.0.1:1");
+    proxied.headers_mut().insert("x-forwarded-for", "192.0.2.1, 198.51.100.7".parse().unwrap());
+    assert_eq!(app(&layer).oneshot(proxied).await.unwrap().status(), StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn an_application_answers_in_its_own_words() {
+    let layer = LimitLayer::new(Limiter::memory()).policy(Policy::per_hour("all", 1), everybody).respond(|refusal, request| {
+        assert!(matches!(refusal, Refusal::TooMany(decision) if decision.outcomes().len() == 1));
+        let page = format!("<p>Too many at {}", request.uri.path());
+        Response::builder().status(503).header("retry-after", "7").body(page.into()).unwrap()
+    });
+    get(&layer, "/page").await;
+    let denied = get(&layer, "/page").await;
+    assert_eq!((denied.status().as_u16(), header(&denied, "retry-after").as_str()), (503, "7"));
+    assert!(header(&denied, "ratelimit").starts_with("\"all\";r=0"));
+    assert_eq!(denied.into_body().collect().await.unwrap().to_bytes(), "<p>Too many at /page");
+}
+
+#[tokio::test]
+async fn scrapers_and_scanners_are_banned_and_readers_are_not() {
+    let (limiter, bans, clients) = (Limiter::memory(), BanList::memory(), ClientIp::direct());
+    let scraping =
+        Scraping::new(&limiter, &bans).distinct(Policy::per_hour("distinct", 100)).missing(Policy::per_hour("missing", 5));
+    let shop = scraping.layer(&clients).layer(service_fn(async |request: Request<()>| {
+        let status = if request.uri().path().starts_with("/item/") { StatusCode::OK } else { StatusCode::NOT_FOUND };
+        Ok::<_, Infallible>(Response::builder().status(status).body(Body::default()).unwrap())
+    }));
+    let open = |path: String, peer: &'static str| shop.clone().oneshot(request(&path, peer));
+    for n in 0..95 {
+        open(format!("/item/{n}"), "1.1.1.1:1").await.unwrap();
+    }
+    for n in 0..5_000 {
+        open(format!("/item/{}", n % 50), "2.2.2.2:1").await.unwrap();
+    }
+    assert!(bans.list().is_empty(), "{:?}", bans.list());
+    for n in 0..20 {
+        open(format!("/item/more/{n}"), "1.1.1.1:1").await.unwrap();
+    }
+    for n in 0..6 {
+        open(format!("/wp-admin/{n}"), "3.3.3.3:1").await.unwrap();
+    }
+    let mut banned: Vec<_> = bans.list().into_iter().map(|ban| (ban.subject.to_string(), ban.reason.to_string())).collect();
+    banned.sort();
+    let expected = [("1.1.1.1", "too many distinct resources"), ("3.3.3.3", "too many resources that do not exist")];
+    assert_eq!(banned, expected.map(|(s, r)| (s.to_owned(), r.to_owned())));
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn on_redis_one_call_serves_all_policies_and_answers_are_settled() -> anyhow::Result<()> {
+    let server = testkit::Redis::start().await?;
+    let limiter = Limiter::connect(&server.url(), "test").await?.patience(Duration::from_secs(5));
+    let layer = LimitLayer::new(limiter.clone())
+        .policy(Policy::per_hour("a", 100), everybody)
+        .policy(Policy::per_hour("b", 100), everybody)
+        .policy(Policy::at_once("c", 2), everybody)
+        .throttle(Throttle::new(Policy::per_hour("d", 3), everybody).real_cost(|status, _| u32::from(status != StatusCode::OK)));
+    get(&layer, "/").await;
+    server.command(&["CONFIG", "RESETSTAT"]).await?;
+    let held = [get(&layer, "/").await, get(&layer, "/").await];
+    let denied = get(&layer, "/").await;
+    assert_eq!((held[0].status().as_u16(), held[1].status().as_u16(), denied.status().as_u16()), (200, 200, 429));
+    drop(held);
+    for _ in 0..20 {
+        // The success before may not have been given back yet.
+        testkit::eventually("a success to be free", async || (get(&layer, "/").await.status() == StatusCode::OK).then_some(()))
+            .await?;
+    }
+    Ok(())
 }

@@ -1,9 +1,20 @@
--- Rules on GCRA charges of several requests: of each request all admit, or none is charged.
--- KEYS  one theoretical arrival time (TAT) for each charge, all in one slot if this is a Cluster
--- ARGV  number of kinds of charges, for each kind: interval (us per unit), burst (units), cost (units), 1 if dry run;
---       then for each request: its number of charges, and the kind of each (0 is the first)
--- Reply for each charge: admitted (0/1), TAT ahead of now before the charge (us), after it (us)
--- Cost  one TIME, one MGET, and one SET for each key charged; O(charges)
+-- Rules on charges of several requests: of each request all admit, or none is charged.
+-- KEYS  one for each charge, all in one slot if this is a Cluster
+-- ARGV  number of kinds of charges; for each kind nine values:
+--         algorithm   1 GCRA               2 window               3 places
+--         x           us per unit          us per slot            us until a place frees itself
+--         y           burst (units)        quota                  quota
+--         z           -                    slots that count       -
+--         cost, least  units asked for, and how few will do
+--         dry         1: holds back nobody
+--         mode        0 charge, 1 give back, 2 debit
+--         age         us since it was charged, for giving back
+--       then for each request: its number of charges, and for each the kind (0 is the first) and, for places, the permit
+-- Reply for each charge, by algorithm:
+--         GCRA    granted (units, 0 if denied), TAT ahead of now before the charge (us), after it (us)
+--         window  granted, units left, us until the cost would fit (-1: never), us until all is there again
+--         places  granted, places left
+-- Cost  one TIME, one MGET, one write for each key charged; for places also one sweep and one count. O(charges x slots)
 -- Times are microseconds since 2025-01-01, as doubles: they hold fractions of a microsecond for centuries. They are stored as their eight
 -- bytes: printing and reading numbers would cost more than all the rest.
 local time = redis.call('TIME')
@@ -12,58 +23,172 @@ local stored = redis.call('MGET', unpack(KEYS))
 
 local kinds, arg = {}, 2
 for i = 0, tonumber(ARGV[1]) - 1 do
-  local interval, burst, cost = tonumber(ARGV[arg]), tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
-  -- A hundredth of a microsecond of rounding must not deny a unit.
-  kinds[tostring(i)] = { cost * interval, burst * interval + 0.01, ARGV[arg + 3] == '1' }
-  arg = arg + 4
+  local kind = { dry = ARGV[arg + 6] == '1' }
+  for n = 1, 9 do kind[n] = tonumber(ARGV[arg + n - 1]) end
+  if kind[1] == 1 then
+    -- A hundredth of a microsecond of rounding must not deny a unit.
+    kind.worth, kind.capacity = kind[5] * kind[2], kind[3] * kind[2] + 0.01
+  elseif kind[1] == 2 then
+    kind.format = '>d' .. string.rep('I4', kind[4])
+  end
+  kinds[tostring(i)] = kind
+  arg = arg + 9
 end
 
--- TATs by key as charged in this call, so that a key that comes twice is charged twice.
-local tats, reply, r, key = {}, {}, 0, 1
+-- What keys are after this call, so that a key that comes twice is charged twice.
+local tats, windows, places, taken = {}, {}, {}, {}
+
+local function window_of(name, bytes, kind)
+  local window = windows[name]
+  if not window then
+    local kept = kind[4]
+    if bytes and #bytes == 8 + 4 * kept then
+      window = { struct.unpack(kind.format, bytes) }
+    else
+      window = { 0 }
+      for i = 1, kept do window[i + 1] = 0 end
+    end
+    window.kind = kind
+    windows[name] = window
+    -- Time going backwards stays in the newest slot.
+    local newest = math.max(math.floor(now / kind[2]), window[1])
+    local by = math.min(newest - window[1], kept)
+    for i = kept, 1, -1 do window[i + 1] = i > by and window[i - by + 1] or 0 end
+    window[1] = newest
+  end
+  return window
+end
+
+local function place_of(name)
+  local held = places[name]
+  if not held then
+    redis.call('ZREMRANGEBYSCORE', name, '-inf', now)
+    held = redis.call('ZCARD', name)
+    places[name] = held
+  end
+  return held
+end
+
+local reply, r, key = {}, 0, 1
 while arg <= #ARGV do
   local last = key + tonumber(ARGV[arg]) - 1
   arg = arg + 1
-  local everybody, mine = true, nil
+  local everybody, undo, first_taken = true, key < last and {} or nil, #taken
   for i = key, last do
-    local name, kind = KEYS[i], kinds[ARGV[arg]]
-    local tat = mine and mine[name] or tats[name]
-    if not tat then
-      local bytes = stored[i]
-      tat = bytes and #bytes == 8 and struct.unpack('>d', bytes) or now
-      if tat < now then tat = now end
-    end
-    local after = tat + kind[1]
-    -- Redis cuts fractions off: down before, up after.
-    reply[r + 2] = tat - now
-    reply[r + 3] = after - now + 0.999
-    if after - now <= kind[2] then
-      reply[r + 1] = 1
-      if key == last then
-        tats[name] = after
-      else
-        mine = mine or {}
-        mine[name] = after
+    local name, kind, granted = KEYS[i], kinds[ARGV[arg]], 0
+    arg = arg + 1
+    local algorithm, mode = kind[1], kind[8]
+    if algorithm == 1 then
+      local known = tats[name]
+      local tat = known
+      if not tat then
+        local bytes = stored[i]
+        tat = bytes and #bytes == 8 and struct.unpack('>d', bytes) or now
+        if tat < now then tat = now end
       end
+      local after = tat + kind.worth
+      if mode == 1 then
+        after = math.max(tat - math.max(kind.worth - kind[9], 0), now)
+        granted = kind[5]
+      elseif mode == 2 or after - now <= kind.capacity then
+        granted = kind[5]
+      elseif kind[6] < kind[5] then
+        local left = math.floor((kind.capacity - (tat - now)) / kind[2])
+        if left > 0 and left >= kind[6] then
+          granted, after = left, tat + left * kind[2]
+        end
+      end
+      if granted > 0 then
+        tats[name] = after
+        if undo then undo[#undo + 1] = { tats, name, known } end
+      end
+      -- Redis cuts fractions off: down before, up after.
+      reply[r + 1], reply[r + 2], reply[r + 3] = granted, tat - now, after - now + 0.999
+      r = r + 3
+    elseif algorithm == 2 then
+      local window, kept = window_of(name, stored[i], kind), kind[4]
+      local used = 0
+      for n = 2, kept + 1 do used = used + window[n] end
+      local left = math.max(kind[3] - used, 0)
+      local retry = 0
+      if mode == 1 then
+        local slot = window[1] - math.floor((now - kind[9]) / kind[2])
+        if slot < kept then window[slot + 2] = math.max(window[slot + 2] - kind[5], 0) end
+        granted = kind[5]
+      elseif mode == 2 or kind[5] <= left then
+        granted = kind[5]
+      elseif left > 0 and left >= kind[6] and kind[6] < kind[5] then
+        granted = left
+      else
+        retry = -1
+        for n = kept + 1, 2, -1 do
+          used = used - window[n]
+          if used + kind[5] <= kind[3] then
+            retry = (window[1] - (n - 2) + kept) * kind[2] - now
+            break
+          end
+        end
+      end
+      if mode ~= 1 and granted > 0 then
+        window[2] = math.min(window[2] + granted, 4294967295)
+        window.dirty = true
+        if undo then undo[#undo + 1] = { window, 2, window[2] - granted } end
+      elseif mode == 1 then
+        window.dirty = true
+      end
+      local full = 0
+      for n = 2, kept + 1 do
+        if window[n] > 0 then
+          full = (window[1] - (n - 2) + kept) * kind[2] - now
+          break
+        end
+      end
+      reply[r + 1], reply[r + 2], reply[r + 3], reply[r + 4] = granted, left - granted, math.ceil(retry), math.ceil(full)
+      r = r + 4
     else
-      reply[r + 1] = 0
-      everybody = everybody and kind[3]
+      local permit, held = ARGV[arg], place_of(name)
+      arg = arg + 1
+      local left = math.max(kind[3] - held, 0)
+      if kind[5] <= left then
+        granted = kind[5]
+        places[name] = held + granted
+        if undo then undo[#undo + 1] = { places, name, held } end
+        for n = 1, granted do taken[#taken + 1] = { name, permit .. ':' .. n, kind[2] } end
+      end
+      reply[r + 1], reply[r + 2] = granted, left - granted
+      r = r + 2
     end
-    arg, r = arg + 1, r + 3
+    everybody = everybody and (granted > 0 or kind[5] == 0 or kind.dry)
   end
-  if mine and everybody then
-    for name, tat in pairs(mine) do tats[name] = tat end
+  if undo and not everybody then
+    for n = #undo, 1, -1 do undo[n][1][undo[n][2]] = undo[n][3] end
+    for n = #taken, first_taken + 1, -1 do taken[n] = nil end
   end
   key = last + 1
 end
 
 local texts = {}
-for name, tat in pairs(tats) do
-  local life = math.max(math.ceil((tat - now) / 1000), 0) + 1
+local function life(us)
+  local life = math.max(math.ceil(us / 1000), 0) + 1
   local text = texts[life]
   if not text then
     text = string.format('%d', life)
     texts[life] = text
   end
-  redis.call('SET', name, struct.pack('>d', tat), 'PX', text)
+  return text
+end
+for name, tat in pairs(tats) do
+  redis.call('SET', name, struct.pack('>d', tat), 'PX', life(tat - now))
+end
+for name, window in pairs(windows) do
+  if window.dirty then
+    local kind = window.kind
+    local bytes = struct.pack(kind.format, unpack(window, 1, kind[4] + 1))
+    redis.call('SET', name, bytes, 'PX', life((window[1] + kind[4]) * kind[2] - now))
+  end
+end
+for _, place in ipairs(taken) do
+  redis.call('ZADD', place[1], now + place[3], place[2])
+  redis.call('PEXPIRE', place[1], life(place[3]))
 end
 return reply

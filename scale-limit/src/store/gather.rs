@@ -11,8 +11,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::Charged;
 use crate::error::Error;
-use crate::gcra::Ruling;
+use crate::rule::Rule;
 
 /// Requests of one call at most, so that none holds the server up.
 const BATCH: usize = 128;
@@ -25,25 +26,36 @@ pub(super) struct Group {
     pub(super) keys: Vec<String>,
     /// For each key.
     pub(super) terms: Vec<Terms>,
+    /// For each key whose places are counted: who is to hold one.
+    pub(super) permits: Vec<u64>,
+}
+
+/// What is asked for a key.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Terms {
+    pub(super) rule: Rule,
+    pub(super) cost: u32,
+    pub(super) least: u32,
+    pub(super) dry_run: bool,
+    pub(super) mode: Mode,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Terms {
-    /// Microseconds for one unit.
-    pub(super) interval: f64,
-    pub(super) burst: u32,
-    pub(super) cost: i64,
-    pub(super) dry_run: bool,
+pub(super) enum Mode {
+    Charge,
+    /// Charged that many microseconds ago.
+    GiveBack(u64),
+    Debit,
 }
 
 /// Who sends them.
 #[async_trait]
 pub(super) trait Send: std::marker::Send + Sync + 'static {
-    /// Rulings for each group.
-    async fn send(&self, groups: &[Group]) -> Result<Vec<Vec<Ruling>>, Error>;
+    /// What is ruled for each group. Places that nobody takes out of the answer are freed by its drop: whoever asked may be gone.
+    async fn send(&self, groups: &[Group]) -> Result<Vec<Charged>, Error>;
 }
 
-type Answer = Result<Vec<Ruling>, Error>;
+type Answer = Result<Charged, Error>;
 type Batch = Vec<(Group, oneshot::Sender<Answer>)>;
 
 #[derive(Default)]
@@ -94,9 +106,9 @@ impl<S: Send> Gather<S> {
                 Err(_) => Err(Error::Store("no answer in time".into())),
             };
             match answer {
-                Ok(rulings) => {
-                    for (sender, rulings) in senders.into_iter().zip(rulings) {
-                        let _ = sender.send(Ok(rulings));
+                Ok(charged) => {
+                    for (sender, charged) in senders.into_iter().zip(charged) {
+                        let _ = sender.send(Ok(charged));
                     }
                 }
                 Err(error) => {

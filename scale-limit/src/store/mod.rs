@@ -1,10 +1,13 @@
-//! Where the theoretical arrival times are kept.
+//! Where is kept what has been charged.
 
 #[cfg(feature = "redis")]
 mod gather;
 mod memory;
 #[cfg(feature = "redis")]
+mod places;
+#[cfg(feature = "redis")]
 mod redis;
+mod table;
 
 use std::time::Duration;
 
@@ -13,9 +16,11 @@ use async_trait::async_trait;
 pub(crate) use self::memory::Memory;
 #[cfg(feature = "redis")]
 pub(crate) use self::redis::Redis;
+pub(crate) use self::table::{Table, Worth};
 use crate::error::Error;
-use crate::gcra::{Rate, Ruling};
-use crate::policy::Policy;
+use crate::permit::Permits;
+use crate::policy::{Policy, Terms};
+use crate::rule::{Rule, Ruling};
 
 /// One policy, one key, one cost.
 #[derive(Clone, Copy, Debug)]
@@ -23,27 +28,48 @@ pub(crate) struct Charge<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) key: &'a str,
     pub(crate) cost: u32,
+    /// Fewer units will do, down to that many.
+    pub(crate) least: u32,
+    /// What counts for this key.
+    pub(crate) terms: Terms,
+    /// Who holds the place, where places are counted.
+    pub(crate) permit: u64,
 }
 
-impl Charge<'_> {
-    pub(crate) fn rate(&self) -> Rate {
-        self.policy.rate()
+impl<'a> Charge<'a> {
+    pub(crate) fn new(policy: &'a Policy, key: &'a str, cost: u32) -> Self {
+        let terms = policy.terms(key);
+        let permit = if matches!(terms.rule, Rule::Places(_)) { fastrand::u64(..) } else { 0 };
+        Self { policy, key, cost, least: cost, terms, permit }
     }
 }
 
-/// Rules on several charges at once: all admit, or none is charged. A dry-run policy is charged as it rules and holds back nobody.
+/// What happens after the fact.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Settle {
+    /// Gives back what was charged that long ago.
+    GiveBack(Duration),
+    /// Charges what has been spent already.
+    Debit,
+}
+
+/// A store that several processes share. Rules on several charges at once: all admit, or none is charged. A dry-run policy is charged as it
+/// rules and holds back nobody.
 #[async_trait]
 pub(crate) trait Store: Send + Sync + std::fmt::Debug {
     /// `patience`: who asks will not wait longer.
-    async fn charge(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Vec<Ruling>, Error>;
+    async fn charge(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Charged, Error>;
 
-    /// Gives back what was charged.
-    async fn refund(&self, charges: &[Charge<'_>], patience: Duration) -> Result<(), Error>;
+    /// Corrects what was charged.
+    async fn settle(&self, charges: &[Charge<'_>], how: Settle, patience: Duration) -> Result<(), Error>;
+}
 
-    /// The store itself, if it needs no waiting.
-    fn local(&self) -> Option<&Memory> {
-        None
-    }
+/// What a store says, and the places it gave.
+#[derive(Debug)]
+pub(crate) struct Charged {
+    /// One for each charge.
+    pub(crate) rulings: Vec<Ruling>,
+    pub(crate) permits: Option<Permits>,
 }
 
 /// Whether, by these rulings, the admitted ones are to be charged.

@@ -2,7 +2,9 @@
 //!
 //! | key | type | holds | expires |
 //! | --- | --- | --- | --- |
-//! | `{app}:limit:{<key>}:<policy>` | string | the theoretical arrival time, µs since 2025, the eight bytes of a double | when the bucket is full again |
+//! | `{app}:limit:{<key>}:<policy>` | string | GCRA: the theoretical arrival time, µs since 2025, the eight bytes of a double | when the bucket is full again |
+//! | `{app}:limit:{<key>}:<policy>:w1`, `:w11` | string | windows: the newest slot's number, a double, and the counters, four bytes each | when all slots are out of the window |
+//! | `{app}:limit:{<key>}:<policy>:p` | sorted set | places: who holds them, by when they free themselves | half a minute after the last sign of life |
 //!
 //! Charges that come at the same time share a script call. The hash tag is the limited key (an address, a user), so all policies of one
 //! key share a slot. In a Cluster, a call has the charges of one key; those of different keys are ruled on one after the other, and what
@@ -14,11 +16,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::Script;
 use scale_redis::Keys;
+use tokio::runtime::Handle;
 
-use super::gather::{Gather, Group, Send, Terms};
-use super::{Charge, Store};
+use super::gather::{Gather, Group, Mode, Send, Terms};
+use super::places::{HOLD, Places};
+use super::{Charge, Charged, Settle, Store};
 use crate::error::Error;
-use crate::gcra::Ruling;
+use crate::permit::Permits;
+use crate::rule::{Rule, Ruling};
 
 /// Longer keys are hashed by the caller or cut: a header value must not become a megabyte of Redis key.
 const LONGEST_KEY: usize = 256;
@@ -32,6 +37,7 @@ pub(crate) struct Redis {
 struct Caller {
     server: scale_redis::Redis,
     charge: Script,
+    places: Arc<Places>,
 }
 
 impl std::fmt::Debug for Redis {
@@ -42,68 +48,159 @@ impl std::fmt::Debug for Redis {
 
 #[async_trait]
 impl Send for Caller {
-    async fn send(&self, groups: &[Group]) -> Result<Vec<Vec<Ruling>>, Error> {
+    async fn send(&self, groups: &[Group]) -> Result<Vec<Charged>, Error> {
         let mut call = self.charge.prepare_invoke();
         let mut kinds: Vec<Terms> = Vec::new();
         let mut requests = Vec::with_capacity(groups.len() * 2);
         for group in groups {
-            requests.push(group.terms.len());
+            requests.push(group.terms.len() as u64);
+            let mut permits = group.permits.iter();
             for (key, terms) in group.keys.iter().zip(&group.terms) {
                 call.key(key);
-                requests.push(kinds.iter().position(|k| k == terms).unwrap_or_else(|| {
+                let kind = kinds.iter().position(|k| k == terms).unwrap_or_else(|| {
                     kinds.push(*terms);
                     kinds.len() - 1
-                }));
+                });
+                requests.push(kind as u64);
+                if matches!(terms.rule, Rule::Places(_)) {
+                    requests.extend(permits.next());
+                }
             }
         }
         call.arg(kinds.len());
         for terms in &kinds {
-            call.arg(terms.interval).arg(terms.burst).arg(terms.cost).arg(u8::from(terms.dry_run));
+            terms.write(&mut call);
         }
         call.arg(requests);
         let reply: Vec<i64> = call.invoke_async(&mut self.server.clone()).await.map_err(|e| Error::Store(Box::new(e)))?;
-        if reply.len() != groups.iter().map(|g| g.terms.len() * 3).sum::<usize>() {
-            return Err(Error::Store("the script's reply cannot be read".into()));
+        let mut rest = &reply[..];
+        let mut charged = Vec::with_capacity(groups.len());
+        for group in groups {
+            let rulings: Option<Vec<Ruling>> = group.terms.iter().map(|terms| terms.read(&mut rest)).collect();
+            let rulings = rulings.ok_or_else(|| Error::Store("the script's reply cannot be read".into()))?;
+            let permits = self.permits(group, &rulings);
+            charged.push(Charged { rulings, permits });
         }
-        let mut rows = reply.chunks_exact(3);
-        let read = |group: &Group| group.terms.iter().zip(&mut rows).map(|(terms, row)| terms.read(row)).collect();
-        Ok(groups.iter().map(read).collect())
+        Ok(charged)
+    }
+}
+
+impl Caller {
+    /// Holds the places a group was given, until they are dropped.
+    fn permits(&self, group: &Group, rulings: &[Ruling]) -> Option<Permits> {
+        if group.permits.is_empty() || !group.terms.iter().zip(rulings).all(|(t, r)| r.admitted || t.dry_run) {
+            return None;
+        }
+        let mut permits = group.permits.iter();
+        let mut members = Vec::new();
+        for ((key, terms), ruling) in group.keys.iter().zip(&group.terms).zip(rulings) {
+            if let (Rule::Places(_), Mode::Charge) = (terms.rule, terms.mode)
+                && let Some(permit) = permits.next()
+            {
+                members.extend((1..=ruling.granted).map(|n| (key.clone(), format!("{permit}:{n}"))));
+            }
+        }
+        if members.is_empty() {
+            return None;
+        }
+        self.places.hold(&members);
+        let (places, runtime) = (Arc::clone(&self.places), Handle::current());
+        Some(Permits::new(move || places.free(&runtime, members)))
     }
 }
 
 impl Terms {
-    fn of(charge: &Charge<'_>, sign: i64) -> Self {
+    fn of(charge: &Charge<'_>, how: Option<Settle>) -> Self {
         Self {
-            interval: charge.rate().interval / 1e3,
-            burst: charge.policy.burst_size(),
-            cost: i64::from(charge.cost) * sign,
+            rule: charge.terms.rule,
+            cost: charge.cost,
+            least: charge.least,
             dry_run: charge.policy.is_dry_run(),
+            mode: match how {
+                None => Mode::Charge,
+                Some(Settle::GiveBack(age)) => Mode::GiveBack(age.as_micros() as u64),
+                Some(Settle::Debit) => Mode::Debit,
+            },
         }
     }
 
-    /// Admitted, microseconds ahead before, microseconds ahead after.
-    fn read(&self, row: &[i64]) -> Ruling {
-        let (before, after) = (row[1].max(0) as f64, row[2].max(0) as f64);
-        let capacity = f64::from(self.burst) * self.interval;
-        let admitted = row[0] == 1;
-        let held = if admitted { after } else { before };
-        Ruling {
-            admitted,
-            // The reply is in whole microseconds: what is within one of a unit is one.
-            remaining: ((capacity - held + 1.0).max(0.0) / self.interval).min(f64::from(self.burst)) as u32,
-            retry_after: if admitted {
-                Some(Duration::ZERO)
-            } else {
-                (self.cost <= i64::from(self.burst)).then(|| Duration::from_secs_f64((after - capacity).max(0.0) / 1e6))
-            },
-            full_after: Duration::from_secs_f64(held / 1e6),
+    fn write(&self, call: &mut redis::ScriptInvocation<'_>) {
+        let hold = HOLD.as_micros() as f64;
+        let (algorithm, x, y, z) = match self.rule {
+            Rule::Gcra(rate) => (1, rate.interval / 1e3, rate.burst, 0),
+            Rule::Window(window) => (2, window.slot as f64 / 1e3, window.quota, window.kept),
+            Rule::Places(places) => (3, hold, places, 0),
+            Rule::Free => (3, hold, u32::MAX, 0),
+        };
+        let (mode, age) = match self.mode {
+            Mode::Charge => (0, 0),
+            Mode::GiveBack(age) => (1, age),
+            Mode::Debit => (2, 0),
+        };
+        call.arg(algorithm).arg(x).arg(y).arg(z).arg(self.cost).arg(self.least).arg(u8::from(self.dry_run)).arg(mode).arg(age);
+    }
+
+    /// Takes one charge's part from the reply.
+    fn read(&self, reply: &mut &[i64]) -> Option<Ruling> {
+        let mut take = |n: usize| {
+            let (row, rest) = reply.split_at_checked(n)?;
+            *reply = rest;
+            Some(row)
+        };
+        let units = |n: i64| u32::try_from(n.max(0)).unwrap_or(u32::MAX);
+        let micros = |n: i64| Duration::from_micros(n.max(0) as u64);
+        match self.rule {
+            Rule::Gcra(rate) => {
+                let row = take(3)?;
+                let interval = rate.interval / 1e3;
+                let (granted, before, after) = (units(row[0]), row[1].max(0) as f64, row[2].max(0) as f64);
+                let capacity = f64::from(rate.burst) * interval;
+                let admitted = granted > 0 || self.cost == 0;
+                let held = if admitted { after } else { before };
+                Some(Ruling {
+                    admitted,
+                    granted,
+                    // The reply is in whole microseconds: what is within one of a unit is one.
+                    remaining: ((capacity - held + 1.0).max(0.0) / interval).min(f64::from(rate.burst)) as u32,
+                    retry_after: if admitted {
+                        Some(Duration::ZERO)
+                    } else {
+                        (self.cost <= rate.burst).then(|| Duration::from_secs_f64((after - capacity).max(0.0) / 1e6))
+                    },
+                    full_after: Duration::from_secs_f64(held / 1e6),
+                })
+            }
+            Rule::Window(_) => {
+                let row = take(4)?;
+                let admitted = row[0] > 0 || self.cost == 0;
+                let retry_after = if admitted { Some(Duration::ZERO) } else { (row[2] >= 0).then(|| micros(row[2])) };
+                Some(Ruling {
+                    admitted,
+                    granted: units(row[0]),
+                    remaining: units(row[1]),
+                    retry_after,
+                    full_after: micros(row[3]),
+                })
+            }
+            Rule::Places(_) | Rule::Free => {
+                let row = take(2)?;
+                let admitted = row[0] > 0 || self.cost == 0;
+                Some(Ruling {
+                    admitted,
+                    granted: units(row[0]),
+                    remaining: units(row[1]),
+                    retry_after: admitted.then_some(Duration::ZERO),
+                    full_after: Duration::ZERO,
+                })
+            }
         }
     }
 }
 
 impl Redis {
     pub(crate) fn new(server: scale_redis::Redis, app: &str) -> Self {
-        let caller = Caller { server, charge: Script::new(include_str!("charge.lua")) };
+        let places = Places::new(server.clone());
+        let caller = Caller { server, charge: Script::new(include_str!("charge.lua")), places };
         Self { keys: Keys::new(app, "limit"), gather: Gather::new(caller) }
     }
 
@@ -111,25 +208,34 @@ impl Redis {
         &self.gather.sender().server
     }
 
-    /// `sign` -1 gives the cost back.
-    fn group(&self, charges: &[Charge<'_>], sign: i64) -> Group {
+    fn group(&self, charges: &[Charge<'_>], how: Option<Settle>) -> Group {
         let key = |charge: &Charge<'_>| {
             let key = &charge.key[..charge.key.floor_char_boundary(LONGEST_KEY)];
-            self.keys.tagged(key, charge.policy.name())
+            match charge.terms.rule {
+                Rule::Gcra(_) => self.keys.tagged(key, charge.policy.name()),
+                Rule::Window(window) => self.keys.tagged(key, &format!("{}:w{}", charge.policy.name(), window.kept)),
+                Rule::Places(_) | Rule::Free => self.keys.tagged(key, &format!("{}:p", charge.policy.name())),
+            }
         };
-        Group { keys: charges.iter().map(key).collect(), terms: charges.iter().map(|c| Terms::of(c, sign)).collect() }
+        let places = charges.iter().filter(|c| matches!(c.terms.rule, Rule::Places(_)));
+        Group {
+            keys: charges.iter().map(key).collect(),
+            terms: charges.iter().map(|c| Terms::of(c, how)).collect(),
+            permits: places.map(|c| c.permit).collect(),
+        }
     }
 
     /// A call of its own.
-    async fn alone(&self, charges: &[Charge<'_>], sign: i64) -> Result<Vec<Ruling>, Error> {
-        let rulings = self.gather.sender().send(&[self.group(charges, sign)]).await?;
-        Ok(rulings.into_iter().flatten().collect())
+    async fn alone(&self, charges: &[Charge<'_>], how: Option<Settle>) -> Result<Charged, Error> {
+        let charged = self.gather.sender().send(&[self.group(charges, how)]).await?.pop();
+        charged.ok_or_else(|| Error::Store("the script's reply is empty".into()))
     }
 
     /// Slot by slot; a denial gives back what earlier slots had charged.
-    async fn one_by_one(&self, charges: &[Charge<'_>]) -> Result<Vec<Ruling>, Error> {
+    async fn one_by_one(&self, charges: &[Charge<'_>]) -> Result<Charged, Error> {
         let mut rulings: Vec<Option<Ruling>> = vec![None; charges.len()];
         let mut charged: Vec<Charge<'_>> = Vec::new();
+        let mut permits: Option<Permits> = None;
         let mut denied = false;
         for (n, charge) in charges.iter().enumerate() {
             if rulings[n].is_some() {
@@ -137,44 +243,48 @@ impl Redis {
             }
             let mates: Vec<usize> = (n..charges.len()).filter(|m| charges[*m].key == charge.key).collect();
             let group: Vec<Charge<'_>> = mates.iter().map(|m| charges[*m]).collect();
-            let ruled = self.alone(&group, 1).await?;
-            let admitted = super::is_charged(&group, &ruled);
-            for (m, ruling) in mates.into_iter().zip(ruled) {
-                rulings[m] = Some(ruling);
+            let ruled = self.alone(&group, None).await?;
+            let admitted = super::is_charged(&group, &ruled.rulings);
+            if let Some(held) = ruled.permits {
+                permits = Some(held.and(permits));
             }
-            if admitted {
-                charged.extend(group);
+            for (m, ruling) in mates.into_iter().zip(ruled.rulings) {
+                rulings[m] = Some(ruling);
+                if admitted && ruling.granted > 0 {
+                    charged.push(Charge { cost: ruling.granted, least: ruling.granted, ..charges[m] });
+                }
             }
             denied |= !admitted;
         }
         if denied {
-            for charge in charged {
-                self.alone(&[charge], -1).await?;
+            permits = None;
+            for charge in charged.iter().filter(|c| !matches!(c.terms.rule, Rule::Places(_))) {
+                self.alone(&[*charge], Some(Settle::GiveBack(Duration::ZERO))).await?;
             }
         }
-        Ok(rulings.into_iter().flatten().collect())
+        Ok(Charged { rulings: rulings.into_iter().flatten().collect(), permits })
     }
 }
 
 #[async_trait]
 impl Store for Redis {
-    async fn charge(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Vec<Ruling>, Error> {
+    async fn charge(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Charged, Error> {
         if charges.is_empty() {
-            Ok(Vec::new())
+            Ok(Charged { rulings: Vec::new(), permits: None })
         } else if self.server().is_cluster() {
             self.one_by_one(charges).await
         } else {
-            self.gather.rule(self.group(charges, 1), patience).await
+            self.gather.rule(self.group(charges, None), patience).await
         }
     }
 
-    async fn refund(&self, charges: &[Charge<'_>], patience: Duration) -> Result<(), Error> {
+    async fn settle(&self, charges: &[Charge<'_>], how: Settle, patience: Duration) -> Result<(), Error> {
         if self.server().is_cluster() {
             for charge in charges {
-                self.alone(&[*charge], -1).await?;
+                self.alone(&[*charge], Some(how)).await?;
             }
         } else if !charges.is_empty() {
-            self.gather.rule(self.group(charges, -1), patience).await?;
+            self.gather.rule(self.group(charges, Some(how)), patience).await?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use axum::http::header::{COOKIE, RETRY_AFTER, SET_COOKIE};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Redirect};
 use maud::{Markup, html};
-use scale_limit::login::Attempt;
+use scale_limit::guard::login::Attempt;
 use scale_session::Session;
 use serde::Deserialize;
 

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::Ruling;
+
 /// A policy in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Rate {
@@ -15,62 +17,58 @@ pub(crate) struct Rate {
     pub(crate) burst: u32,
 }
 
-/// What the algorithm says of one request; times are from now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ruling {
-    pub(crate) admitted: bool,
-    /// Units left now.
-    pub(crate) remaining: u32,
-    /// When the same request would be admitted; zero if it was. `None`: never, its cost is over the burst.
-    pub(crate) retry_after: Option<Duration>,
-    /// When the whole burst is there again.
-    pub(crate) full_after: Duration,
-}
-
 impl Rate {
     pub(crate) fn new(quota: u32, period: Duration, burst: u32) -> Self {
         Self { interval: period.as_nanos() as f64 / f64::from(quota), burst }
     }
 
-    /// Rules on `cost` units at `now` (ns) with the stored `tat` (ns); returns the TAT to store if admitted.
-    pub(crate) fn rule(&self, tat: Option<u64>, now: u64, cost: u32) -> (Ruling, u64) {
+    /// Rules on `cost` units at `now` (ns) with the stored `tat` (ns), or on as many as there are if those are at least `least`; returns
+    /// the TAT to store if admitted.
+    pub(crate) fn rule(&self, tat: u64, now: u64, cost: u32, least: u32) -> (Ruling, u64) {
         // Time going backwards leaves a TAT in the future: stricter, never looser.
-        let start = tat.unwrap_or(now).max(now);
-        let next = start + (f64::from(cost) * self.interval) as u64;
-        let capacity = (f64::from(self.burst) * self.interval) as u64;
+        let start = tat.max(now);
+        let capacity = self.worth(self.burst);
+        let next = start.saturating_add(self.worth(cost));
         let ahead = next - now;
         if ahead <= capacity {
-            (
-                Ruling {
-                    admitted: true,
-                    remaining: self.units(capacity - ahead),
-                    retry_after: Some(Duration::ZERO),
-                    full_after: nanos(ahead),
-                },
-                next,
-            )
-        } else {
-            let held = start - now;
             let ruling = Ruling {
-                admitted: false,
-                remaining: self.units(capacity.saturating_sub(held)),
-                retry_after: (cost <= self.burst).then(|| nanos(ahead - capacity)),
-                full_after: nanos(held),
+                admitted: true,
+                granted: cost,
+                remaining: self.units(capacity - ahead),
+                retry_after: Some(Duration::ZERO),
+                full_after: nanos(ahead),
             };
-            (ruling, start)
+            return (ruling, next);
         }
+        let held = start - now;
+        let remaining = self.units(capacity.saturating_sub(held));
+        if least < cost && remaining > 0 && remaining >= least {
+            return self.rule(tat, now, remaining, remaining);
+        }
+        let ruling = Ruling {
+            admitted: false,
+            granted: 0,
+            remaining,
+            retry_after: (cost <= self.burst).then(|| nanos(ahead - capacity)),
+            full_after: nanos(held),
+        };
+        (ruling, start)
     }
 
-    /// The TAT after `cost` units are given back; a bucket is never fuller than full.
-    pub(crate) fn give_back(&self, tat: u64, now: u64, cost: u32) -> u64 {
-        tat.saturating_sub((f64::from(cost) * self.interval) as u64).max(now)
+    /// The TAT after `cost` units charged `age` ns ago are given back: less what has flowed back since, and never fuller than full.
+    ///
+    /// Without the age, a charge given back after its bucket has refilled would come back twice.
+    pub(crate) fn give_back(&self, tat: u64, now: u64, cost: u32, age: u64) -> u64 {
+        tat.saturating_sub(self.worth(cost).saturating_sub(age)).max(now)
     }
 
-    /// What holds if an admitted request is not charged after all.
-    pub(crate) fn uncharged(&self, ruling: Ruling, cost: u32) -> Ruling {
-        let back = Duration::from_nanos((f64::from(cost) * self.interval) as u64);
-        let remaining = ruling.remaining.saturating_add(cost).min(self.burst);
-        Ruling { remaining, full_after: ruling.full_after.saturating_sub(back), ..ruling }
+    /// The TAT after `cost` units were spent without asking.
+    pub(crate) fn debit(&self, tat: u64, now: u64, cost: u32) -> u64 {
+        tat.max(now).saturating_add(self.worth(cost))
+    }
+
+    fn worth(&self, units: u32) -> u64 {
+        (f64::from(units) * self.interval) as u64
     }
 
     fn units(&self, nanos: u64) -> u32 {
@@ -91,19 +89,25 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// The oracle is a log of all events: in no window may more be admitted than stated.
+        /// The oracle is a log of all events: in no window may more stand than stated, even when charges are given back, late or early.
         #[test]
         fn no_window_admits_more_than_stated(
-            quota in 1_u32..50, burst in 1_u32..20, steps in prop::collection::vec((0_u64..400_000_000, 1_u32..4), 1..200)
+            quota in 1_u32..50, burst in 1_u32..20,
+            steps in prop::collection::vec((0_u64..400_000_000, 1_u32..4, 0_u8..4), 1..200)
         ) {
             let rate = Rate::new(quota, Duration::from_secs(1), burst);
-            let (mut tat, mut now, mut log) = (None, 0_u64, Vec::new());
-            for (wait, cost) in steps {
+            let (mut tat, mut now, mut log) = (0, 0_u64, Vec::new());
+            for (wait, cost, kind) in steps {
                 now += wait;
-                let (ruling, next) = rate.rule(tat, now, cost);
+                if kind == 0 && !log.is_empty() {
+                    let (at, cost) = log.remove(now as usize % log.len());
+                    tat = rate.give_back(tat, now, cost, now - at);
+                    continue;
+                }
+                let (ruling, next) = rate.rule(tat, now, cost, if kind == 1 { 1 } else { cost });
                 if ruling.admitted {
-                    tat = Some(next);
-                    log.push((now, cost));
+                    tat = next;
+                    log.push((now, ruling.granted));
                 }
             }
             for (i, (start, _)) in log.iter().enumerate() {
@@ -121,17 +125,17 @@ mod tests {
         #[test]
         fn retry_after_is_exact(quota in 1_u32..1_000, burst in 1_u32..20, cost in 1_u32..20, spent in 0_u32..40) {
             let rate = Rate::new(quota, Duration::from_secs(1), burst);
-            let (mut tat, now) = (None, 7);
+            let (mut tat, now) = (0, 7);
             for _ in 0..spent {
-                let (ruling, next) = rate.rule(tat, now, 1);
-                if ruling.admitted { tat = Some(next) }
+                let (ruling, next) = rate.rule(tat, now, 1, 1);
+                if ruling.admitted { tat = next }
             }
-            let (ruling, _) = rate.rule(tat, now, cost);
+            let (ruling, _) = rate.rule(tat, now, cost, cost);
             match ruling.retry_after {
                 Some(wait) if !ruling.admitted => {
                     let then = now + wait.as_nanos() as u64;
-                    prop_assert!(rate.rule(tat, then, cost).0.admitted);
-                    prop_assert!(!rate.rule(tat, then - 1, cost).0.admitted);
+                    prop_assert!(rate.rule(tat, then, cost, cost).0.admitted);
+                    prop_assert!(!rate.rule(tat, then - 1, cost, cost).0.admitted);
                 }
                 Some(_) => prop_assert!(ruling.admitted),
                 None => prop_assert!(cost > burst),
@@ -147,13 +151,13 @@ mod tests {
             let interval = Duration::from_millis(u64::from(quota) * 10);
             let theirs = RateLimiter::direct_with_clock(Quota::with_period(interval).unwrap().allow_burst(nonzero(burst)), clock.clone());
             let ours = Rate::new(1, interval, burst);
-            let (mut tat, mut now) = (None, 1_u64);
+            let (mut tat, mut now) = (0, 1_u64);
             for wait in waits {
                 clock.advance(Duration::from_millis(wait));
                 now += wait * 1_000_000;
-                let (ruling, next) = ours.rule(tat, now, 1);
+                let (ruling, next) = ours.rule(tat, now, 1, 1);
                 prop_assert_eq!(ruling.admitted, theirs.check().is_ok());
-                if ruling.admitted { tat = Some(next) }
+                if ruling.admitted { tat = next }
             }
         }
     }
@@ -161,7 +165,7 @@ mod tests {
     #[test]
     fn time_going_backwards_gives_nothing_away() {
         let rate = Rate::new(1, Duration::from_secs(1), 1);
-        let (_, tat) = rate.rule(None, 5_000_000_000, 1);
-        assert!(!rate.rule(Some(tat), 1_000_000_000, 1).0.admitted);
+        let (_, tat) = rate.rule(0, 5_000_000_000, 1, 1);
+        assert!(!rate.rule(tat, 1_000_000_000, 1, 1).0.admitted);
     }
 }

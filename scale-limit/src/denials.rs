@@ -1,0 +1,77 @@
+//! Denials remembered: who was denied until then is denied without asking the shared store again.
+//!
+//! The store's word is exact but for units that others give back meanwhile. So it is remembered for a second at most: a key under attack
+//! costs the store one call a second from each process, and what was given back elsewhere is seen a second late.
+
+use std::time::Duration;
+
+use crate::rule::Ruling;
+use crate::store::{Charge, Table, Worth};
+
+/// Keys remembered at most.
+const KEYS: usize = 131_072;
+const LONGEST: u64 = 1_000_000_000;
+
+#[derive(Clone, Copy, Debug)]
+struct Denial {
+    until: u64,
+    /// Requests of at least that cost are denied.
+    cost: u32,
+    remaining: u32,
+    retry_at: u64,
+    full_at: u64,
+}
+
+impl Worth for Denial {
+    fn until(&self) -> u64 {
+        self.until
+    }
+}
+
+/// All denials this process remembers.
+#[derive(Debug)]
+pub(crate) struct Denials(Table<Denial>);
+
+impl Default for Denials {
+    fn default() -> Self {
+        Self(Table::new(KEYS))
+    }
+}
+
+impl Denials {
+    /// What the store would say, if it is known to deny.
+    pub(crate) fn find(&self, charge: &Charge<'_>, now: u64) -> Option<Ruling> {
+        let place = self.0.place(charge.policy, charge.key);
+        let mut shard = self.0.lock(place.shard());
+        let denial = Table::find(&mut shard, place, charge.policy, charge.key)?;
+        (now < denial.until && charge.least >= denial.cost).then(|| Ruling {
+            admitted: false,
+            granted: 0,
+            remaining: denial.remaining,
+            retry_after: Some(Duration::from_nanos(denial.retry_at.saturating_sub(now))),
+            full_after: Duration::from_nanos(denial.full_at.saturating_sub(now)),
+        })
+    }
+
+    /// Remembers a denial asked for at `asked` (ns).
+    pub(crate) fn remember(&self, charge: &Charge<'_>, ruling: &Ruling, asked: u64) {
+        let Some(wait) = ruling.retry_after.filter(|w| !w.is_zero()) else { return };
+        let wait = wait.as_nanos() as u64;
+        let denial = Denial {
+            // From when it was asked: the answer was on its way for some of the time.
+            until: asked + wait.min(LONGEST),
+            cost: charge.least,
+            remaining: ruling.remaining,
+            retry_at: asked + wait,
+            full_at: asked + ruling.full_after.as_nanos() as u64,
+        };
+        let place = self.0.place(charge.policy, charge.key);
+        let mut shard = self.0.lock(place.shard());
+        *self.0.entry(&mut shard, place, (charge.policy, charge.key), || denial) = denial;
+    }
+
+    /// Something was given back.
+    pub(crate) fn forget(&self, charge: &Charge<'_>) {
+        self.0.remove(charge.policy, charge.key);
+    }
+}

@@ -1,0 +1,5 @@
+//! What limits are for: guessing, scraping, and who is to be kept out.
+
+pub mod bans;
+pub mod login;
+pub mod scraping;

@@ -1,0 +1,74 @@
+//! The answer's body: the service's, or the layer's own.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::decision::Decision;
+
+pin_project_lite::pin_project! {
+    /// The body of an answer that went through [`LimitLayer`](crate::LimitLayer).
+    #[derive(Debug)]
+    pub struct LimitBody<B> {
+        #[pin]
+        inner: Inner<B>,
+    }
+}
+
+pin_project_lite::pin_project! {
+    #[project = InnerProjection]
+    #[derive(Debug)]
+    enum Inner<B> {
+        /// Places are free again when it is dropped.
+        Service { #[pin] body: B, decision: Option<Decision> },
+        Own { text: Option<Bytes> },
+    }
+}
+
+impl<B> LimitBody<B> {
+    pub(super) fn new(body: B, decision: Decision) -> Self {
+        Self { inner: Inner::Service { body, decision: decision.holds().then_some(decision) } }
+    }
+
+    pub(crate) fn free(body: B) -> Self {
+        Self { inner: Inner::Service { body, decision: None } }
+    }
+
+    pub(crate) fn whole(text: Bytes) -> Self {
+        Self { inner: Inner::Own { text: Some(text).filter(|t| !t.is_empty()) } }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for LimitBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match self.project().inner.project() {
+            InnerProjection::Service { body, decision } => {
+                let frame = body.poll_frame(cx);
+                if matches!(frame, Poll::Ready(None | Some(Err(_)))) {
+                    *decision = None;
+                }
+                frame
+            }
+            InnerProjection::Own { text } => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Service { body, .. } => body.is_end_stream(),
+            Inner::Own { text } => text.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Service { body, .. } => body.size_hint(),
+            Inner::Own { text } => SizeHint::with_exact(text.as_ref().map_or(0, |t| t.len() as u64)),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Load shedding as a tower layer.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, StatusCode};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::adaptive::AdaptiveConcurrency;
+use super::queue::{Entry, Place, Priority, Queue};
+use crate::layer::LimitBody;
+
+type PriorityOf = dyn Fn(&Parts) -> Priority + Send + Sync;
+
+/// Works on as many requests at once as the service can, lets the others wait a moment, and turns away the rest: 503 with `Retry-After`.
+///
+/// All services that one layer makes share its limit. What counts as a request's time ends with the head of its answer.
+///
+/// ```
+/// use scale_limit::LoadShed;
+/// use scale_limit::load::{AdaptiveConcurrency, Priority};
+///
+/// let shed = LoadShed::new(AdaptiveConcurrency::default()).priority(|request| match request.uri.path() {
+///     "/health" => Priority::Critical,
+///     path if path.starts_with("/checkout") => Priority::High,
+///     _ if request.headers.get("user-agent").is_some_and(|a| a.as_bytes().ends_with(b"bot")) => Priority::Low,
+///     _ => Priority::Normal,
+/// });
+/// ```
+#[derive(Clone)]
+pub struct LoadShed {
+    queue: Arc<Queue>,
+    limit: AdaptiveConcurrency,
+    longest: usize,
+    patience: Duration,
+    retry_after: Duration,
+    priority: Arc<PriorityOf>,
+}
+
+impl std::fmt::Debug for LoadShed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadShed").field("now", &self.now()).finish_non_exhaustive()
+    }
+}
+
+impl LoadShed {
+    /// All requests alike; 1,000 may wait, for 100 ms at most.
+    pub fn new(limit: AdaptiveConcurrency) -> Self {
+        let (longest, patience) = (1_000, Duration::from_millis(100));
+        Self {
+            queue: Queue::new(limit.clone(), longest, patience),
+            limit,
+            longest,
+            patience,
+            retry_after: Duration::from_secs(2),
+            priority: Arc::new(|_| Priority::Normal),
+        }
+    }
+
+    fn queued(self) -> Self {
+        Self { queue: Queue::new(self.limit.clone(), self.longest, self.patience), ..self }
+    }
+
+    /// How many may wait, and for how long in a burst. In overload, when the queue has not been empty for 100 ms, waiting ends after half of
+    /// the best latency; for [`Priority::High`] after twice that.
+    pub fn queue(self, longest: usize, patience: Duration) -> Self {
+        Self { longest, patience, ..self }.queued()
+    }
+
+    /// Who goes first.
+    pub fn priority(self, priority: impl Fn(&Parts) -> Priority + Send + Sync + 'static) -> Self {
+        Self { priority: Arc::new(priority), ..self }
+    }
+
+    /// When those turned away may come back; they are told up to twice that, at random. Default: 2 s.
+    pub fn retry_after(self, time: Duration) -> Self {
+        Self { retry_after: time, ..self }
+    }
+
+    /// How many requests are worked on, and how many may be at once.
+    pub fn now(&self) -> (usize, usize) {
+        self.queue.now()
+    }
+
+    fn turn_away<B>(&self, priority: Priority) -> Response<LimitBody<B>> {
+        metrics::counter!("scale_limit_shed_total", "priority" => priority.name()).increment(1);
+        let mut response = Response::new(LimitBody::whole(Bytes::from_static(
+            br#"{"type":"about:blank","title":"Too busy, please come back later","status":503}"#,
+        )));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        let wait = self.retry_after.mul_f64(1.0 + fastrand::f64()).as_secs_f64().ceil().max(1.0) as u64;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait));
+        response
+    }
+
+    fn report(&self) {
+        let (at_once, limit) = self.now();
+        metrics::gauge!("scale_limit_at_once").set(at_once as f64);
+        metrics::gauge!("scale_limit_at_once_limit").set(limit as f64);
+    }
+}
+
+impl<S> Layer<S> for LoadShed {
+    type Service = Shed<S>;
+
+    fn layer(&self, inner: S) -> Shed<S> {
+        Shed { layer: self.clone(), inner }
+    }
+}
+
+/// The service of [`LoadShed`].
+#[derive(Clone, Debug)]
+pub struct Shed<S> {
+    layer: LoadShed,
+    inner: S,
+}
+
+/// The future of [`Shed`].
+pub type ShedFuture<B, E> = Pin<Box<dyn Future<Output = Result<Response<LimitBody<B>>, E>> + Send>>;
+
+impl<S, Req, Res> Service<Request<Req>> for Shed<S>
+where
+    S: Service<Request<Req>, Response = Response<Res>> + Clone + Send + 'static,
+    S::Future: Send,
+    Req: Send + 'static,
+    Res: Send + 'static,
+{
+    type Response = Response<LimitBody<Res>>;
+    type Error = S::Error;
+    type Future = ShedFuture<Res, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Req>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        let priority = (self.layer.priority)(&parts);
+        let request = Request::from_parts(parts, body);
+        let entry = self.layer.queue.enter(priority);
+        let layer = self.layer.clone();
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        Box::pin(async move {
+            let place = match entry {
+                Entry::In(place) => place,
+                Entry::Waiting(place, patience) => match tokio::time::timeout(patience, place).await {
+                    Ok(Ok(place)) => place,
+                    _ => return Ok(layer.turn_away(priority)),
+                },
+                Entry::Full => return Ok(layer.turn_away(priority)),
+            };
+            layer.report();
+            let mut watch = Watch(Some(place));
+            let answer = inner.call(request).await;
+            // A failure is fast for reasons of its own.
+            match (watch.0.take(), &answer) {
+                (Some(place), Ok(answer)) if !answer.status().is_server_error() => place.answered(),
+                (place, _) => drop(place),
+            }
+            Ok(answer?.map(LimitBody::free))
+        })
+    }
+}
+
+/// Tells what a request took that was dropped half way.
+struct Watch(Option<Place>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(place) = self.0.take() {
+            place.abandoned();
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Leased policies: units taken from the shared store in bulk, spent here without asking.
+//!
+//! A unit is spent at most one lease after it was taken. So what a whole fleet admits in a window of length `t` was taken in a window of
+//! length `t + lease`, and the shared bucket bounds that: `burst + quota × (t + lease) / period`, whatever the number of processes.
+
+use std::time::Duration;
+
+use crate::rule::Ruling;
+use crate::store::{Charge, Table, Worth};
+
+/// Keys with units in hand at most; those over it are asked for one by one.
+const KEYS: usize = 131_072;
+/// A process that asks for a lump and never hears of it may ask again after that.
+const PATIENCE: u64 = 1_000_000_000;
+
+/// Units in hand for one key.
+#[derive(Debug, Default)]
+struct Lump {
+    units: u32,
+    taken: u64,
+    /// Not to be spent from then on.
+    until: u64,
+    /// Spent of it so far.
+    spent: u32,
+    /// Somebody is asking for the next one; the others ask for what they need.
+    asked_until: u64,
+}
+
+impl Worth for Lump {
+    fn until(&self) -> u64 {
+        self.until
+    }
+}
+
+/// All lumps of this process.
+#[derive(Debug)]
+pub(crate) struct Lumps(Table<Lump>);
+
+impl Default for Lumps {
+    fn default() -> Self {
+        Self(Table::new(KEYS))
+    }
+}
+
+impl Lumps {
+    /// Spends from what is in hand.
+    pub(crate) fn spend(&self, charge: &Charge<'_>, now: u64) -> Option<Ruling> {
+        let place = self.0.place(charge.policy, charge.key);
+        let mut shard = self.0.lock(place.shard());
+        let lump = Table::find(&mut shard, place, charge.policy, charge.key)?;
+        if now >= lump.until || lump.units < charge.cost {
+            return None;
+        }
+        lump.units -= charge.cost;
+        lump.spent = lump.spent.saturating_add(charge.cost);
+        Some(Ruling {
+            admitted: true,
+            granted: charge.cost,
+            remaining: lump.units,
+            retry_after: Some(Duration::ZERO),
+            full_after: Duration::from_nanos(lump.until - now),
+        })
+    }
+
+    /// Puts back what was spent a moment ago, for a request that others denied.
+    pub(crate) fn put_back(&self, charge: &Charge<'_>) {
+        let place = self.0.place(charge.policy, charge.key);
+        let mut shard = self.0.lock(place.shard());
+        if let Some(lump) = Table::find(&mut shard, place, charge.policy, charge.key) {
+            // The lump may have been exchanged meanwhile; its own units bound what can come back.
+            let back = charge.cost.min(lump.spent);
+            lump.spent -= back;
+            lump.units += back;
+        }
+    }
+
+    /// How many units to ask the store for: what this key needs in one lease at its present pace, at most what flows in meanwhile.
+    pub(crate) fn want(&self, charge: &Charge<'_>, lease: Duration, now: u64) -> u32 {
+        let place = self.0.place(charge.policy, charge.key);
+        let mut shard = self.0.lock(place.shard());
+        let lump = self.0.entry(&mut shard, place, (charge.policy, charge.key), Lump::default);
+        if now < lump.asked_until {
+            return charge.cost;
+        }
+        lump.asked_until = now + PATIENCE;
+        let lease = lease.as_nanos() as f64;
+        let spent_in = (now.saturating_sub(lump.taken) as f64).clamp(lease / 8.0, lease * 8.0);
+        let pace = f64::from(lump.spent) * lease / spent_in;
+        let inflow = f64::from(charge.terms.quota) * lease / charge.terms.period.as_nanos() as f64;
+        (pace.min(inflow) as u32).max(charge.cost)
+    }
+
+    /// Keeps what is left of a grant that was asked for at `asked` (ns); 0 was granted if denied.
+    pub(crate) fn keep(&self, charge: &Charge<'_>, granted: u32, lease: Duration, asked: u64) {
+        let place = self.0.place(charge.policy, charge.key);
+        let mut shard = self.0.lock(place.shard());
+        let lump = self.0.entry(&mut shard, place, (charge.policy, charge.key), Lump::default);
+        let units = granted.saturating_sub(charge.cost);
+        let until = asked + lease.as_nanos() as u64;
+        *lump = Lump { units, taken: asked, until, spent: charge.cost, asked_until: 0 };
+    }
+}

@@ -1,0 +1,75 @@
+//! Lists of networks: who is always let in, or never.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+
+/// A list of networks, exchangeable while running. Looking an address up costs one hash for each length of prefix in the list, however
+/// long it is. Cloning costs one reference count.
+///
+/// ```
+/// use scale_limit::client::Networks;
+///
+/// let denied = Networks::new(["203.0.113.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()]);
+/// assert!(denied.contains("203.0.113.7".parse().unwrap()));
+/// denied.replace([]);
+/// assert!(!denied.contains("203.0.113.7".parse().unwrap()));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Networks(Arc<ArcSwap<Lengths>>);
+
+/// The networks by family and length of prefix.
+type Lengths = BTreeMap<(bool, u8), HashSet<IpNet>>;
+
+impl Networks {
+    /// These networks.
+    pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Self {
+        let list = Self::default();
+        list.replace(networks);
+        list
+    }
+
+    /// From now on these, and no others.
+    pub fn replace(&self, networks: impl IntoIterator<Item = IpNet>) {
+        let mut lengths = Lengths::new();
+        for network in networks {
+            let network = network.trunc();
+            lengths.entry((network.addr().is_ipv6(), network.prefix_len())).or_default().insert(network);
+        }
+        self.0.store(Arc::new(lengths));
+    }
+
+    /// Whether the address is in one of them. An IPv4 address written as IPv6 is an IPv4 address.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.0.load().iter().any(|((v6, length), networks)| {
+            *v6 == ip.is_ipv6() && IpNet::new(ip, *length).is_ok_and(|network| networks.contains(&network.trunc()))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// As if each network had been asked by itself.
+        #[test]
+        fn agrees_with_a_search(networks in prop::collection::vec((any::<u32>(), 0_u8..=32), 0..20), ip in any::<u32>()) {
+            let networks: Vec<IpNet> = networks.into_iter().map(|(n, l)| IpNet::new(IpAddr::V4(n.into()), l).unwrap()).collect();
+            let ip = IpAddr::V4(ip.into());
+            prop_assert_eq!(Networks::new(networks.clone()).contains(ip), networks.iter().any(|n| n.contains(&ip)));
+        }
+    }
+
+    #[test]
+    fn families_are_kept_apart_and_mapped_addresses_are_seen_through() {
+        let everything_v4 = Networks::new(["0.0.0.0/0".parse().unwrap()]);
+        assert!(everything_v4.contains("::ffff:1.2.3.4".parse().unwrap()));
+        assert!(!everything_v4.contains("2001:db8::1".parse().unwrap()));
+    }
+}

@@ -1,0 +1,81 @@
+//! A store that is dead, slow, or failing over.
+#![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use scale_limit::{Limiter, OnError, Policy};
+use testkit::{Proxy, Redis, RedisSentinel, eventually};
+
+#[tokio::test]
+async fn a_cut_store_costs_the_patience_and_each_policy_has_its_own_rule() -> Result<()> {
+    let server = Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let patience = Duration::from_millis(20);
+    let limiter = Limiter::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?.patience(patience);
+    let open = Policy::per_hour("open", 1).on_error(OnError::Allow);
+    let closed = Policy::per_hour("closed", 1_000).on_error(OnError::Deny);
+    let local = Policy::per_hour("local", 10).on_error(OnError::Local(0.2));
+    let places = Policy::at_once("places", 10).on_error(OnError::Local(0.2));
+    proxy.cut();
+    let start = Instant::now();
+    for _ in 0..200 {
+        assert!(limiter.check(&open, "k").await.admitted);
+    }
+    // Five wait for their patience; then one in a tenth of a second does.
+    assert!(start.elapsed() < patience * 50, "{:?} for 200 requests", start.elapsed());
+    assert!(!limiter.check(&closed, "k").await.admitted);
+    let mut admitted = 0;
+    for _ in 0..10 {
+        admitted += u32::from(limiter.check(&local, "k").await.admitted);
+    }
+    assert_eq!(admitted, 2, "a fifth of ten");
+    let (first, second) = (limiter.check(&places, "k").await, limiter.check(&places, "k").await);
+    assert!(first.admitted && second.admitted && !limiter.check(&places, "k").await.admitted);
+    drop(first);
+    assert!(limiter.check(&places, "k").await.admitted);
+    // A policy that denies without the store costs the others nothing.
+    let spared = Policy::per_hour("spared", 1).on_error(OnError::Local(1.0));
+    for _ in 0..5 {
+        assert!(!limiter.check_all(&[(&spared, "k", 1), (&closed, "k", 1)]).await.admitted);
+    }
+    assert!(limiter.check(&spared, "k").await.admitted);
+    proxy.heal();
+    eventually("the store to be asked again", async || limiter.check(&closed, "k").await.admitted.then_some(())).await
+}
+
+#[tokio::test]
+async fn a_slow_store_adds_its_patience_at_most() -> Result<()> {
+    let server = Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let limiter = Limiter::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?;
+    let policy = Policy::per_hour("p", 1_000).on_error(OnError::Allow);
+    limiter.check(&policy, "k").await;
+    proxy.delay(Duration::from_secs(1));
+    let start = Instant::now();
+    for _ in 0..20 {
+        assert!(limiter.check(&policy, "k").await.admitted);
+    }
+    // 5 × 20 ms, and what this machine adds; without the patience it were 20 s.
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fail_over_is_survived_and_loses_no_script() -> Result<()> {
+    let group = RedisSentinel::start().await?;
+    let limiter = Limiter::connect(&group.url(), "test").await?.patience(Duration::from_millis(200));
+    let policy = Policy::per_hour("p", 1_000_000).on_error(OnError::Deny);
+    assert!(limiter.check(&policy, "k").await.admitted);
+    let master = group.master_port().await?;
+    for n in 0..2 {
+        if group.server(n).port() == master {
+            group.server(n).kill()?;
+        }
+    }
+    eventually("the new master to rule", async || {
+        (group.master_port().await.ok()? != master && limiter.check(&policy, "k").await.admitted).then_some(())
+    })
+    .await
+}

@@ -1,0 +1,191 @@
+//! Many processes on one Redis: what they admit together, by an exact log of events.
+#![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use scale_limit::policy::Algorithm;
+use scale_limit::{BanList, Limiter, OnError, Policy};
+use testkit::{Redis, eventually};
+
+const PROCESSES: usize = 4;
+const PERIOD: Duration = Duration::from_millis(200);
+const QUOTA: u32 = 40;
+const BURST: u32 = 10;
+const LEASE: Duration = Duration::from_millis(50);
+
+fn policy(kind: &str) -> Policy {
+    let policy = Policy::new(kind, QUOTA, PERIOD).on_error(OnError::Deny);
+    match kind {
+        "gcra" => policy.burst(BURST),
+        "leased" => policy.burst(BURST).leased(LEASE),
+        "sliding" => policy.algorithm(Algorithm::SlidingWindow),
+        _ => policy.algorithm(Algorithm::FixedWindow),
+    }
+}
+
+/// What may stand in any window of that length.
+fn bound(kind: &str, window: Duration) -> f64 {
+    let periods = window.as_secs_f64() / PERIOD.as_secs_f64();
+    let lease = LEASE.as_secs_f64() / PERIOD.as_secs_f64();
+    match kind {
+        "gcra" => f64::from(BURST) + f64::from(QUOTA) * periods,
+        "leased" => f64::from(BURST) + f64::from(QUOTA) * (periods + lease),
+        // Whole periods, each with its quota.
+        "sliding" => f64::from(QUOTA) * periods.ceil().max(1.0),
+        _ => f64::from(QUOTA) * (periods.ceil() + 1.0),
+    }
+}
+
+fn process(url: &str, kind: &str) -> Result<Child> {
+    Command::new(std::env::current_exe()?)
+        .args(["--exact", "helper_that_asks_for_a_second", "--nocapture"])
+        .env("LIMIT_URL", url)
+        .env("LIMIT_KIND", kind)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("starting a process")
+}
+
+/// When each admitted request was asked for and answered, of all processes (ns).
+async fn run(url: &str, kind: &str) -> Result<Vec<(u64, u64)>> {
+    let children: Vec<Child> = (0..PROCESSES).map(|_| process(url, kind)).collect::<Result<_>>()?;
+    let mut log = Vec::new();
+    for child in children {
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+        ensure!(output.status.success(), "a process failed");
+        let text = String::from_utf8(output.stdout)?;
+        log.extend(text.lines().filter_map(|line| {
+            let (asked, answered) = line.strip_prefix("admitted ")?.split_once(' ')?;
+            Some((asked.parse::<u64>().ok()?, answered.parse::<u64>().ok()?))
+        }));
+    }
+    log.sort_unstable();
+    Ok(log)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn together_they_admit_no_more_than_one_would() -> Result<()> {
+    let server = Redis::start().await?;
+    for kind in ["gcra", "sliding", "fixed", "leased"] {
+        let log = run(&server.url(), kind).await?;
+        ensure!(!log.is_empty(), "{kind}: nothing was admitted");
+        // Asked for and answered within a window, so decided within it.
+        for (start, _) in &log {
+            for length in [PERIOD / 4, PERIOD, PERIOD * 3] {
+                let end = start + length.as_nanos() as u64;
+                let within = log.iter().filter(|(asked, answered)| asked >= start && *answered <= end).count();
+                let bound = bound(kind, length);
+                ensure!(within as f64 <= bound + 1e-6, "{kind}: {within} in {length:?}, {bound} allowed");
+            }
+        }
+        // Strict, but not stingy: over the whole run most of the quota was used, by whoever it was.
+        let (first, last) = (log.first().map_or(0, |e| e.0), log.iter().map(|e| e.1).max().unwrap_or(0));
+        let periods = (last - first) as f64 / PERIOD.as_nanos() as f64;
+        let share = log.len() as f64 / (f64::from(QUOTA) * periods);
+        ensure!(share > 0.5, "{kind}: only {share:.2} of the quota was used");
+    }
+    Ok(())
+}
+
+#[test]
+fn helper_that_asks_for_a_second() -> Result<()> {
+    let (Ok(url), Ok(kind)) = (std::env::var("LIMIT_URL"), std::env::var("LIMIT_KIND")) else { return Ok(()) };
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let limiter = Limiter::connect(&url, "fleet").await?.patience(Duration::from_secs(5));
+        let policy = policy(&kind);
+        let end = now() + 1_000_000_000;
+        let mut log = Vec::new();
+        while now() < end {
+            let asked = now();
+            if limiter.check(&policy, "everybody").await.admitted {
+                log.push((asked, now()));
+            }
+            tokio::task::yield_now().await;
+        }
+        for (asked, answered) in log {
+            println!("admitted {asked} {answered}");
+        }
+        Ok(())
+    })
+}
+
+#[tokio::test]
+async fn a_denied_key_costs_the_store_a_call_a_second_and_a_leased_one_a_few() -> Result<()> {
+    let server = Redis::start().await?;
+    let limiter = Limiter::connect(&server.url(), "test").await?.patience(Duration::from_secs(5));
+    let policy = Policy::per_hour("p", 1);
+    limiter.check(&policy, "k").await;
+    let denied = limiter.check(&policy, "k").await;
+    assert!(!denied.admitted);
+    server.command(&["CONFIG", "RESETSTAT"]).await?;
+    for _ in 0..10_000 {
+        let again = limiter.check(&policy, "k").await;
+        assert!(!again.admitted && again.retry_after() <= denied.retry_after() && again.retry_after().is_some());
+    }
+    let calls = server.calls(&["evalsha"]).await?;
+    assert!(calls <= 3, "{calls} calls");
+    // Other keys and costs are not touched, and what is given back is seen.
+    assert!(limiter.check(&policy, "other").await.admitted);
+    let first = limiter.check(&policy, "again").await;
+    assert!(first.admitted && !limiter.check(&policy, "again").await.admitted);
+    assert!(limiter.refund(&first, &[(&policy, "again", 1)]).await);
+    eventually("it to be seen", async || limiter.check(&policy, "again").await.admitted.then_some(())).await?;
+
+    let hot = Policy::per_second("hot", 1_000_000).leased(Duration::from_millis(500));
+    for n in 0..20_000 {
+        if n == 10_000 {
+            server.command(&["CONFIG", "RESETSTAT"]).await?;
+        }
+        assert!(limiter.check(&hot, "k").await.admitted);
+    }
+    let calls = server.calls(&["evalsha"]).await?;
+    assert!(calls <= 100, "{calls} calls for 10,000 requests");
+    Ok(())
+}
+
+#[tokio::test]
+async fn places_of_a_dropped_request_and_of_a_dead_process_are_free_again() -> Result<()> {
+    let server = Redis::start().await?;
+    let limiter = Limiter::connect(&server.url(), "test").await?.patience(Duration::from_secs(5));
+    let policy = Policy::at_once("places", 50);
+    // Dropped at whatever point they have come to.
+    for turn in 0..200 {
+        let check = limiter.check(&policy, "k");
+        let _ = tokio::time::timeout(Duration::from_micros(turn * 3), check).await;
+    }
+    let all = [(&policy, "k", 50)];
+    let held = eventually("all places to be free", async || Some(limiter.check_all(&all).await).filter(|d| d.admitted)).await?;
+    // Held, they free themselves at the latest after half a minute of silence; until then they are held on to.
+    let life: i64 = server.command(&["PTTL", "test:limit:{k}:places:p"]).await?.parse()?;
+    assert!(held.admitted && life > 25_000 && life <= 30_001, "{life}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bans_reach_the_other_processes_and_outlive_a_lost_log() -> Result<()> {
+    let server = Redis::start_with(&["--save", ""]).await?;
+    let here = BanList::connect(&server.url(), "test").await?;
+    let there = BanList::connect(&server.url(), "test").await?;
+    here.ban("203.0.113.7", Duration::from_mins(1), "guessing").await?;
+    assert!(here.find("203.0.113.7").is_some(), "at once where it was made");
+    let ban = eventually("the ban to arrive", async || there.find("203.0.113.7")).await?;
+    assert_eq!(&*ban.reason, "guessing");
+    assert!(ban.left() > Duration::from_secs(50) && ban.left() <= Duration::from_mins(1));
+    // Who comes later knows too.
+    assert!(BanList::connect(&server.url(), "test").await?.find("203.0.113.7").is_some());
+    there.unban("203.0.113.7").await?;
+    eventually("the ban to be lifted", async || here.find("203.0.113.7").is_none().then_some(())).await?;
+    // A server that forgot everything: what was known stays, what is new arrives.
+    here.ban("198.51.100.1", Duration::from_mins(1), "scraping").await?;
+    eventually("the second ban to arrive", async || there.find("198.51.100.1")).await?;
+    server.restart().await?;
+    eventually("the store to be back", async || here.ban("192.0.2.1", Duration::from_mins(1), "x").await.ok()).await?;
+    eventually("the third ban to arrive", async || there.find("192.0.2.1")).await?;
+    assert!(there.find("198.51.100.1").is_some());
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! A rehearsal of overload: three times as many requests as the service can answer, with and without shedding.
+//!
+//! The service is a model in tokio's paused time: so many workers, each busy with a request for so long, and a queue in front without end,
+//! as an operating system or an executor has it. It goes on working for clients that have hung up. So the rehearsal is the same on every
+//! machine; what a real service does is measured by `scale-bench -- limit`.
+#![allow(clippy::unwrap_used)]
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use scale_limit::LoadShed;
+use scale_limit::load::{AdaptiveConcurrency, Priority};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+const WORKERS: usize = 8;
+/// What the service can do a second.
+const CAPACITY: f64 = 400.0;
+/// Clients hang up then.
+const CLIENT_PATIENCE: Duration = Duration::from_millis(500);
+
+fn service()
+-> impl Service<Request<()>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> + Clone + Send + 'static {
+    let workers = Arc::new(Semaphore::new(WORKERS));
+    let number = Arc::new(AtomicU64::new(0));
+    service_fn(move |_| {
+        let workers = Arc::clone(&workers);
+        // 10 to 30 ms, 20 on average.
+        let work = Duration::from_millis(10 + number.fetch_add(7_919, Relaxed) % 21);
+        // Of a task of its own: a client that hangs up does not take its work away.
+        let done = tokio::spawn(async move {
+            let _worker = workers.acquire().await.unwrap();
+            sleep(work).await;
+        });
+        async move {
+            done.await.unwrap();
+            Ok(Response::new(Full::default()))
+        }
+    })
+}
+
+#[derive(Default, Debug)]
+struct Seen {
+    /// Answered in time, by path.
+    good: Vec<(&'static str, Duration)>,
+    offered: Vec<&'static str>,
+    shed: usize,
+}
+
+impl Seen {
+    fn share(&self, path: &str) -> f64 {
+        let count = |list: &mut dyn Iterator<Item = &'static str>| list.filter(|p| *p == path).count() as f64;
+        count(&mut self.good.iter().map(|(p, _)| *p)) / count(&mut self.offered.iter().copied())
+    }
+
+    fn p95(&self) -> Duration {
+        let mut times: Vec<_> = self.good.iter().map(|(_, t)| *t).collect();
+        times.sort();
+        times.get(times.len() * 95 / 100).copied().unwrap_or(Duration::MAX)
+    }
+}
+
+/// Offers so many requests a second for so long, evenly: one in ten a checkout, three in ten a crawler's.
+async fn offer<S, B>(service: S, rate: f64, time: Duration) -> Seen
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+{
+    let start = Instant::now();
+    let mut tasks = Vec::new();
+    let mut seen = Seen::default();
+    for n in 0..(rate * time.as_secs_f64()) as usize {
+        tokio::time::sleep_until(start + Duration::from_secs_f64(n as f64 / rate)).await;
+        let path = match n % 10 {
+            0 => "/checkout",
+            1..=3 => "/crawl",
+            _ => "/shop",
+        };
+        seen.offered.push(path);
+        let service = service.clone();
+        tasks.push(tokio::spawn(async move {
+            let start = Instant::now();
+            let request = Request::builder().uri(path).body(()).unwrap();
+            let answer = timeout(CLIENT_PATIENCE, service.oneshot(request)).await;
+            (path, answer.ok().map(|answer| answer.unwrap().status()), start.elapsed())
+        }));
+    }
+    for task in tasks {
+        match task.await.unwrap() {
+            (path, Some(StatusCode::OK), took) => seen.good.push((path, took)),
+            (_, Some(StatusCode::SERVICE_UNAVAILABLE), _) => seen.shed += 1,
+            _ => {}
+        }
+    }
+    seen
+}
+
+fn shedding() -> LoadShed {
+    LoadShed::new(AdaptiveConcurrency::default()).priority(|request| match request.uri.path() {
+        "/checkout" => Priority::High,
+        "/crawl" => Priority::Low,
+        _ => Priority::Normal,
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_times_the_capacity() {
+    let time = Duration::from_secs(20);
+    let unloaded = offer(service(), CAPACITY / 10.0, time).await;
+    let peak = offer(service(), CAPACITY * 0.95, time).await.good.len() as f64 / time.as_secs_f64();
+    assert!(peak > CAPACITY * 0.9, "{peak}");
+
+    let bare = offer(service(), CAPACITY * 3.0, time).await;
+    let shed = offer(shedding().layer(service()), CAPACITY * 3.0, time).await;
+    let goodput = |seen: &Seen| seen.good.len() as f64 / time.as_secs_f64();
+    let report = format!(
+        "peak {peak:.0}/s; without shedding {:.0}/s; with {:.0}/s, p95 {:?} of {:?} unloaded, checkout {:.2}, shop {:.2}, crawlers {:.2}",
+        goodput(&bare),
+        goodput(&shed),
+        shed.p95(),
+        unloaded.p95(),
+        shed.share("/checkout"),
+        shed.share("/shop"),
+        shed.share("/crawl"),
+    );
+    assert!(goodput(&bare) < peak * 0.2, "the model shows what it is for: {report}");
+    assert!(goodput(&shed) >= peak * 0.8, "{report}");
+    assert!(shed.p95() <= unloaded.p95() * 3, "{report}");
+    assert!(shed.share("/checkout") > 0.97, "{report}");
+    assert!(shed.share("/shop") > shed.share("/crawl"), "{report}");
+    assert!(shed.good.len() + shed.shed >= shed.offered.len() * 99 / 100, "nobody waits in vain: {report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_overload_nobody_is_turned_away() {
+    let layer = shedding();
+    let calm = offer(layer.layer(service()), CAPACITY * 0.7, Duration::from_secs(20)).await;
+    assert_eq!((calm.good.len(), calm.shed), (calm.offered.len(), 0));
+    assert_eq!(layer.now().0, 0, "no place is left taken");
+    // A burst of a tenth of a second waits its turn.
+    let tasks: Vec<_> = (0..40).map(|_| tokio::spawn(layer.layer(service()).oneshot(Request::new(())))).collect();
+    for task in tasks {
+        assert_eq!(task.await.unwrap().unwrap().status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_requests_leave_no_place_taken_and_health_checks_always_pass() {
+    let layer = LoadShed::new(AdaptiveConcurrency::fixed(2)).priority(|request| match request.uri.path() {
+        "/health" => Priority::Critical,
+        _ => Priority::Normal,
+    });
+    let stuck = layer.layer(service_fn(async |request: Request<()>| {
+        if request.uri().path() != "/health" {
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    }));
+    let open = |path: &str| stuck.clone().oneshot(Request::builder().uri(path).body(()).unwrap());
+    for round in 0..100_u64 {
+        let tasks: Vec<_> = (0..10).map(|_| tokio::spawn(open("/"))).collect();
+        sleep(Duration::from_millis(round)).await;
+        assert_eq!(open("/health").await.unwrap().status(), StatusCode::OK);
+        for task in tasks {
+            task.abort();
+            let _ = task.await;
+        }
+        assert_eq!(layer.now(), (0, 2), "round {round}");
+    }
+}
