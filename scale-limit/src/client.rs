@@ -6,6 +6,7 @@ use http::HeaderMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+pub use crate::key::Key;
 pub use crate::networks::Networks;
 
 /// The address the connection came from. The server puts it into the request's extensions, where [`ClientIp::key`] finds it.
@@ -85,19 +86,35 @@ impl ClientIp {
     ///
     /// `None` if the server has put no [`Peer`] into the extensions. For a Unix socket put in `127.0.0.1` and trust it, if the proxy behind
     /// the socket is trusted; for the PROXY protocol the address it tells.
-    pub fn key(&self, parts: &http::request::Parts) -> Option<String> {
+    pub fn key(&self, parts: &http::request::Parts) -> Option<Key> {
         let peer = parts.extensions.get::<Peer>()?.0.ip();
         Some(prefix(self.find(peer, &parts.headers)))
     }
 }
 
 /// An IPv4 address as it is; an IPv6 address' first 64 bits.
-pub fn prefix(ip: IpAddr) -> String {
+pub fn prefix(ip: IpAddr) -> Key {
     match ip.to_canonical() {
-        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V4(v4) => {
+            // By hand: `Display` would cost as much as the check.
+            let mut text = [0; 15];
+            let mut end = 0;
+            for octet in v4.octets() {
+                let mut digits = itoa::Buffer::new();
+                let digits = digits.format(octet).as_bytes();
+                text[end..end + digits.len()].copy_from_slice(digits);
+                end += digits.len();
+                if end < text.len() {
+                    text[end] = b'.';
+                    end += 1;
+                }
+            }
+            let text = std::str::from_utf8(&text[..end]).unwrap_or_default();
+            text.trim_end_matches('.').into()
+        }
         IpAddr::V6(v6) => {
             let s = v6.segments();
-            format!("{}/64", Ipv6Addr::new(s[0], s[1], s[2], s[3], 0, 0, 0, 0))
+            format!("{}/64", Ipv6Addr::new(s[0], s[1], s[2], s[3], 0, 0, 0, 0)).into()
         }
     }
 }
@@ -286,8 +303,10 @@ mod tests {
 
     #[test]
     fn ipv6_is_limited_by_prefix() {
-        assert_eq!(prefix("2001:db8:1:2:3:4:5:6".parse().unwrap()), "2001:db8:1:2::/64");
-        assert_eq!(prefix("::ffff:1.2.3.4".parse().unwrap()), "1.2.3.4");
+        assert_eq!(&*prefix("2001:db8:1:2:3:4:5:6".parse().unwrap()), "2001:db8:1:2::/64");
+        for v4 in ["1.2.3.4", "0.0.0.0", "255.255.255.255", "203.0.113.10"] {
+            assert_eq!(&*prefix(format!("::ffff:{v4}").parse().unwrap()), v4);
+        }
     }
 
     proptest::proptest! {

@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
+use smol_str::SmolStr;
 
 use crate::permit::Permits;
-use crate::policy::{Algorithm, Policy};
-use crate::rule::Ruling;
+use crate::rule::{NEVER, Ruling};
 use crate::store::Charge;
 
 /// All policies' outcomes of one request: admitted only if every policy admits, and charged only if admitted.
 ///
-/// It holds the places that policies of [`Algorithm::Concurrency`] gave: they are free again when it and its clones are dropped.
+/// It holds the places that policies that count [how many at once](crate::Policy::at_once) gave: they are free again when it and its clones are dropped.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Decision {
@@ -27,41 +27,66 @@ pub struct Decision {
 
 /// What one policy says.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub struct Outcome {
-    /// The policy's name.
-    pub policy: Arc<str>,
-    /// Whether this policy admits.
-    pub admitted: bool,
-    /// The quota.
-    pub quota: u32,
-    /// Of which period; `None` for a quota of requests at once.
-    pub period: Option<Duration>,
-    /// Units left now. Of a leased policy: those this process holds.
-    pub remaining: u32,
-    /// When the same request would pass; `None` if its cost can never, or nobody can know.
-    pub retry_after: Option<Duration>,
-    /// When the whole burst is there again.
-    pub full_after: Duration,
+    /// In line if short: counting references to one name from all threads would cost more than the check.
+    policy: SmolStr,
+    admitted: bool,
+    quota: u32,
+    /// Nanoseconds; 0 if there is none.
+    period: u64,
+    remaining: u32,
+    retry_after: u64,
+    full_after: u64,
 }
 
 impl Outcome {
     pub(crate) fn new(charge: &Charge<'_>, ruling: &Ruling) -> Self {
         let Charge { policy, terms, .. } = charge;
         Self {
+            policy: policy.short_name().clone(),
             admitted: ruling.admitted || policy.is_dry_run(),
-            policy: Arc::clone(policy.shared_name()),
             quota: terms.quota,
-            period: period(policy).then_some(terms.period),
+            period: if policy.counts_places() { 0 } else { terms.period },
             remaining: ruling.remaining,
             retry_after: ruling.retry_after,
             full_after: ruling.full_after,
         }
     }
-}
 
-fn period(policy: &Policy) -> bool {
-    policy.algorithm_of() != Algorithm::Concurrency
+    /// The policy's name.
+    pub fn policy(&self) -> &str {
+        &self.policy
+    }
+
+    /// Whether this policy admits.
+    pub fn admitted(&self) -> bool {
+        self.admitted
+    }
+
+    /// The quota.
+    pub fn quota(&self) -> u32 {
+        self.quota
+    }
+
+    /// Of which period; `None` for a quota of requests at once.
+    pub fn period(&self) -> Option<Duration> {
+        (self.period > 0).then(|| Duration::from_nanos(self.period))
+    }
+
+    /// Units left now. Of a leased policy: those this process holds. `u32::MAX`: no limit.
+    pub fn remaining(&self) -> u32 {
+        self.remaining
+    }
+
+    /// When the same request would pass; zero if it did, `None` if its cost never can, or nobody can know.
+    pub fn retry_after(&self) -> Option<Duration> {
+        (self.retry_after != NEVER).then(|| Duration::from_nanos(self.retry_after))
+    }
+
+    /// When the whole burst is there again.
+    pub fn full_after(&self) -> Duration {
+        Duration::from_nanos(self.full_after)
+    }
 }
 
 impl Decision {
@@ -77,7 +102,7 @@ impl Decision {
 
     /// When the request would pass every policy; zero if it did, `None` if it never will or nobody can know.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.outcomes.iter().filter(|o| !o.admitted).try_fold(Duration::ZERO, |longest, o| Some(longest.max(o.retry_after?)))
+        self.outcomes.iter().filter(|o| !o.admitted).try_fold(Duration::ZERO, |longest, o| Some(longest.max(o.retry_after()?)))
     }
 
     /// The same, holding nothing.
@@ -85,8 +110,8 @@ impl Decision {
         Self { permits: None, ..self.clone() }
     }
 
-    /// Whether it holds places that are to be free again.
-    pub(crate) fn holds(&self) -> bool {
-        self.permits.is_some()
+    /// The places it holds.
+    pub(crate) fn into_places(self) -> Option<Arc<Permits>> {
+        self.permits
     }
 }

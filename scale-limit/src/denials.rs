@@ -3,9 +3,7 @@
 //! The store's word is exact but for units that others give back meanwhile. So it is remembered for a second at most: a key under attack
 //! costs the store one call a second from each process, and what was given back elsewhere is seen a second late.
 
-use std::time::Duration;
-
-use crate::rule::Ruling;
+use crate::rule::{NEVER, Ruling};
 use crate::store::{Charge, Table, Worth};
 
 /// Keys remembered at most.
@@ -48,22 +46,24 @@ impl Denials {
             admitted: false,
             granted: 0,
             remaining: denial.remaining,
-            retry_after: Some(Duration::from_nanos(denial.retry_at.saturating_sub(now))),
-            full_after: Duration::from_nanos(denial.full_at.saturating_sub(now)),
+            retry_after: denial.retry_at.saturating_sub(now),
+            full_after: denial.full_at.saturating_sub(now),
         })
     }
 
     /// Remembers a denial asked for at `asked` (ns).
     pub(crate) fn remember(&self, charge: &Charge<'_>, ruling: &Ruling, asked: u64) {
-        let Some(wait) = ruling.retry_after.filter(|w| !w.is_zero()) else { return };
-        let wait = wait.as_nanos() as u64;
+        let wait = ruling.retry_after;
+        if wait == 0 || wait == NEVER {
+            return;
+        }
         let denial = Denial {
             // From when it was asked: the answer was on its way for some of the time.
             until: asked + wait.min(LONGEST),
             cost: charge.least,
             remaining: ruling.remaining,
             retry_at: asked + wait,
-            full_at: asked + ruling.full_after.as_nanos() as u64,
+            full_at: asked + ruling.full_after,
         };
         let place = self.0.place(charge.policy, charge.key);
         let mut shard = self.0.lock(place.shard());

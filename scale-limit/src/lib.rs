@@ -6,6 +6,7 @@ mod decision;
 mod denials;
 mod error;
 pub mod guard;
+mod key;
 pub mod layer;
 mod limiter;
 pub mod load;

@@ -59,10 +59,10 @@ struct Shared {
 enum Known<'s> {
     Decision(Decision),
     /// What is known already, and the store to ask for the rest.
-    Part(SmallVec<[Option<Ruling>; 4]>, &'s Shared),
+    Part(SmallVec<[Option<Ruling>; 2]>, &'s Shared),
 }
 
-type Charges<'a> = SmallVec<[Charge<'a>; 4]>;
+type Charges<'a> = SmallVec<[Charge<'a>; 2]>;
 
 impl Limiter {
     /// Limits of this process alone.
@@ -112,7 +112,10 @@ impl Limiter {
         let charge = Charge::new(policy, key, 1);
         match self.shared {
             None => self.check_one(&charge),
-            Some(_) => self.rule(&[charge]).await,
+            Some(ref shared) => match shared.knows(&charge, self.memory.now()) {
+                Some(decision) => decision,
+                None => self.rule(&[charge]).await,
+            },
         }
     }
 
@@ -189,7 +192,7 @@ impl Limiter {
             Known::Decision(decision) => return decision,
             Known::Part(rulings, shared) => (rulings, shared),
         };
-        let reserved: SmallVec<[bool; 4]> = rulings.iter().map(Option::is_some).collect();
+        let reserved: SmallVec<[bool; 2]> = rulings.iter().map(Option::is_some).collect();
         // What is still to be asked for; of a leased policy, more than is needed.
         let asked: Charges<'_> = charges
             .iter()
@@ -205,7 +208,7 @@ impl Limiter {
         for ruling in rulings.iter_mut().filter(|r| r.is_none()) {
             *ruling = answers.next().copied();
         }
-        let mut rulings: SmallVec<[Ruling; 4]> = rulings.into_iter().flatten().collect();
+        let mut rulings: SmallVec<[Ruling; 2]> = rulings.into_iter().flatten().collect();
         let everybody = is_charged(charges, &rulings);
         for ((charge, ruling), reserved) in charges.iter().zip(&mut rulings).zip(reserved) {
             if reserved {
@@ -244,7 +247,7 @@ impl Limiter {
             }
             return Known::Decision(Decision::new(now, denied.iter().map(|(charge, ruling)| Outcome::new(charge, ruling)), None));
         }
-        let mut rulings: SmallVec<[Option<Ruling>; 4]> = charges
+        let mut rulings: SmallVec<[Option<Ruling>; 2]> = charges
             .iter()
             .map(|charge| match charge.terms.rule {
                 Rule::Free => Some(Ruling::FREE),
@@ -253,7 +256,7 @@ impl Limiter {
             })
             .collect();
         if rulings.iter().all(Option::is_some) {
-            let mut rulings: SmallVec<[Ruling; 4]> = rulings.drain(..).flatten().collect();
+            let mut rulings: SmallVec<[Ruling; 2]> = rulings.drain(..).flatten().collect();
             return Known::Decision(decide(charges, &mut rulings, now, true, None));
         }
         Known::Part(rulings, shared)
@@ -296,8 +299,8 @@ impl Limiter {
             admitted,
             granted: if admitted { charge.least } else { 0 },
             remaining: 0,
-            retry_after: Some(if admitted { Duration::ZERO } else { Duration::from_secs(1) }),
-            full_after: Duration::ZERO,
+            retry_after: if admitted { 0 } else { 1_000_000_000 },
+            full_after: 0,
         };
         let mut local: Charges<'_> = SmallVec::new();
         for charge in charges {
@@ -350,6 +353,17 @@ fn decide(charges: &[Charge<'_>], rulings: &mut [Ruling], now: u64, everybody: b
         charge.policy.count(ruling.admitted);
     }
     Decision::new(now, charges.iter().zip(&*rulings).map(|(charge, ruling)| Outcome::new(charge, ruling)), permits)
+}
+
+impl Shared {
+    /// A decision on one charge, if it takes no waiting: the path of hot keys.
+    fn knows(&self, charge: &Charge<'_>, now: u64) -> Option<Decision> {
+        let in_hand = leased(charge).and_then(|_| self.lumps.spend(charge, now));
+        let denied = || self.denials.find(charge, now).filter(|_| !charge.policy.is_dry_run());
+        let ruling = in_hand.or_else(denied)?;
+        charge.policy.count(ruling.admitted);
+        Some(Decision::new(now, [Outcome::new(charge, &ruling)], None))
+    }
 }
 
 fn made<'a>(charges: &[(&'a Policy, &'a str, u32)]) -> Charges<'a> {

@@ -53,13 +53,7 @@ impl Lumps {
         }
         lump.units -= charge.cost;
         lump.spent = lump.spent.saturating_add(charge.cost);
-        Some(Ruling {
-            admitted: true,
-            granted: charge.cost,
-            remaining: lump.units,
-            retry_after: Some(Duration::ZERO),
-            full_after: Duration::from_nanos(lump.until - now),
-        })
+        Some(Ruling { admitted: true, granted: charge.cost, remaining: lump.units, retry_after: 0, full_after: lump.until - now })
     }
 
     /// Puts back what was spent a moment ago, for a request that others denied.
@@ -86,7 +80,7 @@ impl Lumps {
         let lease = lease.as_nanos() as f64;
         let spent_in = (now.saturating_sub(lump.taken) as f64).clamp(lease / 8.0, lease * 8.0);
         let pace = f64::from(lump.spent) * lease / spent_in;
-        let inflow = f64::from(charge.terms.quota) * lease / charge.terms.period.as_nanos() as f64;
+        let inflow = f64::from(charge.terms.quota) * lease / charge.terms.period as f64;
         (pace.min(inflow) as u32).max(charge.cost)
     }
 
@@ -95,6 +89,11 @@ impl Lumps {
         let place = self.0.place(charge.policy, charge.key);
         let mut shard = self.0.lock(place.shard());
         let lump = self.0.entry(&mut shard, place, (charge.policy, charge.key), Lump::default);
+        if lump.asked_until != asked + PATIENCE {
+            // Not who asked for the lump: what it was granted it has spent.
+            lump.spent = lump.spent.saturating_add(granted);
+            return;
+        }
         let units = granted.saturating_sub(charge.cost);
         let until = asked + lease.as_nanos() as u64;
         *lump = Lump { units, taken: asked, until, spent: charge.cost, asked_until: 0 };

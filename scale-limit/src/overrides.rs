@@ -69,7 +69,7 @@ impl Quota {
 ///     assert!(limiter.check(&api, key).await.admitted);
 /// }
 /// assert!(!limiter.check(&api, "tenant:6").await.admitted);
-/// assert_eq!(limiter.check(&api, "tenant:7").await.outcomes()[0].remaining, 598);
+/// assert_eq!(limiter.check(&api, "tenant:7").await.outcomes()[0].remaining(), 598);
 /// # }
 /// ```
 #[derive(Clone, Debug, Default)]

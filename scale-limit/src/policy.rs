@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use smol_str::SmolStr;
 
 use crate::error::Error;
 use crate::overrides::{Overrides, Quota};
@@ -57,6 +58,7 @@ pub struct Policy(Arc<Inner>);
 #[derive(Clone, Debug)]
 struct Inner {
     name: Arc<str>,
+    short_name: SmolStr,
     /// Spreads the policies' keys over a store's table.
     seed: u64,
     quota: Quota,
@@ -74,7 +76,8 @@ struct Inner {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Terms {
     pub(crate) quota: u32,
-    pub(crate) period: Duration,
+    /// Nanoseconds.
+    pub(crate) period: u64,
     pub(crate) rule: Rule,
 }
 
@@ -88,7 +91,7 @@ impl Terms {
             Algorithm::FixedWindow => Rule::Window(Window::fixed(quota, period)),
             Algorithm::Concurrency => Rule::Places(quota),
         };
-        Self { quota, period, rule }
+        Self { quota, period: u64::try_from(period.as_nanos()).unwrap_or(u64::MAX), rule }
     }
 
     /// A share of it (0 to 1), but at least 1.
@@ -96,7 +99,7 @@ impl Terms {
         let share = share.clamp(1e-6, 1.0);
         let of = |n: u32| (f64::from(n) * share).floor().max(1.0) as u32;
         let rule = match self.rule {
-            Rule::Gcra(rate) => Rule::Gcra(Rate { interval: rate.interval / share, burst: of(rate.burst) }),
+            Rule::Gcra(rate) => Rule::Gcra(Rate::paced(rate.interval / share, of(rate.burst))),
             Rule::Window(window) => Rule::Window(Window { quota: of(window.quota), ..window }),
             Rule::Places(places) => Rule::Places(of(places)),
             Rule::Free => Rule::Free,
@@ -161,6 +164,7 @@ impl Policy {
         Self(Arc::new(Inner {
             seed: seed(&name),
             counters: Counters::new(&name),
+            short_name: SmolStr::new(&name),
             name,
             quota,
             algorithm,
@@ -234,6 +238,10 @@ impl Policy {
         &self.0.name
     }
 
+    pub(crate) fn short_name(&self) -> &SmolStr {
+        &self.0.short_name
+    }
+
     pub(crate) fn seed(&self) -> u64 {
         self.0.seed
     }
@@ -273,8 +281,9 @@ impl Policy {
         self.0.dry_run
     }
 
-    pub(crate) fn algorithm_of(&self) -> Algorithm {
-        self.0.algorithm
+    /// Whether its quota is one of requests at once.
+    pub(crate) fn counts_places(&self) -> bool {
+        self.0.algorithm == Algorithm::Concurrency
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use scale_limit::client::{ClientIp, Networks, Peer};
+use scale_limit::client::{ClientIp, Key, Networks, Peer};
 use scale_limit::guard::scraping::Scraping;
 use scale_limit::layer::{LimitBody, Refusal, Throttle};
 use scale_limit::{BanList, LimitLayer, Limiter, Policy};
@@ -38,7 +38,7 @@ fn header(response: &Answer, name: &str) -> String {
 }
 
 #[allow(clippy::unnecessary_wraps)]
-fn everybody(_: &http::request::Parts) -> Option<String> {
+fn everybody(_: &http::request::Parts) -> Option<Key> {
     Some("everybody".into())
 }
 

@@ -12,8 +12,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use scale_db::StickyLayer;
-use scale_limit::LimitLayer;
 use scale_limit::client::Peer;
+use scale_limit::layer::Throttle;
+use scale_limit::load::{AdaptiveConcurrency, Priority};
+use scale_limit::{LimitLayer, LoadShed};
 use scale_queue::Dashboard;
 use scale_session::Session;
 use tokio::net::TcpListener;
@@ -45,9 +47,15 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
     let (site, login) = (config.clients.clone(), config.clients.clone());
     let limits = LimitLayer::new(app.limiter.clone())
         .policy(config.limit.site.clone(), move |request| site.key(request))
-        .policy(config.limit.login.clone(), move |request| {
-            (request.method == Method::POST && request.uri.path() == "/login").then(|| login.key(request))?
-        });
+        .throttle(
+            Throttle::new(config.limit.login.clone(), move |request| login.key(request)).method(Method::POST).path("/login"),
+        );
+    // When there is more to do than can be done, buying goes before looking.
+    let shed = LoadShed::new(AdaptiveConcurrency::default()).priority(|request| match request.uri.path() {
+        "/checkout" | "/login" => Priority::High,
+        path if path.starts_with("/orders") => Priority::High,
+        _ => Priority::Normal,
+    });
     // Whoever is logged in counts as staff here; a real shop has roles.
     let admin = Router::new().fallback_service(Dashboard::new(&app.queue).allow_changes(|_| true)).layer(from_fn(staff_only));
     let shop = Router::new()
@@ -64,6 +72,7 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         .layer(app.sessions.clone())
         .layer(sticky)
         .layer(from_fn(same_site))
+        .layer(shed)
         .layer(limits)
         .layer(from_fn(peer))
         .with_state(app.clone());

@@ -1,12 +1,13 @@
 //! The answer's body: the service's, or the layer's own.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::decision::Decision;
+use crate::permit::Permits;
 
 pin_project_lite::pin_project! {
     /// The body of an answer that went through [`LimitLayer`](crate::LimitLayer).
@@ -22,18 +23,19 @@ pin_project_lite::pin_project! {
     #[derive(Debug)]
     enum Inner<B> {
         /// Places are free again when it is dropped.
-        Service { #[pin] body: B, decision: Option<Decision> },
+        Service { #[pin] body: B, places: Option<Arc<Permits>> },
         Own { text: Option<Bytes> },
     }
 }
 
 impl<B> LimitBody<B> {
-    pub(super) fn new(body: B, decision: Decision) -> Self {
-        Self { inner: Inner::Service { body, decision: decision.holds().then_some(decision) } }
+    /// Holds these places as long as there is something to send.
+    pub(super) fn new(body: B, places: Option<Arc<Permits>>) -> Self {
+        Self { inner: Inner::Service { body, places } }
     }
 
     pub(crate) fn free(body: B) -> Self {
-        Self { inner: Inner::Service { body, decision: None } }
+        Self::new(body, None)
     }
 
     pub(crate) fn whole(text: Bytes) -> Self {
@@ -47,10 +49,10 @@ impl<B: Body<Data = Bytes>> Body for LimitBody<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         match self.project().inner.project() {
-            InnerProjection::Service { body, decision } => {
+            InnerProjection::Service { body, places } => {
                 let frame = body.poll_frame(cx);
                 if matches!(frame, Poll::Ready(None | Some(Err(_)))) {
-                    *decision = None;
+                    *places = None;
                 }
                 frame
             }

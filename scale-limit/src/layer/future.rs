@@ -7,8 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::Response;
 
-use super::{LimitBody, Settling, finish};
-use crate::decision::Decision;
+use super::{LimitBody, Told};
 
 type Answer<B, E> = Result<Response<LimitBody<B>>, E>;
 
@@ -25,7 +24,7 @@ pin_project_lite::pin_project! {
     enum State<F, B, E> {
         Refused { answer: Option<Response<Bytes>> },
         Passed { #[pin] inner: F },
-        Admitted { #[pin] inner: F, decision: Option<(Decision, Option<Settling>)> },
+        Admitted { #[pin] inner: F, told: Option<Told> },
         Waiting { boxed: Pin<Box<dyn Future<Output = Answer<B, E>> + Send>> },
     }
 }
@@ -39,8 +38,8 @@ impl<F, B, E> ResponseFuture<F, B, E> {
         Self { state: State::Passed { inner } }
     }
 
-    pub(super) fn admitted(inner: F, decision: Decision, settle: Option<Settling>) -> Self {
-        Self { state: State::Admitted { inner, decision: Some((decision, settle)) } }
+    pub(super) fn admitted(inner: F, told: Told) -> Self {
+        Self { state: State::Admitted { inner, told: Some(told) } }
     }
 
     pub(super) fn waiting(future: impl Future<Output = Answer<B, E>> + Send + 'static) -> Self {
@@ -61,10 +60,10 @@ where
                 None => Poll::Pending,
             },
             StateProjection::Passed { inner } => Poll::Ready(Ok(ready!(inner.poll(cx))?.map(LimitBody::free))),
-            StateProjection::Admitted { inner, decision } => {
+            StateProjection::Admitted { inner, told } => {
                 let answer = ready!(inner.poll(cx))?;
-                Poll::Ready(Ok(match decision.take() {
-                    Some((decision, settle)) => finish(answer, decision, settle),
+                Poll::Ready(Ok(match told.take() {
+                    Some(told) => told.finish(answer),
                     None => answer.map(LimitBody::free),
                 }))
             }

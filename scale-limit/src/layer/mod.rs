@@ -5,24 +5,27 @@ mod future;
 mod response;
 mod throttle;
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use smallvec::SmallVec;
 use tower_layer::Layer;
 use tower_service::Service;
 
 pub use self::body::LimitBody;
 pub use self::future::ResponseFuture;
+use self::response::Headers;
 pub use self::response::Refusal;
 pub use self::throttle::Throttle;
-use crate::client::{ClientIp, Networks, Peer, prefix};
-use crate::decision::Decision;
+use crate::client::{ClientIp, Key, Networks, Peer, prefix};
+use crate::decision::{Decision, Outcome};
 use crate::guard::bans::BanList;
 use crate::limiter::Limiter;
+use crate::permit::Permits;
 use crate::policy::Policy;
 use crate::task::go_on;
 
@@ -51,6 +54,7 @@ struct Inner {
     throttles: Vec<Throttle>,
     gate: Option<Gate>,
     jitter: f64,
+    quiet: bool,
     respond: Option<Arc<Respond>>,
 }
 
@@ -72,7 +76,7 @@ impl std::fmt::Debug for LimitLayer {
 impl LimitLayer {
     /// A layer without policies: it lets all pass.
     pub fn new(limiter: Limiter) -> Self {
-        Self(Arc::new(Inner { limiter, throttles: Vec::new(), gate: None, jitter: 0.1, respond: None }))
+        Self(Arc::new(Inner { limiter, throttles: Vec::new(), gate: None, jitter: 0.1, quiet: false, respond: None }))
     }
 
     fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
@@ -94,7 +98,7 @@ impl LimitLayer {
     }
 
     /// Adds a policy for all requests; `key` says what a request counts against, `None` that it does not count.
-    pub fn policy(self, policy: Policy, key: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Self {
+    pub fn policy(self, policy: Policy, key: impl Fn(&Parts) -> Option<Key> + Send + Sync + 'static) -> Self {
         self.throttle(Throttle::new(policy, key))
     }
 
@@ -123,6 +127,11 @@ impl LimitLayer {
     /// 0.1.
     pub fn jitter(self, share: f64) -> Self {
         self.with(|layer| layer.jitter = share.clamp(0.0, 10.0))
+    }
+
+    /// No `RateLimit` headers on what is admitted.
+    pub fn quiet(self) -> Self {
+        self.with(|layer| layer.quiet = true)
     }
 
     /// What is answered in place of a problem document; the `RateLimit` and `Retry-After` headers are added unless they are there.
@@ -154,6 +163,10 @@ impl Inner {
             Some(ban) => Pass::Refused(self.refuse(&Refusal::Banned(&ban), parts)),
             None => Pass::Counted,
         }
+    }
+
+    fn charges<'a>(&'a self, asked: &'a Asked) -> SmallVec<[(&'a Policy, &'a str, u32); 2]> {
+        asked.iter().map(|asked| asked.charge(&self.throttles)).collect()
     }
 
     fn refuse(&self, refusal: &Refusal<'_>, parts: &Parts) -> Response<Bytes> {
@@ -202,18 +215,15 @@ where
             Pass::Uncounted => return ResponseFuture::pass(self.inner.call(Request::from_parts(parts, body))),
             Pass::Counted => {}
         }
-        let asked: Asked = layer.throttles.iter().filter_map(|throttle| throttle.ask(&parts)).collect();
+        let asked: Asked = layer.throttles.iter().enumerate().filter_map(|(n, throttle)| throttle.ask(n, &parts)).collect();
         if asked.is_empty() {
             return ResponseFuture::pass(self.inner.call(Request::from_parts(parts, body)));
         }
-        let decision = {
-            let charges: SmallVec<[_; 2]> = asked.iter().map(throttle::Asked::charge).collect();
-            layer.limiter.check_now(&charges)
-        };
+        let decision = layer.limiter.check_now(&layer.charges(&asked));
         match decision {
             Some(decision) if decision.admitted => {
-                let settle = Settling::new(layer, asked);
-                ResponseFuture::admitted(self.inner.call(Request::from_parts(parts, body)), decision, settle)
+                let told = Told::new(layer, decision, asked);
+                ResponseFuture::admitted(self.inner.call(Request::from_parts(parts, body)), told)
             }
             Some(decision) => ResponseFuture::refused(layer.refuse(&Refusal::TooMany(&decision), &parts)),
             None => {
@@ -222,74 +232,75 @@ where
                 let mut inner = std::mem::replace(&mut self.inner, clone);
                 let layer = Arc::clone(layer);
                 ResponseFuture::waiting(async move {
-                    let decision = {
-                        let charges: SmallVec<[_; 2]> = asked.iter().map(throttle::Asked::charge).collect();
-                        layer.limiter.check_all(&charges).await
-                    };
+                    let decision = layer.limiter.check_all(&layer.charges(&asked)).await;
                     if !decision.admitted {
                         return Ok(layer.refuse(&Refusal::TooMany(&decision), &parts).map(LimitBody::whole));
                     }
-                    let settle = Settling::new(&layer, asked);
-                    let answer = inner.call(Request::from_parts(parts, body)).await?;
-                    Ok(finish(answer, decision, settle))
+                    let told = Told::new(&layer, decision, asked);
+                    Ok(told.finish(inner.call(Request::from_parts(parts, body)).await?))
                 })
             }
         }
     }
 }
 
-/// What is to be corrected once the answer is known.
+/// What an admitted request's answer is told, and what is to be corrected once it is known.
+struct Told {
+    headers: Headers,
+    places: Option<Arc<Permits>>,
+    settling: Option<Box<Settling>>,
+}
+
+impl Told {
+    fn new(layer: &Arc<Inner>, decision: Decision, asked: Asked) -> Self {
+        let known = |outcome: &Outcome| asked.first()?.header(&layer.throttles, outcome.quota());
+        let headers = if layer.quiet { Headers::default() } else { Headers::new(&decision, known) };
+        let settled = layer.throttles.iter().all(Throttle::is_settled);
+        let settling =
+            (!settled).then(|| Box::new(Settling { layer: Arc::clone(layer), decision: decision.without_places(), asked }));
+        Self { headers, places: decision.into_places(), settling }
+    }
+
+    fn finish<B>(self, mut answer: Response<B>) -> Response<LimitBody<B>> {
+        self.headers.add(answer.headers_mut());
+        if let Some(settling) = self.settling {
+            settling.settle(answer.status(), answer.headers());
+        }
+        answer.map(|body| LimitBody::new(body, self.places))
+    }
+}
+
 struct Settling {
-    limiter: Limiter,
-    throttles: Vec<Throttle>,
+    layer: Arc<Inner>,
+    decision: Decision,
     asked: Asked,
 }
 
 impl Settling {
-    /// `None`: nothing to correct, whatever the answer.
-    fn new(layer: &Inner, asked: Asked) -> Option<Self> {
-        if layer.throttles.iter().all(Throttle::is_settled) {
-            return None;
-        }
-        Some(Self { limiter: layer.limiter.clone(), throttles: layer.throttles.clone(), asked })
-    }
-
-    fn settle<B>(self, decision: &Decision, answer: &Response<B>) {
-        let (mut back, mut more) = (Vec::new(), Vec::new());
-        for asked in self.asked {
-            let Some(real) = self.throttles.iter().find_map(|t| t.real_cost_of(&asked, answer.status(), answer.headers())) else {
-                continue;
-            };
-            let (policy, key, cost) = asked.into_parts();
-            if real < cost {
-                back.push((policy, key, cost - real));
-            } else if real > cost {
-                more.push((policy, key, real - cost));
+    /// What was charged becomes what it cost: less is given back, more is owed.
+    fn settle(self: Box<Self>, status: StatusCode, headers: &HeaderMap) {
+        let Self { layer, decision, asked } = *self;
+        let (mut back, mut owed) = (Asked::new(), Asked::new());
+        for mut asked in asked {
+            let Some(real) = asked.real_cost(&layer.throttles, status, headers) else { continue };
+            let charged = asked.cost;
+            asked.cost = real.abs_diff(charged);
+            match real.cmp(&charged) {
+                Ordering::Less => back.push(asked),
+                Ordering::Equal => {}
+                Ordering::Greater => owed.push(asked),
             }
         }
-        if back.is_empty() && more.is_empty() {
+        if back.is_empty() && owed.is_empty() {
             return;
         }
-        // Places stay held by the decision that came with them.
-        let decision = decision.without_places();
-        let limiter = self.limiter;
         go_on(async move {
-            let refund: Vec<_> = back.iter().map(|(p, k, c)| (p, k.as_str(), *c)).collect();
-            if !refund.is_empty() {
-                limiter.refund(&decision, &refund).await;
+            if !back.is_empty() {
+                layer.limiter.refund(&decision, &layer.charges(&back)).await;
             }
-            let debit: Vec<_> = more.iter().map(|(p, k, c)| (p, k.as_str(), *c)).collect();
-            if !debit.is_empty() {
-                limiter.debit(&debit).await;
+            if !owed.is_empty() {
+                layer.limiter.debit(&layer.charges(&owed)).await;
             }
         });
     }
-}
-
-fn finish<B>(mut answer: Response<B>, decision: Decision, settle: Option<Settling>) -> Response<LimitBody<B>> {
-    response::add_headers(&decision, answer.headers_mut());
-    if let Some(settle) = settle {
-        settle.settle(&decision, &answer);
-    }
-    answer.map(|body| LimitBody::new(body, decision))
 }

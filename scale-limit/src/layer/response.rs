@@ -8,13 +8,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use sfv::{Integer, KeyRef, ListSerializer, StringRef};
 
-use crate::decision::Decision;
+use sfv::{ItemSerializer, StringRef};
+
+use crate::decision::{Decision, Outcome};
 use crate::guard::bans::Ban;
+use crate::policy::Policy;
 
 static POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 static LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+/// A header as it is written.
+type Text = Vec<u8>;
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug)]
@@ -28,34 +33,102 @@ pub enum Refusal<'a> {
     Banned(&'a Ban),
 }
 
-/// Adds the two `RateLimit` headers: on successes too, so that a good client can slow down in time.
-pub(super) fn add_headers(decision: &Decision, headers: &mut HeaderMap) {
-    let integer = |n: u64| Integer::try_from(n).unwrap_or(Integer::MAX);
-    let (mut policies, mut limits) = (ListSerializer::new(), ListSerializer::new());
-    for outcome in decision.outcomes() {
-        // Who has no limit is told of none.
-        if outcome.remaining == u32::MAX {
-            continue;
-        }
-        let Ok(name) = StringRef::from_str(&outcome.policy) else { continue };
-        let wait = outcome.retry_after.filter(|w| !w.is_zero()).unwrap_or(outcome.full_after);
-        let policy = policies.bare_item(name).parameter(KeyRef::constant("q"), integer(outcome.quota.into()));
-        let limit = limits.bare_item(name).parameter(KeyRef::constant("r"), integer(outcome.remaining.into()));
-        match outcome.period {
-            Some(period) => {
-                let _ = policy.parameter(KeyRef::constant("w"), integer(period.as_secs().max(1)));
-                let _ = limit.parameter(KeyRef::constant("t"), integer(seconds(wait)));
+/// The two `RateLimit` headers, on successes too, so that a good client can slow down in time.
+#[derive(Default)]
+pub(super) struct Headers {
+    policy: Option<HeaderValue>,
+    limit: Option<HeaderValue>,
+}
+
+impl Headers {
+    /// `known`: how the policy is told, if there is only one and it has been told before.
+    pub(super) fn new(decision: &Decision, known: impl FnOnce(&Outcome) -> Option<HeaderValue>) -> Self {
+        let mut limits = Text::with_capacity(64);
+        for outcome in told(decision) {
+            let Some(name) = begin(&mut limits, outcome) else { continue };
+            quote(&mut limits, name);
+            parameter(&mut limits, b";r=", outcome.remaining().into());
+            if outcome.period().is_some() {
+                let wait = outcome.retry_after().filter(|w| !w.is_zero()).unwrap_or(outcome.full_after());
+                parameter(&mut limits, b";t=", seconds(wait));
             }
-            None => {
-                let _ = policy.parameter(KeyRef::constant("qu"), StringRef::constant("concurrent-requests"));
+        }
+        let known = match decision.outcomes() {
+            [one] => known(one),
+            _ => None,
+        };
+        let policy = known.or_else(|| {
+            let mut policies = Text::with_capacity(64);
+            for outcome in told(decision) {
+                let Some(name) = begin(&mut policies, outcome) else { continue };
+                quote(&mut policies, name);
+                policy_parameters(&mut policies, outcome.quota(), outcome.period());
+            }
+            value(&policies)
+        });
+        Self { policy, limit: value(&limits) }
+    }
+
+    /// Adds them unless they are there.
+    pub(super) fn add(self, headers: &mut HeaderMap) {
+        for (name, value) in [(&POLICY, self.policy), (&LIMIT, self.limit)] {
+            if let Some(value) = value {
+                headers.entry(name).or_insert(value);
             }
         }
     }
-    for (name, list) in [(&POLICY, policies), (&LIMIT, limits)] {
-        if let Some(value) = list.finish().and_then(|text| HeaderValue::try_from(text).ok()) {
-            headers.entry(name).or_insert(value);
-        }
+}
+
+/// How a policy is told when it is the only one.
+pub(super) fn policy_header(policy: &Policy) -> Option<HeaderValue> {
+    let mut text = Text::new();
+    quote(&mut text, StringRef::from_str(policy.name()).ok()?);
+    policy_parameters(&mut text, policy.quota(), (!policy.counts_places()).then_some(policy.period()));
+    value(&text)
+}
+
+/// Who has no limit is told of none.
+fn told(decision: &Decision) -> impl Iterator<Item = &Outcome> {
+    decision.outcomes().iter().filter(|o| o.remaining() != u32::MAX)
+}
+
+/// Begins the next item of a list; `None`: the name cannot be one.
+fn begin<'o>(list: &mut Text, outcome: &'o Outcome) -> Option<&'o StringRef> {
+    let name = StringRef::from_str(outcome.policy()).ok()?;
+    if !list.is_empty() {
+        list.extend_from_slice(b", ");
     }
+    Some(name)
+}
+
+fn policy_parameters(list: &mut Text, quota: u32, period: Option<Duration>) {
+    parameter(list, b";q=", quota.into());
+    match period {
+        Some(period) => parameter(list, b";w=", period.as_secs().max(1)),
+        None => list.extend_from_slice(b";qu=\"concurrent-requests\""),
+    }
+}
+
+fn value(text: &[u8]) -> Option<HeaderValue> {
+    if text.is_empty() { None } else { HeaderValue::from_bytes(text).ok() }
+}
+
+/// A string of a structured field.
+fn quote(list: &mut Text, name: &StringRef) {
+    if name.as_str().contains(['"', '\\']) {
+        list.extend_from_slice(ItemSerializer::new().bare_item(name).finish().as_bytes());
+    } else {
+        list.push(b'"');
+        list.extend_from_slice(name.as_str().as_bytes());
+        list.push(b'"');
+    }
+}
+
+fn parameter(list: &mut Text, key: &[u8], value: u64) {
+    /// The largest integer of a structured field (RFC 9651, 3.3.1).
+    const LARGEST: u64 = 999_999_999_999_999;
+    list.extend_from_slice(key);
+    list.extend_from_slice(itoa::Buffer::new().format(value.min(LARGEST)).as_bytes());
 }
 
 /// The answer to a refused request: the application's own, or a problem document.
@@ -64,7 +137,7 @@ pub(super) fn refusal(refusal: &Refusal<'_>, own: Option<Response<Bytes>>, jitte
     let headers = response.headers_mut();
     let wait = match refusal {
         Refusal::TooMany(decision) => {
-            add_headers(decision, headers);
+            Headers::new(decision, |_| None).add(headers);
             decision.retry_after()
         }
         Refusal::Banned(ban) => Some(ban.left()),
@@ -80,7 +153,8 @@ pub(super) fn refusal(refusal: &Refusal<'_>, own: Option<Response<Bytes>>, jitte
 fn problem(refusal: &Refusal<'_>) -> Response<Bytes> {
     let (status, problem) = match refusal {
         Refusal::TooMany(decision) => {
-            let denied: Vec<_> = decision.outcomes().iter().filter(|o| !o.admitted).map(|o| &*o.policy).collect();
+            let denied: Vec<_> =
+                decision.outcomes().iter().filter(|o| !o.admitted()).map(crate::decision::Outcome::policy).collect();
             let problem = serde_json::json!({
                 "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
                 "title": "Too many requests",
@@ -103,4 +177,29 @@ fn problem(refusal: &Refusal<'_>) -> Response<Bytes> {
 /// Rounded up: a client that waits exactly as told must pass.
 fn seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Limiter;
+    use sfv::{List, Parser};
+
+    #[tokio::test]
+    async fn any_policy_makes_headers_that_parse() {
+        let limiter = Limiter::memory();
+        for name in ["login", "a \"quoted\" \\name", "", "nicht für Kopfzeilen", "new\nline"] {
+            let policies =
+                [Policy::per_hour(name, u32::MAX - 1), Policy::at_once("places", 3), Policy::new("age", 1, Duration::MAX)];
+            let charges: Vec<_> = policies.iter().map(|p| (p, "k", 1)).collect();
+            let decision = limiter.check_all(&charges).await;
+            let mut headers = HeaderMap::new();
+            Headers::new(&decision, |_| None).add(&mut headers);
+            for header in [&POLICY, &LIMIT] {
+                let list: List = Parser::new(headers[header].as_bytes()).parse().unwrap();
+                let fits = name.bytes().all(|b| (0x20..0x7f).contains(&b));
+                assert_eq!(list.len(), if fits { 3 } else { 2 }, "{name}: {list:?}");
+            }
+        }
+    }
 }

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
+use super::response::policy_header;
+use crate::client::Key;
 use crate::policy::Policy;
 
-type Select = dyn Fn(&Parts) -> Option<(Policy, String)> + Send + Sync;
+type KeyOf = dyn Fn(&Parts) -> Option<Key> + Send + Sync;
+type PolicyOf = dyn Fn(&Parts) -> Option<(Policy, Key)> + Send + Sync;
 type When = dyn Fn(&Parts) -> bool + Send + Sync;
 type Cost = dyn Fn(&Parts) -> u32 + Send + Sync;
 type RealCost = dyn Fn(StatusCode, &HeaderMap) -> u32 + Send + Sync;
@@ -26,7 +29,7 @@ type RealCost = dyn Fn(StatusCode, &HeaderMap) -> u32 + Send + Sync;
 /// let api = Throttle::select(move |request| {
 ///     let Plan(plan) = request.extensions.get::<Plan>()?;
 ///     let policy = if *plan == "paid" { &paid } else { &free };
-///     Some((policy.clone(), request.headers.get("authorization")?.to_str().ok()?.to_owned()))
+///     Some((policy.clone(), request.headers.get("authorization")?.to_str().ok()?.into()))
 /// })
 /// .path("/api/*");
 ///
@@ -37,14 +40,19 @@ type RealCost = dyn Fn(StatusCode, &HeaderMap) -> u32 + Send + Sync;
 /// ```
 #[derive(Clone)]
 pub struct Throttle {
-    select: Arc<Select>,
+    select: Select,
     when: Vec<Arc<When>>,
     methods: Vec<Method>,
     paths: Vec<Box<str>>,
     cost: Option<Arc<Cost>>,
     real_cost: Option<Arc<RealCost>>,
-    /// Finds a request's throttle again when it has been answered.
-    id: u64,
+}
+
+#[derive(Clone)]
+enum Select {
+    /// The policy, and how it is told.
+    One(Policy, Option<HeaderValue>, Arc<KeyOf>),
+    Any(Arc<PolicyOf>),
 }
 
 impl std::fmt::Debug for Throttle {
@@ -55,39 +63,51 @@ impl std::fmt::Debug for Throttle {
 
 /// One request's share.
 pub(super) struct Asked {
-    policy: Policy,
-    key: String,
-    cost: u32,
-    throttle: u64,
+    /// The number of its throttle.
+    throttle: usize,
+    /// The policy, if the throttle has not one for all.
+    policy: Option<Policy>,
+    key: Key,
+    pub(super) cost: u32,
 }
 
 impl Asked {
-    pub(super) fn charge(&self) -> (&Policy, &str, u32) {
-        (&self.policy, &self.key, self.cost)
+    pub(super) fn charge<'a>(&'a self, throttles: &'a [Throttle]) -> (&'a Policy, &'a str, u32) {
+        let policy = match (&self.policy, &throttles[self.throttle].select) {
+            (Some(policy), _) | (None, Select::One(policy, ..)) => policy,
+            (None, Select::Any(_)) => unreachable!("a chosen policy is kept"),
+        };
+        (policy, &self.key, self.cost)
     }
 
-    pub(super) fn into_parts(self) -> (Policy, String, u32) {
-        (self.policy, self.key, self.cost)
+    /// How the policy is told, if it is one for all and its quota is.
+    pub(super) fn header(&self, throttles: &[Throttle], quota: u32) -> Option<HeaderValue> {
+        match &throttles[self.throttle].select {
+            Select::One(policy, header, _) if policy.quota() == quota => header.clone(),
+            _ => None,
+        }
+    }
+
+    /// What it turns out to cost, if that is known.
+    pub(super) fn real_cost(&self, throttles: &[Throttle], status: StatusCode, headers: &HeaderMap) -> Option<u32> {
+        Some(throttles[self.throttle].real_cost.as_ref()?(status, headers))
     }
 }
 
 impl Throttle {
     /// One policy; `key` says what a request counts against, `None` that it does not count.
-    pub fn new(policy: Policy, key: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Self {
-        Self::select(move |parts| Some((policy.clone(), key(parts)?)))
+    pub fn new(policy: Policy, key: impl Fn(&Parts) -> Option<Key> + Send + Sync + 'static) -> Self {
+        let header = policy_header(&policy);
+        Self::selecting(Select::One(policy, header, Arc::new(key)))
     }
 
     /// The policy itself depends on the request: its user's plan, its route's class.
-    pub fn select(select: impl Fn(&Parts) -> Option<(Policy, String)> + Send + Sync + 'static) -> Self {
-        Self {
-            select: Arc::new(select),
-            when: Vec::new(),
-            methods: Vec::new(),
-            paths: Vec::new(),
-            cost: None,
-            real_cost: None,
-            id: fastrand::u64(..),
-        }
+    pub fn select(select: impl Fn(&Parts) -> Option<(Policy, Key)> + Send + Sync + 'static) -> Self {
+        Self::selecting(Select::Any(Arc::new(select)))
+    }
+
+    fn selecting(select: Select) -> Self {
+        Self { select, when: Vec::new(), methods: Vec::new(), paths: Vec::new(), cost: None, real_cost: None }
     }
 
     /// Only for this method; call again for more.
@@ -121,23 +141,26 @@ impl Throttle {
         self
     }
 
-    pub(super) fn ask(&self, parts: &Parts) -> Option<Asked> {
+    /// What a request is to be charged, if anything; `number` is this throttle's.
+    pub(super) fn ask(&self, number: usize, parts: &Parts) -> Option<Asked> {
         let method = self.methods.is_empty() || self.methods.contains(&parts.method);
         let path = self.paths.is_empty() || self.paths.iter().any(|p| fits(p, parts.uri.path()));
         if !method || !path || !self.when.iter().all(|when| when(parts)) {
             return None;
         }
-        let (policy, key) = (self.select)(parts)?;
-        Some(Asked { policy, key, cost: self.cost.as_ref().map_or(1, |cost| cost(parts)), throttle: self.id })
+        let (policy, key) = match &self.select {
+            Select::One(_, _, key) => (None, key(parts)?),
+            Select::Any(select) => {
+                let (policy, key) = select(parts)?;
+                (Some(policy), key)
+            }
+        };
+        Some(Asked { throttle: number, policy, key, cost: self.cost.as_ref().map_or(1, |cost| cost(parts)) })
     }
 
     /// Whether the answer changes nothing.
     pub(super) fn is_settled(&self) -> bool {
         self.real_cost.is_none()
-    }
-
-    pub(super) fn real_cost_of(&self, asked: &Asked, status: StatusCode, headers: &HeaderMap) -> Option<u32> {
-        if asked.throttle == self.id { Some(self.real_cost.as_ref()?(status, headers)) } else { None }
     }
 }
 

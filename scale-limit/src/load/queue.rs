@@ -38,7 +38,7 @@ impl Priority {
     }
 }
 
-/// Waiting is normal in a burst; a queue that has not been empty for so long is overload.
+/// Waiting is normal in a burst; when somebody has had to wait all through that time, it is overload, and until nobody has for as long.
 const BURST: Duration = Duration::from_millis(100);
 const CLASSES: usize = 3;
 
@@ -49,8 +49,8 @@ struct State {
     at_once: usize,
     /// By priority, the oldest in front.
     waiting: [Waiting; CLASSES],
-    /// The queue has not been empty since.
-    busy_since: Option<Instant>,
+    /// Requests have had to wait from then on, and at last then.
+    busy: Option<(Instant, Instant)>,
 }
 
 pub(super) struct Queue {
@@ -70,7 +70,7 @@ pub(super) struct Place {
 
 impl Queue {
     pub(super) fn new(limit: AdaptiveConcurrency, longest: usize, patience: Duration) -> Arc<Self> {
-        let state = State { limit, at_once: 0, waiting: Default::default(), busy_since: None };
+        let state = State { limit, at_once: 0, waiting: Default::default(), busy: None };
         Arc::new(Self { state: Mutex::new(state), start: Instant::now(), longest, patience })
     }
 
@@ -81,9 +81,7 @@ impl Queue {
             return Entry::In(self.place(&mut state));
         };
         let now = Instant::now();
-        if state.waiting.iter().all(VecDeque::is_empty) {
-            state.busy_since = Some(now);
-        }
+        state.busy = Some((state.busy.filter(|(_, last)| now - *last <= BURST).map_or(now, |(since, _)| since), now));
         if state.waiting.iter().map(VecDeque::len).sum::<usize>() >= self.longest {
             state.forget_the_gone();
         }
@@ -92,7 +90,7 @@ impl Queue {
             let Some(lower) = state.waiting[..class].iter_mut().find(|w| !w.is_empty()) else { return Entry::Full };
             lower.pop_front();
         }
-        let overload = state.busy_since.is_some_and(|since| now - since > BURST);
+        let overload = state.overload(now);
         let patience = match state.limit.best() {
             // What goes first is never far from its turn.
             Some(best) if overload && priority == Priority::High => (best * 2).clamp(Duration::from_millis(1), self.patience),
@@ -122,13 +120,10 @@ impl Queue {
             if state.at_once >= state.limit.limit() {
                 return;
             }
-            let overload = state.busy_since.is_some_and(|since| since.elapsed() > BURST);
+            let overload = state.overload(Instant::now());
             // In a burst the oldest first, as is fair; in overload the newest, who will still be there to hear the answer.
             let next = state.waiting.iter_mut().rev().find_map(|w| if overload { w.pop_back() } else { w.pop_front() });
-            let Some(sender) = next else {
-                state.busy_since = None;
-                return;
-            };
+            let Some(sender) = next else { return };
             if sender.is_closed() {
                 continue;
             }
@@ -141,6 +136,10 @@ impl Queue {
 }
 
 impl State {
+    fn overload(&self, now: Instant) -> bool {
+        self.busy.is_some_and(|(since, last)| now - last <= BURST && last - since > BURST)
+    }
+
     fn forget_the_gone(&mut self) {
         for waiting in &mut self.waiting {
             waiting.retain(|sender| !sender.is_closed());

@@ -68,7 +68,7 @@ impl LoadShed {
         Self { queue: Queue::new(self.limit.clone(), self.longest, self.patience), ..self }
     }
 
-    /// How many may wait, and for how long in a burst. In overload, when the queue has not been empty for 100 ms, waiting ends after half of
+    /// How many may wait, and for how long in a burst. In overload, when somebody has had to wait all through 100 ms, waiting ends after half of
     /// the best latency; for [`Priority::High`] after twice that.
     pub fn queue(self, longest: usize, patience: Duration) -> Self {
         Self { longest, patience, ..self }.queued()

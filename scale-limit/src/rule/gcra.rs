@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::Ruling;
+use super::{NEVER, Ruling};
 
 /// A policy in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,11 +15,18 @@ pub(crate) struct Rate {
     pub(crate) interval: f64,
     /// Units that may come at once.
     pub(crate) burst: u32,
+    /// Nanoseconds of the whole burst.
+    capacity: u64,
 }
 
 impl Rate {
     pub(crate) fn new(quota: u32, period: Duration, burst: u32) -> Self {
-        Self { interval: period.as_nanos() as f64 / f64::from(quota), burst }
+        Self::paced(period.as_nanos() as f64 / f64::from(quota), burst)
+    }
+
+    /// So many nanoseconds per unit.
+    pub(crate) fn paced(interval: f64, burst: u32) -> Self {
+        Self { interval, burst, capacity: (f64::from(burst) * interval) as u64 }
     }
 
     /// Rules on `cost` units at `now` (ns) with the stored `tat` (ns), or on as many as there are if those are at least `least`; returns
@@ -27,7 +34,7 @@ impl Rate {
     pub(crate) fn rule(&self, tat: u64, now: u64, cost: u32, least: u32) -> (Ruling, u64) {
         // Time going backwards leaves a TAT in the future: stricter, never looser.
         let start = tat.max(now);
-        let capacity = self.worth(self.burst);
+        let capacity = self.capacity;
         let next = start.saturating_add(self.worth(cost));
         let ahead = next - now;
         if ahead <= capacity {
@@ -35,8 +42,8 @@ impl Rate {
                 admitted: true,
                 granted: cost,
                 remaining: self.units(capacity - ahead),
-                retry_after: Some(Duration::ZERO),
-                full_after: nanos(ahead),
+                retry_after: 0,
+                full_after: ahead,
             };
             return (ruling, next);
         }
@@ -49,8 +56,8 @@ impl Rate {
             admitted: false,
             granted: 0,
             remaining,
-            retry_after: (cost <= self.burst).then(|| nanos(ahead - capacity)),
-            full_after: nanos(held),
+            retry_after: if cost <= self.burst { ahead - capacity } else { NEVER },
+            full_after: held,
         };
         (ruling, start)
     }
@@ -67,7 +74,7 @@ impl Rate {
         tat.max(now).saturating_add(self.worth(cost))
     }
 
-    fn worth(&self, units: u32) -> u64 {
+    pub(super) fn worth(&self, units: u32) -> u64 {
         (f64::from(units) * self.interval) as u64
     }
 
@@ -75,10 +82,6 @@ impl Rate {
         // Half a nanosecond of rounding must not eat a unit.
         ((nanos as f64 + 0.5) / self.interval) as u32
     }
-}
-
-fn nanos(n: u64) -> Duration {
-    Duration::from_nanos(n)
 }
 
 #[cfg(test)]
@@ -132,13 +135,13 @@ mod tests {
             }
             let (ruling, _) = rate.rule(tat, now, cost, cost);
             match ruling.retry_after {
-                Some(wait) if !ruling.admitted => {
-                    let then = now + wait.as_nanos() as u64;
+                wait if !ruling.admitted && wait < NEVER => {
+                    let then = now + wait;
                     prop_assert!(rate.rule(tat, then, cost, cost).0.admitted);
                     prop_assert!(!rate.rule(tat, then - 1, cost, cost).0.admitted);
                 }
-                Some(_) => prop_assert!(ruling.admitted),
-                None => prop_assert!(cost > burst),
+                NEVER => prop_assert!(cost > burst),
+                _ => prop_assert!(ruling.admitted),
             }
         }
 

@@ -10,8 +10,6 @@
 mod gcra;
 mod window;
 
-use std::time::Duration;
-
 pub(crate) use self::gcra::Rate;
 pub(crate) use self::window::{Counts, Window};
 
@@ -36,7 +34,10 @@ pub(crate) enum State {
     Held(u32),
 }
 
-/// What an algorithm says of one request; times are from now.
+/// A time that never comes, or that nobody can know.
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// What an algorithm says of one request; times are nanoseconds from now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ruling {
     pub(crate) admitted: bool,
@@ -44,15 +45,14 @@ pub(crate) struct Ruling {
     pub(crate) granted: u32,
     /// Units left now.
     pub(crate) remaining: u32,
-    /// When the same request would be admitted; zero if it was. `None`: never, or nobody can know.
-    pub(crate) retry_after: Option<Duration>,
+    /// When the same request would be admitted; zero if it was. [`NEVER`], too, if nobody can know.
+    pub(crate) retry_after: u64,
     /// When everything is there again.
-    pub(crate) full_after: Duration,
+    pub(crate) full_after: u64,
 }
 
 impl Ruling {
-    pub(crate) const FREE: Self =
-        Self { admitted: true, granted: 0, remaining: u32::MAX, retry_after: Some(Duration::ZERO), full_after: Duration::ZERO };
+    pub(crate) const FREE: Self = Self { admitted: true, granted: 0, remaining: u32::MAX, retry_after: 0, full_after: 0 };
 }
 
 /// What a charge did to a state, so that it can be undone.
@@ -102,8 +102,8 @@ impl Rule {
                     admitted,
                     granted,
                     remaining: free - granted,
-                    retry_after: admitted.then_some(Duration::ZERO),
-                    full_after: Duration::ZERO,
+                    retry_after: if admitted { 0 } else { NEVER },
+                    full_after: 0,
                 };
                 (ruling, if admitted { Undo::Units(cost) } else { Undo::Nothing })
             }
@@ -147,8 +147,8 @@ impl Rule {
             Self::Free => return ruling,
         };
         let back = match self {
-            Self::Gcra(rate) => Duration::from_nanos((f64::from(cost) * rate.interval) as u64),
-            _ => Duration::ZERO,
+            Self::Gcra(rate) => rate.worth(cost),
+            _ => 0,
         };
         let remaining = ruling.remaining.saturating_add(cost).min(most);
         Ruling { remaining, granted: 0, full_after: ruling.full_after.saturating_sub(back), ..ruling }

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use super::Ruling;
+use super::{NEVER, Ruling};
 
 /// Tenths, and the one that is partly out of the window.
 pub(crate) const SLIDING: usize = 11;
@@ -64,8 +64,8 @@ impl Window {
                 admitted: false,
                 granted: 0,
                 remaining: left,
-                retry_after: self.frees(counts, used, cost).map(|at| until(at, now)),
-                full_after: until(counts.until, now),
+                retry_after: self.frees(counts, used, cost).map_or(NEVER, |at| at.saturating_sub(now)),
+                full_after: counts.until.saturating_sub(now),
             };
         };
         self.debit(counts, now, granted);
@@ -73,8 +73,8 @@ impl Window {
             admitted: true,
             granted,
             remaining: left - granted,
-            retry_after: Some(Duration::ZERO),
-            full_after: until(counts.until, now),
+            retry_after: 0,
+            full_after: counts.until.saturating_sub(now),
         }
     }
 
@@ -120,10 +120,6 @@ impl Window {
 
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4).clamp(1, u64::MAX / 4)
-}
-
-fn until(at: u64, now: u64) -> Duration {
-    Duration::from_nanos(at.saturating_sub(now))
 }
 
 #[cfg(test)]
@@ -196,15 +192,15 @@ mod tests {
                 }
                 let ruling = window.charge(&mut counts.clone(), now, cost, cost);
                 match ruling.retry_after {
-                    Some(wait) if !ruling.admitted => {
-                        let then = now + wait.as_nanos() as u64;
+                    wait if !ruling.admitted && wait < NEVER => {
+                        let then = now + wait;
                         prop_assert!(window.charge(&mut counts.clone(), then, cost, cost).admitted);
                         prop_assert!(!window.charge(&mut counts.clone(), then - 1, cost, cost).admitted);
                     }
-                    Some(_) => prop_assert!(ruling.admitted),
-                    None => prop_assert!(cost > quota),
+                    NEVER => prop_assert!(cost > quota),
+                    _ => prop_assert!(ruling.admitted),
                 }
-                let full = now + ruling.full_after.as_nanos() as u64;
+                let full = now + ruling.full_after;
                 prop_assert!(window.charge(&mut counts.clone(), full, quota, quota).admitted || ruling.admitted);
             }
         }

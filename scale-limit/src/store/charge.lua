@@ -21,6 +21,7 @@ local time = redis.call('TIME')
 local now = (tonumber(time[1]) - 1735689600) * 1000000 + tonumber(time[2])
 local stored = redis.call('MGET', unpack(KEYS))
 
+local unpack_double = struct.unpack
 local kinds, arg = {}, 2
 for i = 0, tonumber(ARGV[1]) - 1 do
   local kind = { dry = ARGV[arg + 6] == '1' }
@@ -28,6 +29,7 @@ for i = 0, tonumber(ARGV[1]) - 1 do
   if kind[1] == 1 then
     -- A hundredth of a microsecond of rounding must not deny a unit.
     kind.worth, kind.capacity = kind[5] * kind[2], kind[3] * kind[2] + 0.01
+    kind.plain = kind[8] == 0 and kind[6] == kind[5] and kind[5] > 0
   elseif kind[1] == 2 then
     kind.format = '>d' .. string.rep('I4', kind[4])
   end
@@ -37,6 +39,8 @@ end
 
 -- What keys are after this call, so that a key that comes twice is charged twice.
 local tats, windows, places, taken = {}, {}, {}, {}
+-- What a request that is denied in the end has changed: where, which, and what it was.
+local undone, undo_in, undo_key, undo_value = 0, {}, {}, {}
 
 local function window_of(name, bytes, kind)
   local window = windows[name]
@@ -73,12 +77,36 @@ local reply, r, key = {}, 0, 1
 while arg <= #ARGV do
   local last = key + tonumber(ARGV[arg]) - 1
   arg = arg + 1
-  local everybody, undo, first_taken = true, key < last and {} or nil, #taken
+  local everybody, several, first_taken = true, key < last, #taken
+  undone = 0
   for i = key, last do
     local name, kind, granted = KEYS[i], kinds[ARGV[arg]], 0
     arg = arg + 1
     local algorithm, mode = kind[1], kind[8]
-    if algorithm == 1 then
+    if kind.plain then
+      -- The common case: a bucket that is asked.
+      local known = tats[name]
+      local tat = known
+      if not tat then
+        local bytes = stored[i]
+        tat = bytes and #bytes == 8 and unpack_double('>d', bytes) or now
+        if tat < now then tat = now end
+      end
+      local after = tat + kind.worth
+      if after - now <= kind.capacity then
+        granted = kind[5]
+        tats[name] = after
+        if several then
+          undone = undone + 1
+          undo_in[undone], undo_key[undone], undo_value[undone] = tats, name, known
+        end
+      elseif not kind.dry then
+        everybody = false
+      end
+      -- Redis cuts fractions off: down before, up after.
+      reply[r + 1], reply[r + 2], reply[r + 3] = granted, tat - now, after - now + 0.999
+      r = r + 3
+    elseif algorithm == 1 then
       local known = tats[name]
       local tat = known
       if not tat then
@@ -100,9 +128,11 @@ while arg <= #ARGV do
       end
       if granted > 0 then
         tats[name] = after
-        if undo then undo[#undo + 1] = { tats, name, known } end
+        if several then
+          undone = undone + 1
+          undo_in[undone], undo_key[undone], undo_value[undone] = tats, name, known
+        end
       end
-      -- Redis cuts fractions off: down before, up after.
       reply[r + 1], reply[r + 2], reply[r + 3] = granted, tat - now, after - now + 0.999
       r = r + 3
     elseif algorithm == 2 then
@@ -132,7 +162,10 @@ while arg <= #ARGV do
       if mode ~= 1 and granted > 0 then
         window[2] = math.min(window[2] + granted, 4294967295)
         window.dirty = true
-        if undo then undo[#undo + 1] = { window, 2, window[2] - granted } end
+        if several then
+          undone = undone + 1
+          undo_in[undone], undo_key[undone], undo_value[undone] = window, 2, window[2] - granted
+        end
       elseif mode == 1 then
         window.dirty = true
       end
@@ -152,16 +185,19 @@ while arg <= #ARGV do
       if kind[5] <= left then
         granted = kind[5]
         places[name] = held + granted
-        if undo then undo[#undo + 1] = { places, name, held } end
+        if several then
+          undone = undone + 1
+          undo_in[undone], undo_key[undone], undo_value[undone] = places, name, held
+        end
         for n = 1, granted do taken[#taken + 1] = { name, permit .. ':' .. n, kind[2] } end
       end
       reply[r + 1], reply[r + 2] = granted, left - granted
       r = r + 2
     end
-    everybody = everybody and (granted > 0 or kind[5] == 0 or kind.dry)
+    if granted == 0 and kind[5] > 0 and not kind.dry then everybody = false end
   end
-  if undo and not everybody then
-    for n = #undo, 1, -1 do undo[n][1][undo[n][2]] = undo[n][3] end
+  if several and not everybody then
+    for n = undone, 1, -1 do undo_in[n][undo_key[n]] = undo_value[n] end
     for n = #taken, first_taken + 1, -1 do taken[n] = nil end
   end
   key = last + 1

@@ -13,7 +13,7 @@ use super::table::{Shard, Table, Worth};
 use super::{Charge, Settle};
 use crate::rule::{Ruling, State, Undo};
 
-/// 64 shards of 14,336: as many as fit into their tables before these double. About 100 MB.
+/// 64 shards of 14,336: as many as fit into their tables before these double. About 150 MB.
 const KEYS: usize = 917_504;
 
 impl Worth for State {

@@ -23,7 +23,7 @@ use super::places::{HOLD, Places};
 use super::{Charge, Charged, Settle, Store};
 use crate::error::Error;
 use crate::permit::Permits;
-use crate::rule::{Rule, Ruling};
+use crate::rule::{NEVER, Rule, Ruling};
 
 /// Longer keys are hashed by the caller or cut: a header value must not become a megabyte of Redis key.
 const LONGEST_KEY: usize = 256;
@@ -148,7 +148,7 @@ impl Terms {
             Some(row)
         };
         let units = |n: i64| u32::try_from(n.max(0)).unwrap_or(u32::MAX);
-        let micros = |n: i64| Duration::from_micros(n.max(0) as u64);
+        let nanos = |micros: f64| (micros.max(0.0) * 1e3) as u64;
         match self.rule {
             Rule::Gcra(rate) => {
                 let row = take(3)?;
@@ -162,25 +162,25 @@ impl Terms {
                     granted,
                     // The reply is in whole microseconds: what is within one of a unit is one.
                     remaining: ((capacity - held + 1.0).max(0.0) / interval).min(f64::from(rate.burst)) as u32,
-                    retry_after: if admitted {
-                        Some(Duration::ZERO)
-                    } else {
-                        (self.cost <= rate.burst).then(|| Duration::from_secs_f64((after - capacity).max(0.0) / 1e6))
+                    retry_after: match admitted {
+                        true => 0,
+                        false if self.cost <= rate.burst => nanos(after - capacity),
+                        false => NEVER,
                     },
-                    full_after: Duration::from_secs_f64(held / 1e6),
+                    full_after: nanos(held),
                 })
             }
             Rule::Window(_) => {
                 let row = take(4)?;
                 let admitted = row[0] > 0 || self.cost == 0;
-                let retry_after = if admitted { Some(Duration::ZERO) } else { (row[2] >= 0).then(|| micros(row[2])) };
-                Some(Ruling {
-                    admitted,
-                    granted: units(row[0]),
-                    remaining: units(row[1]),
-                    retry_after,
-                    full_after: micros(row[3]),
-                })
+                let retry_after = match row[2] {
+                    _ if admitted => 0,
+                    micros if micros >= 0 => nanos(micros as f64),
+                    _ => NEVER,
+                };
+                let full_after = nanos(row[3] as f64);
+
+                Some(Ruling { admitted, granted: units(row[0]), remaining: units(row[1]), retry_after, full_after })
             }
             Rule::Places(_) | Rule::Free => {
                 let row = take(2)?;
@@ -189,8 +189,8 @@ impl Terms {
                     admitted,
                     granted: units(row[0]),
                     remaining: units(row[1]),
-                    retry_after: admitted.then_some(Duration::ZERO),
-                    full_after: Duration::ZERO,
+                    retry_after: if admitted { 0 } else { NEVER },
+                    full_after: 0,
                 })
             }
         }

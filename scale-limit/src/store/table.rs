@@ -29,9 +29,14 @@ struct Entry<V> {
 #[derive(Debug)]
 pub(crate) struct Shard<V>(HashTable<Entry<V>>);
 
+/// A cache line of its own: threads at work on different shards must not wait for each other's.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Line<V>(Mutex<Shard<V>>);
+
 #[derive(Debug)]
 pub(crate) struct Table<V> {
-    shards: Box<[Mutex<Shard<V>>]>,
+    shards: Box<[Line<V>]>,
     hasher: foldhash::fast::RandomState,
     /// Entries of one shard at most.
     limit: usize,
@@ -52,7 +57,7 @@ impl<V: Worth> Table<V> {
     /// That many entries at most.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::new(Shard(HashTable::new()))).collect(),
+            shards: (0..SHARDS).map(|_| Line(Mutex::new(Shard(HashTable::new())))).collect(),
             hasher: foldhash::fast::RandomState::default(),
             limit: (limit / SHARDS).max(1),
         }
@@ -67,7 +72,7 @@ impl<V: Worth> Table<V> {
     }
 
     pub(crate) fn lock(&self, shard: usize) -> MutexGuard<'_, Shard<V>> {
-        self.shards[shard].lock()
+        self.shards[shard].0.lock()
     }
 
     /// The entry, if there is one.
@@ -102,7 +107,7 @@ impl<V: Worth> Table<V> {
 
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|s| s.lock().0.len()).sum()
+        self.shards.iter().map(|s| s.0.lock().0.len()).sum()
     }
 }
 

@@ -92,18 +92,26 @@ where
     F: Fn(usize) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = Result<()>> + Send,
 {
+    each_task(tasks, count, move |task, count| {
+        let one = one.clone();
+        async move {
+            for n in 0..count {
+                one(task * 31 + n).await?;
+            }
+            Ok(())
+        }
+    })
+    .await
+}
+
+/// Gives each of many tasks its number and its share of `count` operations; operations a second.
+pub(crate) async fn each_task<F, Fut>(tasks: usize, count: usize, share: F) -> Result<f64>
+where
+    F: Fn(usize, usize) -> Fut,
+    Fut: Future<Output = Result<()>> + Send + 'static,
+{
     let start = Instant::now();
-    let running: Vec<_> = (0..tasks)
-        .map(|task| {
-            let one = one.clone();
-            tokio::spawn(async move {
-                for n in 0..count / tasks {
-                    one(task * 31 + n).await?;
-                }
-                anyhow::Ok(())
-            })
-        })
-        .collect();
+    let running: Vec<_> = (0..tasks).map(|task| tokio::spawn(share(task, count / tasks))).collect();
     for task in running {
         task.await??;
     }

@@ -7,18 +7,19 @@ use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("peers/node")
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("peers").join(name)
 }
 
 /// `npm install`, once a run, if it has not been done.
 async fn installed() -> Result<()> {
     static DONE: OnceCell<()> = OnceCell::const_new();
     DONE.get_or_try_init(|| async {
-        if folder().join("node_modules").is_dir() {
+        if folder("node").join("node_modules").is_dir() {
             return Ok(());
         }
-        let install = Command::new("npm").args(["install", "--no-audit", "--no-fund", "--silent"]).current_dir(folder()).status();
+        let install =
+            Command::new("npm").args(["install", "--no-audit", "--no-fund", "--silent"]).current_dir(folder("node")).status();
         ensure!(install.await.context("npm is missing: apt-get install -y nodejs npm")?.success(), "npm install failed");
         anyhow::Ok(())
     })
@@ -29,13 +30,26 @@ async fn installed() -> Result<()> {
 /// Runs a script of `peers/node` and returns the number it prints last.
 pub(crate) async fn node(script: &str, arguments: &[String]) -> Result<f64> {
     installed().await?;
-    let output = Command::new("node")
-        .arg(folder().join(script))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .await
-        .context("node is missing: apt-get install -y nodejs npm")?;
+    run("node", "node", script, arguments, "apt-get install -y nodejs npm").await
+}
+
+/// Runs a script of `peers/laravel` and returns the number it prints last.
+pub(crate) async fn laravel(script: &str, arguments: &[String]) -> Result<f64> {
+    let install = "apt-get install -y --no-install-recommends php-cli php-redis php-laravel-framework";
+    ensure!(std::path::Path::new("/usr/share/php/Illuminate").is_dir(), "Laravel is missing: {install}");
+    run("php", "laravel", script, arguments, install).await
+}
+
+/// Runs this program anew, as the hidden command `words`, and returns the number it prints last.
+pub(crate) async fn myself<const N: usize>(words: [&str; N]) -> Result<f64> {
+    let output = Command::new(std::env::current_exe()?).args(words).stdin(Stdio::null()).output().await?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
+}
+
+async fn run(program: &str, peers: &str, script: &str, arguments: &[String], install: &str) -> Result<f64> {
+    let output = Command::new(program).arg(folder(peers).join(script)).args(arguments).stdin(Stdio::null()).output();
+    let output = output.await.with_context(|| format!("{program} is missing: {install}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr).trim());
     text.split_whitespace()

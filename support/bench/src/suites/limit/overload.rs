@@ -1,0 +1,122 @@
+//! Three times as many requests as the service can answer.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use http::{Request, Response};
+use scale_limit::LoadShed;
+use scale_limit::load::AdaptiveConcurrency;
+use tokio::runtime::Builder;
+use tower::{Layer, Service, ServiceExt};
+
+use crate::Effort;
+use crate::measure::{Better, Case};
+use crate::report::Report;
+
+const WORK: Duration = Duration::from_millis(2);
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// As hashing a password is done: on a thread of its own, here the only one; the other core is left to everything else. Work that clients
+/// have left is done too.
+async fn burn(_: Request<()>) -> Result<Response<http_body_util::Full<bytes::Bytes>>, Infallible> {
+    let work = tokio::task::spawn_blocking(|| {
+        let start = Instant::now();
+        while start.elapsed() < WORK {
+            std::hint::spin_loop();
+        }
+    });
+    let _ = work.await;
+    Ok(Response::new(http_body_util::Full::default()))
+}
+
+/// What was answered in time.
+struct Seen {
+    per_second: f64,
+    p95: Duration,
+}
+
+/// Offers so many requests a second, from a thread of its own, to a runtime of its own.
+async fn offer<S, B>(service: S, rate: f64, time: Duration) -> Result<Seen>
+where
+    S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+{
+    tokio::task::spawn_blocking(move || {
+        let server = Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).enable_all().build()?;
+        let (sender, answers) = std::sync::mpsc::channel();
+        let start = Instant::now();
+        let offered = AtomicUsize::new(0);
+        while start.elapsed() < time {
+            let due = (start.elapsed().as_secs_f64() * rate) as usize;
+            for _ in offered.load(Relaxed)..due {
+                let (service, sender, asked) = (service.clone(), sender.clone(), Instant::now());
+                server.spawn(async move {
+                    let Ok(answer) = service.oneshot(Request::new(())).await;
+                    if answer.status() == 200 {
+                        let _ = sender.send(asked.elapsed());
+                    }
+                });
+            }
+            offered.store(due, Relaxed);
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        drop(sender);
+        // What is answered later than that is too late for everybody.
+        std::thread::sleep(PATIENCE);
+        let mut good: Vec<Duration> = answers.try_iter().filter(|took| *took <= PATIENCE).collect();
+        server.shutdown_background();
+        good.sort_unstable();
+        let p95 = good.get(good.len() * 95 / 100).copied().unwrap_or(PATIENCE);
+        Ok(Seen { per_second: good.len() as f64 / time.as_secs_f64(), p95 })
+    })
+    .await
+    .context("the rehearsal")?
+}
+
+/// What the service can do at most: two requests under way at any time.
+async fn peak(time: Duration) -> Result<f64> {
+    tokio::task::spawn_blocking(move || {
+        let server = Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).enable_all().build()?;
+        let start = Instant::now();
+        let one = move || async move {
+            let mut answered = 0;
+            while start.elapsed() < time {
+                let _ = burn(Request::new(())).await;
+                answered += 1;
+            }
+            answered
+        };
+        let tasks = [server.spawn(one()), server.spawn(one())];
+        let mut answered = 0;
+        for task in tasks {
+            answered += server.block_on(task)?;
+        }
+        Ok(f64::from(answered) / start.elapsed().as_secs_f64())
+    })
+    .await
+    .context("the rehearsal")?
+}
+
+pub(super) async fn run(effort: Effort, report: &mut Report) {
+    let time = Duration::from_secs(2 + effort.scale as u64);
+    let capacity = peak(time).await.unwrap_or(f64::NAN);
+    let bare = || tower::service_fn(burn);
+    let shed = || LoadShed::new(AdaptiveConcurrency::default()).layer(bare());
+    let rounds = effort.rounds.min(3);
+    Case::new("overload", "answers/s", Better::Higher)
+        .subject("scale-limit", || async { Ok(offer(shed(), capacity * 3.0, time).await?.per_second) })
+        .subject("peak", || peak(time))
+        .target(0.8)
+        .subject("no-layer", || async { Ok(offer(bare(), capacity * 3.0, time).await?.per_second) })
+        .measure(rounds, report)
+        .await;
+    Case::new("overload_p95", "ms", Better::Lower)
+        .subject("scale-limit", || async { Ok(offer(shed(), capacity * 3.0, time).await?.p95.as_secs_f64() * 1e3) })
+        .subject("unloaded", || async { Ok(offer(bare(), capacity * 0.1, time).await?.p95.as_secs_f64() * 1e3) })
+        .target(0.33)
+        .measure(rounds, report)
+        .await;
+}
