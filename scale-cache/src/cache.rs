@@ -49,7 +49,7 @@ const MAX_POSITION: usize = 1_024;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Cache(Arc<Inner>);
+pub struct Cache(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     /// The first level, if it may hold anything.

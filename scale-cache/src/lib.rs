@@ -7,6 +7,8 @@ mod config;
 mod entry;
 mod error;
 mod flight;
+#[cfg(feature = "http")]
+pub mod http;
 mod link;
 mod load;
 mod made;
@@ -14,6 +16,8 @@ pub mod memo;
 mod options;
 mod pending;
 mod shared;
+#[cfg(feature = "http")]
+mod since;
 mod space;
 mod stamp;
 pub mod store;

@@ -29,12 +29,19 @@ impl Made {
     where
         V: Serialize + Send + Sync + 'static,
     {
-        let bytes = rmp_serde::to_vec_named(&value).map_err(|e| Error::Encode(Arc::new(e)))?;
+        Self::of(Arc::new(value), stamps, options, ttl, cost)
+    }
+
+    pub(crate) fn of<V>(value: Arc<V>, stamps: Stamps, options: &Options, ttl: Duration, cost: Duration) -> Result<Self, Error>
+    where
+        V: Serialize + Send + Sync + 'static,
+    {
+        let bytes = rmp_serde::to_vec_named(&*value).map_err(|e| Error::Encode(Arc::new(e)))?;
         let now = Instant::now();
         let ttl = options.jittered(ttl, fastrand::f64());
         let kept = options.kept(ttl);
         let entry = Entry {
-            value: Arc::new(value),
+            value,
             stamps,
             fence: 0,
             era: 0,

@@ -35,10 +35,10 @@ use crate::options::Options;
 /// ```
 #[derive(Debug)]
 pub struct Space<V> {
-    cache: Cache,
+    pub(crate) cache: Cache,
     name: Arc<str>,
     /// The tag all entries of the space carry.
-    tag: Arc<str>,
+    pub(crate) tag: Arc<str>,
     options: Arc<Options>,
     value: PhantomData<fn() -> V>,
 }
@@ -158,6 +158,14 @@ where
     /// Invalidates all of the space, in one step.
     pub async fn clear(&self) {
         self.cache.invalidate(Arc::clone(&self.tag), None).await;
+    }
+}
+
+#[cfg(feature = "http")]
+impl<V> Space<V> {
+    /// A key as the cache knows it.
+    pub(crate) fn full_key(&self, key: &str) -> String {
+        Key::new(&self.name, &key).as_str().to_owned()
     }
 }
 

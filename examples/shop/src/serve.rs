@@ -45,9 +45,8 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         sticky = sticky.insecure();
     }
     let (site, login) = (config.clients.clone(), config.clients.clone());
-    let limits = LimitLayer::new(app.limiter.clone())
-        .policy(config.limit.site.clone(), move |request| site.key(request))
-        .throttle(
+    let limits =
+        LimitLayer::new(app.limiter.clone()).policy(config.limit.site.clone(), move |request| site.key(request)).throttle(
             Throttle::new(config.limit.login.clone(), move |request| login.key(request)).method(Method::POST).path("/login"),
         );
     // When there is more to do than can be done, buying goes before looking.

@@ -1,0 +1,351 @@
+//! What may be stored, and how long it is fresh (RFC 9111, sections 3 and 4.2; RFC 5861). Pure: times are given.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::header::{
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, DATE, EXPIRES, LAST_MODIFIED, PRAGMA, SET_COOKIE, VARY,
+};
+use http::{HeaderMap, HeaderName, StatusCode};
+use serde::{Deserialize, Serialize};
+
+use super::directives::{Directives, FOREVER, seconds};
+
+static CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
+
+/// How far an origin's word is taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    /// What the standard permits is enough, even where an origin forgets to forbid.
+    pub(super) as_the_standard_permits: bool,
+}
+
+/// What a request wants of a cache.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wishes {
+    pub(super) directives: Directives,
+    pub(super) authorized: bool,
+    pub(super) cookies: bool,
+}
+
+impl Wishes {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let mut directives = Directives::of(headers, &CACHE_CONTROL);
+        if !headers.contains_key(CACHE_CONTROL) && Directives::of(headers, &PRAGMA).has("no-cache") {
+            let mut old = HeaderMap::new();
+            old.insert(CACHE_CONTROL, http::HeaderValue::from_static("no-cache"));
+            directives = Directives::of(&old, &CACHE_CONTROL);
+        }
+        Self { directives, authorized: headers.contains_key(AUTHORIZATION), cookies: headers.contains_key(COOKIE) }
+    }
+}
+
+/// How long a stored response is good for, in seconds of age.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Freshness {
+    /// Fresh below that age.
+    pub(super) lifetime: u64,
+    /// Its age when it came.
+    pub(super) initial_age: u64,
+    /// When it came, ms since 1970.
+    pub(super) received: u64,
+    /// So long past its lifetime it is served while a new one is fetched, or because none can be.
+    pub(super) while_revalidate: u64,
+    pub(super) if_error: u64,
+    /// To be validated at each use.
+    pub(super) always_validate: bool,
+    /// Never to be served stale.
+    pub(super) must_revalidate: bool,
+}
+
+/// What may be done with a stored response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Serve it.
+    Fresh,
+    /// Serve it, and fetch a new one meanwhile.
+    Stale,
+    /// Ask the origin first.
+    Validate,
+}
+
+impl Freshness {
+    pub(super) fn age(&self, now: u64) -> u64 {
+        self.initial_age.saturating_add(now.saturating_sub(self.received) / 1_000)
+    }
+
+    /// Seconds until it is stale; negative since then.
+    pub(super) fn left(&self, now: u64) -> i64 {
+        self.lifetime.min(FOREVER) as i64 - self.age(now).min(FOREVER * 2) as i64
+    }
+
+    pub(super) fn for_request(&self, wishes: &Directives, now: u64) -> Use {
+        let (age, left) = (self.age(now), self.left(now));
+        if self.always_validate || wishes.has("no-cache") || wishes.seconds("max-age").is_some_and(|most| age > most || most == 0)
+        {
+            return Use::Validate;
+        }
+        if let Some(least) = wishes.seconds("min-fresh")
+            && left < least as i64
+        {
+            return Use::Validate;
+        }
+        if left > 0 {
+            return Use::Fresh;
+        }
+        if self.must_revalidate {
+            return Use::Validate;
+        }
+        let most = if wishes.has_unlimited("max-stale") { Some(FOREVER) } else { wishes.seconds("max-stale") };
+        if most.is_some_and(|most| -left <= most as i64) {
+            return Use::Fresh;
+        }
+        if -left < self.while_revalidate as i64 { Use::Stale } else { Use::Validate }
+    }
+
+    /// Whether it may be served because the origin cannot.
+    pub(super) fn serves_errors(&self, now: u64) -> bool {
+        !self.must_revalidate && !self.always_validate && -self.left(now) < self.if_error as i64
+    }
+
+    /// How long it is of any use.
+    pub(super) fn kept(&self, has_validator: bool) -> Duration {
+        let fresh = self.lifetime.saturating_sub(self.initial_age);
+        // Worth asking about for a while: a validation is cheaper than a body.
+        let validated = if has_validator { 86_400 } else { 0 };
+        let stale = self.while_revalidate.max(self.if_error).max(validated);
+        Duration::from_secs(fresh.saturating_add(stale).min(FOREVER)).max(Duration::from_millis(1))
+    }
+}
+
+/// Statuses that are final and understood here: what a response with `must-understand` must have.
+const UNDERSTOOD: [u16; 24] =
+    [200, 203, 204, 206, 300, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 410, 414, 429, 500, 501, 502, 503, 504];
+/// Statuses that are cacheable without being told so (RFC 9110, 15.1).
+const HEURISTIC: [u16; 10] = [200, 203, 204, 300, 301, 308, 404, 405, 410, 414];
+
+/// Whether a response may be stored, and for how long it is fresh then. `asked` and `received`: ms since 1970.
+pub(super) fn judge(
+    rules: Rules,
+    wishes: &Wishes,
+    status: StatusCode,
+    headers: &HeaderMap,
+    asked: u64,
+    received: u64,
+) -> Option<Freshness> {
+    let targeted = Directives::targeted(headers, &CDN_CACHE_CONTROL);
+    let is_targeted = targeted.is_some();
+    let said = targeted.unwrap_or_else(|| Directives::of(headers, &CACHE_CONTROL));
+    let understood = UNDERSTOOD.contains(&status.as_u16());
+    let must_understand = said.has("must-understand");
+    if status.is_informational()
+        || (must_understand && !understood)
+        || (said.has("no-store") && !must_understand)
+        || said.has("private")
+        || wishes.directives.has("no-store")
+        || status == StatusCode::PARTIAL_CONTENT
+        || status == StatusCode::NOT_MODIFIED
+        || varies_without_bound(headers)
+        || headers.get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream"))
+    {
+        return None;
+    }
+    let shared = said.has("public") || said.has("s-maxage");
+    if wishes.authorized && !shared && !said.has("must-revalidate") {
+        return None;
+    }
+    // What somebody's cookies may have made, or what makes somebody a cookie, is everybody's only if the origin says so.
+    if !rules.as_the_standard_permits && (wishes.cookies || headers.contains_key(SET_COOKIE)) && !shared {
+        return None;
+    }
+    let date = date_of(headers, &DATE).unwrap_or(received);
+    let expires = if is_targeted { None } else { headers.get(EXPIRES) };
+    let lifetime = match (said.seconds("s-maxage"), said.seconds("max-age"), expires) {
+        (Some(seconds), _, _) | (None, Some(seconds), _) => seconds,
+        // One that cannot be read is in the past (RFC 9111, 5.3).
+        (None, None, Some(_)) => date_of(headers, &EXPIRES).map_or(0, |expires| expires.saturating_sub(date) / 1_000),
+        (None, None, None) => {
+            let cacheable = HEURISTIC.contains(&status.as_u16()) || status == StatusCode::NOT_IMPLEMENTED || said.has("public");
+            if !cacheable {
+                return None;
+            }
+            let modified = date_of(headers, &LAST_MODIFIED).filter(|_| rules.as_the_standard_permits);
+            match modified {
+                // A tenth of the time since it last changed, a day at most (RFC 9111, 4.2.2).
+                Some(modified) => (date.saturating_sub(modified) / 10_000).min(86_400),
+                // Of use only with a validator.
+                None if has_validator(headers) => 0,
+                None => return None,
+            }
+        }
+    };
+    let age = match age_of(headers) {
+        Ok(age) => age,
+        // An age that cannot be read may be any.
+        Err(()) => FOREVER,
+    };
+    let delay = received.saturating_sub(asked) / 1_000;
+    let apparent = received.saturating_sub(date) / 1_000;
+    let proxied = said.has("proxy-revalidate") || said.has("s-maxage");
+    let always_validate = said.has_unlimited("no-cache");
+    Some(Freshness {
+        lifetime,
+        initial_age: apparent.max(age.saturating_add(delay)),
+        received,
+        while_revalidate: said.seconds("stale-while-revalidate").unwrap_or(0),
+        if_error: said.seconds("stale-if-error").unwrap_or(0),
+        always_validate,
+        must_revalidate: said.has("must-revalidate") || proxied,
+    })
+}
+
+/// Fields that `no-cache` and `private` keep out of the store.
+pub(super) fn withheld(headers: &HeaderMap) -> Vec<String> {
+    let said = Directives::of(headers, &CACHE_CONTROL);
+    said.fields("no-cache").into_iter().chain(said.fields("private")).collect()
+}
+
+pub(super) fn has_validator(headers: &HeaderMap) -> bool {
+    headers.contains_key(http::header::ETAG) || headers.contains_key(LAST_MODIFIED)
+}
+
+fn varies_without_bound(headers: &HeaderMap) -> bool {
+    headers.get_all(VARY).iter().any(|line| line.as_bytes().split(|b| *b == b',').any(|e| e.trim_ascii() == b"*"))
+}
+
+/// The `Age`. Of a list the first counts (RFC 9111, 5.1); one that repeats itself, or is spread over lines, comes from a broken hand and
+/// is an error, as is what is no number.
+fn age_of(headers: &HeaderMap) -> Result<u64, ()> {
+    let mut lines = headers.get_all(AGE).iter();
+    let line = match (lines.next(), lines.next()) {
+        (None, _) => return Ok(0),
+        (Some(line), None) => line.to_str().map_err(|_| ())?,
+        _ => return Err(()),
+    };
+    let ages: Vec<u64> = line.split(',').map(|age| seconds(age.trim()).ok_or(())).collect::<Result<_, _>>()?;
+    let repeats = ages.iter().enumerate().any(|(n, age)| ages[..n].contains(age));
+    ages.first().copied().filter(|_| !repeats).ok_or(())
+}
+
+/// A date, ms since 1970.
+pub(super) fn date_of(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    let mut lines = headers.get_all(name).iter();
+    let (line, None) = (lines.next()?, lines.next()) else { return None };
+    let time = httpdate::parse_http_date(line.to_str().ok()?.trim()).ok()?;
+    time.duration_since(UNIX_EPOCH).ok().map(|t| t.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_700_000_000_000;
+
+    fn judged(request: &[(&str, &str)], status: u16, response: &[(&str, &str)], permits: bool) -> Option<Freshness> {
+        let map = |fields: &[(&str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+            }
+            headers
+        };
+        let (wishes, headers) = (Wishes::of(&map(request)), map(response));
+        let status = StatusCode::from_u16(status).unwrap();
+        judge(Rules { as_the_standard_permits: permits }, &wishes, status, &headers, NOW, NOW)
+    }
+
+    #[test]
+    fn nobody_gets_what_was_made_for_somebody_else() {
+        let fresh = ("cache-control", "max-age=60");
+        let public = ("cache-control", "max-age=60, public");
+        for (request, response, permits, stored) in [
+            (vec![], vec![fresh], false, true),
+            // Cookies, asked with or set.
+            (vec![("cookie", "a=b")], vec![fresh], false, false),
+            (vec![("cookie", "a=b")], vec![public], false, true),
+            (vec![("cookie", "a=b")], vec![("cache-control", "s-maxage=60")], false, true),
+            (vec![], vec![fresh, ("set-cookie", "a=b")], false, false),
+            (vec![], vec![public, ("set-cookie", "a=b")], false, true),
+            (vec![], vec![fresh, ("set-cookie", "a=b")], true, true),
+            // Credentials, under either rule.
+            (vec![("authorization", "x")], vec![fresh], true, false),
+            (vec![("authorization", "x")], vec![("expires", "Fri, 01 Jan 2038 01:01:01 GMT")], true, false),
+            (vec![("authorization", "x")], vec![public], false, true),
+            (vec![("authorization", "x")], vec![("cache-control", "max-age=60, must-revalidate")], true, true),
+            // What an origin says is private is, however it says so.
+            (vec![], vec![("cache-control", "private, max-age=60")], true, false),
+            (vec![], vec![("cache-control", "max-age=60, private=\"x\"")], true, false),
+            (vec![], vec![("cache-control", "s-maxage=60, PRIVATE")], true, false),
+            (vec![], vec![public, ("cache-control", "no-store")], true, false),
+            (vec![], vec![fresh, ("vary", "*")], true, false),
+            (vec![], vec![fresh, ("vary", "accept, *")], true, false),
+            (vec![("cache-control", "no-store")], vec![public], true, false),
+            (vec![], vec![public, ("content-type", "text/event-stream")], true, false),
+            // For this kind of cache alone.
+            (vec![], vec![("cdn-cache-control", "private"), public], true, false),
+            (vec![], vec![("cdn-cache-control", "max-age=60"), ("cache-control", "private")], true, true),
+        ] {
+            assert_eq!(judged(&request, 200, &response, permits).is_some(), stored, "{request:?} {response:?} {permits}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_ages() {
+        for (lines, expected) in [
+            (&["5"][..], Some(5)),
+            (&["0,7200"], Some(0)),
+            (&["7200,0"], Some(7_200)),
+            (&["0, 0"], None),
+            (&["0", "7200"], None),
+            (&["-5"], None),
+            (&["5.0"], None),
+            (&["abc"], None),
+            (&["5;a=b"], None),
+            (&[""], None),
+            (&[], Some(0)),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(AGE, line.parse().unwrap());
+            }
+            assert_eq!(age_of(&headers).ok(), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_guessed_unless_that_is_asked_for() {
+        let old = [("last-modified", "Fri, 01 Jan 2010 01:01:01 GMT")];
+        assert_eq!(judged(&[], 200, &old, false).unwrap().lifetime, 0);
+        assert_eq!(judged(&[], 200, &old, true).unwrap().lifetime, 86_400);
+        assert_eq!(judged(&[], 502, &old, true), None);
+        assert_eq!(judged(&[], 200, &[], true), None);
+    }
+
+    #[test]
+    fn what_a_request_may_wish() {
+        let freshness = Freshness { lifetime: 100, received: NOW, while_revalidate: 50, if_error: 80, ..Freshness::default() };
+        let at = |seconds: u64, wish: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CACHE_CONTROL, wish.parse().unwrap());
+            freshness.for_request(&Wishes::of(&headers).directives, NOW + seconds * 1_000)
+        };
+        for (seconds, wish, expected) in [
+            (10, "", Use::Fresh),
+            (10, "no-cache", Use::Validate),
+            (10, "max-age=0", Use::Validate),
+            (10, "max-age=5", Use::Validate),
+            (10, "max-age=50", Use::Fresh),
+            (10, "min-fresh=95", Use::Validate),
+            (110, "", Use::Stale),
+            (110, "max-stale", Use::Fresh),
+            (110, "max-stale=5", Use::Stale),
+            (151, "", Use::Validate),
+            (151, "max-stale=60", Use::Fresh),
+        ] {
+            assert_eq!(at(seconds, wish), expected, "{seconds} {wish}");
+        }
+        assert!(freshness.serves_errors(NOW + 179_000) && !freshness.serves_errors(NOW + 181_000));
+        let strict = Freshness { must_revalidate: true, ..freshness };
+        assert!(!strict.serves_errors(NOW + 101_000));
+        assert_eq!(strict.for_request(&Directives::default(), NOW + 101_000), Use::Validate);
+    }
+}

@@ -1,0 +1,627 @@
+//! The layer: looks, fetches, stores, answers.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::{BuildHasher, Hash};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_LOCATION, HOST, HeaderName, LOCATION, RANGE, TRANSFER_ENCODING};
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body::Body;
+use moka::sync::Cache as Moka;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::body::{HttpCacheBody, Read, read};
+use super::directives::elements;
+use super::freshness::{Rules, Use, Wishes, has_validator, judge};
+use super::status::{Forwarded, Told};
+use super::stored::{Page, Stored, selecting, strip_conditions, strip_connection, varies_by};
+use crate::cache::Cache;
+use crate::options::Options;
+use crate::since::Noted;
+use crate::space::Space;
+
+/// Longer URLs are not cached.
+const LONGEST_URL: usize = 4_096;
+/// URLs share that many tags by which they are invalidated.
+const BUCKETS: u64 = 1 << 16;
+/// What could not be stored is not waited for by those who ask for it next.
+const PASS: Duration = Duration::from_secs(10);
+const PASSES: u64 = 10_000;
+/// Tags of one response at most; longer ones are cut off.
+const MAX_TAGS: usize = 60;
+
+static SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
+static CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
+
+/// Caches the responses of any `tower` service of `http` requests. See the [module](crate::http).
+#[derive(Clone, Debug)]
+pub struct HttpCacheLayer {
+    cache: Cache,
+    largest: usize,
+    rules: Rules,
+    obey: bool,
+}
+
+impl HttpCacheLayer {
+    /// Into this cache, which may hold other things too.
+    pub fn new(cache: &Cache) -> Self {
+        Self { cache: cache.clone(), largest: 4 << 20, rules: Rules { as_the_standard_permits: false }, obey: true }
+    }
+
+    /// Bodies up to so many bytes are stored, and read whole before they are passed on; larger ones are streamed. Default: 4 MiB.
+    pub fn largest(self, bytes: usize) -> Self {
+        Self { largest: bytes, ..self }
+    }
+
+    /// Stores what RFC 9111 permits even where the origin did not say that it is for all: answers with `Set-Cookie` or to requests with
+    /// cookies that have a `max-age`, and answers without any, for a tenth of the time since they last changed. For origins that know HTTP
+    /// caching and say `private` where they mean it.
+    pub fn as_the_standard_permits(self) -> Self {
+        Self { rules: Rules { as_the_standard_permits: true }, ..self }
+    }
+
+    /// Does not let clients have a response validated by `Cache-Control: no-cache` and its kin.
+    pub fn ignore_requests_directives(self) -> Self {
+        Self { obey: false, ..self }
+    }
+}
+
+impl<S> Layer<S> for HttpCacheLayer {
+    type Service = HttpCache<S>;
+
+    fn layer(&self, inner: S) -> HttpCache<S> {
+        let desk = Desk {
+            pages: self.cache.space("http"),
+            layer: self.clone(),
+            flights: Mutex::default(),
+            passes: Moka::builder().max_capacity(PASSES).time_to_live(PASS).build(),
+            hasher: foldhash::quality::FixedState::with_seed(0),
+        };
+        HttpCache { desk: Arc::new(desk), inner }
+    }
+}
+
+/// The service of [`HttpCacheLayer`].
+#[derive(Clone, Debug)]
+pub struct HttpCache<S> {
+    desk: Arc<Desk>,
+    inner: S,
+}
+
+/// The future of [`HttpCache`].
+pub type HttpCacheFuture<B, E> = Pin<Box<dyn Future<Output = Result<Response<HttpCacheBody<B>>, E>> + Send>>;
+
+/// What all clones of a service share.
+struct Desk {
+    pages: Space<Page>,
+    layer: HttpCacheLayer,
+    flights: Mutex<HashMap<Arc<str>, watch::Receiver<Option<Landed>>>>,
+    passes: Moka<Arc<str>, ()>,
+    hasher: foldhash::quality::FixedState,
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").field("layer", &self.layer).finish_non_exhaustive()
+    }
+}
+
+/// What a fetch left for those who waited for it.
+#[derive(Clone)]
+enum Landed {
+    Page(Arc<Page>),
+    /// Of no use to others.
+    Nothing,
+}
+
+/// A request, without its body.
+#[derive(Clone)]
+struct Asked {
+    method: Method,
+    uri: Uri,
+    version: http::Version,
+    headers: HeaderMap,
+    extensions: Extensions,
+    wishes: Wishes,
+    url: Arc<str>,
+}
+
+/// What came of a fetch.
+enum Fetched<B: Body> {
+    Stored(Arc<Page>, Told),
+    /// Good for whoever asked, and for nobody else.
+    Own(Arc<Page>, Told),
+    /// What is stored had to do.
+    Stale(Arc<Page>),
+    Passed(Response<HttpCacheBody<B>>, Told),
+}
+
+impl<S, Req, Res> Service<Request<Req>> for HttpCache<S>
+where
+    S: Service<Request<Req>, Response = Response<Res>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+    Req: Default + Send + 'static,
+    Res: Body<Data = Bytes> + Send + 'static,
+    Res::Error: Send,
+{
+    type Response = Response<HttpCacheBody<Res>>;
+    type Error = S::Error;
+    type Future = HttpCacheFuture<Res, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Req>) -> Self::Future {
+        // The ready service is the one called; its clone waits for the next request.
+        let clone = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, clone);
+        let desk = Arc::clone(&self.desk);
+        let (parts, body) = request.into_parts();
+        let url = Desk::url(&parts.uri, &parts.headers);
+        let wishes = if desk.layer.obey { Wishes::of(&parts.headers) } else { Wishes::of(&without_wishes(&parts.headers)) };
+        let asked = Asked {
+            method: parts.method,
+            uri: parts.uri,
+            version: parts.version,
+            headers: parts.headers,
+            extensions: parts.extensions,
+            wishes,
+            url: url.clone().unwrap_or_default(),
+        };
+        Box::pin(async move {
+            match asked.method {
+                Method::GET | Method::HEAD if url.is_some() && !asked.has_body() => desk.serve(inner, asked, body).await,
+                _ => desk.forward(inner, asked, body).await,
+            }
+        })
+    }
+}
+
+fn without_wishes(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    headers.remove(http::header::CACHE_CONTROL);
+    headers.remove(http::header::PRAGMA);
+    headers
+}
+
+impl Asked {
+    fn request<B>(&self, body: B) -> Request<B> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.version_mut() = self.version;
+        *request.headers_mut() = self.headers.clone();
+        *request.extensions_mut() = self.extensions.clone();
+        request
+    }
+
+    /// An answer may depend on it, and it is no part of what pages are kept under.
+    fn has_body(&self) -> bool {
+        let length = self.headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+        length || self.headers.contains_key(TRANSFER_ENCODING)
+    }
+
+    fn is_head(&self) -> bool {
+        self.method == Method::HEAD
+    }
+}
+
+impl Desk {
+    /// What a URL is stored under: the same for all methods.
+    fn url(uri: &Uri, headers: &HeaderMap) -> Option<Arc<str>> {
+        let host = uri.authority().map(|a| a.as_str().as_bytes()).or_else(|| headers.get(HOST).map(http::HeaderValue::as_bytes));
+        let host = String::from_utf8_lossy(host.unwrap_or_default()).to_ascii_lowercase();
+        Self::named(&host, uri.path_and_query().map_or("/", |p| p.as_str()))
+    }
+
+    fn named(host: &str, path: &str) -> Option<Arc<str>> {
+        (host.len() + path.len() <= LONGEST_URL).then(|| format!("{host}{path}").into())
+    }
+
+    /// The tag by which a URL is invalidated. It shares it with a few others: so their number is bounded.
+    fn bucket(&self, url: &str) -> Arc<str> {
+        format!("\0http:{:x}", self.hasher.hash_one(url) % BUCKETS).into()
+    }
+
+    fn key(&self, url: &str, vary: &[(String, String)]) -> String {
+        if vary.is_empty() {
+            return url.to_owned();
+        }
+        let mut hasher = self.hasher.build_hasher();
+        vary.hash(&mut hasher);
+        format!("{url} {:016x}", std::hash::Hasher::finish(&hasher))
+    }
+
+    fn selected(names: &[String], headers: &HeaderMap) -> Vec<(String, String)> {
+        names.iter().map(|name| (name.clone(), selecting(headers, name))).collect()
+    }
+
+    fn now(&self) -> u64 {
+        self.layer.cache.now_ms()
+    }
+
+    /// What is stored for a request, if it answers it; and whether there are variants that do not.
+    async fn find(&self, asked: &Asked) -> (Option<Arc<Page>>, bool) {
+        let Some(page) = self.pages.get(&asked.url).await else { return (None, false) };
+        let page = match &*page {
+            Page::Response(_) => page,
+            Page::Varies(names) => {
+                let key = self.key(&asked.url, &Self::selected(names, &asked.headers));
+                match self.pages.get(&key).await {
+                    Some(page) => page,
+                    None => return (None, true),
+                }
+            }
+        };
+        let answers = matches!(&*page, Page::Response(stored) if stored.answers(&asked.headers));
+        if answers { (Some(page), false) } else { (None, true) }
+    }
+
+    async fn serve<S, Req, Res>(
+        self: Arc<Self>,
+        inner: S,
+        asked: Asked,
+        body: Req,
+    ) -> Result<Response<HttpCacheBody<Res>>, S::Error>
+    where
+        S: Service<Request<Req>, Response = Response<Res>> + Clone + Send + 'static,
+        S::Future: Send,
+        S::Error: Send,
+        Req: Default + Send + 'static,
+        Res: Body<Data = Bytes> + Send + 'static,
+        Res::Error: Send,
+    {
+        let (found, vary_miss) = self.find(&asked).await;
+        let now = self.now();
+        let mut why = if vary_miss { Forwarded::VaryMiss } else { Forwarded::Miss };
+        if let Some(page) = &found
+            && let Page::Response(stored) = &**page
+        {
+            let usable = stored.freshness.for_request(&asked.wishes.directives, now);
+            if usable != Use::Validate {
+                if usable == Use::Stale {
+                    let (desk, page, asked) = (Arc::clone(&self), Arc::clone(page), asked.clone());
+                    // Of a service that is ready for it, sooner or later; whoever asked does not wait.
+                    tokio::spawn(async move {
+                        let asked = Asked { method: Method::GET, ..asked };
+                        let _ = desk.fetch(inner, asked, Req::default(), Some(page), Forwarded::Stale).await;
+                    });
+                }
+                return Ok(self.answer(&asked, page, Told::Hit { left: stored.freshness.left(now) }, true));
+            }
+            why = if stored.freshness.left(now) > 0 { Forwarded::Request } else { Forwarded::Stale };
+        }
+        if asked.wishes.directives.has("only-if-cached") {
+            let mut response = Response::new(HttpCacheBody::whole(Bytes::new()));
+            *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
+            Told::OnlyIfCached.add(response.headers_mut());
+            return Ok(response);
+        }
+        // A part, or the head, of what is not stored: the origin's business.
+        if asked.is_head() || (found.is_none() && asked.headers.contains_key(RANGE)) {
+            return self.pass(inner, asked, body, why).await;
+        }
+        let fetched = Arc::clone(&self).fetch(inner, asked.clone(), body, found, why).await?;
+        Ok(match fetched {
+            Fetched::Stored(page, told) | Fetched::Own(page, told) => {
+                let from_store = matches!(
+                    told,
+                    Told::Forwarded { collapsed: true, .. } | Told::Forwarded { status: StatusCode::NOT_MODIFIED, .. }
+                );
+                self.answer(&asked, &page, told, from_store)
+            }
+            Fetched::Stale(page) => {
+                let left = match &*page {
+                    Page::Response(stored) => stored.freshness.left(self.now()),
+                    Page::Varies(_) => 0,
+                };
+                self.answer(&asked, &page, Told::Error { left }, true)
+            }
+            Fetched::Passed(mut response, told) => {
+                told.add(response.headers_mut());
+                response
+            }
+        })
+    }
+
+    /// An answer from what is stored.
+    fn answer<B: Body<Data = Bytes>>(
+        &self,
+        asked: &Asked,
+        page: &Page,
+        told: Told,
+        from_store: bool,
+    ) -> Response<HttpCacheBody<B>> {
+        let Page::Response(stored) = page else { return Response::new(HttpCacheBody::whole(Bytes::new())) };
+        let age = stored.freshness.age(self.now());
+        let mut response = stored.answer(&asked.headers, asked.is_head(), (from_store || age > 0).then_some(age));
+        told.add(response.headers_mut());
+        response.map(HttpCacheBody::whole)
+    }
+
+    /// To the origin and back, without looking or storing.
+    async fn pass<S, Req, Res>(
+        &self,
+        inner: S,
+        asked: Asked,
+        body: Req,
+        why: Forwarded,
+    ) -> Result<Response<HttpCacheBody<Res>>, S::Error>
+    where
+        S: Service<Request<Req>, Response = Response<Res>>,
+        Res: Body<Data = Bytes>,
+    {
+        let mut response = called(inner, asked.request(body)).await?.map(HttpCacheBody::stream);
+        let status = response.status();
+        Told::Forwarded { why, status, stored: false, collapsed: false }.add(response.headers_mut());
+        Ok(response)
+    }
+
+    /// A request that is not cached; one that changed something invalidates (RFC 9111, 4.4).
+    async fn forward<S, Req, Res>(&self, inner: S, asked: Asked, body: Req) -> Result<Response<HttpCacheBody<Res>>, S::Error>
+    where
+        S: Service<Request<Req>, Response = Response<Res>>,
+        Res: Body<Data = Bytes>,
+    {
+        let response = self.pass(inner, asked.clone(), body, Forwarded::Method).await?;
+        if !asked.method.is_safe() && (response.status().is_success() || response.status().is_redirection()) {
+            let host = asked
+                .uri
+                .authority()
+                .map(http::uri::Authority::as_str)
+                .or_else(|| asked.headers.get(HOST)?.to_str().ok())
+                .unwrap_or_default();
+            let named = [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| {
+                let target = response.headers().get(name)?.to_str().ok()?;
+                Self::named(&host.to_ascii_lowercase(), &resolved(target, host, asked.uri.path())?)
+            });
+            let urls = Some(asked.url).filter(|url| !url.is_empty()).into_iter().chain(named);
+            let buckets: Vec<Arc<str>> = urls.map(|url| self.bucket(&url)).collect();
+            self.layer.cache.invalidate_tags(buckets).await;
+        }
+        Ok(response)
+    }
+
+    /// Fetches, once for all who want the same; in a task of its own, so that a client that goes away takes nothing with it.
+    async fn fetch<S, Req, Res>(
+        self: Arc<Self>,
+        inner: S,
+        asked: Asked,
+        body: Req,
+        old: Option<Arc<Page>>,
+        why: Forwarded,
+    ) -> Result<Fetched<Res>, S::Error>
+    where
+        S: Service<Request<Req>, Response = Response<Res>> + Send + 'static,
+        S::Future: Send,
+        S::Error: Send,
+        Req: Send + 'static,
+        Res: Body<Data = Bytes> + Send + 'static,
+        Res::Error: Send,
+    {
+        // With credentials everybody asks alone; and so does who asks for what could not be stored.
+        let alone = asked.wishes.authorized || asked.wishes.directives.has("no-store") || self.passes.contains_key(&asked.url);
+        let vary = old.as_deref().map_or(&[][..], |page| if let Page::Response(stored) = page { &stored.vary } else { &[] });
+        let flight: Arc<str> = self.key(&asked.url, vary).into();
+        if !alone {
+            let waiting = self.flights.lock().get(&flight).cloned();
+            if let Some(mut waiting) = waiting
+                && let Ok(landed) = waiting.wait_for(Option::is_some).await.map(|landed| landed.clone())
+                && let Some(Landed::Page(page)) = landed
+                && let Page::Response(stored) = &*page
+                && stored.answers(&asked.headers)
+            {
+                let told = Told::Forwarded { why, status: stored.status(), stored: true, collapsed: true };
+                return Ok(Fetched::Stored(Arc::clone(&page), told));
+            }
+        }
+        let (announce, landed) = watch::channel(None);
+        if !alone {
+            self.flights.lock().entry(Arc::clone(&flight)).or_insert(landed);
+        }
+        let (sender, receiver) = oneshot::channel();
+        let desk = Arc::clone(&self);
+        let url = Arc::clone(&asked.url);
+        tokio::spawn(async move {
+            // However this ends, nobody waits for it any longer.
+            let _landing = Landing { desk: &desk, flight: &flight, announce: &announce, alone };
+            let fetched = desk.exchange(inner, asked, body, old, why).await;
+            if let Ok(Fetched::Stored(page, _)) = &fetched {
+                announce.send_replace(Some(Landed::Page(Arc::clone(page))));
+            }
+            let _ = sender.send(fetched);
+        });
+        if let Ok(fetched) = receiver.await {
+            return fetched;
+        }
+        // The service panicked; without the cache its caller would have, too.
+        tracing::error!(url = &*url, "the service behind the cache panicked");
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        let mut response = Response::new(HttpCacheBody::whole(Bytes::new()));
+        *response.status_mut() = status;
+        Ok(Fetched::Passed(response, Told::Forwarded { why, status, stored: false, collapsed: false }))
+    }
+
+    /// One request to the origin, and what becomes of its answer.
+    async fn exchange<S, Req, Res>(
+        &self,
+        inner: S,
+        mut asked: Asked,
+        body: Req,
+        old: Option<Arc<Page>>,
+        why: Forwarded,
+    ) -> Result<Fetched<Res>, S::Error>
+    where
+        S: Service<Request<Req>, Response = Response<Res>>,
+        Res: Body<Data = Bytes>,
+    {
+        let noted = self.pages.note([self.bucket(&asked.url)]).await;
+        let stored = old.as_ref().and_then(|page| if let Page::Response(stored) = &**page { Some(stored) } else { None });
+        match stored {
+            Some(stored) => stored.ask(&mut asked.headers),
+            None => strip_conditions(&mut asked.headers),
+        }
+        asked.headers.remove(RANGE);
+        let sent_at = self.now();
+        let usable = |now: u64| old.clone().filter(|_| stored.is_some_and(|s| s.freshness.serves_errors(now)));
+        let answer = match called(inner, asked.request(body)).await {
+            Ok(answer) => answer,
+            Err(error) => return usable(self.now()).map(Fetched::Stale).ok_or(error),
+        };
+        let now = self.now();
+        let (mut head, body) = answer.into_parts();
+        if matches!(head.status.as_u16(), 500 | 502 | 503 | 504)
+            && let Some(old) = usable(now)
+        {
+            return Ok(Fetched::Stale(old));
+        }
+        let told = |stored: bool, status: StatusCode| Told::Forwarded { why, status, stored, collapsed: false };
+        if head.status == StatusCode::NOT_MODIFIED
+            && let Some(stored) = stored
+        {
+            // Judged as if it had come whole: by the fields as they are now.
+            let mut fresh = stored.freshened(head.headers);
+            let freshness = judge(self.layer.rules, &asked.wishes, fresh.status(), fresh.headers(), sent_at, now);
+            let keep = freshness.is_some();
+            fresh.freshness = freshness.unwrap_or_default();
+            let page = Arc::new(Page::Response(fresh));
+            let kept = keep && self.store(&noted, &asked, &page).await;
+            let told = told(kept, StatusCode::NOT_MODIFIED);
+            return Ok(if keep { Fetched::Stored(page, told) } else { Fetched::Own(page, told) });
+        }
+        let Some(freshness) = judge(self.layer.rules, &asked.wishes, head.status, &head.headers, sent_at, now) else {
+            self.passes.insert(Arc::clone(&asked.url), ());
+            strip_connection(&mut head.headers);
+            let told = told(false, head.status);
+            return Ok(Fetched::Passed(Response::from_parts(head, HttpCacheBody::stream(body)), told));
+        };
+        match read(body, self.layer.largest).await {
+            Read::Whole(bytes) => {
+                let names = varies_by(&head.headers);
+                let vary = Self::selected(&names, &asked.headers);
+                let page = Arc::new(Page::Response(Stored::new(head.status, head.headers, bytes, freshness, vary)));
+                let kept = self.store(&noted, &asked, &page).await;
+                if kept {
+                    self.passes.invalidate(&asked.url);
+                }
+                Ok(Fetched::Stored(page, told(kept, head.status)))
+            }
+            Read::NotToBeStored(body) => {
+                self.passes.insert(Arc::clone(&asked.url), ());
+                strip_connection(&mut head.headers);
+                let told = told(false, head.status);
+                Ok(Fetched::Passed(Response::from_parts(head, body), told))
+            }
+        }
+    }
+
+    /// Stores a page under its URL, or as a variant of it.
+    async fn store(&self, noted: &Noted, asked: &Asked, page: &Arc<Page>) -> bool {
+        let Page::Response(stored) = &**page else { return false };
+        let kept = stored.freshness.kept(has_validator(stored.headers()));
+        let tags: Vec<Arc<str>> = tags_of(stored.headers());
+        let options = Options::ttl(kept).jitter(0.0).refresh_ahead(false);
+        if !stored.vary.is_empty() {
+            let names = stored.vary.iter().map(|(name, _)| name.clone()).collect();
+            let varies = Arc::new(Page::Varies(names));
+            // As long as any of the variants may live.
+            let options = Options { ttl: kept.max(Duration::from_hours(24)), ..options.clone() };
+            if !self.pages.put_since(noted, &asked.url, &options, &[], varies).await {
+                return false;
+            }
+        }
+        let key = self.key(&asked.url, &stored.vary);
+        self.pages.put_since(noted, &key, &options, &tags, Arc::clone(page)).await
+    }
+}
+
+/// Takes a flight off the board.
+struct Landing<'d> {
+    desk: &'d Desk,
+    flight: &'d Arc<str>,
+    announce: &'d watch::Sender<Option<Landed>>,
+    alone: bool,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        if !self.alone {
+            self.desk.flights.lock().remove(self.flight);
+        }
+        self.announce.send_if_modified(|landed| {
+            let nothing = landed.is_none();
+            landed.get_or_insert(Landed::Nothing);
+            nothing
+        });
+    }
+}
+
+async fn called<S: Service<R>, R>(mut inner: S, request: R) -> Result<S::Response, S::Error> {
+    std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
+    inner.call(request).await
+}
+
+/// The tags a response carries: `Surrogate-Key`, separated by spaces, and `Cache-Tag`, by commas.
+fn tags_of(headers: &HeaderMap) -> Vec<Arc<str>> {
+    let lines = |name: &HeaderName| -> Vec<String> {
+        headers.get_all(name).iter().filter_map(|line| line.to_str().ok().map(str::to_owned)).collect()
+    };
+    let keys =
+        lines(&SURROGATE_KEY).into_iter().flat_map(|line| line.split_whitespace().map(Arc::from).collect::<Vec<Arc<str>>>());
+    let tags =
+        lines(&CACHE_TAG).into_iter().flat_map(|line| elements(&line).into_iter().map(Arc::from).collect::<Vec<Arc<str>>>());
+    keys.chain(tags).filter(|tag| !tag.starts_with('\0')).take(MAX_TAGS).collect()
+}
+
+/// The path and query of a reference on the same host.
+fn resolved(target: &str, host: &str, base: &str) -> Option<String> {
+    let target = target.split('#').next().unwrap_or_default();
+    if let Some((_, rest)) = target.split_once("://") {
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        return authority
+            .eq_ignore_ascii_case(host)
+            .then(|| if path.starts_with('/') { path.to_owned() } else { format!("/{path}") });
+    }
+    if target.starts_with("//") {
+        return None;
+    }
+    if target.starts_with('/') {
+        return Some(target.to_owned());
+    }
+    if target.is_empty() || target.starts_with('?') {
+        return Some(format!("{base}{target}"));
+    }
+    let folder = &base[..=base.rfind('/').unwrap_or(0)];
+    Some(format!("{folder}{target}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_references() {
+        for (target, expected) in [
+            ("/a?b", Some("/a?b")),
+            ("x", Some("/dir/x")),
+            ("?q", Some("/dir/page?q")),
+            ("", Some("/dir/page")),
+            ("http://shop.example/a#f", Some("/a")),
+            ("https://SHOP.example", Some("/")),
+            ("http://other.example/a", None),
+            ("//other.example/a", None),
+        ] {
+            assert_eq!(resolved(target, "shop.example", "/dir/page").as_deref(), expected, "{target}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Values that are fetched first and judged afterwards: what they depend on is noted before the fetch begins, and they are stored only if
+//! it is still true. The same rule as for a load, for what no loader can be written for.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::cache::Cache;
+use crate::entry::Entry;
+use crate::made::Made;
+use crate::options::Options;
+use crate::space::Space;
+use crate::stamp::{Agreement, Stamps};
+
+/// What was true when a fetch began.
+pub(crate) struct Noted {
+    stamps: Stamps,
+    era: u64,
+    since: Instant,
+    began: u64,
+}
+
+impl<V> Space<V>
+where
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    /// What is true before something is fetched: these tags, of which it will be known to be made after.
+    pub(crate) async fn note<const N: usize>(&self, tags: [Arc<str>; N]) -> Noted {
+        let inner = &self.cache.0;
+        let own = [Arc::clone(&inner.everything), Arc::clone(&self.tag)];
+        let tags: Vec<Arc<str>> = own.into_iter().chain(tags).collect();
+        let stamps = inner.stamp_tags(&tags).await;
+        let began = inner.shared.as_ref().map_or_else(|| inner.versions.local_now(), |store| store.now_us());
+        Noted { stamps, era: inner.versions.era(), since: Instant::now(), began }
+    }
+
+    /// Stores what was fetched since, unless something it depends on was invalidated meanwhile; `late` are tags that only the value
+    /// told. `false`: it is not kept.
+    pub(crate) async fn put_since(&self, noted: &Noted, key: &str, options: &Options, late: &[Arc<str>], value: Arc<V>) -> bool {
+        let inner = &self.cache.0;
+        let late = inner.stamp_late(late.to_vec(), noted.began, inner.shared.is_some()).await;
+        let Some(late) = late else { return false };
+        let stamps = noted.stamps.clone().and(late);
+        if stamps.agree() != Agreement::Same {
+            return false;
+        }
+        let Ok(mut made) = Made::of(value, stamps, options, options.ttl, Duration::ZERO) else { return false };
+        let key: Arc<str> = self.full_key(key).into();
+        let fence = inner.versions.fence(&key).load(SeqCst);
+        made.entry = Entry { fence, era: noted.era, since: noted.since, ..made.entry };
+        if let Some(store) = &inner.shared
+            && let Some((bytes, kept)) = made.shared(store.now_us())
+        {
+            // It carries its tags' versions: what is invalidated now is invalid there, too, whenever it arrives.
+            let _ = inner.ask(store.set(&key, &bytes, kept)).await;
+        }
+        inner.keep(&key, &Arc::new(made.entry));
+        true
+    }
+}
+
+impl Cache {
+    /// Milliseconds since 1970, by the second level's clock if there is one.
+    pub(crate) fn now_ms(&self) -> u64 {
+        match &self.0.shared {
+            Some(store) => store.now_us() / 1_000,
+            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64),
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! The layer over an origin that does as it is told.
+#![cfg(feature = "http")]
+#![allow(clippy::unwrap_used)]
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use anyhow::Result;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use parking_lot::Mutex;
+use scale_cache::Cache;
+use scale_cache::http::{HttpCacheBody, HttpCacheLayer};
+use tokio::sync::Notify;
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+type Body = UnsyncBoxBody<Bytes, Failed>;
+type Answer = Response<HttpCacheBody<Body>>;
+
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("the origin failed")]
+struct Failed;
+
+/// An origin: answers by a function, counts, and can be held back.
+#[derive(Clone, Default)]
+struct Origin {
+    asked: Arc<Mutex<Vec<(Method, String, HeaderMap)>>>,
+    held: Arc<AtomicUsize>,
+    go: Arc<Notify>,
+}
+
+impl Origin {
+    fn count(&self) -> usize {
+        self.asked.lock().len()
+    }
+
+    fn last(&self, name: &str) -> Option<String> {
+        Some(self.asked.lock().last()?.2.get(name)?.to_str().unwrap().to_owned())
+    }
+
+    /// A cached application.
+    fn cached<A>(
+        &self,
+        layer: &HttpCacheLayer,
+        answer: A,
+    ) -> impl Service<Request<Full<Bytes>>, Response = Answer, Error = Failed, Future: Send> + Clone + Send + use<A> + 'static
+    where
+        A: Fn(&Request<Full<Bytes>>, usize) -> Result<Response<Body>, Failed> + Send + Sync + 'static,
+    {
+        let (origin, answer) = (self.clone(), Arc::new(answer));
+        layer.layer(service_fn(move |request: Request<Full<Bytes>>| {
+            let (origin, answer) = (origin.clone(), Arc::clone(&answer));
+            async move {
+                let number = {
+                    let mut asked = origin.asked.lock();
+                    asked.push((request.method().clone(), request.uri().to_string(), request.headers().clone()));
+                    asked.len()
+                };
+                if origin.held.load(SeqCst) > 0 {
+                    origin.go.notified().await;
+                }
+                answer(&request, number)
+            }
+        }))
+    }
+}
+
+fn full(text: impl Into<Bytes>) -> Body {
+    Full::from(text.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+#[allow(clippy::unnecessary_wraps)]
+fn page(fields: &[(&str, &str)], text: impl Into<Bytes>) -> Result<Response<Body>, Failed> {
+    let mut response = Response::builder();
+    for (name, value) in fields {
+        response = response.header(*name, *value);
+    }
+    Ok(response.body(full(text)).unwrap())
+}
+
+fn get(path: &str, fields: &[(&str, &str)]) -> Request<Full<Bytes>> {
+    let mut request = Request::get(path).header("host", "shop.example");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::default()).unwrap()
+}
+
+async fn text(answer: Answer) -> String {
+    String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+fn status(answer: &Answer) -> String {
+    answer.headers()["cache-status"].to_str().unwrap().to_owned()
+}
+
+/// Two people, who must never see each other's page: whatever an application forgets to say.
+#[tokio::test]
+async fn nobody_gets_somebody_elses_response() -> Result<()> {
+    let origin = Origin::default();
+    for (fields, credentials) in [
+        (&[("cache-control", "max-age=60")][..], "cookie"),
+        (&[("cache-control", "max-age=60")], "authorization"),
+        (&[("expires", "Fri, 01 Jan 2038 01:01:01 GMT")], "cookie"),
+        (&[("expires", "Fri, 01 Jan 2038 01:01:01 GMT")], "authorization"),
+        (&[("cache-control", "private, max-age=60")], "cookie"),
+        (&[("cache-control", "max-age=60"), ("set-cookie", "session=1")], "x-nothing"),
+        (&[("last-modified", "Fri, 01 Jan 2010 01:01:01 GMT")], "cookie"),
+        (&[("cache-control", "public, max-age=60"), ("vary", "cookie")], "cookie"),
+        (&[], "cookie"),
+    ] {
+        let fields: Vec<(String, String)> = fields.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let told = fields.clone();
+        let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), move |request, number| {
+            let who = request.headers().get(credentials).map_or("nobody", |v| v.to_str().unwrap());
+            let fields: Vec<(&str, &str)> = fields.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+            page(&fields, format!("{who} {number}"))
+        });
+        let mut seen = Vec::new();
+        // One after the other, and at once.
+        for who in ["ann", "ben", "ann", "cem"] {
+            let answer = text(app.clone().oneshot(get("/me", &[(credentials, who)])).await?).await;
+            assert!(answer.starts_with(if credentials == "x-nothing" { "" } else { who }), "{told:?}: {who} got {answer}");
+            seen.push(answer);
+        }
+        if credentials == "x-nothing" {
+            seen.sort();
+            seen.dedup();
+            assert_eq!(seen.len(), 4, "everybody gets a cookie of their own: {seen:?}");
+        }
+        let at_once = (0..20).map(|n| {
+            let app = app.clone();
+            tokio::spawn(async move {
+                let who = format!("visitor{n}");
+                let answer = text(app.oneshot(get("/you", &[(credentials, &who)])).await.unwrap()).await;
+                assert!(credentials == "x-nothing" || answer.starts_with(&format!("{who} ")), "{who} got {answer}");
+            })
+        });
+        for task in at_once.collect::<Vec<_>>() {
+            task.await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_at_once_cause_one_request_whoever_goes_away() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin
+        .cached(&HttpCacheLayer::new(&Cache::memory()), |_, n| page(&[("cache-control", "max-age=60")], format!("page {n}")));
+    origin.held.store(1, SeqCst);
+    let first = tokio::spawn(app.clone().oneshot(get("/", &[])));
+    testkit::eventually("the first to be under way", async || (origin.count() == 1).then_some(())).await?;
+    let others: Vec<_> = (0..500).map(|_| tokio::spawn(app.clone().oneshot(get("/", &[])))).collect();
+    tokio::task::yield_now().await;
+    // Who caused the request goes away.
+    first.abort();
+    let _ = first.await;
+    origin.held.store(0, SeqCst);
+    origin.go.notify_waiters();
+    for other in others {
+        let answer = other.await??;
+        assert!(status(&answer).contains("collapsed") || status(&answer).contains("hit"), "{}", status(&answer));
+        assert_eq!(text(answer).await, "page 1");
+    }
+    assert_eq!(origin.count(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_waited_for_once_and_streams() -> Result<()> {
+    let origin = Origin::default();
+    let app =
+        origin.cached(&HttpCacheLayer::new(&Cache::memory()), |_, n| page(&[("cache-control", "no-store")], format!("page {n}")));
+    origin.held.store(1, SeqCst);
+    let tasks: Vec<_> = (0..20).map(|_| tokio::spawn(app.clone().oneshot(get("/", &[])))).collect();
+    testkit::eventually("one to be under way", async || (origin.count() >= 1).then_some(())).await?;
+    origin.held.store(0, SeqCst);
+    origin.go.notify_waiters();
+    for task in tasks {
+        assert!(!status(&task.await??).contains("collapsed"));
+    }
+    assert_eq!(origin.count(), 20);
+
+    // A body without end comes as it is made, and one that is too large is not kept.
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let receiver = Arc::new(Mutex::new(Some(receiver)));
+    let stream = origin.cached(&HttpCacheLayer::new(&Cache::memory()).largest(10), move |_, _| {
+        let mut receiver = receiver.lock().take().ok_or(Failed)?;
+        let frames =
+            futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx).map(|b| b.map(|b| Ok(http_body::Frame::data(b)))));
+        let response = Response::builder().header("cache-control", "max-age=60");
+        Ok(response.body(StreamBody::new(frames).boxed_unsync()).unwrap())
+    });
+    sender.send(Bytes::from("0123456789")).await?;
+    let asked = tokio::spawn(stream.oneshot(get("/stream", &[])));
+    sender.send(Bytes::from("more than ten")).await?;
+    let answer = asked.await??;
+    assert!(!status(&answer).contains("stored"));
+    let mut body = answer.into_body();
+    let mut read = String::new();
+    for _ in 0..2 {
+        read += std::str::from_utf8(&body.frame().await.unwrap()?.into_data().unwrap())?;
+    }
+    assert_eq!(read, "0123456789more than ten");
+    sender.send(Bytes::from("!")).await?;
+    assert_eq!(body.frame().await.unwrap()?.into_data().unwrap(), "!");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_not_kept() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |_, n| {
+        let frames = futures_util::stream::iter(if n == 1 {
+            VecDeque::from([Ok(http_body::Frame::data(Bytes::from("half"))), Err(Failed)])
+        } else {
+            VecDeque::from([Ok(http_body::Frame::data(Bytes::from("whole")))])
+        });
+        Ok(Response::builder().header("cache-control", "max-age=60").body(StreamBody::new(frames).boxed_unsync()).unwrap())
+    });
+    let mut broken = app.clone().oneshot(get("/", &[])).await?.into_body();
+    assert_eq!(broken.frame().await.unwrap()?.into_data().unwrap(), "half");
+    assert_eq!(broken.frame().await.unwrap().unwrap_err(), Failed);
+    assert_eq!(text(app.oneshot(get("/", &[])).await?).await, "whole");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_invalidated_while_it_is_fetched_is_not_kept() -> Result<()> {
+    let origin = Origin::default();
+    let cache = Cache::memory();
+    let app = origin.cached(&HttpCacheLayer::new(&cache), |_, n| {
+        page(&[("cache-control", "max-age=60"), ("surrogate-key", "shelf product:7"), ("cache-tag", "a, b")], format!("page {n}"))
+    });
+    let mut expected = 0;
+    for tag in ["product:7", "shelf", "a", "b", "url"] {
+        let invalidate = async || match tag {
+            "url" => {
+                let post = Request::post("/p").header("host", "shop.example").body(Full::default()).unwrap();
+                app.clone().oneshot(post).await.unwrap();
+            }
+            tag => cache.invalidate_tags([tag]).await,
+        };
+        origin.held.store(1, SeqCst);
+        let asked = tokio::spawn(app.clone().oneshot(get("/p", &[])));
+        testkit::eventually("it to be under way", async || (origin.count() > expected).then_some(())).await?;
+        origin.held.store(0, SeqCst);
+        invalidate().await;
+        origin.go.notify_waiters();
+        let answer = asked.await??;
+        assert!(!status(&answer).ends_with("stored"), "{tag}: {}", status(&answer));
+        expected = origin.count();
+        let again = app.clone().oneshot(get("/p", &[])).await?;
+        assert!(status(&again).contains("uri-miss"), "{tag}: {}", status(&again));
+        assert!(status(&app.clone().oneshot(get("/p", &[])).await?).contains("hit"));
+        invalidate().await;
+        expected = origin.count().max(expected);
+        assert_eq!(text(app.clone().oneshot(get("/p", &[])).await?).await, format!("page {}", expected + 1), "{tag}");
+        invalidate().await;
+        expected = origin.count();
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_change_invalidates_its_url_with_all_variants_and_what_it_names() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |request, n| {
+        if request.method() == Method::GET {
+            return page(&[("cache-control", "max-age=60"), ("vary", "accept-language")], format!("page {n}"));
+        }
+        let wrong = request.uri().path() == "/wrong";
+        let mut answer = page(&[("location", "/list"), ("content-location", "http://other.example/foreign")], "")?;
+        *answer.status_mut() = if wrong { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::CREATED };
+        Ok(answer)
+    });
+    let ask = async |path: &str, language: &str| {
+        status(&app.clone().oneshot(get(path, &[("accept-language", language)])).await.unwrap())
+    };
+    for path in ["/item", "/list", "/foreign"] {
+        for language in ["de, en", "fr"] {
+            assert!(ask(path, language).await.contains("stored"));
+        }
+    }
+    assert!(ask("/item", "EN,de").await.contains("hit"), "neither order nor case nor spaces count");
+    for path in ["/item", "/wrong"] {
+        let change = Request::put(path).header("host", "shop.example").body(Full::default()).unwrap();
+        app.clone().oneshot(change).await?;
+    }
+    for (path, kept) in [("/item", false), ("/list", false), ("/foreign", true)] {
+        for language in ["de, en", "fr"] {
+            assert_eq!(ask(path, language).await.contains("hit"), kept, "{path} {language}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn stale_pages_are_served_as_far_as_their_origin_says() -> Result<()> {
+    let origin = Origin::default();
+    let down = Arc::new(AtomicUsize::new(0));
+    let (failing, told) = (Arc::clone(&down), "max-age=0, stale-if-error=60");
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), move |request, n| match failing.load(SeqCst) {
+        0 if request.headers().contains_key("if-none-match") => {
+            let mut answer = page(&[("etag", "\"a\""), ("cache-control", told), ("x-new", "1")], "")?;
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+            Ok(answer)
+        }
+        0 => page(&[("etag", "\"a\""), ("cache-control", told)], format!("page {n}")),
+        1 => Err(Failed),
+        _ => {
+            let mut answer = page(&[], "broken")?;
+            *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            Ok(answer)
+        }
+    });
+    let ask = async || app.clone().oneshot(get("/", &[])).await;
+    assert_eq!(text(ask().await?).await, "page 1");
+    let validated = ask().await?;
+    assert_eq!(origin.last("if-none-match").as_deref(), Some("\"a\""));
+    assert!(status(&validated).contains("fwd=stale; fwd-status=304; stored"), "{}", status(&validated));
+    assert_eq!((validated.status().as_u16(), validated.headers()["x-new"].to_str()?), (200, "1"));
+    assert_eq!(text(validated).await, "page 1");
+    for failure in [1, 2] {
+        down.store(failure, SeqCst);
+        let answer = ask().await?;
+        assert!(status(&answer).contains("origin-failed"), "{}", status(&answer));
+        assert_eq!(text(answer).await, "page 1");
+    }
+    // What was never stored has nothing to stand in for it.
+    down.store(1, SeqCst);
+    assert_eq!(app.clone().oneshot(get("/other", &[])).await.unwrap_err(), Failed);
+    let only = app.oneshot(get("/other", &[("cache-control", "only-if-cached")])).await?;
+    assert_eq!(only.status(), StatusCode::GATEWAY_TIMEOUT);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stale_page_is_served_while_a_new_one_is_fetched() -> Result<()> {
+    let origin = Origin::default();
+    let told = "max-age=0, stale-while-revalidate=60";
+    let app =
+        origin.cached(&HttpCacheLayer::new(&Cache::memory()), move |_, n| page(&[("cache-control", told)], format!("page {n}")));
+    let ask = async || text(app.clone().oneshot(get("/", &[])).await.unwrap()).await;
+    assert_eq!(ask().await, "page 1");
+    assert_eq!(ask().await, "page 1", "at once");
+    testkit::eventually("the new one", async || (ask().await != "page 1").then_some(())).await?;
+    // However many ask meanwhile, one request is under way at a time.
+    origin.held.store(1, SeqCst);
+    let before = origin.count();
+    for _ in 0..100 {
+        ask().await;
+        tokio::task::yield_now().await;
+    }
+    assert!(origin.count() <= before + 1, "{} requests", origin.count() - before);
+    origin.held.store(0, SeqCst);
+    origin.go.notify_waiters();
+    Ok(())
+}
+
+#[tokio::test]
+async fn heads_and_parts_come_from_what_is_stored() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |_, _| {
+        page(&[("cache-control", "max-age=60"), ("etag", "\"a\""), ("content-length", "10")], "0123456789")
+    });
+    // A part of what is not stored is the origin's business, and conditions are not passed on when the whole is fetched.
+    app.clone().oneshot(get("/", &[("range", "bytes=0-1")])).await?;
+    assert_eq!(origin.last("range").as_deref(), Some("bytes=0-1"));
+    let answer = app.clone().oneshot(get("/", &[("if-none-match", "\"a\"")])).await?;
+    assert_eq!((answer.status().as_u16(), origin.last("if-none-match")), (304, None));
+    let count = origin.count();
+    let head = Request::head("/").header("host", "shop.example").body(Full::default()).unwrap();
+    let head = app.clone().oneshot(head).await?;
+    assert_eq!((head.status().as_u16(), head.headers()["content-length"].to_str()?), (200, "10"));
+    assert_eq!(text(head).await, "");
+    let part = app.clone().oneshot(get("/", &[("range", "bytes=-3")])).await?;
+    assert_eq!((part.status().as_u16(), text(part).await.as_str()), (206, "789"));
+    assert_eq!(origin.count(), count);
+    // A request with a body is nobody else's.
+    let with_body = Request::get("/").header("host", "shop.example").header("content-length", "1").body(Full::from("x"))?;
+    app.clone().oneshot(with_body).await?;
+    assert_eq!(origin.count(), count + 1);
+    let count = count + 1;
+    // Neither hosts nor queries share a page, and long URLs are passed through.
+    for (path, host) in [("/?a", "shop.example"), ("/", "other.example"), (&format!("/{}", "x".repeat(5_000)), "shop.example")] {
+        for _ in 0..2 {
+            let request = Request::get(path).header("host", host).body(Full::default()).unwrap();
+            app.clone().oneshot(request).await?;
+        }
+    }
+    assert_eq!(origin.count(), count + 4);
+    Ok(())
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_redis_servers_share_pages_and_invalidations() -> Result<()> {
+    let server = testkit::Redis::start().await?;
+    let origin = Origin::default();
+    let (here, there) = (Cache::connect(&server.url(), "test").await?, Cache::connect(&server.url(), "test").await?);
+    for cache in [&here, &there] {
+        testkit::eventually("the link", async || cache.is_healthy().then_some(())).await?;
+    }
+    let tagged = |_: &Request<Full<Bytes>>, n: usize| {
+        page(
+            &[("cache-control", "max-age=600"), ("surrogate-key", "product:7"), ("vary", "accept-encoding")],
+            format!("page {n}"),
+        )
+    };
+    let (a, b) = (origin.cached(&HttpCacheLayer::new(&here), tagged), origin.cached(&HttpCacheLayer::new(&there), tagged));
+    // The tag is new to the store: what is made just now may be older than its invalidation.
+    testkit::eventually("a page to be stored", async || {
+        status(&a.clone().oneshot(get("/p", &[])).await.ok()?).contains("hit").then_some(())
+    })
+    .await?;
+    let page_here = text(a.clone().oneshot(get("/p", &[])).await?).await;
+    let count = origin.count();
+    let shared = b.clone().oneshot(get("/p", &[])).await?;
+    assert!(status(&shared).contains("hit"), "{}", status(&shared));
+    assert_eq!((text(shared).await, origin.count()), (page_here.clone(), count));
+    there.invalidate_tags(["product:7"]).await;
+    assert_ne!(text(b.clone().oneshot(get("/p", &[])).await?).await, page_here, "at once where it was invalidated");
+    testkit::eventually("the other server to hear of it", async || {
+        (text(a.clone().oneshot(get("/p", &[])).await.ok()?).await != page_here).then_some(())
+    })
+    .await?;
+    // Without Redis pages come all the same.
+    server.kill()?;
+    for n in 0..3 {
+        assert_eq!(a.clone().oneshot(get(&format!("/without/{n}"), &[])).await?.status(), 200);
+    }
+    tokio::time::timeout(Duration::from_secs(5), a.clone().oneshot(get("/p", &[]))).await??;
+    Ok(())
+}
