@@ -60,9 +60,7 @@ impl SessionLayer {
                 Ok(Self::redis(redis, app, config))
             }
             #[cfg(any(feature = "postgres", feature = "sqlite"))]
-            _ if crate::store::sql::System::of(url).is_some() => {
-                Ok(Self::new(crate::store::SqlStore::connect(url).await?, config))
-            }
+            _ if crate::sql::System::of(url).is_some() => Ok(Self::new(crate::store::SqlStore::connect(url).await?, config)),
             other => {
                 let _ = app;
                 Err(Error::Address(other.chars().take(20).collect()))

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "auth")]
+pub mod auth;
 #[cfg(feature = "axum")]
 mod axum;
 mod changes;
@@ -9,6 +11,8 @@ mod error;
 mod id;
 pub mod layer;
 mod session;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod sql;
 pub mod store;
 mod value;
 

@@ -120,6 +120,16 @@ impl Session {
         Ok(value)
     }
 
+    /// Leaves a word for the next page: kept until [`flashed`](Self::flashed) reads it, once.
+    pub async fn flash<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<(), Error> {
+        self.insert(&format!("flash.{name}"), value).await
+    }
+
+    /// What was left by [`flash`](Self::flash), if nobody has read it yet.
+    pub async fn flashed<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        self.pull(&format!("flash.{name}")).await
+    }
+
     /// Changes a field atomically, against all other requests of the session, and at once. `change` may run several times; `None` from it
     /// removes the field. Returns what it returned.
     ///

@@ -75,6 +75,15 @@ async fn contract(layer: SessionLayer) -> Result<()> {
     assert_eq!(send(&layer, None, action(|_| async { Ok(String::new()) })).await.2, None);
     assert_eq!(send(&layer, None, get("user")).await, (StatusCode::OK, "none".into(), None));
 
+    // A word for the next page is read once.
+    let flash = send(&layer, None, action(|s| async move { Ok(s.flash("note", "saved").await.map(|()| String::new())?) }))
+        .await
+        .2
+        .unwrap();
+    let read = action(|s| async move { Ok(s.flashed::<String>("note").await?.unwrap_or_else(|| "none".into())) });
+    assert_eq!(send(&layer, Some(&flash), Arc::clone(&read)).await.1, "saved");
+    assert_eq!(send(&layer, Some(&flash), read).await.1, "none");
+
     // A write makes a session; later requests see it and are not sent the cookie again.
     let cookie = login(&layer).await;
     assert!(cookie.starts_with("__Host-session="));

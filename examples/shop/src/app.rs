@@ -9,6 +9,7 @@ use scale_limit::client::ClientIp;
 use scale_limit::{Limiter, LoginGuard};
 use scale_queue::Queue;
 use scale_session::SessionLayer;
+use scale_session::auth::Passwords;
 use sqlx::Any;
 
 use crate::config::Config;
@@ -24,6 +25,7 @@ pub(crate) struct App {
     pub(crate) sessions: SessionLayer,
     pub(crate) limiter: Limiter,
     pub(crate) logins: LoginGuard,
+    pub(crate) passwords: Passwords,
     /// Finds out who asks.
     pub(crate) clients: ClientIp,
     /// Cookies over plain HTTP too.
@@ -48,6 +50,7 @@ impl App {
             queue: Queue::connect(&config.queue.url, NAME).await.context("[queue]")?,
             sessions: SessionLayer::connect(&config.session.url, NAME, session).await.context("[session]")?,
             logins: LoginGuard::new(&limiter, "login"),
+            passwords: Passwords::new(),
             limiter,
             clients: config.clients.clone(),
             plain_http: config.plain_http,

@@ -51,6 +51,8 @@ pub(crate) struct Limit {
     pub(crate) url: String,
     pub(crate) site: scale_limit::Policy,
     pub(crate) login: scale_limit::Policy,
+    /// Whether looking around is put off when there is more to do than can be done.
+    pub(crate) shed: bool,
 }
 
 /// The laptop's file, for rows, jobs and sessions.
@@ -89,6 +91,7 @@ impl Default for Limit {
             url: "memory:".into(),
             site: scale_limit::Policy::per_second("site", 100).burst(300),
             login: scale_limit::Policy::per_minute("login", 20),
+            shed: false,
         }
     }
 }

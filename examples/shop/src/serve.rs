@@ -14,10 +14,11 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use scale_db::StickyLayer;
 use scale_limit::client::Peer;
 use scale_limit::layer::Throttle;
-use scale_limit::load::{AdaptiveConcurrency, Priority};
+use scale_limit::load::AdaptiveConcurrency;
 use scale_limit::{LimitLayer, LoadShed};
 use scale_queue::Dashboard;
 use scale_session::Session;
+use scale_session::auth::CsrfLayer;
 use tokio::net::TcpListener;
 
 use crate::app::App;
@@ -49,17 +50,17 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         LimitLayer::new(app.limiter.clone()).policy(config.limit.site.clone(), move |request| site.key(request)).throttle(
             Throttle::new(config.limit.login.clone(), move |request| login.key(request)).method(Method::POST).path("/login"),
         );
-    // When there is more to do than can be done, buying goes before looking.
-    let shed = LoadShed::new(AdaptiveConcurrency::default()).priority(|request| match request.uri.path() {
-        "/checkout" | "/login" => Priority::High,
-        path if path.starts_with("/orders") => Priority::High,
-        _ => Priority::Normal,
-    });
+    // When there is more to do than can be done, who only looks around is asked to come back later.
+    let shed = config.limit.shed.then(|| LoadShed::new(AdaptiveConcurrency::default()));
     // Whoever is logged in counts as staff here; a real shop has roles.
     let admin = Router::new().fallback_service(Dashboard::new(&app.queue).allow_changes(|_| true)).layer(from_fn(staff_only));
+    let shelves = Router::new().route("/", get(catalogue::list)).route("/products/{id}", get(catalogue::product));
+    let shelves = match shed {
+        Some(shed) => shelves.layer(shed),
+        None => shelves,
+    };
     let shop = Router::new()
-        .route("/", get(catalogue::list))
-        .route("/products/{id}", get(catalogue::product))
+        .merge(shelves)
         .route("/cart", get(cart::show).post(cart::change))
         .route("/checkout", post(checkout::place))
         .route("/orders", get(orders::list))
@@ -70,8 +71,9 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         .fallback(|| async { (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")) })
         .layer(app.sessions.clone())
         .layer(sticky)
-        .layer(from_fn(same_site))
-        .layer(shed)
+        // No other site's page may send our forms.
+        .layer(CsrfLayer::new())
+        .layer(from_fn(hardened))
         .layer(limits)
         .layer(from_fn(peer))
         .with_state(app.clone());
@@ -111,13 +113,8 @@ async fn peer(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// No other site's page may send our forms (Fetch Metadata; browsers without it are held by `SameSite=Lax`).
-async fn same_site(request: Request, next: Next) -> Response {
-    let site = request.headers().get("sec-fetch-site").map(|s| s.as_bytes().to_owned());
-    let foreign = site.is_some_and(|site| !matches!(&site[..], b"same-origin" | b"none"));
-    if foreign && !request.method().is_safe() {
-        return (StatusCode::FORBIDDEN, "this form belongs to another site\n").into_response();
-    }
+/// What browsers are to do with our pages, and what not.
+async fn hardened(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(header::HeaderValue::from_static("nosniff"));

@@ -1,8 +1,8 @@
 //! How many at once: found by watching latency.
 //!
 //! After Netflix' concurrency-limits (its gradient limit) and Envoy's adaptive concurrency filter. In windows of a tenth of a second the
-//! median latency is compared with the best one known. While they are alike, the limit grows by its square root, the queue that the
-//! service is granted; as latency rises, it shrinks in proportion. The best latency is forgotten now and then: the limit is halved for a
+//! median latency is compared with the best one known. While they are alike, the limit grows by its square root; as latency rises, it
+//! shrinks in proportion, down to what the service can do and a short queue. The best latency is forgotten now and then: the limit is halved for a
 //! window, and again for as long as that makes requests much faster, and what is seen then counts.
 
 use std::time::Duration;
@@ -11,6 +11,8 @@ use std::time::Duration;
 const SAMPLES: usize = 512;
 /// Fewer say nothing.
 const FEWEST: usize = 10;
+/// After so many windows without a slow one the service is not what requests wait for.
+const CALM: u32 = 10;
 
 /// A limit that follows latency. Pure: times are given to it.
 ///
@@ -34,6 +36,10 @@ pub struct AdaptiveConcurrency {
     seen: usize,
     /// The most at once in this window.
     busiest: usize,
+    /// Windows since the last one that was slower than tolerated.
+    calm: u32,
+    /// No window has been slow yet: it grows in leaps.
+    starting: bool,
     window_ends: Option<Duration>,
     probe_at: Option<Duration>,
     probing: Probe,
@@ -42,26 +48,28 @@ pub struct AdaptiveConcurrency {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Probe {
     No,
-    /// The limit was halved; what is under way is of before.
-    Draining(f64),
+    /// The limit was halved; what is under way is of before. The limit and the median as they were.
+    Draining(f64, Duration),
     /// What is seen now counts.
-    Looking(f64),
+    Looking(f64, Duration),
 }
 
 impl Default for AdaptiveConcurrency {
-    /// Starts at 20, between 1 and 1,000; tolerates a tenth more than the best latency; looks for a new best every half minute.
+    /// Starts at 10, between the number of processors and 1,000; tolerates three tenths more than the best latency; looks for a new best every half minute.
     fn default() -> Self {
         Self {
-            limit: 20.0,
-            least: 1,
+            limit: 10.0,
+            least: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             most: 1_000,
-            tolerance: 1.1,
+            tolerance: 1.3,
             window: Duration::from_millis(100),
             probe_every: Duration::from_secs(30),
             base: None,
             samples: Vec::new(),
             seen: 0,
             busiest: 0,
+            calm: CALM,
+            starting: true,
             window_ends: None,
             probe_at: None,
             probing: Probe::No,
@@ -90,7 +98,7 @@ impl AdaptiveConcurrency {
         Self { most: most.max(1), least: self.least.min(most.max(1)), ..self }
     }
 
-    /// How much slower than the best a request may be before the limit shrinks: 1.1 is a tenth.
+    /// How much slower than the best a request may be before the limit shrinks: 1.3 is three tenths.
     pub fn tolerance(self, tolerance: f64) -> Self {
         Self { tolerance: tolerance.clamp(1.0, 10.0), ..self }
     }
@@ -110,6 +118,11 @@ impl AdaptiveConcurrency {
         self.base
     }
 
+    /// Whether the service, and not this limit, is what requests wait for.
+    pub fn is_saturated(&self) -> bool {
+        self.calm < CALM || self.least == self.most
+    }
+
     /// A request has been answered: `now` since some beginning, how long it took, how many were under way with it.
     pub fn answered(&mut self, now: Duration, took: Duration, at_once: usize) {
         self.busiest = self.busiest.max(at_once);
@@ -123,9 +136,9 @@ impl AdaptiveConcurrency {
                 self.samples[n] = took;
             }
         }
-        let ends = *self.window_ends.get_or_insert(now + self.window);
-        // The first impression may be one of overload: it is looked into soon.
-        let probe_at = *self.probe_at.get_or_insert(now + self.window * 5);
+        let probe_at = *self.probe_at.get_or_insert(now + self.probe_every);
+        let window = if self.starting { self.window / 5 } else { self.window };
+        let ends = *self.window_ends.get_or_insert(now + window);
         if now < ends || self.samples.len() < FEWEST {
             return;
         }
@@ -139,15 +152,15 @@ impl AdaptiveConcurrency {
 
     fn window_ended(&mut self, now: Duration, median: Duration, busiest: usize, probe: bool) {
         match self.probing {
-            Probe::Draining(before) => {
-                self.probing = Probe::Looking(before);
+            Probe::Draining(limit, median) => {
+                self.probing = Probe::Looking(limit, median);
                 return;
             }
-            Probe::Looking(before) => {
-                let known = self.base.replace(median);
-                // Fewer at once were much faster: the best is further down.
-                if known.is_some_and(|known| median.mul_f64(1.25) < known) && self.limit() > self.least {
-                    self.halve(before);
+            Probe::Looking(before, slower) => {
+                self.base = Some(median);
+                // Fewer at once were much faster: the best is further down, and so is the limit.
+                if median.mul_f64(1.25) < slower && self.limit() > self.least {
+                    self.halve(median);
                     return;
                 }
                 self.limit = before;
@@ -157,20 +170,32 @@ impl AdaptiveConcurrency {
             }
             Probe::No => {}
         }
+        let first = self.base.is_none();
         let base = *self.base.insert(self.base.map_or(median, |base| base.min(median)));
         let gradient = (self.tolerance * base.as_secs_f64() / median.as_secs_f64().max(1e-9)).clamp(0.5, 1.0);
-        let next = self.limit * gradient + self.limit.sqrt();
+        self.calm = if gradient < 1.0 { 0 } else { self.calm.saturating_add(1) };
+        // While requests do not get slower there is room; once they do, half of that will do for a queue.
+        // A first impression may be one of overload: when there is nothing to spare, it is looked into at once.
+        let slow = self.starting && (gradient < 1.0 || first) && busiest >= self.limit();
+        let probe = probe || slow;
+        self.starting &= gradient >= 1.0;
+        let room = match gradient {
+            gradient if gradient < 1.0 => self.limit.sqrt() / 2.0,
+            _ if self.starting => self.limit,
+            _ => self.limit.sqrt(),
+        };
+        let next = self.limit * gradient + room;
         // A limit that nobody comes near says nothing by not hurting.
         if next < self.limit || busiest * 2 > self.limit() {
             self.limit = f64::midpoint(self.limit, next).clamp(self.least as f64, self.most as f64);
         }
         if probe && self.least < self.most {
-            self.halve(self.limit);
+            self.halve(median);
         }
     }
 
-    fn halve(&mut self, before: f64) {
-        self.probing = Probe::Draining(before);
+    fn halve(&mut self, median: Duration) {
+        self.probing = Probe::Draining(self.limit, median);
         self.limit = (self.limit / 2.0).max(self.least as f64);
     }
 }
@@ -193,9 +218,9 @@ mod tests {
     #[test]
     fn it_settles_a_little_over_what_the_service_can_do() {
         for capacity in [2.0, 10.0, 100.0, 400.0] {
-            let mut limit = AdaptiveConcurrency::default();
+            let mut limit = AdaptiveConcurrency::default().at_least(1);
             after(&mut limit, 0.0, 25.0, capacity, usize::MAX);
-            let (least, most) = (capacity * 0.9, capacity * 1.25 + 2.0 * capacity.sqrt() + 1.0);
+            let (least, most) = (capacity * 0.9, capacity * 1.3 + 2.0 * capacity.sqrt() + 1.0);
             let found = limit.limit() as f64;
             assert!(found >= least && found <= most, "capacity {capacity}: {found}");
         }

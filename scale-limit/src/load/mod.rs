@@ -1,16 +1,19 @@
 //! Load: how many requests a service works on at once, and whom it turns away when more come.
 //!
 //! A quota says what a client may; it does not know what the servers can. [`LoadShed`] finds that out by watching how long requests take:
-//! when they take longer than they did with little to do, too many are being worked on. Beyond that number requests wait, for a few
-//! milliseconds and the important ones first; who waits longer is answered 503 with `Retry-After` while there is still time to do something
+//! when they take longer than they did with little to do, too many are being worked on. Beyond that number requests wait, for a moment
+//! and the important ones first; who waits longer is answered 503 with `Retry-After` while there is still time to do something
 //! else.
 //!
 //! | promised | how |
 //! | --- | --- |
 //! | what is let in is answered about as fast as ever | the number at once follows latency (`AdaptiveConcurrency`) |
-//! | the queue never holds answers that nobody waits for any more | under overload the newest goes first, and waiting ends after a fraction of a request's own time |
+//! | the queue never holds answers that nobody waits for any more | under overload the newest goes first, and waiting ends after the time a request takes when there is little to do (20 ms at least) |
 //! | what matters goes first | [`Priority`]: strict in the queue; [`Priority::Critical`] does not queue at all |
 //! | a dropped request leaves nothing behind | its place goes to the next in line |
+//!
+//! What a service does on the executor's own threads, without awaiting, the executor queues before any layer sees it: move such work to
+//! threads of its own (`spawn_blocking`), and it can be shed.
 
 mod adaptive;
 mod queue;

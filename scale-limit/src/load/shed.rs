@@ -21,7 +21,8 @@ type PriorityOf = dyn Fn(&Parts) -> Priority + Send + Sync;
 
 /// Works on as many requests at once as the service can, lets the others wait a moment, and turns away the rest: 503 with `Retry-After`.
 ///
-/// All services that one layer makes share its limit. What counts as a request's time ends with the head of its answer.
+/// All services that one layer makes share its limit. What counts as a request's time ends with the head of its answer. Requests that take
+/// times of different orders, pages and log-ins say, are better put under layers of their own: the limit is found by comparing.
 ///
 /// ```
 /// use scale_limit::LoadShed;
@@ -51,9 +52,9 @@ impl std::fmt::Debug for LoadShed {
 }
 
 impl LoadShed {
-    /// All requests alike; 1,000 may wait, for 100 ms at most.
+    /// All requests alike; 1,000 may wait, for half a second at most.
     pub fn new(limit: AdaptiveConcurrency) -> Self {
-        let (longest, patience) = (1_000, Duration::from_millis(100));
+        let (longest, patience) = (1_000, Duration::from_millis(500));
         Self {
             queue: Queue::new(limit.clone(), longest, patience),
             limit,
@@ -68,8 +69,8 @@ impl LoadShed {
         Self { queue: Queue::new(self.limit.clone(), self.longest, self.patience), ..self }
     }
 
-    /// How many may wait, and for how long in a burst. In overload, when somebody has had to wait all through 100 ms, waiting ends after half of
-    /// the best latency; for [`Priority::High`] after twice that.
+    /// How many may wait, and for how long in a burst. In overload, when somebody has had to wait all through 250 ms, waiting ends after the
+    /// best latency, but not before 20 ms; for [`Priority::High`] after four times that.
     pub fn queue(self, longest: usize, patience: Duration) -> Self {
         Self { longest, patience, ..self }.queued()
     }

@@ -11,7 +11,7 @@
 --         age         us since it was charged, for giving back
 --       then for each request: its number of charges, and for each the kind (0 is the first) and, for places, the permit
 -- Reply for each charge, by algorithm:
---         GCRA    granted (units, 0 if denied), TAT ahead of now before the charge (us), after it (us)
+--         GCRA    granted (units, 0 if denied), TAT ahead of now after the charge (us); if nothing is granted also before it (us)
 --         window  granted, units left, us until the cost would fit (-1: never), us until all is there again
 --         places  granted, places left
 -- Cost  one TIME, one MGET, one write for each key charged; for places also one sweep and one count. O(charges x slots)
@@ -93,6 +93,7 @@ while arg <= #ARGV do
         if tat < now then tat = now end
       end
       local after = tat + kind.worth
+      -- Redis cuts fractions off: down before, up after.
       if after - now <= kind.capacity then
         granted = kind[5]
         tats[name] = after
@@ -100,12 +101,13 @@ while arg <= #ARGV do
           undone = undone + 1
           undo_in[undone], undo_key[undone], undo_value[undone] = tats, name, known
         end
-      elseif not kind.dry then
-        everybody = false
+        reply[r + 1], reply[r + 2] = granted, after - now + 0.999
+        r = r + 2
+      else
+        if not kind.dry then everybody = false end
+        reply[r + 1], reply[r + 2], reply[r + 3] = 0, after - now + 0.999, tat - now
+        r = r + 3
       end
-      -- Redis cuts fractions off: down before, up after.
-      reply[r + 1], reply[r + 2], reply[r + 3] = granted, tat - now, after - now + 0.999
-      r = r + 3
     elseif algorithm == 1 then
       local known = tats[name]
       local tat = known
@@ -133,8 +135,12 @@ while arg <= #ARGV do
           undo_in[undone], undo_key[undone], undo_value[undone] = tats, name, known
         end
       end
-      reply[r + 1], reply[r + 2], reply[r + 3] = granted, tat - now, after - now + 0.999
-      r = r + 3
+      reply[r + 1], reply[r + 2] = granted, after - now + 0.999
+      r = r + 2
+      if granted == 0 then
+        reply[r + 1] = tat - now
+        r = r + 1
+      end
     elseif algorithm == 2 then
       local window, kept = window_of(name, stored[i], kind), kind[4]
       local used = 0

@@ -151,9 +151,10 @@ impl Terms {
         let nanos = |micros: f64| (micros.max(0.0) * 1e3) as u64;
         match self.rule {
             Rule::Gcra(rate) => {
-                let row = take(3)?;
+                let row = take(2)?;
                 let interval = rate.interval / 1e3;
-                let (granted, before, after) = (units(row[0]), row[1].max(0) as f64, row[2].max(0) as f64);
+                let (granted, after) = (units(row[0]), row[1].max(0) as f64);
+                let before = if granted == 0 { take(1)?[0].max(0) as f64 } else { after };
                 let capacity = f64::from(rate.burst) * interval;
                 let admitted = granted > 0 || self.cost == 0;
                 let held = if admitted { after } else { before };

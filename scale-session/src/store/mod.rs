@@ -4,7 +4,7 @@ mod memory;
 #[cfg(feature = "redis")]
 mod redis;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
-pub(crate) mod sql;
+mod sql;
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};

@@ -13,68 +13,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow};
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Row, Transaction};
+use sqlx::any::{AnyArguments, AnyRow};
+use sqlx::{Any, AnyConnection, AssertSqlSafe, Row, Transaction};
 
 use super::{Changes, Handle, Lifetime, Record, Saved, Store, Swapped};
 use crate::error::Error;
+use crate::sql::{Database, System, statements};
 
 /// One in so many new sessions sweeps.
 const SWEEP: u32 = 50;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum System {
-    #[cfg(feature = "postgres")]
-    Postgres,
-    #[cfg(feature = "sqlite")]
-    Sqlite,
-}
-
-impl System {
-    pub(crate) fn of(url: &str) -> Option<Self> {
-        match url.split(':').next()? {
-            #[cfg(feature = "postgres")]
-            "postgres" | "postgresql" => Some(Self::Postgres),
-            #[cfg(feature = "sqlite")]
-            "sqlite" => Some(Self::Sqlite),
-            _ => None,
-        }
-    }
-
-    /// Words in braces as this system says them.
-    fn say(self, text: &str) -> Arc<str> {
-        let words = match self {
-            #[cfg(feature = "postgres")]
-            Self::Postgres => [
-                ("{now}", "(extract(epoch from clock_timestamp()) * 1000)::bigint"),
-                ("{bytes}", "bytea"),
-                ("{least}", "least"),
-                ("{lock}", "for update"),
-            ],
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite => [
-                ("{now}", "cast(unixepoch('subsec') * 1000 as integer)"),
-                ("{bytes}", "blob"),
-                ("{least}", "min"),
-                ("{lock}", ""),
-            ],
-        };
-        words.iter().fold(text.to_owned(), |text, (word, own)| text.replace(word, own)).into()
-    }
-}
-
-macro_rules! statements {
-    ($($name:ident = $text:expr;)*) => {
-        #[derive(Debug)]
-        struct Texts { $($name: Arc<str>,)* }
-
-        impl Texts {
-            fn new(system: System) -> Self {
-                Self { $($name: system.say($text),)* }
-            }
-        }
-    };
-}
 
 statements! {
     tables = "
@@ -112,8 +59,7 @@ statements! {
 /// Sessions in a PostgreSQL or SQLite database.
 #[derive(Debug)]
 pub struct SqlStore {
-    pool: AnyPool,
-    system: System,
+    database: Database,
     texts: Texts,
 }
 
@@ -139,47 +85,16 @@ fn time(ms: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(ms.max(0) as u64)
 }
 
-/// An SQLite file has one writer. WAL, so that its readers do not mind it.
-#[cfg(feature = "sqlite")]
-fn one_writer(options: AnyPoolOptions) -> AnyPoolOptions {
-    options.max_connections(1).idle_timeout(None).max_lifetime(None).after_connect(|connection, _| {
-        Box::pin(async move {
-            let settings = "pragma journal_mode = wal; pragma synchronous = normal; pragma busy_timeout = 5000";
-            sqlx::raw_sql(settings).execute(connection).await.map(drop)
-        })
-    })
-}
-
 impl SqlStore {
     /// Connects, and makes the tables if they are not there.
     pub async fn connect(url: &str) -> Result<Self, Error> {
-        sqlx::any::install_default_drivers();
         let system = System::of(url).ok_or_else(|| Error::Address(url.split(':').next().unwrap_or_default().into()))?;
-        let options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(2));
-        #[cfg(feature = "sqlite")]
-        let options = if system == System::Sqlite { one_writer(options) } else { options };
-        // sqlx's words may hold the password.
-        let pool = options.connect_lazy(url).map_err(|_| Error::Address("a database address that cannot be read".into()))?;
-        let store = Self { pool, system, texts: Texts::new(system) };
-        let mut tx = store.begin().await?;
-        #[cfg(feature = "postgres")]
-        if system == System::Postgres {
-            // Several processes may start at once; Postgres does not like two to make one table.
-            sqlx::query("select pg_advisory_xact_lock(7222012)").execute(&mut *tx).await.map_err(failed)?;
-        }
-        sqlx::raw_sql(AssertSqlSafe(Arc::clone(&store.texts.tables))).execute(&mut *tx).await.map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        Ok(store)
+        let texts = Texts::new(system);
+        Ok(Self { database: Database::connect(url, &texts.tables).await?, texts })
     }
 
-    /// On SQLite a transaction asks for the writer's place at its beginning: one that asks later may be refused it.
     async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
-        match self.system {
-            #[cfg(feature = "postgres")]
-            System::Postgres => self.pool.begin().await.map_err(failed),
-            #[cfg(feature = "sqlite")]
-            System::Sqlite => self.pool.begin_with(sqlx::SqlSafeStr::into_sql_str("begin immediate")).await.map_err(failed),
-        }
+        self.database.begin().await
     }
 
     async fn apply(&self, connection: &mut AnyConnection, handle: &Handle, changes: &Changes) -> Result<(), Error> {
@@ -200,7 +115,7 @@ impl SqlStore {
     }
 
     async fn sweep(&self) -> Result<(), Error> {
-        let rows = query(&self.texts.expired).fetch_all(&self.pool).await.map_err(failed)?;
+        let rows = query(&self.texts.expired).fetch_all(self.database.pool()).await.map_err(failed)?;
         for row in rows {
             let handle: String = row.try_get(0).map_err(failed)?;
             if let Some(handle) = Handle::parse(&handle) {
@@ -214,7 +129,7 @@ impl SqlStore {
 #[async_trait]
 impl Store for SqlStore {
     async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error> {
-        let rows = query(&self.texts.load).bind(handle.text()).fetch_all(&self.pool).await.map_err(failed)?;
+        let rows = query(&self.texts.load).bind(handle.text()).fetch_all(self.database.pool()).await.map_err(failed)?;
         let Some(first) = rows.first() else { return Ok(None) };
         let (renewed, moved_to) = (time(first.try_get(0).map_err(failed)?), moved(first, 1)?);
         let mut fields = HashMap::new();

@@ -23,6 +23,9 @@ struct Arguments {
     /// A minute a suite instead of several: for a look, not for a README.
     #[arg(long)]
     quick: bool,
+    /// Only the cases whose names contain this.
+    #[arg(long)]
+    only: Option<String>,
     /// Writes the figures there.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -59,6 +62,9 @@ async fn main() -> Result<()> {
         return Ok(());
     }
     let arguments = Arguments::parse();
+    if let Some(only) = arguments.only {
+        let _ = measure::ONLY.set(only);
+    }
     let effort = if arguments.quick { Effort { rounds: 3, scale: 1 } } else { Effort { rounds: 7, scale: 4 } };
     let mut reports = Vec::new();
     let wants = |suite| arguments.suite == suite || arguments.suite == Suite::All;

@@ -1,5 +1,6 @@
 //! Taking turns, and what is made of the figures.
 
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -13,6 +14,9 @@ pub(crate) enum Better {
     Higher,
     Lower,
 }
+
+/// If set, only cases whose names contain it are measured.
+pub(crate) static ONLY: OnceLock<String> = OnceLock::new();
 
 type Run<'a> = Box<dyn FnMut() -> LocalBoxFuture<'a, Result<f64>> + 'a>;
 
@@ -48,6 +52,9 @@ impl<'a> Case<'a> {
 
     /// Runs all, in turns. A subject that fails at its first turn is reported as missing.
     pub(crate) async fn measure(mut self, rounds: usize, report: &mut Report) {
+        if ONLY.get().is_some_and(|only| !self.name.contains(only.as_str())) {
+            return;
+        }
         let mut figures: Vec<Vec<f64>> = vec![Vec::new(); self.subjects.len()];
         let mut failed: Vec<Option<String>> = vec![None; self.subjects.len()];
         // The first turn warms up and does not count.

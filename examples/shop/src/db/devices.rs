@@ -1,7 +1,6 @@
 //! Browsers that have logged in before: they are not held back when strangers guess at the account.
 
 use anyhow::Result;
-use argon2::password_hash::rand_core::{OsRng, RngCore};
 use data_encoding::BASE64URL_NOPAD;
 use sha2::{Digest, Sha256};
 
@@ -26,7 +25,7 @@ pub(crate) async fn is_known(db: &Database, token: &str, account: &str) -> Resul
 /// Makes a browser known; returns the token it is to show.
 pub(crate) async fn remember(db: &Database, account: &str) -> Result<String> {
     let mut bytes = [0; 32];
-    OsRng.try_fill_bytes(&mut bytes).map_err(|e| anyhow::anyhow!("drawing a token: {e}"))?;
+    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("drawing a token: {e}"))?;
     let token = BASE64URL_NOPAD.encode(&bytes);
     sqlx::query("insert into devices (token, account, since_ms) values ($1, $2, $3)")
         .bind(hashed(&token))

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use super::users;
 use crate::app::Database;
+use scale_session::auth::Passwords;
 
 const MATERIALS: [&str; 12] =
     ["Oak", "Walnut", "Linen", "Wool", "Copper", "Brass", "Stoneware", "Glass", "Cork", "Bamboo", "Slate", "Enamel"];
@@ -75,7 +75,7 @@ pub(crate) async fn run(db: &Database) -> Result<i64> {
             }
         }
     }
-    let password = tokio::task::spawn_blocking(|| users::hash(PASSWORD)).await??;
+    let password = Passwords::new().hash(PASSWORD).await?;
     sqlx::query("insert into users (email, name, password) values ($1, $2, $3)")
         .bind(EMAIL)
         .bind("Ann")

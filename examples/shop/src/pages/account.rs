@@ -23,8 +23,6 @@ pub(crate) struct Login {
 
 /// The cookie of a browser that has logged in before.
 const DEVICE: &str = "device";
-/// Longer ones are nobody's.
-const LONGEST_PASSWORD: usize = 1_024;
 
 pub(crate) async fn form(session: Session) -> Page {
     Ok(page(&session, None).await?.into_response())
@@ -63,8 +61,7 @@ pub(crate) async fn log_in(State(app): State<App>, session: Session, request: Pa
             return Ok((StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, seconds.to_string())], page).into_response());
         }
     };
-    let account =
-        if login.password.len() > LONGEST_PASSWORD { None } else { users::log_in(&app.db, &login.email, login.password).await? };
+    let account = users::log_in(&app.db, &app.passwords, &login.email, &login.password).await?;
     let Some(account) = account else {
         return Ok((StatusCode::UNAUTHORIZED, page(&session, Some("E-mail and password do not fit.")).await?).into_response());
     };

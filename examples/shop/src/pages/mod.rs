@@ -8,6 +8,7 @@ mod drawing;
 pub(crate) mod orders;
 
 use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
 use axum::response::{IntoResponse, Response};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use scale_session::Session;
@@ -32,6 +33,15 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
+        if let Some(scale_session::auth::Error::Busy { retry_after }) = self.0.downcast_ref() {
+            let wait = [(RETRY_AFTER, retry_after.as_secs().max(1).to_string())];
+            return (
+                StatusCode::SERVICE_UNAVAILABLE,
+                wait,
+                problem("Many are logging in just now. Please try again in a moment."),
+            )
+                .into_response();
+        }
         tracing::error!("a page failed: {:#}", self.0);
         (StatusCode::SERVICE_UNAVAILABLE, problem("Something is broken on our side. Please try again in a moment."))
             .into_response()

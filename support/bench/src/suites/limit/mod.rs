@@ -57,13 +57,13 @@ async fn local(effort: Effort, report: &mut Report) {
         theirs.add_limit(limitador::limit::Limit::new("bench", 1_000_000_000, 60, vec![], vec![user]));
     }
     let count = 500_000 * effort.scale;
-    let (l, p, k, g, t) = (&limiter, &policy, &keys, &governed, &theirs);
+    let (limiter, policy, keys, governed, theirs) = (&limiter, &policy, &keys, &governed, &theirs);
     Case::new("check_local", "ns", Better::Lower)
-        .subject("scale-limit", move || check_local(l, p, k, count))
+        .subject("scale-limit", move || check_local(limiter, policy, keys, count))
         .subject("governor", move || {
             let start = Instant::now();
             for n in 0..count {
-                let _ = std::hint::black_box(g.check_key(&k[n % k.len()]));
+                let _ = std::hint::black_box(governed.check_key(&keys[n % keys.len()]));
             }
             std::future::ready(Ok(start.elapsed().as_nanos() as f64 / count as f64))
         })
@@ -71,8 +71,8 @@ async fn local(effort: Effort, report: &mut Report) {
         .subject("limitador", move || {
             let start = Instant::now();
             for n in 0..count / 4 {
-                let values = std::collections::HashMap::from([("user".to_owned(), k[n % k.len()].clone())]);
-                let _ = std::hint::black_box(t.check_rate_limited_and_update(&"bench".into(), &values.into(), 1));
+                let values = std::collections::HashMap::from([("user".to_owned(), keys[n % keys.len()].clone())]);
+                let _ = std::hint::black_box(theirs.check_rate_limited_and_update(&"bench".into(), &values.into(), 1));
             }
             std::future::ready(Ok(start.elapsed().as_nanos() as f64 / (count / 4) as f64))
         })

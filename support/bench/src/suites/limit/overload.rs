@@ -17,6 +17,8 @@ use crate::report::Report;
 
 const WORK: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_millis(250);
+/// What is asked before that does not count: a service that has just been started does not know itself yet.
+const WARM_UP: Duration = Duration::from_secs(2);
 
 /// As hashing a password is done: on a thread of its own, here the only one; the other core is left to everything else. Work that clients
 /// have left is done too.
@@ -49,13 +51,13 @@ where
         let (sender, answers) = std::sync::mpsc::channel();
         let start = Instant::now();
         let offered = AtomicUsize::new(0);
-        while start.elapsed() < time {
+        while start.elapsed() < WARM_UP + time {
             let due = (start.elapsed().as_secs_f64() * rate) as usize;
             for _ in offered.load(Relaxed)..due {
                 let (service, sender, asked) = (service.clone(), sender.clone(), Instant::now());
                 server.spawn(async move {
                     let Ok(answer) = service.oneshot(Request::new(())).await;
-                    if answer.status() == 200 {
+                    if answer.status() == 200 && asked - start > WARM_UP {
                         let _ = sender.send(asked.elapsed());
                     }
                 });

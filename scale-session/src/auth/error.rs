@@ -1,0 +1,30 @@
+//! What can go wrong with signing in, besides that somebody is not let in.
+
+use std::time::Duration;
+
+/// Why a question could not be answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Too many passwords are being hashed: 503, `Retry-After`.
+    #[error("too many log-ins at once; try again in {retry_after:?}")]
+    Busy {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// A new password does not keep the rules.
+    #[error("the password {0}")]
+    Password(&'static str),
+    /// A stored string is not what it should be.
+    #[error("what is stored for the {0} cannot be read")]
+    Stored(&'static str),
+    /// The ledger did not answer: nobody can know whether this was used before.
+    #[error("the ledger: {0}")]
+    Ledger(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The operating system gave no random bytes.
+    #[error("the operating system gives no random bytes")]
+    Random,
+    /// A key or a cost that makes no sense.
+    #[error("{0}")]
+    Setting(&'static str),
+}

@@ -1,0 +1,82 @@
+//! One process' own.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{Store, Turn, judge};
+use crate::auth::error::Error;
+
+/// Beyond it what has ended is forgotten, and if all is living, new claims fail: nothing is let in twice because somebody floods it.
+const MOST: usize = 1_000_000;
+
+#[derive(Debug, Default)]
+struct Entries {
+    claims: HashMap<String, Instant>,
+    families: HashMap<String, Family>,
+}
+
+#[derive(Debug)]
+struct Family {
+    next: u64,
+    taken: Instant,
+    ends: Instant,
+}
+
+/// For one process: development, tests, small sites. At most a million entries.
+#[derive(Debug, Default)]
+pub struct MemoryLedger(Mutex<Entries>);
+
+impl Entries {
+    fn room(&mut self, now: Instant) -> Result<(), Error> {
+        if self.claims.len() + self.families.len() < MOST {
+            return Ok(());
+        }
+        self.claims.retain(|_, ends| *ends > now);
+        self.families.retain(|_, family| family.ends > now);
+        if self.claims.len() + self.families.len() < MOST { Ok(()) } else { Err(Error::Ledger("it is full".into())) }
+    }
+}
+
+#[async_trait]
+impl Store for MemoryLedger {
+    async fn claim(&self, key: &str, time: Duration) -> Result<bool, Error> {
+        let now = Instant::now();
+        let mut entries = self.0.lock();
+        if entries.claims.get(key).is_some_and(|ends| *ends > now) {
+            return Ok(false);
+        }
+        entries.room(now)?;
+        entries.claims.insert(key.to_owned(), now + time);
+        Ok(true)
+    }
+
+    async fn open(&self, key: &str, time: Duration) -> Result<(), Error> {
+        let now = Instant::now();
+        let mut entries = self.0.lock();
+        entries.room(now)?;
+        entries.families.insert(key.to_owned(), Family { next: 0, taken: now, ends: now + time });
+        Ok(())
+    }
+
+    async fn turn(&self, key: &str, turn: u64, grace: Duration) -> Result<Turn, Error> {
+        let now = Instant::now();
+        let mut entries = self.0.lock();
+        let Some(family) = entries.families.get_mut(key).filter(|f| f.ends > now) else { return Ok(Turn::Gone) };
+        let judged = judge(family.next, now - family.taken, turn, grace);
+        match judged {
+            Turn::Taken if turn == family.next => (family.next, family.taken) = (turn + 1, now),
+            Turn::Repeated => drop(entries.families.remove(key)),
+            _ => {}
+        }
+        Ok(judged)
+    }
+
+    async fn close(&self, key: &str) -> Result<(), Error> {
+        self.0.lock().families.remove(key);
+        Ok(())
+    }
+}

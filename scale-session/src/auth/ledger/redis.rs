@@ -1,0 +1,70 @@
+//! The fleet's, in Redis.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::{RedisError, Script};
+use scale_redis::Keys;
+
+use super::{Store, Turn};
+use crate::auth::error::Error;
+
+/// A ledger in Redis: standalone, Sentinel or Cluster.
+pub struct RedisLedger {
+    server: scale_redis::Redis,
+    keys: Keys,
+    turn: Script,
+}
+
+impl std::fmt::Debug for RedisLedger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("RedisLedger").field(&self.server).finish()
+    }
+}
+
+fn failed(error: RedisError) -> Error {
+    Error::Ledger(Box::new(error))
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).clamp(1, 100 * 365 * 86_400_000)
+}
+
+impl RedisLedger {
+    /// The ledger of `app`.
+    pub fn new(redis: scale_redis::Redis, app: &str) -> Self {
+        Self { server: redis, keys: Keys::new(app, "auth"), turn: Script::new(include_str!("turn.lua")) }
+    }
+}
+
+#[async_trait]
+impl Store for RedisLedger {
+    async fn claim(&self, key: &str, time: Duration) -> Result<bool, Error> {
+        let mut set = redis::cmd("SET");
+        set.arg(self.keys.tagged(key, "c")).arg(1).arg("NX").arg("PX").arg(millis(time));
+        let set: Option<String> = set.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(set.is_some())
+    }
+
+    async fn open(&self, key: &str, time: Duration) -> Result<(), Error> {
+        let key = self.keys.tagged(key, "f");
+        let mut both = redis::pipe();
+        both.atomic().hset_multiple(&key, &[("next", 0), ("taken", 0)]).ignore();
+        both.cmd("PEXPIRE").arg(&key).arg(millis(time)).ignore();
+        both.query_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn turn(&self, key: &str, turn: u64, grace: Duration) -> Result<Turn, Error> {
+        let mut call = self.turn.key(self.keys.tagged(key, "f"));
+        let reply: String = call.arg(turn).arg(millis(grace)).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        match reply.as_str() {
+            "taken" => Ok(Turn::Taken),
+            "repeated" => Ok(Turn::Repeated),
+            _ => Ok(Turn::Gone),
+        }
+    }
+
+    async fn close(&self, key: &str) -> Result<(), Error> {
+        redis::cmd("DEL").arg(self.keys.tagged(key, "f")).query_async(&mut self.server.clone()).await.map_err(failed)
+    }
+}

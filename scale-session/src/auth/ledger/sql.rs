@@ -1,0 +1,111 @@
+//! The fleet's, in a PostgreSQL or SQLite database: one table. Times are the database's clock, ms since 1970.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::{Any, AssertSqlSafe, Row, Transaction};
+
+use super::{Store, Turn, judge};
+use crate::auth::error::Error;
+use crate::sql::{Database, System, statements};
+
+/// One in so many claims sweeps.
+const SWEEP: u32 = 100;
+
+statements! {
+    tables = "
+        create table if not exists scale_ledger (
+            key text primary key,
+            next bigint not null,
+            taken_ms bigint not null,
+            ends_ms bigint not null
+        );
+        create index if not exists scale_ledger_end on scale_ledger (ends_ms);";
+    claim = "insert into scale_ledger (key, next, taken_ms, ends_ms) values ($1, 0, {now}, {now} + $2) \
+        on conflict (key) do update set taken_ms = excluded.taken_ms, ends_ms = excluded.ends_ms \
+        where scale_ledger.ends_ms <= {now}";
+    open = "insert into scale_ledger (key, next, taken_ms, ends_ms) values ($1, 0, {now}, {now} + $2)";
+    family = "select next, {now} - taken_ms from scale_ledger where key = $1 and ends_ms > {now} {lock}";
+    take = "update scale_ledger set next = $2, taken_ms = {now} where key = $1";
+    close = "delete from scale_ledger where key = $1";
+    sweep = "delete from scale_ledger where key in (select key from scale_ledger where ends_ms <= {now} limit 100)";
+}
+
+/// A ledger in a PostgreSQL or SQLite database.
+#[derive(Debug)]
+pub struct SqlLedger {
+    database: Database,
+    texts: Texts,
+}
+
+fn failed(error: sqlx::Error) -> Error {
+    Error::Ledger(Box::new(error))
+}
+
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4).clamp(1, i64::MAX / 4)
+}
+
+impl SqlLedger {
+    /// Connects, and makes the table if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for an address that cannot be read; [`Error::Ledger`] if nobody answers there.
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        let system = System::of(url).ok_or(Error::Setting("that is no address of a ledger"))?;
+        let texts = Texts::new(system);
+        let database = Database::connect(url, &texts.tables).await.map_err(|e| Error::Ledger(Box::new(e)))?;
+        Ok(Self { database, texts })
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
+        self.database.begin().await.map_err(|e| Error::Ledger(Box::new(e)))
+    }
+}
+
+fn query(text: &std::sync::Arc<str>) -> sqlx::query::Query<'static, Any, sqlx::any::AnyArguments> {
+    // Made of the constants of this file alone.
+    sqlx::query(AssertSqlSafe(std::sync::Arc::clone(text)))
+}
+
+#[async_trait]
+impl Store for SqlLedger {
+    async fn claim(&self, key: &str, time: Duration) -> Result<bool, Error> {
+        let claim = query(&self.texts.claim).bind(key.to_owned()).bind(millis(time));
+        let done = claim.execute(self.database.pool()).await.map_err(failed)?.rows_affected() > 0;
+        if fastrand::u32(..SWEEP) == 0
+            && let Err(error) = query(&self.texts.sweep).execute(self.database.pool()).await
+        {
+            tracing::warn!(%error, "ended entries of the ledger could not be removed");
+        }
+        Ok(done)
+    }
+
+    async fn open(&self, key: &str, time: Duration) -> Result<(), Error> {
+        let open = query(&self.texts.open).bind(key.to_owned()).bind(millis(time));
+        open.execute(self.database.pool()).await.map(drop).map_err(failed)
+    }
+
+    async fn turn(&self, key: &str, turn: u64, grace: Duration) -> Result<Turn, Error> {
+        let mut tx = self.begin().await?;
+        let row = query(&self.texts.family).bind(key.to_owned()).fetch_optional(&mut *tx).await.map_err(failed)?;
+        let Some(row) = row else { return Ok(Turn::Gone) };
+        let (next, since): (i64, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+        let judged = judge(next.max(0) as u64, Duration::from_millis(since.max(0) as u64), turn, grace);
+        match judged {
+            Turn::Taken if turn == next.max(0) as u64 => {
+                query(&self.texts.take).bind(key.to_owned()).bind(next + 1).execute(&mut *tx).await.map_err(failed)?;
+            }
+            Turn::Repeated => {
+                query(&self.texts.close).bind(key.to_owned()).execute(&mut *tx).await.map_err(failed)?;
+            }
+            _ => {}
+        }
+        tx.commit().await.map_err(failed)?;
+        Ok(judged)
+    }
+
+    async fn close(&self, key: &str) -> Result<(), Error> {
+        query(&self.texts.close).bind(key.to_owned()).execute(self.database.pool()).await.map(drop).map_err(failed)
+    }
+}

@@ -1,0 +1,71 @@
+//! Signing in: passwords, second factors, tokens by mail, staying signed in, and requests that other sites forge.
+//!
+//! Each piece works alone, and none needs a table of users: they take and give strings that the application keeps where it keeps its
+//! users. What must happen only once in a whole fleet (a code used, a token redeemed, a cookie exchanged) is written into a [`Ledger`], in
+//! process, in a database, or on Redis.
+//!
+//! | piece | does |
+//! | --- | --- |
+//! | [`Passwords`] | argon2id by OWASP's numbers, with bounded memory, equal time for unknown users, pepper, rehash |
+//! | [`Totp`], [`recovery`] | second factors: codes of an app, used once; codes on paper, used once |
+//! | [`Tokens`] | links by mail that end when used, when expired, and when what they were made for has changed |
+//! | [`Remember`] | a cookie that keeps signed in, exchanged at each use: who steals one is found out |
+//! | [`CsrfLayer`] | refuses what another site's page sends |
+//!
+//! Limits on guessing are not here: they are the application's, and `scale-limit` has them (`LoginGuard`, and its limits for one-time
+//! codes). Ask them first, by the account's name as it is stored.
+//!
+//! # What is promised
+//!
+//! | when | then |
+//! | --- | --- |
+//! | 500 log in at once | as many hashes are worked on as memory allows; others wait, and beyond the queue get [`Error::Busy`] at once |
+//! | a user is unknown, or has no password | [`Passwords::verify`] takes as long as for a wrong one, with today's numbers |
+//! | 64 send one code, token or recovery code at once, to several processes | one succeeds |
+//! | the ledger does not answer | [`Error::Ledger`]: nobody is let in on a guess |
+//! | a cookie to stay signed in is used twice | the family is revoked, unless it is the lost answer of a moment ago |
+//!
+//! # Against OWASP ASVS 5.0
+//!
+//! | requirement | met by | tested by |
+//! | --- | --- | --- |
+//! | 6.2.1, 6.2.9 lengths | [`Rules`](password::Rules): 8 at least by default, 1,024 bytes allowed | `rules_of_passwords` |
+//! | 6.2.4 common passwords | [`Rules::banned`](password::Rules::banned) with a list of your choice | `rules_of_passwords` |
+//! | 6.2.8 verified as received | no trimming, no change of case, no truncation | `passwords_are_taken_as_they_are` |
+//! | 11.4.2 slow hashes | argon2id, 19 MiB, 2 passes | `hashes_are_phc_strings_with_owasps_numbers` |
+//! | 6.3.8 no valid users told by timing | dummy work | `nobody_takes_as_long_as_somebody` |
+//! | 6.5.1 codes used once | the ledger | `a_code_is_good_once_whoever_sends_it` |
+//! | 6.5.2, 6.5.3 recovery codes random and hashed | 120 bits from the system's generator, SHA-256 | `recovery_codes_are_random_and_stored_hashed` |
+//! | 6.5.5 short-lived codes | 30 s; a step of skew must be asked for ([`Totp::skew`]) | `codes_of_rfc_6238` |
+//! | 6.4.1, 6.4.3 resets that are random, expire and are good once | purpose, subject, end and what it is bound to are part of a token | `a_token_is_good_for_what_it_was_made_for` |
+//! | 3.5.1, 3.5.2 forged requests | [`CsrfLayer`] | `a_table_of_requests_from_other_sites` |
+
+pub mod csrf;
+mod error;
+pub mod ledger;
+pub mod password;
+pub mod recovery;
+pub mod remember;
+mod seal;
+pub mod token;
+pub mod totp;
+
+pub use self::csrf::CsrfLayer;
+pub use self::error::Error;
+pub use self::ledger::Ledger;
+pub use self::password::Passwords;
+pub use self::remember::Remember;
+pub use self::token::Tokens;
+pub use self::totp::Totp;
+
+/// Random bytes from the operating system.
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|_| Error::Random)?;
+    Ok(bytes)
+}
+
+/// Whether two secrets are the same, in a time that does not tell where they differ.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| std::hint::black_box(differs | (a ^ b))) == 0
+}

@@ -1,0 +1,565 @@
+//! Passwords: slow to guess, and no way to bring a server down.
+//!
+//! argon2id (RFC 9106) with the numbers of OWASP's "Password Storage Cheat Sheet": 19 MiB, two passes, one lane. Hashing runs on blocking
+//! threads, as many at once as were allowed; its memory is taken once and reused, since filling 19 MiB anew costs as much as the hash.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use argon2::{Algorithm, Argon2, Block, Params, Version};
+use data_encoding::BASE64_NOPAD;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::error::Error;
+use super::{random, same};
+
+/// Longer ones are nobody's: hashing a megabyte is a way to attack (CVE-2013-1443).
+pub const LONGEST: usize = 1_024;
+const SALT: usize = 16;
+const HASH: usize = 32;
+
+/// What a hash costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Memory, KiB.
+    pub memory: u32,
+    /// Passes over it.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+}
+
+impl Default for Cost {
+    /// OWASP's: 19 MiB, 2, 1.
+    fn default() -> Self {
+        Self { memory: 19_456, passes: 2, lanes: 1 }
+    }
+}
+
+impl Cost {
+    fn params(self) -> Result<Params, Error> {
+        Params::new(self.memory, self.passes, self.lanes, Some(HASH))
+            .map_err(|_| Error::Setting("argon2 does not take this cost"))
+    }
+
+    /// As many passes over that much memory (KiB) as fit into a time on this machine, but no less than OWASP asks for. Takes a few times
+    /// that long; run it when you choose, not when you start.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for memory that argon2 does not take.
+    pub fn calibrate(memory: u32, target: Duration) -> Result<Self, Error> {
+        let cost = Self { memory: memory.max(Self::default().memory), passes: 2, lanes: 1 };
+        let mut blocks = vec![Block::default(); cost.params()?.block_count()];
+        let mut took = |passes: u32| -> Result<Duration, Error> {
+            let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Self { passes, ..cost }.params()?);
+            let start = Instant::now();
+            let hashed = argon2.hash_password_into_with_memory(b"calibration", &[0; SALT], &mut [0; HASH], &mut blocks);
+            hashed.map_err(|_| Error::Setting("argon2 does not take this cost"))?;
+            Ok(start.elapsed())
+        };
+        took(1)?;
+        let one = took(2)? / 2;
+        let passes = (target.as_secs_f64() / one.as_secs_f64().max(1e-6)) as u32;
+        Ok(Self { passes: passes.clamp(2, 100), ..cost })
+    }
+}
+
+/// What came of a comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verified {
+    /// Wrong, or there is nothing to compare with.
+    No,
+    /// Right.
+    Yes {
+        /// Store this instead: the cost or the pepper has changed since.
+        rehashed: Option<String>,
+    },
+}
+
+impl Verified {
+    /// Whether it is right.
+    pub fn is_yes(&self) -> bool {
+        matches!(self, Self::Yes { .. })
+    }
+}
+
+/// Hashes and verifies. Cloning costs one reference count; have one in a process.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_session::auth::Error> {
+/// use scale_session::auth::Passwords;
+///
+/// let passwords = Passwords::new();
+/// let stored = passwords.hash("correct horse battery staple").await?;
+/// assert!(passwords.verify("correct horse battery staple", Some(&stored)).await?.is_yes());
+/// assert!(!passwords.verify("guess", Some(&stored)).await?.is_yes());
+/// // An account that does not exist: the same call, the same time.
+/// assert!(!passwords.verify("guess", None).await?.is_yes());
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Passwords(Arc<Inner>);
+
+struct Inner {
+    cost: Cost,
+    /// By key id; the last one is for new hashes.
+    peppers: Vec<(String, Vec<u8>)>,
+    at_once: usize,
+    permits: Semaphore,
+    waiting: AtomicUsize,
+    queue: usize,
+    /// Memory that nobody hashes in just now.
+    memory: Mutex<Vec<Vec<Block>>>,
+}
+
+impl std::fmt::Debug for Passwords {
+    /// Without peppers: they are secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Passwords").field("cost", &self.0.cost).field("at_once", &self.0.at_once).finish_non_exhaustive()
+    }
+}
+
+impl Default for Passwords {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Passwords {
+    /// OWASP's cost; as many at once as there are processors, so memory stays below `processors × 19 MiB`; 20 times as many may wait.
+    pub fn new() -> Self {
+        let at_once = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self(Arc::new(Inner {
+            cost: Cost::default(),
+            peppers: Vec::new(),
+            at_once,
+            permits: Semaphore::new(at_once),
+            waiting: AtomicUsize::new(0),
+            queue: at_once * 20,
+            memory: Mutex::default(),
+        }))
+    }
+
+    fn with(self, change: impl FnOnce(&mut Inner)) -> Self {
+        let old = &self.0;
+        let mut inner = Inner {
+            cost: old.cost,
+            peppers: old.peppers.clone(),
+            at_once: old.at_once,
+            permits: Semaphore::new(0),
+            waiting: AtomicUsize::new(0),
+            queue: old.queue,
+            memory: Mutex::default(),
+        };
+        change(&mut inner);
+        inner.permits = Semaphore::new(inner.at_once);
+        Self(Arc::new(inner))
+    }
+
+    /// What a hash costs from now on. Older ones are verified as they were made, and hashed anew when they fit.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for numbers that argon2 does not take.
+    pub fn cost(self, cost: Cost) -> Result<Self, Error> {
+        cost.params()?;
+        Ok(self.with(|p| p.cost = cost))
+    }
+
+    /// A secret that goes into each hash and lies nowhere near them, so that stolen hashes alone are of no use. The last one given is for
+    /// new hashes; keep the older ones until all are hashed anew. The id goes into the hash and is no secret.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for an id that is not made of up to 8 letters and digits, or a secret of less than 16 bytes.
+    pub fn pepper(self, id: &str, secret: &[u8]) -> Result<Self, Error> {
+        if id.is_empty() || id.len() > 8 || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(Error::Setting("a pepper's id is made of up to 8 letters and digits"));
+        }
+        if secret.len() < 16 {
+            return Err(Error::Setting("a pepper has at least 16 bytes"));
+        }
+        Ok(self.with(|p| p.peppers.push((id.to_owned(), secret.to_owned()))))
+    }
+
+    /// How many at once, each with its memory, and how many may wait for that.
+    pub fn at_once(self, hashes: usize, waiting: usize) -> Self {
+        self.with(|p| (p.at_once, p.queue) = (hashes.max(1), waiting))
+    }
+
+    /// A hash to store, as a PHC string.
+    ///
+    /// # Errors
+    /// [`Error::Busy`]; [`Error::Password`] if it is longer than 1,024 bytes.
+    pub async fn hash(&self, password: &str) -> Result<String, Error> {
+        if password.len() > LONGEST {
+            return Err(Error::Password("is longer than 1,024 bytes"));
+        }
+        let password = password.to_owned();
+        self.run(move |inner, blocks| inner.make(&password, blocks)).await?
+    }
+
+    /// Whether a password fits what is stored; `None` if there is no such account, or it has no password. Takes the same time for all.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub async fn verify(&self, password: &str, stored: Option<&str>) -> Result<Verified, Error> {
+        // Too long, too, is an answer that takes its time.
+        let (password, fits) = if password.len() > LONGEST { ("", false) } else { (password, true) };
+        let (password, stored) = (password.to_owned(), stored.and_then(Phc::read));
+        self.run(move |inner, blocks| {
+            let secret = stored.as_ref().map(|phc| inner.pepper_of(phc.pepper.as_deref()));
+            let (Some(phc), Some(Some(secret))) = (stored, secret) else {
+                compute(inner.cost, inner.newest().1, &password, &[0; SALT], blocks)?;
+                return Ok(Verified::No);
+            };
+            let hash = compute(phc.cost, secret, &password, &phc.salt, blocks)?;
+            if !same(&hash, &phc.hash) || !fits {
+                return Ok(Verified::No);
+            }
+            let current = phc.cost == inner.cost && phc.pepper.as_deref() == inner.newest().0;
+            let rehashed = if current { None } else { Some(inner.make(&password, blocks)?) };
+            Ok(Verified::Yes { rehashed })
+        })
+        .await?
+    }
+
+    /// Runs on a blocking thread, with a place and memory of its own. A caller that goes away leaves both when the work is done.
+    async fn run<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Inner, &mut Vec<Block>) -> T + Send + 'static,
+    {
+        let inner = &self.0;
+        let waiting = Waiting::begin(&inner.waiting);
+        if inner.permits.available_permits() == 0 && waiting.number > inner.queue {
+            metrics::counter!("scale_session_passwords_busy_total").increment(1);
+            return Err(Error::Busy { retry_after: Duration::from_secs(2) });
+        }
+        let permit = inner.permits.acquire().await.map_err(|_| Error::Busy { retry_after: Duration::from_secs(2) })?;
+        drop(waiting);
+        permit.forget();
+        let inner = Arc::clone(inner);
+        let work = tokio::task::spawn_blocking(move || {
+            let place = Place(&inner);
+            let mut blocks = inner.memory.lock().pop().unwrap_or_default();
+            let start = Instant::now();
+            let done = work(&inner, &mut blocks);
+            metrics::histogram!("scale_session_password_seconds").record(start.elapsed().as_secs_f64());
+            // What an older or imported hash took is not kept.
+            let own = inner.cost.params().map_or(0, |params| params.block_count());
+            inner.memory.lock().push(if blocks.len() > own { Vec::new() } else { blocks });
+            drop(place);
+            done
+        });
+        work.await.map_err(|_| Error::Busy { retry_after: Duration::from_secs(2) })
+    }
+}
+
+/// A place among those who wait.
+struct Waiting<'w> {
+    count: &'w AtomicUsize,
+    number: usize,
+}
+
+impl<'w> Waiting<'w> {
+    fn begin(count: &'w AtomicUsize) -> Self {
+        Self { count, number: count.fetch_add(1, SeqCst) + 1 }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, SeqCst);
+    }
+}
+
+/// A place among those who hash, free again even if one panics.
+struct Place<'p>(&'p Inner);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.permits.add_permits(1);
+    }
+}
+
+impl Inner {
+    /// The id and the secret of new hashes.
+    fn newest(&self) -> (Option<&str>, &[u8]) {
+        self.peppers.last().map_or((None, &[]), |(id, secret)| (Some(id), secret))
+    }
+
+    /// The secret of that id; `None` if it is not known.
+    fn pepper_of(&self, id: Option<&str>) -> Option<Vec<u8>> {
+        match id {
+            None => Some(Vec::new()),
+            Some(id) => self.peppers.iter().find(|(known, _)| known == id).map(|(_, secret)| secret.clone()),
+        }
+    }
+
+    fn make(&self, password: &str, blocks: &mut Vec<Block>) -> Result<String, Error> {
+        let (id, secret) = self.newest();
+        let salt = random::<SALT>()?;
+        let hash = compute(self.cost, secret, password, &salt, blocks)?;
+        Ok(Phc { cost: self.cost, pepper: id.map(str::to_owned), salt: salt.to_vec(), hash: hash.to_vec() }.write())
+    }
+}
+
+fn compute(
+    cost: Cost,
+    secret: impl AsRef<[u8]>,
+    password: &str,
+    salt: &[u8],
+    blocks: &mut Vec<Block>,
+) -> Result<[u8; HASH], Error> {
+    let params = cost.params()?;
+    let count = params.block_count();
+    if blocks.len() < count {
+        blocks.resize(count, Block::default());
+    }
+    let argon2 = Argon2::new_with_secret(secret.as_ref(), Algorithm::Argon2id, Version::V0x13, params);
+    let argon2 = argon2.map_err(|_| Error::Setting("argon2 does not take this pepper"))?;
+    let mut hash = [0; HASH];
+    let hashed = argon2.hash_password_into_with_memory(password.as_bytes(), salt, &mut hash, &mut blocks[..count]);
+    hashed.map_err(|_| Error::Stored("password"))?;
+    Ok(hash)
+}
+
+/// A hash as it is stored: `$argon2id$v=19$m=19456,t=2,p=1,keyid=…$salt$hash`.
+#[derive(Debug, PartialEq)]
+struct Phc {
+    cost: Cost,
+    pepper: Option<String>,
+    salt: Vec<u8>,
+    hash: Vec<u8>,
+}
+
+/// What is stored may not ask for more than that (KiB, passes, lanes): it could come from an import.
+const MOST: (u32, u32, u32) = (1 << 20, 100, 16);
+
+impl Phc {
+    fn write(&self) -> String {
+        let Cost { memory, passes, lanes } = self.cost;
+        let pepper = self.pepper.as_ref().map(|id| format!(",keyid={id}")).unwrap_or_default();
+        let (salt, hash) = (BASE64_NOPAD.encode(&self.salt), BASE64_NOPAD.encode(&self.hash));
+        format!("$argon2id$v=19$m={memory},t={passes},p={lanes}{pepper}${salt}${hash}")
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let mut parts = text.strip_prefix("$argon2id$v=19$")?.split('$');
+        let (settings, salt, hash) = (parts.next()?, parts.next()?, parts.next()?);
+        let mut cost = Cost { memory: 0, passes: 0, lanes: 0 };
+        let mut pepper = None;
+        for setting in settings.split(',') {
+            match setting.split_once('=')? {
+                ("m", n) => cost.memory = n.parse().ok().filter(|n| *n <= MOST.0)?,
+                ("t", n) => cost.passes = n.parse().ok().filter(|n| *n <= MOST.1)?,
+                ("p", n) => cost.lanes = n.parse().ok().filter(|n| *n <= MOST.2)?,
+                ("keyid", id) => pepper = Some(id.to_owned()),
+                _ => return None,
+            }
+        }
+        cost.params().ok()?;
+        let salt = BASE64_NOPAD.decode(salt.as_bytes()).ok().filter(|s| (8..=64).contains(&s.len()))?;
+        let hash = BASE64_NOPAD.decode(hash.as_bytes()).ok().filter(|h| h.len() == HASH)?;
+        parts.next().is_none().then_some(Self { cost, pepper, salt, hash })
+    }
+}
+
+/// What a new password must be like. Not what it must be made of: ASVS 6.2.5 and NIST SP 800-63B-4 rule that out.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    least: usize,
+    banned: HashSet<String>,
+}
+
+impl Default for Rules {
+    /// At least 8 characters, at most 1,024 bytes. NIST asks for 15 where the password is the only factor.
+    fn default() -> Self {
+        Self { least: 8, banned: HashSet::new() }
+    }
+}
+
+impl Rules {
+    /// At least so many characters.
+    pub fn at_least(self, characters: usize) -> Self {
+        Self { least: characters.max(8), ..self }
+    }
+
+    /// None of these, in whatever case: the few thousand most common ones, say, and the site's own name.
+    pub fn banned<T: AsRef<str>>(mut self, words: impl IntoIterator<Item = T>) -> Self {
+        self.banned.extend(words.into_iter().map(|word| word.as_ref().to_lowercase()));
+        self
+    }
+
+    /// Whether a password keeps them; `context` is what it must not be: the user's name and address.
+    ///
+    /// # Errors
+    /// [`Error::Password`], with words to show.
+    pub fn check(&self, password: &str, context: &[&str]) -> Result<(), Error> {
+        if password.len() > LONGEST {
+            return Err(Error::Password("is longer than 1,024 bytes"));
+        }
+        if password.chars().count() < self.least {
+            return Err(Error::Password("is too short"));
+        }
+        let lower = password.to_lowercase();
+        if self.banned.contains(&lower) {
+            return Err(Error::Password("is one of the most common ones"));
+        }
+        if context.iter().any(|word| !word.is_empty() && word.to_lowercase() == lower) {
+            return Err(Error::Password("is the name or the address"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fast enough to be tested.
+    const CHEAP: Cost = Cost { memory: 64, passes: 1, lanes: 1 };
+
+    fn cheap() -> Passwords {
+        Passwords::new().cost(CHEAP).unwrap()
+    }
+
+    #[tokio::test]
+    async fn hashes_are_phc_strings_with_owasps_numbers() {
+        let stored = Passwords::new().hash("x").await.unwrap();
+        assert!(stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{stored}");
+        assert_ne!(stored, Passwords::new().hash("x").await.unwrap(), "salted");
+        // As the reference implementation makes it (its own test: argon2id, 2 passes, 64 MiB, 1 lane).
+        let known = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc";
+        let passwords = Passwords::new();
+        assert!(matches!(passwords.verify("password", Some(known)).await.unwrap(), Verified::Yes { rehashed: Some(_) }));
+        assert_eq!(passwords.verify("passwore", Some(known)).await.unwrap(), Verified::No);
+        // And with memory that has been used for another one.
+        let own = "$argon2id$v=19$m=19456,t=2,p=1$MDEyMzQ1Njc4OWFiY2RlZg$gy5SuVm5Z7Vw7keB9se9p87QGcomaseB/S2U1OhTsM0";
+        for _ in 0..3 {
+            let verified = passwords.verify("correct horse battery staple", Some(own)).await.unwrap();
+            assert_eq!(verified, Verified::Yes { rehashed: None });
+        }
+        assert!(passwords.0.memory.lock().iter().all(|blocks| blocks.len() <= 19_456), "an import's memory is not kept");
+    }
+
+    #[tokio::test]
+    async fn passwords_are_taken_as_they_are() {
+        let passwords = cheap();
+        let odd = " Pässwörd\t\u{1F511} with spaces ";
+        let stored = passwords.hash(odd).await.unwrap();
+        assert!(passwords.verify(odd, Some(&stored)).await.unwrap().is_yes());
+        for other in [odd.trim(), &odd.to_lowercase(), &odd[..odd.len() - 1], "", &"x".repeat(1 << 20)] {
+            assert!(!passwords.verify(other, Some(&stored)).await.unwrap().is_yes(), "{other:.20}");
+        }
+        let long = "x".repeat(LONGEST);
+        let stored = passwords.hash(&long).await.unwrap();
+        assert!(!passwords.verify(&long[1..], Some(&stored)).await.unwrap().is_yes(), "nothing is cut off");
+        assert!(matches!(passwords.hash(&"x".repeat(LONGEST + 1)).await, Err(Error::Password(_))));
+    }
+
+    #[tokio::test]
+    async fn a_new_cost_or_pepper_is_taken_over_when_a_password_fits() {
+        let old = cheap();
+        let first = old.hash("secret").await.unwrap();
+        assert_eq!(old.verify("secret", Some(&first)).await.unwrap(), Verified::Yes { rehashed: None });
+        let peppered = cheap().pepper("a1", &[1; 32]).unwrap();
+        let Verified::Yes { rehashed: Some(second) } = peppered.verify("secret", Some(&first)).await.unwrap() else { panic!() };
+        assert!(second.contains(",keyid=a1$"));
+        assert_eq!(peppered.verify("secret", Some(&second)).await.unwrap(), Verified::Yes { rehashed: None });
+        // Stolen hashes without the pepper, or with another one of the name, are of no use.
+        for other in [cheap(), cheap().pepper("a1", &[2; 32]).unwrap()] {
+            assert_eq!(other.verify("secret", Some(&second)).await.unwrap(), Verified::No);
+        }
+        let rotated = peppered.pepper("b2", &[3; 32]).unwrap();
+        let Verified::Yes { rehashed: Some(third) } = rotated.verify("secret", Some(&second)).await.unwrap() else { panic!() };
+        assert!(third.contains("keyid=b2"));
+        let dearer = rotated.cost(Cost { passes: 3, ..CHEAP }).unwrap();
+        assert!(matches!(dearer.verify("secret", Some(&third)).await.unwrap(), Verified::Yes { rehashed: Some(_) }));
+    }
+
+    /// Counted in hashes, not in seconds: what takes time is the hash.
+    #[tokio::test]
+    async fn nobody_takes_as_long_as_somebody() {
+        let passwords = cheap();
+        let stored = passwords.hash("secret").await.unwrap();
+        for stored in [
+            None,
+            Some(""),
+            Some("$2b$12$bcrypt"),
+            Some("$argon2id$v=19$m=64,t=1,p=1,keyid=gone$c2FsdHNhbHQ$AAAA"),
+            Some(&stored),
+        ] {
+            let before = passwords.0.memory.lock().pop();
+            assert!(!passwords.verify("guess", stored).await.unwrap().is_yes());
+            // Memory was taken and filled, whatever there was to compare with.
+            let blocks = passwords.0.memory.lock().last().map_or(0, Vec::len);
+            assert!(blocks >= CHEAP.params().unwrap().block_count(), "{stored:?}");
+            drop(before);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_storm_is_bounded_in_memory_and_the_rest_is_told_at_once() {
+        let passwords = Passwords::new().cost(Cost { memory: 4_096, passes: 1, lanes: 1 }).unwrap().at_once(2, 10);
+        let tasks: Vec<_> = (0..500)
+            .map(|n| {
+                let passwords = passwords.clone();
+                tokio::spawn(async move { passwords.hash(&format!("password {n}")).await })
+            })
+            .collect();
+        let (mut done, mut busy) = (0, 0);
+        for (n, task) in tasks.into_iter().enumerate() {
+            // Some go away half way.
+            if n % 7 == 0 {
+                task.abort();
+            }
+            match task.await {
+                Ok(Ok(_)) => done += 1,
+                Ok(Err(Error::Busy { .. })) => busy += 1,
+                Ok(other) => panic!("{other:?}"),
+                Err(_) => {}
+            }
+        }
+        assert!(done >= 2 && busy > 0, "{done} {busy}");
+        assert!(passwords.0.memory.lock().len() <= 2, "memory for two");
+        assert_eq!(passwords.0.waiting.load(SeqCst), 0);
+        while passwords.0.permits.available_permits() < 2 {
+            tokio::task::yield_now().await;
+        }
+        passwords.hash("afterwards").await.unwrap();
+    }
+
+    #[test]
+    fn rules_of_passwords() {
+        let rules = Rules::default().banned(["Password1", "letmein1234"]);
+        for (password, fits) in [
+            ("correct horse", true),
+            ("sevench", false),
+            ("eight ch", true),
+            ("пароль12", true),
+            ("password1", false),
+            ("ann@example.com", false),
+            (&"x".repeat(64), true),
+            (&"x".repeat(LONGEST + 1), false),
+        ] {
+            assert_eq!(rules.check(password, &["Ann@Example.com", ""]).is_ok(), fits, "{password:.20}");
+        }
+    }
+
+    #[test]
+    fn calibration_keeps_to_owasp_at_least() {
+        let cost = Cost::calibrate(1, Duration::from_millis(1)).unwrap();
+        assert_eq!(cost, Cost { memory: 19_456, passes: 2, lanes: 1 });
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_stored_string_is_survived(text in ".{0,120}") {
+            let _ = Phc::read(&text);
+            let _ = Phc::read(&format!("$argon2id$v=19${text}"));
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Staying signed in: a cookie that is exchanged for a new one at each use.
+//!
+//! Each sign-in begins a *family*. Its cookie is good once: using it gives the next one. So when a cookie has been stolen, thief and
+//! owner will sooner or later present the same one, and the second of them is found out: the family ends, and both must sign in. A cookie
+//! that is presented again within a grace time is the answer that got lost, or a second request of the same page, and gets the same next
+//! cookie. (After Barry Jaspan's "Improved Persistent Login Cookie Best Practice", and the refresh token rotation of RFC 9700, 4.14.2.)
+//!
+//! Cookies are derived from a key: the ledger knows how often a family was used, not what opens it. A family can be bound, to the present
+//! password hash for example, and ends when that changes.
+
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+
+use super::error::Error;
+use super::ledger::{Ledger, Turn};
+use super::random;
+use super::seal::{Keys, Said, now};
+
+/// For a request under way twice, or an answer that got lost.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Begins families and exchanges their cookies. Cloning copies the keys.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_session::auth::Error> {
+/// use std::time::Duration;
+/// use scale_session::auth::{Ledger, Remember, remember::Exchange, token::Keys};
+///
+/// let remember = Remember::new(Keys::new(&[7; 32])?, &Ledger::memory(), Duration::from_secs(30 * 86_400));
+/// let cookie = remember.begin("user:7", "password hash").await?; // at sign-in
+///
+/// // Later, without a session:
+/// let user = Remember::subject(&cookie).unwrap(); // load that account; it is not believed yet
+/// match remember.exchange(&cookie, "password hash").await? {
+///     Exchange::Good { subject, cookie } => { /* a new session, and this cookie in place of the old one */ }
+///     Exchange::Stolen { subject } => { /* tell the user */ }
+///     Exchange::No => { /* clear the cookie */ }
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Remember {
+    keys: Keys,
+    ledger: Ledger,
+    time: Duration,
+    grace: Duration,
+}
+
+/// What came of presenting a cookie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exchange {
+    /// Let them in.
+    Good {
+        /// Who it is.
+        subject: String,
+        /// The next cookie. Treat it as the secret it is.
+        cookie: String,
+    },
+    /// It was used before: the family is revoked.
+    Stolen {
+        /// Whose it was.
+        subject: String,
+    },
+    /// Not one of ours, expired, revoked, or bound to what has changed.
+    No,
+}
+
+impl Remember {
+    /// Families end `time` after they began, however much they are used.
+    pub fn new(keys: Keys, ledger: &Ledger, time: Duration) -> Self {
+        Self { keys, ledger: ledger.clone(), time, grace: GRACE }
+    }
+
+    /// For how long a cookie that was used gets the same next one again. Default: 30 s.
+    pub fn grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
+    }
+
+    /// The first cookie of a family.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`]; [`Error::Random`]; [`Error::Setting`] for a subject of over 256 bytes.
+    pub async fn begin(&self, subject: &str, bound: &str) -> Result<String, Error> {
+        let said = Said { expires: now() + self.time.as_secs(), nonce: random()?, number: 0, subject: subject.to_owned() };
+        let cookie = said.seal(&self.keys, PURPOSE, bound)?;
+        self.ledger.open(&family(&said), self.time).await?;
+        Ok(cookie)
+    }
+
+    /// Whose a cookie says it is: to find what it is bound to. Anybody can have written it.
+    pub fn subject(cookie: &str) -> Option<String> {
+        Said::peek(cookie).map(|said| said.subject)
+    }
+
+    /// Gives the next cookie for this one.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`].
+    pub async fn exchange(&self, cookie: &str, bound: &str) -> Result<Exchange, Error> {
+        let Some(said) = Said::open(cookie, &self.keys, PURPOSE, bound) else { return Ok(Exchange::No) };
+        match self.ledger.turn(&family(&said), said.number, self.grace).await? {
+            Turn::Taken => {
+                let next = Said { number: said.number + 1, ..said };
+                let cookie = next.seal(&self.keys, PURPOSE, bound)?;
+                Ok(Exchange::Good { subject: next.subject, cookie })
+            }
+            Turn::Repeated => {
+                metrics::counter!("scale_session_stolen_cookies_total").increment(1);
+                tracing::warn!(subject = said.subject, "a cookie to stay signed in was used twice; its family is revoked");
+                Ok(Exchange::Stolen { subject: said.subject })
+            }
+            Turn::Gone => Ok(Exchange::No),
+        }
+    }
+
+    /// Ends the cookie's family: logout.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`].
+    pub async fn end(&self, cookie: &str, bound: &str) -> Result<(), Error> {
+        match Said::open(cookie, &self.keys, PURPOSE, bound) {
+            Some(said) => self.ledger.close(&family(&said)).await,
+            None => Ok(()),
+        }
+    }
+}
+
+const PURPOSE: &str = "remember";
+
+fn family(said: &Said) -> String {
+    HEXLOWER.encode(&said.nonce)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remember() -> Remember {
+        Remember::new(Keys::new(&[1; 32]).unwrap(), &Ledger::memory(), Duration::from_hours(24))
+    }
+
+    fn good(exchange: Exchange) -> String {
+        let Exchange::Good { subject, cookie } = exchange else { panic!("{exchange:?}") };
+        assert_eq!(subject, "user:7");
+        cookie
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cookie_is_exchanged_and_a_lost_answer_is_no_theft() {
+        let remember = remember();
+        let mut cookie = remember.begin("user:7", "hash").await.unwrap();
+        for _ in 0..5 {
+            let next = good(remember.exchange(&cookie, "hash").await.unwrap());
+            // Twice at once, or once more after a lost answer: the same one.
+            assert_eq!(good(remember.exchange(&cookie, "hash").await.unwrap()), next);
+            assert_ne!(next, cookie);
+            cookie = next;
+            tokio::time::advance(Duration::from_mins(10)).await;
+        }
+        for (cookie, bound) in [(&cookie[..], "new hash"), ("nonsense", "hash"), ("", "")] {
+            assert_eq!(remember.exchange(cookie, bound).await.unwrap(), Exchange::No);
+        }
+        good(remember.exchange(&cookie, "hash").await.unwrap());
+        remember.end(&cookie, "hash").await.unwrap();
+        assert_eq!(remember.exchange(&cookie, "hash").await.unwrap(), Exchange::No);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stolen_cookie_ends_the_family_whoever_comes_second() {
+        for thief_first in [true, false] {
+            let remember = remember();
+            let stolen = remember.begin("user:7", "hash").await.unwrap();
+            let other = remember.begin("user:7", "hash").await.unwrap();
+            let winner = good(remember.exchange(&stolen, "hash").await.unwrap());
+            tokio::time::advance(Duration::from_mins(1)).await;
+            let second = remember.exchange(&stolen, "hash").await.unwrap();
+            assert_eq!(second, Exchange::Stolen { subject: "user:7".into() }, "{thief_first}");
+            assert_eq!(remember.exchange(&winner, "hash").await.unwrap(), Exchange::No, "the other one is out as well");
+            good(remember.exchange(&other, "hash").await.unwrap());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn within_the_grace_only_the_last_cookie_is_forgiven() {
+        let remember = remember();
+        let first = remember.begin("user:7", "hash").await.unwrap();
+        let second = good(remember.exchange(&first, "hash").await.unwrap());
+        good(remember.exchange(&second, "hash").await.unwrap());
+        assert!(matches!(remember.exchange(&first, "hash").await.unwrap(), Exchange::Stolen { .. }));
+    }
+}

@@ -1,0 +1,124 @@
+//! What the tables of this crate have in common: the words of each system, and a pool that makes its tables.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::any::AnyPoolOptions;
+use sqlx::{Any, AnyPool, AssertSqlSafe, Transaction};
+
+use crate::error::Error;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum System {
+    #[cfg(feature = "postgres")]
+    Postgres,
+    #[cfg(feature = "sqlite")]
+    Sqlite,
+}
+
+impl System {
+    pub(crate) fn of(url: &str) -> Option<Self> {
+        match url.split(':').next()? {
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => Some(Self::Postgres),
+            #[cfg(feature = "sqlite")]
+            "sqlite" => Some(Self::Sqlite),
+            _ => None,
+        }
+    }
+
+    /// Words in braces as this system says them.
+    pub(crate) fn say(self, text: &str) -> Arc<str> {
+        let words = match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres => [
+                ("{now}", "(extract(epoch from clock_timestamp()) * 1000)::bigint"),
+                ("{bytes}", "bytea"),
+                ("{least}", "least"),
+                ("{lock}", "for update"),
+            ],
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite => [
+                ("{now}", "cast(unixepoch('subsec') * 1000 as integer)"),
+                ("{bytes}", "blob"),
+                ("{least}", "min"),
+                ("{lock}", ""),
+            ],
+        };
+        words.iter().fold(text.to_owned(), |text, (word, own)| text.replace(word, own)).into()
+    }
+}
+
+/// A file's statements, said once in the words of the system.
+macro_rules! statements {
+    ($($name:ident = $text:expr;)*) => {
+        #[derive(Debug)]
+        struct Texts { $($name: std::sync::Arc<str>,)* }
+
+        impl Texts {
+            fn new(system: $crate::sql::System) -> Self {
+                Self { $($name: system.say($text),)* }
+            }
+        }
+    };
+}
+pub(crate) use statements;
+
+/// A pool, and which system it leads to.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pool: AnyPool,
+    system: System,
+}
+
+fn failed(error: sqlx::Error) -> Error {
+    Error::Store(Box::new(error))
+}
+
+/// An SQLite file has one writer. WAL, so that its readers do not mind it.
+#[cfg(feature = "sqlite")]
+fn one_writer(options: AnyPoolOptions) -> AnyPoolOptions {
+    options.max_connections(1).idle_timeout(None).max_lifetime(None).after_connect(|connection, _| {
+        Box::pin(async move {
+            let settings = "pragma journal_mode = wal; pragma synchronous = normal; pragma busy_timeout = 5000";
+            sqlx::raw_sql(settings).execute(connection).await.map(drop)
+        })
+    })
+}
+
+impl Database {
+    /// Connects, and makes the tables if they are not there.
+    pub(crate) async fn connect(url: &str, tables: &Arc<str>) -> Result<Self, Error> {
+        sqlx::any::install_default_drivers();
+        let system = System::of(url).ok_or_else(|| Error::Address(url.split(':').next().unwrap_or_default().into()))?;
+        let options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(2));
+        #[cfg(feature = "sqlite")]
+        let options = if system == System::Sqlite { one_writer(options) } else { options };
+        // sqlx's words may hold the password.
+        let pool = options.connect_lazy(url).map_err(|_| Error::Address("a database address that cannot be read".into()))?;
+        let database = Self { pool, system };
+        let mut tx = database.begin().await?;
+        #[cfg(feature = "postgres")]
+        if system == System::Postgres {
+            // Several processes may start at once; Postgres does not like two to make one table.
+            sqlx::query("select pg_advisory_xact_lock(7222012)").execute(&mut *tx).await.map_err(failed)?;
+        }
+        sqlx::raw_sql(AssertSqlSafe(Arc::clone(tables))).execute(&mut *tx).await.map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(database)
+    }
+
+    pub(crate) fn pool(&self) -> &AnyPool {
+        &self.pool
+    }
+
+    /// On SQLite a transaction asks for the writer's place at its beginning: one that asks later may be refused it.
+    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
+        match self.system {
+            #[cfg(feature = "postgres")]
+            System::Postgres => self.pool.begin().await.map_err(failed),
+            #[cfg(feature = "sqlite")]
+            System::Sqlite => self.pool.begin_with(sqlx::SqlSafeStr::into_sql_str("begin immediate")).await.map_err(failed),
+        }
+    }
+}
