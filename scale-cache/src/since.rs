@@ -39,16 +39,22 @@ where
     }
 
     /// Stores what was fetched since, unless something it depends on was invalidated meanwhile; `late` are tags that only the value
-    /// told. `false`: it is not kept.
-    pub(crate) async fn put_since(&self, noted: &Noted, key: &str, options: &Options, late: &[Arc<str>], value: Arc<V>) -> bool {
+    /// told. What it depends on, if it is kept.
+    pub(crate) async fn put_since(
+        &self,
+        noted: &Noted,
+        key: &str,
+        options: &Options,
+        late: &[Arc<str>],
+        value: Arc<V>,
+    ) -> Option<Stamps> {
         let inner = &self.cache.0;
         let late = inner.stamp_late(late.to_vec(), noted.began, inner.shared.is_some()).await;
-        let Some(late) = late else { return false };
-        let stamps = noted.stamps.clone().and(late);
+        let stamps = noted.stamps.clone().and(late?);
         if stamps.agree() != Agreement::Same {
-            return false;
+            return None;
         }
-        let Ok(mut made) = Made::of(value, stamps, options, options.ttl, Duration::ZERO) else { return false };
+        let mut made = Made::of(value, stamps.clone(), options, options.ttl, Duration::ZERO).ok()?;
         let key: Arc<str> = self.full_key(key).into();
         let fence = inner.versions.fence(&key).load(SeqCst);
         made.entry = Entry { fence, era: noted.era, since: noted.since, ..made.entry };
@@ -59,7 +65,7 @@ where
             let _ = inner.ask(store.set(&key, &bytes, kept)).await;
         }
         inner.keep(&key, &Arc::new(made.entry));
-        true
+        Some(stamps)
     }
 }
 

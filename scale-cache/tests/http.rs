@@ -214,6 +214,24 @@ async fn what_cannot_be_stored_is_waited_for_once_and_streams() -> Result<()> {
 }
 
 #[tokio::test]
+async fn who_waited_for_a_fetch_that_fails_does_not_wait_for_another() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |_, _| Err(Failed));
+    origin.held.store(1, SeqCst);
+    let tasks: Vec<_> = (0..20).map(|_| tokio::spawn(app.clone().oneshot(get("/", &[])))).collect();
+    testkit::eventually("the first to be under way", async || (origin.count() == 1).then_some(())).await?;
+    origin.go.notify_waiters();
+    // All others go at once, not one after the other.
+    testkit::eventually("the others to be under way", async || (origin.count() == 20).then_some(())).await?;
+    origin.held.store(0, SeqCst);
+    origin.go.notify_waiters();
+    for task in tasks {
+        assert_eq!(task.await?.unwrap_err(), Failed);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_body_that_breaks_off_is_not_kept() -> Result<()> {
     let origin = Origin::default();
     let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |_, n| {
@@ -265,6 +283,29 @@ async fn what_is_invalidated_while_it_is_fetched_is_not_kept() -> Result<()> {
         invalidate().await;
         expected = origin.count();
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_asks_after_an_invalidation_is_not_given_what_was_fetched_before() -> Result<()> {
+    let origin = Origin::default();
+    let cache = Cache::memory();
+    let app = origin.cached(&HttpCacheLayer::new(&cache), |_, n| {
+        page(&[("cache-control", "max-age=60"), ("surrogate-key", "product:7")], format!("page {n}"))
+    });
+    origin.held.store(1, SeqCst);
+    let before = tokio::spawn(app.clone().oneshot(get("/p", &[])));
+    testkit::eventually("it to be under way", async || (origin.count() == 1).then_some(())).await?;
+    cache.invalidate_tags(["product:7"]).await;
+    let after: Vec<_> = (0..50).map(|_| tokio::spawn(app.clone().oneshot(get("/p", &[])))).collect();
+    tokio::task::yield_now().await;
+    origin.held.store(0, SeqCst);
+    origin.go.notify_waiters();
+    assert_eq!(text(before.await??).await, "page 1", "who asked before may have it");
+    for answer in after {
+        assert_eq!(text(answer.await??).await, "page 2");
+    }
+    assert_eq!(origin.count(), 2, "and still one request for all of them");
     Ok(())
 }
 

@@ -203,7 +203,7 @@ impl Limiter {
                 None => *charge,
             })
             .collect();
-        let charged = self.ask(shared, &asked, now).await;
+        let (charged, theirs) = self.ask(shared, &asked, now).await;
         let mut answers = charged.rulings.iter();
         for ruling in rulings.iter_mut().filter(|r| r.is_none()) {
             *ruling = answers.next().copied();
@@ -222,7 +222,7 @@ impl Limiter {
                 let granted = if everybody { ruling.granted } else { 0 };
                 shared.lumps.keep(charge, granted, lease, now);
             }
-            if !ruling.admitted && !charge.policy.is_dry_run() {
+            if theirs && !ruling.admitted && !charge.policy.is_dry_run() {
                 shared.denials.remember(charge, ruling, now);
             }
         }
@@ -271,8 +271,8 @@ impl Limiter {
         }
     }
 
-    /// Asks the shared store, or whoever stands in for it.
-    async fn ask(&self, shared: &Shared, charges: &[Charge<'_>], now: u64) -> Charged {
+    /// Asks the shared store, or whoever stands in for it; `true`: the store itself has answered.
+    async fn ask(&self, shared: &Shared, charges: &[Charge<'_>], now: u64) -> (Charged, bool) {
         if shared.breaker.lets_through(now) {
             let start = Instant::now();
             let answer = tokio::time::timeout(self.patience, shared.store.charge(charges, self.patience)).await;
@@ -283,14 +283,14 @@ impl Limiter {
             match answer {
                 Ok(Ok(charged)) => {
                     shared.breaker.answered();
-                    return charged;
+                    return (charged, true);
                 }
                 Ok(Err(error)) => tracing::warn!(%error, "the limits' store failed"),
                 Err(_) => tracing::warn!(patience = ?self.patience, "the limits' store did not answer in time"),
             }
             shared.breaker.failed(self.memory.now());
         }
-        self.stand_in(charges, now)
+        (self.stand_in(charges, now), false)
     }
 
     /// Each policy's own rule for a store that does not answer.

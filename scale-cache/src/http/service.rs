@@ -1,6 +1,7 @@
 //! The layer: looks, fetches, stores, answers.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash};
 use std::pin::Pin;
@@ -27,6 +28,7 @@ use crate::cache::Cache;
 use crate::options::Options;
 use crate::since::Noted;
 use crate::space::Space;
+use crate::stamp::{Agreement, Stamps};
 
 /// Longer URLs are not cached.
 const LONGEST_URL: usize = 4_096;
@@ -117,7 +119,10 @@ impl std::fmt::Debug for Desk {
 /// What a fetch left for those who waited for it.
 #[derive(Clone)]
 enum Landed {
-    Page(Arc<Page>),
+    /// Good as long as what it depends on is unchanged: who asks after an invalidation is not given what was fetched before it.
+    Page(Arc<Page>, Stamps),
+    /// It was not kept: something was invalidated meanwhile.
+    Invalidated,
     /// Of no use to others.
     Nothing,
 }
@@ -136,8 +141,8 @@ struct Asked {
 
 /// What came of a fetch.
 enum Fetched<B: Body> {
-    Stored(Arc<Page>, Told),
-    /// Good for whoever asked, and for nobody else.
+    Stored(Arc<Page>, Told, Stamps),
+    /// Good for whoever asked, and for nobody else: it is not stored.
     Own(Arc<Page>, Told),
     /// What is stored had to do.
     Stale(Arc<Page>),
@@ -313,7 +318,7 @@ impl Desk {
         }
         let fetched = Arc::clone(&self).fetch(inner, asked.clone(), body, found, why).await?;
         Ok(match fetched {
-            Fetched::Stored(page, told) | Fetched::Own(page, told) => {
+            Fetched::Stored(page, told, _) | Fetched::Own(page, told) => {
                 let from_store = matches!(
                     told,
                     Told::Forwarded { collapsed: true, .. } | Told::Forwarded { status: StatusCode::NOT_MODIFIED, .. }
@@ -410,35 +415,47 @@ impl Desk {
         Res::Error: Send,
     {
         // With credentials everybody asks alone; and so does who asks for what could not be stored.
-        let alone = asked.wishes.authorized || asked.wishes.directives.has("no-store") || self.passes.contains_key(&asked.url);
+        let mut alone = asked.wishes.authorized || asked.wishes.directives.has("no-store");
         let vary = old.as_deref().map_or(&[][..], |page| if let Page::Response(stored) = page { &stored.vary } else { &[] });
         let flight: Arc<str> = self.key(&asked.url, vary).into();
-        if !alone {
-            let waiting = self.flights.lock().get(&flight).cloned();
-            if let Some(mut waiting) = waiting
-                && let Ok(landed) = waiting.wait_for(Option::is_some).await.map(|landed| landed.clone())
-                && let Some(Landed::Page(page)) = landed
-                && let Page::Response(stored) = &*page
-                && stored.answers(&asked.headers)
-            {
-                let told = Told::Forwarded { why, status: stored.status(), stored: true, collapsed: true };
-                return Ok(Fetched::Stored(Arc::clone(&page), told));
-            }
-        }
         let (announce, landed) = watch::channel(None);
-        if !alone {
-            self.flights.lock().entry(Arc::clone(&flight)).or_insert(landed);
+        while !alone && !self.passes.contains_key(&asked.url) {
+            let waiting = match self.flights.lock().entry(Arc::clone(&flight)) {
+                Entry::Occupied(under_way) => under_way.get().clone(),
+                Entry::Vacant(free) => {
+                    free.insert(landed);
+                    break;
+                }
+            };
+            match wait(waiting).await {
+                Landed::Page(page, stamps) if stamps.agree() == Agreement::Same => {
+                    let Page::Response(stored) = &*page else { continue };
+                    if !stored.answers(&asked.headers) {
+                        alone = true;
+                        continue;
+                    }
+                    let told = Told::Forwarded { why, status: stored.status(), stored: true, collapsed: true };
+                    return Ok(Fetched::Stored(Arc::clone(&page), told, stamps));
+                }
+                // One of those who waited asks anew.
+                Landed::Page(..) | Landed::Invalidated => {}
+                Landed::Nothing => alone = true,
+            }
         }
         let (sender, receiver) = oneshot::channel();
         let desk = Arc::clone(&self);
         let url = Arc::clone(&asked.url);
         tokio::spawn(async move {
             // However this ends, nobody waits for it any longer.
-            let _landing = Landing { desk: &desk, flight: &flight, announce: &announce, alone };
+            let _landing = Landing { desk: &desk, flight: &flight, announce: &announce };
             let fetched = desk.exchange(inner, asked, body, old, why).await;
-            if let Ok(Fetched::Stored(page, _)) = &fetched {
-                announce.send_replace(Some(Landed::Page(Arc::clone(page))));
-            }
+            match &fetched {
+                Ok(Fetched::Stored(page, _, stamps)) => {
+                    announce.send_replace(Some(Landed::Page(Arc::clone(page), stamps.clone())))
+                }
+                Ok(Fetched::Own(..)) => announce.send_replace(Some(Landed::Invalidated)),
+                _ => None,
+            };
             let _ = sender.send(fetched);
         });
         if let Ok(fetched) = receiver.await {
@@ -495,9 +512,8 @@ impl Desk {
             let keep = freshness.is_some();
             fresh.freshness = freshness.unwrap_or_default();
             let page = Arc::new(Page::Response(fresh));
-            let kept = keep && self.store(&noted, &asked, &page).await;
-            let told = told(kept, StatusCode::NOT_MODIFIED);
-            return Ok(if keep { Fetched::Stored(page, told) } else { Fetched::Own(page, told) });
+            let stamps = if keep { self.store(&noted, &asked, &page).await } else { None };
+            return Ok(kept(page, stamps, |stored| told(stored, StatusCode::NOT_MODIFIED)));
         }
         let Some(freshness) = judge(self.layer.rules, &asked.wishes, head.status, &head.headers, sent_at, now) else {
             self.passes.insert(Arc::clone(&asked.url), ());
@@ -510,11 +526,8 @@ impl Desk {
                 let names = varies_by(&head.headers);
                 let vary = Self::selected(&names, &asked.headers);
                 let page = Arc::new(Page::Response(Stored::new(head.status, head.headers, bytes, freshness, vary)));
-                let kept = self.store(&noted, &asked, &page).await;
-                if kept {
-                    self.passes.invalidate(&asked.url);
-                }
-                Ok(Fetched::Stored(page, told(kept, head.status)))
+                let stamps = self.store(&noted, &asked, &page).await;
+                Ok(kept(page, stamps, |stored| told(stored, head.status)))
             }
             Read::NotToBeStored(body) => {
                 self.passes.insert(Arc::clone(&asked.url), ());
@@ -526,8 +539,8 @@ impl Desk {
     }
 
     /// Stores a page under its URL, or as a variant of it.
-    async fn store(&self, noted: &Noted, asked: &Asked, page: &Arc<Page>) -> bool {
-        let Page::Response(stored) = &**page else { return false };
+    async fn store(&self, noted: &Noted, asked: &Asked, page: &Arc<Page>) -> Option<Stamps> {
+        let Page::Response(stored) = &**page else { return None };
         let kept = stored.freshness.kept(has_validator(stored.headers()));
         let tags: Vec<Arc<str>> = tags_of(stored.headers());
         let options = Options::ttl(kept).jitter(0.0).refresh_ahead(false);
@@ -536,12 +549,25 @@ impl Desk {
             let varies = Arc::new(Page::Varies(names));
             // As long as any of the variants may live.
             let options = Options { ttl: kept.max(Duration::from_hours(24)), ..options.clone() };
-            if !self.pages.put_since(noted, &asked.url, &options, &[], varies).await {
-                return false;
-            }
+            self.pages.put_since(noted, &asked.url, &options, &[], varies).await?;
         }
         let key = self.key(&asked.url, &stored.vary);
         self.pages.put_since(noted, &key, &options, &tags, Arc::clone(page)).await
+    }
+}
+
+fn kept<B: Body>(page: Arc<Page>, stamps: Option<Stamps>, told: impl FnOnce(bool) -> Told) -> Fetched<B> {
+    match stamps {
+        Some(stamps) => Fetched::Stored(page, told(true), stamps),
+        None => Fetched::Own(page, told(false)),
+    }
+}
+
+/// What a fetch under way leaves; one that ends without a word leaves nothing.
+async fn wait(mut under_way: watch::Receiver<Option<Landed>>) -> Landed {
+    match under_way.wait_for(Option::is_some).await {
+        Ok(landed) => landed.clone().unwrap_or(Landed::Nothing),
+        Err(_) => Landed::Nothing,
     }
 }
 
@@ -550,14 +576,16 @@ struct Landing<'d> {
     desk: &'d Desk,
     flight: &'d Arc<str>,
     announce: &'d watch::Sender<Option<Landed>>,
-    alone: bool,
 }
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
-        if !self.alone {
-            self.desk.flights.lock().remove(self.flight);
+        // Only its own: who asks alone, or after an invalidation, is on no board or on another one's.
+        let mut flights = self.desk.flights.lock();
+        if flights.get(self.flight).is_some_and(|landed| landed.same_channel(&self.announce.subscribe())) {
+            flights.remove(self.flight);
         }
+        drop(flights);
         self.announce.send_if_modified(|landed| {
             let nothing = landed.is_none();
             landed.get_or_insert(Landed::Nothing);

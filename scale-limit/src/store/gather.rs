@@ -56,7 +56,8 @@ pub(super) trait Send: std::marker::Send + Sync + 'static {
 }
 
 type Answer = Result<Charged, Error>;
-type Batch = Vec<(Group, oneshot::Sender<Answer>)>;
+/// A request's charges, for how long it waits, and who waits.
+type Batch = Vec<(Group, Duration, oneshot::Sender<Answer>)>;
 
 #[derive(Default)]
 struct State {
@@ -85,23 +86,29 @@ impl<S: Send> Gather<S> {
         {
             let mut state = self.state.lock();
             if state.flights == FLIGHTS {
-                state.waiting.push((group, sender));
+                state.waiting.push((group, patience, sender));
             } else {
                 state.flights += 1;
                 let this = Arc::clone(self);
                 // A task of its own: who asked may go away, the others still wait.
-                tokio::spawn(async move { this.run(vec![(group, sender)], patience).await });
+                tokio::spawn(async move { this.run(vec![(group, patience, sender)]).await });
             }
         }
         answer.await.unwrap_or_else(|_| Err(Error::Store("the runtime shuts down".into())))
     }
 
-    async fn run(&self, mut batch: Batch, patience: Duration) {
+    async fn send(&self, groups: &[Group]) -> Result<Vec<Charged>, Error> {
+        if groups.is_empty() { Ok(Vec::new()) } else { self.sender.send(groups).await }
+    }
+
+    async fn run(&self, mut batch: Batch) {
         loop {
             // Who has waited for longer than that is gone.
-            batch.retain(|(_, sender)| !sender.is_closed());
-            let (groups, senders): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-            let answer = match tokio::time::timeout(patience, self.sender.send(&groups)).await {
+            batch.retain(|(_, _, sender)| !sender.is_closed());
+            // The most patient decides: the others leave when they have waited enough.
+            let patience = batch.iter().map(|(_, patience, _)| *patience).max().unwrap_or_default();
+            let (groups, senders): (Vec<_>, Vec<_>) = batch.into_iter().map(|(group, _, sender)| (group, sender)).unzip();
+            let answer = match tokio::time::timeout(patience, self.send(&groups)).await {
                 Ok(answer) => answer,
                 Err(_) => Err(Error::Store("no answer in time".into())),
             };
