@@ -6,7 +6,7 @@
 //! | 1 to 16 | the job's id |
 //! | 17, 18 | attempts that have failed, big endian |
 //! | 19 to 24 | when it was pushed: ms since 1970, big endian, by the store's clock |
-//! | from 25 | MessagePack: name, payload (JSON), unique key, last error |
+//! | from 25 | MessagePack: name, payload (JSON), unique key, last error, and what comes after it in a chain |
 //!
 //! The head has fixed places, so that scripts can count an attempt or read an age without knowing the rest.
 
@@ -33,6 +33,20 @@ pub(crate) struct Body {
     pub(crate) payload: Vec<u8>,
     pub(crate) unique: Option<String>,
     pub(crate) last_error: Option<String>,
+    /// What comes after it, the next one first. Left out if there is nothing, so that workers of before chains can read the rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) then: Vec<Link>,
+}
+
+/// A job of a chain that waits for the one before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Link {
+    pub(crate) queue: String,
+    pub(crate) name: String,
+    #[serde(with = "bytes")]
+    pub(crate) payload: Vec<u8>,
+    /// So long after the one before it is done.
+    pub(crate) delay_ms: u64,
 }
 
 /// Why bytes are no envelope. The words end up in the dead set.
@@ -132,7 +146,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn envelope(payload: Vec<u8>) -> Envelope {
-        let body = Body { name: "n".into(), payload, unique: Some("u".into()), last_error: None };
+        let link = Link { queue: "q".into(), name: "m".into(), payload: vec![0, 255], delay_ms: 7 };
+        let then = if payload.is_empty() { Vec::new() } else { vec![link] };
+        let body = Body { name: "n".into(), payload, unique: Some("u".into()), last_error: None, then };
         Envelope { id: JobId::new(), failed: 3, pushed_ms: 1_790_000_000_123, body }
     }
 

@@ -29,6 +29,9 @@ pub enum Error {
         /// Its size, bytes.
         size: usize,
     },
+    /// A chain has no job.
+    #[error("a chain needs a job")]
+    Empty,
     /// A queue's name is not made of 1 to 64 letters, digits, `-`, `_` and `.`.
     #[error("`{0}` is no name for a queue: use 1 to 64 letters, digits, `-`, `_` and `.`")]
     Name(String),

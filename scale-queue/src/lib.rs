@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod chain;
 mod context;
 #[cfg(feature = "dashboard")]
 pub mod dashboard;
@@ -16,6 +17,7 @@ mod schedule;
 pub mod store;
 pub mod worker;
 
+pub use chain::Chain;
 pub use context::Context;
 #[cfg(feature = "dashboard")]
 pub use dashboard::Dashboard;

@@ -11,7 +11,7 @@ use crate::push::{Push, Pushed};
 use crate::store::{Corpse, Entry, MemoryStore, Stats, Store};
 
 /// The largest encoded job, bytes.
-const MAX_SIZE: usize = 1024 * 1024;
+pub(crate) const MAX_SIZE: usize = 1024 * 1024;
 
 /// All queues of one application. Cloning costs two reference counts.
 ///
@@ -177,7 +177,7 @@ impl Queue {
         if payload.len() > MAX_SIZE {
             return Err(Error::TooLarge { job: J::NAME, size: payload.len() });
         }
-        let body = Body { name: J::NAME.into(), payload, unique, last_error: None };
+        let body = Body { name: J::NAME.into(), payload, unique, last_error: None, then: Vec::new() };
         Ok(Envelope { id: JobId::new(), failed: 0, pushed_ms: self.store.now_ms(), body })
     }
 

@@ -4,12 +4,12 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use common::{Log, Note, Slow, Urgent, log_worker, running};
-use scale_queue::{Context, Discard, Job, Later, Queue, Retry, Worker};
+use scale_queue::{Context, Discard, Error, Job, Later, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 use tokio::sync::Barrier;
@@ -20,6 +20,7 @@ async fn contract(queue: &Queue) -> Result<()> {
     special_errors_have_their_meaning(queue).await?;
     unique_jobs_exist_once(queue).await?;
     delayed_jobs_wait_for_their_time(queue).await?;
+    a_chain_goes_link_by_link_and_survives_a_death(queue).await?;
     strict_order_is_strict(queue).await?;
     weighted_order_starves_nobody(queue).await?;
     a_pause_holds(queue).await?;
@@ -176,6 +177,45 @@ async fn delayed_jobs_wait_for_their_time(queue: &Queue) -> Result<()> {
     assert!(start.elapsed() < delay * 5, "an idle worker wakes by itself: {:?}", start.elapsed());
     assert_eq!(log.all(), [0, 1, 2]);
     workers.stop().await
+}
+
+async fn a_chain_goes_link_by_link_and_survives_a_death(queue: &Queue) -> Result<()> {
+    let empty = queue.chain().push().await;
+    assert!(matches!(empty, Err(Error::Empty)));
+    let mended = Arc::new(AtomicBool::new(false));
+    let log = Log::default();
+    let (special, works) = (log.clone(), Arc::clone(&mended));
+    let worker = log_worker(queue, &log).queues(["chained", "notes", "high"]).handle(move |_: Fragile, _| {
+        let works = works.load(SeqCst);
+        special.add(2);
+        async move { if works { Ok(()) } else { Err(Discard::because("broken")) } }
+    });
+    let delay = Duration::from_millis(200);
+    let chain = queue.chain().then(Note { n: 1 }).then(Fragile).then_after(delay, Urgent { n: 3 }).then(Note { n: 4 });
+    let workers = running([worker]);
+    assert!(chain.push().await?.is_new);
+    let dead = eventually("the second to be dead", async || queue.dead("chained", 0, 10).await.ok()?.pop()).await?;
+    assert_eq!(log.all(), [1, 2], "what comes after a dead job does not come");
+    mended.store(true, SeqCst);
+    let start = Instant::now();
+    assert!(queue.revive("chained", &dead).await?);
+    log.wait_for(5).await?;
+    assert!(start.elapsed() >= delay);
+    assert_eq!(log.all(), [1, 2, 2, 3, 4]);
+    workers.stop().await
+}
+
+#[derive(Serialize, Deserialize)]
+struct Fragile;
+
+impl Job for Fragile {
+    const NAME: &'static str = "fragile";
+    const QUEUE: &'static str = "chained";
+
+    /// In a chain it does not count: the chain would end where another holds it.
+    fn unique_key(&self) -> Option<String> {
+        Some("one".into())
+    }
 }
 
 async fn strict_order_is_strict(queue: &Queue) -> Result<()> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Result;
 use common::{Log, Note, Slow, log_worker, running};
 use redis::AsyncCommands;
-use scale_queue::{Context, Error, Job, Queue, Retry, Worker};
+use scale_queue::{Chain, Context, Error, Job, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::{Proxy, Redis, RedisSentinel, eventually};
 
@@ -80,6 +80,43 @@ async fn workers_killed_at_random_lose_no_job() -> Result<()> {
     // What was in flight at a kill: leased, of which at most 50 × 3 running or prefetched, and acknowledgements under way.
     assert!(repeats <= KILLS as u32 * 2_000, "{repeats} repeats");
     println!("{JOBS} jobs, {KILLS} kills: {repeats} repeats, none lost");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chains_of_killed_workers_go_on_and_no_link_is_pushed_twice() -> Result<()> {
+    const CHAINS: u32 = 200;
+    const LINKS: u32 = 50;
+    const KILLS: u64 = 8;
+    let server = Redis::start().await?;
+    let queue = Queue::connect(&server.url(), "test").await?;
+    for chain in 0..CHAINS {
+        let links = (0..LINKS).map(|link| Count { n: chain * LINKS + link });
+        links.fold(queue.chain(), Chain::then).push().await?;
+    }
+    let all = u64::from(CHAINS * LINKS);
+    let mut workers: Vec<Child> = (0..3).map(|_| worker_process(&server.url())).collect::<Result<_>>()?;
+    for kill in 1..=KILLS {
+        let goal = kill * all / (KILLS + 2);
+        eventually("progress", async || (queue.stats("counts").await.ok()?.done_total >= goal).then_some(())).await?;
+        let victim = &mut workers[fastrand::usize(..3)];
+        victim.kill()?;
+        victim.wait()?;
+        *victim = worker_process(&server.url())?;
+    }
+    eventually("every chain to end", async || {
+        let stats = queue.stats("counts").await.ok()?;
+        (stats.done_total >= all && stats.waiting + stats.leased + stats.scheduled == 0).then_some(())
+    })
+    .await?;
+    for worker in &mut workers {
+        worker.kill()?;
+        worker.wait()?;
+    }
+    let stats = queue.stats("counts").await?;
+    assert_eq!((stats.done_total, stats.dead), (all, 0), "as many ends as links: none was pushed twice");
+    let mut redis = scale_redis::Redis::connect(&server.url()).await?;
+    assert_eq!(counts(&mut redis).await?.len() as u64, all, "every link was done");
     Ok(())
 }
 

@@ -19,8 +19,9 @@ use uuid::Uuid;
 
 use super::exchange::{Answer, Ask, exchange};
 use super::handler::{Delivery, Routes, attempt};
-use super::lane::{Lane, choose};
+use super::lane::{Ended, Lane, choose};
 use super::{Order, Worker};
+use crate::chain;
 use crate::context::Context;
 use crate::envelope::{Envelope, tag_of};
 use crate::job::JobId;
@@ -57,7 +58,8 @@ pub(super) struct Engine {
 struct Running {
     lane: usize,
     bytes: Vec<u8>,
-    unique: bool,
+    /// Its end is no more than an acknowledgement: no key to free, no chain to go on with.
+    plain: bool,
     retry: Retry,
     cancel: CancellationToken,
 }
@@ -203,6 +205,7 @@ impl Engine {
         let Envelope { id, failed, pushed_ms, body } = envelope;
         let route = self.routes.find(&body.name).cloned();
         let cancel = CancellationToken::new();
+        let plain = body.unique.is_none() && body.then.is_empty();
         let context = Context {
             id,
             queue: Arc::clone(&self.lanes[lane].name),
@@ -212,7 +215,7 @@ impl Engine {
             cancelled: cancel.clone(),
         };
         let retry = route.as_ref().map_or(Retry::exponential(10), |r| r.retry);
-        self.running.insert(id, Running { lane, bytes, unique: body.unique.is_some(), retry, cancel });
+        self.running.insert(id, Running { lane, bytes, plain, retry, cancel });
         self.lanes[lane].running += 1;
         let span = tracing::info_span!(
             "job",
@@ -233,19 +236,23 @@ impl Engine {
 
     /// Notes what is to be told of an attempt that ended.
     fn end(&mut self, id: JobId, ending: Ending) {
-        let Some(Running { lane, bytes, unique, retry, .. }) = self.running.remove(&id) else { return };
+        let Some(Running { lane, bytes, plain, retry, .. }) = self.running.remove(&id) else { return };
         let lane = &mut self.lanes[lane];
         lane.running -= 1;
         let label = ending.label();
         metrics::counter!("scale_queue_jobs_total", "queue" => Arc::clone(&lane.name), "ending" => label).increment(1);
         let tag = tag_of(&bytes).to_vec();
-        if matches!(ending, Ending::Done) && !unique {
+        if matches!(ending, Ending::Done) && plain {
             lane.keep_done([tag], Instant::now());
             return;
         }
         let Ok(mut envelope) = Envelope::decode(&bytes) else { return };
+        let mut next = None;
         let to = match ending.verdict(retry, envelope.failed.saturating_add(1), fastrand::f64()) {
-            Verdict::Done => Destination::Done,
+            Verdict::Done => {
+                next = chain::next(&envelope, &*self.store);
+                Destination::Done
+            }
             Verdict::HandBack => Destination::Waiting(bytes),
             Verdict::Again { delay, counted, reason } => {
                 if counted {
@@ -261,7 +268,8 @@ impl Engine {
                 Destination::Dead(envelope.encode(), reason)
             }
         };
-        lane.settlements.push(Settlement { tag, unique: envelope.body.unique, to });
+        let settlement = Settlement { tag, unique: envelope.body.unique, to };
+        lane.settlements.push(Ended { settlement, next });
     }
 
     /// Gives back what has not begun.
@@ -269,7 +277,7 @@ impl Engine {
         for lane in &mut self.lanes {
             for (envelope, bytes) in lane.ready.drain(..).rev() {
                 let tag = tag_of(&bytes).to_vec();
-                lane.settlements.push(Settlement { tag, unique: envelope.body.unique, to: Destination::Waiting(bytes) });
+                lane.settlements.push(Settlement { tag, unique: envelope.body.unique, to: Destination::Waiting(bytes) }.into());
             }
         }
     }
@@ -318,7 +326,7 @@ impl Engine {
 
     /// Takes in what an exchange brought.
     fn learn(&mut self, answer: Answer) {
-        let Answer { ask, held, fetched, refused } = answer;
+        let Answer { ask, held, fetched, refused, untold } = answer;
         let now = Instant::now();
         let took = now - self.last_exchange;
         // Jobs that end within an exchange are worth having two exchanges' worth of.
@@ -332,7 +340,8 @@ impl Engine {
         let (mut fenced, total) = (refused, ask.done.len());
         match fetched {
             Ok(fetched) => {
-                self.pause = None;
+                self.pause = untold.then(|| longer_pause(self.pause, now));
+                lane.unsure |= untold && ask.unsure;
                 fenced += total.saturating_sub(fetched.acknowledged);
                 if ask.max > 0 {
                     if fetched.armed {
@@ -350,8 +359,7 @@ impl Engine {
                 // Whether the store leased something to us before it fell silent is unknown.
                 lane.unsure |= ask.max > 0 || ask.unsure;
                 lane.disarm();
-                let wait = self.pause.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(LONGEST_PAUSE));
-                self.pause = Some((now + wait.mul_f64(0.5 + fastrand::f64() / 2.0), wait));
+                self.pause = Some(longer_pause(self.pause, now));
                 tracing::warn!(%error, queue = &*ask.queue, "the queue's store failed; the worker goes on");
                 metrics::counter!("scale_queue_store_errors_total").increment(1);
             }
@@ -370,7 +378,7 @@ impl Engine {
                 tracing::error!(%reason, "a job is dead");
                 let tag = tag_of(&bytes).to_vec();
                 let to = Destination::Dead(bytes, reason.to_string());
-                self.lanes[lane].settlements.push(Settlement { tag, unique: None, to });
+                self.lanes[lane].settlements.push(Settlement { tag, unique: None, to }.into());
             }
         }
     }
@@ -388,7 +396,7 @@ impl Engine {
             .iter()
             .map(|(_, bytes)| tag_of(bytes).to_vec())
             .chain(self.running.values().map(|r| tag_of(&r.bytes).to_vec()))
-            .chain(known.settlements.iter().map(|s| s.tag.clone()))
+            .chain(known.settlements.iter().map(|ended| ended.settlement.tag.clone()))
             .chain(known.done().iter().chain(told).cloned())
             .collect();
         for bytes in held {
@@ -443,4 +451,10 @@ impl Engine {
             join_all(beats).await
         })
     }
+}
+
+/// Until when not to talk to a store that failed again.
+fn longer_pause(last: Option<(Instant, Duration)>, now: Instant) -> (Instant, Duration) {
+    let wait = last.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(LONGEST_PAUSE));
+    (now + wait.mul_f64(0.5 + fastrand::f64() / 2.0), wait)
 }

@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
+use super::lane::Ended;
 use crate::error::Error;
-use crate::store::{Fetched, Request, Settlement, Store, WorkerId};
+use crate::store::{Fetched, Request, Store, WorkerId};
 
 /// What an exchange asks for.
 pub(super) struct Ask {
     pub(super) lane: usize,
     pub(super) queue: Arc<str>,
     pub(super) done: Vec<Vec<u8>>,
-    pub(super) settlements: Vec<Settlement>,
+    pub(super) settlements: Vec<Ended>,
     pub(super) max: usize,
     pub(super) holding: bool,
     pub(super) unsure: bool,
@@ -26,22 +27,24 @@ pub(super) struct Answer {
     pub(super) held: Option<Vec<Vec<u8>>>,
     pub(super) fetched: Result<Fetched, Error>,
     pub(super) refused: usize,
+    /// Something that ended could not be told.
+    pub(super) untold: bool,
 }
 
 /// Never dropped half way by the engine. What could not be told comes back in the answer's `ask`.
 pub(super) async fn exchange(store: Arc<dyn Store>, worker: WorkerId, lease: Duration, mut ask: Ask) -> Answer {
-    let settled = join_all(ask.settlements.iter().map(|s| store.settle(&ask.queue, &worker, s))).await;
+    let settled = join_all(ask.settlements.iter().map(|ended| settle(&*store, &ask.queue, &worker, ended))).await;
     let refused = settled.iter().filter(|s| matches!(s, Ok(false))).count();
-    let failed = settled.iter().any(Result::is_err);
+    let untold = settled.iter().any(Result::is_err);
     let mut results = settled.iter();
     ask.settlements.retain(|_| results.next().is_some_and(Result::is_err));
-    let held = if ask.unsure && !failed { Some(store.held(&ask.queue, &worker).await) } else { None };
+    let held = if ask.unsure && !untold { Some(store.held(&ask.queue, &worker).await) } else { None };
     let (held, fetched) = match held {
         Some(Err(error)) => (None, Err(error)),
         held => {
             let request = Request { done: &ask.done, max: ask.max, lease, holding: ask.holding || held.is_some() };
             // Told, but nothing more taken, while what was settled has not arrived.
-            let request = if failed { Request { max: 0, ..request } } else { request };
+            let request = if untold { Request { max: 0, ..request } } else { request };
             (held.and_then(Result::ok), store.fetch(&ask.queue, &worker, request).await)
         }
     };
@@ -54,5 +57,13 @@ pub(super) async fn exchange(store: Arc<dyn Store>, worker: WorkerId, lease: Dur
             Err(error) => tracing::warn!(%error, "could not take back the jobs of a dead worker"),
         }
     }
-    Answer { ask, held, fetched, refused }
+    Answer { ask, held, fetched, refused, untold }
+}
+
+/// `false`: the store had given the job to somebody else.
+async fn settle(store: &dyn Store, queue: &str, worker: &WorkerId, ended: &Ended) -> Result<bool, Error> {
+    if let Some((queue, next)) = &ended.next {
+        store.push(queue, std::slice::from_ref(next)).await?;
+    }
+    store.settle(queue, worker, &ended.settlement).await
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Order;
 use crate::envelope::Envelope;
-use crate::store::Settlement;
+use crate::store::{Entry, Settlement};
 
 /// Looks at an armed queue once in a while all the same, in case a wake was lost.
 const SAFETY: Duration = Duration::from_secs(30);
@@ -17,6 +17,20 @@ const SAFETY: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_millis(10);
 /// So many are not kept back any longer.
 const MANY_DONE: usize = 500;
+
+/// How a job ended, and what its end brings about: pushed first, so that a death in between loses nothing.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) settlement: Settlement,
+    /// The next job of its chain, and that one's queue.
+    pub(super) next: Option<(String, Entry)>,
+}
+
+impl From<Settlement> for Ended {
+    fn from(settlement: Settlement) -> Self {
+        Self { settlement, next: None }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -29,7 +43,7 @@ pub(super) struct Lane {
     /// Since when they are kept back.
     done_since: Option<Instant>,
     /// What ended otherwise, to be told.
-    pub(super) settlements: Vec<Settlement>,
+    pub(super) settlements: Vec<Ended>,
     pub(super) running: usize,
     /// The queue was empty, and the store will wake us.
     armed: bool,

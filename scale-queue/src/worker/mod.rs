@@ -3,6 +3,7 @@
 //! | when | then |
 //! | --- | --- |
 //! | a handler returns `Ok` | the job is gone |
+//! | it does, and is one of a [chain](crate::Queue::chain) | the next one is pushed first, then the job is gone; who dies in between pushes it once all the same |
 //! | it returns an error, panics or takes too long | it is tried again by the job's [`Retry`](crate::Retry), and dead after its last attempt |
 //! | it returns [`Discard`](crate::Discard) | dead at once |
 //! | it returns [`Later`](crate::Later) | tried again then, the attempt not counted |
