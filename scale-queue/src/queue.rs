@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
+
 use crate::envelope::{Body, Envelope};
 use crate::error::Error;
 use crate::gather::Gather;
@@ -12,6 +14,10 @@ use crate::store::{Corpse, Entry, MemoryStore, Stats, Store};
 
 /// The largest encoded job, bytes.
 pub(crate) const MAX_SIZE: usize = 1024 * 1024;
+/// Dead jobs of one answer.
+const PAGE: usize = 1_000;
+/// Dead jobs exhumed side by side: of 1 MiB each at the worst.
+const AT_ONCE: usize = 100;
 
 /// All queues of one application. Cloning costs two reference counts.
 ///
@@ -152,20 +158,53 @@ impl Queue {
         self.store.pause(checked(queue)?, false).await
     }
 
-    /// Jobs given up, newest first.
+    /// Jobs given up, newest first: 1,000 at most, whatever the limit.
     pub async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<Dead>, Error> {
-        let corpses = self.store.dead(checked(queue)?, offset, limit).await?;
+        let queue = checked(queue)?;
+        // More than any store keeps, and still a number to all of them.
+        let offset = offset.min(i32::MAX as usize);
+        let corpses = if limit == 0 { Vec::new() } else { self.store.dead(queue, offset, limit.min(PAGE)).await? };
         Ok(corpses.into_iter().map(Dead::new).collect())
     }
 
     /// Lets a dead job wait again, its attempts forgotten. `false`: it was not there any more.
     pub async fn revive(&self, queue: &str, dead: &Dead) -> Result<bool, Error> {
-        let mut bytes = dead.corpse.bytes.clone();
-        if let Ok(mut envelope) = Envelope::decode(&bytes) {
-            envelope.failed = 0;
-            bytes = envelope.encode();
+        self.exhume(queue, dead, Fate::Again).await
+    }
+
+    /// Removes a dead job for good. `false`: it was not there any more.
+    pub async fn forget(&self, queue: &str, dead: &Dead) -> Result<bool, Error> {
+        self.exhume(queue, dead, Fate::Gone).await
+    }
+
+    /// Lets all wait again that are dead by now, 100 at a time; returns how many. Should it fail or be dropped on the way, the rest stay
+    /// dead: call it again.
+    pub async fn revive_all(&self, queue: &str) -> Result<usize, Error> {
+        self.exhume_all(queue, Fate::Again).await
+    }
+
+    /// Removes all for good that are dead by now; otherwise as [`revive_all`](Self::revive_all).
+    pub async fn forget_all(&self, queue: &str) -> Result<usize, Error> {
+        self.exhume_all(queue, Fate::Gone).await
+    }
+
+    async fn exhume(&self, queue: &str, dead: &Dead, fate: Fate) -> Result<bool, Error> {
+        let again = (fate == Fate::Again).then(|| revived(&dead.corpse.bytes));
+        self.store.exhume(checked(queue)?, &dead.corpse, again.as_deref()).await
+    }
+
+    async fn exhume_all(&self, queue: &str, fate: Fate) -> Result<usize, Error> {
+        let (mut count, mut skipped, mut newest) = (0, 0, None);
+        loop {
+            let page = self.dead(queue, skipped, AT_ONCE).await?;
+            let Some(first) = page.first() else { return Ok(count) };
+            // Those that died since are left, or a job that dies at once would keep us here.
+            let newest = *newest.get_or_insert(first.died_ms);
+            let (due, late): (Vec<_>, Vec<_>) = page.iter().partition(|dead| dead.died_ms <= newest);
+            skipped += late.len();
+            let done = try_join_all(due.into_iter().map(|dead| self.exhume(queue, dead, fate))).await?;
+            count += done.into_iter().filter(|done| *done).count();
         }
-        self.store.revive(checked(queue)?, &dead.corpse, &bytes).await
     }
 
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
@@ -189,7 +228,7 @@ impl Queue {
     }
 }
 
-fn count_pushed(queue: &str, count: usize) {
+pub(crate) fn count_pushed(queue: &str, count: usize) {
     metrics::counter!("scale_queue_pushed_total", "queue" => queue.to_owned()).increment(count as u64);
 }
 
@@ -204,6 +243,20 @@ fn verdict(id: JobId, holder: Option<Vec<u8>>) -> Pushed {
 pub(crate) fn checked(queue: &str) -> Result<&str, Error> {
     let fine = (1..=64).contains(&queue.len()) && queue.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
     if fine { Ok(queue) } else { Err(Error::Name(queue.chars().take(64).collect())) }
+}
+
+/// What becomes of a dead job that is exhumed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Again,
+    Gone,
+}
+
+/// A dead job's bytes with its attempts forgotten.
+fn revived(bytes: &[u8]) -> Vec<u8> {
+    let Ok(mut envelope) = Envelope::decode(bytes) else { return bytes.to_vec() };
+    envelope.failed = 0;
+    envelope.encode()
 }
 
 /// A job given up.

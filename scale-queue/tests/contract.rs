@@ -4,7 +4,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -20,6 +20,7 @@ async fn contract(queue: &Queue) -> Result<()> {
     special_errors_have_their_meaning(queue).await?;
     unique_jobs_exist_once(queue).await?;
     delayed_jobs_wait_for_their_time(queue).await?;
+    the_dead_are_revived_or_forgotten_together(queue).await?;
     a_chain_goes_link_by_link_and_survives_a_death(queue).await?;
     strict_order_is_strict(queue).await?;
     weighted_order_starves_nobody(queue).await?;
@@ -177,6 +178,47 @@ async fn delayed_jobs_wait_for_their_time(queue: &Queue) -> Result<()> {
     assert!(start.elapsed() < delay * 5, "an idle worker wakes by itself: {:?}", start.elapsed());
     assert_eq!(log.all(), [0, 1, 2]);
     workers.stop().await
+}
+
+async fn the_dead_are_revived_or_forgotten_together(queue: &Queue) -> Result<()> {
+    const DEAD: u64 = 1_200;
+    let tries = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&tries);
+    let worker = Worker::new(queue).queues(["doomed"]).handle(move |_: Doomed, _| {
+        counted.fetch_add(1, SeqCst);
+        async { Err::<(), _>(Discard::because("no")) }
+    });
+    let workers = running([worker]);
+    queue.push_many((0..DEAD).map(|_| Doomed)).await?;
+    let dead =
+        async |count: u64| eventually("the dead", async || (queue.stats("doomed").await.ok()?.dead == count).then_some(())).await;
+    dead(DEAD).await?;
+    assert_eq!(queue.dead("doomed", 0, usize::MAX).await?.len(), 1_000);
+    assert!(queue.dead("doomed", usize::MAX, 10).await?.is_empty());
+    assert!(queue.dead("doomed", 0, 0).await?.is_empty());
+
+    let one = queue.dead("doomed", 5, 1).await?.remove(0);
+    assert!(queue.forget("doomed", &one).await?);
+    assert!(!queue.forget("doomed", &one).await?, "once");
+    assert!(!queue.revive("doomed", &one).await?, "what is forgotten stays so");
+    // They die again as fast as they are revived, and it ends all the same.
+    let revived = queue.revive_all("doomed").await? as u64;
+    assert!(revived >= DEAD - 1, "{revived}");
+    eventually("each to be tried once more", async || (tries.load(SeqCst) == DEAD + revived).then_some(())).await?;
+    dead(DEAD - 1).await?;
+    workers.stop().await?;
+    assert_eq!(queue.forget_all("doomed").await? as u64, DEAD - 1);
+    assert_eq!(queue.forget_all("doomed").await?, 0);
+    assert_eq!(queue.stats("doomed").await?.waiting, 0);
+    Ok(())
+}
+
+#[derive(Serialize, Deserialize)]
+struct Doomed;
+
+impl Job for Doomed {
+    const NAME: &'static str = "doomed";
+    const QUEUE: &'static str = "doomed";
 }
 
 async fn a_chain_goes_link_by_link_and_survives_a_death(queue: &Queue) -> Result<()> {

@@ -71,6 +71,14 @@ async fn it_shows_and_changes_what_it_may() -> Result<()> {
     }
     assert_eq!(queue.stats("default").await?.waiting, 1, "it waits again");
     assert_eq!(call(&writer, "POST", &revive, &[OURS, admin]).await.1, json!({ "done": false }), "once");
+    let forget = format!("/api/queues/default/dead/{id}/forget");
+    assert_eq!(call(&writer, "POST", &forget, &[OURS, admin]).await.1, json!({ "done": false }), "it is not dead");
+    for all in ["/api/queues/default/dead/revive", "/api/queues/default/dead/forget"] {
+        assert_eq!(call(&reader, "POST", all, &[OURS, admin]).await.0, StatusCode::FORBIDDEN);
+        assert_eq!(call(&writer, "POST", all, &[OURS, admin]).await.1, json!({ "done": true }));
+    }
+    let far = format!("/api/queues/default/dead?offset={}", u64::MAX);
+    assert_eq!(call(&reader, "GET", &far, &[]).await.1["dead"], json!([]));
     call(&writer, "POST", "/api/queues/default/pause", &[OURS, admin]).await;
     assert!(queue.stats("default").await?.paused);
 

@@ -3,13 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use scale_session::auth::ledger::{Store, Turn};
 use scale_session::auth::remember::Exchange;
 use scale_session::auth::token::Keys;
-use scale_session::auth::{Ledger, Remember, Tokens, Totp, recovery};
+use scale_session::auth::{Ledger, Remember, SignIns, Tokens, Totp, recovery};
 
 /// How many of 64 tasks, on two handles by turns, get a `true`.
 async fn winners<F, Fut>(ledgers: [&Ledger; 2], one: F) -> Result<usize>
@@ -80,6 +80,64 @@ async fn contract(here: Ledger, there: Ledger) -> Result<()> {
     let third = a.begin("user:7", "hash").await?;
     b.end(&third, "hash").await?;
     assert_eq!(a.exchange(&third, "hash").await?, Exchange::No);
+    all_sign_ins_end_in_one_step(&here, &there).await
+}
+
+async fn all_sign_ins_end_in_one_step(here: &Ledger, there: &Ledger) -> Result<()> {
+    let month = Duration::from_hours(30 * 24);
+    let (a, b) = (SignIns::new(here, month), SignIns::new(there, month));
+    let first = a.stamp("ann").await?;
+    let second = b.stamp("ann").await?;
+    let bob = b.stamp("bob").await?;
+    assert!(a.holds("ann", second).await? && b.holds("ann", first).await?);
+    let mine = a.end_all("ann").await?;
+    for stamp in [first, second] {
+        assert!(!a.holds("ann", stamp).await? && !b.holds("ann", stamp).await?);
+    }
+    assert!(b.holds("ann", mine).await? && b.holds("ann", b.stamp("ann").await?).await?);
+    assert!(a.holds("bob", bob).await?, "nobody else's");
+
+    // Twenty sign in while twenty end all: whoever holds afterwards took a stamp after the last end.
+    let ends = (0..20).map(|n| if n % 2 == 0 { a.end_all("ann") } else { b.end_all("ann") });
+    let stamps = (0..20).map(|_| b.stamp("ann"));
+    let (ends, stamps) = tokio::join!(futures_util::future::try_join_all(ends), futures_util::future::try_join_all(stamps));
+    let ends = ends?;
+    let distinct: std::collections::HashSet<_> = ends.iter().map(|stamp| format!("{stamp:?}")).collect();
+    assert_eq!(distinct.len(), 20, "each ended what was before it");
+    let mut holding = Vec::new();
+    for stamp in ends {
+        if a.holds("ann", stamp).await? {
+            holding.push(stamp);
+        }
+    }
+    assert_eq!(holding.len(), 1, "the last one's");
+    for stamp in stamps? {
+        assert_eq!(a.holds("ann", stamp).await?, stamp == holding[0]);
+    }
+    assert!(!a.holds("ann", mine).await?);
+
+    // An end is remembered for as long as sign-ins ask, and then all that were before it are over by themselves.
+    let keep = Duration::from_millis(300);
+    let brief = SignIns::new(here, keep);
+    let old = brief.stamp("cid").await?;
+    let started = Instant::now();
+    let new = brief.end_all("cid").await?;
+    let mut asked = started;
+    while started.elapsed() < 2 * keep {
+        let now = Instant::now();
+        let stamp = brief.stamp("cid").await?;
+        let stalled = asked.elapsed() >= keep;
+        assert!(stamp == new || stalled, "{stamp:?}");
+        if stalled {
+            break;
+        }
+        asked = now;
+    }
+    assert!(!brief.holds("cid", old).await? || asked.elapsed() >= keep);
+    testkit::eventually("it to be forgotten", async || (brief.holds("cid", new).await.ok() == Some(false)).then_some(())).await?;
+    let forever = SignIns::new(here, Duration::MAX);
+    let last = forever.end_all("eve").await?;
+    assert!(forever.holds("eve", last).await? && here.claim("for", "ever", Duration::MAX).await?);
     Ok(())
 }
 

@@ -174,13 +174,13 @@ impl AdaptiveConcurrency {
         let base = *self.base.insert(self.base.map_or(median, |base| base.min(median)));
         let gradient = (self.tolerance * base.as_secs_f64() / median.as_secs_f64().max(1e-9)).clamp(0.5, 1.0);
         self.calm = if gradient < 1.0 { 0 } else { self.calm.saturating_add(1) };
-        // While requests do not get slower there is room; once they do, half of that will do for a queue.
+        // While requests do not get slower there is room; once they do, less than half of that will do for a queue, and none for one at a time.
         // A first impression may be one of overload: when there is nothing to spare, it is looked into at once.
         let slow = self.starting && (gradient < 1.0 || first) && busiest >= self.limit();
         let probe = probe || slow;
         self.starting &= gradient >= 1.0;
         let room = match gradient {
-            gradient if gradient < 1.0 => self.limit.sqrt() / 2.0,
+            gradient if gradient < 1.0 => (self.limit.sqrt() - 1.0).max(0.0) / 2.0,
             _ if self.starting => self.limit,
             _ => self.limit.sqrt(),
         };

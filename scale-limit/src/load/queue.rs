@@ -41,7 +41,7 @@ impl Priority {
 /// Waiting is normal in a burst; when somebody has had to wait all through that time, it is overload, and until nobody has for as long.
 const BURST: Duration = Duration::from_millis(250);
 /// In overload everybody may wait that long: since the newest goes first, few do.
-const LEAST_PATIENCE: Duration = Duration::from_millis(8);
+const LEAST_PATIENCE: Duration = Duration::from_millis(4);
 const CLASSES: usize = 3;
 
 type Waiting = VecDeque<oneshot::Sender<Place>>;

@@ -141,8 +141,16 @@ async function open(queue) {
   element("corpses").replaceChildren();
   element("dead-title").textContent = `Dead jobs of ${queue}`;
   element("dead").hidden = false;
+  element("all").hidden = !writable;
   await older();
   element("dead").scrollIntoView({ behavior: "smooth" });
+}
+
+async function all(fate, question) {
+  if (!confirm(question)) return;
+  await ask(`queues/${shown}/dead/${fate}`, "POST");
+  element("dead").hidden = true;
+  await refresh();
 }
 
 async function older() {
@@ -154,19 +162,24 @@ async function older() {
     card.append(make("strong", job.name || "unreadable"), ` · ${job.failed} attempts · ${new Date(job.died_ms).toLocaleString()}`);
     card.append(make("p", job.reason, { class: "failed" }), make("pre", job.payload));
     if (writable && job.id) {
-      card.append(
-        button("Try again", async () => {
-          const { done } = await ask(`queues/${shown}/dead/${job.id}/revive`, "POST");
+      const decide = (label, fate, words) =>
+        button(label, async () => {
+          const { done } = await ask(`queues/${shown}/dead/${job.id}/${fate}`, "POST");
           if (done) card.remove();
-          say(done ? "It waits again" : "It is not there any more", !done);
-        }),
-      );
+          say(done ? words : "It is not there any more", !done);
+        });
+      card.append(decide("Try again", "revive", "It waits again"), " ", decide("Remove", "forget", "It is gone"));
     }
     element("corpses").append(card);
   }
 }
 
 element("more").addEventListener("click", () => older().catch((error) => say(error.message, true)));
+element("all").append(
+  button("Try all again", () => all("revive", `Try all dead jobs of ${shown} again?`)),
+  " ",
+  button("Remove all", () => all("forget", `Remove all dead jobs of ${shown} for good?`)),
+);
 element("close").addEventListener("click", () => (element("dead").hidden = true));
 
 async function live() {

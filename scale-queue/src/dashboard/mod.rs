@@ -10,6 +10,8 @@
 //! | `GET /api/queues/{queue}/dead?offset=0` | `{"dead": [{"id", "name", "payload", "failed", "reason", "died_ms"}]}`, 50 at most, newest first |
 //! | `POST /api/queues/{queue}/pause`, `…/resume` | `{"done": true}` |
 //! | `POST /api/queues/{queue}/dead/{id}/revive` | `{"done": bool}`: `false` if it is not among the newest 1,000 |
+//! | `POST /api/queues/{queue}/dead/{id}/forget` | the same, and the job is gone for good |
+//! | `POST /api/queues/{queue}/dead/revive`, `…/forget` | `{"done": true}`: all that are dead by now |
 //!
 //! A `POST` needs the header `x-scale-queue: dashboard`, which no other site's page can send without asking the browser first, and must
 //! not come from another site (`Sec-Fetch-Site`). Errors are `{"error": "…"}` with a fitting status.
@@ -127,7 +129,9 @@ impl Dashboard {
                 let done = match rest {
                     ["pause"] => self.queue.pause(queue).await.map(|()| true),
                     ["resume"] => self.queue.resume(queue).await.map(|()| true),
-                    ["dead", id, "revive"] => self.revive(queue, id).await,
+                    ["dead", "revive"] => self.queue.revive_all(queue).await.map(|_| true),
+                    ["dead", "forget"] => self.queue.forget_all(queue).await.map(|_| true),
+                    ["dead", id, fate @ ("revive" | "forget")] => self.exhume(queue, id, fate).await,
                     _ => return Err((StatusCode::NOT_FOUND, "there is no such thing to do".into())),
                 };
                 Ok(json!({ "done": done.map_err(told)? }))
@@ -151,9 +155,10 @@ impl Dashboard {
         Ok(json!({ "writable": self.may_change(request), "queues": queues }))
     }
 
-    async fn revive(&self, queue: &str, id: &str) -> Result<bool, Error> {
+    async fn exhume(&self, queue: &str, id: &str, fate: &str) -> Result<bool, Error> {
         let dead = self.queue.dead(queue, 0, REACH).await?;
         match dead.iter().find(|dead| dead.id.is_some_and(|known| known.to_string() == id)) {
+            Some(dead) if fate == "forget" => self.queue.forget(queue, dead).await,
             Some(dead) => self.queue.revive(queue, dead).await,
             None => Ok(false),
         }

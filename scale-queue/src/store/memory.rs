@@ -301,12 +301,14 @@ impl Store for MemoryStore {
         Ok(self.with(queue, |lane| lane.dead.iter().skip(offset).take(limit).cloned().collect()))
     }
 
-    async fn revive(&self, queue: &str, corpse: &Corpse, bytes: &[u8]) -> Result<bool, Error> {
+    async fn exhume(&self, queue: &str, corpse: &Corpse, again: Option<&[u8]>) -> Result<bool, Error> {
         Ok(self.with(queue, |lane| {
             let Some(place) = lane.dead.iter().position(|c| c == corpse) else { return false };
             lane.dead.remove(place);
-            lane.waiting.push_back(bytes.to_vec());
-            self.wake(queue, lane, 1);
+            if let Some(bytes) = again {
+                lane.waiting.push_back(bytes.to_vec());
+                self.wake(queue, lane, 1);
+            }
             true
         }))
     }

@@ -5,7 +5,7 @@
 //! | waiting | the queue's list, oldest first | [`fetch`](Store::fetch) → leased |
 //! | scheduled | a set ordered by due time | being due, inside a [`fetch`](Store::fetch) → waiting |
 //! | leased | the worker's own table | [`fetch`](Store::fetch) with its tag in `done` → gone; [`settle`](Store::settle) → scheduled, dead, waiting or gone; [`reclaim`](Store::reclaim) of a dead worker's → waiting or dead |
-//! | dead | a set ordered by time of death, bounded | [`revive`](Store::revive) → waiting; age and number → gone |
+//! | dead | a set ordered by time of death, bounded | [`exhume`](Store::exhume) → waiting, or gone; age and number → gone |
 //!
 //! Every move is atomic, so a job is in exactly one state.
 
@@ -192,8 +192,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// The dead, newest first.
     async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<Corpse>, Error>;
 
-    /// Lets a dead job wait again, as these bytes. `false`: it was not there.
-    async fn revive(&self, queue: &str, corpse: &Corpse, bytes: &[u8]) -> Result<bool, Error>;
+    /// Takes a job from the dead, to wait again as these bytes if there are any. `false`: it was not there.
+    async fn exhume(&self, queue: &str, corpse: &Corpse, again: Option<&[u8]>) -> Result<bool, Error>;
 
     /// The names of all queues that ever held a job.
     async fn queues(&self) -> Result<Vec<String>, Error>;

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 
 use super::lane::Ended;
 use crate::error::Error;
+use crate::queue::count_pushed;
 use crate::store::{Fetched, Request, Store, WorkerId};
 
 /// What an exchange asks for.
@@ -63,7 +64,8 @@ pub(super) async fn exchange(store: Arc<dyn Store>, worker: WorkerId, lease: Dur
 /// `false`: the store had given the job to somebody else.
 async fn settle(store: &dyn Store, queue: &str, worker: &WorkerId, ended: &Ended) -> Result<bool, Error> {
     if let Some((queue, next)) = &ended.next {
-        store.push(queue, std::slice::from_ref(next)).await?;
+        let holders = store.push(queue, std::slice::from_ref(next)).await?;
+        count_pushed(queue, holders.iter().filter(|holder| holder.is_none()).count());
     }
     store.settle(queue, worker, &ended.settlement).await
 }

@@ -10,6 +10,7 @@
 //! | [`Totp`], [`recovery`] | second factors: codes of an app, used once; codes on paper, used once |
 //! | [`Tokens`] | links by mail that end when used, when expired, and when what they were made for has changed |
 //! | [`Remember`] | a cookie that keeps signed in, exchanged at each use: who steals one is found out |
+//! | [`SignIns`] | sign out everywhere, in one step |
 //! | [`CsrfLayer`] | refuses what another site's page sends |
 //!
 //! Limits on guessing are not here: they are the application's, and `scale-limit` has them (`LoginGuard`, and its limits for one-time
@@ -23,6 +24,7 @@
 //! | a user is unknown, or has no password | [`Passwords::verify`] takes as long as for a wrong one, with today's numbers |
 //! | 64 send one code, token or recovery code at once, to several processes | one succeeds |
 //! | the ledger does not answer | [`Error::Ledger`]: nobody is let in on a guess |
+//! | all sign-ins of a user end | no stamp taken before holds on any server; one taken after does |
 //! | a cookie to stay signed in is used twice | the family is revoked, unless it is the lost answer of a moment ago |
 //!
 //! # Against OWASP ASVS 5.0
@@ -38,6 +40,7 @@
 //! | 6.5.2, 6.5.3 recovery codes random and hashed | 120 bits from the system's generator, SHA-256 | `recovery_codes_are_random_and_stored_hashed` |
 //! | 6.5.5 short-lived codes | 30 s; a step of skew must be asked for ([`Totp::skew`]) | `codes_of_rfc_6238` |
 //! | 6.4.1, 6.4.3 resets that are random, expire and are good once | purpose, subject, end and what it is bound to are part of a token | `a_token_is_good_for_what_it_was_made_for` |
+//! | 7.4.2, 7.4.3, 7.5.2 ending all sessions, after a change of password for one | [`SignIns::end_all`] | `all_sign_ins_end_in_one_step` |
 //! | 3.5.1, 3.5.2 forged requests | [`CsrfLayer`] | `a_table_of_requests_from_other_sites` |
 
 pub mod csrf;
@@ -47,6 +50,7 @@ pub mod password;
 pub mod recovery;
 pub mod remember;
 mod seal;
+pub mod sign_ins;
 pub mod token;
 pub mod totp;
 
@@ -55,6 +59,7 @@ pub use self::error::Error;
 pub use self::ledger::Ledger;
 pub use self::password::Passwords;
 pub use self::remember::Remember;
+pub use self::sign_ins::SignIns;
 pub use self::token::Tokens;
 pub use self::totp::Totp;
 

@@ -55,7 +55,7 @@ struct Scripts {
     beat: Script,
     reclaim: Script,
     nudge: Script,
-    revive: Script,
+    exhume: Script,
 }
 
 impl Scripts {
@@ -68,7 +68,7 @@ impl Scripts {
             beat: shared(include_str!("beat.lua")),
             reclaim: shared(include_str!("reclaim.lua")),
             nudge: shared(include_str!("nudge.lua")),
-            revive: shared(include_str!("revive.lua")),
+            exhume: shared(include_str!("exhume.lua")),
         }
     }
 }
@@ -336,9 +336,9 @@ impl Store for RedisStore {
         Ok(rows.into_iter().filter_map(corpse).collect())
     }
 
-    async fn revive(&self, queue: &str, corpse: &Corpse, bytes: &[u8]) -> Result<bool, Error> {
-        let mut call = self.call(&self.scripts.revive, queue, &["waiting", "sleepers", "paused", "dead"]);
-        call.arg(&corpse.reason).arg(&corpse.bytes).arg(bytes);
+    async fn exhume(&self, queue: &str, corpse: &Corpse, again: Option<&[u8]>) -> Result<bool, Error> {
+        let mut call = self.call(&self.scripts.exhume, queue, &["waiting", "sleepers", "paused", "dead"]);
+        call.arg(&corpse.reason).arg(&corpse.bytes).arg(again.unwrap_or_default());
         call.invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 

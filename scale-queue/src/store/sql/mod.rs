@@ -415,18 +415,22 @@ impl Store for SqlStore {
         rows.iter().map(corpse).collect::<Result<_, _>>().map_err(failed)
     }
 
-    async fn revive(&self, queue: &str, corpse: &Corpse, bytes: &[u8]) -> Result<bool, Error> {
+    async fn exhume(&self, queue: &str, corpse: &Corpse, again: Option<&[u8]>) -> Result<bool, Error> {
         let mut tx = self.begin().await?;
         let exhume = self.texts.exhume.query().bind(queue.to_owned()).bind(corpse.died_ms as i64);
         let exhume = exhume.bind(corpse.reason.clone()).bind(corpse.bytes.clone());
         if exhume.execute(&mut *tx).await.map_err(failed)?.rows_affected() == 0 {
             return Ok(false);
         }
-        let push = self.texts.push.query().bind(hex(tag_of(bytes))).bind(queue.to_owned()).bind(0_i64);
-        push.bind(None::<String>).bind(0_i64).bind(bytes.to_vec()).execute(&mut *tx).await.map_err(failed)?;
-        self.notify(&mut tx, queue).await?;
+        if let Some(bytes) = again {
+            let push = self.texts.push.query().bind(hex(tag_of(bytes))).bind(queue.to_owned()).bind(0_i64);
+            push.bind(None::<String>).bind(0_i64).bind(bytes.to_vec()).execute(&mut *tx).await.map_err(failed)?;
+            self.notify(&mut tx, queue).await?;
+        }
         tx.commit().await.map_err(failed)?;
-        self.sleepers.wake(queue, 1);
+        if again.is_some() {
+            self.sleepers.wake(queue, 1);
+        }
         Ok(true)
     }
 

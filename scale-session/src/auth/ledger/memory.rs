@@ -17,6 +17,7 @@ const MOST: usize = 1_000_000;
 struct Entries {
     claims: HashMap<String, Instant>,
     families: HashMap<String, Family>,
+    counters: HashMap<String, (u64, Instant)>,
 }
 
 #[derive(Debug)]
@@ -30,14 +31,24 @@ struct Family {
 #[derive(Debug, Default)]
 pub struct MemoryLedger(Mutex<Entries>);
 
+/// As far as a clock can be asked.
+fn after(now: Instant, time: Duration) -> Instant {
+    now.checked_add(time).unwrap_or_else(|| now + Duration::from_hours(24 * 365 * 100))
+}
+
 impl Entries {
+    fn len(&self) -> usize {
+        self.claims.len() + self.families.len() + self.counters.len()
+    }
+
     fn room(&mut self, now: Instant) -> Result<(), Error> {
-        if self.claims.len() + self.families.len() < MOST {
+        if self.len() < MOST {
             return Ok(());
         }
         self.claims.retain(|_, ends| *ends > now);
         self.families.retain(|_, family| family.ends > now);
-        if self.claims.len() + self.families.len() < MOST { Ok(()) } else { Err(Error::Ledger("it is full".into())) }
+        self.counters.retain(|_, (_, ends)| *ends > now);
+        if self.len() < MOST { Ok(()) } else { Err(Error::Ledger("it is full".into())) }
     }
 }
 
@@ -50,7 +61,7 @@ impl Store for MemoryLedger {
             return Ok(false);
         }
         entries.room(now)?;
-        entries.claims.insert(key.to_owned(), now + time);
+        entries.claims.insert(key.to_owned(), after(now, time));
         Ok(true)
     }
 
@@ -58,7 +69,7 @@ impl Store for MemoryLedger {
         let now = Instant::now();
         let mut entries = self.0.lock();
         entries.room(now)?;
-        entries.families.insert(key.to_owned(), Family { next: 0, taken: now, ends: now + time });
+        entries.families.insert(key.to_owned(), Family { next: 0, taken: now, ends: after(now, time) });
         Ok(())
     }
 
@@ -78,5 +89,26 @@ impl Store for MemoryLedger {
     async fn close(&self, key: &str) -> Result<(), Error> {
         self.0.lock().families.remove(key);
         Ok(())
+    }
+
+    async fn count(&self, key: &str, keep: Option<Duration>) -> Result<u64, Error> {
+        let now = Instant::now();
+        let mut entries = self.0.lock();
+        let Some((count, ends)) = entries.counters.get_mut(key).filter(|(_, ends)| *ends > now) else { return Ok(0) };
+        if let Some(keep) = keep {
+            *ends = after(now, keep);
+        }
+        Ok(*count)
+    }
+
+    async fn advance(&self, key: &str, keep: Duration) -> Result<u64, Error> {
+        let now = Instant::now();
+        let mut entries = self.0.lock();
+        if !entries.counters.contains_key(key) {
+            entries.room(now)?;
+        }
+        let counter = entries.counters.entry(key.to_owned()).or_insert((0, now));
+        *counter = (counter.0 + 1, after(now, keep));
+        Ok(counter.0)
     }
 }

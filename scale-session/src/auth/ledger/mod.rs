@@ -4,6 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | something used | `{app}:auth:{<hash>}:c`, a string | a row of `scale_ledger` | whoever claimed it said so |
 //! | a family's turns | `{app}:auth:{<hash>}:f`, a hash: the next turn, when the last one was taken | a row of `scale_ledger` | the family's end |
+//! | a counter | `{app}:auth:{<hash>}:n`, a string | a row of `scale_ledger` | nobody asked to keep it |
 //!
 //! Names are hashed: neither codes nor accounts lie there.
 
@@ -52,6 +53,12 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
 
     /// Ends a family.
     async fn close(&self, key: &str) -> Result<(), Error>;
+
+    /// A counter's value, 0 if there is none. One that is there is kept for `keep` from now on.
+    async fn count(&self, key: &str, keep: Option<Duration>) -> Result<u64, Error>;
+
+    /// Adds one to a counter, keeps it for `keep` from now on, and returns its value.
+    async fn advance(&self, key: &str, keep: Duration) -> Result<u64, Error>;
 }
 
 /// The handle. Cloning costs one reference count.
@@ -119,6 +126,14 @@ impl Ledger {
 
     pub(super) async fn close(&self, family: &str) -> Result<(), Error> {
         self.0.close(&hashed("family", family)).await
+    }
+
+    pub(super) async fn count(&self, scope: &str, key: &str, keep: Option<Duration>) -> Result<u64, Error> {
+        self.0.count(&hashed(scope, key), keep).await
+    }
+
+    pub(super) async fn advance(&self, scope: &str, key: &str, keep: Duration) -> Result<u64, Error> {
+        self.0.advance(&hashed(scope, key), keep).await
     }
 }
 

@@ -67,4 +67,22 @@ impl Store for RedisLedger {
     async fn close(&self, key: &str) -> Result<(), Error> {
         redis::cmd("DEL").arg(self.keys.tagged(key, "f")).query_async(&mut self.server.clone()).await.map_err(failed)
     }
+
+    async fn count(&self, key: &str, keep: Option<Duration>) -> Result<u64, Error> {
+        let mut get = redis::cmd(if keep.is_some() { "GETEX" } else { "GET" });
+        get.arg(self.keys.tagged(key, "n"));
+        if let Some(keep) = keep {
+            get.arg("PX").arg(millis(keep));
+        }
+        let count: Option<u64> = get.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(count.unwrap_or(0))
+    }
+
+    async fn advance(&self, key: &str, keep: Duration) -> Result<u64, Error> {
+        let key = self.keys.tagged(key, "n");
+        let mut both = redis::pipe();
+        both.atomic().incr(&key, 1).cmd("PEXPIRE").arg(&key).arg(millis(keep)).ignore();
+        let (count,) = both.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(count)
+    }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::any::AnyRow;
 use sqlx::{Any, AssertSqlSafe, Row, Transaction};
 
 use super::{Store, Turn, judge};
@@ -27,6 +28,11 @@ statements! {
     open = "insert into scale_ledger (key, next, taken_ms, ends_ms) values ($1, 0, {now}, {now} + $2)";
     family = "select next, {now} - taken_ms from scale_ledger where key = $1 and ends_ms > {now} {lock}";
     take = "update scale_ledger set next = $2, taken_ms = {now} where key = $1";
+    count = "select next from scale_ledger where key = $1 and ends_ms > {now}";
+    keep = "update scale_ledger set ends_ms = {now} + $2 where key = $1 and ends_ms > {now} returning next";
+    advance = "insert into scale_ledger (key, next, taken_ms, ends_ms) values ($1, 1, {now}, {now} + $2) \
+        on conflict (key) do update set next = scale_ledger.next + 1, taken_ms = excluded.taken_ms, ends_ms = excluded.ends_ms \
+        returning next";
     close = "delete from scale_ledger where key = $1";
     sweep = "delete from scale_ledger where key in (select key from scale_ledger where ends_ms <= {now} limit 100)";
 }
@@ -68,6 +74,11 @@ fn query(text: &std::sync::Arc<str>) -> sqlx::query::Query<'static, Any, sqlx::a
     sqlx::query(AssertSqlSafe(std::sync::Arc::clone(text)))
 }
 
+fn counted(row: &AnyRow) -> Result<u64, Error> {
+    let count: i64 = row.try_get(0).map_err(failed)?;
+    Ok(count.max(0) as u64)
+}
+
 #[async_trait]
 impl Store for SqlLedger {
     async fn claim(&self, key: &str, time: Duration) -> Result<bool, Error> {
@@ -107,5 +118,19 @@ impl Store for SqlLedger {
 
     async fn close(&self, key: &str) -> Result<(), Error> {
         query(&self.texts.close).bind(key.to_owned()).execute(self.database.pool()).await.map(drop).map_err(failed)
+    }
+
+    async fn count(&self, key: &str, keep: Option<Duration>) -> Result<u64, Error> {
+        let count = match keep {
+            Some(keep) => query(&self.texts.keep).bind(key.to_owned()).bind(millis(keep)),
+            None => query(&self.texts.count).bind(key.to_owned()),
+        };
+        let row = count.fetch_optional(self.database.pool()).await.map_err(failed)?;
+        row.map_or(Ok(0), |row| counted(&row))
+    }
+
+    async fn advance(&self, key: &str, keep: Duration) -> Result<u64, Error> {
+        let advance = query(&self.texts.advance).bind(key.to_owned()).bind(millis(keep));
+        counted(&advance.fetch_one(self.database.pool()).await.map_err(failed)?)
     }
 }
