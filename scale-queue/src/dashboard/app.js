@@ -159,7 +159,7 @@ async function older() {
   element("more").hidden = dead.length < 50;
   for (const job of dead) {
     const card = make("article", undefined, { class: "corpse" });
-    card.append(make("strong", job.name || "unreadable"), ` · ${job.failed} attempts · ${new Date(job.died_ms).toLocaleString()}`);
+    card.append(make("strong", job.name || "unreadable"), ` · ${job.failed} ${job.failed === 1 ? "attempt" : "attempts"} · ${new Date(job.died_ms).toLocaleString()}`);
     card.append(make("p", job.reason, { class: "failed" }), make("pre", job.payload));
     if (writable && job.id) {
       const decide = (label, fate, words) =>
