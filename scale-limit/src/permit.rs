@@ -9,6 +9,7 @@ impl Permits {
         Self(Some(Box::new(release)))
     }
 
+    #[cfg(feature = "redis")]
     pub(crate) fn and(self, other: Option<Self>) -> Self {
         match other {
             None => self,

@@ -33,6 +33,7 @@ pub(crate) struct Charge<'a> {
     /// What counts for this key.
     pub(crate) terms: Terms,
     /// Who holds the place, where places are counted.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only a shared store must know its places again"))]
     pub(crate) permit: u64,
 }
 
