@@ -40,6 +40,7 @@
 //! | a body is larger than [`HttpCacheLayer::largest`], or breaks off | it goes to the client as it comes, and is not stored |
 //! | something is invalidated while it is fetched | what comes is not kept |
 //! | a request that changes something succeeds (`POST`, `PUT`, `DELETE` and all that are not safe) | its URL, and those in `Location` and `Content-Location` on the same host, are invalidated, with all their variants |
+//! | the same, of another URL | it stays, but for one in 65,536: URLs share that many tags, so that their number is bounded |
 //! | the origin fails, or answers 500, 502, 503 or 504 | what is stored is served as long as its `stale-if-error` says, unless it says `must-revalidate` |
 //! | a `GET` has a body | it is passed through: what it says is no part of what pages are kept under |
 //! | a client has it already (`If-None-Match`, `If-Modified-Since`) | 304, from the store |
