@@ -60,6 +60,7 @@
 mod body;
 mod directives;
 mod freshness;
+mod references;
 mod service;
 mod status;
 mod stored;

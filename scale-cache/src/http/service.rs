@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_LOCATION, HOST, HeaderName, LOCATION, RANGE, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, CONTENT_LOCATION, HOST, LOCATION, RANGE, TRANSFER_ENCODING};
 use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use moka::sync::Cache as Moka;
@@ -20,8 +20,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::body::{HttpCacheBody, Read, read};
-use super::directives::elements;
 use super::freshness::{Rules, Use, Wishes, has_validator, judge};
+use super::references::{resolved, tags_of};
 use super::status::{Forwarded, Told};
 use super::stored::{Page, Stored, selecting, strip_conditions, strip_connection, varies_by};
 use crate::cache::Cache;
@@ -37,11 +37,6 @@ const BUCKETS: u64 = 1 << 16;
 /// What could not be stored is not waited for by those who ask for it next.
 const PASS: Duration = Duration::from_secs(10);
 const PASSES: u64 = 10_000;
-/// Tags of one response at most; longer ones are cut off.
-const MAX_TAGS: usize = 60;
-
-static SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
-static CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
 
 /// Caches the responses of any `tower` service of `http` requests. See the [module](crate::http).
 #[derive(Clone, Debug)]
@@ -597,59 +592,4 @@ impl Drop for Landing<'_> {
 async fn called<S: Service<R>, R>(mut inner: S, request: R) -> Result<S::Response, S::Error> {
     std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
     inner.call(request).await
-}
-
-/// The tags a response carries: `Surrogate-Key`, separated by spaces, and `Cache-Tag`, by commas.
-fn tags_of(headers: &HeaderMap) -> Vec<Arc<str>> {
-    let lines = |name: &HeaderName| -> Vec<String> {
-        headers.get_all(name).iter().filter_map(|line| line.to_str().ok().map(str::to_owned)).collect()
-    };
-    let keys =
-        lines(&SURROGATE_KEY).into_iter().flat_map(|line| line.split_whitespace().map(Arc::from).collect::<Vec<Arc<str>>>());
-    let tags =
-        lines(&CACHE_TAG).into_iter().flat_map(|line| elements(&line).into_iter().map(Arc::from).collect::<Vec<Arc<str>>>());
-    keys.chain(tags).filter(|tag| !tag.starts_with('\0')).take(MAX_TAGS).collect()
-}
-
-/// The path and query of a reference on the same host.
-fn resolved(target: &str, host: &str, base: &str) -> Option<String> {
-    let target = target.split('#').next().unwrap_or_default();
-    if let Some((_, rest)) = target.split_once("://") {
-        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        return authority
-            .eq_ignore_ascii_case(host)
-            .then(|| if path.starts_with('/') { path.to_owned() } else { format!("/{path}") });
-    }
-    if target.starts_with("//") {
-        return None;
-    }
-    if target.starts_with('/') {
-        return Some(target.to_owned());
-    }
-    if target.is_empty() || target.starts_with('?') {
-        return Some(format!("{base}{target}"));
-    }
-    let folder = &base[..=base.rfind('/').unwrap_or(0)];
-    Some(format!("{folder}{target}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_of_references() {
-        for (target, expected) in [
-            ("/a?b", Some("/a?b")),
-            ("x", Some("/dir/x")),
-            ("?q", Some("/dir/page?q")),
-            ("", Some("/dir/page")),
-            ("http://shop.example/a#f", Some("/a")),
-            ("https://SHOP.example", Some("/")),
-            ("http://other.example/a", None),
-            ("//other.example/a", None),
-        ] {
-            assert_eq!(resolved(target, "shop.example", "/dir/page").as_deref(), expected, "{target}");
-        }
-    }
 }
