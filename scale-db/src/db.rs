@@ -163,10 +163,9 @@ impl<DB: Backend> Db<DB> {
         let Some(sql) = self.0.dialect.position_sql() else { return Ok(Position::default()) };
         let node = self.primary_node().await?;
         let mut connection = node.pool.acquire().await?;
-        let row = DB::ask(&mut connection, sql).await?;
-        row.first()
-            .and_then(|p| Position::from_lsn(p.as_deref()?))
-            .ok_or_else(|| sqlx::Error::Protocol("the primary's position cannot be read".into()))
+        let row = DB::ask(&mut connection, sql.into_sql_str()).await?;
+        let position = self.0.dialect.read_position(&row);
+        position.ok_or_else(|| sqlx::Error::Protocol("the primary's position cannot be read".into()))
     }
 
     /// What is known of every node.

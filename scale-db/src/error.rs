@@ -22,6 +22,9 @@ pub enum Error {
         /// Its number: 0 is the first address given.
         node: usize,
     },
+    /// A set of shards that cannot be.
+    #[error("not a usable set of shards: {0}")]
+    Shards(String),
     /// A statement of ours failed.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),

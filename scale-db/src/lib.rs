@@ -2,6 +2,7 @@
 
 mod backend;
 mod balance;
+pub mod chunked;
 mod config;
 mod db;
 mod dialect;
@@ -15,6 +16,7 @@ pub mod page;
 mod position;
 mod retry;
 pub mod router;
+pub mod shard;
 pub mod sticky;
 pub mod watch;
 

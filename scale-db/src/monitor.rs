@@ -3,6 +3,8 @@
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
+use sqlx::SqlSafeStr;
+
 use crate::backend::Backend;
 use crate::db::Inner;
 use crate::dialect::Probe;
@@ -31,8 +33,10 @@ pub(crate) async fn round<DB: Backend>(inner: &Inner<DB>, history: &mut History)
     for (node, answer) in inner.nodes.iter().zip(&answers) {
         let Ok(probe) = answer else { continue };
         node.recognise(inner.is_stranger(probe));
-        // Of two that take writes, one is a leftover of before a promotion: the higher timeline wins.
-        let newer = primary.is_none_or(|(_, best)| probe.timeline > best.timeline);
+        // Of two that take writes, one is a leftover of before a promotion. The higher timeline wins; where there are none, whoever is the
+        // primary already, and at the start whoever has written more.
+        let rank = |number, probe: &Probe| (probe.timeline, inner.primary_number() == Some(number), probe.position);
+        let newer = primary.is_none_or(|(number, best)| rank(node.number, probe) > rank(number, best));
         if probe.role == Role::Primary && !node.is_stranger() && newer {
             primary = Some((node.number, probe));
         }
@@ -73,7 +77,7 @@ async fn probe<DB: Backend>(inner: &Inner<DB>, node: &Node<DB>) -> Result<Probe,
     let look = async {
         let mut connection = node.pool.acquire().await?;
         let start = Instant::now();
-        let row = DB::ask(&mut connection, inner.dialect.probe_sql()).await?;
+        let row = DB::ask(&mut connection, inner.dialect.probe_sql().into_sql_str()).await?;
         node.took(start.elapsed());
         inner.dialect.read_probe(&row).ok_or_else(|| sqlx::Error::Protocol("a node's account of itself cannot be read".into()))
     };

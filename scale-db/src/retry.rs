@@ -65,6 +65,32 @@ const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
+/// What is left of a transaction's attempts.
+pub(crate) struct Patience {
+    attempts: u32,
+    bound: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { attempts: ATTEMPTS, bound: FIRST_PAUSE }
+    }
+}
+
+impl Patience {
+    /// Whether to try once more after this error; the pause before it has passed then.
+    pub(crate) async fn again(&mut self, error: &impl Transient) -> bool {
+        self.attempts -= 1;
+        if self.attempts == 0 || !error.is_transient() {
+            return false;
+        }
+        metrics::counter!("scale_db_retries_total").increment(1);
+        tokio::time::sleep(self.bound.mul_f64(fastrand::f64())).await;
+        self.bound = (self.bound * 2).min(LONGEST_PAUSE);
+        true
+    }
+}
+
 impl<DB: Backend> Db<DB> {
     /// Runs a transaction on the primary and commits it, up to five times if the database asks for it: `work` must do nothing that
     /// cannot be done again, but through the transaction.
@@ -86,8 +112,8 @@ impl<DB: Backend> Db<DB> {
         T: Send,
         E: From<Error> + Transient + Send,
     {
-        let mut bound = FIRST_PAUSE;
-        for attempt in 1.. {
+        let mut patience = Patience::default();
+        loop {
             let mut tx = self.begin().await?;
             let error = match work(&mut tx).await {
                 Ok(value) => match tx.commit().await {
@@ -100,13 +126,9 @@ impl<DB: Backend> Db<DB> {
                     error
                 }
             };
-            if attempt == ATTEMPTS || !error.is_transient() {
+            if !patience.again(&error).await {
                 return Err(error);
             }
-            metrics::counter!("scale_db_retries_total").increment(1);
-            tokio::time::sleep(bound.mul_f64(fastrand::f64())).await;
-            bound = (bound * 2).min(LONGEST_PAUSE);
         }
-        unreachable!("the last attempt returns")
     }
 }

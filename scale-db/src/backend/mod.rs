@@ -2,8 +2,7 @@
 
 use std::future::Future;
 
-use sqlx::Database;
-use sqlx::pool::PoolConnection;
+use sqlx::{Database, SqlStr};
 
 use crate::dialect::Dialect;
 
@@ -27,9 +26,16 @@ pub trait Backend: Database + sealed::Sealed {
     /// The first row of a query whose columns are all text.
     #[doc(hidden)]
     fn ask(
-        connection: &mut PoolConnection<Self>,
-        sql: &'static str,
+        connection: &mut Self::Connection,
+        sql: SqlStr,
     ) -> impl Future<Output = Result<Vec<Option<String>>, sqlx::Error>> + Send;
+
+    /// All rows of a query; a column that is null or no text reads as `None`.
+    #[doc(hidden)]
+    fn rows(
+        connection: &mut Self::Connection,
+        sql: String,
+    ) -> impl Future<Output = Result<Vec<Vec<Option<String>>>, sqlx::Error>> + Send;
 }
 
 mod sealed {
@@ -61,10 +67,17 @@ macro_rules! backend {
                 sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.map(drop)
             }
 
-            async fn ask(connection: &mut PoolConnection<Self>, sql: &'static str) -> Result<Vec<Option<String>>, sqlx::Error> {
+            async fn ask(connection: &mut Self::Connection, sql: SqlStr) -> Result<Vec<Option<String>>, sqlx::Error> {
                 use sqlx::Row;
-                let row = sqlx::query(sql).fetch_one(&mut **connection).await?;
+                let row = sqlx::query(sql).fetch_one(connection).await?;
                 (0..row.len()).map(|n| row.try_get::<Option<String>, _>(n)).collect()
+            }
+
+            async fn rows(connection: &mut Self::Connection, sql: String) -> Result<Vec<Vec<Option<String>>>, sqlx::Error> {
+                use sqlx::Row;
+                let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_all(connection).await?;
+                let texts = |row: &<$db as Database>::Row| (0..row.len()).map(|n| row.try_get(n).ok().flatten()).collect();
+                Ok(rows.iter().map(texts).collect())
             }
         }
     };

@@ -73,12 +73,41 @@ impl Dialect {
         }
     }
 
-    /// Asks the primary how far it has written: one text column.
+    /// Asks the primary how far it has written; `None` where every reader sees every commit.
     pub(crate) fn position_sql(self) -> Option<&'static str> {
         match self {
             Self::Postgres => Some("select pg_current_wal_insert_lsn()::text"),
-            Self::MySql | Self::Sqlite => None,
+            Self::MySql => Some(mysql::POSITION),
+            Self::Sqlite => None,
         }
+    }
+
+    /// Reads the answer to [`position_sql`](Self::position_sql); `None` if positions of this server are no order.
+    pub(crate) fn read_position(self, row: &[Option<String>]) -> Option<Position> {
+        match self {
+            Self::Postgres => Position::from_lsn(row.first()?.as_deref()?),
+            Self::MySql => mysql::position(row),
+            Self::Sqlite => Some(Position::default()),
+        }
+    }
+
+    /// A name as SQL takes it, its parts (`schema.table`) quoted one by one.
+    pub(crate) fn quoted(self, name: &str) -> String {
+        let quote = if self == Self::MySql { '`' } else { '"' };
+        let part = |p: &str| format!("{quote}{}{quote}", p.replace(quote, &format!("{quote}{quote}")));
+        name.split('.').map(part).collect::<Vec<_>>().join(".")
+    }
+
+    /// A text as SQL takes it.
+    pub(crate) fn literal(self, text: &str) -> String {
+        let text = if self == Self::MySql { text.replace('\\', "\\\\") } else { text.to_owned() };
+        format!("'{}'", text.replace('\'', "''"))
+    }
+
+    /// An expression's value as text.
+    pub(crate) fn text_of(self, expression: &str) -> String {
+        let kind = if self == Self::MySql { "char" } else { "text" };
+        format!("cast({expression} as {kind})")
     }
 
     /// Whether an error code says that the node does not take writes.

@@ -1,0 +1,93 @@
+//! A MariaDB primary with replicas: roles, lag and positions by GTID, a promotion.
+#![cfg(feature = "mysql")]
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use anyhow::Result;
+use scale_db::sticky::{self, Mark};
+use scale_db::{Builder, Db, Position, Role};
+use sqlx::MySql;
+use testkit::{MariaDb, eventually};
+
+const PORT: &str = "select cast(@@port as signed)";
+
+fn builder(maria: &MariaDb) -> Builder<MySql> {
+    let mut nodes = maria.nodes().iter();
+    let builder = Db::<MySql>::builder(&nodes.next().unwrap().url()).monitor_interval(Duration::from_millis(100));
+    nodes.fold(builder, |b, node| b.replica(node.url()))
+}
+
+async fn port(db: &Db<MySql>) -> Result<u16> {
+    Ok(sqlx::query_scalar::<_, i64>(PORT).fetch_one(db.replica()).await? as u16)
+}
+
+async fn caught_up(db: &Db<MySql>) -> Result<()> {
+    let written = db.position().await?;
+    let all = async || db.nodes().iter().all(|n| n.fit && n.position >= written).then_some(());
+    eventually("replicas to catch up", all).await
+}
+
+#[tokio::test]
+async fn a_scope_sees_its_own_writes_while_replay_stands_still() -> Result<()> {
+    let maria = MariaDb::start(1).await?;
+    let db = builder(&maria).max_replica_lag(Duration::from_mins(10)).connect().await?;
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    caught_up(&db).await?;
+    assert_eq!(port(&db).await?, maria.node(1).port());
+    maria.node(1).pause_replay().await?;
+    let count = async || sqlx::query_scalar::<_, i64>("select count(*) from t").fetch_one(&db).await;
+    let mark = sticky::scope(None, async {
+        assert_eq!(count().await?, 0);
+        sqlx::query("insert into t values (1)").execute(&db).await?;
+        assert_eq!(count().await?, 1, "the same request");
+        anyhow::Ok(sticky::mark(&db).await)
+    })
+    .await?;
+    assert!(matches!(mark, Some(Mark::At(p)) if p > Position::default()), "{mark:?}");
+    let seen = mark.map(|m| (sticky::id(&db), m));
+    assert_eq!(sticky::scope(seen, count()).await?, 1, "the user's next request");
+    assert_eq!(sticky::scope(None, count()).await?, 0, "another user still reads from the replica");
+    maria.node(1).resume_replay().await?;
+    caught_up(&db).await?;
+    assert_eq!(sticky::scope(seen, port(&db)).await?, maria.node(1).port(), "back on the replica");
+    assert_eq!(sticky::scope(seen, count()).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lagging_replica_is_left() -> Result<()> {
+    let maria = MariaDb::start(1).await?;
+    let db = builder(&maria).max_replica_lag(Duration::from_millis(300)).connect().await?;
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    caught_up(&db).await?;
+    maria.node(1).pause_replay().await?;
+    sqlx::query("insert into t values (1)").execute(&db).await?;
+    let left = async || db.nodes().iter().any(|n| n.number == 1 && !n.fit).then_some(());
+    eventually("the replica to be left", left).await?;
+    assert_eq!(sqlx::query_scalar::<_, i64>("select count(*) from t").fetch_one(&db).await?, 1);
+    maria.node(1).resume_replay().await?;
+    caught_up(&db).await
+}
+
+#[tokio::test]
+async fn writes_follow_a_promotion_and_never_go_back() -> Result<()> {
+    let maria = MariaDb::start(1).await?;
+    let db = builder(&maria).primary_wait(Duration::from_secs(10)).connect().await?;
+    sqlx::query("create table t (n bigint primary key)").execute(&db).await?;
+    caught_up(&db).await?;
+    maria.node(0).kill()?;
+    assert!(sqlx::query("insert into t values (-1)").execute(&db).await.is_err(), "its outcome is unknown: not repeated");
+    maria.node(1).promote().await?;
+    sqlx::query("insert into t values (100)").execute(&db).await?;
+    maria.node(0).restart().await?;
+    // The old primary comes back and says that it takes writes; there are no timelines to tell them apart.
+    let leftover = async || db.nodes().iter().any(|n| n.number == 0 && n.role == Role::Primary).then_some(());
+    eventually("the leftover to be seen", leftover).await?;
+    for n in 101..150_i64 {
+        sqlx::query("insert into t values (?)").bind(n).execute(&db).await?;
+    }
+    assert_eq!(maria.node(1).sql("select count(*) from test.t where n >= 100").await?, "50");
+    assert_eq!(maria.node(0).sql("select count(*) from test.t where n >= 100").await?, "0", "nothing went to the leftover");
+    Ok(())
+}
