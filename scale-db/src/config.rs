@@ -245,6 +245,18 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
+    /// Postgres ends a statement that runs longer.
+    pub fn statement_timeout(mut self, limit: Duration) -> Self {
+        self.config.statement_timeout = limit;
+        self
+    }
+
+    /// Longest wait for a lock.
+    pub fn lock_timeout(mut self, limit: Duration) -> Self {
+        self.config.lock_timeout = limit;
+        self
+    }
+
     /// A statement that takes longer is logged.
     pub fn slow_query(mut self, limit: Duration) -> Self {
         self.config.slow_query = limit;

@@ -25,6 +25,15 @@ pub enum Error {
     /// A set of shards that cannot be.
     #[error("not a usable set of shards: {0}")]
     Shards(String),
+    /// A partition stays where it is, because its archive cannot be made or is not what it should be.
+    #[error("a partition cannot be archived: {what}")]
+    Archive {
+        /// Where it stopped.
+        what: &'static str,
+        /// What the system says.
+        #[source]
+        cause: std::io::Error,
+    },
     /// A statement of ours failed.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),

@@ -13,6 +13,8 @@ mod loader;
 mod monitor;
 mod node;
 pub mod page;
+#[cfg(feature = "partition")]
+pub mod partition;
 mod position;
 mod retry;
 pub mod router;

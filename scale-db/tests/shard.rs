@@ -63,7 +63,7 @@ async fn rows_are_spread_and_asked_together() -> Result<()> {
 async fn what_cannot_be_is_refused() -> Result<()> {
     let db: Db<Sqlite> = Db::connect("sqlite::memory:").await?;
     let one = |name: &str| (name.to_owned(), db.clone());
-    assert!(matches!(Shards::<Sqlite>::new([("x", db.clone()); 0]), Err(Error::Shards(_))));
+    assert!(matches!(Shards::<Sqlite>::new(Vec::<(String, _)>::new()), Err(Error::Shards(_))));
     let twice = Shards::new([one("x"), one("y"), one("x")]).unwrap_err();
     assert!(twice.to_string().contains("`x`, number 2"), "{twice}");
     let shards = Shards::new([one("x"), one("y")])?;

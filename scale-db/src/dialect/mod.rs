@@ -110,6 +110,15 @@ impl Dialect {
         format!("cast({expression} as {kind})")
     }
 
+    /// The tables that a plan reads from end to end; `limited` if the statement has a limit.
+    pub(crate) fn full_scans(self, plan: &[Vec<Option<String>>], limited: bool) -> Vec<String> {
+        match self {
+            Self::Postgres => postgres::full_scans(plan),
+            Self::MySql => mysql::full_scans(plan, limited),
+            Self::Sqlite => sqlite::full_scans(plan, limited),
+        }
+    }
+
     /// Whether an error code says that the node does not take writes.
     pub(crate) fn is_read_only_code(self, code: &str) -> bool {
         match self {

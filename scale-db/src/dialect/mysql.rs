@@ -31,6 +31,23 @@ pub(super) fn position(row: &[Option<String>]) -> Option<Position> {
     sequence.parse().ok().filter(|_| parts.next().is_none()).map(Position)
 }
 
+/// `explain`'s table: MySQL has a column more than MariaDB before the type.
+pub(super) fn full_scans(plan: &[Vec<Option<String>>], limited: bool) -> Vec<String> {
+    let full = |row: &&Vec<Option<String>>| {
+        let column = |n: usize| row.get(n + usize::from(row.len() > 10)).and_then(Option::as_deref);
+        match column(3) {
+            // The table inserted into is listed as read.
+            _ if row.get(1).is_some_and(|kind| kind.as_deref() == Some("INSERT")) => false,
+            Some("ALL") => column(4).is_none(),
+            Some("index") => !limited,
+            _ => false,
+        }
+    };
+    // Derived and temporary tables are written `<derived2>`.
+    let tables = plan.iter().filter(full).filter_map(|row| row.get(2)?.clone());
+    tables.filter(|table| !table.starts_with('<')).collect()
+}
+
 pub(super) fn greeting(lock: Duration) -> String {
     format!("set innodb_lock_wait_timeout = {}", lock.as_secs().max(1))
 }

@@ -14,6 +14,14 @@ pub(super) fn read(row: &[Option<String>]) -> Option<Probe> {
     Some(Probe { role, timeline: 0, position: Position::default(), lag: Some(Duration::ZERO), cluster: None })
 }
 
+/// `SCAN t`, and `SCAN t USING INDEX i` unless that is how a limited answer gets its order.
+pub(super) fn full_scans(plan: &[Vec<Option<String>>], limited: bool) -> Vec<String> {
+    let details = plan.iter().filter_map(|row| row.last()?.as_deref());
+    let scans = details.filter_map(|detail| detail.strip_prefix("SCAN "));
+    let full = scans.filter(|scan| !(scan.contains("CONSTANT ROW") || limited && scan.contains(" USING ")));
+    full.filter_map(|scan| scan.split(' ').next()).map(str::to_owned).collect()
+}
+
 pub(super) fn greeting(reader: bool, lock: Duration) -> String {
     let wait = lock.as_millis();
     let query_only = u8::from(reader);

@@ -2,6 +2,8 @@
 //!
 //! A statement is known by its *fingerprint*: its text with literals replaced by `?`, so that values never reach a log.
 
+mod plan;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
@@ -10,8 +12,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+pub use self::plan::Plan;
+
 tokio::task_local! {
-    static RECORD: Arc<Mutex<HashMap<String, Seen>>>;
+    /// By fingerprint; and one statement of that shape as it was.
+    static RECORD: Arc<Mutex<HashMap<String, (Seen, String)>>>;
 }
 
 /// A longer text is cut before it is read.
@@ -29,7 +34,7 @@ pub struct Seen {
 
 /// The statements that ran inside [`record`].
 #[derive(Clone, Debug, Default)]
-pub struct Record(Vec<(String, Seen)>);
+pub struct Record(Vec<(String, Seen)>, Vec<String>);
 
 /// Runs a future and notes every statement it runs through a [`Db`](crate::Db), in its own task.
 ///
@@ -44,8 +49,9 @@ pub async fn record<F: Future>(future: F) -> (F::Output, Record) {
     let seen = Arc::default();
     let output = RECORD.scope(Arc::clone(&seen), future).await;
     let mut all: Vec<_> = seen.lock().drain().collect();
-    all.sort_by_key(|(_, seen)| std::cmp::Reverse((seen.times, seen.took)));
-    (output, Record(all))
+    all.sort_by_key(|(_, (seen, _))| std::cmp::Reverse((seen.times, seen.took)));
+    let (statements, samples) = all.into_iter().map(|(print, (seen, sample))| ((print, seen), sample)).unzip();
+    (output, Record(statements, samples))
 }
 
 impl Record {
@@ -84,7 +90,7 @@ impl fmt::Display for Record {
 pub(crate) fn saw(sql: &str, node: usize, took: Duration, slow: Duration) {
     let _ = RECORD.try_with(|record| {
         let mut record = record.lock();
-        let seen = record.entry(fingerprint(sql)).or_default();
+        let (seen, _) = record.entry(fingerprint(sql)).or_insert_with(|| (Seen::default(), sql.to_owned()));
         seen.times += 1;
         seen.took += took;
     });
