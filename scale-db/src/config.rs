@@ -8,8 +8,10 @@ use sqlx::pool::PoolOptions;
 use crate::backend::Backend;
 use crate::db::Db;
 use crate::dialect::Dialect;
+use crate::discover::Discover;
 use crate::error::Error;
 use crate::node::Node;
+use crate::replica::Replica;
 
 /// What reads do when no replica is fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -31,7 +33,16 @@ pub struct Config {
     pub url: String,
     /// More nodes. Their roles are observed, not believed.
     #[serde(default)]
-    pub replicas: Vec<String>,
+    pub replicas: Vec<Replica>,
+    /// An address whose host name stands for all replicas: each IP address it resolves to is one, now and later. A certificate is then
+    /// checked against the IP address; list replicas by name where that matters.
+    #[serde(default)]
+    pub discover: Option<String>,
+    /// How often replicas are looked for. Default: 5 s.
+    #[serde(default = "defaults::discovery", with = "humantime_serde")]
+    pub discovery_interval: Duration,
+    #[serde(skip)]
+    discover_with: Option<Discover>,
     /// Connections to each node at most. Default: 10.
     #[serde(default = "defaults::connections")]
     pub max_connections: u32,
@@ -76,6 +87,9 @@ mod defaults {
     pub(super) fn lag() -> Duration {
         Duration::from_secs(5)
     }
+    pub(super) fn discovery() -> Duration {
+        Duration::from_secs(5)
+    }
     pub(super) fn interval() -> Duration {
         Duration::from_millis(500)
     }
@@ -96,6 +110,9 @@ impl Config {
         Self {
             url: url.into(),
             replicas: Vec::new(),
+            discover: None,
+            discovery_interval: defaults::discovery(),
+            discover_with: None,
             max_connections: defaults::connections(),
             acquire_timeout: defaults::acquire(),
             max_replica_lag: defaults::lag(),
@@ -116,40 +133,57 @@ impl Config {
     pub async fn connect<DB: Backend>(self) -> Result<Db<DB>, Error> {
         DB::prepare_driver();
         let dialect = DB::dialect(&self.url).ok_or_else(|| Self::wrong::<DB>(&self.url))?;
-        if let Some(other) = self.replicas.iter().find(|r| DB::dialect(r) != Some(dialect)) {
-            return Err(Self::wrong::<DB>(other));
+        if let Some(other) = self.replicas.iter().find(|r| DB::dialect(&r.url) != Some(dialect)) {
+            return Err(Self::wrong::<DB>(&other.url));
+        }
+        if let Some(url) = self.discover.as_ref().filter(|url| DB::dialect(url) != Some(dialect)) {
+            return Err(Self::wrong::<DB>(url));
         }
         let nodes = match dialect {
             Dialect::Sqlite => self.sqlite_nodes::<DB>()?,
-            _ => std::iter::once(&self.url)
+            _ => std::iter::once(&Replica::new(&self.url))
                 .chain(&self.replicas)
                 .enumerate()
-                .map(|(number, url)| self.node(dialect, number, url, self.max_connections, false))
+                .map(|(number, replica)| self.node(dialect, number, replica, false, false))
                 .collect::<Result<_, _>>()?,
         };
-        Db::start(self, dialect, nodes).await
+        let discover = self.discover_with.clone().or_else(|| self.discover.clone().map(Discover::dns));
+        Db::start(self, dialect, nodes, discover).await
     }
 
     /// One writer; readers of the same file beside it, unless it only lives in memory.
     fn sqlite_nodes<DB: Backend>(&self) -> Result<Vec<Node<DB>>, Error> {
-        if !self.replicas.is_empty() {
+        if !self.replicas.is_empty() || self.discover.is_some() {
             return Err(Error::Address("SQLite has no replicas: its readers share the file".into()));
         }
-        let mut nodes = vec![self.node(Dialect::Sqlite, 0, &self.url, 1, false)?];
+        let writer = Replica::new(&self.url).max_connections(1);
+        let mut nodes = vec![self.node(Dialect::Sqlite, 0, &writer, false, false)?];
         if !self.url.contains(":memory:") && !self.url.contains("mode=memory") {
-            nodes.push(self.node(Dialect::Sqlite, 1, &self.url, self.max_connections, true)?);
+            nodes.push(self.node(Dialect::Sqlite, 1, &Replica::new(&self.url), true, false)?);
         }
         Ok(nodes)
+    }
+
+    /// A node that was not listed.
+    pub(crate) fn found_node<DB: Backend>(&self, dialect: Dialect, number: usize, at: &Replica) -> Result<Node<DB>, Error> {
+        match DB::dialect(&at.url) {
+            Some(theirs) if theirs == dialect => self.node(dialect, number, at, false, true),
+            _ => Err(Self::wrong::<DB>(&at.url)),
+        }
     }
 
     fn node<DB: Backend>(
         &self,
         dialect: Dialect,
         number: usize,
-        url: &str,
-        connections: u32,
+        at: &Replica,
         reader: bool,
+        found: bool,
     ) -> Result<Node<DB>, Error> {
+        if !(at.weight.is_finite() && at.weight > 0.0) {
+            return Err(Error::Address(format!("node {number}'s weight is not above zero")));
+        }
+        let connections = at.max_connections.unwrap_or(self.max_connections);
         let greeting = dialect.greeting(reader, self.statement_timeout, self.lock_timeout);
         let pool = PoolOptions::<DB>::new()
             .max_connections(connections.max(1))
@@ -161,10 +195,10 @@ impl Config {
                 let greeting = greeting.clone();
                 Box::pin(async move { DB::tell(connection, greeting).await })
             })
-            .connect_lazy(url)
+            .connect_lazy(&at.url)
             // sqlx's words may hold the password.
             .map_err(|_| Error::Address(format!("node {number}'s address cannot be read by the driver `{}`", DB::NAME)))?;
-        Ok(Node::new(number, pool))
+        Ok(Node::new(number, pool, at.weight, found.then(|| at.url.clone())))
     }
 
     fn wrong<DB: Backend>(url: &str) -> Error {
@@ -209,9 +243,30 @@ impl<DB: Backend> Builder<DB> {
         Self { config: Config::new(url), database: std::marker::PhantomData }
     }
 
-    /// One more node.
-    pub fn replica(mut self, url: impl Into<String>) -> Self {
-        self.config.replicas.push(url.into());
+    /// One more node: an address, or a [`Replica`] with a weight.
+    pub fn replica(mut self, replica: impl Into<Replica>) -> Self {
+        self.config.replicas.push(replica.into());
+        self
+    }
+
+    /// Every IP address of this address's host is a replica, now and later. See [`Config::discover`].
+    pub fn discover(mut self, url: impl Into<String>) -> Self {
+        self.config.discover = Some(url.into());
+        self
+    }
+
+    /// Replicas are whatever `find` says: addresses from Consul, Kubernetes, a file.
+    pub fn discover_with<F>(mut self, find: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = std::io::Result<Vec<String>>> + Send + 'static,
+    {
+        self.config.discover_with = Some(Discover::with(find));
+        self
+    }
+
+    /// How often replicas are looked for.
+    pub fn discovery_interval(mut self, interval: Duration) -> Self {
+        self.config.discovery_interval = interval;
         self
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use sqlx::pool::PoolConnection;
 use sqlx::{SqlSafeStr, Transaction};
@@ -13,6 +14,7 @@ use crate::backend::Backend;
 use crate::balance;
 use crate::config::{Builder, Config, NoReplica};
 use crate::dialect::{Dialect, Probe};
+use crate::discover::{self, Discover};
 use crate::error::Error;
 use crate::lag::History;
 use crate::monitor;
@@ -30,7 +32,7 @@ pub(crate) struct Inner<DB: Backend> {
     /// Tells the handles of one process apart, for sticky scopes.
     pub(crate) id: usize,
     pub(crate) dialect: Dialect,
-    pub(crate) nodes: Vec<Arc<Node<DB>>>,
+    pub(crate) nodes: ArcSwap<Vec<Arc<Node<DB>>>>,
     pub(crate) router: Router,
     pub(crate) config: Config,
     /// Node number + 1; 0 while there is none.
@@ -84,13 +86,18 @@ impl<DB: Backend> Db<DB> {
         Builder::new(url)
     }
 
-    pub(crate) async fn start(config: Config, dialect: Dialect, nodes: Vec<Node<DB>>) -> Result<Self, Error> {
+    pub(crate) async fn start(
+        config: Config,
+        dialect: Dialect,
+        nodes: Vec<Node<DB>>,
+        discover: Option<Discover>,
+    ) -> Result<Self, Error> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let interval = config.monitor_interval;
         let inner = Arc::new(Inner {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             dialect,
-            nodes: nodes.into_iter().map(Arc::new).collect(),
+            nodes: ArcSwap::from_pointee(nodes.into_iter().map(Arc::new).collect()),
             router: Router::new(dialect, config.safe_functions.iter().cloned()),
             config,
             primary: AtomicUsize::new(0),
@@ -99,20 +106,26 @@ impl<DB: Backend> Db<DB> {
             wake: Arc::new(Notify::new()),
             looked: Notify::new(),
         });
+        if let Some(discover) = &discover {
+            discover::look(&inner, discover).await;
+        }
         let mut history = History::default();
         let failed = monitor::round(&inner, &mut history).await;
         if inner.primary_number().is_none() {
             return Err(match failed {
                 Some(error) => Error::Unreachable(inner.cause_of(error).await),
-                None => Error::NoPrimary(inner.nodes.len()),
+                None => Error::NoPrimary(inner.nodes.load().len()),
             });
         }
-        if let Some(node) = inner.nodes.iter().find(|n| n.is_stranger()) {
+        if let Some(node) = inner.nodes.load().iter().find(|n| n.is_stranger()) {
             return Err(Error::Stranger { node: node.number });
         }
         // The roles of SQLite's two pools never change.
         if dialect != Dialect::Sqlite {
             tokio::spawn(monitor::run(Arc::downgrade(&inner), history, interval));
+            if let Some(discover) = discover {
+                tokio::spawn(discover::run(Arc::downgrade(&inner), discover));
+            }
         }
         Ok(Self(inner))
     }
@@ -170,7 +183,7 @@ impl<DB: Backend> Db<DB> {
 
     /// What is known of every node.
     pub fn nodes(&self) -> Vec<NodeStatus> {
-        self.0.nodes.iter().map(|n| n.status()).collect()
+        self.0.nodes.load().iter().map(|n| n.status()).collect()
     }
 
     /// The verdicts of this database's router.
@@ -185,7 +198,8 @@ impl<DB: Backend> Db<DB> {
 
     /// Waits until every connection is closed. Handles that remain fail with `PoolClosed`.
     pub async fn close(&self) {
-        futures_util::future::join_all(self.0.nodes.iter().map(|n| n.pool.close())).await;
+        let nodes = self.0.nodes.load_full();
+        futures_util::future::join_all(nodes.iter().map(|n| n.pool.close())).await;
     }
 
     pub(crate) fn verdict(&self, target: Target, sql: &str) -> Verdict {
@@ -200,7 +214,8 @@ impl<DB: Backend> Db<DB> {
     pub(crate) fn reader(&self, tried: u64) -> Option<Arc<Node<DB>>> {
         let needed = sticky::needed(self.0.id)?;
         let fits = |node: &&Arc<Node<DB>>| tried & (1 << (node.number % 64)) == 0 && node.serves(needed);
-        let mut fitting = self.0.nodes.iter().filter(fits);
+        let nodes = self.0.nodes.load();
+        let mut fitting = nodes.iter().filter(fits);
         let first = fitting.next()?;
         let Some(second) = fitting.next() else { return Some(Arc::clone(first)) };
         let all: Vec<_> = [first, second].into_iter().chain(fitting).collect();
@@ -210,7 +225,7 @@ impl<DB: Backend> Db<DB> {
     pub(crate) async fn primary_for_reading(&self) -> Result<Arc<Node<DB>>, sqlx::Error> {
         // A scope that wrote must see its write: that is not what the refusal is about.
         let must = sticky::needed(self.0.id).is_none_or(|p| p > Position::default());
-        if self.0.config.no_replica == NoReplica::Refuse && self.0.nodes.len() > 1 && !must {
+        if self.0.config.no_replica == NoReplica::Refuse && self.0.nodes.load().len() > 1 && !must {
             return Err(Error::NoReplica.into());
         }
         self.primary_node().await
@@ -231,7 +246,7 @@ impl<DB: Backend> Db<DB> {
                 }
             }
         };
-        let none = |_| Error::NoPrimary(self.0.nodes.len()).into();
+        let none = |_| Error::NoPrimary(self.0.nodes.load().len()).into();
         tokio::time::timeout(self.0.config.primary_wait, wait).await.map_err(none)
     }
 
@@ -271,12 +286,13 @@ impl<DB: Backend> Inner<DB> {
     }
 
     fn primary_node(&self) -> Option<Arc<Node<DB>>> {
-        self.nodes.get(self.primary_number()?).cloned()
+        let number = self.primary_number()?;
+        self.nodes.load().iter().find(|node| node.number == number).cloned()
     }
 
     /// A pool that ran out of time does not say why its connections failed: one made by hand does.
     async fn cause_of(&self, error: sqlx::Error) -> sqlx::Error {
-        let (sqlx::Error::PoolTimedOut, Some(node)) = (&error, self.nodes.first()) else { return error };
+        let (sqlx::Error::PoolTimedOut, Some(node)) = (&error, self.nodes.load().first().cloned()) else { return error };
         let options = node.pool.connect_options();
         let attempt = <DB::Connection as sqlx::Connection>::connect_with(&options);
         match tokio::time::timeout(self.config.acquire_timeout, attempt).await {

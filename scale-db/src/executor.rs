@@ -79,7 +79,7 @@ impl<DB: Backend> Journey<DB> {
     fn new(db: Db<DB>, target: Target, sql: &str) -> Self {
         let verdict = db.verdict(target, sql);
         let repeats_left = match verdict {
-            Verdict::Read => db.0.nodes.len() as u32,
+            Verdict::Read => db.0.nodes.load().len() as u32,
             Verdict::Write => 1,
         };
         if verdict == Verdict::Write && target == Target::Proven {

@@ -26,11 +26,12 @@ pub(crate) async fn run<DB: Backend>(inner: Weak<Inner<DB>>, mut history: Histor
 
 /// One look at all nodes at once. Returns the last error, for a start at which nobody answers.
 pub(crate) async fn round<DB: Backend>(inner: &Inner<DB>, history: &mut History) -> Option<sqlx::Error> {
-    let answers = futures_util::future::join_all(inner.nodes.iter().map(|node| probe(inner, node))).await;
+    let nodes = inner.nodes.load_full();
+    let answers = futures_util::future::join_all(nodes.iter().map(|node| probe(inner, node))).await;
     let now = Instant::now();
     let mut error = None;
     let mut primary: Option<(usize, &Probe)> = None;
-    for (node, answer) in inner.nodes.iter().zip(&answers) {
+    for (node, answer) in nodes.iter().zip(&answers) {
         let Ok(probe) = answer else { continue };
         node.recognise(inner.is_stranger(probe));
         // Of two that take writes, one is a leftover of before a promotion. The higher timeline wins; where there are none, whoever is the
@@ -47,7 +48,7 @@ pub(crate) async fn round<DB: Backend>(inner: &Inner<DB>, history: &mut History)
     } else {
         inner.set_primary(None);
     }
-    for (node, answer) in inner.nodes.iter().zip(answers) {
+    for (node, answer) in nodes.iter().zip(answers) {
         match answer {
             Ok(probe) => {
                 let lag = probe.lag.unwrap_or_else(|| history.lag(probe.position, now));

@@ -38,10 +38,17 @@ pub struct NodeStatus {
     pub in_flight: u32,
 }
 
+/// The latency (ns) a node is thought to have when it comes into use: fifty statements later it is known better.
+const SLOW_START: u64 = 50_000_000;
+
 #[derive(Debug)]
 pub(crate) struct Node<DB: Database> {
     pub(crate) number: usize,
     pub(crate) pool: Pool<DB>,
+    /// Its share of the reads, beside that of others.
+    weight: f64,
+    /// The address by which it was discovered.
+    pub(crate) found: Option<String>,
     role: AtomicU8,
     fit: AtomicBool,
     /// It belongs to another database cluster: never used.
@@ -54,10 +61,12 @@ pub(crate) struct Node<DB: Database> {
 }
 
 impl<DB: Database> Node<DB> {
-    pub(crate) fn new(number: usize, pool: Pool<DB>) -> Self {
+    pub(crate) fn new(number: usize, pool: Pool<DB>, weight: f64, found: Option<String>) -> Self {
         Self {
             number,
             pool,
+            weight,
+            found,
             role: AtomicU8::new(Role::Down as u8),
             fit: AtomicBool::new(false),
             stranger: AtomicBool::new(false),
@@ -85,6 +94,10 @@ impl<DB: Database> Node<DB> {
         self.role.store(role as u8, Relaxed);
         self.position.store(position.0, Relaxed);
         self.lag_ms.store(lag.as_millis() as u64, Relaxed);
+        if fit && !self.fit.swap(fit, Relaxed) {
+            // Back, perhaps with empty caches: it begins with a small share, and earns more by being quick.
+            self.latency.fetch_max(SLOW_START, Relaxed);
+        }
         self.fit.store(fit, Relaxed);
     }
 
@@ -120,7 +133,7 @@ impl<DB: Database> Node<DB> {
     }
 
     pub(crate) fn cost(&self) -> f64 {
-        f64::from(self.in_flight.load(Relaxed) + 1) * self.latency.load(Relaxed) as f64
+        f64::from(self.in_flight.load(Relaxed) + 1) * self.latency.load(Relaxed) as f64 / self.weight
     }
 
     /// An eighth of the new, seven eighths of the old.

@@ -240,3 +240,81 @@ async fn a_stranger_a_dead_server_and_a_wrong_address_are_told_apart() -> Result
     assert!(matches!(Db::<Pg>::connect("mysql://x").await, Err(Error::Address(_))));
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_come_and_go_are_found() -> Result<()> {
+    let pg = Postgres::start(2).await?;
+    let urls = pg.urls();
+    let there = Arc::new(std::sync::Mutex::new(vec![urls[1].clone()]));
+    let told = Arc::clone(&there);
+    let db = Db::<Pg>::builder(&urls[0])
+        .monitor_interval(Duration::from_millis(50))
+        .discovery_interval(Duration::from_millis(50))
+        .discover_with(move || std::future::ready(Ok(told.lock().unwrap().clone())))
+        .safe_function("inet_server_port")
+        .connect()
+        .await?;
+    let only = async |node: usize| {
+        let port = pg.node(node).port();
+        eventually("reads to go there alone", async || {
+            for _ in 0..20 {
+                if self::port(&db).await.ok()? != port {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await
+    };
+    only(1).await?;
+    // One goes and another comes, while queries run: none fails.
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = {
+        let (db, stop) = (db.clone(), Arc::clone(&stop));
+        tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                sqlx::query("select pg_sleep(0.002)").execute(&db).await?;
+                port(&db).await?;
+            }
+            anyhow::Ok(())
+        })
+    };
+    *there.lock().unwrap() = vec![urls[2].clone()];
+    only(2).await?;
+    *there.lock().unwrap() = Vec::new();
+    only(2).await?;
+    assert_eq!(db.nodes().len(), 2, "an empty answer is no answer");
+    // Found ones take over as listed ones do.
+    *there.lock().unwrap() = vec![urls[1].clone(), urls[2].clone()];
+    fit(&db, 3).await?;
+    stop.store(true, Ordering::Relaxed);
+    load.await??;
+
+    let by_name = pg.node(1).url().replace("127.0.0.1", "localhost");
+    let dns = Db::<Pg>::builder(&urls[0]).discover(by_name).monitor_interval(Duration::from_millis(50)).connect().await?;
+    eventually("the name's address to be used", async || dns.nodes().iter().any(|n| n.number > 0 && n.fit).then_some(())).await?;
+    let nowhere = Db::<Pg>::builder(&urls[0]).discover("postgres://no.such.host.invalid/x").connect().await?;
+    assert_eq!(nowhere.nodes().len(), 1, "the primary serves");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_heavier_replica_gets_more() -> Result<()> {
+    let pg = Postgres::start(2).await?;
+    let urls = pg.urls();
+    let db = Db::<Pg>::builder(&urls[0])
+        .replica(scale_db::Replica::new(&urls[1]).weight(4.0))
+        .replica(&urls[2])
+        .safe_function("inet_server_port")
+        .connect()
+        .await?;
+    fit(&db, 3).await?;
+    let mut heavy = 0;
+    for _ in 0..3_000 {
+        heavy += u32::from(port(&db).await? == pg.node(1).port());
+    }
+    assert!(heavy > 1_800, "four of five by weight, less what differs in speed: {heavy} of 3000");
+    let none = Db::<Pg>::builder(&urls[0]).replica(scale_db::Replica::new(&urls[1]).weight(0.0)).connect().await;
+    assert!(matches!(none, Err(Error::Address(_))));
+    Ok(())
+}

@@ -160,15 +160,6 @@ trait Both {
     fn to_string_both(self) -> String;
 }
 
-impl Both for futures_util::future::Either<(), usize> {
-    fn to_string_both(self) -> String {
-        match self {
-            Self::Left(()) => "end of a statement".into(),
-            Self::Right(columns) => format!("{columns} columns"),
-        }
-    }
-}
-
 impl Both for either::Either<(), usize> {
     fn to_string_both(self) -> String {
         self.either(|()| "end of a statement".into(), |columns| format!("{columns} columns"))

@@ -165,6 +165,8 @@ impl Partitions {
             Ok(report)
         }
         .await;
+        // The server would give the lock back by itself, but a little after we have returned.
+        let _ = tell(&mut own, "rollback; select pg_advisory_unlock_all()".into()).await;
         let _ = own.close().await;
         result
     }

@@ -69,6 +69,8 @@ impl MariaNode {
         let mut install = Command::new(require("mariadb-install-db")?);
         install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]);
         install.arg(format!("--datadir={}", data.display()));
+        // A server that starts removes the temporary tables it finds, another's included.
+        install.arg(format!("--tmpdir={}", home.path().display()));
         install.args(["--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=32M"]);
         Process::run(&install, Some(USER)).await?;
         let port = Port::claim()?;

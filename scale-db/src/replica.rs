@@ -1,0 +1,87 @@
+//! One more node: where it is, and how much of the reads it gets.
+
+use serde::Deserialize;
+
+/// A node beside the first. In a file: its address, or a table with `url`, `weight` and `max_connections`.
+#[derive(Clone, Deserialize)]
+#[serde(from = "Form")]
+#[non_exhaustive]
+pub struct Replica {
+    /// Its address.
+    pub url: String,
+    /// Its share of the reads, beside others' 1. A larger machine gets more.
+    pub weight: f64,
+    /// Connections to it at most; else as many as to the others.
+    pub max_connections: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Form {
+    Url(String),
+    Table(Table),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    url: String,
+    weight: Option<f64>,
+    max_connections: Option<u32>,
+}
+
+impl From<Form> for Replica {
+    fn from(form: Form) -> Self {
+        match form {
+            Form::Url(url) => Self::new(url),
+            Form::Table(Table { url, weight, max_connections }) => Self { url, weight: weight.unwrap_or(1.0), max_connections },
+        }
+    }
+}
+
+impl Replica {
+    /// With a weight of 1.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self { url: url.into(), weight: 1.0, max_connections: None }
+    }
+
+    /// Its share of the reads, beside others' 1.
+    pub fn weight(mut self, weight: f64) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Connections to it at most.
+    pub fn max_connections(mut self, count: u32) -> Self {
+        self.max_connections = Some(count);
+        self
+    }
+}
+
+impl<S: Into<String>> From<S> for Replica {
+    fn from(url: S) -> Self {
+        Self::new(url)
+    }
+}
+
+impl std::fmt::Debug for Replica {
+    /// Without the address: it may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replica").field("weight", &self.weight).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_may_say_more_than_the_address() {
+        let read = |text: &str| serde_json::from_str::<Replica>(text);
+        assert_eq!(read("\"postgres://a/x\"").unwrap().url, "postgres://a/x");
+        let heavy = read(r#"{"url": "postgres://a/x", "weight": 2.5}"#).unwrap();
+        assert_eq!((heavy.weight.to_bits(), heavy.max_connections), (2.5_f64.to_bits(), None));
+        assert!(read(r#"{"url": "postgres://a/x", "wieght": 2}"#).is_err());
+        assert!(!format!("{heavy:?}").contains("postgres"));
+    }
+}
