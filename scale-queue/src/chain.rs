@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::envelope::{Body, Envelope, Link};
+use crate::envelope::{Body, Envelope, Extra, Link};
 use crate::error::Error;
 use crate::job::{Job, JobId};
 use crate::push::Pushed;
@@ -58,10 +58,7 @@ impl Chain<'_> {
     #[expect(clippy::needless_pass_by_value, reason = "as every push takes its job")]
     pub fn then_after<J: Job>(mut self, delay: Duration, job: J) -> Self {
         self.links = self.links.and_then(|mut links| {
-            let Envelope { body, .. } = self.queue.envelope(&job, None)?;
-            let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-            let queue = checked(J::QUEUE)?.to_owned();
-            links.push(Link { queue, name: body.name, payload: body.payload, delay_ms });
+            links.push(Link::of(self.queue, &job, delay)?);
             let size = links.iter().map(|link| link.payload.len()).sum();
             if size > MAX_SIZE || links.len() > LONGEST {
                 return Err(Error::TooLarge { job: J::NAME, size });
@@ -82,15 +79,29 @@ impl Chain<'_> {
         }
         let first = links.remove(0);
         let id = JobId::new();
-        let (queue, entry) = first.entry(id, self.queue.store().now_ms(), links, None);
+        let extra = Extra { carried: self.queue.carried(), ..Extra::default() };
+        let (queue, entry) = first.entry(id, self.queue.store().now_ms(), links, extra, None);
         self.queue.push_entry(&queue, id, entry).await
     }
 }
 
 impl Link {
-    fn entry(self, id: JobId, pushed_ms: u64, then: Vec<Link>, once: Option<(String, Duration)>) -> (String, Entry) {
+    pub(crate) fn of<J: Job>(queue: &Queue, job: &J, delay: Duration) -> Result<Self, Error> {
+        let Envelope { body, .. } = queue.envelope(job, None)?;
+        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        Ok(Self { queue: checked(J::QUEUE)?.to_owned(), name: body.name, payload: body.payload, delay_ms })
+    }
+
+    pub(crate) fn entry(
+        self,
+        id: JobId,
+        pushed_ms: u64,
+        then: Vec<Link>,
+        extra: Extra,
+        once: Option<(String, Duration)>,
+    ) -> (String, Entry) {
         let Self { queue, name, payload, delay_ms } = self;
-        let body = Body { name, payload, unique: None, last_error: None, then };
+        let body = Body { name, payload, unique: None, last_error: None, then, extra };
         let bytes = Envelope { id, failed: 0, pushed_ms, body }.encode();
         (queue, Entry { bytes, delay: Duration::from_millis(delay_ms), unique: None, once })
     }
@@ -100,5 +111,7 @@ impl Link {
 pub(crate) fn next(done: &Envelope, store: &dyn Store) -> Option<(String, Entry)> {
     let (next, rest) = done.body.then.split_first()?;
     let once = Some((format!("chain:{}", done.id), REMEMBERED));
-    Some(next.clone().entry(JobId::new(), store.now_ms(), rest.to_vec(), once))
+    // The trace goes on with it.
+    let extra = Extra { carried: done.body.extra.carried.clone(), ..Extra::default() };
+    Some(next.clone().entry(JobId::new(), store.now_ms(), rest.to_vec(), extra, once))
 }

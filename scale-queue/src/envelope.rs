@@ -6,10 +6,11 @@
 //! | 1 to 16 | the job's id |
 //! | 17, 18 | attempts that have failed, big endian |
 //! | 19 to 24 | when it was pushed: ms since 1970, big endian, by the store's clock |
-//! | from 25 | MessagePack: name, payload (JSON), unique key, last error, and what comes after it in a chain |
+//! | from 25 | MessagePack: name, payload (JSON), unique key, last error; where there is something to say, what comes after it in a chain; and [`Extra`] |
 //!
 //! The head has fixed places, so that scripts can count an attempt or read an age without knowing the rest.
 
+use serde::ser::{SerializeTuple, Serializer};
 use serde::{Deserialize, Serialize};
 
 use crate::job::JobId;
@@ -26,16 +27,65 @@ pub(crate) struct Envelope {
     pub(crate) body: Body,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct Body {
     pub(crate) name: String,
     #[serde(with = "bytes")]
     pub(crate) payload: Vec<u8>,
     pub(crate) unique: Option<String>,
     pub(crate) last_error: Option<String>,
-    /// What comes after it, the next one first. Left out if there is nothing, so that workers of before chains can read the rest.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// What comes after it, the next one first.
+    #[serde(default)]
     pub(crate) then: Vec<Link>,
+    #[serde(default)]
+    pub(crate) extra: Extra,
+}
+
+/// What few jobs have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Extra {
+    /// Its place in a batch.
+    pub(crate) batch: Option<Place>,
+    /// What its pusher gave it on its way, a trace for example.
+    pub(crate) carried: Vec<(String, String)>,
+    /// It has waited for its turn, and need not ask for one.
+    pub(crate) turn: bool,
+}
+
+/// Which job of which batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub(crate) id: String,
+    pub(crate) number: u32,
+}
+
+impl Serialize for Body {
+    /// What is empty at the end is left out: most jobs are short, and workers of before it can read them.
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        struct Raw<'a>(&'a [u8]);
+        impl Serialize for Raw<'_> {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_bytes(self.0)
+            }
+        }
+        let length = match (self.extra == Extra::default(), self.then.is_empty()) {
+            (false, _) => 6,
+            (true, false) => 5,
+            (true, true) => 4,
+        };
+        let mut fields = to.serialize_tuple(length)?;
+        fields.serialize_element(&self.name)?;
+        fields.serialize_element(&Raw(&self.payload))?;
+        fields.serialize_element(&self.unique)?;
+        fields.serialize_element(&self.last_error)?;
+        if length > 4 {
+            fields.serialize_element(&self.then)?;
+        }
+        if length > 5 {
+            fields.serialize_element(&self.extra)?;
+        }
+        fields.end()
+    }
 }
 
 /// A job of a chain that waits for the one before it.
@@ -147,8 +197,14 @@ mod tests {
 
     fn envelope(payload: Vec<u8>) -> Envelope {
         let link = Link { queue: "q".into(), name: "m".into(), payload: vec![0, 255], delay_ms: 7 };
-        let then = if payload.is_empty() { Vec::new() } else { vec![link] };
-        let body = Body { name: "n".into(), payload, unique: Some("u".into()), last_error: None, then };
+        let then = if payload.len() % 2 == 0 { Vec::new() } else { vec![link] };
+        let place = Place { id: "b".into(), number: 3 };
+        let extra = match payload.len() % 3 {
+            0 => Extra::default(),
+            1 => Extra { batch: Some(place), ..Extra::default() },
+            _ => Extra { carried: vec![("k".into(), "v".into())], turn: true, ..Extra::default() },
+        };
+        let body = Body { name: "n".into(), payload, unique: Some("u".into()), last_error: None, then, extra };
         Envelope { id: JobId::new(), failed: 3, pushed_ms: 1_790_000_000_123, body }
     }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use crate::limit::Limit;
 use crate::retry::Retry;
 
 /// A piece of work to be done later, perhaps elsewhere.
@@ -39,6 +40,11 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// While a job with the same key waits or runs in its queue, another push of it is dropped. Default: none.
     fn unique_key(&self) -> Option<String> {
         None
+    }
+
+    /// How many like it may run at a time, or begin in a time, across the fleet. Default: as many as there are workers for.
+    fn limits(&self) -> Vec<Limit> {
+        Vec::new()
     }
 }
 

@@ -1,14 +1,18 @@
 #![doc = include_str!("../README.md")]
 
+mod batch;
 mod chain;
 mod context;
 #[cfg(feature = "dashboard")]
 pub mod dashboard;
 mod envelope;
 mod error;
+mod forecast;
 mod gather;
 mod job;
+mod limit;
 mod outcome;
+mod progress;
 mod push;
 mod queue;
 mod retry;
@@ -17,16 +21,21 @@ mod schedule;
 pub mod store;
 pub mod worker;
 
+pub use batch::{Batch, BatchStatus};
 pub use chain::Chain;
 pub use context::Context;
 #[cfg(feature = "dashboard")]
 pub use dashboard::Dashboard;
 pub use error::Error;
+pub use forecast::Forecast;
 pub use job::{Job, JobId};
+pub use limit::Limit;
 pub use outcome::{Discard, Later};
+pub use progress::Progress;
 pub use push::{Push, Pushed};
-pub use queue::{Dead, Queue};
+pub use queue::{Dead, Listing, Queue};
 pub use retry::Retry;
 #[cfg(feature = "schedule")]
 pub use schedule::{ScheduleError, Scheduler};
+pub use store::State;
 pub use worker::Worker;

@@ -36,18 +36,26 @@ impl Error for Discard {}
 
 /// An "error" that is none: try again later, without counting this attempt. For a partner that says when to come back.
 #[derive(Debug)]
-pub struct Later(Duration);
+pub struct Later {
+    delay: Duration,
+    /// The job has its turn then.
+    turn: bool,
+}
 
 impl Later {
     /// Not before that time has passed.
     pub fn after(delay: Duration) -> Self {
-        Self(delay)
+        Self { delay, turn: false }
+    }
+
+    pub(crate) fn turn(delay: Duration, turn: bool) -> Self {
+        Self { delay, turn }
     }
 }
 
 impl fmt::Display for Later {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "again in {:?}", self.0)
+        write!(f, "again in {:?}", self.delay)
     }
 }
 
@@ -62,6 +70,8 @@ pub(crate) enum Ending {
     Panicked(String),
     /// The worker shuts down, or has lost the job's lease.
     Cancelled,
+    /// Its batch was cancelled before it began.
+    Skipped,
 }
 
 /// What is done about it.
@@ -72,6 +82,8 @@ pub(crate) enum Verdict {
     Again {
         delay: Duration,
         counted: bool,
+        /// It has its turn then.
+        turn: bool,
         reason: String,
     },
     Dead {
@@ -92,16 +104,20 @@ impl Ending {
             Self::TimedOut(_) => "timed_out",
             Self::Panicked(_) => "panicked",
             Self::Cancelled => "cancelled",
+            Self::Skipped => "skipped",
         }
     }
 
     /// `failed` counts this attempt.
     pub(crate) fn verdict(self, retry: Retry, failed: u16, dice: f64) -> Verdict {
         let reason = match self {
-            Self::Done => return Verdict::Done,
+            Self::Done | Self::Skipped => return Verdict::Done,
             Self::Cancelled => return Verdict::HandBack,
             Self::Failed(error) => match error.downcast::<Later>() {
-                Ok(later) => return Verdict::Again { delay: later.0, counted: false, reason: String::new() },
+                Ok(later) => {
+                    let Later { delay, turn } = *later;
+                    return Verdict::Again { delay, counted: false, turn, reason: String::new() };
+                }
                 Err(error) if error.is::<Discard>() => return Verdict::Dead { reason: cut(&error.to_string()) },
                 Err(error) => chain(&*error),
             },
@@ -110,7 +126,7 @@ impl Ending {
         };
         let reason = cut(&reason);
         match retry.after(failed, dice) {
-            Some(delay) => Verdict::Again { delay, counted: true, reason },
+            Some(delay) => Verdict::Again { delay, counted: true, turn: false, reason },
             None => Verdict::Dead { reason },
         }
     }
@@ -145,11 +161,14 @@ mod tests {
 
     #[test]
     fn each_ending_has_its_verdict() {
-        let again = Verdict::Again { delay: Duration::from_secs(1), counted: true, reason: "no".into() };
+        let again = Verdict::Again { delay: Duration::from_secs(1), counted: true, turn: false, reason: "no".into() };
         assert_eq!(failed("no"), again);
         assert_eq!(failed(Discard::because("never")), Verdict::Dead { reason: "never".into() });
         let later = Later::after(Duration::from_secs(9));
-        assert_eq!(failed(later), Verdict::Again { delay: Duration::from_secs(9), counted: false, reason: String::new() });
+        assert_eq!(
+            failed(later),
+            Verdict::Again { delay: Duration::from_secs(9), counted: false, turn: false, reason: String::new() }
+        );
         assert_eq!(Ending::Cancelled.verdict(Retry::never(), 1, 0.0), Verdict::HandBack);
         assert_eq!(Ending::Panicked("x".into()).verdict(Retry::never(), 1, 0.0), Verdict::Dead { reason: "panicked: x".into() });
     }

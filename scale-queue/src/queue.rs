@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
-use crate::envelope::{Body, Envelope};
+use crate::batch;
+use crate::envelope::{Body, Envelope, Extra};
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::job::{Job, JobId};
 use crate::push::{Push, Pushed};
-use crate::store::{Corpse, Entry, MemoryStore, Stats, Store};
+use crate::store::{Cancellation, Corpse, End, Entry, Listed, MemoryStore, State, Stats, Store};
 
 /// The largest encoded job, bytes.
 pub(crate) const MAX_SIZE: usize = 1024 * 1024;
@@ -39,13 +40,23 @@ const AT_ONCE: usize = 100;
 pub struct Queue {
     store: Arc<dyn Store>,
     gather: Arc<Gather>,
+    carry: Option<Carry>,
+}
+
+#[derive(Clone)]
+struct Carry(Arc<dyn Fn() -> Vec<(String, String)> + Send + Sync>);
+
+impl std::fmt::Debug for Carry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Carry")
+    }
 }
 
 impl Queue {
     /// Jobs in a store of your choice.
     pub fn new(store: impl Store) -> Self {
         let store: Arc<dyn Store> = Arc::new(store);
-        Self { gather: Gather::new(Arc::clone(&store)), store }
+        Self { gather: Gather::new(Arc::clone(&store)), store, carry: None }
     }
 
     /// Jobs of this process, gone with it.
@@ -188,6 +199,47 @@ impl Queue {
         self.exhume_all(queue, Fate::Gone).await
     }
 
+    /// Ends a job that is not dead yet. One that has not begun will not; of one that runs, the handler's future is dropped. It lies among
+    /// the dead then, with the reason `cancelled`, and can be revived. `false`: the queue does not hold it. On Redis, which cannot search a
+    /// list at a fair price, always `true`: a job that waits is ended when its time comes, unrun.
+    pub async fn cancel(&self, queue: &str, id: JobId) -> Result<bool, Error> {
+        match self.store.cancel(checked(queue)?, id.bytes()).await? {
+            Cancellation::Unknown => Ok(false),
+            Cancellation::Asked => Ok(true),
+            Cancellation::Buried(bytes) => {
+                if let Some(place) = Envelope::decode(&bytes).ok().and_then(|envelope| envelope.body.extra.batch) {
+                    batch::count(&*self.store, &place, End::Dead).await?;
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// Jobs that are not dead, by where they are: 1,000 at most, whatever the limit.
+    pub async fn jobs(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listing>, Error> {
+        let offset = offset.min(i32::MAX as usize);
+        let listed = self.store.list(checked(queue)?, state, offset, limit.min(PAGE)).await?;
+        Ok(listed.into_iter().map(Listing::new).collect())
+    }
+
+    /// Removes every job that waits or is scheduled, for good: none of them runs, none is among the dead. Returns how many. Jobs that run go
+    /// on. Those of a batch count as dead.
+    pub async fn drain(&self, queue: &str) -> Result<usize, Error> {
+        let mut count = 0;
+        loop {
+            let jobs = self.store.drain(checked(queue)?).await?;
+            if jobs.is_empty() {
+                return Ok(count);
+            }
+            count += jobs.len();
+            for bytes in jobs {
+                if let Some(place) = Envelope::decode(&bytes).ok().and_then(|envelope| envelope.body.extra.batch) {
+                    batch::count(&*self.store, &place, End::Dead).await?;
+                }
+            }
+        }
+    }
+
     async fn exhume(&self, queue: &str, dead: &Dead, fate: Fate) -> Result<bool, Error> {
         let again = (fate == Fate::Again).then(|| revived(&dead.corpse.bytes));
         self.store.exhume(checked(queue)?, &dead.corpse, again.as_deref()).await
@@ -207,6 +259,22 @@ impl Queue {
         }
     }
 
+    /// Gives every job that is pushed through this handle something on its way, which its handler finds in
+    /// [`Context::carried`](crate::Context::carried): the trace it belongs to, a tenant, a language.
+    ///
+    /// ```
+    /// # let queue = scale_queue::Queue::memory();
+    /// let queue = queue.carrying(|| vec![("traceparent".into(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into())]);
+    /// ```
+    pub fn carrying(mut self, what: impl Fn() -> Vec<(String, String)> + Send + Sync + 'static) -> Self {
+        self.carry = Some(Carry(Arc::new(what)));
+        self
+    }
+
+    pub(crate) fn carried(&self) -> Vec<(String, String)> {
+        self.carry.as_ref().map_or_else(Vec::new, |carry| (carry.0)())
+    }
+
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
@@ -216,7 +284,8 @@ impl Queue {
         if payload.len() > MAX_SIZE {
             return Err(Error::TooLarge { job: J::NAME, size: payload.len() });
         }
-        let body = Body { name: J::NAME.into(), payload, unique, last_error: None, then: Vec::new() };
+        let extra = Extra { carried: self.carried(), ..Extra::default() };
+        let body = Body { name: J::NAME.into(), payload, unique, last_error: None, then: Vec::new(), extra };
         Ok(Envelope { id: JobId::new(), failed: 0, pushed_ms: self.store.now_ms(), body })
     }
 
@@ -257,6 +326,48 @@ fn revived(bytes: &[u8]) -> Vec<u8> {
     let Ok(mut envelope) = Envelope::decode(bytes) else { return bytes.to_vec() };
     envelope.failed = 0;
     envelope.encode()
+}
+
+/// A job that is not dead.
+#[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
+pub struct Listing {
+    /// Its id; `None` if its bytes cannot be read.
+    pub id: Option<JobId>,
+    /// What it is called; empty if its bytes cannot be read.
+    pub name: String,
+    /// Its content, as JSON text.
+    pub payload: String,
+    /// Attempts that have failed.
+    pub failed: u16,
+    /// Why the last one did.
+    pub last_error: Option<String>,
+    /// When it was pushed: ms since 1970.
+    pub pushed_ms: u64,
+    /// When it is due, of a scheduled one: ms since 1970.
+    pub due_ms: Option<u64>,
+    /// Who has it, of a leased one.
+    pub worker: Option<String>,
+}
+
+impl Listing {
+    fn new(listed: Listed) -> Self {
+        let Listed { bytes, due_ms, worker } = listed;
+        let envelope = Envelope::decode(&bytes).ok();
+        let (id, failed) = (envelope.as_ref().map(|e| e.id), envelope.as_ref().map_or(0, |e| e.failed));
+        let pushed_ms = envelope.as_ref().map_or(0, |e| e.pushed_ms);
+        let body = envelope.map(|e| e.body);
+        Self {
+            id,
+            name: body.as_ref().map(|b| b.name.clone()).unwrap_or_default(),
+            payload: body.as_ref().map(|b| String::from_utf8_lossy(&b.payload).into_owned()).unwrap_or_default(),
+            failed,
+            last_error: body.and_then(|b| b.last_error),
+            pushed_ms,
+            due_ms,
+            worker,
+        }
+    }
 }
 
 /// A job given up.

@@ -9,6 +9,7 @@
 //!
 //! Every move is atomic, so a job is in exactly one state.
 
+mod ledger;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
+pub use self::ledger::{End, Ledger, NewBatch, Tally};
 pub use self::memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
@@ -69,6 +71,8 @@ pub struct Fetched {
     pub look_again: Option<Duration>,
     /// A worker whose lease has run out: [`reclaim`](Store::reclaim) its jobs.
     pub expired: Option<WorkerId>,
+    /// Tags of jobs among them that are cancelled: to be settled as dead.
+    pub cancelled: Vec<Vec<u8>>,
 }
 
 /// How one leased job ends, other than simply done.
@@ -102,6 +106,42 @@ pub enum Wake {
     Queue(String),
     /// Wakes may have been missed: look at every queue.
     Unsure,
+    /// A job, by its tag, is cancelled: if you hold it, end it.
+    Cancel(Vec<u8>),
+}
+
+/// Where a job may be that is not dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// To be taken next.
+    Waiting,
+    /// For later.
+    Scheduled,
+    /// With a worker.
+    Leased,
+}
+
+/// A job as it lies in a store.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// The encoded job.
+    pub bytes: Vec<u8>,
+    /// When it is due, of a scheduled one: ms since 1970.
+    pub due_ms: Option<u64>,
+    /// Who has it, of a leased one.
+    pub worker: Option<String>,
+}
+
+/// What came of asking for a job's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cancellation {
+    /// It had not begun, and lies among the dead now.
+    Buried(Vec<u8>),
+    /// Whoever has it, or takes it, will end it.
+    Asked,
+    /// It is not in the queue.
+    Unknown,
 }
 
 /// What a queue holds at the moment.
@@ -154,11 +194,12 @@ impl Default for History {
 
 /// A job whose workers died so often is taken to be what kills them.
 pub(crate) const MAX_CRASHES: u16 = 20;
+pub(crate) const CANCELLED: &str = "cancelled";
 pub(crate) const CRASHED: &str = "its worker died too often";
 
 /// A store of jobs.
 #[async_trait]
-pub trait Store: Send + Sync + std::fmt::Debug + 'static {
+pub trait Store: Ledger + std::fmt::Debug + 'static {
     /// Stores jobs, all or none of every thousand. For each: `None` if it is stored, or the encoded id of the job that holds its key.
     async fn push(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error>;
 
@@ -194,6 +235,15 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
 
     /// Takes a job from the dead, to wait again as these bytes if there are any. `false`: it was not there.
     async fn exhume(&self, queue: &str, corpse: &Corpse, again: Option<&[u8]>) -> Result<bool, Error>;
+
+    /// Asks for the end of a job that is not dead.
+    async fn cancel(&self, queue: &str, tag: &[u8]) -> Result<Cancellation, Error>;
+
+    /// Jobs of one state: waiting ones in their order, scheduled ones by due time.
+    async fn list(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listed>, Error>;
+
+    /// Removes up to about a thousand jobs that wait or are scheduled, and frees their unique keys.
+    async fn drain(&self, queue: &str) -> Result<Vec<Vec<u8>>, Error>;
 
     /// The names of all queues that ever held a job.
     async fn queues(&self) -> Result<Vec<String>, Error>;

@@ -24,15 +24,18 @@ use super::{Order, Worker};
 use crate::chain;
 use crate::context::Context;
 use crate::envelope::{Envelope, tag_of};
+use crate::error::Error;
 use crate::job::JobId;
 use crate::outcome::{Ending, Verdict};
 use crate::retry::Retry;
-use crate::store::{Destination, Settlement, Store, Wake, WorkerId};
+use crate::store::{CANCELLED, Destination, End, Settlement, Stats, Store, Wake, WorkerId};
 
 /// Jobs leased beyond those that can run at once, at most.
 const MAX_PREFETCH: usize = 1_000;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often [`Order::Balanced`] looks how late its queues are.
+const WEIGH: Duration = Duration::from_secs(2);
 /// How long a worker that stops goes on trying to tell the store, after its grace.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -62,6 +65,8 @@ struct Running {
     plain: bool,
     retry: Retry,
     cancel: CancellationToken,
+    /// Somebody asked for its end.
+    withdrawn: bool,
 }
 
 impl Drop for Engine {
@@ -108,6 +113,9 @@ impl Engine {
         let mut leaving: OptionFuture<BoxFuture<'static, ()>> = None.into();
         let mut left = false;
         let mut endings = Vec::with_capacity(256);
+        let mut weights: OptionFuture<BoxFuture<'static, Vec<u32>>> = None.into();
+        let mut scales = tokio::time::interval(WEIGH);
+        scales.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             match deadline {
                 None => self.start_jobs(),
@@ -145,6 +153,11 @@ impl Engine {
                     self.learn(answer);
                 }
                 Some(wake) = wakes.next() => self.wake(wake, deadline.is_some()),
+                _ = scales.tick(), if self.order == Order::Balanced => weights = Some(self.weigh()).into(),
+                Some(new) = &mut weights => {
+                    weights = None.into();
+                    self.lanes.iter_mut().zip(new).for_each(|(lane, weight)| lane.weight = weight);
+                }
                 _ = beat.tick() => beats = Some(self.beat()).into(),
                 Some(alive) = &mut beats => {
                     beats = None.into();
@@ -205,17 +218,22 @@ impl Engine {
         let Envelope { id, failed, pushed_ms, body } = envelope;
         let route = self.routes.find(&body.name).cloned();
         let cancel = CancellationToken::new();
-        let plain = body.unique.is_none() && body.then.is_empty();
+        let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
         let context = Context {
             id,
             queue: Arc::clone(&self.lanes[lane].name),
             attempt: failed.saturating_add(1),
             waited: Duration::from_millis(self.store.now_ms().saturating_sub(pushed_ms)),
             last_error: body.last_error,
+            carried: body.extra.carried,
+            batch: body.extra.batch.as_ref().map(|place| place.id.clone()),
+            place: body.extra.batch,
+            turn: body.extra.turn,
+            store: Arc::clone(&self.store),
             cancelled: cancel.clone(),
         };
         let retry = route.as_ref().map_or(Retry::exponential(10), |r| r.retry);
-        self.running.insert(id, Running { lane, bytes, plain, retry, cancel });
+        self.running.insert(id, Running { lane, bytes, plain, retry, cancel, withdrawn: false });
         self.lanes[lane].running += 1;
         let span = tracing::info_span!(
             "job",
@@ -236,7 +254,7 @@ impl Engine {
 
     /// Notes what is to be told of an attempt that ended.
     fn end(&mut self, id: JobId, ending: Ending) {
-        let Some(Running { lane, bytes, plain, retry, .. }) = self.running.remove(&id) else { return };
+        let Some(Running { lane, bytes, plain, retry, withdrawn, .. }) = self.running.remove(&id) else { return };
         let lane = &mut self.lanes[lane];
         lane.running -= 1;
         let label = ending.label();
@@ -247,14 +265,21 @@ impl Engine {
             return;
         }
         let Ok(mut envelope) = Envelope::decode(&bytes) else { return };
-        let mut next = None;
+        let (mut next, mut counts) = (None, None);
+        let skipped = matches!(ending, Ending::Skipped);
         let to = match ending.verdict(retry, envelope.failed.saturating_add(1), fastrand::f64()) {
             Verdict::Done => {
-                next = chain::next(&envelope, &*self.store);
+                next = chain::next(&envelope, &*self.store).filter(|_| !skipped);
+                counts = Some(End::Done);
                 Destination::Done
             }
+            Verdict::HandBack if withdrawn => {
+                counts = Some(End::Dead);
+                Destination::Dead(bytes, CANCELLED.into())
+            }
             Verdict::HandBack => Destination::Waiting(bytes),
-            Verdict::Again { delay, counted, reason } => {
+            Verdict::Again { delay, counted, turn, reason } => {
+                envelope.body.extra.turn = turn;
                 if counted {
                     tracing::warn!(job = envelope.body.name, %id, attempt = envelope.failed + 1, ?delay, reason, "a job failed");
                     envelope.failed = envelope.failed.saturating_add(1);
@@ -265,11 +290,13 @@ impl Engine {
             Verdict::Dead { reason } => {
                 tracing::error!(job = envelope.body.name, %id, attempt = envelope.failed + 1, reason, "a job is dead");
                 envelope.failed = envelope.failed.saturating_add(1);
+                counts = Some(End::Dead);
                 Destination::Dead(envelope.encode(), reason)
             }
         };
+        let counts = envelope.body.extra.batch.zip(counts);
         let settlement = Settlement { tag, unique: envelope.body.unique, to };
-        lane.settlements.push(Ended { settlement, next });
+        lane.settlements.push(Ended { settlement, next, counts });
     }
 
     /// Gives back what has not begun.
@@ -315,7 +342,7 @@ impl Engine {
 
     /// A queue that is only told something does not jump the order of those that are fetched from.
     fn is_turn_of(&self, lane: usize, now: Instant) -> bool {
-        self.order == Order::Weighted || self.lanes[..lane].iter().all(|earlier| !earlier.wants_look(now))
+        self.order != Order::Strict || self.lanes[..lane].iter().all(|earlier| !earlier.wants_look(now))
     }
 
     fn exchange(&mut self, ask: Ask) -> BoxFuture<'static, Answer> {
@@ -351,7 +378,11 @@ impl Engine {
                     }
                 }
                 for bytes in fetched.jobs {
-                    self.take(ask.lane, bytes);
+                    if fetched.cancelled.iter().any(|tag| tag == tag_of(&bytes)) {
+                        self.withdraw(ask.lane, bytes);
+                    } else {
+                        self.take(ask.lane, bytes);
+                    }
                 }
             }
             Err(error) => {
@@ -367,6 +398,42 @@ impl Engine {
         if fenced > 0 {
             metrics::counter!("scale_queue_fenced_total").increment(fenced as u64);
         }
+    }
+
+    /// A job that was cancelled before it began.
+    fn withdraw(&mut self, lane: usize, bytes: Vec<u8>) {
+        let (tag, envelope) = (tag_of(&bytes).to_vec(), Envelope::decode(&bytes).ok());
+        let (unique, place) = envelope.map_or((None, None), |e| (e.body.unique, e.body.extra.batch));
+        let settlement = Settlement { tag, unique, to: Destination::Dead(bytes, CANCELLED.into()) };
+        let counts = place.map(|place| (place, End::Dead));
+        self.lanes[lane].settlements.push(Ended { settlement, next: None, counts });
+    }
+
+    /// A job that we hold is cancelled.
+    fn cancel(&mut self, tag: &[u8]) {
+        if let Some(running) = self.running.values_mut().find(|running| tag_of(&running.bytes) == tag) {
+            running.withdrawn = true;
+            running.cancel.cancel();
+        }
+        for lane in 0..self.lanes.len() {
+            let ready = &mut self.lanes[lane].ready;
+            if let Some(place) = ready.iter().position(|(_, bytes)| tag_of(bytes) == tag)
+                && let Some((_, bytes)) = ready.remove(place)
+            {
+                self.withdraw(lane, bytes);
+            }
+        }
+    }
+
+    /// Weights for [`Order::Balanced`]: shares go by how late each queue is.
+    fn weigh(&self) -> BoxFuture<'static, Vec<u32>> {
+        let store = Arc::clone(&self.store);
+        let names: Vec<_> = self.lanes.iter().map(|lane| Arc::clone(&lane.name)).collect();
+        Box::pin(async move {
+            // One that cannot be looked at keeps a share.
+            let weight = |stats: Result<Stats, Error>| stats.map_or(1, |s| 1 + (s.lag_ms / 10).min(10_000) as u32);
+            join_all(names.iter().map(|name| store.stats(name))).await.into_iter().map(weight).collect()
+        })
     }
 
     fn take(&mut self, lane: usize, bytes: Vec<u8>) {
@@ -408,6 +475,7 @@ impl Engine {
 
     fn wake(&mut self, wake: Wake, stopping: bool) {
         match wake {
+            Wake::Cancel(tag) => self.cancel(&tag),
             Wake::Unsure => self.lanes.iter_mut().for_each(Lane::wake),
             Wake::Queue(name) => {
                 if let Some(lane) = self.lanes.iter_mut().find(|lane| *lane.name == *name) {

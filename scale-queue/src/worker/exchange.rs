@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::lane::Ended;
+use crate::batch;
 use crate::error::Error;
 use crate::queue::count_pushed;
 use crate::store::{Fetched, Request, Store, WorkerId};
@@ -63,6 +64,9 @@ pub(super) async fn exchange(store: Arc<dyn Store>, worker: WorkerId, lease: Dur
 
 /// `false`: the store had given the job to somebody else.
 async fn settle(store: &dyn Store, queue: &str, worker: &WorkerId, ended: &Ended) -> Result<bool, Error> {
+    if let Some((place, end)) = &ended.counts {
+        batch::count(store, place, *end).await?;
+    }
     if let Some((queue, next)) = &ended.next {
         let holders = store.push(queue, std::slice::from_ref(next)).await?;
         count_pushed(queue, holders.iter().filter(|holder| holder.is_none()).count());

@@ -11,9 +11,11 @@ use futures_util::FutureExt;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
+use crate::batch;
 use crate::context::Context;
 use crate::job::Job;
-use crate::outcome::{BoxError, Discard, Ending};
+use crate::limit::{self, Admission, Places};
+use crate::outcome::{BoxError, Discard, Ending, Later};
 use crate::retry::Retry;
 
 /// What layers see of a job: its name, its raw content, and the circumstances of the attempt.
@@ -89,6 +91,7 @@ where
         let function = Arc::clone(&function);
         async move {
             let job = read::<J>(&delivery)?;
+            let _places = admitted(&job, &delivery.context).await?;
             function(job, delivery.context).await.map_err(Into::into)
         }
     }))
@@ -105,6 +108,7 @@ where
         let service = service.clone();
         async move {
             let job = read::<J>(&delivery)?;
+            let _places = admitted(&job, &delivery.context).await?;
             service.oneshot((job, delivery.context)).await.map_err(Into::into)
         }
     }))
@@ -115,11 +119,28 @@ fn read<J: Job>(delivery: &Delivery) -> Result<J, Discard> {
     serde_json::from_slice(&delivery.payload).map_err(|e| Discard::because(format!("its content does not fit the type: {e}")))
 }
 
+/// What the job's limits ask for, held until it is dropped; or a [`Later`].
+async fn admitted<J: Job>(job: &J, context: &Context) -> Result<Option<Places>, BoxError> {
+    let limits = job.limits();
+    if limits.is_empty() {
+        return Ok(None);
+    }
+    match limit::admit(&context.store, &context.id.to_string(), &limits, context.turn).await? {
+        Admission::Now(places) => Ok(Some(places)),
+        Admission::Later { delay, turn } => Err(Later::turn(delay, turn).into()),
+    }
+}
+
 /// One attempt, whatever the handler does.
 pub(crate) async fn attempt(route: Option<Route>, delivery: Delivery) -> Ending {
     let Some(Route { handler, timeout, .. }) = route else {
         return Ending::Failed(format!("no handler for `{}` on this worker", delivery.name).into());
     };
+    if let Some(place) = &delivery.context.place
+        && batch::is_cancelled(&*delivery.context.store, place).await
+    {
+        return Ending::Skipped;
+    }
     let cancelled = delivery.context.cancelled.clone();
     let run = AssertUnwindSafe(tokio::time::timeout(timeout, handler.oneshot(delivery))).catch_unwind();
     tokio::select! {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Order;
-use crate::envelope::Envelope;
-use crate::store::{Entry, Settlement};
+use crate::envelope::{Envelope, Place};
+use crate::store::{End, Entry, Settlement};
 
 /// Looks at an armed queue once in a while all the same, in case a wake was lost.
 const SAFETY: Duration = Duration::from_secs(30);
@@ -24,18 +24,20 @@ pub(super) struct Ended {
     pub(super) settlement: Settlement,
     /// The next job of its chain, and that one's queue.
     pub(super) next: Option<(String, Entry)>,
+    /// What its batch is to count.
+    pub(super) counts: Option<(Place, End)>,
 }
 
 impl From<Settlement> for Ended {
     fn from(settlement: Settlement) -> Self {
-        Self { settlement, next: None }
+        Self { settlement, next: None, counts: None }
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) name: Arc<str>,
-    weight: u32,
+    pub(super) weight: u32,
     /// Leased, not begun.
     pub(super) ready: VecDeque<(Envelope, Vec<u8>)>,
     /// Tags of what is done, to be told.
@@ -141,7 +143,7 @@ pub(super) fn choose(lanes: &[Lane], order: Order, now: Instant, dice: f64) -> O
     let mut open = lanes.iter().enumerate().filter(|(_, lane)| lane.wants_look(now));
     match order {
         Order::Strict => open.next().map(|(n, _)| n),
-        Order::Weighted => {
+        Order::Weighted | Order::Balanced => {
             let sum: u32 = lanes.iter().filter(|lane| lane.wants_look(now)).map(|lane| lane.weight).sum();
             let mut left = dice * f64::from(sum);
             let mut last = None;

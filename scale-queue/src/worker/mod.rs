@@ -12,6 +12,9 @@
 //! | the worker is told to stop | what has not begun is handed back at once; what runs may end until the deadline, then it is handed back |
 //! | the worker dies | its jobs wait again when its lease has run out, one attempt counted |
 //! | the network is cut for longer than a lease | the jobs are somebody else's: their handlers are cancelled, and what they still report is refused |
+//! | a job is [cancelled](crate::Queue::cancel) | its handler's future is dropped, and it lies among the dead with the reason `cancelled` |
+//! | its [batch](crate::Queue::batch) was cancelled before it began | it ends unrun, and counts as done |
+//! | its [limits](crate::Job::limits) say not yet | it comes back then, the attempt not counted |
 //! | the store fails | the worker waits, 50 ms at first and 2 s at most, and goes on; nothing is lost |
 
 mod engine;
@@ -40,6 +43,8 @@ pub enum Order {
     Strict,
     /// Drawn by weight: every queue gets its share, none starves.
     Weighted,
+    /// Drawn by how late each queue is, looked at every 2 s: the later, the larger its share, and none starves.
+    Balanced,
 }
 
 /// Runs handlers. Name its queues, give it handlers, then [`run`](Worker::run) it.
@@ -112,6 +117,13 @@ impl Worker {
     pub fn weighted<N: Into<String>>(mut self, queues: impl IntoIterator<Item = (N, u32)>) -> Self {
         self.lanes = queues.into_iter().map(|(name, weight)| (name.into(), weight.max(1))).collect();
         self.order = Order::Weighted;
+        self
+    }
+
+    /// The queues it works on, each with a share that follows how late it is.
+    pub fn balanced<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.lanes = names.into_iter().map(|name| (name.into(), 1)).collect();
+        self.order = Order::Balanced;
         self
     }
 

@@ -1,9 +1,9 @@
 -- Removes what is done, lets what is due wait, leases what is waiting; arms the worker if that was less than it asked for.
--- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, timer
+-- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, timer, cancelled
 -- ARGV  wake channel, queue, 1 in a Cluster, worker, most jobs (at most 1,000), lease (ms), 1 if the worker holds others,
 --       tags of jobs that are done
 -- Reply server time (ms), how many of the done were still held, 1 if armed, ms until the next look (-1: none needed),
---       a worker whose lease has run out or '', then the jobs
+--       a worker whose lease has run out or '', ids of the cancelled among the jobs, then the jobs
 -- Cost  O(jobs moved), at most 1,000 promoted and 1,000 leased; whatever the backlog
 local cluster = ARGV[3] == '1'
 local worker, most, lease = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -16,7 +16,7 @@ end
 
 if most == 0 then
   -- Only settling: the lease is renewed by the next beat.
-  return { now, removed, 0, -1, '' }
+  return { now, removed, 0, -1, '', '' }
 end
 
 local due = redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE', 'LIMIT', 0, 1000)
@@ -25,7 +25,7 @@ if #due > 0 then
   redis.call('RPUSH', KEYS[1], unpack(due))
 end
 
-local reply = { now, removed, 0, -1, '' }
+local reply = { now, removed, 0, -1, '', '' }
 local paused = redis.call('EXISTS', KEYS[4]) == 1
 local count = 0
 if not paused then
@@ -35,12 +35,19 @@ if not paused then
     local fields, n = {}, 0
     for i = 1, count do
       local job = jobs[i]
-      reply[5 + i] = job
+      reply[6 + i] = job
       fields[n + 1] = #job >= 17 and string.sub(job, 2, 17) or job
       fields[n + 2] = job
       n = n + 2
     end
     chunked('HSET', KEYS[6], fields, 1, n)
+    if redis.call('EXISTS', KEYS[9]) == 1 then
+      local ended = {}
+      for i = 1, n, 2 do
+        if redis.call('ZSCORE', KEYS[9], fields[i]) then ended[#ended + 1] = fields[i] end
+      end
+      reply[6] = table.concat(ended)
+    end
   end
 end
 

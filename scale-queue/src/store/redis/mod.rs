@@ -12,10 +12,13 @@
 //! | `{app}:queue:{<queue>}:sleepers` | sorted set | idle workers, by when they fell asleep |
 //! | `{app}:queue:{<queue>}:unique:<key>` | string | the id of the job that holds the key; expires |
 //! | `{app}:queue:{<queue>}:once:<key>` | string | the id of the job that was pushed under the key; expires |
+//! | `{app}:queue:{<queue>}:cancelled` | sorted set | ids of jobs to be ended by whoever has or takes them, by when that was asked |
 //! | `{app}:queue:{<queue>}:totals` | hash | counts since the queue exists |
 //! | `{app}:queue:{<queue>}:paused`, `…:timer` | string | whether; which sleeper has set an alarm (expires) |
 //! | `{app}:queue:queues` | set | the queues' names |
 //! | channel `{app}:queue:wake:<worker>` | | the name of a queue to look at |
+
+mod ledger;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -29,13 +32,16 @@ use redis::{AsyncCommands, ErrorKind, RedisError, Script, ServerErrorKind, Value
 use scale_redis::{Event, Keys};
 
 use super::{
-    CRASHED, Corpse, Destination, Entry, Fetched, History, MAX_CRASHES, Request, Settlement, Stats, Store, Wake, WorkerId,
+    CRASHED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, MAX_CRASHES, Request, Settlement, State, Stats,
+    Store, Wake, WorkerId,
 };
-use crate::envelope::pushed_ms;
+use crate::envelope::{Envelope, pushed_ms, tag_of};
 use crate::error::Error;
 
 /// A script's unit of work, so that none holds the server up.
 const BATCH: usize = 1_000;
+/// Cancellations remembered a queue; the oldest are forgotten, and their jobs run.
+const MOST_CANCELLED: isize = 100_000;
 
 /// Jobs in Redis: standalone, Sentinel or Cluster.
 pub struct RedisStore {
@@ -46,6 +52,7 @@ pub struct RedisStore {
     /// The server's clock minus ours, ms.
     offset: AtomicI64,
     scripts: Scripts,
+    ledger: ledger::Scripts,
 }
 
 struct Scripts {
@@ -56,6 +63,8 @@ struct Scripts {
     reclaim: Script,
     nudge: Script,
     exhume: Script,
+    drain: Script,
+    free: Script,
 }
 
 impl Scripts {
@@ -69,6 +78,8 @@ impl Scripts {
             reclaim: shared(include_str!("reclaim.lua")),
             nudge: shared(include_str!("nudge.lua")),
             exhume: shared(include_str!("exhume.lua")),
+            drain: Script::new(include_str!("drain.lua")),
+            free: Script::new(include_str!("free.lua")),
         }
     }
 }
@@ -89,6 +100,7 @@ impl RedisStore {
             known: RwLock::default(),
             offset: AtomicI64::new(0),
             scripts: Scripts::new(),
+            ledger: ledger::Scripts::new(),
         }
     }
 
@@ -214,7 +226,11 @@ impl Store for RedisStore {
         let names = ["waiting", "scheduled", "sleepers", "paused", "leases"];
         let mut call = self.call(&self.scripts.fetch, queue, &names);
         call.key(self.held_key(queue, worker)).key(self.key(queue, "totals")).key(self.key(queue, "timer"));
-        call.arg(&**worker).arg(request.max.min(BATCH)).arg(millis(request.lease)).arg(u8::from(request.holding));
+        call.key(self.key(queue, "cancelled"))
+            .arg(&**worker)
+            .arg(request.max.min(BATCH))
+            .arg(millis(request.lease))
+            .arg(u8::from(request.holding));
         for tag in request.done {
             call.arg(tag);
         }
@@ -225,11 +241,13 @@ impl Store for RedisStore {
         let armed = number(reply.next().as_ref()) == 1;
         let wait = number(reply.next().as_ref());
         let expired = reply.next().and_then(bytes).filter(|w| !w.is_empty());
+        let cancelled = reply.next().and_then(bytes).unwrap_or_default();
         Ok(Fetched {
             acknowledged,
             armed,
             look_again: u64::try_from(wait).ok().map(Duration::from_millis),
             expired: expired.map(|w| String::from_utf8_lossy(&w).into()),
+            cancelled: cancelled.chunks(16).map(<[u8]>::to_vec).collect(),
             jobs: reply.filter_map(bytes).collect(),
         })
     }
@@ -276,7 +294,11 @@ impl Store for RedisStore {
     fn wakes(&self, worker: &WorkerId) -> BoxStream<'static, Wake> {
         let subscription = self.server.subscribe([format!("{}{worker}", self.channel())]);
         let wakes = subscription.filter_map(async |event| match event {
-            Event::Message { payload, .. } => Some(Wake::Queue(String::from_utf8_lossy(&payload).into_owned())),
+            // No queue's name begins so.
+            Event::Message { payload, .. } => Some(match payload.split_first() {
+                Some((b'!', tag)) => Wake::Cancel(tag.to_vec()),
+                _ => Wake::Queue(String::from_utf8_lossy(&payload).into_owned()),
+            }),
             Event::Restored => Some(Wake::Unsure),
             Event::Lost => None,
         });
@@ -337,9 +359,77 @@ impl Store for RedisStore {
     }
 
     async fn exhume(&self, queue: &str, corpse: &Corpse, again: Option<&[u8]>) -> Result<bool, Error> {
-        let mut call = self.call(&self.scripts.exhume, queue, &["waiting", "sleepers", "paused", "dead"]);
+        let mut call = self.call(&self.scripts.exhume, queue, &["waiting", "sleepers", "paused", "dead", "cancelled"]);
         call.arg(&corpse.reason).arg(&corpse.bytes).arg(again.unwrap_or_default());
         call.invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn cancel(&self, queue: &str, tag: &[u8]) -> Result<Cancellation, Error> {
+        let (mut server, key) = (self.server.clone(), self.key(queue, "cancelled"));
+        // A list cannot be searched at a fair price: whoever takes the job next ends it.
+        let mut pipe = redis::pipe();
+        pipe.zadd(&key, tag, self.now_ms()).ignore().zremrangebyrank(&key, 0, -MOST_CANCELLED - 1).ignore();
+        pipe.zrange(self.key(queue, "leases"), 0, BATCH as isize);
+        let (workers,): (Vec<String>,) = pipe.query_async(&mut server).await.map_err(failed)?;
+        let mut pipe = redis::pipe();
+        for worker in &workers {
+            pipe.hexists(self.held_key(queue, worker), tag);
+        }
+        let holds: Vec<bool> =
+            if workers.is_empty() { Vec::new() } else { pipe.query_async(&mut server).await.map_err(failed)? };
+        for (worker, _) in workers.iter().zip(holds).filter(|(_, holds)| *holds) {
+            let message = [b"!", tag].concat();
+            server.publish::<_, _, ()>(format!("{}{worker}", self.channel()), message).await.map_err(failed)?;
+        }
+        Ok(Cancellation::Asked)
+    }
+
+    async fn list(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listed>, Error> {
+        let mut server = self.server.clone();
+        let (first, last) = (offset as isize, (offset + limit.clamp(1, BATCH) - 1) as isize);
+        match state {
+            State::Waiting => {
+                let jobs: Vec<Vec<u8>> = server.lrange(self.key(queue, "waiting"), first, last).await.map_err(failed)?;
+                Ok(jobs.into_iter().map(|bytes| Listed { bytes, due_ms: None, worker: None }).collect())
+            }
+            State::Scheduled => {
+                let key = self.key(queue, "scheduled");
+                let jobs: Vec<(Vec<u8>, f64)> = server.zrange_withscores(key, first, last).await.map_err(failed)?;
+                Ok(jobs.into_iter().map(|(bytes, due)| Listed { bytes, due_ms: Some(due as u64), worker: None }).collect())
+            }
+            State::Leased => {
+                let workers: Vec<String> = server.zrange(self.key(queue, "leases"), 0, BATCH as isize).await.map_err(failed)?;
+                let (mut listed, mut skip) = (Vec::new(), offset);
+                for worker in workers {
+                    if listed.len() >= limit {
+                        break;
+                    }
+                    let jobs: Vec<Vec<u8>> = server.hvals(self.held_key(queue, &worker)).await.map_err(failed)?;
+                    let skipped = skip.min(jobs.len());
+                    skip -= skipped;
+                    let theirs = jobs.into_iter().skip(skipped).take(limit - listed.len());
+                    listed.extend(theirs.map(|bytes| Listed { bytes, due_ms: None, worker: Some(worker.clone()) }));
+                }
+                Ok(listed)
+            }
+        }
+    }
+
+    async fn drain(&self, queue: &str) -> Result<Vec<Vec<u8>>, Error> {
+        let mut call = self.scripts.drain.key(self.key(queue, "waiting"));
+        call.key(self.key(queue, "scheduled")).arg(BATCH);
+        let jobs: Vec<Vec<u8>> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        let unique = |bytes: &Vec<u8>| Some((Envelope::decode(bytes).ok()?.body.unique?, tag_of(bytes).to_vec()));
+        for (unique, tag) in jobs.iter().filter_map(unique) {
+            self.scripts
+                .free
+                .key(self.key(queue, &format!("unique:{unique}")))
+                .arg(tag)
+                .invoke_async::<()>(&mut self.server.clone())
+                .await
+                .map_err(failed)?;
+        }
+        Ok(jobs)
     }
 
     async fn queues(&self) -> Result<Vec<String>, Error> {

@@ -3,6 +3,7 @@
 //! Workers claim rows with `for update skip locked` on Postgres, and one after the other on SQLite, which has one writer. On Postgres a
 //! push notifies; on SQLite workers of the same process are woken, and others look twice a second.
 
+mod ledger;
 mod outbox;
 mod sleepers;
 mod texts;
@@ -22,7 +23,8 @@ use self::sleepers::Sleepers;
 pub(crate) use self::texts::System;
 use self::texts::Texts;
 use super::{
-    CRASHED, Corpse, Destination, Entry, Fetched, History, MAX_CRASHES, Request, Settlement, Stats, Store, Wake, WorkerId,
+    CANCELLED, CRASHED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, MAX_CRASHES, Request, Settlement,
+    State, Stats, Store, Wake, WorkerId,
 };
 use crate::envelope::{count_failure, pushed_ms, tag_of};
 use crate::error::Error;
@@ -120,7 +122,9 @@ impl SqlStore {
         if self.system == System::Postgres {
             sqlx::query("select pg_advisory_xact_lock(7222011)").execute(&mut *tx).await.map_err(failed)?;
         }
-        sqlx::raw_sql(sqlx::AssertSqlSafe(self.texts.tables.text())).execute(&mut *tx).await.map_err(failed)?;
+        for tables in [&self.texts.tables, &self.texts.ledgers] {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(tables.text())).execute(&mut *tx).await.map_err(failed)?;
+        }
         tx.commit().await.map_err(failed)
     }
 
@@ -191,7 +195,10 @@ async fn listen(url: String, sleepers: std::sync::Weak<Sleepers>) {
                 }
                 while let Ok(Some(notification)) = listener.try_recv().await {
                     let Some(sleepers) = sleepers.upgrade() else { return };
-                    sleepers.wake(notification.payload(), 1);
+                    match notification.payload().strip_prefix('!') {
+                        Some(tag) => sleepers.cancel(&unhex(tag)),
+                        None => sleepers.wake(notification.payload(), 1),
+                    }
                 }
             }
             Err(error) => {
@@ -432,6 +439,47 @@ impl Store for SqlStore {
             self.sleepers.wake(queue, 1);
         }
         Ok(true)
+    }
+
+    async fn cancel(&self, queue: &str, tag: &[u8]) -> Result<Cancellation, Error> {
+        let mut tx = self.begin().await?;
+        let cancel = self.texts.cancel.query().bind(queue.to_owned()).bind(hex(tag));
+        if let Some(row) = cancel.fetch_optional(&mut *tx).await.map_err(failed)? {
+            let body: Vec<u8> = row.try_get(0).map_err(failed)?;
+            self.bury(&mut tx, queue, CANCELLED, &body).await?;
+            tx.commit().await.map_err(failed)?;
+            return Ok(Cancellation::Buried(body));
+        }
+        let holder = self.texts.cancel_holder.query().bind(queue.to_owned()).bind(hex(tag));
+        if holder.fetch_optional(&mut *tx).await.map_err(failed)?.is_none() {
+            return Ok(Cancellation::Unknown);
+        }
+        // No queue's name begins so.
+        self.notify(&mut tx, &format!("!{}", hex(tag))).await?;
+        tx.commit().await.map_err(failed)?;
+        self.sleepers.cancel(tag);
+        Ok(Cancellation::Asked)
+    }
+
+    async fn list(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listed>, Error> {
+        let list = match state {
+            State::Waiting => &self.texts.list_waiting,
+            State::Scheduled => &self.texts.list_scheduled,
+            State::Leased => &self.texts.list_leased,
+        };
+        let list = list.query().bind(queue.to_owned()).bind(limit as i64).bind(offset as i64);
+        let rows = list.fetch_all(&self.pool).await.map_err(failed)?;
+        let listed = |row: &AnyRow| {
+            let due: i64 = row.try_get(1)?;
+            let due_ms = (state == State::Scheduled).then_some(due.max(0) as u64);
+            Ok(Listed { bytes: row.try_get(0)?, due_ms, worker: row.try_get(2)? })
+        };
+        rows.iter().map(listed).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn drain(&self, queue: &str) -> Result<Vec<Vec<u8>>, Error> {
+        let rows = self.texts.drain.query().bind(queue.to_owned()).fetch_all(&self.pool).await.map_err(failed)?;
+        bodies(&rows, 0)
     }
 
     async fn queues(&self) -> Result<Vec<String>, Error> {

@@ -52,6 +52,11 @@ impl Sleepers {
         }
     }
 
+    /// Whoever holds the job ends it.
+    pub(super) fn cancel(&self, tag: &[u8]) {
+        self.0.lock().ears.retain(|_, ear| ear.send(Wake::Cancel(tag.to_vec())).is_ok());
+    }
+
     /// News may have been missed.
     #[cfg(feature = "postgres")]
     pub(super) fn wake_all(&self) {

@@ -7,6 +7,9 @@
 //! | `scale_queue_dead` | jobs given up |
 //! | `scale_queue_once` | keys of jobs that must not be pushed twice, until they expire |
 //! | `scale_queue_queues` | pauses, and the sums of workers that are gone |
+//! | `scale_queue_batches`, `scale_queue_batch_ends` | how far batches are, and which of their jobs have ended |
+//! | `scale_queue_turns`, `scale_queue_places`, `scale_queue_holds` | limits: when the next turn is; who has a place |
+//! | `scale_queue_notes` | progress, for a while |
 //! | `scale_queue_outbox` | jobs pushed inside a transaction, on their way into a store that is not this database |
 
 use std::sync::Arc;
@@ -140,6 +143,33 @@ statements! {
             unique_ms bigint,
             body {bytes} not null
         );";
+    ledgers = "
+        create table if not exists scale_queue_batches (
+            id text primary key,
+            total bigint not null,
+            done bigint not null,
+            dead bigint not null,
+            cancelled bigint not null,
+            lenient bigint not null,
+            plan {bytes} not null,
+            life_ms bigint not null,
+            until_ms bigint not null
+        );
+        create table if not exists scale_queue_batch_ends (
+            id text not null,
+            number bigint not null,
+            dead bigint not null,
+            primary key (id, number)
+        );
+        create table if not exists scale_queue_turns (turn_key text primary key, next_us bigint not null);
+        create table if not exists scale_queue_places (place_key text primary key, uses bigint not null);
+        create table if not exists scale_queue_holds (
+            place_key text not null,
+            holder text not null,
+            until_ms bigint not null,
+            primary key (place_key, holder)
+        );
+        create table if not exists scale_queue_notes (note_key text primary key, value {bytes} not null, until_ms bigint not null);";
     clock = "select {now}";
     know = "insert into scale_queue_queues (queue, paused, done, failed) values ($1, 0, 0, 0) on conflict do nothing";
     free_late = "update scale_queue_jobs set unique_key = null where queue = $1 and unique_key = $2 and unique_until_ms <= {now}";
@@ -186,7 +216,45 @@ statements! {
     dead = "select body, reason, died_ms from scale_queue_dead where queue = $1 order by died_ms desc, seq desc limit $2 offset $3";
     exhume = "delete from scale_queue_dead where seq = \
         (select min(seq) from scale_queue_dead where queue = $1 and died_ms = $2 and reason = $3 and body = $4)";
+    cancel = "delete from scale_queue_jobs where queue = $1 and id = $2 and worker is null returning body";
+    cancel_holder = "select worker from scale_queue_jobs where queue = $1 and id = $2";
+    list_waiting = "select body, due_ms, worker from scale_queue_jobs where queue = $1 and worker is null and due_ms <= {now} \
+        order by due_ms, seq limit $2 offset $3";
+    list_scheduled = "select body, due_ms, worker from scale_queue_jobs where queue = $1 and worker is null and due_ms > {now} \
+        order by due_ms, seq limit $2 offset $3";
+    list_leased = "select body, due_ms, worker from scale_queue_jobs where queue = $1 and worker is not null \
+        order by worker, seq limit $2 offset $3";
+    drain = "delete from scale_queue_jobs where seq in (select seq from scale_queue_jobs where queue = $1 and worker is null \
+        order by due_ms, seq limit 1000 {claim}) returning body";
     queues = "select queue from scale_queue_queues order by queue";
+    batch_open = "insert into scale_queue_batches (id, total, done, dead, cancelled, lenient, plan, life_ms, until_ms) \
+        values ($1, $2, 0, 0, 0, $3, $4, $5, {now} + $5) on conflict do nothing";
+    batch_touch = "update scale_queue_batches set until_ms = {now} + life_ms where id = $1 and until_ms > {now} \
+        returning total, done, dead, cancelled, lenient";
+    batch_save = "update scale_queue_batches set done = $2, dead = $3, cancelled = $4 where id = $1";
+    batch_cancel = "update scale_queue_batches set cancelled = 1 where id = $1 and until_ms > {now}";
+    batch = "select total, done, dead, cancelled, plan from scale_queue_batches where id = $1 and until_ms > {now}";
+    end_known = "select dead from scale_queue_batch_ends where id = $1 and number = $2";
+    end_put = "insert into scale_queue_batch_ends (id, number, dead) values ($1, $2, $3) \
+        on conflict (id, number) do update set dead = excluded.dead";
+    turn = "insert into scale_queue_turns (turn_key, next_us) values ($1, {now} * 1000 + $2) on conflict (turn_key) do update set \
+        next_us = case when scale_queue_turns.next_us > {now} * 1000 then scale_queue_turns.next_us else {now} * 1000 end + $2 \
+        returning next_us, {now} * 1000";
+    hold_lock = "insert into scale_queue_places (place_key, uses) values ($1, 1) \
+        on conflict (place_key) do update set uses = scale_queue_places.uses + 1";
+    hold_late = "delete from scale_queue_holds where place_key = $1 and until_ms <= {now}";
+    hold_others = "select count(*) from scale_queue_holds where place_key = $1 and holder <> $2";
+    hold_put = "insert into scale_queue_holds (place_key, holder, until_ms) values ($1, $2, {now} + $3) \
+        on conflict (place_key, holder) do update set until_ms = excluded.until_ms";
+    hold_drop = "delete from scale_queue_holds where place_key = $1 and holder = $2";
+    note = "insert into scale_queue_notes (note_key, value, until_ms) values ($1, $2, {now} + $3) \
+        on conflict (note_key) do update set value = excluded.value, until_ms = excluded.until_ms";
+    noted = "select value from scale_queue_notes where note_key = $1 and until_ms > {now}";
+    sweep_batches = "delete from scale_queue_batches where until_ms <= {now}";
+    sweep_ends = "delete from scale_queue_batch_ends where not exists \
+        (select 1 from scale_queue_batches where scale_queue_batches.id = scale_queue_batch_ends.id)";
+    sweep_turns = "delete from scale_queue_turns where next_us < {now} * 1000";
+    sweep_notes = "delete from scale_queue_notes where until_ms <= {now}";
     outbox_take = "select seq, id, queue, delay_ms, unique_key, unique_ms, body from scale_queue_outbox order by seq limit $1 {claim}";
     outbox_drop = "delete from scale_queue_outbox where seq = $1";
     outbox_put = "insert into scale_queue_outbox (id, queue, delay_ms, unique_key, unique_ms, body) values ($1, $2, $3, $4, $5, $6)";

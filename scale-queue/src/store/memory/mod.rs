@@ -1,5 +1,7 @@
 //! Jobs of one process, gone with it.
 
+mod ledger;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, SystemTime};
 
@@ -10,10 +12,12 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use self::ledger::Shared;
 use super::{
-    CRASHED, Corpse, Destination, Entry, Fetched, History, MAX_CRASHES, Request, Settlement, Stats, Store, Wake, WorkerId,
+    CANCELLED, CRASHED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, MAX_CRASHES, Request, Settlement,
+    State, Stats, Store, Wake, WorkerId,
 };
-use crate::envelope::{count_failure, pushed_ms, tag_of};
+use crate::envelope::{Envelope, count_failure, pushed_ms, tag_of};
 use crate::error::Error;
 
 /// For one process: development, tests, small sites that can do without their jobs after a crash.
@@ -22,6 +26,7 @@ pub struct MemoryStore {
     queues: Mutex<BTreeMap<String, Lane>>,
     sleepers: Mutex<HashMap<WorkerId, mpsc::UnboundedSender<Wake>>>,
     history: History,
+    shared: Mutex<Shared>,
 }
 
 #[derive(Debug, Default)]
@@ -310,6 +315,65 @@ impl Store for MemoryStore {
                 self.wake(queue, lane, 1);
             }
             true
+        }))
+    }
+
+    async fn cancel(&self, queue: &str, tag: &[u8]) -> Result<Cancellation, Error> {
+        Ok(self.with(queue, |lane| {
+            let waiting = lane.waiting.iter().position(|bytes| tag_of(bytes) == tag);
+            let scheduled = lane.scheduled.iter().find(|(_, bytes)| tag_of(bytes) == tag).map(|(key, _)| *key);
+            let found = waiting.and_then(|n| lane.waiting.remove(n));
+            if let Some(bytes) = found.or_else(|| lane.scheduled.remove(&scheduled?)) {
+                let unique = Envelope::decode(&bytes).ok().and_then(|envelope| envelope.body.unique);
+                lane.free(unique.as_ref(), tag);
+                self.bury(lane, bytes.clone(), CANCELLED.into());
+                return Cancellation::Buried(bytes);
+            }
+            let Some((worker, _)) = lane.leases.iter().find(|(_, lease)| lease.jobs.contains_key(tag)) else {
+                return Cancellation::Unknown;
+            };
+            if let Some(ear) = self.sleepers.lock().get(worker) {
+                let _ = ear.send(Wake::Cancel(tag.to_vec()));
+            }
+            Cancellation::Asked
+        }))
+    }
+
+    async fn list(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listed>, Error> {
+        let (now, now_ms) = (Instant::now(), self.now_ms());
+        Ok(self.with(queue, |lane| match state {
+            State::Waiting => {
+                let waiting = lane.waiting.iter().skip(offset).take(limit);
+                waiting.map(|bytes| Listed { bytes: bytes.clone(), due_ms: None, worker: None }).collect()
+            }
+            State::Scheduled => {
+                let due_ms = |due: &Instant| now_ms + due.saturating_duration_since(now).as_millis() as u64;
+                let scheduled = lane.scheduled.iter().skip(offset).take(limit);
+                scheduled
+                    .map(|((due, _), bytes)| Listed { bytes: bytes.clone(), due_ms: Some(due_ms(due)), worker: None })
+                    .collect()
+            }
+            State::Leased => {
+                let jobs = lane.leases.iter().flat_map(|(worker, lease)| lease.jobs.values().map(move |bytes| (worker, bytes)));
+                let listed = |(worker, bytes): (&WorkerId, &Vec<u8>)| Listed {
+                    bytes: bytes.clone(),
+                    due_ms: None,
+                    worker: Some(worker.to_string()),
+                };
+                jobs.skip(offset).take(limit).map(listed).collect()
+            }
+        }))
+    }
+
+    async fn drain(&self, queue: &str) -> Result<Vec<Vec<u8>>, Error> {
+        Ok(self.with(queue, |lane| {
+            let mut jobs: Vec<_> = lane.waiting.drain(..).collect();
+            jobs.extend(std::mem::take(&mut lane.scheduled).into_values());
+            for bytes in &jobs {
+                let unique = Envelope::decode(bytes).ok().and_then(|envelope| envelope.body.unique);
+                lane.free(unique.as_ref(), tag_of(bytes));
+            }
+            jobs
         }))
     }
 

@@ -1,0 +1,73 @@
+//! What a fleet must know together beside the jobs themselves: how far a batch is, who may run now, what was noted.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::error::Error;
+
+/// How a job of a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It is done.
+    Done,
+    /// It is dead. Should it be revived and done, it counts as done.
+    Dead,
+}
+
+/// How far a batch is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Jobs in all.
+    pub total: u32,
+    /// Jobs that are done.
+    pub done: u32,
+    /// Jobs that are dead.
+    pub dead: u32,
+    /// Whether what has not begun is not to begin.
+    pub cancelled: bool,
+}
+
+/// A batch to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct NewBatch<'a> {
+    /// Jobs in all.
+    pub total: u32,
+    /// Whether its first death does not cancel the others.
+    pub lenient: bool,
+    /// What is to be done at which point: opaque to the store.
+    pub plan: &'a [u8],
+    /// How long it is remembered after the last change.
+    pub life: Duration,
+}
+
+/// Small shared state. A part of every [`Store`](super::Store).
+#[async_trait]
+pub trait Ledger: Send + Sync {
+    /// Remembers a batch. One that is there already stays as it is.
+    async fn open_batch(&self, id: &str, batch: NewBatch<'_>) -> Result<(), Error>;
+
+    /// Notes how the job of that number ended; noting it again changes nothing. `None`: the batch is forgotten.
+    async fn mark(&self, id: &str, number: u32, end: End) -> Result<Option<Tally>, Error>;
+
+    /// How far it is, and its plan.
+    async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error>;
+
+    /// What has not begun is not to begin. `false`: there is no such batch.
+    async fn cancel_batch(&self, id: &str) -> Result<bool, Error>;
+
+    /// Takes the next of the evenly spaced turns of `key`, `burst` of which may come at once. Returns how long to wait for it: zero is now.
+    async fn take_turn(&self, key: &str, spacing: Duration, burst: u32) -> Result<Duration, Error>;
+
+    /// Takes or keeps one of `most` places of `key`, for as long as `life`. `false`: all are taken.
+    async fn hold(&self, key: &str, holder: &str, most: u32, life: Duration) -> Result<bool, Error>;
+
+    /// Gives a place back.
+    async fn release(&self, key: &str, holder: &str) -> Result<(), Error>;
+
+    /// Notes something for a while.
+    async fn note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error>;
+
+    /// What was noted.
+    async fn noted(&self, key: &str) -> Result<Option<Vec<u8>>, Error>;
+}

@@ -1,0 +1,129 @@
+//! Shared state of one process.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::MemoryStore;
+use crate::error::Error;
+use crate::store::{End, Ledger, NewBatch, Tally};
+
+/// Longer than anybody waits: moments stay within what a clock can say.
+const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
+
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    batches: HashMap<String, Batch>,
+    /// When the next turn of a key is.
+    turns: HashMap<String, Instant>,
+    /// By key and holder.
+    holds: HashMap<(String, String), Instant>,
+    notes: HashMap<String, (Vec<u8>, Instant)>,
+}
+
+#[derive(Debug)]
+struct Batch {
+    tally: Tally,
+    lenient: bool,
+    plan: Vec<u8>,
+    ends: HashMap<u32, End>,
+    life: Duration,
+    until: Instant,
+}
+
+/// Now and then, what has expired goes.
+fn sweep<K: Eq + Hash, V>(map: &mut HashMap<K, V>, until: impl Fn(&V) -> Instant) {
+    if fastrand::u8(..64) == 0 {
+        let now = Instant::now();
+        map.retain(|_, value| until(value) > now);
+    }
+}
+
+impl Shared {
+    fn batch(&mut self, id: &str) -> Option<&mut Batch> {
+        self.batches.get_mut(id).filter(|batch| batch.until > Instant::now())
+    }
+}
+
+#[async_trait]
+impl Ledger for MemoryStore {
+    async fn open_batch(&self, id: &str, batch: NewBatch<'_>) -> Result<(), Error> {
+        let NewBatch { total, lenient, plan, life } = batch;
+        let mut shared = self.shared.lock();
+        sweep(&mut shared.batches, |batch| batch.until);
+        if shared.batch(id).is_none() {
+            let life = life.min(LONGEST);
+            let tally = Tally { total, ..Tally::default() };
+            let batch = Batch { tally, lenient, plan: plan.to_vec(), ends: HashMap::new(), life, until: Instant::now() + life };
+            shared.batches.insert(id.to_owned(), batch);
+        }
+        Ok(())
+    }
+
+    async fn mark(&self, id: &str, number: u32, end: End) -> Result<Option<Tally>, Error> {
+        let mut shared = self.shared.lock();
+        let Some(batch) = shared.batch(id) else { return Ok(None) };
+        let old = batch.ends.get(&number).copied();
+        if number < batch.tally.total && old != Some(End::Done) && old != Some(end) {
+            batch.ends.insert(number, end);
+            match end {
+                End::Done => batch.tally.done += 1,
+                End::Dead => batch.tally.dead += 1,
+            }
+            if old.is_some() {
+                batch.tally.dead -= 1;
+            }
+            batch.tally.cancelled |= end == End::Dead && !batch.lenient;
+            batch.until = Instant::now() + batch.life;
+        }
+        Ok(Some(batch.tally))
+    }
+
+    async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error> {
+        Ok(self.shared.lock().batch(id).map(|batch| (batch.tally, batch.plan.clone())))
+    }
+
+    async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
+        Ok(self.shared.lock().batch(id).map(|batch| batch.tally.cancelled = true).is_some())
+    }
+
+    async fn take_turn(&self, key: &str, spacing: Duration, burst: u32) -> Result<Duration, Error> {
+        let (now, mut shared) = (Instant::now(), self.shared.lock());
+        sweep(&mut shared.turns, |next| *next);
+        let next = shared.turns.get(key).copied().unwrap_or(now).max(now);
+        shared.turns.insert(key.to_owned(), next + spacing.min(LONGEST));
+        Ok((next - now).saturating_sub(spacing * burst.saturating_sub(1)))
+    }
+
+    async fn hold(&self, key: &str, holder: &str, most: u32, life: Duration) -> Result<bool, Error> {
+        let (now, mut shared) = (Instant::now(), self.shared.lock());
+        sweep(&mut shared.holds, |until| *until);
+        let place = (key.to_owned(), holder.to_owned());
+        let others = shared.holds.iter().filter(|((k, h), until)| k == key && h != holder && **until > now).count();
+        let free = others < most as usize;
+        if free {
+            shared.holds.insert(place, now + life.min(LONGEST));
+        }
+        Ok(free)
+    }
+
+    async fn release(&self, key: &str, holder: &str) -> Result<(), Error> {
+        self.shared.lock().holds.remove(&(key.to_owned(), holder.to_owned()));
+        Ok(())
+    }
+
+    async fn note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error> {
+        let mut shared = self.shared.lock();
+        sweep(&mut shared.notes, |(_, until)| *until);
+        shared.notes.insert(key.to_owned(), (value.to_vec(), Instant::now() + life.min(LONGEST)));
+        Ok(())
+    }
+
+    async fn noted(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        let shared = self.shared.lock();
+        Ok(shared.notes.get(key).filter(|(_, until)| *until > Instant::now()).map(|(value, _)| value.clone()))
+    }
+}

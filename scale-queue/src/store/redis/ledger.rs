@@ -1,0 +1,114 @@
+//! Shared state in Redis.
+//!
+//! | key | type | holds |
+//! | --- | --- | --- |
+//! | `{app}:queue:{batch:<id>}:state`, `…:done`, `…:dead` | hash, strings | a batch: counts and plan; a bit for each job that is done, or dead |
+//! | `{app}:queue:{turn:<key>}:next` | string | when the next turn of a rate is |
+//! | `{app}:queue:{hold:<key>}:holders` | sorted set | jobs that have a place, by the end of their hold, ms |
+//! | `{app}:queue:{note:<key>}:value` | string | a note |
+//!
+//! All expire.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::{AsyncCommands, Script};
+
+use super::{RedisStore, failed, millis};
+use crate::error::Error;
+use crate::store::{End, Ledger, NewBatch, Tally};
+
+pub(super) struct Scripts {
+    mark: Script,
+    turn: Script,
+    hold: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            mark: Script::new(include_str!("mark.lua")),
+            turn: Script::new(include_str!("turn.lua")),
+            hold: Script::new(include_str!("hold.lua")),
+        }
+    }
+}
+
+impl RedisStore {
+    fn batch_key(&self, id: &str, name: &str) -> String {
+        self.key(&format!("batch:{id}"), name)
+    }
+}
+
+#[async_trait]
+impl Ledger for RedisStore {
+    async fn open_batch(&self, id: &str, batch: NewBatch<'_>) -> Result<(), Error> {
+        let (key, life) = (self.batch_key(id, "state"), millis(batch.life));
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        pipe.hset_nx(&key, "life", life).ignore().hset_nx(&key, "lenient", u8::from(batch.lenient)).ignore();
+        pipe.hset_nx(&key, "plan", batch.plan).ignore().hset_nx(&key, "total", batch.total).ignore();
+        pipe.pexpire(&key, life as i64).ignore();
+        pipe.query_async::<()>(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn mark(&self, id: &str, number: u32, end: End) -> Result<Option<Tally>, Error> {
+        let mut call = self.ledger.mark.prepare_invoke();
+        for name in ["state", "done", "dead"] {
+            call.key(self.batch_key(id, name));
+        }
+        call.arg(number).arg(u8::from(end == End::Done));
+        let tally: Option<(u32, u32, u32, u8)> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(tally.map(|(total, done, dead, cancelled)| Tally { total, done, dead, cancelled: cancelled == 1 }))
+    }
+
+    async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error> {
+        let fields = ["total", "done", "dead", "cancelled"];
+        let mut pipe = redis::pipe();
+        pipe.hmget(self.batch_key(id, "state"), &fields[..]).hget(self.batch_key(id, "state"), "plan");
+        let (counts, plan): (Vec<Option<u32>>, Option<Vec<u8>>) =
+            pipe.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        let count = |n: usize| counts.get(n).copied().flatten();
+        let Some(total) = count(0) else { return Ok(None) };
+        let number = |n| count(n).unwrap_or_default();
+        Ok(Some((Tally { total, done: number(1), dead: number(2), cancelled: number(3) == 1 }, plan.unwrap_or_default())))
+    }
+
+    async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
+        let (mut server, key) = (self.server.clone(), self.batch_key(id, "state"));
+        if !server.hexists(&key, "total").await.map_err(failed)? {
+            return Ok(false);
+        }
+        server.hset::<_, _, _, ()>(&key, "cancelled", 1).await.map_err(failed)?;
+        // Had it expired in between, this would be left of it for good.
+        if server.pttl::<_, i64>(&key).await.map_err(failed)? < 0 {
+            server.pexpire::<_, ()>(&key, millis(Duration::from_hours(7 * 24)) as i64).await.map_err(failed)?;
+        }
+        Ok(true)
+    }
+
+    async fn take_turn(&self, key: &str, spacing: Duration, burst: u32) -> Result<Duration, Error> {
+        let mut call = self.ledger.turn.key(self.key(&format!("turn:{key}"), "next"));
+        call.arg(format!("{:.3}", spacing.as_secs_f64() * 1e3)).arg(burst);
+        let wait: u64 = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(Duration::from_millis(wait))
+    }
+
+    async fn hold(&self, key: &str, holder: &str, most: u32, life: Duration) -> Result<bool, Error> {
+        let mut call = self.ledger.hold.key(self.key(&format!("hold:{key}"), "holders"));
+        call.arg(holder).arg(most).arg(millis(life)).invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn release(&self, key: &str, holder: &str) -> Result<(), Error> {
+        self.server.clone().zrem(self.key(&format!("hold:{key}"), "holders"), holder).await.map_err(failed)
+    }
+
+    async fn note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error> {
+        let key = self.key(&format!("note:{key}"), "value");
+        self.server.clone().pset_ex(key, value, millis(life).max(1)).await.map_err(failed)
+    }
+
+    async fn noted(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.server.clone().get(self.key(&format!("note:{key}"), "value")).await.map_err(failed)
+    }
+}
