@@ -197,7 +197,7 @@ mod tests {
 
     fn envelope(payload: Vec<u8>) -> Envelope {
         let link = Link { queue: "q".into(), name: "m".into(), payload: vec![0, 255], delay_ms: 7 };
-        let then = if payload.len() % 2 == 0 { Vec::new() } else { vec![link] };
+        let then = if payload.len().is_multiple_of(2) { Vec::new() } else { vec![link] };
         let place = Place { id: "b".into(), number: 3 };
         let extra = match payload.len() % 3 {
             0 => Extra::default(),

@@ -92,3 +92,61 @@ async fn it_shows_and_changes_what_it_may() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn jobs_are_listed_cancelled_and_drained() -> Result<()> {
+    let queue = Queue::memory();
+    let doomed = |html: &str| Doomed { html: html.into() };
+    let id = queue.push(doomed("a")).await?.id;
+    queue.push(doomed("b")).delay(std::time::Duration::from_hours(1)).await?;
+    let reader = Dashboard::new(&queue);
+    let writer = Dashboard::new(&queue).allow_changes(|_| true);
+    let (_, waiting) = call(&reader, "GET", "/api/queues/default/waiting", &[]).await;
+    assert_eq!((&waiting["jobs"][0]["id"], &waiting["jobs"][0]["payload"]), (&json!(id.to_string()), &json!(r#"{"html":"a"}"#)));
+    let (_, scheduled) = call(&reader, "GET", "/api/queues/default/scheduled", &[]).await;
+    assert!(scheduled["jobs"][0]["due_ms"].as_u64() > scheduled["jobs"][0]["pushed_ms"].as_u64());
+    assert_eq!(call(&reader, "GET", "/api/queues/default/leased", &[]).await.1["jobs"], json!([]));
+
+    let cancel = format!("/api/queues/default/jobs/{id}/cancel");
+    let changes = [cancel.as_str(), "/api/queues/default/drain", "/api/batches/x/cancel"];
+    for path in changes {
+        assert_eq!(call(&reader, "POST", path, &[OURS]).await.0, StatusCode::FORBIDDEN, "{path}");
+        assert_eq!(call(&writer, "POST", path, &[]).await.0, StatusCode::FORBIDDEN, "{path}");
+    }
+    assert_eq!(call(&writer, "POST", &cancel, &[OURS]).await.1, json!({ "done": true }));
+    assert_eq!(call(&writer, "POST", &cancel, &[OURS]).await.1, json!({ "done": false }), "it is dead by now");
+    assert_eq!(call(&writer, "POST", "/api/queues/default/jobs/nonsense/cancel", &[OURS]).await.1, json!({ "done": false }));
+    assert_eq!(call(&writer, "POST", "/api/queues/default/drain", &[OURS]).await.1, json!({ "done": true }));
+    let stats = queue.stats("default").await?;
+    assert_eq!((stats.waiting, stats.scheduled, stats.dead), (0, 0, 1));
+
+    let batch = queue.batch().job(doomed("c")).push().await?;
+    let path = format!("/api/batches/{batch}");
+    assert_eq!(call(&reader, "GET", &path, &[]).await.1["total"], 1);
+    assert_eq!(call(&writer, "POST", &format!("{path}/cancel"), &[OURS]).await.1, json!({ "done": true }));
+    assert_eq!(call(&reader, "GET", &path, &[]).await.1["cancelled"], true);
+    assert_eq!(call(&reader, "GET", "/api/batches/unknown", &[]).await.0, StatusCode::NOT_FOUND);
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn news_come_as_events_until_the_time_is_over() -> Result<()> {
+    let queue = Queue::memory();
+    queue.push(Doomed { html: "a".into() }).await?;
+    let request = Request::builder().uri("/q/api/events").body(())?;
+    let response = Dashboard::new(&queue).oneshot(request).await?;
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let mut body = response.into_body();
+    let first = body.frame().await.unwrap()?.into_data().unwrap();
+    let event: Value = serde_json::from_slice(first.strip_prefix(b"data: ").unwrap())?;
+    assert_eq!(event["queues"][0]["waiting"], 1);
+    queue.drain("default").await?;
+    let second = body.frame().await.unwrap()?.into_data().unwrap();
+    assert!(second.ends_with(b"\n\n") && String::from_utf8_lossy(&second).contains(r#""waiting":0"#));
+    let mut more = 0;
+    while body.frame().await.is_some() {
+        more += 1;
+    }
+    assert_eq!(more, 298, "ten minutes, then the page asks anew");
+    Ok(())
+}

@@ -1,11 +1,12 @@
-// Asks every two seconds, less often while nobody looks. All text goes in as text, never as markup.
+// Hears of news as server-sent events; where those fail, asks every two seconds, less often while nobody looks. All text goes in as text, never as markup.
 "use strict";
 
 const api = location.pathname.replace(/\/$/, "") + "/api/";
 const element = (id) => document.getElementById(id);
 const history = []; // { at, done, failed }
 const FIVE_MINUTES = 300_000;
-let shown = null; // the queue whose dead are listed
+let shown = null; // the queue whose jobs are listed
+let state = "dead"; // which of them
 let offset = 0;
 
 function make(tag, text, attributes = {}) {
@@ -107,7 +108,7 @@ function row(queue, writable) {
     cell("Done", number(queue.done_total)),
   );
   const actions = make("td");
-  if (queue.dead > 0) actions.append(button("Dead jobs", () => open(queue.name)), " ");
+  actions.append(button("Jobs", () => open(queue.name, queue.dead > 0 ? "dead" : "waiting")), " ");
   if (writable) {
     const verb = queue.paused ? "resume" : "pause";
     actions.append(
@@ -116,6 +117,16 @@ function row(queue, writable) {
         await refresh();
       }),
     );
+    if (queue.waiting + queue.scheduled > 0) {
+      actions.append(
+        " ",
+        button("Drain", async () => {
+          if (!confirm(`Remove all jobs of ${queue.name} that have not begun, for good?`)) return;
+          await ask(`queues/${queue.name}/drain`, "POST");
+          await refresh();
+        }),
+      );
+    }
   }
   line.append(actions);
   return line;
@@ -123,8 +134,7 @@ function row(queue, writable) {
 
 let writable = false;
 
-async function refresh() {
-  const overview = await ask("queues");
+function show(overview) {
   writable = overview.writable;
   totals(overview.queues);
   chart(overview.queues);
@@ -135,14 +145,27 @@ async function refresh() {
   say(overview.queues.length ? `Live${writable ? "" : ", read-only"}` : "No job was ever pushed");
 }
 
-async function open(queue) {
-  shown = queue;
-  offset = 0;
+async function refresh() {
+  show(await ask("queues"));
+}
+
+const STATES = { waiting: "Waiting", leased: "Running", scheduled: "Scheduled", dead: "Dead" };
+
+async function open(queue, which) {
+  [shown, state, offset] = [queue, which, 0];
   element("corpses").replaceChildren();
-  element("dead-title").textContent = `Dead jobs of ${queue}`;
+  element("dead-title").textContent = `${STATES[which]} jobs of ${queue}`;
+  element("states").replaceChildren(
+    ...Object.entries(STATES).flatMap(([name, label]) => {
+      const tab = button(label, () => open(queue, name));
+      if (name === which) tab.setAttribute("aria-current", "true");
+      return [tab, " "];
+    }),
+  );
   element("dead").hidden = false;
-  element("all").hidden = !writable;
+  element("all").hidden = !writable || which !== "dead";
   await older();
+  if (!element("corpses").children.length) element("corpses").append(make("p", "None."));
   element("dead").scrollIntoView({ behavior: "smooth" });
 }
 
@@ -153,25 +176,42 @@ async function all(fate, question) {
   await refresh();
 }
 
-async function older() {
-  const { dead } = await ask(`queues/${shown}/dead?offset=${offset}`);
-  offset += dead.length;
-  element("more").hidden = dead.length < 50;
-  for (const job of dead) {
-    const card = make("article", undefined, { class: "corpse" });
-    card.append(make("strong", job.name || "unreadable"), ` · ${job.failed} ${job.failed === 1 ? "attempt" : "attempts"} · ${new Date(job.died_ms).toLocaleString()}`);
-    card.append(make("p", job.reason, { class: "failed" }), make("pre", job.payload));
-    if (writable && job.id) {
-      const decide = (label, fate, words) =>
-        button(label, async () => {
-          const { done } = await ask(`queues/${shown}/dead/${job.id}/${fate}`, "POST");
-          if (done) card.remove();
-          say(done ? words : "It is not there any more", !done);
-        });
-      card.append(decide("Try again", "revive", "It waits again"), " ", decide("Remove", "forget", "It is gone"));
-    }
-    element("corpses").append(card);
+function card(job) {
+  const node = make("article", undefined, { class: "corpse" });
+  const attempts = `${job.failed} failed ${job.failed === 1 ? "attempt" : "attempts"}`;
+  const when = { dead: job.died_ms, scheduled: job.due_ms }[state] ?? job.pushed_ms;
+  const word = { dead: "died", scheduled: "due" }[state] ?? "pushed";
+  node.append(make("strong", job.name || "unreadable"), ` · ${attempts} · ${word} ${new Date(when).toLocaleString()}`);
+  if (job.worker) node.append(` · ${job.worker}`);
+  if (job.progress) {
+    const bar = make("progress", undefined, { max: job.progress.total || 1, value: job.progress.done });
+    node.append(make("br"), bar, ` ${number(job.progress.done)} of ${number(job.progress.total)} ${job.progress.note}`);
   }
+  const error = job.reason ?? job.last_error;
+  if (error) node.append(make("p", error, { class: "failed" }));
+  node.append(make("pre", job.payload));
+  if (writable && job.id) {
+    const decide = (label, path, words) =>
+      button(label, async () => {
+        const { done } = await ask(`queues/${shown}/${path}`, "POST");
+        if (done) node.remove();
+        say(done ? words : "It is not there any more", !done);
+      });
+    if (state === "dead") {
+      node.append(decide("Try again", `dead/${job.id}/revive`, "It waits again"), " ", decide("Remove", `dead/${job.id}/forget`, "It is gone"));
+    } else {
+      node.append(decide("Cancel", `jobs/${job.id}/cancel`, "It is cancelled, and lies among the dead or will"));
+    }
+  }
+  return node;
+}
+
+async function older() {
+  const answer = await ask(`queues/${shown}/${state}?offset=${offset}`);
+  const jobs = answer.dead ?? answer.jobs;
+  offset += jobs.length;
+  element("more").hidden = jobs.length < 50;
+  element("corpses").append(...jobs.map(card));
 }
 
 element("more").addEventListener("click", () => older().catch((error) => say(error.message, true)));
@@ -182,12 +222,28 @@ element("all").append(
 );
 element("close").addEventListener("click", () => (element("dead").hidden = true));
 
-async function live() {
+async function poll() {
   try {
     await refresh();
   } catch (error) {
     say(error.message, true);
   }
   setTimeout(live, document.hidden ? 15_000 : 2_000);
+}
+
+// Each time it ends or fails there is one look by hand, then events again.
+function live() {
+  if (document.hidden) return poll();
+  const events = new EventSource(api + "events");
+  const end = (again) => {
+    events.close();
+    document.removeEventListener("visibilitychange", hidden);
+    again();
+  };
+  const hidden = () => document.hidden && end(poll);
+  document.addEventListener("visibilitychange", hidden);
+  events.onmessage = (event) => show(JSON.parse(event.data));
+  events.addEventListener("failed", (event) => say(event.data, true));
+  events.onerror = () => end(poll);
 }
 live();

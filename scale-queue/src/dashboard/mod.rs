@@ -7,8 +7,14 @@
 //! | --- | --- |
 //! | `GET /` | the page: no build step, nothing loaded from elsewhere |
 //! | `GET /api/queues` | `{"writable": bool, "queues": [{"name", "waiting", "scheduled", "leased", "dead", "done_total", "failed_total", "lag_ms", "paused"}]}` |
+//! | `GET /api/events` | the same as server-sent events, every 2 s, for up to 10 minutes; the page asks by itself where that fails |
+//! | `GET /api/queues/{queue}/waiting?offset=0`, `…/scheduled`, `…/leased` | `{"jobs": [{"id", "name", "payload", "failed", "last_error", "pushed_ms", "due_ms", "worker", "progress"}]}`, 50 at most |
+//! | `GET /api/batches/{id}` | `{"total", "done", "dead", "cancelled"}` |
 //! | `GET /api/queues/{queue}/dead?offset=0` | `{"dead": [{"id", "name", "payload", "failed", "reason", "died_ms"}]}`, 50 at most, newest first |
 //! | `POST /api/queues/{queue}/pause`, `…/resume` | `{"done": true}` |
+//! | `POST /api/queues/{queue}/drain` | `{"done": true}`: nothing waits or is scheduled any more, for good |
+//! | `POST /api/queues/{queue}/jobs/{id}/cancel` | `{"done": bool}`: `false` if it is not there |
+//! | `POST /api/batches/{id}/cancel` | `{"done": bool}` |
 //! | `POST /api/queues/{queue}/dead/{id}/revive` | `{"done": bool}`: `false` if it is not among the newest 1,000 |
 //! | `POST /api/queues/{queue}/dead/{id}/forget` | the same, and the job is gone for good |
 //! | `POST /api/queues/{queue}/dead/revive`, `…/forget` | `{"done": true}`: all that are dead by now |
@@ -24,20 +30,26 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::BASE64;
+use futures_util::StreamExt;
 use futures_util::future::try_join_all;
+use futures_util::stream;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{Full, StreamBody};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tower::Service;
 
 use crate::error::Error;
 use crate::queue::{Dead, Queue};
+use crate::store::State;
 
 /// The page in one piece, so that it works wherever it is mounted, with a slash at the end or without; and a policy under which no other
 /// script or style runs in it.
@@ -56,8 +68,15 @@ static PAGE_AND_POLICY: LazyLock<(Bytes, HeaderValue)> = LazyLock::new(|| {
     (page.into(), policy)
 });
 
-/// Dead jobs of one answer.
+/// What an answer is made of: a page, JSON, or events without an end.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Jobs of one answer.
 const PAGE: usize = 50;
+/// Between two events.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Of one answer: ten minutes.
+const EVENTS: u32 = 300;
 /// Among so many of the newest dead a job is looked for.
 const REACH: usize = 1_000;
 
@@ -101,8 +120,11 @@ impl Dashboard {
         self.authorizer.as_ref().is_some_and(|allowed| allowed(request))
     }
 
-    async fn answer(self, request: Parts) -> Response<Full<Bytes>> {
+    async fn answer(self, request: Parts) -> Response<Body> {
         let path = request.uri.path();
+        if request.method == Method::GET && path.ends_with("/api/events") {
+            return self.events(request);
+        }
         // Where it is mounted is the framework's business: what counts is what comes after `/api/`.
         if let Some((_, rest)) = path.split_once("/api/") {
             let segments: Vec<&str> = rest.split('/').collect();
@@ -124,11 +146,27 @@ impl Dashboard {
                 let dead = self.queue.dead(queue, offset(request), PAGE).await.map_err(told)?;
                 Ok(json!({ "dead": dead.iter().map(shown).collect::<Vec<_>>() }))
             }
+            (&Method::GET, ["queues", queue, "waiting"]) => self.listed(request, queue, State::Waiting).await,
+            (&Method::GET, ["queues", queue, "scheduled"]) => self.listed(request, queue, State::Scheduled).await,
+            (&Method::GET, ["queues", queue, "leased"]) => self.listed(request, queue, State::Leased).await,
+            (&Method::GET, ["batches", id]) => match self.queue.batch_status(id).await.map_err(told)? {
+                Some(status) => Ok(json!(status)),
+                None => Err((StatusCode::NOT_FOUND, "there is no such batch".into())),
+            },
+            (&Method::POST, ["batches", id, "cancel"]) => {
+                self.check(request)?;
+                Ok(json!({ "done": self.queue.cancel_batch(id).await.map_err(told)? }))
+            }
             (&Method::POST, ["queues", queue, rest @ ..]) => {
                 self.check(request)?;
                 let done = match rest {
                     ["pause"] => self.queue.pause(queue).await.map(|()| true),
                     ["resume"] => self.queue.resume(queue).await.map(|()| true),
+                    ["drain"] => self.queue.drain(queue).await.map(|_| true),
+                    ["jobs", id, "cancel"] => match id.parse() {
+                        Ok(id) => self.queue.cancel(queue, id).await,
+                        Err(_) => Ok(false),
+                    },
                     ["dead", "revive"] => self.queue.revive_all(queue).await.map(|_| true),
                     ["dead", "forget"] => self.queue.forget_all(queue).await.map(|_| true),
                     ["dead", id, fate @ ("revive" | "forget")] => self.exhume(queue, id, fate).await,
@@ -138,6 +176,43 @@ impl Dashboard {
             }
             _ => Err((StatusCode::NOT_FOUND, "there is no such thing".into())),
         }
+    }
+
+    /// The overview again and again, until the reader goes away or has had its time: whose rights may have ended meanwhile.
+    fn events(self, request: Parts) -> Response<Body> {
+        let events = stream::unfold((self, request, 0), |(this, request, count)| async move {
+            if count == EVENTS {
+                return None;
+            }
+            if count > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            let event = match this.overview(&request).await {
+                Ok(overview) => format!("data: {overview}\n\n"),
+                Err((_, error)) => format!("event: failed\ndata: {error}\n\n"),
+            };
+            Some((Ok::<_, Infallible>(Frame::data(Bytes::from(event))), (this, request, count + 1)))
+        });
+        let mut response = reply(StatusCode::OK, "text/event-stream", Bytes::new());
+        // What a proxy holds back is not live.
+        response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+        *response.body_mut() = Body::new(StreamBody::new(events.boxed()));
+        response
+    }
+
+    async fn listed(&self, request: &Parts, queue: &str, state: State) -> Result<Value, (StatusCode, String)> {
+        let jobs = self.queue.jobs(queue, state, offset(request), PAGE).await.map_err(told)?;
+        let shown = jobs.into_iter().map(async |job| {
+            let progress = match job.id.filter(|_| state == State::Leased) {
+                Some(id) => self.queue.progress(id).await?,
+                None => None,
+            };
+            let mut shown = json!(job);
+            shown["id"] = json!(job.id.map(|id| id.to_string()));
+            shown["progress"] = json!(progress);
+            Ok::<_, Error>(shown)
+        });
+        Ok(json!({ "jobs": try_join_all(shown).await.map_err(told)? }))
     }
 
     async fn overview(&self, request: &Parts) -> Result<Value, (StatusCode, String)> {
@@ -205,8 +280,8 @@ fn told(error: Error) -> (StatusCode, String) {
     }
 }
 
-fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::new(body.into())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -217,7 +292,7 @@ fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>)
 }
 
 impl<B> Service<Request<B>> for Dashboard {
-    type Response = Response<Full<Bytes>>;
+    type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
