@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn written_strictly_and_read_back() {
-        let (policy, id) = (CookiePolicy::default(), Id::random().unwrap());
+        let (policy, id) = (CookiePolicy::default(), Id::random(None).unwrap());
         let written = policy.set(&id, Duration::from_mins(1)).unwrap();
         let text = written.to_str().unwrap();
         assert_eq!(text, format!("__Host-session={}; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60", id.text()));
@@ -123,7 +123,7 @@ mod tests {
         let pair = text.split(';').next().unwrap();
         headers.insert(COOKIE, format!("a=b; {pair};c=d").parse().unwrap());
         assert_eq!(policy.read(&headers), Some(id));
-        headers.append(COOKIE, format!("__Host-session={}", Id::random().unwrap().text()).parse().unwrap());
+        headers.append(COOKIE, format!("__Host-session={}", Id::random(None).unwrap().text()).parse().unwrap());
         assert_eq!(policy.read(&headers), None, "a second cookie of the name");
     }
 

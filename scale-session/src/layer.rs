@@ -69,6 +69,12 @@ impl SessionLayer {
     }
 }
 
+impl SessionLayer {
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+}
+
 impl<S> Layer<S> for SessionLayer {
     type Service = Sessions<S>;
 

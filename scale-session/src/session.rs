@@ -13,8 +13,8 @@ use crate::changes::Changes;
 use crate::config::{Config, OnStoreError};
 use crate::error::Error;
 use crate::id::{Handle, Id};
-use crate::store::{Lifetime, Saved, Store, Swapped};
-use crate::value::{decode, encode};
+use crate::store::{Lifetime, Owner, Saved, Store, Swapped};
+use crate::value::{decode, encode, is_ours};
 
 const MAX_FIELDS: usize = 128;
 /// How often an atomic update is tried against other writers.
@@ -40,17 +40,21 @@ struct Inner {
 }
 
 /// What this request knows and wants. The id a client presents is only believed once the store knows it.
-struct State {
+pub(crate) struct State {
     presented: Option<Id>,
-    place: Place,
+    pub(crate) place: Place,
     fields: HashMap<String, Vec<u8>>,
     changes: Changes,
     rotate: bool,
+    /// Due whether it is time for it or not.
+    renew: bool,
+    /// Whose it is to be, when it gets its next id.
+    owner: Option<Owner>,
     /// Drawn by this request: the client must be told.
     drawn: Option<Id>,
 }
 
-enum Place {
+pub(crate) enum Place {
     /// Nobody has asked yet.
     Unread,
     /// There is no session; one is made if something is written.
@@ -79,6 +83,8 @@ impl Session {
             fields: HashMap::new(),
             changes: Changes::default(),
             rotate: false,
+            renew: false,
+            owner: None,
             drawn: None,
         };
         Self(Arc::new(Inner { store, config, state: Mutex::new(state) }))
@@ -107,7 +113,7 @@ impl Session {
     /// Removes a field.
     pub async fn remove(&self, field: &str) -> Result<(), Error> {
         let mut state = self.read().await?;
-        if state.fields.contains_key(field) {
+        if !is_ours(field) && state.fields.contains_key(field) {
             state.write(field, None);
         }
         Ok(())
@@ -140,6 +146,9 @@ impl Session {
         T: Serialize + DeserializeOwned,
         F: FnMut(Option<T>) -> Option<T>,
     {
+        if is_ours(field) {
+            return Err(Error::TooLarge("a field's name does not start with a dot or a zero byte"));
+        }
         let mut state = self.read().await?;
         let handle = self.establish(&mut state).await?;
         let mut expected = state.fields.get(field).cloned();
@@ -185,6 +194,13 @@ impl Session {
         Ok(())
     }
 
+    /// Starts the idle time-out anew at the end of this request, though nothing has changed: for pages that only ask whether somebody is
+    /// still there, do not.
+    pub async fn renew(&self) -> Result<(), Error> {
+        self.read().await?.renew = true;
+        Ok(())
+    }
+
     /// Removes the session and its cookie, at once: logout.
     pub async fn destroy(&self) -> Result<(), Error> {
         let mut state = self.read().await?;
@@ -201,7 +217,12 @@ impl Session {
         state.fields.clear();
         state.changes = Changes::default();
         state.rotate = false;
+        state.owner = None;
         Ok(())
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.0.store
     }
 
     fn lifetime(&self) -> Lifetime {
@@ -209,7 +230,7 @@ impl Session {
     }
 
     /// Loads if nobody has yet.
-    async fn read(&self) -> Result<MutexGuard<'_, State>, Error> {
+    pub(crate) async fn read(&self) -> Result<MutexGuard<'_, State>, Error> {
         let mut state = self.0.state.lock().await;
         if matches!(state.place, Place::Unread) {
             match self.load(&mut state).await {
@@ -238,6 +259,7 @@ impl Session {
         match found {
             Some(record) => {
                 state.fields = record.fields;
+                state.owner = handle.owner().copied();
                 state.place = Place::At(handle, record.renewed);
             }
             None => state.place = Place::Nowhere,
@@ -251,7 +273,7 @@ impl Session {
             Place::At(handle, _) => Ok(handle),
             Place::Destroyed | Place::Unavailable => Err(Error::Gone),
             Place::Unread | Place::Nowhere => {
-                let id = Id::random().map_err(|e| Error::Store(Box::new(e)))?;
+                let id = Id::random(state.owner).map_err(|e| Error::Store(Box::new(e)))?;
                 let handle = id.handle();
                 self.0.store.create(&handle, &state.changes, self.lifetime()).await?;
                 state.changes = Changes::default();
@@ -289,7 +311,7 @@ impl Session {
             Place::At(_, renewed) => {
                 let due = SystemTime::now().duration_since(renewed).unwrap_or_default() >= self.0.config.renewal();
                 let changes = std::mem::take(&mut state.changes);
-                if (due || !changes.is_empty()) && !self.save(&mut state, &changes).await? {
+                if (due || state.renew || !changes.is_empty()) && !self.save(&mut state, &changes).await? {
                     // Logged out meanwhile: the write is dropped, as that request would have it.
                     metrics::counter!("scale_session_writes_dropped_total").increment(1);
                     return Ok(Verdict::Clear);
@@ -301,7 +323,7 @@ impl Session {
 
     /// New id: the copy stands before the pointer to it is left, so a request under way always finds one of the two.
     async fn relocate(&self, state: &mut State, old: Handle) -> Result<Verdict, Error> {
-        let id = Id::random().map_err(|e| Error::Store(Box::new(e)))?;
+        let id = Id::random(state.owner).map_err(|e| Error::Store(Box::new(e)))?;
         let new = id.handle();
         let copy = Changes(state.fields.iter().map(|(f, v)| (f.clone(), Some(v.clone()))).collect());
         self.0.store.create(&new, &copy, self.lifetime()).await?;
@@ -327,7 +349,17 @@ impl Session {
 }
 
 impl State {
-    fn write(&mut self, field: &str, value: Option<Vec<u8>>) {
+    pub(crate) fn field(&self, name: &str) -> Option<&[u8]> {
+        self.fields.get(name).map(Vec::as_slice)
+    }
+
+    /// A new id, of a session that belongs to somebody or nobody.
+    pub(crate) fn move_to(&mut self, owner: Option<Owner>) {
+        self.owner = owner;
+        self.rotate = true;
+    }
+
+    pub(crate) fn write(&mut self, field: &str, value: Option<Vec<u8>>) {
         // A session destroyed by this request may start anew, under a new id.
         if matches!(self.place, Place::Destroyed) {
             self.place = Place::Nowhere;

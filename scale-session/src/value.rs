@@ -12,9 +12,19 @@ pub(crate) const MAX_VALUE: usize = 64 * 1024;
 const MAX_NAME: usize = 128;
 
 pub(crate) fn encode<T: Serialize + ?Sized>(field: &str, value: &T) -> Result<Vec<u8>, Error> {
-    if field.is_empty() || field.len() > MAX_NAME || field.starts_with('\0') {
-        return Err(Error::TooLarge("a field's name has 1 to 128 bytes and does not start with a zero byte"));
+    if field.is_empty() || field.len() > MAX_NAME || is_ours(field) {
+        return Err(Error::TooLarge("a field's name has 1 to 128 bytes and does not start with a dot or a zero byte"));
     }
+    encode_ours(field, value)
+}
+
+/// Names that begin so are not the application's.
+pub(crate) fn is_ours(field: &str) -> bool {
+    field.starts_with(['\0', '.'])
+}
+
+/// Of a field that is not the application's.
+pub(crate) fn encode_ours<T: Serialize + ?Sized>(field: &str, value: &T) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![VERSION];
     rmp_serde::encode::write_named(&mut bytes, value).map_err(|source| Error::Encode { field: field.into(), source })?;
     if bytes.len() > MAX_VALUE {

@@ -1,14 +1,24 @@
 -- Makes a session.
--- KEYS  the session's hash
--- ARGV  idle (ms), absolute (ms), then field and value by turns
+-- KEYS  the session's hash [, the owner's hash, the owner's sessions]
+-- ARGV  idle (ms), absolute (ms), the handle's hash, a random text, then field and value by turns
 -- Reply 1
--- Cost  TIME, HSET, PEXPIRE; O(fields)
+-- Cost  TIME, HSET, PEXPIRE; O(fields); with an owner O(log of their sessions) more
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local idle, absolute = tonumber(ARGV[1]), tonumber(ARGV[2])
+local left = math.min(idle, absolute)
 redis.call('HSET', KEYS[1], '\0ends', now + absolute, '\0renewed', now)
-for i = 3, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
 end
-redis.call('PEXPIRE', KEYS[1], math.min(idle, absolute))
+redis.call('PEXPIRE', KEYS[1], left)
+if KEYS[2] then
+  redis.call('HSETNX', KEYS[2], 'life', ARGV[4])
+  redis.call('HSET', KEYS[1], '\0turn', redis.call('HGET', KEYS[2], 'life') .. ':' .. redis.call('HINCRBY', KEYS[2], 'last', 1))
+  -- What is revoked is known for as long as any session may live.
+  longer(KEYS[2], absolute + 1000)
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
+  redis.call('ZADD', KEYS[3], now + left, ARGV[3])
+  longer(KEYS[3], left)
+end
 return 1

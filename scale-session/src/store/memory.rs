@@ -1,13 +1,13 @@
 //! Sessions of one process, gone with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Changes, Handle, Lifetime, Record, Saved, Store, Swapped};
+use super::{Changes, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
 use crate::error::Error;
 
 /// Beyond it the session nearest to its end goes first.
@@ -25,7 +25,27 @@ struct Entry {
 
 /// For one process: development, tests, small sites. At most 100,000 sessions.
 #[derive(Debug, Default)]
-pub struct MemoryStore(Mutex<HashMap<Handle, Entry>>);
+pub struct MemoryStore(Mutex<All>);
+
+#[derive(Debug, Default)]
+struct All {
+    sessions: HashMap<Handle, Entry>,
+    owned: HashMap<Owner, HashSet<Handle>>,
+}
+
+impl All {
+    fn remove(&mut self, handle: &Handle) -> Option<Entry> {
+        if let Some(owner) = handle.owner()
+            && let Some(handles) = self.owned.get_mut(owner)
+        {
+            handles.remove(handle);
+            if handles.is_empty() {
+                self.owned.remove(owner);
+            }
+        }
+        self.sessions.remove(handle)
+    }
+}
 
 impl MemoryStore {
     /// An empty store.
@@ -35,10 +55,10 @@ impl MemoryStore {
 
     /// Works on a living entry.
     fn with<T>(&self, handle: &Handle, work: impl FnOnce(&mut Entry) -> T) -> Option<T> {
-        let mut entries = self.0.lock();
-        let entry = entries.get_mut(handle)?;
+        let mut all = self.0.lock();
+        let entry = all.sessions.get_mut(handle)?;
         if entry.expires <= Instant::now() {
-            entries.remove(handle);
+            all.remove(handle);
             return None;
         }
         Some(work(entry))
@@ -77,15 +97,22 @@ impl Store for MemoryStore {
         let mut entry = Entry { fields: HashMap::new(), renewed: SystemTime::now(), moved_to: None, expires: ends, ends };
         entry.apply(changes);
         entry.renew(lifetime.idle);
-        let mut entries = self.0.lock();
-        if entries.len() >= MAX_SESSIONS {
-            entries.retain(|_, e| e.expires > now);
-            while entries.len() >= MAX_SESSIONS {
-                let Some(oldest) = entries.iter().take(SAMPLE).min_by_key(|(_, e)| e.expires).map(|(h, _)| *h) else { break };
-                entries.remove(&oldest);
+        let mut all = self.0.lock();
+        if all.sessions.len() >= MAX_SESSIONS {
+            let late: Vec<_> = all.sessions.iter().filter(|(_, e)| e.expires <= now).map(|(handle, _)| *handle).collect();
+            for handle in &late {
+                all.remove(handle);
+            }
+            while all.sessions.len() >= MAX_SESSIONS {
+                let sample = all.sessions.iter().take(SAMPLE);
+                let Some(oldest) = sample.min_by_key(|(_, e)| e.expires).map(|(handle, _)| *handle) else { break };
+                all.remove(&oldest);
             }
         }
-        entries.insert(*handle, entry);
+        if let Some(owner) = handle.owner() {
+            all.owned.entry(*owner).or_default().insert(*handle);
+        }
+        all.sessions.insert(*handle, entry);
         Ok(())
     }
 
@@ -133,6 +160,29 @@ impl Store for MemoryStore {
         Ok(left.flatten())
     }
 
+    async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
+        let (now, all) = (Instant::now(), self.0.lock());
+        let entries = all.owned.get(owner).into_iter().flatten().filter_map(|handle| Some((*handle, all.sessions.get(handle)?)));
+        let living = entries.filter(|(_, entry)| entry.expires > now && entry.moved_to.is_none());
+        let own = |(handle, entry): (Handle, &Entry)| {
+            let mut record = entry.record();
+            record.fields.retain(|field, _| crate::value::is_ours(field));
+            (handle, record)
+        };
+        Ok(living.take(1_000).map(own).collect())
+    }
+
+    async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<(), Error> {
+        let mut all = self.0.lock();
+        // In process, removing them is the one step.
+        for handle in all.owned.get(owner).cloned().unwrap_or_default() {
+            if Some(&handle) != except {
+                all.remove(&handle);
+            }
+        }
+        Ok(())
+    }
+
     async fn destroy(&self, handle: &Handle) -> Result<Option<Handle>, Error> {
         Ok(self.0.lock().remove(handle).and_then(|entry| entry.moved_to))
     }
@@ -145,7 +195,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn idle_and_absolute_time_outs_hold() {
-        let (store, handle) = (MemoryStore::new(), Id::random().unwrap().handle());
+        let (store, handle) = (MemoryStore::new(), Id::random(None).unwrap().handle());
         let lifetime = Lifetime { idle: Duration::from_mins(1), absolute: Duration::from_secs(100) };
         store.create(&handle, &Changes::default(), lifetime).await.unwrap();
         tokio::time::advance(Duration::from_secs(59)).await;

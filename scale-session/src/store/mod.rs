@@ -18,7 +18,7 @@ pub use self::redis::RedisStore;
 pub use self::sql::SqlStore;
 pub use crate::changes::Changes;
 use crate::error::Error;
-pub use crate::id::Handle;
+pub use crate::id::{Handle, Owner};
 
 /// A session as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +65,8 @@ pub enum Swapped {
 }
 
 /// A store of sessions. Every method is atomic, and no method but [`create`](Store::create) makes a session exist: so a slow request
-/// cannot bring back what a logout removed.
+/// cannot bring back what a logout removed. A session whose handle has an owner is gone for every method once that owner's sessions are
+/// [revoked](Store::revoke).
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// The session, if it lives. One round trip.
@@ -82,6 +83,12 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
 
     /// Leaves a pointer to `to` in place of the session for `grace`, and returns what it held at that moment; `None` if it is gone.
     async fn leave(&self, handle: &Handle, to: &Handle, grace: Duration) -> Result<Option<Record>, Error>;
+
+    /// Every living session of an owner, with its own fields (those whose names begin with a dot) alone: a thousand at most.
+    async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error>;
+
+    /// Ends every session of an owner but one, however many there are, in one step.
+    async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<(), Error>;
 
     /// Removes the session, or the pointer that a rotation left; returns where that pointed.
     async fn destroy(&self, handle: &Handle) -> Result<Option<Handle>, Error>;

@@ -2,26 +2,34 @@
 //!
 //! | key | type | holds | expires |
 //! | --- | --- | --- | --- |
-//! | `{app}:session:{<handle>}:s` | hash | the fields; `\0ends`, `\0renewed` (ms, server clock); `\0moved` after a rotation | idle time-out, never past the absolute one |
+//! | `{app}:session:{<hash>}:s` | hash | the fields; `\0ends`, `\0renewed` (ms, server clock); `\0moved` after a rotation | idle time-out, never past the absolute one |
+//! | `{app}:session:{<owner>}:s:<hash>` | hash | the same of a session that belongs to somebody, and `\0turn`, its number | as above |
+//! | `{app}:session:{<owner>}:owner` | hash | the last number given out, and up to which they are revoked | a second after the last session can |
+//! | `{app}:session:{<owner>}:all` | sorted set | hashes of the owner's sessions, by when they expire | with the last of them |
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use redis::{AsyncCommands, RedisError, Script};
+use redis::{AsyncCommands, RedisError, Script, ScriptInvocation};
 use scale_redis::Keys;
 
-use super::{Changes, Handle, Lifetime, Record, Saved, Store, Swapped};
+use super::{Changes, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
 use crate::error::Error;
+
+/// Sessions of one owner shown at most.
+const LISTED: isize = 1_000;
 
 /// Sessions in Redis: standalone, Sentinel or Cluster.
 pub struct RedisStore {
     server: scale_redis::Redis,
     keys: Keys,
+    load: Script,
     create: Script,
     save: Script,
     swap: Script,
     leave: Script,
+    revoke: Script,
     destroy: Script,
 }
 
@@ -37,17 +45,39 @@ impl RedisStore {
         Self {
             server: redis,
             keys: Keys::new(app, "session"),
-            create: Script::new(include_str!("create.lua")),
-            save: Script::new(include_str!("save.lua")),
-            swap: Script::new(include_str!("swap.lua")),
-            leave: Script::new(include_str!("leave.lua")),
-            destroy: Script::new(include_str!("destroy.lua")),
+            load: script(include_str!("load.lua")),
+            create: script(include_str!("create.lua")),
+            save: script(include_str!("save.lua")),
+            swap: script(include_str!("swap.lua")),
+            leave: script(include_str!("leave.lua")),
+            revoke: script(include_str!("revoke.lua")),
+            destroy: script(include_str!("destroy.lua")),
         }
     }
 
     fn key(&self, handle: &Handle) -> String {
-        self.keys.tagged(&handle.text(), "s")
+        match handle.owner() {
+            None => self.keys.tagged(&handle.hash(), "s"),
+            Some(owner) => self.keys.tagged(&owner.text(), &format!("s:{}", handle.hash())),
+        }
     }
+
+    fn owner_key(&self, owner: &Owner, name: &str) -> String {
+        self.keys.tagged(&owner.text(), name)
+    }
+
+    /// A call with the session's key, and its owner's.
+    fn call<'s>(&self, script: &'s Script, handle: &Handle) -> ScriptInvocation<'s> {
+        let mut call = script.key(self.key(handle));
+        if let Some(owner) = handle.owner() {
+            call.key(self.owner_key(owner, "owner")).key(self.owner_key(owner, "all"));
+        }
+        call
+    }
+}
+
+fn script(own: &str) -> Script {
+    Script::new(&format!("{}\n{own}", include_str!("owner.lua")))
 }
 
 fn unreadable() -> Error {
@@ -66,6 +96,7 @@ fn read(mut fields: HashMap<String, Vec<u8>>) -> Option<Record> {
     let moved_to = fields.remove("\0moved").and_then(|h| Handle::parse(std::str::from_utf8(&h).ok()?));
     let renewed = fields.remove("\0renewed").and_then(|ms| std::str::from_utf8(&ms).ok()?.parse().ok()).unwrap_or(0);
     fields.remove("\0ends");
+    fields.remove("\0turn");
     Some(Record { fields, renewed: SystemTime::UNIX_EPOCH + Duration::from_millis(renewed), moved_to })
 }
 
@@ -76,13 +107,17 @@ fn millis(time: Duration) -> u64 {
 #[async_trait]
 impl Store for RedisStore {
     async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error> {
-        let fields = self.server.clone().hgetall(self.key(handle)).await.map_err(failed)?;
-        Ok(read(fields))
+        let mut server = self.server.clone();
+        let fields = match handle.owner() {
+            None => server.hgetall(self.key(handle)).await,
+            Some(_) => self.call(&self.load, handle).invoke_async(&mut server).await,
+        };
+        Ok(read(fields.map_err(failed)?))
     }
 
     async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
-        let mut call = self.create.key(self.key(handle));
-        call.arg(millis(lifetime.idle)).arg(millis(lifetime.absolute));
+        let mut call = self.call(&self.create, handle);
+        call.arg(millis(lifetime.idle)).arg(millis(lifetime.absolute)).arg(handle.hash()).arg(fastrand::u64(..));
         for (field, value) in changes.iter() {
             if let Some(value) = value {
                 call.arg(field).arg(value);
@@ -92,9 +127,9 @@ impl Store for RedisStore {
     }
 
     async fn save(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<Saved, Error> {
-        let mut call = self.save.key(self.key(handle));
+        let mut call = self.call(&self.save, handle);
         let set = changes.iter().filter(|(_, value)| value.is_some()).count();
-        call.arg(millis(lifetime.idle)).arg(set);
+        call.arg(millis(lifetime.idle)).arg(handle.hash()).arg(set);
         for (field, value) in changes.iter() {
             if let Some(value) = value {
                 call.arg(field).arg(value);
@@ -112,7 +147,7 @@ impl Store for RedisStore {
     }
 
     async fn swap(&self, handle: &Handle, field: &str, expected: Option<&[u8]>, new: Option<&[u8]>) -> Result<Swapped, Error> {
-        let mut call = self.swap.key(self.key(handle));
+        let mut call = self.call(&self.swap, handle);
         call.arg(field).arg(u8::from(expected.is_some())).arg(expected.unwrap_or_default());
         call.arg(u8::from(new.is_some())).arg(new.unwrap_or_default());
         let reply: Vec<Vec<u8>> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
@@ -130,16 +165,58 @@ impl Store for RedisStore {
     }
 
     async fn leave(&self, handle: &Handle, to: &Handle, grace: Duration) -> Result<Option<Record>, Error> {
-        let mut call = self.leave.key(self.key(handle));
-        let held: Vec<Vec<u8>> =
-            call.arg(to.text()).arg(millis(grace)).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        let mut call = self.call(&self.leave, handle);
+        let held: Vec<Vec<u8>> = call
+            .arg(to.text())
+            .arg(millis(grace))
+            .arg(handle.hash())
+            .invoke_async(&mut self.server.clone())
+            .await
+            .map_err(failed)?;
         let pairs = held.chunks_exact(2).map(|pair| (String::from_utf8_lossy(&pair[0]).into_owned(), pair[1].clone()));
         Ok(read(pairs.collect()))
     }
 
+    async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
+        let mut server = self.server.clone();
+        let hashes: Vec<String> = server.zrevrange(self.owner_key(owner, "all"), 0, LISTED - 1).await.map_err(failed)?;
+        let handles: Vec<_> = hashes.iter().filter_map(|hash| Handle::parse(&format!("{hash}{}", owner.text()))).collect();
+        if handles.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipe = redis::pipe();
+        pipe.hmget(self.owner_key(owner, "owner"), &["life", "revoked"][..]);
+        for handle in &handles {
+            pipe.hmget(self.key(handle), &["\0turn", "\0renewed", crate::signed::FIELD][..]);
+        }
+        let mut rows: Vec<Vec<Option<Vec<u8>>>> = pipe.query_async(&mut server).await.map_err(failed)?;
+        let text = |value: &Option<Vec<u8>>| value.as_deref().and_then(|v| std::str::from_utf8(v).ok()).map(str::to_owned);
+        let known = rows.remove(0);
+        let (life, revoked) = (known.first().and_then(text), known.get(1).and_then(text));
+        let revoked: u64 = revoked.and_then(|n| n.parse().ok()).unwrap_or(0);
+        let record = |(handle, row): (Handle, Vec<Option<Vec<u8>>>)| {
+            let turn = text(row.first()?)?;
+            let (its_life, number) = turn.rsplit_once(':')?;
+            if Some(its_life) != life.as_deref() || number.parse::<u64>().ok()? <= revoked {
+                return None;
+            }
+            let renewed = SystemTime::UNIX_EPOCH + Duration::from_millis(text(row.get(1)?)?.parse().ok()?);
+            let field = row.into_iter().nth(2).flatten().map(|value| (crate::signed::FIELD.to_owned(), value));
+            Some((handle, Record { fields: field.into_iter().collect(), renewed, moved_to: None }))
+        };
+        Ok(handles.into_iter().zip(rows).filter_map(record).collect())
+    }
+
+    async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<(), Error> {
+        let keys = (self.owner_key(owner, "owner"), self.owner_key(owner, "all"));
+        let mut call = self.revoke.key(except.map_or_else(|| keys.0.clone(), |handle| self.key(handle)));
+        call.key(keys.0).key(keys.1).arg(except.map(Handle::hash).unwrap_or_default());
+        call.invoke_async::<i64>(&mut self.server.clone()).await.map(drop).map_err(failed)
+    }
+
     async fn destroy(&self, handle: &Handle) -> Result<Option<Handle>, Error> {
-        let moved: Option<String> =
-            self.destroy.key(self.key(handle)).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        let mut call = self.call(&self.destroy, handle);
+        let moved: Option<String> = call.arg(handle.hash()).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         Ok(moved.and_then(|h| Handle::parse(&h)))
     }
 }

@@ -1,8 +1,9 @@
 -- Writes the changed fields of a session that still exists, and renews it.
--- KEYS  the session's hash
--- ARGV  idle (ms), number of fields to set, field and value by turns, then fields to remove
+-- KEYS  the session's hash [, the owner's hash, the owner's sessions]
+-- ARGV  idle (ms), the handle's hash, number of fields to set, field and value by turns, then fields to remove
 -- Reply 'done'; 'gone', or the handle it has moved to (then nothing is written)
 -- Cost  HMGET, TIME, HSET and HDEL, PEXPIRE; O(changed fields)
+if revoked() then return 'gone' end
 local meta = redis.call('HMGET', KEYS[1], '\0ends', '\0moved')
 if meta[2] then return meta[2] end
 if not meta[1] then return 'gone' end
@@ -13,13 +14,17 @@ if left <= 0 then
   redis.call('DEL', KEYS[1])
   return 'gone'
 end
-local last = 2 + 2 * tonumber(ARGV[2])
+local last = 3 + 2 * tonumber(ARGV[3])
 redis.call('HSET', KEYS[1], '\0renewed', now)
-for i = 3, last, 2 do
+for i = 4, last, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
 end
 for i = last + 1, #ARGV do
   redis.call('HDEL', KEYS[1], ARGV[i])
 end
 redis.call('PEXPIRE', KEYS[1], left)
+if KEYS[2] then
+  redis.call('ZADD', KEYS[3], 'XX', now + left, ARGV[2])
+  longer(KEYS[3], left)
+end
 return 'done'

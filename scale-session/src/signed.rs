@@ -1,0 +1,202 @@
+//! Who is signed in, on which devices, and how freshly.
+//!
+//! | a session is | [`user`](Session::user) | [`pending_user`](Session::pending_user) |
+//! | --- | --- | --- |
+//! | anonymous | `None` | `None` |
+//! | waiting for a second factor, for 10 minutes at most | `None` | the user |
+//! | signed in | the user | `None` |
+//!
+//! | when | then |
+//! | --- | --- |
+//! | a session is signed in, or begins to be | it gets a new id: what somebody planted or saw before is worth nothing |
+//! | it is signed in | it is one of its user's devices, until it expires or is destroyed |
+//! | [`revoke_others`](Session::revoke_others), [`revoke_all`](Session::revoke_all) | one step in the store, however many there are; the others are gone for every request that has not loaded them yet |
+//! | a log-in is under way meanwhile | if its session is made later, it stands: check the password again, or use [`SignIns`](crate::auth::SignIns) around it |
+//! | Redis loses what it knows of an owner (eviction) | all that owner's sessions are gone: nobody could say which were revoked |
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::layer::SessionLayer;
+use crate::session::{Place, Session};
+use crate::store::{Handle, Owner, Store};
+use crate::value::{decode, encode_ours};
+
+/// The field it is kept in.
+pub(crate) const FIELD: &str = ".signed";
+/// How long a second factor is waited for.
+const PENDING_FOR: Duration = Duration::from_mins(10);
+/// A device's name is cut after so many characters.
+const LONGEST_NAME: usize = 200;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Signed {
+    user: String,
+    /// A second factor is missing.
+    pending: bool,
+    device: String,
+    /// When it was signed in; when somebody last proved to be the user. Seconds since 1970.
+    since: u64,
+    proved: u64,
+}
+
+/// A session as its user sees it in a list of devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Device {
+    /// For [`Session::revoke`]. It signs nobody in, so it may stand in a page.
+    pub id: String,
+    /// What it was called at its sign-in.
+    pub name: String,
+    /// When it signed in: s since 1970.
+    pub since: u64,
+    /// When it was last used, to within [a minute or a twentieth of the idle time-out](crate::Config::idle_timeout): s since 1970.
+    pub last_used: u64,
+    /// Whether it is the one that asks.
+    pub is_this: bool,
+}
+
+impl Session {
+    /// Signs a user in, by whatever id the application has for them, on a device with a name that the user will know it by. The session gets
+    /// a new id.
+    ///
+    /// ```no_run
+    /// # async fn log_in(session: scale_session::Session) -> Result<(), scale_session::Error> {
+    /// session.sign_in("7", "Firefox on Linux").await?;
+    /// assert_eq!(session.user().await?.as_deref(), Some("7"));
+    /// # Ok(()) }
+    /// ```
+    pub async fn sign_in(&self, user: &str, device: &str) -> Result<(), Error> {
+        self.become_signed(user, device, false).await
+    }
+
+    /// The password was right, a second factor is missing: [`user`](Self::user) is nobody until [`sign_in`](Self::sign_in). The session gets
+    /// a new id.
+    pub async fn await_second_factor(&self, user: &str) -> Result<(), Error> {
+        self.become_signed(user, "", true).await
+    }
+
+    async fn become_signed(&self, user: &str, device: &str, pending: bool) -> Result<(), Error> {
+        let device = device.chars().take(LONGEST_NAME).collect();
+        let signed = Signed { user: user.to_owned(), pending, device, since: now(), proved: now() };
+        let bytes = encode_ours(FIELD, &signed)?;
+        let mut state = self.read().await?;
+        state.write(FIELD, Some(bytes));
+        state.move_to((!pending).then(|| Owner::of(user)));
+        Ok(())
+    }
+
+    async fn signed(&self) -> Result<Option<Signed>, Error> {
+        let state = self.read().await?;
+        state.field(FIELD).map(|bytes| decode(FIELD, bytes)).transpose()
+    }
+
+    /// Who is signed in, with all factors.
+    pub async fn user(&self) -> Result<Option<String>, Error> {
+        Ok(self.signed().await?.filter(|signed| !signed.pending).map(|signed| signed.user))
+    }
+
+    /// Whose second factor is missing, if the first was given within the last 10 minutes.
+    pub async fn pending_user(&self) -> Result<Option<String>, Error> {
+        let fresh = |signed: &Signed| signed.pending && now().saturating_sub(signed.since) <= PENDING_FOR.as_secs();
+        Ok(self.signed().await?.filter(fresh).map(|signed| signed.user))
+    }
+
+    /// Whether the user has proved to be who they are within that time, at sign-in or by [`prove`](Self::prove): ask for the password again
+    /// before what matters if not.
+    pub async fn is_proved_within(&self, time: Duration) -> Result<bool, Error> {
+        let signed = self.signed().await?.filter(|signed| !signed.pending);
+        Ok(signed.is_some_and(|signed| now().saturating_sub(signed.proved) <= time.as_secs()))
+    }
+
+    /// The user has just given their password or second factor again. The session gets a new id. `false`: nobody is signed in.
+    pub async fn prove(&self) -> Result<bool, Error> {
+        let Some(signed) = self.signed().await?.filter(|signed| !signed.pending) else { return Ok(false) };
+        let owner = Owner::of(&signed.user);
+        let bytes = encode_ours(FIELD, &Signed { proved: now(), ..signed })?;
+        let mut state = self.read().await?;
+        state.write(FIELD, Some(bytes));
+        state.move_to(Some(owner));
+        Ok(true)
+    }
+
+    /// Every session of the user signed in, this one first, then the last used. Empty if nobody is. Two round trips.
+    pub async fn devices(&self) -> Result<Vec<Device>, Error> {
+        let Some(user) = self.user().await? else { return Ok(Vec::new()) };
+        let mut devices = list(self.store(), &user, self.handle().await?.as_ref()).await?;
+        devices.sort_by_key(|device| std::cmp::Reverse((device.is_this, device.last_used)));
+        Ok(devices)
+    }
+
+    /// Ends one session of the user, by its [`Device::id`]: this one, too. `false`: it is none of theirs.
+    pub async fn revoke(&self, id: &str) -> Result<bool, Error> {
+        let Some(user) = self.user().await? else { return Ok(false) };
+        let theirs = self.store().owned(&Owner::of(&user)).await?;
+        let Some((handle, _)) = theirs.into_iter().find(|(handle, _)| public(handle) == id) else { return Ok(false) };
+        if Some(handle) == self.handle().await? {
+            self.destroy().await?;
+        } else {
+            self.store().destroy(&handle).await?;
+        }
+        Ok(true)
+    }
+
+    /// Ends all other sessions of the user, in one step: after a change of the password, say.
+    pub async fn revoke_others(&self) -> Result<(), Error> {
+        let Some(owner) = self.user().await?.map(|user| Owner::of(&user)) else { return Ok(()) };
+        // One that was signed in by this very request is not among them yet, and comes after.
+        let this = self.handle().await?.filter(|handle| handle.owner() == Some(&owner));
+        self.store().revoke(&owner, this.as_ref()).await
+    }
+
+    /// Ends all sessions of the user in one step, this one included.
+    pub async fn revoke_all(&self) -> Result<(), Error> {
+        let Some(user) = self.user().await? else { return Ok(()) };
+        self.store().revoke(&Owner::of(&user), None).await?;
+        self.destroy().await
+    }
+
+    /// Where the session lives, if it does.
+    async fn handle(&self) -> Result<Option<Handle>, Error> {
+        let state = self.read().await?;
+        Ok(match state.place {
+            Place::At(handle, _) => Some(handle),
+            _ => None,
+        })
+    }
+}
+
+impl SessionLayer {
+    /// Every session of a user, the last used first: for support and for administrators.
+    pub async fn devices_of(&self, user: &str) -> Result<Vec<Device>, Error> {
+        let mut devices = list(self.store(), user, None).await?;
+        devices.sort_by_key(|device| std::cmp::Reverse(device.last_used));
+        Ok(devices)
+    }
+
+    /// Ends all sessions of a user in one step: when the account is closed, or taken back from a thief.
+    pub async fn revoke_all_of(&self, user: &str) -> Result<(), Error> {
+        self.store().revoke(&Owner::of(user), None).await
+    }
+}
+
+async fn list(store: &dyn Store, user: &str, this: Option<&Handle>) -> Result<Vec<Device>, Error> {
+    let sessions = store.owned(&Owner::of(user)).await?;
+    let device = |(handle, record): (Handle, crate::store::Record)| {
+        let signed: Signed = decode(FIELD, record.fields.get(FIELD)?).ok()?;
+        let last_used = record.renewed.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+        Some(Device { id: public(&handle), name: signed.device, since: signed.since, last_used, is_this: this == Some(&handle) })
+    };
+    Ok(sessions.into_iter().filter_map(device).collect())
+}
+
+/// Enough of a hash of a hash to tell a user's devices apart.
+fn public(handle: &Handle) -> String {
+    handle.hash()[..22].to_owned()
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs())
+}

@@ -1,0 +1,18 @@
+-- Shared by the scripts of sessions; put before them.
+-- A session that belongs to somebody has two keys more: KEYS[2] is the owner's hash (which life of it this is, the number last given out,
+-- the number up to which sessions are revoked), KEYS[3] the owner's sessions by when they expire. It holds its own number, and is gone once
+-- that is revoked; or once the hash is lost, for then nobody knows.
+local function revoked()
+  if not KEYS[2] then return false end
+  local turn = redis.call('HGET', KEYS[1], '\0turn')
+  if not turn then return false end
+  local life, number = string.match(turn, '^(.*):(%d+)$')
+  local owner = redis.call('HMGET', KEYS[2], 'life', 'revoked')
+  if owner[1] == life and tonumber(number) > tonumber(owner[2] or 0) then return false end
+  redis.call('UNLINK', KEYS[1])
+  return true
+end
+
+local function longer(key, ms)
+  if redis.call('PTTL', key) < ms then redis.call('PEXPIRE', key, ms) end
+end

@@ -1,0 +1,19 @@
+-- Ends every session of an owner but one.
+-- KEYS  the one's hash (or the owner's hash, if there is none), the owner's hash, the owner's sessions
+-- ARGV  the one's hash, or ''
+-- Reply 1, or 0 if the owner has no session
+-- Cost  O(1); the list of sessions goes in the background
+local life = redis.call('HGET', KEYS[2], 'life')
+if not life then return 0 end
+local keep = ARGV[1] ~= '' and not revoked() and redis.call('HEXISTS', KEYS[1], '\0turn') == 1
+local score = keep and redis.call('ZSCORE', KEYS[3], ARGV[1])
+redis.call('HSET', KEYS[2], 'revoked', redis.call('HINCRBY', KEYS[2], 'last', 1))
+redis.call('UNLINK', KEYS[3])
+if keep then
+  redis.call('HSET', KEYS[1], '\0turn', life .. ':' .. redis.call('HINCRBY', KEYS[2], 'last', 1))
+  if score then
+    redis.call('ZADD', KEYS[3], score, ARGV[1])
+    redis.call('PEXPIREAT', KEYS[3], string.format('%.0f', score))
+  end
+end
+return 1
