@@ -36,6 +36,7 @@ impl System {
                 ("{bytes}", "bytea"),
                 ("{least}", "least"),
                 ("{lock}", "for update"),
+                ("{one_at_a_time}", "select pg_advisory_xact_lock(7222013)"),
             ],
             #[cfg(feature = "sqlite")]
             Self::Sqlite => [
@@ -43,6 +44,8 @@ impl System {
                 ("{bytes}", "blob"),
                 ("{least}", "min"),
                 ("{lock}", ""),
+                // Its transactions are, by themselves.
+                ("{one_at_a_time}", "select 1"),
             ],
         };
         words.iter().fold(text.to_owned(), |text, (word, own)| text.replace(word, own)).into()

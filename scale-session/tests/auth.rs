@@ -224,3 +224,63 @@ mod redis {
         Ok(())
     }
 }
+
+/// A chain without branches, whoever appends; and a hand in the table is seen.
+#[cfg(all(feature = "postgres", feature = "sqlite"))]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_audit_log_in_a_database_is_one_chain() -> Result<()> {
+    use scale_session::auth::AuditLog;
+    use scale_session::auth::audit::{Event, Keys, Tampered};
+
+    let folder = tempfile::tempdir()?;
+    let server = testkit::Postgres::start(0).await?;
+    let sqlite = format!("sqlite://{}/audit.db?mode=rwc", folder.path().display());
+    for url in [server.node(0).url(), sqlite] {
+        let keys = Keys::new(&[7; 32])?;
+        // Two processes.
+        let logs = [AuditLog::connect(&url, keys.clone()).await?, AuditLog::connect(&url, keys.clone()).await?];
+        let writers: Vec<_> = (0..8)
+            .map(|n| {
+                let log = logs[n % 2].clone();
+                tokio::spawn(async move {
+                    for m in 0..50 {
+                        log.append(Event::new(format!("user {n}"), "log.in").details(format!("'{m}\0\"é"))).await?;
+                    }
+                    anyhow::Ok(())
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.await??;
+        }
+        let head = logs[0].head().await?;
+        assert_eq!(head.number, 400);
+        assert_eq!(logs[1].verify(Some(head)).await?, Ok(400));
+        for (change, back, found) in [
+            (
+                "update scale_audit set actor = 'x' || actor where number = 200",
+                "update scale_audit set actor = substr(actor, 2) where number = 200",
+                Tampered::Record(200),
+            ),
+            (
+                "update scale_audit set number = -7 where number = 9",
+                "update scale_audit set number = 9 where number = -7",
+                Tampered::Missing(10),
+            ),
+            (
+                "update scale_audit set number = -400 where number = 400",
+                "update scale_audit set number = 400 where number = -400",
+                Tampered::Truncated { ends: 399, anchor: 400 },
+            ),
+        ] {
+            sqlx::any::install_default_drivers();
+            let table = sqlx::AnyPool::connect(&url).await?;
+            sqlx::raw_sql(change).execute(&table).await?;
+            assert_eq!(logs[0].verify(Some(head)).await?, Err(found), "{change}");
+            sqlx::raw_sql(back).execute(&table).await?;
+            assert_eq!(logs[0].verify(Some(head)).await?, Ok(400));
+            table.close().await;
+        }
+    }
+    Ok(())
+}

@@ -12,6 +12,7 @@
 //! | [`Remember`] | a cookie that keeps signed in, exchanged at each use: who steals one is found out |
 //! | [`SignIns`] | sign out everywhere, in one step |
 //! | [`CsrfLayer`] | refuses what another site's page sends |
+//! | [`AuditLog`] | what happened, in an order and in words that nobody can change unseen |
 //!
 //! Limits on guessing are not here: they are the application's, and `scale-limit` has them (`LoginGuard`, and its limits for one-time
 //! codes). Ask them first, by the account's name as it is stored.
@@ -41,8 +42,14 @@
 //! | 6.5.5 short-lived codes | 30 s; a step of skew must be asked for ([`Totp::skew`]) | `codes_of_rfc_6238` |
 //! | 6.4.1, 6.4.3 resets that are random, expire and are good once | purpose, subject, end and what it is bound to are part of a token | `a_token_is_good_for_what_it_was_made_for` |
 //! | 7.4.2, 7.4.3, 7.5.2 ending all sessions, after a change of password for one | [`SignIns::end_all`] | `all_sign_ins_end_in_one_step` |
+//! | 7.4.5 administrators end a user's sessions | [`SessionLayer::revoke_all_of`](crate::SessionLayer::revoke_all_of) | `devices_are_listed_and_ended` |
+//! | 7.5.2 users see and end their sessions | [`Session::devices`](crate::Session::devices), [`revoke`](crate::Session::revoke) | `devices_are_listed_and_ended` |
+//! | 7.5.3 proved again before what matters | [`Session::is_proved_within`](crate::Session::is_proved_within) | `states_follow_one_another` |
+//! | 7.2.4 a new id at each sign-in | [`Session::sign_in`](crate::Session::sign_in) | `states_follow_one_another` |
+//! | 16.4.2 logs that cannot be changed | [`AuditLog`]: found out, not prevented | `of_a_million_records_any_change_is_found` |
 //! | 3.5.1, 3.5.2 forged requests | [`CsrfLayer`] | `a_table_of_requests_from_other_sites` |
 
+pub mod audit;
 pub mod csrf;
 mod error;
 pub mod ledger;
@@ -54,6 +61,7 @@ pub mod sign_ins;
 pub mod token;
 pub mod totp;
 
+pub use self::audit::AuditLog;
 pub use self::csrf::CsrfLayer;
 pub use self::error::Error;
 pub use self::ledger::Ledger;

@@ -59,6 +59,23 @@ impl Keys {
     }
 }
 
+impl Keys {
+    /// Over parts whose borders count, with the newest key or the one named. Which key it was comes first.
+    pub(super) fn mac(&self, purpose: &str, parts: &[&[u8]], key: Option<[u8; 4]>) -> Result<([u8; 4], [u8; 32]), Error> {
+        let found = match key {
+            Some(id) => self.0.iter().find(|(known, _)| *known == id),
+            None => self.0.first(),
+        };
+        let (id, key) = found.ok_or(Error::Setting("there is no such key"))?;
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).map_err(|_| Error::Setting("a key that HMAC does not take"))?;
+        for part in std::iter::once(&purpose.as_bytes()).chain(parts) {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part);
+        }
+        Ok((*id, mac.finalize().into_bytes().into()))
+    }
+}
+
 /// What such a string says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Said {
@@ -130,6 +147,11 @@ fn mac(key: &[u8], content: &[u8], purpose: &str, binding: &str) -> Result<Hmac<
         mac.update(part);
     }
     Ok(mac)
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64)
 }
 
 /// Seconds since 1970.
