@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use cookie::Cookie;
-use http::header::COOKIE;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 use serde::Deserialize;
 
 use crate::id::Id;
+
+/// What makes a browser take a cookie from this host alone, over HTTPS alone, for all of its paths.
+const HOST: &str = "__Host-";
 
 /// When browsers send the cookie along with requests that come from other sites.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -66,22 +68,30 @@ impl CookiePolicy {
     }
 
     fn full_name(&self) -> String {
-        if self.secure { format!("__Host-{}", self.name) } else { self.name.clone() }
+        if self.secure { format!("{HOST}{}", self.name) } else { self.name.clone() }
+    }
+
+    /// The values of our cookies in a request's lines of them.
+    fn ours<'l>(&self, lines: &'l [HeaderValue]) -> impl Iterator<Item = &'l str> {
+        let texts = lines.iter().filter_map(|line| line.to_str().ok());
+        let pairs = texts.flat_map(|line| line.split(';')).map(|pair| pair.trim().split_once('=').unwrap_or((pair.trim(), "")));
+        pairs.filter(|(name, _)| self.is_named(name)).map(|(_, value)| value)
+    }
+
+    fn is_named(&self, name: &str) -> bool {
+        if self.secure { name.strip_prefix(HOST) == Some(&self.name) } else { name == self.name }
     }
 
     /// The id a request presents. Two cookies of the name are a sign of a planted one: none is believed.
-    pub(crate) fn read(&self, headers: &HeaderMap) -> Option<Id> {
-        let name = self.full_name();
-        let lines = headers.get_all(COOKIE).into_iter().filter_map(|line| line.to_str().ok());
-        let mut ours =
-            lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('=')).filter(|(n, _)| *n == name);
-        let (_, value) = ours.next()?;
+    pub(crate) fn read(&self, lines: &[HeaderValue]) -> Option<Id> {
+        let mut ours = self.ours(lines);
+        let value = ours.next()?;
         if ours.next().is_some() { None } else { Id::parse(value) }
     }
 
-    pub(crate) fn presents(&self, headers: &HeaderMap) -> bool {
-        let name = self.full_name();
-        headers.get_all(COOKIE).into_iter().any(|line| line.to_str().is_ok_and(|l| l.contains(&name)))
+    /// Whether there is one to be cleared.
+    pub(crate) fn presents(&self, lines: &[HeaderValue]) -> bool {
+        self.ours(lines).next().is_some()
     }
 
     pub(crate) fn set(&self, id: &Id, lifetime: Duration) -> Option<HeaderValue> {
@@ -119,21 +129,22 @@ mod tests {
         let written = policy.set(&id, Duration::from_mins(1)).unwrap();
         let text = written.to_str().unwrap();
         assert_eq!(text, format!("__Host-session={}; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60", id.text()));
-        let mut headers = HeaderMap::new();
         let pair = text.split(';').next().unwrap();
-        headers.insert(COOKIE, format!("a=b; {pair};c=d").parse().unwrap());
-        assert_eq!(policy.read(&headers), Some(id));
-        headers.append(COOKIE, format!("__Host-session={}", Id::random(None).unwrap().text()).parse().unwrap());
-        assert_eq!(policy.read(&headers), None, "a second cookie of the name");
+        let mut lines: Vec<HeaderValue> = vec![format!("a=b; {pair};c=d").parse().unwrap()];
+        assert_eq!((policy.read(&lines), policy.presents(&lines)), (Some(id), true));
+        lines.push(format!("__Host-session={}", Id::random(None).unwrap().text()).parse().unwrap());
+        assert_eq!((policy.read(&lines), policy.presents(&lines)), (None, true), "a second cookie of the name");
+        let other = |text: &str| [HeaderValue::try_from(text).unwrap()];
+        assert!(!policy.presents(&other("session=x; __Host-session2=x; x__Host-session=x")));
+        assert!(policy.presents(&other("a; __Host-session")));
+        assert!(policy.clone().insecure().presents(&other("session=")));
     }
 
     proptest::proptest! {
         #[test]
         fn any_cookie_header_is_survived(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
             if let Ok(value) = HeaderValue::from_bytes(&bytes) {
-                let mut headers = HeaderMap::new();
-                headers.insert(COOKIE, value);
-                let _ = CookiePolicy::default().read(&headers);
+                let _ = CookiePolicy::default().read(&[value]);
             }
         }
     }

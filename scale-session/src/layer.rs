@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::header::SET_COOKIE;
+use http::header::{COOKIE, SET_COOKIE};
 use http::{Request, Response, StatusCode};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -107,15 +107,15 @@ where
 
     fn call(&mut self, mut request: Request<Req>) -> Self::Future {
         let SessionLayer { store, config } = self.layer.clone();
-        let id = config.cookie.read(request.headers());
-        let presented = id.is_some() || config.cookie.presents(request.headers());
-        let session = Session::new(store, Arc::clone(&config), id);
+        // Looked at when somebody asks for the session.
+        let cookies = request.headers().get_all(COOKIE).into_iter().cloned().collect();
+        let session = Session::new(store, Arc::clone(&config), cookies);
         request.extensions_mut().insert(session.clone());
         let response = self.inner.call(request);
         Box::pin(async move {
             let mut response = response.await?;
             // The session is written whatever the handler answered: a 5xx does not undo what it did.
-            match session.finish(presented).await {
+            match session.finish().await {
                 Ok(verdict) => {
                     let cookie = match verdict {
                         Verdict::Leave => None,

@@ -1,19 +1,20 @@
 //! The handle a request holds.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use http::HeaderValue;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use smallvec::SmallVec;
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::changes::Changes;
 use crate::config::{Config, OnStoreError};
 use crate::error::Error;
 use crate::id::{Handle, Id};
-use crate::store::{Lifetime, Owner, Saved, Store, Swapped};
+use crate::store::{Fields, Lifetime, Owner, Saved, Store, Swapped};
 use crate::value::{decode, encode, is_ours};
 
 const MAX_FIELDS: usize = 128;
@@ -41,9 +42,9 @@ struct Inner {
 
 /// What this request knows and wants. The id a client presents is only believed once the store knows it.
 pub(crate) struct State {
-    presented: Option<Id>,
+    cookies: SmallVec<[HeaderValue; 1]>,
     pub(crate) place: Place,
-    fields: HashMap<String, Vec<u8>>,
+    fields: Fields,
     changes: Changes,
     rotate: bool,
     /// Due whether it is time for it or not.
@@ -76,11 +77,11 @@ pub(crate) enum Verdict {
 }
 
 impl Session {
-    pub(crate) fn new(store: Arc<dyn Store>, config: Arc<Config>, presented: Option<Id>) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, config: Arc<Config>, cookies: SmallVec<[HeaderValue; 1]>) -> Self {
         let state = State {
-            presented,
+            cookies,
             place: Place::Unread,
-            fields: HashMap::new(),
+            fields: Fields::default(),
             changes: Changes::default(),
             rotate: false,
             renew: false,
@@ -246,7 +247,7 @@ impl Session {
     }
 
     async fn load(&self, state: &mut State) -> Result<(), Error> {
-        let Some(mut handle) = state.presented.as_ref().map(Id::handle) else {
+        let Some(mut handle) = self.0.config.cookie.read(&state.cookies).map(|id| id.handle()) else {
             state.place = Place::Nowhere;
             return Ok(());
         };
@@ -298,14 +299,13 @@ impl Session {
         Ok(false)
     }
 
-    /// Writes what changed. Called by the layer when the handler has returned; `presented` says whether the client sent a cookie.
-    pub(crate) async fn finish(&self, presented: bool) -> Result<Verdict, Error> {
+    /// Writes what changed. Called by the layer when the handler has returned.
+    pub(crate) async fn finish(&self) -> Result<Verdict, Error> {
         let mut state = self.0.state.lock().await;
-        let clear = if presented { Verdict::Clear } else { Verdict::Leave };
         match state.place {
             Place::Unread | Place::Unavailable => return Ok(Verdict::Leave),
-            Place::Destroyed => return Ok(clear),
-            Place::Nowhere if state.changes.is_empty() => return Ok(clear),
+            Place::Destroyed => return Ok(self.farewell(&state)),
+            Place::Nowhere if state.changes.is_empty() => return Ok(self.farewell(&state)),
             Place::Nowhere => drop(self.establish(&mut state).await?),
             Place::At(handle, _) if state.rotate => return self.relocate(&mut state, handle).await,
             Place::At(_, renewed) => {
@@ -319,6 +319,11 @@ impl Session {
             }
         }
         Ok(state.drawn.take().map_or(Verdict::Leave, Verdict::Set))
+    }
+
+    /// There is no session: whatever cookie was sent is worth nothing.
+    fn farewell(&self, state: &State) -> Verdict {
+        if self.0.config.cookie.presents(&state.cookies) { Verdict::Clear } else { Verdict::Leave }
     }
 
     /// New id: the copy stands before the pointer to it is left, so a request under way always finds one of the two.

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Changes, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
+use super::{Changes, Fields, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
 use crate::error::Error;
 
 /// Beyond it the session nearest to its end goes first.
@@ -16,7 +16,7 @@ const SAMPLE: usize = 32;
 
 #[derive(Debug)]
 struct Entry {
-    fields: HashMap<String, Vec<u8>>,
+    fields: Fields,
     renewed: SystemTime,
     moved_to: Option<Handle>,
     expires: Instant,
@@ -94,7 +94,7 @@ impl Store for MemoryStore {
     async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
         let now = Instant::now();
         let ends = now + lifetime.absolute;
-        let mut entry = Entry { fields: HashMap::new(), renewed: SystemTime::now(), moved_to: None, expires: ends, ends };
+        let mut entry = Entry { fields: Fields::default(), renewed: SystemTime::now(), moved_to: None, expires: ends, ends };
         entry.apply(changes);
         entry.renew(lifetime.idle);
         let mut all = self.0.lock();

@@ -20,11 +20,14 @@ pub use crate::changes::Changes;
 use crate::error::Error;
 pub use crate::id::{Handle, Owner};
 
+/// Encoded values by field.
+pub type Fields = HashMap<String, Vec<u8>, foldhash::fast::RandomState>;
+
 /// A session as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Encoded values by field.
-    pub fields: HashMap<String, Vec<u8>>,
+    pub fields: Fields,
     /// When its idle time-out was last started anew, by the store's clock.
     pub renewed: SystemTime,
     /// The session has been rotated: this is where it lives now.

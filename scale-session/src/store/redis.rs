@@ -7,14 +7,13 @@
 //! | `{app}:session:{<owner>}:owner` | hash | the last number given out, and up to which they are revoked | a second after the last session can |
 //! | `{app}:session:{<owner>}:all` | sorted set | hashes of the owner's sessions, by when they expire | with the last of them |
 
-use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use redis::{AsyncCommands, RedisError, Script, ScriptInvocation};
+use redis::{AsyncCommands, RedisError, Script, ScriptInvocation, Value};
 use scale_redis::Keys;
 
-use super::{Changes, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
+use super::{Changes, Fields, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
 use crate::error::Error;
 
 /// Sessions of one owner shown at most.
@@ -89,7 +88,7 @@ fn failed(error: RedisError) -> Error {
 }
 
 /// `None` for an empty hash: there is no such session.
-fn read(mut fields: HashMap<String, Vec<u8>>) -> Option<Record> {
+fn read(mut fields: Fields) -> Option<Record> {
     if fields.is_empty() {
         return None;
     }
@@ -100,6 +99,27 @@ fn read(mut fields: HashMap<String, Vec<u8>>) -> Option<Record> {
     Some(Record { fields, renewed: SystemTime::UNIX_EPOCH + Duration::from_millis(renewed), moved_to })
 }
 
+/// Of a map, or of a list by turns: names and values are moved, not copied.
+fn fields(reply: Value) -> Fields {
+    let pairs = match reply {
+        Value::Map(pairs) => pairs,
+        Value::Array(list) => {
+            let mut list = list.into_iter();
+            std::iter::from_fn(|| list.next().zip(list.next())).collect()
+        }
+        _ => Vec::new(),
+    };
+    let mut fields = Fields::with_capacity_and_hasher(pairs.len(), <_>::default());
+    for pair in pairs {
+        if let (Value::BulkString(name), Value::BulkString(value)) = pair
+            && let Ok(name) = String::from_utf8(name)
+        {
+            fields.insert(name, value);
+        }
+    }
+    fields
+}
+
 fn millis(time: Duration) -> u64 {
     time.as_millis().max(1) as u64
 }
@@ -108,11 +128,11 @@ fn millis(time: Duration) -> u64 {
 impl Store for RedisStore {
     async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error> {
         let mut server = self.server.clone();
-        let fields = match handle.owner() {
+        let found: Result<Value, _> = match handle.owner() {
             None => server.hgetall(self.key(handle)).await,
             Some(_) => self.call(&self.load, handle).invoke_async(&mut server).await,
         };
-        Ok(read(fields.map_err(failed)?))
+        Ok(read(fields(found.map_err(failed)?)))
     }
 
     async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
@@ -166,15 +186,9 @@ impl Store for RedisStore {
 
     async fn leave(&self, handle: &Handle, to: &Handle, grace: Duration) -> Result<Option<Record>, Error> {
         let mut call = self.call(&self.leave, handle);
-        let held: Vec<Vec<u8>> = call
-            .arg(to.text())
-            .arg(millis(grace))
-            .arg(handle.hash())
-            .invoke_async(&mut self.server.clone())
-            .await
-            .map_err(failed)?;
-        let pairs = held.chunks_exact(2).map(|pair| (String::from_utf8_lossy(&pair[0]).into_owned(), pair[1].clone()));
-        Ok(read(pairs.collect()))
+        call.arg(to.text()).arg(millis(grace)).arg(handle.hash());
+        let held: Value = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(read(fields(held)))
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {

@@ -9,7 +9,6 @@
 //! The session's row is the lock: every write takes it first. Times are the database's clock, ms since 1970. What has expired is removed
 //! by the way, a hundred rows at a time.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -17,7 +16,7 @@ use async_trait::async_trait;
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::{Any, AnyConnection, AssertSqlSafe, Row, Transaction};
 
-use super::{Changes, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
+use super::{Changes, Fields, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
 use crate::error::Error;
 use crate::sql::{Database, System, statements};
 
@@ -164,7 +163,7 @@ impl Store for SqlStore {
         let rows = query(&self.texts.load).bind(handle.text()).fetch_all(self.database.pool()).await.map_err(failed)?;
         let Some(first) = rows.first() else { return Ok(None) };
         let (renewed, moved_to) = (time(first.try_get(0).map_err(failed)?), moved(first, 1)?);
-        let mut fields = HashMap::new();
+        let mut fields = Fields::default();
         for row in &rows {
             if let Some(field) = row.try_get::<Option<String>, _>(2).map_err(failed)? {
                 fields.insert(field, row.try_get(3).map_err(failed)?);
@@ -244,7 +243,7 @@ impl Store for SqlStore {
             let Some(handle) = Handle::parse(&row.try_get::<String, _>(0).map_err(failed)?) else { continue };
             if found.last().is_none_or(|(last, _)| *last != handle) {
                 let renewed = time(row.try_get(1).map_err(failed)?);
-                found.push((handle, Record { fields: HashMap::new(), renewed, moved_to: None }));
+                found.push((handle, Record { fields: Fields::default(), renewed, moved_to: None }));
             }
             if let Some((_, record)) = found.last_mut()
                 && let Some(field) = row.try_get::<Option<String>, _>(2).map_err(failed)?

@@ -37,6 +37,7 @@ enum Suite {
     Cache,
     Queue,
     Limit,
+    Session,
     All,
 }
 
@@ -79,6 +80,9 @@ async fn main() -> Result<()> {
     }
     if wants(Suite::Limit) {
         reports.push(suites::limit::run(effort).await?);
+    }
+    if wants(Suite::Session) {
+        reports.push(suites::session::run(effort).await?);
     }
     for report in &reports {
         report.print();

@@ -4,3 +4,4 @@ pub(crate) mod cache;
 pub(crate) mod db;
 pub(crate) mod limit;
 pub(crate) mod queue;
+pub(crate) mod session;

@@ -1,0 +1,226 @@
+//! Sessions: what a request costs that does not look at its session, that reads it, that writes it; and what a session takes in Redis.
+//!
+//! | subject | set up as | what it promises |
+//! | --- | --- | --- |
+//! | `scale-session` | Redis, the defaults: idle time-out of 2 h, renewed once in 6 minutes, ids stored hashed | fields written one by one, conditional on the session being there; atomic updates |
+//! | `tower-sessions` | 0.14 with its Redis store (fred, a pool of 6), signed by nobody, `OnInactivity` of 2 h, ids stored as they are | the whole session written at each change; two requests of one undo each other |
+//! | `tower-sessions-sliding` | the same `with_always_save`: without it, a session that is only read ends 2 h after its last change | as above |
+//! | `redis-hgetall` | the same client as ours, the same hash | nothing |
+//!
+//! All run in process: an axum router is called as a service, 200 requests at a time, each with the cookie of one of 1,000 sessions of three
+//! fields. `untouched` is what the layer adds to the same router without one; nobody asks Redis there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use axum::body::Body;
+use axum::{Router, routing::get};
+use http::header::{COOKIE, SET_COOKIE};
+use http::{HeaderValue, Request};
+use redis::AsyncCommands;
+use scale_session::{Config, Session, SessionLayer};
+use testkit::Redis;
+use tower::ServiceExt;
+use tower_sessions::cookie::time;
+use tower_sessions::{Expiry, SessionManagerLayer};
+use tower_sessions_redis_store::RedisStore;
+use tower_sessions_redis_store::fred::prelude::{ClientLike, Config as FredConfig, Pool};
+
+use crate::Effort;
+use crate::measure::{Better, Case, concurrently};
+use crate::report::Report;
+
+const SESSIONS: usize = 1_000;
+const TASKS: usize = 200;
+
+/// A value that is another one at each write.
+fn next() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{:030}", COUNT.fetch_add(1, Relaxed))
+}
+
+/// The routes of one subject; what a session is called is all that differs.
+macro_rules! routes {
+    ($session:ty) => {
+        Router::new()
+            .route("/untouched", get(|| async { "hello" }))
+            .route(
+                "/read",
+                get(|session: $session| async move {
+                    let user: Option<String> = session.get("user").await.unwrap_or_default();
+                    user.unwrap_or_default()
+                }),
+            )
+            .route(
+                "/write",
+                get(|session: $session| async move {
+                    let seen: Option<String> = session.get("last").await.unwrap_or_default();
+                    let wrote = session.insert("last", &next()).await.is_ok();
+                    if wrote { seen.unwrap_or_default() } else { String::new() }
+                }),
+            )
+            .route(
+                "/begin",
+                get(|session: $session| async move {
+                    let _ = session.insert("user", "somebody@example.org").await;
+                    let _ = session.insert("theme", "dark").await;
+                    let _ = session.insert("last", &next()).await;
+                }),
+            )
+    };
+}
+
+struct Subject {
+    app: Router,
+    cookies: Arc<Vec<HeaderValue>>,
+}
+
+impl Subject {
+    async fn new(app: Router, sessions: usize) -> Result<Self> {
+        let mut cookies = Vec::with_capacity(sessions);
+        for _ in 0..sessions {
+            let response = app.clone().oneshot(Request::get("/begin").body(Body::empty())?).await?;
+            let cookie = response.headers().get(SET_COOKIE).context("no cookie was set")?.to_str()?;
+            cookies.push(cookie.split(';').next().unwrap_or_default().parse()?);
+        }
+        Ok(Self { app, cookies: Arc::new(cookies) })
+    }
+
+    /// Requests a second.
+    async fn rate(&self, path: &'static str, count: usize) -> Result<f64> {
+        let (app, cookies) = (self.app.clone(), Arc::clone(&self.cookies));
+        concurrently(TASKS, count, move |n| {
+            let (app, cookie) = (app.clone(), cookies[(n * 7_919) % cookies.len()].clone());
+            async move {
+                let request = Request::get(path).header(COOKIE, cookie).body(Body::empty())?;
+                let response = app.oneshot(request).await?;
+                let body = axum::body::to_bytes(response.into_body(), 1_000).await?;
+                ensure!(!body.is_empty(), "the session was not found");
+                Ok(())
+            }
+        })
+        .await
+    }
+
+    /// Nanoseconds of a request that does not look at its session.
+    async fn untouched(&self, count: usize) -> Result<f64> {
+        let start = Instant::now();
+        for n in 0..count {
+            let cookie = self.cookies[n % self.cookies.len()].clone();
+            let request = Request::get("/untouched").header(COOKIE, cookie).body(Body::empty())?;
+            let response = self.app.clone().oneshot(request).await?;
+            ensure!(response.headers().get(SET_COOKIE).is_none(), "a cookie for nothing");
+            std::hint::black_box(response);
+        }
+        Ok(start.elapsed().as_nanos() as f64 / count as f64)
+    }
+}
+
+async fn ours(server: &Redis) -> Result<Router> {
+    Ok(routes!(Session).layer(SessionLayer::connect(&server.url(), "bench", Config::default()).await?))
+}
+
+async fn tower_sessions(server: &Redis, sliding: bool) -> Result<Router> {
+    let pool = Pool::new(FredConfig::from_url(&server.url())?, None, None, None, 6)?;
+    pool.init().await?;
+    let layer = SessionManagerLayer::new(RedisStore::new(pool)).with_expiry(Expiry::OnInactivity(time::Duration::hours(2)));
+    Ok(routes!(tower_sessions::Session).layer(layer.with_always_save(sliding)))
+}
+
+async fn used_bytes(server: &Redis) -> Result<f64> {
+    let info = server.command(&["INFO", "memory"]).await?;
+    let line = info.lines().find_map(|line| line.strip_prefix("used_memory:")).context("no used_memory")?;
+    Ok(line.trim().parse()?)
+}
+
+/// Bytes of Redis a session of three fields takes.
+async fn bytes(peer: bool) -> Result<f64> {
+    const COUNT: usize = 10_000;
+    let server = Redis::start_with(&["--appendonly", "no"]).await?;
+    let app = if peer { tower_sessions(&server, false).await? } else { ours(&server).await? };
+    // What the first one brings along, scripts and buffers, is not a session's.
+    Subject::new(app.clone(), 100).await?;
+    let before = used_bytes(&server).await?;
+    Subject::new(app, COUNT).await?;
+    Ok((used_bytes(&server).await? - before) / COUNT as f64)
+}
+
+pub(crate) async fn run(effort: Effort) -> Result<Report> {
+    let mut report = Report::new("session");
+    let server = Redis::start_with(&["--appendonly", "no"]).await?;
+    let (mine, theirs, sliding) = (
+        &Subject::new(ours(&server).await?, SESSIONS).await?,
+        &Subject::new(tower_sessions(&server, false).await?, SESSIONS).await?,
+        &Subject::new(tower_sessions(&server, true).await?, SESSIONS).await?,
+    );
+    let bare = &Subject { app: routes!(Session), cookies: Arc::clone(&mine.cookies) };
+
+    let count = 50_000 * effort.scale;
+    Case::new("untouched", "ns", Better::Lower)
+        .subject("scale-session", move || async move { Ok(mine.untouched(count).await? - bare.untouched(count).await?) })
+        .subject("tower-sessions", move || async move { Ok(theirs.untouched(count).await? - bare.untouched(count).await?) })
+        .target(2.0)
+        .measure(effort.rounds, &mut report)
+        .await;
+
+    let handle = scale_redis::Redis::connect(&server.url()).await?;
+    let keys: Vec<String> = handle.clone().keys("bench:session:*").await?;
+    let keys = &Arc::new(keys);
+    let count = 50_000 * effort.scale;
+    Case::new("read", "requests/s", Better::Higher)
+        .subject("scale-session", move || mine.rate("/read", count))
+        .subject("tower-sessions", move || theirs.rate("/read", count))
+        .target(1.0)
+        .subject("tower-sessions-sliding", move || sliding.rate("/read", count))
+        .target(1.8)
+        .subject("redis-hgetall", move || {
+            let (handle, keys) = (handle.clone(), Arc::clone(keys));
+            concurrently(TASKS, count, move |n| {
+                let (mut handle, keys) = (handle.clone(), Arc::clone(&keys));
+                async move {
+                    let found: redis::Value = handle.hgetall(&keys[(n * 7_919) % keys.len()]).await?;
+                    ensure!(matches!(&found, redis::Value::Map(fields) if !fields.is_empty()), "no session");
+                    Ok(())
+                }
+            })
+        })
+        .measure(effort.rounds, &mut report)
+        .await;
+    Case::new("read_write", "requests/s", Better::Higher)
+        .subject("scale-session", move || mine.rate("/write", count))
+        .subject("tower-sessions", move || theirs.rate("/write", count))
+        .measure(effort.rounds, &mut report)
+        .await;
+    Case::new("bytes", "bytes", Better::Lower)
+        .subject("scale-session", || bytes(false))
+        .subject("tower-sessions", || bytes(true))
+        .measure(2, &mut report)
+        .await;
+    signed_in(effort, &server, &mut report).await?;
+    Ok(report)
+}
+
+/// A session that belongs to somebody: read with its owner's revocations, in one step. Beside one that belongs to nobody.
+async fn signed_in(effort: Effort, server: &Redis, report: &mut Report) -> Result<()> {
+    let layer = SessionLayer::connect(&server.url(), "signed", Config::default()).await?;
+    let app = routes!(Session)
+        .route("/user", get(|session: Session| async move { session.user().await.unwrap_or_default().unwrap_or_default() }))
+        .route("/in", get(|session: Session| async move { session.sign_in(&next(), "bench").await.is_ok().to_string() }))
+        .layer(layer);
+    let mut cookies = Vec::new();
+    for _ in 0..SESSIONS {
+        let response = app.clone().oneshot(Request::get("/in").body(Body::empty())?).await?;
+        let cookie = response.headers().get(SET_COOKIE).context("no cookie was set")?.to_str()?;
+        cookies.push(cookie.split(';').next().unwrap_or_default().parse()?);
+    }
+    let (somebody, nobody) = (&Subject { app: app.clone(), cookies: Arc::new(cookies) }, &Subject::new(app, SESSIONS).await?);
+    let count = 50_000 * effort.scale;
+    Case::new("read_signed_in", "requests/s", Better::Higher)
+        .subject("scale-session", move || somebody.rate("/user", count))
+        .subject("anonymous", move || nobody.rate("/read", count))
+        .measure(effort.rounds, report)
+        .await;
+    Ok(())
+}
