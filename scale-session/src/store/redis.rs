@@ -107,6 +107,7 @@ fn fields(reply: Value) -> Fields {
             let mut list = list.into_iter();
             std::iter::from_fn(|| list.next().zip(list.next())).collect()
         }
+        Value::BulkString(packed) => return unpacked(&packed).unwrap_or_default(),
         _ => Vec::new(),
     };
     let mut fields = Fields::with_capacity_and_hasher(pairs.len(), <_>::default());
@@ -120,6 +121,41 @@ fn fields(reply: Value) -> Fields {
     fields
 }
 
+/// A MessagePack array of strings, names and values by turns; `None` if it is none.
+fn unpacked(mut packed: &[u8]) -> Option<Fields> {
+    fn number(packed: &mut &[u8], bytes: usize) -> Option<usize> {
+        Some(take(packed, bytes)?.iter().fold(0, |n, b| n << 8 | usize::from(*b)))
+    }
+    fn take<'p>(packed: &mut &'p [u8], count: usize) -> Option<&'p [u8]> {
+        let (taken, left) = packed.split_at_checked(count)?;
+        *packed = left;
+        Some(taken)
+    }
+    fn text<'p>(packed: &mut &'p [u8]) -> Option<&'p [u8]> {
+        let length = match number(packed, 1)? {
+            short @ 0xA0..=0xBF => short & 0x1F,
+            0xD9 => number(packed, 1)?,
+            0xDA => number(packed, 2)?,
+            0xDB => number(packed, 4)?,
+            _ => return None,
+        };
+        take(packed, length)
+    }
+    let packed = &mut packed;
+    let count = match number(packed, 1)? {
+        short @ 0x90..=0x9F => short & 0x0F,
+        0xDC => number(packed, 2)?,
+        0xDD => number(packed, 4)?,
+        _ => return None,
+    };
+    let mut fields = Fields::with_capacity_and_hasher(count.min(512) / 2, <_>::default());
+    for _ in 0..count / 2 {
+        let (name, value) = (text(packed)?, text(packed)?);
+        fields.insert(std::str::from_utf8(name).ok()?.to_owned(), value.to_vec());
+    }
+    Some(fields)
+}
+
 fn millis(time: Duration) -> u64 {
     time.as_millis().max(1) as u64
 }
@@ -127,12 +163,8 @@ fn millis(time: Duration) -> u64 {
 #[async_trait]
 impl Store for RedisStore {
     async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error> {
-        let mut server = self.server.clone();
-        let found: Result<Value, _> = match handle.owner() {
-            None => server.hgetall(self.key(handle)).await,
-            Some(_) => self.call(&self.load, handle).invoke_async(&mut server).await,
-        };
-        Ok(read(fields(found.map_err(failed)?)))
+        let found: Value = self.call(&self.load, handle).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(read(fields(found)))
     }
 
     async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
@@ -232,5 +264,30 @@ impl Store for RedisStore {
         let mut call = self.call(&self.destroy, handle);
         let moved: Option<String> = call.arg(handle.hash()).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         Ok(moved.and_then(|h| Handle::parse(&h)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn packed_fields_come_back(pairs: std::collections::HashMap<String, Vec<u8>>) {
+            let mut packed = vec![0xDC];
+            packed.extend_from_slice(&(pairs.len() as u16 * 2).to_be_bytes());
+            for part in pairs.iter().flat_map(|(name, value)| [name.as_bytes(), value]) {
+                packed.push(0xDA);
+                packed.extend_from_slice(&(part.len() as u16).to_be_bytes());
+                packed.extend_from_slice(part);
+            }
+            let found: std::collections::HashMap<_, _> = unpacked(&packed).unwrap().into_iter().collect();
+            proptest::prop_assert_eq!(found, pairs);
+        }
+
+        #[test]
+        fn any_bytes_are_survived(packed: Vec<u8>) {
+            let _ = unpacked(&packed);
+        }
     }
 }
