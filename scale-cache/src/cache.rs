@@ -61,6 +61,8 @@ pub(crate) struct Inner {
     pub(crate) link: Link,
     pub(crate) breaker: Breaker,
     pub(crate) patience: Duration,
+    pub(crate) compress_over: usize,
+    pub(crate) strict: bool,
     pub(crate) everything: Arc<str>,
 }
 
@@ -106,6 +108,11 @@ impl Cache {
         Self::alone(&Config::new("memory:"))
     }
 
+    /// The same, for tests: see [`Config::strict`].
+    pub fn strict() -> Self {
+        Self::alone(&Config::new("memory:").strict())
+    }
+
     pub(crate) fn alone(config: &Config) -> Self {
         let this = Self::make(None, config);
         this.0.link.came_up();
@@ -137,6 +144,8 @@ impl Cache {
             link: Link::new(config.trust),
             breaker: Breaker::default(),
             patience: config.patience,
+            compress_over: config.compress_over,
+            strict: config.strict,
             everything: ALL.into(),
         }))
     }
@@ -245,7 +254,7 @@ impl Cache {
     }
 
     /// The second level, for a key that the first does not have; without loading.
-    pub(crate) async fn find<V>(&self, key: &str) -> Option<Arc<dyn Any + Send + Sync>>
+    pub(crate) async fn find<V>(&self, key: &str) -> Option<Arc<Entry>>
     where
         V: DeserializeOwned + Send + Sync + 'static,
     {
@@ -257,12 +266,12 @@ impl Cache {
         if inner.local.is_some() {
             inner.keep(&key.into(), &entry);
         }
-        Some(Arc::clone(&entry.value))
+        Some(entry)
     }
 
     pub(crate) async fn put<V>(&self, want: Want<'_>, value: V) -> Result<(), Error>
     where
-        V: Serialize + Send + Sync + 'static,
+        V: Serialize + DeserializeOwned + Send + Sync + 'static,
     {
         let inner = &self.0;
         let key: Arc<str> = want.key.into();
@@ -272,10 +281,13 @@ impl Cache {
         inner.versions.bump_fence(&key);
         let fence = inner.versions.fence(&key).load(SeqCst);
         let mut made = Made::new(value, stamps, want.options, want.options.ttl, Duration::ZERO)?;
+        if inner.strict {
+            made.as_elsewhere::<V>()?;
+        }
         made.entry = Entry { fence, era, since, ..made.entry };
         let entry = Arc::new(made.entry.clone());
         if let (Some(number), Some(store)) = (number, inner.shared.clone()) {
-            let bytes = made.shared(store.now_us());
+            let bytes = made.shared(store.now_us(), inner.compress_over);
             let (inner, key) = (Arc::clone(inner), Arc::clone(&key));
             let _ = tokio::spawn(async move {
                 let told = match bytes {

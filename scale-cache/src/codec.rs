@@ -3,27 +3,33 @@
 //! | bytes | holds |
 //! | --- | --- |
 //! | 0 | the format's version |
-//! | 1 to 8 | the type's fingerprint |
-//! | 9 to 16 | fresh until, µs since 1970 by the store's clock |
-//! | 17 to 24 | kept until, likewise |
-//! | 25 to 28 | what its load took, µs |
-//! | 29 | number of tags, then for each: length (2 bytes), name, version (8 bytes) |
+//! | 1 | 1 if the value is compressed, as LZ4 with its length before it |
+//! | 2 to 9 | the type's fingerprint |
+//! | 10 to 17 | fresh until, µs since 1970 by the store's clock |
+//! | 18 to 25 | kept until, likewise |
+//! | 26 to 33 | made at, likewise |
+//! | 34 to 37 | what its load took, µs |
+//! | 38 | number of tags, then for each: length (2 bytes), name, version (8 bytes) |
 //! | rest | the value as MessagePack |
 //!
 //! Integers are little endian. Whatever does not fit is a miss.
 
 use std::time::Duration;
 
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
+/// Where the two times of an entry's end stand, to be written anew without reading the rest.
+pub(crate) const ENDS: std::ops::Range<usize> = 10..26;
 /// Tags of one entry at most.
 pub(crate) const MAX_TAGS: usize = 64;
 
 /// `T` is how a tag's name is held: owned to be written, borrowed when read.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Head<T> {
+    pub(crate) compressed: bool,
     pub(crate) fingerprint: u64,
     pub(crate) fresh_until_us: u64,
     pub(crate) kept_until_us: u64,
+    pub(crate) made_us: u64,
     pub(crate) cost: Duration,
     pub(crate) tags: Vec<(T, u64)>,
 }
@@ -32,9 +38,11 @@ impl<T: AsRef<str>> Head<T> {
     pub(crate) fn write(&self, value: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(64 + self.tags.len() * 32 + value.len());
         out.push(VERSION);
+        out.push(u8::from(self.compressed));
         out.extend_from_slice(&self.fingerprint.to_le_bytes());
         out.extend_from_slice(&self.fresh_until_us.to_le_bytes());
         out.extend_from_slice(&self.kept_until_us.to_le_bytes());
+        out.extend_from_slice(&self.made_us.to_le_bytes());
         out.extend_from_slice(&u32::try_from(self.cost.as_micros()).unwrap_or(u32::MAX).to_le_bytes());
         out.push(self.tags.len().min(MAX_TAGS) as u8);
         for (tag, version) in self.tags.iter().take(MAX_TAGS) {
@@ -55,9 +63,15 @@ impl<'b> Head<&'b str> {
         if reader.take::<1>()? != [VERSION] {
             return None;
         }
+        let compressed = match reader.take::<1>()? {
+            [0] => false,
+            [1] => true,
+            _ => return None,
+        };
         let fingerprint = u64::from_le_bytes(reader.take()?);
         let fresh_until_us = u64::from_le_bytes(reader.take()?);
         let kept_until_us = u64::from_le_bytes(reader.take()?);
+        let made_us = u64::from_le_bytes(reader.take()?);
         let cost = Duration::from_micros(u64::from(u32::from_le_bytes(reader.take()?)));
         let [count] = reader.take()?;
         let mut tags = Vec::with_capacity(usize::from(count).min(MAX_TAGS));
@@ -66,8 +80,44 @@ impl<'b> Head<&'b str> {
             let name = std::str::from_utf8(reader.slice(length)?).ok()?;
             tags.push((name, u64::from_le_bytes(reader.take()?)));
         }
-        Some((Self { fingerprint, fresh_until_us, kept_until_us, cost, tags }, reader.0))
+        Some((Self { compressed, fingerprint, fresh_until_us, kept_until_us, made_us, cost, tags }, reader.0))
     }
+}
+
+/// As they stand in [`ENDS`].
+pub(crate) fn ends(fresh_until_us: u64, kept_until_us: u64) -> [u8; 16] {
+    let mut ends = [0; 16];
+    ends[..8].copy_from_slice(&fresh_until_us.to_le_bytes());
+    ends[8..].copy_from_slice(&kept_until_us.to_le_bytes());
+    ends
+}
+
+/// A value's bytes, compressed if that is worth it.
+pub(crate) fn packed(value: &[u8], compress_over: usize) -> (bool, std::borrow::Cow<'_, [u8]>) {
+    let _ = compress_over;
+    #[cfg(feature = "compress")]
+    if value.len() >= compress_over {
+        let packed = lz4_flex::compress_prepend_size(value);
+        if packed.len() < value.len() {
+            return (true, packed.into());
+        }
+    }
+    (false, value.into())
+}
+
+/// The other way; `None` if it cannot be read, or would be larger than any value that is kept.
+pub(crate) fn unpacked(compressed: bool, bytes: &[u8]) -> Option<std::borrow::Cow<'_, [u8]>> {
+    if !compressed {
+        return Some(bytes.into());
+    }
+    #[cfg(feature = "compress")]
+    {
+        let length = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
+        if length <= crate::made::MAX_SHARED {
+            return Some(lz4_flex::decompress_size_prepended(bytes).ok()?.into());
+        }
+    }
+    None
 }
 
 struct Reader<'b>(&'b [u8]);
@@ -104,14 +154,26 @@ mod tests {
         fn comes_back_as_it_was(tags in prop::collection::vec((".{0,20}", any::<u64>()), 0..5), value: Vec<u8>, cost in 0_u32..) {
             let tags = tags.iter().map(|(t, v)| (t.as_str(), *v)).collect();
             let cost = Duration::from_micros(u64::from(cost));
-            let head = Head { fingerprint: 7, fresh_until_us: 1, kept_until_us: 2, cost, tags };
-            let bytes = head.write(&value);
+            let head = Head { compressed: cost.is_zero(), fingerprint: 7, fresh_until_us: 1, kept_until_us: 2, made_us: 3, cost, tags };
+            let mut bytes = head.write(&value);
+            prop_assert_eq!(&bytes[ENDS], &ends(1, 2));
+            bytes[ENDS].copy_from_slice(&ends(8, 9));
+            let head = Head { fresh_until_us: 8, kept_until_us: 9, ..head };
             prop_assert_eq!(Head::read(&bytes), Some((head, &value[..])));
         }
 
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>) {
-            let _ = Head::read(&bytes);
+            let _ = (Head::read(&bytes), unpacked(true, &bytes));
+        }
+
+        #[test]
+        fn values_are_packed_when_that_is_worth_it(value: Vec<u8>, repeat in 1_usize..200) {
+            let value = value.repeat(repeat);
+            let (compressed, bytes) = packed(&value, 64);
+            prop_assert!(bytes.len() <= value.len());
+            let back = unpacked(compressed, &bytes);
+            prop_assert_eq!(back.as_deref(), Some(&value[..]));
         }
     }
 }

@@ -25,6 +25,12 @@ pub struct Config {
     /// How long one answer of the second level may take. Default: 100 ms.
     #[serde(default = "defaults::patience", with = "humantime_serde")]
     pub(crate) patience: Duration,
+    /// Values of so many bytes are compressed in the second level (feature `compress`). Default: 4 KiB.
+    #[serde(default = "defaults::compress_over")]
+    pub(crate) compress_over: usize,
+    /// See [`Config::strict`].
+    #[serde(default)]
+    pub(crate) strict: bool,
 }
 
 mod defaults {
@@ -36,6 +42,9 @@ mod defaults {
     pub(super) fn trust() -> Duration {
         Duration::from_secs(3)
     }
+    pub(super) fn compress_over() -> usize {
+        4 << 10
+    }
     pub(super) fn patience() -> Duration {
         Duration::from_millis(100)
     }
@@ -44,7 +53,14 @@ mod defaults {
 impl Config {
     /// The defaults for an address.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), max_bytes: defaults::max_bytes(), trust: defaults::trust(), patience: defaults::patience() }
+        Self {
+            url: url.into(),
+            max_bytes: defaults::max_bytes(),
+            trust: defaults::trust(),
+            patience: defaults::patience(),
+            compress_over: defaults::compress_over(),
+            strict: false,
+        }
     }
 
     /// Bytes of the first level.
@@ -63,6 +79,19 @@ impl Config {
     /// How long one answer of the second level may take before the cache goes on without it.
     pub fn patience(mut self, time: Duration) -> Self {
         self.patience = time;
+        self
+    }
+
+    /// Values of so many bytes or more are compressed in the second level, if that makes them smaller (feature `compress`).
+    pub fn compress_over(mut self, bytes: usize) -> Self {
+        self.compress_over = bytes;
+        self
+    }
+
+    /// Gives every caller, the one that loaded it included, the value as another process would have it: encoded and decoded. For tests: what
+    /// passes on one process passes on Redis.
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
         self
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Entry {
     pub(crate) fence: u64,
     /// The era in which it was loaded or last checked.
     pub(crate) era: u64,
+    /// When it was made, wherever that was.
+    pub(crate) made: Instant,
     /// When its load began, or when it was last checked against the second level.
     pub(crate) since: Instant,
     pub(crate) fresh_until: Instant,

@@ -25,6 +25,9 @@ pub enum Error {
     /// The value cannot be encoded.
     #[error("the value cannot be encoded: {0}")]
     Encode(Arc<rmp_serde::encode::Error>),
+    /// Of a [strict](crate::Config::strict) cache: the value does not come back from its encoding.
+    #[error("the value does not come back from its encoding: {0}")]
+    Decode(Arc<rmp_serde::decode::Error>),
 }
 
 impl Error {

@@ -20,6 +20,7 @@ pub struct Options {
     pub(crate) soft_timeout: Option<Duration>,
     pub(crate) hard_timeout: Duration,
     pub(crate) fail_closed: bool,
+    pub(crate) sliding: bool,
 }
 
 impl Options {
@@ -35,6 +36,7 @@ impl Options {
             soft_timeout: None,
             hard_timeout: Duration::from_secs(30),
             fail_closed: false,
+            sliding: false,
         }
     }
 
@@ -84,6 +86,13 @@ impl Options {
     /// How long a load may take. Default: 30 s.
     pub fn hard_timeout(mut self, limit: Duration) -> Self {
         self.hard_timeout = limit;
+        self
+    }
+
+    /// The TTL starts anew when a value is read with less than half of it left: what is used stays. Default: no.
+    pub fn sliding(mut self) -> Self {
+        self.sliding = true;
+        self.refresh_ahead = false;
         self
     }
 

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
 use crate::cache::{Inner, Want};
-use crate::codec::{Head, fingerprint};
+use crate::codec::{Head, fingerprint, unpacked};
 use crate::entry::{Entry, OVERHEAD, Worth};
 use crate::error::Error;
 use crate::flight::Outcome;
@@ -206,7 +206,8 @@ impl Inner {
         if stamps.agree() != Agreement::Same {
             return None;
         }
-        let Ok(value) = rmp_serde::from_slice::<V>(payload) else {
+        let payload = unpacked(head.compressed, payload);
+        let Some(Ok(value)) = payload.as_deref().map(rmp_serde::from_slice::<V>) else {
             metrics::counter!("scale_cache_unreadable_total").increment(1);
             return None;
         };
@@ -215,11 +216,12 @@ impl Inner {
             stamps,
             fence: glance.fence,
             era: glance.era,
+            made: glance.since.checked_sub(Duration::from_micros(now_us.saturating_sub(head.made_us))).unwrap_or(glance.since),
             since: glance.since,
             fresh_until: glance.since + left(head.fresh_until_us),
             kept_until: glance.since + left(head.kept_until_us),
             cost: head.cost,
-            weight: u32::try_from(payload.len() + OVERHEAD).unwrap_or(u32::MAX),
+            weight: u32::try_from(payload.map_or(0, |p| p.len()) + OVERHEAD).unwrap_or(u32::MAX),
         };
         Some(Arc::new(entry))
     }

@@ -59,7 +59,7 @@ where
         let fence = inner.versions.fence(&key).load(SeqCst);
         made.entry = Entry { fence, era: noted.era, since: noted.since, ..made.entry };
         if let Some(store) = &inner.shared
-            && let Some((bytes, kept)) = made.shared(store.now_us())
+            && let Some((bytes, kept)) = made.shared(store.now_us(), inner.compress_over)
         {
             // It carries its tags' versions: what is invalidated now is invalid there, too, whenever it arrives.
             let _ = inner.ask(store.set(&key, &bytes, kept)).await;

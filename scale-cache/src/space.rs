@@ -11,7 +11,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::cache::{ALL, Cache, Look, Want};
+use crate::entry::Worth;
 use crate::error::Error;
+use crate::hit::{Hit, Level};
 use crate::load::Load;
 use crate::options::Options;
 
@@ -80,10 +82,52 @@ where
     pub fn get(&self, key: impl Display) -> impl Future<Output = Option<Arc<V>>> + Send {
         let key = Key::new(&self.name, &key);
         async move {
-            match self.cache.look(key.as_str()) {
+            let found = match self.cache.look(key.as_str()) {
                 Look::Fresh(value) | Look::Expiring(value) => typed(value),
-                Look::Nothing => self.cache.find::<V>(key.as_str()).await.and_then(typed),
+                Look::Nothing => self.cache.find::<V>(key.as_str()).await.and_then(|entry| typed(Arc::clone(&entry.value))),
+            };
+            if found.is_some() {
+                self.slide(key.as_str(), &self.options);
             }
+            found
+        }
+    }
+
+    /// The value with what is known of it: where it was found, how old it is, how long it is fresh. In the first level also one that has
+    /// expired and is [kept for bad times](Options::stale_if_error).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_cache::Error> {
+    /// # let users = scale_cache::Cache::memory().space::<String>("user");
+    /// use scale_cache::Level;
+    /// users.set(7, "Ann".to_owned()).await?;
+    /// let hit = users.get_hit(7).await.expect("it was just set");
+    /// assert!(hit.level == Level::First && !hit.is_stale && hit.age < hit.left);
+    /// # Ok(()) }
+    /// ```
+    pub fn get_hit(&self, key: impl Display) -> impl Future<Output = Option<Hit<V>>> + Send {
+        let key = Key::new(&self.name, &key);
+        async move {
+            let inner = &self.cache.0;
+            let here = inner.here(key.as_str()).filter(|e| matches!(inner.worth(key.as_str(), e), Worth::Fresh | Worth::Stale));
+            match here {
+                Some(entry) => Hit::of(&entry, Level::First),
+                None => Hit::of(&*self.cache.find::<V>(key.as_str()).await?, Level::Second),
+            }
+        }
+    }
+
+    /// Starts a value's TTL anew. `false`: there is none, or it has expired.
+    pub fn touch(&self, key: impl Display) -> impl Future<Output = bool> + Send {
+        let key = Key::new(&self.name, &key);
+        async move { self.cache.0.touch(key.as_str(), &self.options).await }
+    }
+
+    /// Starts the TTL of a value just read anew, if it is [to slide](Options::sliding) and due.
+    fn slide(&self, key: &str, options: &Options) {
+        if self.cache.0.slides(key, options) {
+            let (inner, key, options) = (Arc::clone(&self.cache.0), key.to_owned(), options.clone());
+            tokio::spawn(async move { inner.touch(&key, &options).await });
         }
     }
 
@@ -129,7 +173,10 @@ where
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let value = match self.cache.look(key.as_str()) {
-            Look::Fresh(value) if value.is::<V>() => value,
+            Look::Fresh(value) if value.is::<V>() => {
+                self.slide(key.as_str(), options);
+                value
+            }
             look => {
                 let refresh = matches!(look, Look::Expiring(_));
                 self.cache.load(Want { key: key.as_str(), space: &self.tag, options }, refresh, load).await?

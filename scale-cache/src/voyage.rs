@@ -122,11 +122,14 @@ impl Voyage {
         let keep = late.is_some() && !ttl.is_zero();
         let stamps = stamps.and(late.unwrap_or_default());
         let mut made = Made::new(value, stamps, &options, ttl, cost)?;
+        if inner.strict {
+            made.as_elsewhere::<V>()?;
+        }
         made.entry = Entry { fence: ground.fence, era: ground.era, since, ..made.entry };
         let entry = Arc::new(made.entry.clone());
         let mut current = true;
         if let (Some(store), Some(_)) = (&inner.shared, begun) {
-            match made.shared(store.now_us()).filter(|_| keep) {
+            match made.shared(store.now_us(), inner.compress_over).filter(|_| keep) {
                 // Refused: removed meanwhile, or somebody else's by now. Then it is nothing to keep here either.
                 Some((bytes, kept)) => current = inner.ask(store.fill(&key, token, &bytes, kept)).await != Some(false),
                 None => drop(inner.ask(store.release(&key, token)).await),

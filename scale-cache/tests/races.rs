@@ -63,6 +63,10 @@ impl Store for Jittery {
         dawdling!(self.0.set(key, bytes, keep))
     }
 
+    async fn touch(&self, key: &str, ends: [u8; 16], keep: Duration) -> Result<bool, Error> {
+        dawdling!(self.0.touch(key, ends, keep))
+    }
+
     async fn remove(&self, key: &str) -> Result<(), Error> {
         dawdling!(self.0.remove(key))
     }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Begun, News, Position, Store, Version};
+use crate::codec::ENDS;
 use crate::error::Error;
 
 /// Clone it into several caches; they see each other as processes on one Redis do.
@@ -134,6 +135,18 @@ impl Store for SharedMemory {
             state.leases.remove(key);
             state.entries.insert(key.to_owned(), (bytes.to_vec(), until));
             state.tell(&News::Changed(key.into()));
+        })
+    }
+
+    async fn touch(&self, key: &str, ends: [u8; 16], keep: Duration) -> Result<bool, Error> {
+        let now = Instant::now();
+        self.ask(|state| match state.entries.get_mut(key) {
+            Some((bytes, until)) if *until > now && bytes.len() >= ENDS.end => {
+                bytes[ENDS].copy_from_slice(&ends);
+                *until = now + keep;
+                true
+            }
+            _ => false,
         })
     }
 

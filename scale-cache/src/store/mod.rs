@@ -73,6 +73,10 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Stores whatever else is under way, and tells other processes.
     async fn set(&self, key: &str, bytes: &[u8], keep: Duration) -> Result<(), Error>;
 
+    /// Writes an entry's two ends anew, and keeps it so long; `false` if there is none. Whether it is worth anything is not asked: one that
+    /// was invalidated stays so.
+    async fn touch(&self, key: &str, ends: [u8; 16], keep: Duration) -> Result<bool, Error>;
+
     /// Removes, takes the right to load from whoever has it, and tells other processes.
     async fn remove(&self, key: &str) -> Result<(), Error>;
 

@@ -20,6 +20,7 @@ use redis::{AsyncCommands, RedisError, Script};
 use scale_redis::{Event, Keys};
 
 use super::{Begun, News, Position, Store, Version};
+use crate::codec::{ENDS, VERSION};
 use crate::error::Error;
 
 const TAG_LIFE: Duration = Duration::from_hours(30 * 24);
@@ -36,6 +37,7 @@ pub struct RedisStore {
     renew: Script,
     fill: Script,
     change: Script,
+    touch: Script,
     version: Script,
     invalidate: Script,
 }
@@ -58,6 +60,7 @@ impl RedisStore {
             renew: Script::new(include_str!("renew.lua")),
             fill: Script::new(include_str!("fill.lua")),
             change: Script::new(include_str!("change.lua")),
+            touch: Script::new(include_str!("touch.lua")),
             version: Script::new(include_str!("version.lua")),
             invalidate: Script::new(include_str!("invalidate.lua")),
         }
@@ -174,6 +177,12 @@ impl Store for RedisStore {
 
     async fn set(&self, key: &str, bytes: &[u8], keep: Duration) -> Result<(), Error> {
         self.change(key, Some(bytes), keep).await
+    }
+
+    async fn touch(&self, key: &str, ends: [u8; 16], keep: Duration) -> Result<bool, Error> {
+        let mut call = self.touch.key(self.entry(key));
+        call.arg(VERSION).arg(ENDS.start).arg(&ends[..]).arg(millis(keep));
+        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
     async fn remove(&self, key: &str) -> Result<(), Error> {
