@@ -116,18 +116,19 @@ async fn no_row_is_lost_wherever_it_is_cut() -> Result<()> {
     let url = server.node(0).url();
     let mut cuts = 0;
     for round in 0_u64.. {
-        // Dropped a little later each time; and every other time the server ends the connection instead.
+        // Cut a little later each time: at first by dropping the call, then by turns also by ending its connection, again and again.
         let after = Duration::from_millis(1 + round * 3);
+        let dropped = round < 4 || round % 2 == 0;
         let kills = async {
-            tokio::time::sleep(after).await;
-            if round % 2 == 0 {
-                std::future::pending::<()>().await;
+            while !dropped {
+                tokio::time::sleep(after).await;
+                let all = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                    where query ~ 'detach|copy|lock|drop' and pid <> pg_backend_pid()";
+                let _ = server.node(0).sql(all).await;
             }
-            let all = "select count(pg_terminate_backend(pid)) from pg_stat_activity where query ~ 'detach|copy|lock|drop' and pid <> pg_backend_pid()";
-            let _ = server.node(0).sql(all).await;
             std::future::pending::<()>().await;
         };
-        let limit = if round % 2 == 0 { after } else { Duration::from_secs(30) };
+        let limit = if dropped { after } else { Duration::from_secs(30) };
         let other = Db::<Pg>::connect(&url).await?;
         let done = tokio::select! {
             done = tokio::time::timeout(limit, months.maintain(&other)) => done,
@@ -140,7 +141,7 @@ async fn no_row_is_lost_wherever_it_is_cut() -> Result<()> {
         }
         cuts += 1;
     }
-    assert!(cuts >= 3, "{cuts}");
+    assert!(cuts >= 4, "{cuts}");
     assert_eq!(count(&db, "select count(*) from events").await?, 0);
     assert_eq!(restored(&db, folder.path()).await?, rows, "each row in one file");
     assert_eq!(count(&db, "select count(distinct (id, at)) from again").await?, rows);
