@@ -95,11 +95,11 @@ impl<DB: Backend> Db<DB> {
     ///     .on_progress(|p| println!("{:.0} %", p.fraction() * 100.0))
     ///     .run(|tx, ids| Box::pin(async move {
     ///         let update = sqlx::query("update orders set currency = 'EUR' where id between $1 and $2 and currency is null");
-    ///         Ok(update.bind(*ids.start()).bind(*ids.end()).execute(&mut **tx).await?.rows_affected())
+    ///         Ok::<_, sqlx::Error>(update.bind(*ids.start()).bind(*ids.end()).execute(&mut **tx).await?.rows_affected())
     ///     }))
     ///     .await?;
     /// println!("{} rows", done.rows);
-    /// # Ok::<_, sqlx::Error>(()) }
+    /// # Ok(()) }
     /// ```
     pub fn chunked(&self, table: &str, key: &str) -> Chunked<'_, DB> {
         Chunked {

@@ -126,12 +126,12 @@ async fn no_row_is_lost_wherever_it_is_cut() -> Result<()> {
             loop {
                 tokio::time::sleep(after).await;
                 let all = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
-                    where state <> 'idle' and backend_type = 'client backend' and pid <> pg_backend_pid()";
+                    where application_name = 'cut'";
                 let _ = server.node(0).sql(all).await;
             }
         };
         let limit = if dropped { after } else { Duration::from_secs(30) };
-        let other = Db::<Pg>::connect(&url).await?;
+        let other = Db::<Pg>::connect(&format!("{url}?application_name=cut")).await?;
         let done = tokio::select! {
             done = tokio::time::timeout(limit, months.maintain(&other)) => done,
             never = kills => never,
