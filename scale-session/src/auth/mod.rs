@@ -12,6 +12,7 @@
 //! | [`Remember`] | a cookie that keeps signed in, exchanged at each use: who steals one is found out |
 //! | [`SignIns`] | sign out everywhere, in one step |
 //! | [`CsrfLayer`] | refuses what another site's page sends |
+//! | [`Access`] (feature `jwt`) | tokens for APIs: signed, short-lived, read without asking anybody |
 //! | [`AuditLog`] | what happened, in an order and in words that nobody can change unseen |
 //!
 //! Limits on guessing are not here: they are the application's, and `scale-limit` has them (`LoginGuard`, and its limits for one-time
@@ -46,9 +47,13 @@
 //! | 7.5.2 users see and end their sessions | [`Session::devices`](crate::Session::devices), [`revoke`](crate::Session::revoke) | `devices_are_listed_and_ended` |
 //! | 7.5.3 proved again before what matters | [`Session::is_proved_within`](crate::Session::is_proved_within) | `states_follow_one_another` |
 //! | 7.2.4 a new id at each sign-in | [`Session::sign_in`](crate::Session::sign_in) | `states_follow_one_another` |
+//! | 9.1.1 tokens verified before they are believed, 9.1.2 algorithms allowed, 9.1.3 keys from here alone | [`Access`] | `algorithms_and_keys_are_ours_to_choose` |
+//! | 9.2.1 to 9.2.3 validity, type and audience of tokens | [`Access`] | `claims_are_there_and_what_they_should_be` |
 //! | 16.4.2 logs that cannot be changed | [`AuditLog`]: found out, not prevented | `of_a_million_records_any_change_is_found` |
 //! | 3.5.1, 3.5.2 forged requests | [`CsrfLayer`] | `a_table_of_requests_from_other_sites` |
 
+#[cfg(feature = "jwt")]
+pub mod access;
 pub mod audit;
 pub mod csrf;
 mod error;
@@ -61,6 +66,8 @@ pub mod sign_ins;
 pub mod token;
 pub mod totp;
 
+#[cfg(feature = "jwt")]
+pub use self::access::Access;
 pub use self::audit::AuditLog;
 pub use self::csrf::CsrfLayer;
 pub use self::error::Error;

@@ -3,9 +3,17 @@
 //! | subject | set up as | what it promises |
 //! | --- | --- | --- |
 //! | `scale-queue` | one worker, concurrency 100 | leases by worker, fenced acknowledgement, attempt counted on a crash |
+//! | `apalis-redis` | 1.0, one worker, concurrency 100, batches of 1,000, no results kept, no events | locks by job, orphans taken back by heartbeat |
+//! | `laravel` | `RedisQueue` with phpredis, one process as PHP is, a pop and a delete for each job, without `queue:work`'s events and signals | reserved jobs come back after 90 s |
+//! | `graphile_worker` | Postgres, concurrency 100, its local queue of 500 | `skip locked`, attempts counted at the start |
 //! | `bullmq` | one worker, concurrency 100, `removeOnComplete`, `addBulk` by 1,000 | locks by job, stalled check every 30 s |
 //!
+//! `sql_process` is the same on one Postgres with `fsync` off, as the testkit starts it, for all subjects. `sidekiq` and `rusty-sidekiq` are not
+//! measured: the first loses jobs when killed.
+//!
 //! `process` counts from the start of the worker to the end of the last job, all jobs having been pushed before.
+
+mod peers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -14,12 +22,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use scale_queue::{Job, Queue, Worker};
 use serde::{Deserialize, Serialize};
-use testkit::Redis;
+use testkit::{Postgres, Redis};
 use tokio::sync::{Notify, mpsc};
 
 use crate::Effort;
 use crate::measure::{Better, Case};
-use crate::peer::node;
+use crate::peer::{laravel, node};
 use crate::report::Report;
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -68,6 +76,14 @@ async fn fresh(server: &Redis) -> Result<Queue> {
 
 async fn process_fresh(server: &Redis, count: usize) -> Result<f64> {
     let queue = fresh(server).await?;
+    queue.push_many((0..count).map(small)).await?;
+    process(&queue, count).await
+}
+
+/// The same on Postgres.
+async fn sql_process(server: &Postgres, count: usize) -> Result<f64> {
+    let queue = Queue::connect(&server.node(0).url(), "bench").await?;
+    queue.drain("default").await?;
     queue.push_many((0..count).map(small)).await?;
     process(&queue, count).await
 }
@@ -182,21 +198,35 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         }
     };
     let quarter = count / 4;
+    let php = |case: &'static str, count: usize| {
+        let arguments = [case.to_owned(), server.port().to_string(), count.to_string()];
+        move || {
+            let arguments = arguments.clone();
+            async move { laravel("queue.php", &arguments).await }
+        }
+    };
     Case::new("process", "jobs/s", Better::Higher)
         .subject("scale-queue", move || process_fresh(s, count))
         .subject("bullmq", bull("process", quarter))
         .target(8.0)
+        // Few at a time: with 10,000 waiting it was seen to stand still.
+        .subject("apalis-redis", move || peers::apalis_process(s, 5_000))
+        .subject("laravel", php("process", count / 10))
         .measure(effort.rounds, &mut report)
         .await;
     Case::new("push_bulk", "pushes/s", Better::Higher)
         .subject("scale-queue", move || push_bulk(s, count))
         .subject("bullmq", bull("push_bulk", quarter))
         .target(8.0)
+        .subject("apalis-redis", move || peers::apalis_push_bulk(s, quarter))
+        .subject("laravel", php("push_bulk", quarter))
         .measure(effort.rounds, &mut report)
         .await;
     Case::new("push_one", "pushes/s", Better::Higher)
         .subject("scale-queue", move || push_one(s, count))
         .subject("bullmq", bull("push_one", quarter))
+        .subject("apalis-redis", move || peers::apalis_push_one(s, quarter))
+        .subject("laravel", php("push_one", count / 10))
         .measure(effort.rounds, &mut report)
         .await;
     let pickups = 50 * effort.scale;
@@ -208,6 +238,13 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("scale-queue", move || pickup(s, pickups, 0.99))
         .subject("bullmq", bull("pickup_p99", pickups))
         .measure(1, &mut report)
+        .await;
+    let postgres = Postgres::start(0).await?;
+    let (p, few) = (&postgres, 5_000 * effort.scale);
+    Case::new("sql_process", "jobs/s", Better::Higher)
+        .subject("scale-queue", move || sql_process(p, few))
+        .subject("graphile_worker", move || peers::graphile_process(p, few))
+        .measure(effort.rounds, &mut report)
         .await;
     let b = &big;
     Case::new("backlog_1m", "jobs/s", Better::Higher)

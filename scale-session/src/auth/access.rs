@@ -1,0 +1,339 @@
+//! Access tokens for APIs and apps: signed, short-lived, read without asking anybody. And the refresh tokens that follow them.
+//!
+//! | a token | is |
+//! | --- | --- |
+//! | whose header asks for another algorithm than its key has (`none` among them) | refused: the algorithm is the key's, never the token's |
+//! | whose `kid` is not one of ours, or missing | refused: keys come from here alone, never from an address in the token |
+//! | without `exp`, `sub`, `iss` or `aud`, or with a malformed `exp` or `nbf` | refused |
+//! | of another issuer or for another audience | refused |
+//! | that has expired | refused; clocks may differ by [`leeway`](Access::leeway), 5 s |
+//! | of over 8 KiB | refused unread |
+//! | signed by an older key | accepted as long as that is given as [`older`](Access::older) |
+//!
+//! Nothing ends an access token before its time, so give it minutes. What lasts is the refresh token, and that is
+//! [`Remember`](super::Remember)'s: exchanged at each use, its family ended when one comes back a second time (RFC 9700, 4.14.2).
+//! To end a user's tokens sooner, put [a stamp](super::SignIns) into the claims.
+
+use std::time::Duration;
+
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::error::Error;
+use super::seal::now;
+
+/// Longer ones are not looked at.
+const LONGEST: usize = 8 * 1_024;
+
+struct Key {
+    id: String,
+    algorithm: Algorithm,
+    signs: Option<EncodingKey>,
+    verifies: DecodingKey,
+}
+
+/// Makes and reads access tokens.
+///
+/// ```
+/// # fn main() -> Result<(), scale_session::auth::Error> {
+/// use scale_session::auth::{Access, access::SigningKey};
+/// use serde::{Deserialize, Serialize};
+/// use std::time::Duration;
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Scope { scope: String }
+///
+/// let key = SigningKey::secret("2026-11", &[7; 32])?; // or SigningKey::ed25519("2026-11", PRIVATE_PEM, PUBLIC_PEM)
+/// let access = Access::new("https://id.example.org", "shop-api", key).lifetime(Duration::from_secs(300));
+///
+/// let token = access.issue("user:7", &Scope { scope: "orders".into() })?;
+/// let claims = access.verify::<Scope>(&token).expect("it was just made");
+/// assert_eq!((claims.sub.as_str(), claims.more.scope.as_str()), ("user:7", "orders"));
+/// # Ok(()) }
+/// ```
+pub struct Access {
+    issuer: String,
+    audience: String,
+    keys: Vec<Key>,
+    lifetime: Duration,
+    leeway: Duration,
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let keys: Vec<_> = self.keys.iter().map(|key| &key.id).collect();
+        f.debug_struct("Access").field("issuer", &self.issuer).field("keys", &keys).finish_non_exhaustive()
+    }
+}
+
+/// A key that signs, with the name (`kid`) that tokens call it by.
+pub struct SigningKey(Key);
+
+/// A key that only verifies.
+pub struct VerifyingKey(Key);
+
+impl std::fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SigningKey({})", self.0.id)
+    }
+}
+
+impl std::fmt::Debug for VerifyingKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "VerifyingKey({})", self.0.id)
+    }
+}
+
+impl SigningKey {
+    /// HMAC-SHA-256, for those who both make and read tokens.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for less than 32 bytes.
+    pub fn secret(id: &str, secret: &[u8]) -> Result<Self, Error> {
+        if secret.len() < 32 {
+            return Err(Error::Setting("a key has at least 32 bytes"));
+        }
+        let (signs, verifies) = (Some(EncodingKey::from_secret(secret)), DecodingKey::from_secret(secret));
+        Ok(Self(Key { id: id.into(), algorithm: Algorithm::HS256, signs, verifies }))
+    }
+
+    /// Ed25519, so that others can read tokens and not make them. Both halves as PEM.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no such key.
+    pub fn ed25519(id: &str, private_pem: &[u8], public_pem: &[u8]) -> Result<Self, Error> {
+        let signs = EncodingKey::from_ed_pem(private_pem).map_err(|_| Error::Setting("that is no private Ed25519 key"))?;
+        let VerifyingKey(key) = VerifyingKey::ed25519(id, public_pem)?;
+        Ok(Self(Key { signs: Some(signs), ..key }))
+    }
+}
+
+impl VerifyingKey {
+    /// The public half of an Ed25519 key, as PEM.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no such key.
+    pub fn ed25519(id: &str, public_pem: &[u8]) -> Result<Self, Error> {
+        let verifies = DecodingKey::from_ed_pem(public_pem).map_err(|_| Error::Setting("that is no public Ed25519 key"))?;
+        Ok(Self(Key { id: id.into(), algorithm: Algorithm::EdDSA, signs: None, verifies }))
+    }
+}
+
+impl From<SigningKey> for VerifyingKey {
+    fn from(key: SigningKey) -> Self {
+        Self(Key { signs: None, ..key.0 })
+    }
+}
+
+/// What a token says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Claims<T> {
+    /// Who it is about.
+    pub sub: String,
+    /// Who made it.
+    pub iss: String,
+    /// Whom it is for.
+    pub aud: String,
+    /// Its end, s since 1970.
+    pub exp: u64,
+    /// When it was made.
+    pub iat: u64,
+    /// What the application adds.
+    #[serde(flatten)]
+    pub more: T,
+}
+
+impl Access {
+    /// Signs with `key`. Tokens live five minutes.
+    pub fn new(issuer: &str, audience: &str, key: SigningKey) -> Self {
+        let (lifetime, leeway) = (Duration::from_mins(5), Duration::from_secs(5));
+        Self { issuer: issuer.into(), audience: audience.into(), keys: vec![key.0], lifetime, leeway }
+    }
+
+    /// Only reads: a service that has the public key.
+    pub fn reader(issuer: &str, audience: &str, key: VerifyingKey) -> Self {
+        let (lifetime, leeway) = (Duration::from_mins(5), Duration::from_secs(5));
+        Self { issuer: issuer.into(), audience: audience.into(), keys: vec![key.0], lifetime, leeway }
+    }
+
+    /// A key that signed before, or will soon: give it to everybody before anybody signs with it.
+    pub fn older(mut self, key: impl Into<VerifyingKey>) -> Self {
+        self.keys.push(key.into().0);
+        self
+    }
+
+    /// How long a token lives.
+    pub fn lifetime(mut self, time: Duration) -> Self {
+        self.lifetime = time;
+        self
+    }
+
+    /// How much clocks may differ.
+    pub fn leeway(mut self, time: Duration) -> Self {
+        self.leeway = time;
+        self
+    }
+
+    /// A token about `subject`, with claims of the application's: a map or a struct, whose names are none of the registered ones.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there is no key that signs, or the claims are no map.
+    pub fn issue<T: Serialize>(&self, subject: &str, more: &T) -> Result<String, Error> {
+        let key = self.keys.first().and_then(|key| Some((key, key.signs.as_ref()?)));
+        let (key, signs) = key.ok_or(Error::Setting("there is no key that signs"))?;
+        let header = Header { kid: Some(key.id.clone()), ..Header::new(key.algorithm) };
+        let iat = now();
+        let exp = iat + self.lifetime.as_secs();
+        let claims = Claims { sub: subject.into(), iss: self.issuer.clone(), aud: self.audience.clone(), exp, iat, more };
+        jsonwebtoken::encode(&header, &claims, signs).map_err(|_| Error::Setting("the claims cannot be written as a map"))
+    }
+
+    /// What a token says, if it is one of ours and its time has not passed.
+    pub fn verify<T: DeserializeOwned + Clone>(&self, token: &str) -> Option<Claims<T>> {
+        if token.len() > LONGEST {
+            return None;
+        }
+        let header = jsonwebtoken::decode_header(token).ok()?;
+        let id = header.kid?;
+        let key = self.keys.iter().find(|key| key.id == id)?;
+        let mut rules = Validation::new(key.algorithm);
+        rules.set_required_spec_claims(&["exp", "sub", "iss", "aud"]);
+        rules.set_issuer(&[&self.issuer]);
+        rules.set_audience(&[&self.audience]);
+        rules.validate_nbf = true;
+        rules.leeway = self.leeway.as_secs();
+        Some(jsonwebtoken::decode::<Claims<T>>(token, &key.verifies, &rules).ok()?.claims)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use data_encoding::BASE64URL_NOPAD;
+    use hmac::{Hmac, KeyInit, Mac};
+    use serde_json::{Value, json};
+
+    const SECRET: [u8; 32] = [7; 32];
+    const PRIVATE: &[u8] = b"-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIPHlU0IzW8QNznDTVODgOrH66+PruOI4Y9Pkh8LFYvlN\n-----END PRIVATE KEY-----\n";
+    const PUBLIC: &[u8] =
+        b"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAdBIPafRs7bFga10DujzW+AGvV+nkn2yecYBYBmDvJBw=\n-----END PUBLIC KEY-----\n";
+
+    fn access() -> Access {
+        Access::new("me", "api", SigningKey::secret("k1", &SECRET).unwrap())
+    }
+
+    /// A token as anybody could put one together, signed with HMAC under that key.
+    fn forged(header: &Value, claims: &Value, key: &[u8]) -> String {
+        let part = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
+        let text = format!("{}.{}", part(header), part(claims));
+        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(key).unwrap();
+        mac.update(text.as_bytes());
+        format!("{text}.{}", BASE64URL_NOPAD.encode(&mac.finalize().into_bytes()))
+    }
+
+    fn header() -> Value {
+        json!({ "alg": "HS256", "typ": "JWT", "kid": "k1" })
+    }
+
+    fn claims() -> Value {
+        json!({ "sub": "ann", "iss": "me", "aud": "api", "exp": now() + 60, "iat": now() })
+    }
+
+    fn good(token: &str) -> bool {
+        access().verify::<Value>(token).is_some()
+    }
+
+    #[test]
+    fn a_token_says_what_was_put_into_it() {
+        let token = access().issue("ann", &json!({ "scope": "orders" })).unwrap();
+        let read = access().verify::<Value>(&token).unwrap();
+        assert_eq!((read.sub.as_str(), &read.more["scope"], read.exp - read.iat), ("ann", &json!("orders"), 300));
+        assert!(good(&forged(&header(), &claims(), &SECRET)), "the forger of these tests does it right");
+        assert!(access().issue("ann", &7).is_err(), "no map");
+        assert_eq!(format!("{:?}", access()), r#"Access { issuer: "me", keys: ["k1"], .. }"#);
+    }
+
+    #[test]
+    fn algorithms_and_keys_are_ours_to_choose() {
+        let with = |name: &str, value: Value| {
+            let mut header = header();
+            header[name] = value;
+            header
+        };
+        for bad in
+            [with("alg", json!("none")), with("alg", json!("HS512")), with("alg", json!("EdDSA")), with("alg", json!("NONE"))]
+        {
+            assert!(!good(&forged(&bad, &claims(), &SECRET)), "{bad}");
+        }
+        for bad in [
+            with("kid", json!("k2")),
+            with("kid", Value::Null),
+            with("kid", json!("../../etc/passwd")),
+            json!({ "alg": "HS256" }),
+        ] {
+            assert!(!good(&forged(&bad, &claims(), &SECRET)), "{bad}");
+        }
+        // A key from the token itself, or from an address in it.
+        let mut embedded = with("jku", json!("https://evil.example/keys"));
+        embedded["jwk"] = json!({ "kty": "oct", "k": BASE64URL_NOPAD.encode(&[9; 32]) });
+        assert!(!good(&forged(&embedded, &claims(), &[9; 32])));
+        let unsigned = forged(&with("alg", json!("none")), &claims(), &SECRET);
+        assert!(!good(&unsigned[..=unsigned.rfind('.').unwrap()]));
+        assert!(!good(&forged(&header(), &claims(), &[8; 32])), "another secret");
+        // Key confusion: signed with HMAC under the public half of a key pair.
+        let pair = Access::new("me", "api", SigningKey::ed25519("k1", PRIVATE, PUBLIC).unwrap());
+        let confused = forged(&header(), &claims(), PUBLIC);
+        assert!(pair.verify::<Value>(&confused).is_none());
+        assert!(!good(&pair.issue("ann", &json!({})).unwrap()));
+    }
+
+    #[test]
+    fn claims_are_there_and_what_they_should_be() {
+        let with = |name: &str, value: Value| {
+            let mut claims = claims();
+            claims[name] = value;
+            good(&forged(&header(), &claims, &SECRET))
+        };
+        for name in ["exp", "sub", "iss", "aud"] {
+            let mut claims = claims();
+            claims.as_object_mut().unwrap().remove(name);
+            assert!(!good(&forged(&header(), &claims, &SECRET)), "without {name}");
+            assert!(!with(name, Value::Null), "{name} null");
+        }
+        for malformed in
+            [json!("9999999999"), json!(-1), json!({}), json!([9_999_999_999_u64]), json!(true), json!("x"), json!(1e300)]
+        {
+            assert!(!with("exp", malformed.clone()), "exp {malformed}");
+            if malformed != json!(-1) {
+                assert!(!with("nbf", malformed.clone()), "nbf {malformed}");
+            }
+        }
+        assert!(!with("exp", json!(now() - 60)) && with("exp", json!(now() + 1)));
+        assert!(!with("nbf", json!(now() + 60)) && with("nbf", json!(now() - 60)));
+        assert!(!with("iss", json!("you")) && !with("aud", json!("other")) && !with("aud", json!(["other"])));
+    }
+
+    #[test]
+    fn keys_change_and_readers_only_read() {
+        let old = access();
+        let new = || SigningKey::ed25519("k2", PRIVATE, PUBLIC).unwrap();
+        let both = Access::new("me", "api", new()).older(SigningKey::secret("k1", &SECRET).unwrap());
+        assert!(both.verify::<Value>(&old.issue("ann", &json!({})).unwrap()).is_some());
+        let token = both.issue("ann", &json!({})).unwrap();
+        assert!(old.verify::<Value>(&token).is_none());
+        let reader = Access::reader("me", "api", VerifyingKey::ed25519("k2", PUBLIC).unwrap());
+        assert!(reader.verify::<Value>(&token).is_some() && reader.issue("ann", &json!({})).is_err());
+        assert!(SigningKey::secret("k", &[7; 31]).is_err() && VerifyingKey::ed25519("k", b"junk").is_err());
+        assert!(both.verify::<Value>(&"a".repeat(LONGEST + 1)).is_none());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_survived(text in ".{0,200}", parts: (Vec<u8>, Vec<u8>, Vec<u8>)) {
+            let token = [parts.0, parts.1, parts.2].map(|part| BASE64URL_NOPAD.encode(&part)).join(".");
+            proptest::prop_assert!(!good(&text) && !good(&token));
+        }
+    }
+}
