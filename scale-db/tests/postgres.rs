@@ -318,3 +318,67 @@ async fn a_heavier_replica_gets_more() -> Result<()> {
     assert!(matches!(none, Err(Error::Address(_))));
     Ok(())
 }
+
+/// With a synchronous replica, as whoever asks for no loss at all has it: what was acknowledged is there after the fail-over, writes go on within
+/// two seconds of it, and none goes to the old primary when it comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_acknowledged_write_is_lost_in_a_fail_over() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    pg.node(0).sql("alter system set synchronous_standby_names = '*'").await?;
+    pg.node(0).sql("select pg_reload_conf()").await?;
+    let synchronous = async || (pg.node(0).sql("select sync_state from pg_stat_replication").await.ok()? == "sync").then_some(());
+    eventually("the replica to be synchronous", synchronous).await?;
+    let db = builder(&pg).connect().await?;
+    sqlx::query("create table t (n bigint primary key)").execute(&db).await?;
+    let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(std::sync::atomic::AtomicI64::new(0)));
+    let (acknowledged, refused) = (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(AtomicU32::new(0)));
+    let writers: Vec<_> = (0..4)
+        .map(|_| {
+            let (db, stop, next) = (db.clone(), Arc::clone(&stop), Arc::clone(&next));
+            let (acknowledged, refused) = (Arc::clone(&acknowledged), Arc::clone(&refused));
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if sqlx::query("insert into t values ($1)").bind(n).execute(&db).await.is_ok() {
+                        acknowledged.lock().unwrap().push(n);
+                    } else {
+                        // Fast and typed, so that whoever writes can decide.
+                        refused.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                }
+            })
+        })
+        .collect();
+    let count = || acknowledged.lock().unwrap().len();
+    let more = async |by: usize| {
+        let goal = count() + by;
+        eventually("writes to go on", async || (count() >= goal).then_some(())).await
+    };
+    more(200).await?;
+    pg.node(0).kill()?;
+    eventually("writes to be refused", async || (refused.load(Ordering::Relaxed) > 20).then_some(())).await?;
+    pg.node(1).promote().await?;
+    let promoted = std::time::Instant::now();
+    let before = count();
+    more(1).await?;
+    assert!(promoted.elapsed() < Duration::from_secs(2), "{:?}", promoted.elapsed());
+    more(200).await?;
+    pg.node(0).restart().await?;
+    let leftover = async || db.nodes().iter().any(|n| n.number == 0 && n.role == Role::Primary).then_some(());
+    eventually("the leftover to be seen", leftover).await?;
+    more(200).await?;
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await?;
+    }
+    let acknowledged = acknowledged.lock().unwrap().clone();
+    let there: std::collections::HashSet<i64> =
+        pg.node(1).sql("select n from t").await?.lines().map(str::parse).collect::<Result<_, _>>()?;
+    let lost: Vec<_> = acknowledged.iter().filter(|n| !there.contains(n)).collect();
+    assert!(lost.is_empty(), "{} of {} acknowledged writes are lost: {lost:?}", lost.len(), acknowledged.len());
+    let strays: Vec<i64> = pg.node(0).sql("select n from t").await?.lines().map(str::parse).collect::<Result<_, _>>()?;
+    let after: std::collections::HashSet<_> = acknowledged[before..].iter().collect();
+    assert!(strays.iter().all(|n| !after.contains(n)), "writes went to the leftover");
+    Ok(())
+}

@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 
 use crate::app::App;
 use crate::config::Config;
-use crate::pages::{account, cart, catalogue, checkout, orders};
+use crate::pages::{account, cart, catalogue, checkout, devices, orders};
 
 /// Serves until told to stop, and then what is under way.
 pub(crate) async fn run(app: App, config: &Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
@@ -67,6 +67,7 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         .route("/orders/{id}", get(orders::show))
         .route("/login", get(account::form).post(account::log_in))
         .route("/logout", post(account::log_out))
+        .route("/devices", get(devices::list).post(devices::end))
         .nest_service("/admin/queues", admin)
         .fallback(|| async { (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")) })
         .layer(app.sessions.clone())

@@ -55,9 +55,20 @@ async fn on_a_laptop() -> Result<()> {
     let shop = Shop::open(folder.path(), &["--config", &config]).await?;
     // Still logged in, and in another browser after logging in there.
     assert!(ann.get(&shop.base, "/orders").await?.body.contains("Ann · log out"));
+    let mut before = ann;
     let mut ann = Visitor::new();
     ann.post(&shop.base, "/login", &form).await?;
     assert!(ann.get(&shop.base, "/orders").await?.body.contains(&order));
+
+    // Both are devices of hers, until one logs the other out.
+    let devices = ann.get(&shop.base, "/devices").await?;
+    assert!(devices.body.contains("this one") && devices.body.contains("everywhere else"), "{}", devices.body);
+    assert_eq!(ann.post(&shop.base, "/devices", &[("end", "made up")]).await?.status, 404);
+    let devices = ann.post(&shop.base, "/devices", &[("end", "others")]).await?;
+    assert!(!devices.body.contains("everywhere else"));
+    assert_eq!(before.get(&shop.base, "/devices").await?.status, 401);
+    assert!(before.get(&shop.base, "/orders").await?.body.contains("Log in"));
+    assert!(ann.get(&shop.base, "/orders").await?.body.contains("Ann · log out"));
 
     // Somebody else's order is no order.
     assert_eq!(Visitor::new().get(&shop.base, &order).await?.status, 404);

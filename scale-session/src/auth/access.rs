@@ -41,7 +41,7 @@ struct Key {
 /// use serde::{Deserialize, Serialize};
 /// use std::time::Duration;
 ///
-/// #[derive(Serialize, Deserialize)]
+/// #[derive(Clone, Serialize, Deserialize)]
 /// struct Scope { scope: String }
 ///
 /// let key = SigningKey::secret("2026-11", &[7; 32])?; // or SigningKey::ed25519("2026-11", PRIVATE_PEM, PUBLIC_PEM)

@@ -11,7 +11,7 @@ use scale_limit::guard::login::Attempt;
 use scale_session::Session;
 use serde::Deserialize;
 
-use super::{Failure, Page, USER, layout};
+use super::{Failure, Page, USER, devices as devices_page, layout};
 use crate::app::App;
 use crate::db::{devices, seed, users};
 
@@ -67,8 +67,8 @@ pub(crate) async fn log_in(State(app): State<App>, session: Session, request: Pa
     };
     pending.succeeded().await;
     session.insert(USER, &account).await?;
-    // An id somebody planted or saw before is worth nothing from here on.
-    session.rotate().await?;
+    // With a new id: one that somebody planted or saw before is worth nothing from here on.
+    session.sign_in(&account.email, &devices_page::name(&request)).await?;
     let mut response = Redirect::to("/").into_response();
     if !known {
         let token = devices::remember(&app.db, &account.email).await?;

@@ -4,6 +4,7 @@ pub(crate) mod account;
 pub(crate) mod cart;
 pub(crate) mod catalogue;
 pub(crate) mod checkout;
+pub(crate) mod devices;
 mod drawing;
 pub(crate) mod orders;
 
@@ -59,6 +60,7 @@ pub(crate) async fn layout(session: &Session, title: &str, content: Markup) -> R
         &html! {
             nav {
                 a href="/orders" { "Orders" }
+                @if user.is_some() { a href="/devices" { "Devices" } }
                 a href="/cart" { "Cart" @if things > 0 { span.count { (things) } } }
                 @match user {
                     Some(user) => form method="post" action="/logout" { button.plain { (user.name) " · log out" } },

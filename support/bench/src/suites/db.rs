@@ -6,12 +6,14 @@
 //! | `verdict` | the router's answer for a statement it knows | |
 //! | `replica_reads` | a primary and two replicas, 32 tasks | `primary-only`: the same reads on the primary |
 //! | `keyset_page` | page 10,000 of 24 rows by cursor | `offset`: the same page by `offset` |
+//! | `select_pgbouncer` | `fetch_one(&db)`, straight | `pgbouncer`: a bare pool through it, by transactions |
+//! | `chunked_update` | p99 of single-row updates of a neighbour while all 250,000 rows are changed by `Db::chunked` | `one-update`: the same by one `update`, whose neighbour waits for its end |
 //! | `loader` | 100 look-ups through a `Loader` | `n-plus-one`: one by one |
 //!
 //! Two cores carry client and servers: `replica_reads` shows that reads spread, not what three machines would do.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use scale_db::page::Order;
@@ -128,6 +130,44 @@ async fn n_plus_one(db: &Db<Pg>) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 
+/// p99, ms, of a neighbour's updates of one row each while `change` changes them all. Each is of another row, so that only locks count.
+async fn neighbour(db: &Db<Pg>, change: impl Future<Output = Result<()>>) -> Result<f64> {
+    let mut times = Vec::new();
+    let updates = async {
+        for n in 0_i64.. {
+            let start = Instant::now();
+            sqlx::query("update items set price = price where id = $1").bind(n * 7_919 % ROWS).execute(db).await?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        done = change => done?,
+        stopped = updates => stopped?,
+    }
+    anyhow::ensure!(!times.is_empty(), "the neighbour never got a turn");
+    // One that waits for the end of the change is cut off with it: its wait is what the change took.
+    times.sort_unstable_by(f64::total_cmp);
+    Ok(times[(times.len() - 1) * 99 / 100])
+}
+
+async fn by_chunks(db: &Db<Pg>) -> Result<()> {
+    let walk = db.chunked("items", "id").size(1_000).run(|tx, ids| {
+        Box::pin(async move {
+            let update = sqlx::query("update items set price = price + 1 - 1 where id between $1 and $2");
+            Ok::<_, sqlx::Error>(update.bind(*ids.start()).bind(*ids.end()).execute(&mut **tx).await?.rows_affected())
+        })
+    });
+    anyhow::ensure!(walk.await?.rows == ROWS as u64, "not all rows");
+    Ok(())
+}
+
+async fn by_one(db: &Db<Pg>) -> Result<()> {
+    let update = sqlx::query("update items set price = price + 1 - 1").execute(db).await?;
+    anyhow::ensure!(update.rows_affected() == ROWS as u64, "not all rows");
+    Ok(())
+}
+
 pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let mut report = Report::new("db");
     let cluster = Postgres::start(2).await?;
@@ -178,6 +218,33 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     Case::new("keyset_page", "ms", Better::Lower)
         .subject("scale-db", move || keyset(single, cursors, cursor, 50))
         .subject("offset", move || offset(single, skip, 5))
+        .measure(effort.rounds, &mut report)
+        .await;
+    // A statement time-out would cut the one large update short.
+    let patient =
+        Db::<Pg>::builder(&urls[0]).lock_timeout(Duration::from_secs(60)).slow_query(Duration::from_mins(1)).connect().await?;
+    let patient = &patient;
+    Case::new("chunked_update", "ms", Better::Lower)
+        .subject("scale-db", move || neighbour(patient, by_chunks(patient)))
+        .subject("one-update", move || neighbour(patient, by_one(patient)))
+        .measure(effort.rounds.min(3), &mut report)
+        .await;
+    let bouncer = crate::peer::PgBouncer::start(cluster.node(0).port()).await;
+    let through = match &bouncer {
+        Ok(bouncer) => {
+            sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&bouncer.url()).await.map_err(|e| e.to_string())
+        }
+        Err(error) => Err(format!("{error:#}")),
+    };
+    let through = &through;
+    Case::new("select_pgbouncer", "ns", Better::Lower)
+        .subject("scale-db", move || select_db(a, count))
+        .subject("pgbouncer", move || async move {
+            match through {
+                Ok(pool) => select_pool(pool, count).await,
+                Err(why) => anyhow::bail!("{why}"),
+            }
+        })
         .measure(effort.rounds, &mut report)
         .await;
     Case::new("loader", "ms", Better::Lower)

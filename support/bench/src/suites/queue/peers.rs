@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use apalis::layers::WorkerBuilderExt;
 use apalis::prelude::{BoxDynError, TaskSink, WorkerBuilder};
 use apalis_redis::{Config, RedisStorage};
 use graphile_worker::{IntoTaskHandlerResult, JobSpec, LocalQueueConfig, TaskHandler, WorkerContext, WorkerOptions};
@@ -112,7 +113,7 @@ pub(super) async fn apalis_push_one(server: &Redis, count: usize) -> Result<f64>
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct GraphileSmall {
     n: usize,
     text: String,
