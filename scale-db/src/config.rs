@@ -1,8 +1,10 @@
 //! Which nodes there are, and the limits they work under.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use sqlx::SqlSafeStr;
 use sqlx::pool::PoolOptions;
 
 use crate::backend::Backend;
@@ -11,6 +13,7 @@ use crate::dialect::Dialect;
 use crate::discover::Discover;
 use crate::error::Error;
 use crate::node::Node;
+use crate::reign::Reign;
 use crate::replica::Replica;
 
 /// What reads do when no replica is fit.
@@ -43,7 +46,7 @@ pub struct Config {
     pub discovery_interval: Duration,
     #[serde(skip)]
     discover_with: Option<Discover>,
-    /// Connections to each node at most. Default: 10.
+    /// Connections to each node at most, and one more to look at it through. Default: 10.
     #[serde(default = "defaults::connections")]
     pub max_connections: u32,
     /// How long to wait for a connection. Default: 3 s.
@@ -139,41 +142,49 @@ impl Config {
         if let Some(url) = self.discover.as_ref().filter(|url| DB::dialect(url) != Some(dialect)) {
             return Err(Self::wrong::<DB>(url));
         }
+        let reign = Arc::<Reign>::default();
         let nodes = match dialect {
-            Dialect::Sqlite => self.sqlite_nodes::<DB>()?,
+            Dialect::Sqlite => self.sqlite_nodes::<DB>(&reign)?,
             _ => std::iter::once(&Replica::new(&self.url))
                 .chain(&self.replicas)
                 .enumerate()
-                .map(|(number, replica)| self.node(dialect, number, replica, false, false))
+                .map(|(number, replica)| self.node(&reign, dialect, number, replica, false, false))
                 .collect::<Result<_, _>>()?,
         };
         let discover = self.discover_with.clone().or_else(|| self.discover.clone().map(Discover::dns));
-        Db::start(self, dialect, nodes, discover).await
+        Db::start(self, dialect, nodes, reign, discover).await
     }
 
     /// One writer; readers of the same file beside it, unless it only lives in memory.
-    fn sqlite_nodes<DB: Backend>(&self) -> Result<Vec<Node<DB>>, Error> {
+    fn sqlite_nodes<DB: Backend>(&self, reign: &Arc<Reign>) -> Result<Vec<Node<DB>>, Error> {
         if !self.replicas.is_empty() || self.discover.is_some() {
             return Err(Error::Address("SQLite has no replicas: its readers share the file".into()));
         }
         let writer = Replica::new(&self.url).max_connections(1);
-        let mut nodes = vec![self.node(Dialect::Sqlite, 0, &writer, false, false)?];
+        let mut nodes = vec![self.node(reign, Dialect::Sqlite, 0, &writer, false, false)?];
         if !self.url.contains(":memory:") && !self.url.contains("mode=memory") {
-            nodes.push(self.node(Dialect::Sqlite, 1, &Replica::new(&self.url), true, false)?);
+            nodes.push(self.node(reign, Dialect::Sqlite, 1, &Replica::new(&self.url), true, false)?);
         }
         Ok(nodes)
     }
 
     /// A node that was not listed.
-    pub(crate) fn found_node<DB: Backend>(&self, dialect: Dialect, number: usize, at: &Replica) -> Result<Node<DB>, Error> {
+    pub(crate) fn found_node<DB: Backend>(
+        &self,
+        reign: &Arc<Reign>,
+        dialect: Dialect,
+        number: usize,
+        at: &Replica,
+    ) -> Result<Node<DB>, Error> {
         match DB::dialect(&at.url) {
-            Some(theirs) if theirs == dialect => self.node(dialect, number, at, false, true),
+            Some(theirs) if theirs == dialect => self.node(reign, dialect, number, at, false, true),
             _ => Err(Self::wrong::<DB>(&at.url)),
         }
     }
 
     fn node<DB: Backend>(
         &self,
+        reign: &Arc<Reign>,
         dialect: Dialect,
         number: usize,
         at: &Replica,
@@ -185,6 +196,7 @@ impl Config {
         }
         let connections = at.max_connections.unwrap_or(self.max_connections);
         let greeting = dialect.greeting(reader, self.statement_timeout, self.lock_timeout);
+        let reign = Arc::clone(reign);
         let pool = PoolOptions::<DB>::new()
             .max_connections(connections.max(1))
             .acquire_timeout(self.acquire_timeout)
@@ -192,8 +204,17 @@ impl Config {
             .idle_timeout((dialect != Dialect::Sqlite).then_some(Duration::from_mins(10)))
             .max_lifetime((dialect != Dialect::Sqlite).then_some(Duration::from_mins(30)))
             .after_connect(move |connection, _| {
-                let greeting = greeting.clone();
-                Box::pin(async move { DB::tell(connection, greeting).await })
+                let (greeting, reign) = (greeting.clone(), Arc::clone(&reign));
+                Box::pin(async move {
+                    DB::tell(connection, greeting).await?;
+                    if dialect != Dialect::Sqlite {
+                        let row = DB::ask(connection, dialect.probe_sql().into_sql_str()).await?;
+                        if dialect.read_probe(&row).is_some_and(|probe| reign.is_over(number, &probe)) {
+                            return Err(Error::Leftover { node: number }.into());
+                        }
+                    }
+                    Ok(())
+                })
             })
             .connect_lazy(&at.url)
             // sqlx's words may hold the password.

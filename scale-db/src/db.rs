@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -20,6 +20,7 @@ use crate::lag::History;
 use crate::monitor;
 use crate::node::{Node, NodeStatus};
 use crate::position::Position;
+use crate::reign::Reign;
 use crate::router::{Router, Verdict};
 use crate::sticky;
 
@@ -35,10 +36,7 @@ pub(crate) struct Inner<DB: Backend> {
     pub(crate) nodes: ArcSwap<Vec<Arc<Node<DB>>>>,
     pub(crate) router: Router,
     pub(crate) config: Config,
-    /// Node number + 1; 0 while there is none.
-    primary: AtomicUsize,
-    /// The highest timeline ever seen: a primary of a lower one is a leftover.
-    timeline: AtomicU64,
+    pub(crate) reign: Arc<Reign>,
     cluster: Mutex<Option<String>>,
     /// Asks the monitor to look now.
     pub(crate) wake: Arc<Notify>,
@@ -90,6 +88,7 @@ impl<DB: Backend> Db<DB> {
         config: Config,
         dialect: Dialect,
         nodes: Vec<Node<DB>>,
+        reign: Arc<Reign>,
         discover: Option<Discover>,
     ) -> Result<Self, Error> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -100,8 +99,7 @@ impl<DB: Backend> Db<DB> {
             nodes: ArcSwap::from_pointee(nodes.into_iter().map(Arc::new).collect()),
             router: Router::new(dialect, config.safe_functions.iter().cloned()),
             config,
-            primary: AtomicUsize::new(0),
-            timeline: AtomicU64::new(0),
+            reign,
             cluster: Mutex::new(None),
             wake: Arc::new(Notify::new()),
             looked: Notify::new(),
@@ -199,6 +197,7 @@ impl<DB: Backend> Db<DB> {
     /// Waits until every connection is closed. Handles that remain fail with `PoolClosed`.
     pub async fn close(&self) {
         let nodes = self.0.nodes.load_full();
+        nodes.iter().for_each(|node| node.watched(None));
         futures_util::future::join_all(nodes.iter().map(|n| n.pool.close())).await;
     }
 
@@ -282,7 +281,7 @@ pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
 
 impl<DB: Backend> Inner<DB> {
     pub(crate) fn primary_number(&self) -> Option<usize> {
-        self.primary.load(Ordering::Acquire).checked_sub(1)
+        self.reign.primary()
     }
 
     fn primary_node(&self) -> Option<Arc<Node<DB>>> {
@@ -302,15 +301,11 @@ impl<DB: Backend> Inner<DB> {
     }
 
     pub(crate) fn set_primary(&self, found: Option<(usize, u64)>) {
-        let accepted = found.filter(|(_, timeline)| *timeline >= self.timeline.fetch_max(*timeline, Ordering::AcqRel));
-        let new = accepted.map_or(0, |(number, _)| number + 1);
-        let old = self.primary.swap(new, Ordering::AcqRel);
-        if old != new {
-            match accepted {
-                Some((node, timeline)) if old != 0 => tracing::warn!(node, timeline, "the database primary has moved"),
-                None => tracing::error!("there is no database primary"),
-                Some((node, _)) => tracing::info!(node, "the database primary is known"),
-            }
+        match self.reign.found(found) {
+            (old, new) if old == new => {}
+            (_, None) => tracing::error!("there is no database primary"),
+            (Some(_), Some(node)) => tracing::warn!(node, "the database primary has moved"),
+            (None, Some(node)) => tracing::info!(node, "the database primary is known"),
         }
     }
 

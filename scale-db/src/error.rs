@@ -13,6 +13,12 @@ pub enum Error {
     /// Nodes answer, but none is a primary that takes writes.
     #[error("no primary: {0} node(s) known, none takes writes")]
     NoPrimary(usize),
+    /// A node says it is the primary, and is one of before a fail-over: no connection to it is handed out.
+    #[error("node {node} is a primary of before a fail-over")]
+    Leftover {
+        /// Its number.
+        node: usize,
+    },
     /// Every replica is down or lags too much, and the configuration forbids reading from the primary.
     #[error("no replica is fit for reading, and reading from the primary is switched off")]
     NoReplica,

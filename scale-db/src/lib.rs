@@ -17,6 +17,7 @@ pub mod page;
 #[cfg(feature = "partition")]
 pub mod partition;
 mod position;
+mod reign;
 mod replica;
 mod retry;
 pub mod router;

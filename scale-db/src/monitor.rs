@@ -7,7 +7,7 @@ use sqlx::SqlSafeStr;
 
 use crate::backend::Backend;
 use crate::db::Inner;
-use crate::dialect::Probe;
+use crate::dialect::{Dialect, Probe};
 use crate::lag::History;
 use crate::node::{Node, Role};
 
@@ -73,13 +73,21 @@ pub(crate) async fn round<DB: Backend>(inner: &Inner<DB>, history: &mut History)
 }
 
 async fn probe<DB: Backend>(inner: &Inner<DB>, node: &Node<DB>) -> Result<Probe, sqlx::Error> {
-    // A full pool is no sign of illness, but a probe must not wait behind the queue for long.
     let limit = inner.config.acquire_timeout.min(inner.config.monitor_interval.max(Duration::from_secs(1)));
+    let question = || inner.dialect.probe_sql().into_sql_str();
     let look = async {
-        let mut connection = node.pool.acquire().await?;
-        let start = Instant::now();
-        let row = DB::ask(&mut connection, inner.dialect.probe_sql().into_sql_str()).await?;
-        node.took(start.elapsed());
+        let row = if inner.dialect == Dialect::Sqlite {
+            // What a connection may do there is the pool's to say, and a database in memory is its connection.
+            let mut connection = node.pool.acquire().await?;
+            DB::ask(&mut connection, question()).await?
+        } else {
+            let mut connection = node.watch().await?;
+            let start = Instant::now();
+            let row = DB::ask(&mut connection, question()).await?;
+            node.took(start.elapsed());
+            node.watched(Some(connection));
+            row
+        };
         inner.dialect.read_probe(&row).ok_or_else(|| sqlx::Error::Protocol("a node's account of itself cannot be read".into()))
     };
     match tokio::time::timeout(limit, look).await {

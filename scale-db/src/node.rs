@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use sqlx::{Database, Pool};
 
 use crate::position::Position;
@@ -41,10 +42,11 @@ pub struct NodeStatus {
 /// The latency (ns) a node is thought to have when it comes into use: fifty statements later it is known better.
 const SLOW_START: u64 = 50_000_000;
 
-#[derive(Debug)]
 pub(crate) struct Node<DB: Database> {
     pub(crate) number: usize,
     pub(crate) pool: Pool<DB>,
+    /// The monitor's own connection: a pool that is exhausted is no sign of illness.
+    watch: Mutex<Option<DB::Connection>>,
     /// Its share of the reads, beside that of others.
     weight: f64,
     /// The address by which it was discovered.
@@ -60,11 +62,18 @@ pub(crate) struct Node<DB: Database> {
     latency: AtomicU64,
 }
 
+impl<DB: Database> std::fmt::Debug for Node<DB> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Node").field(&self.status()).finish()
+    }
+}
+
 impl<DB: Database> Node<DB> {
     pub(crate) fn new(number: usize, pool: Pool<DB>, weight: f64, found: Option<String>) -> Self {
         Self {
             number,
             pool,
+            watch: Mutex::new(None),
             weight,
             found,
             role: AtomicU8::new(Role::Down as u8),
@@ -75,6 +84,19 @@ impl<DB: Database> Node<DB> {
             in_flight: AtomicU32::new(0),
             latency: AtomicU64::new(1_000_000),
         }
+    }
+
+    /// A connection to look at the node through, not of its pool. Give it [back](Self::watched) if it is of use still.
+    pub(crate) async fn watch(&self) -> Result<DB::Connection, sqlx::Error> {
+        let kept = self.watch.lock().take();
+        match kept {
+            Some(connection) => Ok(connection),
+            None => <DB::Connection as sqlx::Connection>::connect_with(&self.pool.connect_options()).await,
+        }
+    }
+
+    pub(crate) fn watched(&self, connection: Option<DB::Connection>) {
+        *self.watch.lock() = connection;
     }
 
     pub(crate) fn role(&self) -> Role {

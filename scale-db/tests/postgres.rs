@@ -382,3 +382,21 @@ async fn no_acknowledged_write_is_lost_in_a_fail_over() -> Result<()> {
     assert!(strays.iter().all(|n| !after.contains(n)), "writes went to the leftover");
     Ok(())
 }
+
+#[tokio::test]
+async fn an_exhausted_pool_is_no_sign_of_illness() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let db = builder(&pg).max_connections(1).acquire_timeout(Duration::from_millis(200)).connect().await?;
+    fit(&db, 2).await?;
+    let held = (db.begin().await?, db.begin_read().await?);
+    // Two seconds are twenty looks of the monitor.
+    for _ in 0..10 {
+        let error = sqlx::query("select 1").execute(db.primary()).await.unwrap_err();
+        assert!(matches!(error, sqlx::Error::PoolTimedOut), "{error:?}");
+        assert!(db.nodes().iter().all(|n| n.fit), "{:?}", db.nodes());
+    }
+    drop(held);
+    sqlx::query("select 1").execute(db.primary()).await?;
+    port(&db).await?;
+    Ok(())
+}

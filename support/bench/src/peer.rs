@@ -75,7 +75,7 @@ impl PgBouncer {
         std::fs::write(&users, "\"postgres\" \"\"\n")?;
         let settings = format!(
             "[databases]\npostgres = host=127.0.0.1 port={postgres} dbname=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-             listen_port = {port}\nauth_type = trust\nauth_file = {}\npool_mode = transaction\nmax_prepared_statements = 100\n\
+             listen_port = {port}\nauth_type = trust\nauth_file = {}\npool_mode = session\n\
              unix_socket_dir =\nlogfile =\npidfile =\nignore_startup_parameters = extra_float_digits\n",
             users.display()
         );

@@ -39,7 +39,7 @@ impl Goal {
 
     /// So many seconds at most: a peer that stands still is reported, not waited for.
     async fn wait(&self) -> Result<()> {
-        let reached = tokio::time::timeout(Duration::from_secs(60), self.reached.notified()).await;
+        let reached = tokio::time::timeout(Duration::from_mins(1), self.reached.notified()).await;
         reached.with_context(|| format!("{} of {} jobs within a minute", self.done.load(SeqCst), self.count.load(SeqCst)))
     }
 }
