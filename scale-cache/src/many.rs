@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,16 +16,22 @@ use tokio::sync::oneshot;
 use crate::error::Error;
 use crate::space::Space;
 
-/// Keys whose values turn out to be missing so close together are loaded together.
-const GATHER: Duration = Duration::from_millis(2);
+/// So long keys that are known to be missing wait for others of which nothing is known yet: they may be loaded elsewhere just now.
+const GATHER: Duration = Duration::from_millis(20);
 
 type Cause = Arc<dyn std::error::Error + Send + Sync>;
 type Waiting<K, V> = Vec<(K, oneshot::Sender<Result<Option<V>, Cause>>)>;
 
 /// Collects keys to be loaded, and loads them when no more are to be expected.
 struct Batch<K, V, F> {
-    waiting: Mutex<Waiting<K, V>>,
+    state: Mutex<State<K, V>>,
     load: F,
+}
+
+struct State<K, V> {
+    waiting: Waiting<K, V>,
+    /// Keys of which nothing is known yet.
+    open: usize,
 }
 
 /// Why a key has no value: its own loader must say something.
@@ -47,18 +54,14 @@ where
 {
     async fn value(self: Arc<Self>, key: K) -> Result<V, Box<dyn std::error::Error + Send + Sync>> {
         let (sender, value) = oneshot::channel();
-        let first = {
-            let mut waiting = self.waiting.lock();
-            waiting.push((key, sender));
-            waiting.len() == 1
+        let (first, last) = {
+            let mut state = self.state.lock();
+            state.waiting.push((key, sender));
+            state.open = state.open.saturating_sub(1);
+            (state.waiting.len() == 1, state.open == 0)
         };
-        if first {
-            let this = Arc::clone(&self);
-            // A task of its own: whoever was first may be dropped.
-            tokio::spawn(async move {
-                tokio::time::sleep(GATHER).await;
-                this.run().await;
-            });
+        if first || last {
+            self.start(if last { Duration::ZERO } else { GATHER });
         }
         match value.await {
             Ok(Ok(Some(value))) => Ok(value),
@@ -68,8 +71,34 @@ where
         }
     }
 
+    /// A key has its value without us.
+    fn answered(self: &Arc<Self>) {
+        let due = {
+            let mut state = self.state.lock();
+            state.open = state.open.saturating_sub(1);
+            state.open == 0 && !state.waiting.is_empty()
+        };
+        if due {
+            self.start(Duration::ZERO);
+        }
+    }
+
+    /// In a task of its own: whoever is the first or the last may be dropped.
+    fn start(self: &Arc<Self>, wait: Duration) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            this.run().await;
+        });
+    }
+
     async fn run(&self) {
-        let waiting = std::mem::take(&mut *self.waiting.lock());
+        let waiting = std::mem::take(&mut self.state.lock().waiting);
+        if waiting.is_empty() {
+            return;
+        }
         let keys = waiting.iter().map(|(key, _)| key.clone()).collect();
         match (self.load)(keys).await {
             Ok(mut found) => {
@@ -120,21 +149,44 @@ where
         Fut: Future<Output = Result<HashMap<K, V>, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        let batch = Arc::new(Batch { waiting: Mutex::new(Vec::new()), load });
-        let loads: Vec<_> = keys
-            .into_iter()
+        let keys: Vec<K> = keys.into_iter().collect();
+        let mut places: HashMap<K, usize> = HashMap::with_capacity(keys.len());
+        let places: Vec<usize> = keys
+            .iter()
             .map(|key| {
-                let (batch, name) = (Arc::clone(&batch), key.clone());
-                self.get_or_load(key, move |_| batch.value(name))
+                let next = places.len();
+                *places.entry(key.clone()).or_insert(next)
             })
             .collect();
+        let mut distinct: Vec<K> = Vec::new();
+        for (key, place) in keys.into_iter().zip(&places) {
+            if *place == distinct.len() {
+                distinct.push(key);
+            }
+        }
+        let batch = Arc::new(Batch { state: Mutex::new(State { waiting: Vec::new(), open: distinct.len() }), load });
+        let loads = distinct.into_iter().map(|key| {
+            let (batch, name, came) = (Arc::clone(&batch), key.clone(), Arc::new(AtomicBool::new(false)));
+            async move {
+                let (ours, told) = (Arc::clone(&batch), Arc::clone(&came));
+                let value = self.get_or_load(key, move |_| {
+                    told.store(true, Relaxed);
+                    ours.value(name)
+                });
+                let value = value.await;
+                if !came.load(Relaxed) {
+                    batch.answered();
+                }
+                value
+            }
+        });
         let all = futures_util::future::join_all(loads).await;
-        all.into_iter()
-            .map(|value| match value {
-                Ok(value) => Ok(Some(value)),
-                Err(Error::Load(cause)) if cause.is::<Absent>() => Ok(None),
-                Err(error) => Err(error),
-            })
-            .collect()
+        let all = places.into_iter().map(|place| all[place].clone());
+        all.map(|value| match value {
+            Ok(value) => Ok(Some(value)),
+            Err(Error::Load(cause)) if cause.is::<Absent>() => Ok(None),
+            Err(error) => Err(error),
+        })
+        .collect()
     }
 }
