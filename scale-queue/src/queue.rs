@@ -201,7 +201,7 @@ impl Queue {
 
     /// Ends a job that is not dead yet. One that has not begun will not; of one that runs, the handler's future is dropped. It lies among
     /// the dead then, with the reason `cancelled`, and can be revived. `false`: the queue does not hold it. On Redis, which cannot search a
-    /// list at a fair price, always `true`: a job that waits is ended when its time comes, unrun.
+    /// list at a fair price, always `true`: a job that waits is ended when its time comes, unrun, if that is within 30 days.
     pub async fn cancel(&self, queue: &str, id: JobId) -> Result<bool, Error> {
         match self.store.cancel(checked(queue)?, id.bytes()).await? {
             Cancellation::Unknown => Ok(false),

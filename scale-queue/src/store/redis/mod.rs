@@ -42,6 +42,8 @@ use crate::error::Error;
 const BATCH: usize = 1_000;
 /// Cancellations remembered a queue; the oldest are forgotten, and their jobs run.
 const MOST_CANCELLED: isize = 100_000;
+/// And for so long after the last one.
+const CANCELLED_FOR: Duration = Duration::from_hours(30 * 24);
 
 /// Jobs in Redis: standalone, Sentinel or Cluster.
 pub struct RedisStore {
@@ -256,6 +258,7 @@ impl Store for RedisStore {
         let mut call = self.call(&self.scripts.settle, queue, &["waiting", "scheduled", "sleepers", "paused"]);
         call.key(self.held_key(queue, worker)).key(self.key(queue, "totals")).key(self.key(queue, "dead"));
         call.key(self.key(queue, &settlement.unique.as_ref().map_or_else(|| "waiting".into(), |key| format!("unique:{key}"))));
+        call.key(self.key(queue, "cancelled"));
         let nothing = Vec::new();
         let (to, job, delay, reason) = match &settlement.to {
             Destination::Done => ("done", &nothing, Duration::ZERO, ""),
@@ -369,6 +372,7 @@ impl Store for RedisStore {
         // A list cannot be searched at a fair price: whoever takes the job next ends it.
         let mut pipe = redis::pipe();
         pipe.zadd(&key, tag, self.now_ms()).ignore().zremrangebyrank(&key, 0, -MOST_CANCELLED - 1).ignore();
+        pipe.pexpire(&key, millis(CANCELLED_FOR) as i64).ignore();
         pipe.zrange(self.key(queue, "leases"), 0, BATCH as isize);
         let (workers,): (Vec<String>,) = pipe.query_async(&mut server).await.map_err(failed)?;
         let mut pipe = redis::pipe();

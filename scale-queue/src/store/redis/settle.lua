@@ -1,5 +1,5 @@
 -- Ends one lease, if it is still the worker's.
--- KEYS  waiting, scheduled, sleepers, paused, held by this worker, totals, dead, the job's unique key (or waiting, if it has none)
+-- KEYS  waiting, scheduled, sleepers, paused, held by this worker, totals, dead, the job's unique key (or waiting, if it has none), cancelled
 -- ARGV  wake channel, queue, 1 in a Cluster, tag, where to ('done', 'scheduled', 'dead', 'waiting'), 1 if it has a unique key,
 --       the job's new bytes, delay (ms), reason, most dead, their age (ms)
 -- Reply 1, or 0 if the job is not the worker's any more (then nothing is done)
@@ -20,6 +20,8 @@ else
     ready = true
   else
     bury(KEYS[7], now, ARGV[9], job, tonumber(ARGV[10]), tonumber(ARGV[11]))
+    -- A set that is empty costs the next fetch nothing.
+    redis.call('ZREM', KEYS[9], tag)
   end
 end
 if ARGV[6] == '1' and (to == 'done' or to == 'dead') and redis.call('GET', KEYS[8]) == tag then redis.call('DEL', KEYS[8]) end
