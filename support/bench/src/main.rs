@@ -7,6 +7,7 @@
 
 mod measure;
 mod peer;
+mod pooler;
 mod report;
 mod suites;
 

@@ -40,6 +40,13 @@ pub(crate) async fn laravel(script: &str, arguments: &[String]) -> Result<f64> {
     run("php", "laravel", script, arguments, install).await
 }
 
+/// Runs a script of `peers/ruby` and returns the number it prints last.
+pub(crate) async fn ruby(script: &str, arguments: &[String]) -> Result<f64> {
+    let install = "apt-get install -y --no-install-recommends ruby-sidekiq";
+    ensure!(std::path::Path::new("/usr/bin/sidekiq").exists(), "Sidekiq is missing: {install}");
+    run("ruby", "ruby", script, arguments, install).await
+}
+
 /// Runs this program anew, as the hidden command `words`, and returns the number it prints last.
 pub(crate) async fn myself<const N: usize>(words: [&str; N]) -> Result<f64> {
     let output = Command::new(std::env::current_exe()?).args(words).stdin(Stdio::null()).output().await?;
@@ -56,45 +63,4 @@ async fn run(program: &str, peers: &str, script: &str, arguments: &[String], ins
         .next_back()
         .and_then(|n| n.parse().ok())
         .with_context(|| format!("{script} printed no number: {text}"))
-}
-
-/// pgbouncer before a Postgres, on a port of its own; ends when dropped.
-pub(crate) struct PgBouncer {
-    port: u16,
-    _process: tokio::process::Child,
-    _folder: tempfile::TempDir,
-}
-
-impl PgBouncer {
-    pub(crate) async fn start(postgres: u16) -> Result<Self> {
-        let binary = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| std::path::Path::new(path).exists());
-        let binary = binary.context("pgbouncer is missing: apt-get install -y pgbouncer")?;
-        let folder = tempfile::tempdir()?;
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let users = folder.path().join("users.txt");
-        std::fs::write(&users, "\"postgres\" \"\"\n")?;
-        let settings = format!(
-            "[databases]\npostgres = host=127.0.0.1 port={postgres} dbname=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-             listen_port = {port}\nauth_type = trust\nauth_file = {}\npool_mode = session\n\
-             unix_socket_dir =\nlogfile =\npidfile =\nignore_startup_parameters = extra_float_digits\n",
-            users.display()
-        );
-        let file = folder.path().join("pgbouncer.ini");
-        std::fs::write(&file, settings)?;
-        // It refuses to run as root.
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", binary]).arg(&file);
-        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn()?;
-        let this = Self { port, _process: process, _folder: folder };
-        testkit::eventually("pgbouncer to answer", async || {
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop)
-        })
-        .await?;
-        Ok(this)
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
-    }
 }

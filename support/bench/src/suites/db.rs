@@ -2,11 +2,10 @@
 //!
 //! | case | ours | against |
 //! | --- | --- | --- |
-//! | `select_one` | `fetch_one(&db)`, one node, one connection, one task | `sqlx-pool`: the same on a bare pool; so the difference is the executor's |
+//! | `select_one` | `fetch_one(&db)`, one node, one connection, one task | `sqlx-pool`: the same on a bare pool; so the difference is the executor's. `pgbouncer`: a bare pool through it, by sessions (Debian's 1.18 knows no prepared statements in another mode). `pgpool`: the same through Pgpool-II, which splits and watches nothing here |
 //! | `verdict` | the router's answer for a statement it knows | |
 //! | `replica_reads` | a primary and two replicas, 32 tasks | `primary-only`: the same reads on the primary |
 //! | `keyset_page` | page 10,000 of 24 rows by cursor | `offset`: the same page by `offset` |
-//! | `select_pgbouncer` | `fetch_one(&db)`, straight | `pgbouncer`: a bare pool through it, by sessions: Debian's 1.18 knows no prepared statements in another mode |
 //! | `chunked_update` | p99 of single-row updates of a neighbour while all 250,000 rows are changed by `Db::chunked` | `one-update`: the same by one `update`, whose neighbour waits for its end |
 //! | `loader` | 100 look-ups through a `Loader` | `n-plus-one`: one by one |
 //!
@@ -23,6 +22,7 @@ use testkit::Postgres;
 
 use crate::Effort;
 use crate::measure::{Better, Case};
+use crate::pooler::Pooler;
 use crate::report::Report;
 
 const SELECT: &str = "select id, price from items where id = $1";
@@ -174,6 +174,19 @@ async fn by_one(db: &Db<Pg>) -> Result<()> {
     Ok(())
 }
 
+/// A bare pool whose one connection goes through a pooler, or why there is none.
+async fn through(pooler: &Result<Pooler>) -> Result<PgPool, String> {
+    let url = pooler.as_ref().map_err(|e| format!("{e:#}"))?.url();
+    sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&url).await.map_err(|e| e.to_string())
+}
+
+async fn select_through(pool: &Result<PgPool, String>, count: usize) -> Result<f64> {
+    match pool {
+        Ok(pool) => select_pool(pool, count).await,
+        Err(why) => anyhow::bail!("{why}"),
+    }
+}
+
 pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let mut report = Report::new("db");
     let cluster = Postgres::start(2).await?;
@@ -190,11 +203,16 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
 
     let alone = Db::<Pg>::builder(&urls[0]).max_connections(1).connect().await?;
     let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&urls[0]).await?;
+    let port = cluster.node(0).port();
+    let poolers = (Pooler::pgbouncer(port).await, Pooler::pgpool(port).await);
+    let (bouncer, pgpool) = (&through(&poolers.0).await, &through(&poolers.1).await);
     let (a, p, count) = (&alone, &pool, 5_000 * effort.scale);
     Case::new("select_one", "ns", Better::Lower)
         .subject("scale-db", move || select_db(a, count))
         .subject("sqlx-pool", move || select_pool(p, count))
         .target(0.98)
+        .subject("pgbouncer", move || select_through(bouncer, count / 5))
+        .subject("pgpool", move || select_through(pgpool, count / 5))
         .measure(effort.rounds * 3, &mut report)
         .await;
     Case::new("verdict", "ns", Better::Lower)
@@ -239,24 +257,6 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("scale-db", move || neighbour(patient, by_chunks(patient)))
         .subject("one-update", move || neighbour(patient, by_one(patient)))
         .measure(effort.rounds.min(3), &mut report)
-        .await;
-    let bouncer = crate::peer::PgBouncer::start(cluster.node(0).port()).await;
-    let through = match &bouncer {
-        Ok(bouncer) => {
-            sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&bouncer.url()).await.map_err(|e| e.to_string())
-        }
-        Err(error) => Err(format!("{error:#}")),
-    };
-    let through = &through;
-    Case::new("select_pgbouncer", "ns", Better::Lower)
-        .subject("scale-db", move || select_db(a, count))
-        .subject("pgbouncer", move || async move {
-            match through {
-                Ok(pool) => select_pool(pool, count).await,
-                Err(why) => anyhow::bail!("{why}"),
-            }
-        })
-        .measure(effort.rounds, &mut report)
         .await;
     Case::new("loader", "ms", Better::Lower)
         .subject("scale-db", move || loader(single))

@@ -5,11 +5,12 @@
 //! | `scale-queue` | one worker, concurrency 100 | leases by worker, fenced acknowledgement, attempt counted on a crash |
 //! | `apalis-redis` | 1.0, one worker, concurrency 100, batches of 1,000, no results kept, no events | locks by job, orphans taken back by heartbeat |
 //! | `laravel` | `RedisQueue` with phpredis, one process as PHP is, a pop and a delete for each job, without `queue:work`'s events and signals | reserved jobs come back after 90 s |
+//! | `sidekiq` | Debian's 6.4, one process of ten threads, its default | nothing: a job that is under way when the process is killed is lost |
 //! | `graphile_worker` | Postgres, concurrency 100, its local queue of 500 | `skip locked`, attempts counted at the start |
 //! | `bullmq` | one worker, concurrency 100, `removeOnComplete`, `addBulk` by 1,000 | locks by job, stalled check every 30 s |
 //!
-//! `sql_process` is the same on one Postgres with `fsync` off, as the testkit starts it, for all subjects. `sidekiq` and `rusty-sidekiq` are not
-//! measured: the first loses jobs when killed.
+//! `sql_process` is the same on one Postgres with `fsync` off, as the testkit starts it, for all subjects. `rusty-sidekiq` is not
+//! measured.
 //!
 //! `process` counts from the start of the worker to the end of the last job, all jobs having been pushed before.
 
@@ -27,7 +28,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::Effort;
 use crate::measure::{Better, Case};
-use crate::peer::{laravel, node};
+use crate::peer::{laravel, node, ruby};
 use crate::report::Report;
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -205,6 +206,13 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
             async move { laravel("queue.php", &arguments).await }
         }
     };
+    let sidekiq = |case: &'static str, count: usize| {
+        let arguments = [case.to_owned(), server.port().to_string(), count.to_string()];
+        move || {
+            let arguments = arguments.clone();
+            async move { ruby("sidekiq.rb", &arguments).await }
+        }
+    };
     Case::new("process", "jobs/s", Better::Higher)
         .subject("scale-queue", move || process_fresh(s, count))
         .subject("bullmq", bull("process", quarter))
@@ -212,6 +220,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         // Few at a time: with 10,000 waiting it was seen to stand still.
         .subject("apalis-redis", move || peers::apalis_process(s, 5_000))
         .subject("laravel", php("process", count / 10))
+        .subject("sidekiq", sidekiq("process", count / 10))
         .measure(effort.rounds, &mut report)
         .await;
     Case::new("push_bulk", "pushes/s", Better::Higher)
@@ -220,6 +229,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .target(8.0)
         .subject("apalis-redis", move || peers::apalis_push_bulk(s, quarter))
         .subject("laravel", php("push_bulk", quarter))
+        .subject("sidekiq", sidekiq("push_bulk", quarter))
         .measure(effort.rounds, &mut report)
         .await;
     Case::new("push_one", "pushes/s", Better::Higher)
@@ -227,6 +237,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("bullmq", bull("push_one", quarter))
         .subject("apalis-redis", move || peers::apalis_push_one(s, quarter))
         .subject("laravel", php("push_one", count / 10))
+        .subject("sidekiq", sidekiq("push_one", count / 10))
         .measure(effort.rounds, &mut report)
         .await;
     let pickups = 50 * effort.scale;
