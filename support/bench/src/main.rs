@@ -7,7 +7,6 @@
 
 mod measure;
 mod peer;
-mod pooler;
 mod report;
 mod suites;
 

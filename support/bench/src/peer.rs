@@ -28,23 +28,23 @@ async fn installed() -> Result<()> {
 }
 
 /// Runs a script of `peers/node` and returns the number it prints last.
-pub(crate) async fn node(script: &str, arguments: &[String]) -> Result<f64> {
+pub(crate) async fn node(script: &str, arguments: impl AsRef<[String]>) -> Result<f64> {
     installed().await?;
-    run("node", "node", script, arguments, "apt-get install -y nodejs npm").await
+    run("node", "node", script, arguments.as_ref(), "apt-get install -y nodejs npm").await
 }
 
 /// Runs a script of `peers/laravel` and returns the number it prints last.
-pub(crate) async fn laravel(script: &str, arguments: &[String]) -> Result<f64> {
+pub(crate) async fn laravel(script: &str, arguments: impl AsRef<[String]>) -> Result<f64> {
     let install = "apt-get install -y --no-install-recommends php-cli php-redis php-laravel-framework";
     ensure!(std::path::Path::new("/usr/share/php/Illuminate").is_dir(), "Laravel is missing: {install}");
-    run("php", "laravel", script, arguments, install).await
+    run("php", "laravel", script, arguments.as_ref(), install).await
 }
 
 /// Runs a script of `peers/ruby` and returns the number it prints last.
-pub(crate) async fn ruby(script: &str, arguments: &[String]) -> Result<f64> {
+pub(crate) async fn ruby(script: &str, arguments: impl AsRef<[String]>) -> Result<f64> {
     let install = "apt-get install -y --no-install-recommends ruby-sidekiq";
     ensure!(std::path::Path::new("/usr/bin/sidekiq").exists(), "Sidekiq is missing: {install}");
-    run("ruby", "ruby", script, arguments, install).await
+    run("ruby", "ruby", script, arguments.as_ref(), install).await
 }
 
 /// Runs this program anew, as the hidden command `words`, and returns the number it prints last.

@@ -11,6 +11,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("pg_basebackup", "postgresql"),
     ("pg_ctl", "postgresql"),
     ("psql", "postgresql"),
+    ("pgbouncer", "pgbouncer"),
+    ("pgpool", "pgpool2"),
     ("mariadbd", "mariadb-server"),
     ("mariadb", "mariadb-server"),
     ("mariadb-install-db", "mariadb-server"),

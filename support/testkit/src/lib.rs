@@ -3,6 +3,7 @@
 mod binary;
 mod home;
 mod mariadb;
+mod pooler;
 mod port;
 mod postgres;
 mod process;
@@ -12,6 +13,7 @@ mod wait;
 
 pub use binary::require;
 pub use mariadb::{MariaDb, MariaNode};
+pub use pooler::Pooler;
 pub use postgres::{PgNode, Postgres};
 pub use process::Process;
 pub use proxy::Proxy;

@@ -18,11 +18,10 @@ use anyhow::{Context, Result};
 use scale_db::page::Order;
 use scale_db::{Cursors, Db, Loader};
 use sqlx::{FromRow, PgPool, Postgres as Pg, QueryBuilder};
-use testkit::Postgres;
+use testkit::{Pooler, Postgres};
 
 use crate::Effort;
 use crate::measure::{Better, Case};
-use crate::pooler::Pooler;
 use crate::report::Report;
 
 const SELECT: &str = "select id, price from items where id = $1";

@@ -136,15 +136,9 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
                 "its Redis store (0.14) compiles only together with RocksDB; see check_local"
             )))
         })
-        .subject("rate-limiter-flexible", || {
-            let arguments = arguments(count);
-            async move { peer::node("limit.js", &arguments).await }
-        })
+        .subject("rate-limiter-flexible", || peer::node("limit.js", arguments(count)))
         .target(1.0)
-        .subject("laravel", || {
-            let arguments = arguments(count / 40);
-            async move { peer::laravel("limit.php", &arguments).await }
-        })
+        .subject("laravel", || peer::laravel("limit.php", arguments(count / 40)))
         .target(30.0)
         .measure(effort.rounds, report)
         .await;

@@ -28,7 +28,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::Effort;
 use crate::measure::{Better, Case};
-use crate::peer::{laravel, node, ruby};
+use crate::peer;
 use crate::report::Report;
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -191,28 +191,20 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
     let big = Redis::start_with(&["--appendonly", "no"]).await?;
     let (s, count) = (&server, 50_000 * effort.scale);
-    let bull = |case: &'static str, count: usize| {
-        let arguments = [case.to_owned(), server.port().to_string(), count.to_string()];
-        move || {
-            let arguments = arguments.clone();
-            async move { node("bullmq.js", &arguments).await }
-        }
+    let arguments = |case: &str, count: usize| [case.to_owned(), server.port().to_string(), count.to_string()];
+    let bull = |case, count| {
+        let arguments = arguments(case, count);
+        move || peer::node("bullmq.js", arguments.clone())
+    };
+    let php = |case, count| {
+        let arguments = arguments(case, count);
+        move || peer::laravel("queue.php", arguments.clone())
+    };
+    let sidekiq = |case, count| {
+        let arguments = arguments(case, count);
+        move || peer::ruby("sidekiq.rb", arguments.clone())
     };
     let quarter = count / 4;
-    let php = |case: &'static str, count: usize| {
-        let arguments = [case.to_owned(), server.port().to_string(), count.to_string()];
-        move || {
-            let arguments = arguments.clone();
-            async move { laravel("queue.php", &arguments).await }
-        }
-    };
-    let sidekiq = |case: &'static str, count: usize| {
-        let arguments = [case.to_owned(), server.port().to_string(), count.to_string()];
-        move || {
-            let arguments = arguments.clone();
-            async move { ruby("sidekiq.rb", &arguments).await }
-        }
-    };
     Case::new("process", "jobs/s", Better::Higher)
         .subject("scale-queue", move || process_fresh(s, count))
         .subject("bullmq", bull("process", quarter))
