@@ -59,6 +59,7 @@
 
 mod body;
 mod directives;
+mod flight;
 mod freshness;
 mod references;
 mod service;

@@ -1,7 +1,5 @@
 //! The layer: looks, fetches, stores, answers.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash};
 use std::pin::Pin;
@@ -14,12 +12,12 @@ use http::header::{CONTENT_LENGTH, CONTENT_LOCATION, HOST, LOCATION, RANGE, TRAN
 use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use moka::sync::Cache as Moka;
-use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::body::{HttpCacheBody, Read, read};
+use super::flight::{Flights, Landed};
 use super::freshness::{Rules, Use, Wishes, has_validator, judge};
 use super::references::{resolved, tags_of};
 use super::status::{Forwarded, Told};
@@ -78,7 +76,7 @@ impl<S> Layer<S> for HttpCacheLayer {
         let desk = Desk {
             pages: self.cache.space("http"),
             layer: self.clone(),
-            flights: Mutex::default(),
+            flights: Arc::default(),
             passes: Moka::builder().max_capacity(PASSES).time_to_live(PASS).build(),
             hasher: foldhash::quality::FixedState::with_seed(0),
         };
@@ -100,7 +98,7 @@ pub type HttpCacheFuture<B, E> = Pin<Box<dyn Future<Output = Result<Response<Htt
 struct Desk {
     pages: Space<Page>,
     layer: HttpCacheLayer,
-    flights: Mutex<HashMap<Arc<str>, watch::Receiver<Option<Landed>>>>,
+    flights: Arc<Flights>,
     passes: Moka<Arc<str>, ()>,
     hasher: foldhash::quality::FixedState,
 }
@@ -109,17 +107,6 @@ impl std::fmt::Debug for Desk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Desk").field("layer", &self.layer).finish_non_exhaustive()
     }
-}
-
-/// What a fetch left for those who waited for it.
-#[derive(Clone)]
-enum Landed {
-    /// Good as long as what it depends on is unchanged: who asks after an invalidation is not given what was fetched before it.
-    Page(Arc<Page>, Stamps),
-    /// It was not kept: something was invalidated meanwhile.
-    Invalidated,
-    /// Of no use to others.
-    Nothing,
 }
 
 /// A request, without its body.
@@ -412,18 +399,12 @@ impl Desk {
         // With credentials everybody asks alone; and so does who asks for what could not be stored.
         let mut alone = asked.wishes.authorized || asked.wishes.directives.has("no-store");
         let vary = old.as_deref().map_or(&[][..], |page| if let Page::Response(stored) = page { &stored.vary } else { &[] });
-        let flight: Arc<str> = self.key(&asked.url, vary).into();
-        let (announce, landed) = watch::channel(None);
-        while !alone && !self.passes.contains_key(&asked.url) {
-            let waiting = match self.flights.lock().entry(Arc::clone(&flight)) {
-                Entry::Occupied(under_way) => under_way.get().clone(),
-                Entry::Vacant(free) => {
-                    free.insert(landed);
-                    break;
-                }
-            };
-            match wait(waiting).await {
-                Landed::Page(page, stamps) if stamps.agree() == Agreement::Same => {
+        let name: Arc<str> = self.key(&asked.url, vary).into();
+        let mut flight = None;
+        while !alone && flight.is_none() && !self.passes.contains_key(&asked.url) {
+            match self.flights.join(&name).await {
+                Ok(own) => flight = Some(own),
+                Err(Landed::Page(page, stamps)) if stamps.agree() == Agreement::Same => {
                     let Page::Response(stored) = &*page else { continue };
                     if !stored.answers(&asked.headers) {
                         alone = true;
@@ -433,24 +414,22 @@ impl Desk {
                     return Ok(Fetched::Stored(Arc::clone(&page), told, stamps));
                 }
                 // One of those who waited asks anew.
-                Landed::Page(..) | Landed::Invalidated => {}
-                Landed::Nothing => alone = true,
+                Err(Landed::Page(..) | Landed::Invalidated) => {}
+                Err(Landed::Nothing) => alone = true,
             }
         }
         let (sender, receiver) = oneshot::channel();
         let desk = Arc::clone(&self);
         let url = Arc::clone(&asked.url);
         tokio::spawn(async move {
-            // However this ends, nobody waits for it any longer.
-            let _landing = Landing { desk: &desk, flight: &flight, announce: &announce };
             let fetched = desk.exchange(inner, asked, body, old, why).await;
-            match &fetched {
-                Ok(Fetched::Stored(page, _, stamps)) => {
-                    announce.send_replace(Some(Landed::Page(Arc::clone(page), stamps.clone())))
-                }
-                Ok(Fetched::Own(..)) => announce.send_replace(Some(Landed::Invalidated)),
-                _ => None,
-            };
+            if let Some(flight) = flight {
+                flight.land(match &fetched {
+                    Ok(Fetched::Stored(page, _, stamps)) => Landed::Page(Arc::clone(page), stamps.clone()),
+                    Ok(Fetched::Own(..)) => Landed::Invalidated,
+                    _ => Landed::Nothing,
+                });
+            }
             let _ = sender.send(fetched);
         });
         if let Ok(fetched) = receiver.await {
@@ -555,37 +534,6 @@ fn kept<B: Body>(page: Arc<Page>, stamps: Option<Stamps>, told: impl FnOnce(bool
     match stamps {
         Some(stamps) => Fetched::Stored(page, told(true), stamps),
         None => Fetched::Own(page, told(false)),
-    }
-}
-
-/// What a fetch under way leaves; one that ends without a word leaves nothing.
-async fn wait(mut under_way: watch::Receiver<Option<Landed>>) -> Landed {
-    match under_way.wait_for(Option::is_some).await {
-        Ok(landed) => landed.clone().unwrap_or(Landed::Nothing),
-        Err(_) => Landed::Nothing,
-    }
-}
-
-/// Takes a flight off the board.
-struct Landing<'d> {
-    desk: &'d Desk,
-    flight: &'d Arc<str>,
-    announce: &'d watch::Sender<Option<Landed>>,
-}
-
-impl Drop for Landing<'_> {
-    fn drop(&mut self) {
-        // Only its own: who asks alone, or after an invalidation, is on no board or on another one's.
-        let mut flights = self.desk.flights.lock();
-        if flights.get(self.flight).is_some_and(|landed| landed.same_channel(&self.announce.subscribe())) {
-            flights.remove(self.flight);
-        }
-        drop(flights);
-        self.announce.send_if_modified(|landed| {
-            let nothing = landed.is_none();
-            landed.get_or_insert(Landed::Nothing);
-            nothing
-        });
     }
 }
 
