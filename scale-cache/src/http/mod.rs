@@ -57,6 +57,7 @@
 //! results for nginx, Varnish and others are public (npm `http-cache-tests` 0.4.5) runs against it in `tests/http_suite.rs`.
 //! See that file for the marks, and why each miss is one.
 
+mod asked;
 mod body;
 mod directives;
 mod flight;

@@ -8,17 +8,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_LOCATION, HOST, LOCATION, RANGE, TRANSFER_ENCODING};
-use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::header::{CONTENT_LOCATION, HOST, LOCATION, RANGE};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use moka::sync::Cache as Moka;
 use tokio::sync::oneshot;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::asked::Asked;
 use super::body::{HttpCacheBody, Read, read};
 use super::flight::{Flights, Landed};
-use super::freshness::{Rules, Use, Wishes, has_validator, judge};
+use super::freshness::{Rules, Use, has_validator, judge};
 use super::references::{resolved, tags_of};
 use super::status::{Forwarded, Told};
 use super::stored::{Page, Stored, selecting, strip_conditions, strip_connection, varies_by};
@@ -109,18 +110,6 @@ impl std::fmt::Debug for Desk {
     }
 }
 
-/// A request, without its body.
-#[derive(Clone)]
-struct Asked {
-    method: Method,
-    uri: Uri,
-    version: http::Version,
-    headers: HeaderMap,
-    extensions: Extensions,
-    wishes: Wishes,
-    url: Arc<str>,
-}
-
 /// What came of a fetch.
 enum Fetched<B: Body> {
     Stored(Arc<Page>, Told, Stamps),
@@ -155,51 +144,13 @@ where
         let desk = Arc::clone(&self.desk);
         let (parts, body) = request.into_parts();
         let url = Desk::url(&parts.uri, &parts.headers);
-        let wishes = if desk.layer.obey { Wishes::of(&parts.headers) } else { Wishes::of(&without_wishes(&parts.headers)) };
-        let asked = Asked {
-            method: parts.method,
-            uri: parts.uri,
-            version: parts.version,
-            headers: parts.headers,
-            extensions: parts.extensions,
-            wishes,
-            url: url.clone().unwrap_or_default(),
-        };
+        let asked = Asked::new(parts, url.clone().unwrap_or_default(), desk.layer.obey);
         Box::pin(async move {
             match asked.method {
                 Method::GET | Method::HEAD if url.is_some() && !asked.has_body() => desk.serve(inner, asked, body).await,
                 _ => desk.forward(inner, asked, body).await,
             }
         })
-    }
-}
-
-fn without_wishes(headers: &HeaderMap) -> HeaderMap {
-    let mut headers = headers.clone();
-    headers.remove(http::header::CACHE_CONTROL);
-    headers.remove(http::header::PRAGMA);
-    headers
-}
-
-impl Asked {
-    fn request<B>(&self, body: B) -> Request<B> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.version_mut() = self.version;
-        *request.headers_mut() = self.headers.clone();
-        *request.extensions_mut() = self.extensions.clone();
-        request
-    }
-
-    /// An answer may depend on it, and it is no part of what pages are kept under.
-    fn has_body(&self) -> bool {
-        let length = self.headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
-        length || self.headers.contains_key(TRANSFER_ENCODING)
-    }
-
-    fn is_head(&self) -> bool {
-        self.method == Method::HEAD
     }
 }
 
@@ -277,11 +228,11 @@ impl Desk {
             let usable = stored.freshness.for_request(&asked.wishes.directives, now);
             if usable != Use::Validate {
                 if usable == Use::Stale {
-                    let (desk, page, asked) = (Arc::clone(&self), Arc::clone(page), asked.clone());
+                    let (desk, page, mut whole) = (Arc::clone(&self), Arc::clone(page), asked.clone());
+                    whole.method = Method::GET;
                     // Of a service that is ready for it, sooner or later; whoever asked does not wait.
                     tokio::spawn(async move {
-                        let asked = Asked { method: Method::GET, ..asked };
-                        let _ = desk.fetch(inner, asked, Req::default(), Some(page), Forwarded::Stale).await;
+                        let _ = desk.fetch(inner, whole, Req::default(), Some(page), Forwarded::Stale).await;
                     });
                 }
                 return Ok(self.answer(&asked, page, Told::Hit { left: stored.freshness.left(now) }, true));

@@ -1,0 +1,58 @@
+//! What is asked for.
+
+use std::sync::Arc;
+
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, PRAGMA, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
+
+use super::freshness::Wishes;
+
+/// A request, without its body.
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    version: Version,
+    pub(super) headers: HeaderMap,
+    extensions: Extensions,
+    pub(super) wishes: Wishes,
+    /// What it is stored under; empty for what is not to be stored.
+    pub(super) url: Arc<str>,
+}
+
+impl Asked {
+    /// `obey`: whether the client may have a say in what is cached.
+    pub(super) fn new(parts: Parts, url: Arc<str>, obey: bool) -> Self {
+        let Parts { method, uri, version, headers, extensions, .. } = parts;
+        let wishes = if obey { Wishes::of(&headers) } else { Wishes::of(&without_wishes(&headers)) };
+        Self { method, uri, version, headers, extensions, wishes, url }
+    }
+
+    pub(super) fn request<B>(&self, body: B) -> Request<B> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.version_mut() = self.version;
+        *request.headers_mut() = self.headers.clone();
+        *request.extensions_mut() = self.extensions.clone();
+        request
+    }
+
+    /// An answer may depend on it, and it is no part of what pages are kept under.
+    pub(super) fn has_body(&self) -> bool {
+        let length = self.headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+        length || self.headers.contains_key(TRANSFER_ENCODING)
+    }
+
+    pub(super) fn is_head(&self) -> bool {
+        self.method == Method::HEAD
+    }
+}
+
+fn without_wishes(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    headers.remove(CACHE_CONTROL);
+    headers.remove(PRAGMA);
+    headers
+}
