@@ -3,6 +3,8 @@
 //! At most one exchange with the store is under way: what ends meanwhile is told with the next, which batches by itself under load. An
 //! exchange is never dropped half way. If its answer is lost, what was leased is asked for before anything else.
 
+mod ending;
+
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::pin;
@@ -19,16 +21,15 @@ use uuid::Uuid;
 
 use super::exchange::{Answer, Ask, exchange};
 use super::handler::{Delivery, Routes, attempt};
-use super::lane::{Ended, Lane, choose};
+use super::lane::{Lane, choose};
 use super::{Order, Worker};
-use crate::chain;
 use crate::context::Context;
 use crate::envelope::{Envelope, tag_of};
 use crate::error::Error;
 use crate::job::JobId;
-use crate::outcome::{Ending, Verdict};
+use crate::outcome::Ending;
 use crate::retry::Retry;
-use crate::store::{CANCELLED, Destination, End, Settlement, Stats, Store, Wake, WorkerId};
+use crate::store::{Destination, Settlement, Stats, Store, Wake, WorkerId};
 
 /// Jobs leased beyond those that can run at once, at most.
 const MAX_PREFETCH: usize = 1_000;
@@ -252,63 +253,6 @@ impl Engine {
         tokio::spawn(work.instrument(span));
     }
 
-    /// Notes what is to be told of an attempt that ended.
-    fn end(&mut self, id: JobId, ending: Ending) {
-        let Some(Running { lane, bytes, plain, retry, withdrawn, .. }) = self.running.remove(&id) else { return };
-        let lane = &mut self.lanes[lane];
-        lane.running -= 1;
-        let label = ending.label();
-        metrics::counter!("scale_queue_jobs_total", "queue" => Arc::clone(&lane.name), "ending" => label).increment(1);
-        let tag = tag_of(&bytes).to_vec();
-        if matches!(ending, Ending::Done) && plain {
-            lane.keep_done([tag], Instant::now());
-            return;
-        }
-        let Ok(mut envelope) = Envelope::decode(&bytes) else { return };
-        let (mut next, mut counts) = (None, None);
-        let skipped = matches!(ending, Ending::Skipped);
-        let to = match ending.verdict(retry, envelope.failed.saturating_add(1), fastrand::f64()) {
-            Verdict::Done => {
-                next = chain::next(&envelope, &*self.store).filter(|_| !skipped);
-                counts = Some(End::Done);
-                Destination::Done
-            }
-            Verdict::HandBack if withdrawn => {
-                counts = Some(End::Dead);
-                Destination::Dead(bytes, CANCELLED.into())
-            }
-            Verdict::HandBack => Destination::Waiting(bytes),
-            Verdict::Again { delay, counted, turn, reason } => {
-                envelope.body.extra.turn = turn;
-                if counted {
-                    tracing::warn!(job = envelope.body.name, %id, attempt = envelope.failed + 1, ?delay, reason, "a job failed");
-                    envelope.failed = envelope.failed.saturating_add(1);
-                    envelope.body.last_error = Some(reason);
-                }
-                Destination::Scheduled(envelope.encode(), delay)
-            }
-            Verdict::Dead { reason } => {
-                tracing::error!(job = envelope.body.name, %id, attempt = envelope.failed + 1, reason, "a job is dead");
-                envelope.failed = envelope.failed.saturating_add(1);
-                counts = Some(End::Dead);
-                Destination::Dead(envelope.encode(), reason)
-            }
-        };
-        let counts = envelope.body.extra.batch.zip(counts);
-        let settlement = Settlement { tag, unique: envelope.body.unique, to };
-        lane.settlements.push(Ended { settlement, next, counts });
-    }
-
-    /// Gives back what has not begun.
-    fn hand_back(&mut self) {
-        for lane in &mut self.lanes {
-            for (envelope, bytes) in lane.ready.drain(..).rev() {
-                let tag = tag_of(&bytes).to_vec();
-                lane.settlements.push(Settlement { tag, unique: envelope.body.unique, to: Destination::Waiting(bytes) }.into());
-            }
-        }
-    }
-
     /// What to talk to the store about now, if anything.
     fn next_ask(&mut self, stopping: bool) -> Option<Ask> {
         let now = Instant::now();
@@ -397,31 +341,6 @@ impl Engine {
         }
         if fenced > 0 {
             metrics::counter!("scale_queue_fenced_total").increment(fenced as u64);
-        }
-    }
-
-    /// A job that was cancelled before it began.
-    fn withdraw(&mut self, lane: usize, bytes: Vec<u8>) {
-        let (tag, envelope) = (tag_of(&bytes).to_vec(), Envelope::decode(&bytes).ok());
-        let (unique, place) = envelope.map_or((None, None), |e| (e.body.unique, e.body.extra.batch));
-        let settlement = Settlement { tag, unique, to: Destination::Dead(bytes, CANCELLED.into()) };
-        let counts = place.map(|place| (place, End::Dead));
-        self.lanes[lane].settlements.push(Ended { settlement, next: None, counts });
-    }
-
-    /// A job that we hold is cancelled.
-    fn cancel(&mut self, tag: &[u8]) {
-        if let Some(running) = self.running.values_mut().find(|running| tag_of(&running.bytes) == tag) {
-            running.withdrawn = true;
-            running.cancel.cancel();
-        }
-        for lane in 0..self.lanes.len() {
-            let ready = &mut self.lanes[lane].ready;
-            if let Some(place) = ready.iter().position(|(_, bytes)| tag_of(bytes) == tag)
-                && let Some((_, bytes)) = ready.remove(place)
-            {
-                self.withdraw(lane, bytes);
-            }
         }
     }
 
