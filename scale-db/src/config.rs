@@ -7,6 +7,7 @@ use serde::Deserialize;
 use sqlx::SqlSafeStr;
 use sqlx::pool::PoolOptions;
 
+use crate::alive::Alive;
 use crate::backend::Backend;
 use crate::db::Db;
 use crate::dialect::Dialect;
@@ -196,13 +197,21 @@ impl Config {
         }
         let connections = at.max_connections.unwrap_or(self.max_connections);
         let greeting = dialect.greeting(reader, self.statement_timeout, self.lock_timeout);
-        let reign = Arc::clone(reign);
+        let (reign, alive) = (Arc::clone(reign), Alive::default());
+        let asked = alive.clone();
         let pool = PoolOptions::<DB>::new()
             .max_connections(connections.max(1))
             .acquire_timeout(self.acquire_timeout)
             // A connection in memory is the database itself.
             .idle_timeout((dialect != Dialect::Sqlite).then_some(Duration::from_mins(10)))
             .max_lifetime((dialect != Dialect::Sqlite).then_some(Duration::from_mins(30)))
+            .test_before_acquire(false)
+            .before_acquire(move |connection, meta| {
+                if !asked.is_doubtful(meta.idle_for) {
+                    return Box::pin(std::future::ready(Ok(true)));
+                }
+                Box::pin(async move { DB::ping(connection).await.map(|()| true) })
+            })
             .after_connect(move |connection, _| {
                 let (greeting, reign) = (greeting.clone(), Arc::clone(&reign));
                 Box::pin(async move {
@@ -219,7 +228,7 @@ impl Config {
             .connect_lazy(&at.url)
             // sqlx's words may hold the password.
             .map_err(|_| Error::Address(format!("node {number}'s address cannot be read by the driver `{}`", DB::NAME)))?;
-        Ok(Node::new(number, pool, at.weight, found.then(|| at.url.clone())))
+        Ok(Node::new(number, pool, alive, at.weight, found.then(|| at.url.clone())))
     }
 
     fn wrong<DB: Backend>(url: &str) -> Error {

@@ -145,7 +145,7 @@ impl<DB: Backend> Db<DB> {
     pub async fn begin(&self) -> Result<Transaction<'static, DB>, sqlx::Error> {
         let node = self.primary_node().await?;
         sticky::wrote(self.0.id);
-        node.pool.begin().await.inspect_err(|e| self.judge_write(e))
+        self.begin_on(&node, "begin").await
     }
 
     /// A read-only transaction on a replica: one snapshot for several queries.
@@ -159,14 +159,33 @@ impl<DB: Backend> Db<DB> {
             Dialect::MySql => "start transaction read only",
             Dialect::Sqlite => "begin",
         };
-        node.pool.begin_with(statement.into_sql_str()).await
+        self.begin_on(&node, statement).await
+    }
+
+    async fn begin_on(&self, node: &Node<DB>, statement: &'static str) -> Result<Transaction<'static, DB>, sqlx::Error> {
+        let begin = || node.pool.begin_with(statement.into_sql_str());
+        match begin().await {
+            // Nothing has run yet; the next connection is asked first.
+            Err(error) if is_broken(&error) => {
+                node.doubt();
+                begin().await
+            }
+            begun => begun,
+        }
+        .inspect_err(|error| self.judge_write(node, error))
     }
 
     /// A connection to the primary, for what lives on one connection (advisory locks, `LISTEN`, temp tables).
     pub async fn acquire(&self) -> Result<PoolConnection<DB>, sqlx::Error> {
         let node = self.primary_node().await?;
         sticky::wrote(self.0.id);
-        node.pool.acquire().await.inspect_err(|e| self.judge_write(e))
+        let acquire = || async { node.pool.acquire().await.inspect_err(|e| self.judge_write(&node, e)) };
+        let mut connection = acquire().await?;
+        if DB::ping(&mut connection).await.is_ok() {
+            return Ok(connection);
+        }
+        node.doubt();
+        acquire().await
     }
 
     /// How far the primary has written: a node at or past it shows every write that has returned by now. One round trip.
@@ -250,7 +269,10 @@ impl<DB: Backend> Db<DB> {
     }
 
     /// A failed write may be the first to know of a fail-over.
-    pub(crate) fn judge_write(&self, error: &sqlx::Error) {
+    pub(crate) fn judge_write(&self, node: &Node<DB>, error: &sqlx::Error) {
+        if is_lost(error) {
+            node.doubt();
+        }
         if is_lost(error) || self.is_refusal(error) {
             self.0.wake.notify_one();
         }
@@ -267,12 +289,13 @@ impl<DB: Backend> Db<DB> {
 
 /// The connection or the server is gone: a read may be asked again elsewhere.
 pub(crate) fn is_lost(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::PoolTimedOut) || is_broken(error)
+}
+
+/// The connection is gone: another one to the same server may be in order.
+pub(crate) fn is_broken(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
         // Class 57P: the server shuts down, crashed, or is starting. 08: connection exceptions.
         sqlx::Error::Database(e) => e.code().is_some_and(|c| c.starts_with("57P") || c.starts_with("08")),
         _ => false,

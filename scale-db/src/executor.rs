@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | reads, on a replica | a lost connection before the first row | the node is ejected, the statement repeated on another |
 //! | reads, on a replica | "read-only" (its text hid a write) | repeated on the primary once; its text is remembered as a write |
+//! | reads, on the primary | a lost connection before the first row | repeated there once, on a connection that was asked |
 //! | reads, on a replica | a conflict with recovery | repeated on another node |
 //! | writes | "read-only" (the primary was demoted) | repeated once, if the monitor finds another primary |
 //! | writes | a lost connection | never repeated: it may have run. The monitor looks at once |
@@ -17,7 +18,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use sqlx::{Database, Error, Execute, Executor, SqlStr};
 
 use crate::backend::Backend;
-use crate::db::{Db, Target, Via, is_lost};
+use crate::db::{Db, Target, Via, is_broken, is_lost};
 use crate::node::{Node, Visit};
 use crate::router::Verdict;
 use crate::sticky;
@@ -101,7 +102,7 @@ impl<DB: Backend> Journey<DB> {
     /// Whether the statement may run again after this error, by the table above; arranges for it to run elsewhere.
     async fn again_after(&mut self, error: &Error, node: &Node<DB>, sql: &str) -> bool {
         if self.verdict == Verdict::Write {
-            self.db.judge_write(error);
+            self.db.judge_write(node, error);
         }
         if self.repeats_left == 0 {
             return false;
@@ -118,8 +119,11 @@ impl<DB: Backend> Journey<DB> {
             Verdict::Read if is_lost(error) => {
                 node.eject();
                 self.db.0.wake.notify_one();
-                self.tried |= 1 << (node.number % 64);
-                self.db.0.primary_number() != Some(node.number)
+                let bit = 1 << (node.number % 64);
+                let first = self.tried & bit == 0;
+                self.tried |= bit;
+                // The primary, on which reads end at last, is asked once more: it may have been the connection alone.
+                self.db.0.primary_number() != Some(node.number) || (first && is_broken(error))
             }
             Verdict::Read if is_recovery_conflict(error) => {
                 self.tried |= 1 << (node.number % 64);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sqlx::SqlSafeStr;
 
 use crate::backend::Backend;
-use crate::db::Inner;
+use crate::db::{Inner, is_broken};
 use crate::dialect::{Dialect, Probe};
 use crate::lag::History;
 use crate::node::{Node, Role};
@@ -74,19 +74,11 @@ pub(crate) async fn round<DB: Backend>(inner: &Inner<DB>, history: &mut History)
 
 async fn probe<DB: Backend>(inner: &Inner<DB>, node: &Node<DB>) -> Result<Probe, sqlx::Error> {
     let limit = inner.config.acquire_timeout.min(inner.config.monitor_interval.max(Duration::from_secs(1)));
-    let question = || inner.dialect.probe_sql().into_sql_str();
     let look = async {
-        let row = if inner.dialect == Dialect::Sqlite {
-            // What a connection may do there is the pool's to say, and a database in memory is its connection.
-            let mut connection = node.pool.acquire().await?;
-            DB::ask(&mut connection, question()).await?
-        } else {
-            let mut connection = node.watch().await?;
-            let start = Instant::now();
-            let row = DB::ask(&mut connection, question()).await?;
-            node.took(start.elapsed());
-            node.watched(Some(connection));
-            row
+        let row = match ask(inner, node).await {
+            // A connection that was kept may have broken while the node is well: that is for a new one to say.
+            Err(error) if is_broken(&error) => ask(inner, node).await?,
+            answer => answer?,
         };
         inner.dialect.read_probe(&row).ok_or_else(|| sqlx::Error::Protocol("a node's account of itself cannot be read".into()))
     };
@@ -94,4 +86,19 @@ async fn probe<DB: Backend>(inner: &Inner<DB>, node: &Node<DB>) -> Result<Probe,
         Ok(answer) => answer,
         Err(_) => Err(sqlx::Error::PoolTimedOut),
     }
+}
+
+async fn ask<DB: Backend>(inner: &Inner<DB>, node: &Node<DB>) -> Result<Vec<Option<String>>, sqlx::Error> {
+    let question = inner.dialect.probe_sql().into_sql_str();
+    if inner.dialect == Dialect::Sqlite {
+        // What a connection may do there is the pool's to say, and a database in memory is its connection.
+        let mut connection = node.pool.acquire().await?;
+        return DB::ask(&mut connection, question).await;
+    }
+    let mut connection = node.watch().await?;
+    let start = Instant::now();
+    let row = DB::ask(&mut connection, question).await?;
+    node.took(start.elapsed());
+    node.watched(Some(connection));
+    Ok(row)
 }

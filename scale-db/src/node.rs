@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use sqlx::{Database, Pool};
 
+use crate::alive::Alive;
 use crate::position::Position;
 
 /// What a node is, as it says itself.
@@ -45,6 +46,7 @@ const SLOW_START: u64 = 50_000_000;
 pub(crate) struct Node<DB: Database> {
     pub(crate) number: usize,
     pub(crate) pool: Pool<DB>,
+    alive: Alive,
     /// The monitor's own connection: a pool that is exhausted is no sign of illness.
     watch: Mutex<Option<DB::Connection>>,
     /// Its share of the reads, beside that of others.
@@ -69,10 +71,11 @@ impl<DB: Database> std::fmt::Debug for Node<DB> {
 }
 
 impl<DB: Database> Node<DB> {
-    pub(crate) fn new(number: usize, pool: Pool<DB>, weight: f64, found: Option<String>) -> Self {
+    pub(crate) fn new(number: usize, pool: Pool<DB>, alive: Alive, weight: f64, found: Option<String>) -> Self {
         Self {
             number,
             pool,
+            alive,
             watch: Mutex::new(None),
             weight,
             found,
@@ -125,7 +128,13 @@ impl<DB: Database> Node<DB> {
 
     /// Out of service until the monitor has seen it well again.
     pub(crate) fn eject(&self) {
+        self.doubt();
         self.fit.store(false, Relaxed);
+    }
+
+    /// One of its connections was found broken.
+    pub(crate) fn doubt(&self) {
+        self.alive.doubt();
     }
 
     pub(crate) fn is_stranger(&self) -> bool {
@@ -140,6 +149,7 @@ impl<DB: Database> Node<DB> {
     }
 
     pub(crate) fn down(&self) {
+        self.doubt();
         self.saw(Role::Down, Position(self.position.load(Relaxed)), Duration::ZERO, false);
     }
 

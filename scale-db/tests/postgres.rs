@@ -400,3 +400,40 @@ async fn an_exhausted_pool_is_no_sign_of_illness() -> Result<()> {
     port(&db).await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn of_connections_that_broke_together_one_write_meets_the_first_and_reads_meet_none() -> Result<()> {
+    let pg = Postgres::start(0).await?;
+    pg.node(0).sql("create table t (n int)").await?;
+    // The monitor must not be the one to notice.
+    let interval = Duration::from_mins(10);
+    let db = Db::<Pg>::builder(&pg.urls()[0]).max_connections(4).monitor_interval(interval).connect().await?;
+    let write = || sqlx::query("insert into t values (1)").execute(&db);
+    let warm = || futures_util::future::try_join_all((0..4).map(|_| sqlx::query("select pg_sleep(0.05)").execute(&db)));
+    let cut = async || -> Result<()> {
+        warm().await?;
+        let mine = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                    where pid <> pg_backend_pid() and backend_type = 'client backend'";
+        pg.node(0).sql(mine).await.map(drop)
+    };
+    let mut failed = 0;
+    for _ in 0..5 {
+        cut().await?;
+        sqlx::query("select count(*) from t").fetch_one(&db).await?;
+        for _ in 0..8 {
+            write().await?;
+        }
+        cut().await?;
+        db.begin().await?.commit().await?;
+        cut().await?;
+        db.begin_read().await?.commit().await?;
+        cut().await?;
+        sqlx::query("insert into t values (1)").execute(&mut *db.acquire().await?).await?;
+        cut().await?;
+        for _ in 0..8 {
+            failed += u32::from(write().await.is_err());
+        }
+    }
+    assert!(failed <= 5, "{failed} writes failed in five cuts");
+    Ok(())
+}

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use futures_core::future::BoxFuture;
 use sqlx::{Database, SqlStr};
 
 use crate::dialect::Dialect;
@@ -22,6 +23,10 @@ pub trait Backend: Database + sealed::Sealed {
     /// Runs statements that answer nothing.
     #[doc(hidden)]
     fn tell(connection: &mut Self::Connection, sql: String) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Asks a connection whether it lives.
+    #[doc(hidden)]
+    fn ping(connection: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>>;
 
     /// The first row of a query whose columns are all text.
     #[doc(hidden)]
@@ -65,6 +70,10 @@ macro_rules! backend {
             async fn tell(connection: &mut Self::Connection, sql: String) -> Result<(), sqlx::Error> {
                 // Built by the dialect from numbers; nothing of a user's is in it.
                 sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.map(drop)
+            }
+
+            fn ping(connection: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+                Box::pin(sqlx::Connection::ping(connection))
             }
 
             async fn ask(connection: &mut Self::Connection, sql: SqlStr) -> Result<Vec<Option<String>>, sqlx::Error> {

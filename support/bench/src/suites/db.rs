@@ -2,7 +2,8 @@
 //!
 //! | case | ours | against |
 //! | --- | --- | --- |
-//! | `select_one` | `fetch_one(&db)`, one node, one connection, one task | `sqlx-pool`: the same on a bare pool; so the difference is the executor's. `pgbouncer`: a bare pool through it, by sessions (Debian's 1.18 knows no prepared statements in another mode). `pgpool`: the same through Pgpool-II, which splits and watches nothing here |
+//! | `select_one` | `fetch_one(&db)`, one node, one connection (a new one each turn), one task | `sqlx-pool`: the same on a bare pool as it comes, which asks each connection whether it lives before each query; `sqlx-pool-unasked`: one that never asks, so that the difference is the executor's alone. `pgbouncer`: a bare pool through it, by sessions (Debian's 1.18 knows no prepared statements in another mode). `pgpool`: the same through Pgpool-II, which splits and watches nothing here |
+//! | `select_one_cpu` | the same, by the processor time of the client's threads | as above; the difference to `sqlx-pool-unasked` is bounded at 1 µs |
 //! | `verdict` | the router's answer for a statement it knows | |
 //! | `replica_reads` | a primary and two replicas, 32 tasks | `primary-only`: the same reads on the primary |
 //! | `keyset_page` | page 10,000 of 24 rows by cursor | `offset`: the same page by `offset` |
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use scale_db::page::Order;
 use scale_db::{Cursors, Db, Loader};
-use sqlx::{FromRow, PgPool, Postgres as Pg, QueryBuilder};
+use sqlx::{Executor, FromRow, Postgres as Pg, QueryBuilder};
 use testkit::{Pooler, Postgres};
 
 use crate::Effort;
@@ -34,22 +35,59 @@ struct Item {
     price: i64,
 }
 
-async fn select_db(db: &Db<Pg>, count: usize) -> Result<f64> {
-    let start = Instant::now();
-    for n in 0..count {
-        let item: Item = sqlx::query_as(SELECT).bind(n as i64 % ROWS).fetch_one(db).await?;
-        std::hint::black_box(item.price);
-    }
-    Ok(start.elapsed().as_nanos() as f64 / count as f64)
+/// Which clock counts.
+#[derive(Clone, Copy)]
+enum Clock {
+    Wall,
+    /// What all threads of this process, the client, spent on a processor.
+    Cpu,
 }
 
-async fn select_pool(pool: &PgPool, count: usize) -> Result<f64> {
-    let start = Instant::now();
-    for n in 0..count {
-        let item: Item = sqlx::query_as(SELECT).bind(n as i64 % ROWS).fetch_one(pool).await?;
-        std::hint::black_box(item.price);
+impl Clock {
+    fn nanos(self) -> f64 {
+        let id = match self {
+            Self::Wall => rustix::time::ClockId::Monotonic,
+            Self::Cpu => rustix::time::ClockId::ProcessCPUTime,
+        };
+        let now = rustix::time::clock_gettime(id);
+        now.tv_sec as f64 * 1e9 + now.tv_nsec as f64
     }
-    Ok(start.elapsed().as_nanos() as f64 / count as f64)
+}
+
+/// Nanoseconds a query, one after the other.
+///
+/// Each turn has a connection of its own: where its server process happens to run, and what it has in its caches, is drawn anew.
+async fn select<E>(executor: E, clock: Clock, count: usize) -> Result<f64>
+where
+    E: Clone + Send + Sync + 'static,
+    for<'e> &'e E: Executor<'e, Database = Pg>,
+{
+    let task = tokio::spawn(async move {
+        let mut start = 0.0;
+        for n in 0..count + 100 {
+            if n == 100 {
+                start = clock.nanos();
+            }
+            let item: Item = sqlx::query_as(SELECT).bind(n as i64 % ROWS).fetch_one(&executor).await?;
+            std::hint::black_box(item.price);
+        }
+        anyhow::Ok((clock.nanos() - start) / count as f64)
+    });
+    task.await?
+}
+
+async fn select_db(url: &str, clock: Clock, count: usize) -> Result<f64> {
+    let db = Db::<Pg>::builder(url).max_connections(1).connect().await?;
+    let figure = select(db.clone(), clock, count).await;
+    db.close().await;
+    figure
+}
+
+async fn select_pool(url: &str, asks: bool, clock: Clock, count: usize) -> Result<f64> {
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).test_before_acquire(asks).connect(url).await?;
+    let figure = select(pool.clone(), clock, count).await;
+    pool.close().await;
+    figure
 }
 
 async fn verdict(db: &Db<Pg>, count: usize) -> f64 {
@@ -173,16 +211,11 @@ async fn by_one(db: &Db<Pg>) -> Result<()> {
     Ok(())
 }
 
-/// A bare pool whose one connection goes through a pooler, or why there is none.
-async fn through(pooler: &Result<Pooler>) -> Result<PgPool, String> {
-    let url = pooler.as_ref().map_err(|e| format!("{e:#}"))?.url();
-    sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&url).await.map_err(|e| e.to_string())
-}
-
-async fn select_through(pool: &Result<PgPool, String>, count: usize) -> Result<f64> {
-    match pool {
-        Ok(pool) => select_pool(pool, count).await,
-        Err(why) => anyhow::bail!("{why}"),
+/// A bare pool whose one connection goes through a pooler.
+async fn select_through(pooler: &Result<Pooler>, count: usize) -> Result<f64> {
+    match pooler {
+        Ok(pooler) => select_pool(&pooler.url(), true, Clock::Wall, count).await,
+        Err(why) => anyhow::bail!("{why:#}"),
     }
 }
 
@@ -200,22 +233,30 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .await?;
     cluster.caught_up().await?;
 
-    let alone = Db::<Pg>::builder(&urls[0]).max_connections(1).connect().await?;
-    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&urls[0]).await?;
     let port = cluster.node(0).port();
     let poolers = (Pooler::pgbouncer(port).await, Pooler::pgpool(port).await);
-    let (bouncer, pgpool) = (&through(&poolers.0).await, &through(&poolers.1).await);
-    let (a, p, count) = (&alone, &pool, 5_000 * effort.scale);
+    let (bouncer, pgpool, url) = (&poolers.0, &poolers.1, urls[0].as_str());
+    let count = 5_000 * effort.scale;
     Case::new("select_one", "ns", Better::Lower)
-        .subject("scale-db", move || select_db(a, count))
-        .subject("sqlx-pool", move || select_pool(p, count))
+        .subject("scale-db", move || select_db(url, Clock::Wall, count / 2))
+        .subject("sqlx-pool", move || select_pool(url, true, Clock::Wall, count / 2))
         .target(0.98)
-        .subject("pgbouncer", move || select_through(bouncer, count / 5))
-        .subject("pgpool", move || select_through(pgpool, count / 5))
-        .measure(effort.rounds * 3, &mut report)
+        .subject("sqlx-pool-unasked", move || select_pool(url, false, Clock::Wall, count / 2))
+        .target(0.98)
+        .subject("pgbouncer", move || select_through(bouncer, count / 10))
+        .subject("pgpool", move || select_through(pgpool, count / 10))
+        .measure(effort.rounds * 6, &mut report)
         .await;
+    Case::new("select_one_cpu", "ns", Better::Lower)
+        .subject("scale-db", move || select_db(url, Clock::Cpu, count / 2))
+        .subject("sqlx-pool", move || select_pool(url, true, Clock::Cpu, count / 2))
+        .subject("sqlx-pool-unasked", move || select_pool(url, false, Clock::Cpu, count / 2))
+        .measure(effort.rounds * 6, &mut report)
+        .await;
+    let known = Db::<Pg>::connect(url).await?;
+    let known = &known;
     Case::new("verdict", "ns", Better::Lower)
-        .subject("scale-db", move || async move { Ok(verdict(a, 1_000_000).await) })
+        .subject("scale-db", move || async move { Ok(verdict(known, 1_000_000).await) })
         .measure(effort.rounds, &mut report)
         .await;
 

@@ -1,13 +1,22 @@
 //! Caches: hits of the first level against bare in-process caches, hits of the second against a bare `GET`.
 //!
-//! | subject | set up as | what it promises |
-//! | --- | --- | --- |
-//! | `scale-cache` | 128 MiB, a value of 100 bytes, 1,000 keys | expiry, tags, cross-process invalidation checked on each hit |
-//! | `moka` | the same capacity, `sync::Cache<String, Arc<_>>` | eviction only |
-//! | `redis-get` | the same client, a pipelined connection, the same bytes | nothing |
+//! | case | subject | set up as | what it promises |
+//! | --- | --- | --- | --- |
+//! | `l1_hit` | `scale-cache` | 128 MiB, a value of 100 bytes, 1,000 keys | expiry, tags, cross-process invalidation checked on each hit |
+//! | | `moka`, `quick_cache`, `foyer`, `cached` | room for a million, `Arc` values; `cached` as its sharded LRU | eviction only |
+//! | | `cachet` | its memory tier with a TTL | expiry |
+//! | `l2_hit` | `redis-get` | the same client, a pipelined connection, the same bytes, 64 under way | nothing |
+//! | `l2_tagged_hit` | `l2_hit` | ours, three tags against none | |
+//! | `tagged_get` | `scale-cache` | no first level, three tags, 64 under way | a hit checked against its tags |
+//! | | `laravel` | Debian's, with phpredis, three tags; one request at a time, for a PHP process has no more | the same |
+//! | | `bentocache` | no first level, three tags, 64 under way, pipelined | the same |
+//! | | `cache-manager` | on `@keyv/redis`, 64 under way, pipelined: **no tags**, so a plain `GET` and JSON | expiry |
+//! | `invalidate_1m` | `laravel` | a tag of a **tenth** of the entries: filling it takes longest | the same |
+//! | `coherence_p99` | | from the return of an invalidation on one node until another one misses | |
+
+mod local;
 
 use std::future::ready;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -17,6 +26,7 @@ use testkit::Redis;
 
 use crate::Effort;
 use crate::measure::{Better, Case, concurrently};
+use crate::peer;
 use crate::report::Report;
 
 const KEYS: usize = 1_000;
@@ -35,42 +45,14 @@ async fn filled(cache: &Cache, name: &str) -> Result<Space<String>> {
     Ok(space)
 }
 
-async fn l1_hit(space: &Space<String>, count: usize) -> Result<f64> {
-    let start = Instant::now();
-    for n in 0..count {
-        let value = space.get_or_load(n % KEYS, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
-        std::hint::black_box(value);
-    }
-    Ok(start.elapsed().as_nanos() as f64 / count as f64)
-}
-
-fn moka_hit(cache: &moka::sync::Cache<String, Arc<String>>, count: usize) -> f64 {
-    use std::fmt::Write;
-    let start = Instant::now();
-    let mut key = String::new();
-    for n in 0..count {
-        key.clear();
-        let _ = write!(key, "l1:{}", n % KEYS);
-        std::hint::black_box(cache.get(key.as_str()));
-    }
-    start.elapsed().as_nanos() as f64 / count as f64
+/// Ms to flush a tag of Laravel's; once is enough, filling it takes longest.
+async fn laravel_flush(port: u16, entries: usize) -> Result<f64> {
+    peer::laravel("cache.php", ["flush".into(), port.to_string(), entries.to_string()]).await
 }
 
 pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let mut report = Report::new("cache");
-    let local = Cache::memory();
-    let space = filled(&local, "l1").await?;
-    let moka: moka::sync::Cache<String, Arc<String>> = moka::sync::Cache::new(1_000_000);
-    for n in 0..KEYS {
-        moka.insert(format!("l1:{n}"), Arc::new(value()));
-    }
-    let (hits, space_ref, moka_ref) = (500_000 * effort.scale, &space, &moka);
-    Case::new("l1_hit", "ns", Better::Lower)
-        .subject("scale-cache", move || l1_hit(space_ref, hits))
-        .subject("moka", move || ready(Ok(moka_hit(moka_ref, hits))))
-        .target(0.66)
-        .measure(effort.rounds, &mut report)
-        .await;
+    local::run(effort, &mut report).await?;
 
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
     // A first level too small for anything: every hit is one of the second.
@@ -125,6 +107,18 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .target(0.8)
         .measure(effort.rounds, &mut report)
         .await;
+    let port = server.port();
+    let few = (count / 20).to_string();
+    let (asked, flushed) = (few.clone(), few.clone());
+    let node = move |peer: &str| peer::node("cache.js", [peer.to_owned(), port.to_string(), asked.clone()]);
+    let in_node = node.clone();
+    Case::new("tagged_get", "hits/s", Better::Higher)
+        .subject("scale-cache", through(&tagged))
+        .subject("laravel", move || peer::laravel("cache.php", ["tagged_get".into(), port.to_string(), flushed.clone()]))
+        .subject("bentocache", move || in_node("bentocache"))
+        .subject("cache-manager", move || node("cache-manager"))
+        .measure(effort.rounds.min(3), &mut report)
+        .await;
 
     // What a tag costs does not depend on how many carry it; here, all of a million.
     let wide = Cache::builder(&server.url()).max_bytes(4 << 30).connect("wide").await?;
@@ -143,7 +137,8 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
             wide_ref.invalidate_tags(["wide"]).await;
             Ok(start.elapsed().as_secs_f64() * 1e3)
         })
-        .measure(effort.rounds, &mut report)
+        .subject("laravel", move || laravel_flush(port, entries / 10))
+        .measure(effort.rounds.min(3), &mut report)
         .await;
 
     // From the return of an invalidation on one node until another one misses.
