@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -24,13 +23,11 @@ use crate::made::Made;
 use crate::options::Options;
 use crate::pending::Pending;
 use crate::shared::{Glance, listen, tell_later};
-use crate::space::Space;
-use crate::stamp::Versions;
+use crate::space::{Of, Space};
+use crate::stamp::{ALL, Cell, Versions, named};
 use crate::store::{Position, Store};
 use crate::voyage::Voyage;
 
-/// The tag of everything; with a space's name behind it, of all in the space. No tag of a user's begins like it.
-pub(crate) const ALL: &str = "\0";
 /// The longest position of a database, bytes.
 const MAX_POSITION: usize = 1_024;
 
@@ -61,9 +58,13 @@ pub(crate) struct Inner {
     pub(crate) link: Link,
     pub(crate) breaker: Breaker,
     pub(crate) patience: Duration,
+    /// The store never takes longer than that by itself.
+    pub(crate) shared_is_bounded: bool,
     pub(crate) compress_over: usize,
     pub(crate) strict: bool,
-    pub(crate) everything: Arc<str>,
+    pub(crate) everything: Arc<Cell>,
+    /// The space of keys without one.
+    plain: Arc<Of>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -84,7 +85,7 @@ pub(crate) enum Look {
 #[derive(Clone, Copy)]
 pub(crate) struct Want<'a> {
     pub(crate) key: &'a str,
-    pub(crate) space: &'a Arc<str>,
+    pub(crate) space: &'a Arc<Cell>,
     pub(crate) options: &'a Options,
 }
 
@@ -135,18 +136,22 @@ impl Cache {
                 .weigher(|key: &Arc<str>, entry: &Arc<Entry>| entry.weight.saturating_add(key.len() as u32))
                 .build_with_hasher(foldhash::fast::RandomState::default())
         });
+        let versions = Versions::default();
+        let is_bounded = shared.as_ref().and_then(|store| store.bound()).is_some_and(|bound| bound <= config.patience);
         Self(Arc::new(Inner {
             local,
             shared,
-            versions: Versions::default(),
+            everything: versions.cell(ALL),
+            plain: Arc::new(Of::new(&versions, "")),
+            versions,
             flights: Arc::default(),
             pending: Pending::default(),
             link: Link::new(config.trust),
             breaker: Breaker::default(),
             patience: config.patience,
+            shared_is_bounded: is_bounded,
             compress_over: config.compress_over,
             strict: config.strict,
-            everything: ALL.into(),
         }))
     }
 
@@ -155,7 +160,7 @@ impl Cache {
     where
         V: Serialize + DeserializeOwned + Send + Sync + 'static,
     {
-        Space::new(self.clone(), name)
+        Space::new(self.clone(), Arc::new(Of::new(&self.0.versions, name)))
     }
 
     /// The value of a key; loaded if there is no fresh one. See [`Space::get_or_load`].
@@ -166,13 +171,13 @@ impl Cache {
         Fut: Future<Output = Result<V, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        self.space::<V>("").get_or_load_with(key, options, load).await
+        Space::<V>::new(self.clone(), Arc::clone(&self.0.plain)).get_or_load_with(key, options, load).await
     }
 
     /// Invalidates everything that carries one of the tags: on this server before this returns, on others within milliseconds, and never
     /// later than the bound stated in the [crate's docs](crate). If Redis cannot be told now, it will be; here it counts at once.
     pub async fn invalidate_tags<T: Into<Arc<str>>>(&self, tags: impl IntoIterator<Item = T>) {
-        join_all(tags.into_iter().map(|tag| self.invalidate(tag.into(), None))).await;
+        join_all(tags.into_iter().map(|tag| self.invalidate(named(tag.into()), None))).await;
     }
 
     /// The same, by somebody who has written to a database with replicas: a load that follows must not read the old row from one that
@@ -180,12 +185,12 @@ impl Cache {
     /// the one counts that is greater byte by byte. At most 1 KiB.
     pub async fn invalidate_tags_at<T: Into<Arc<str>>>(&self, tags: impl IntoIterator<Item = T>, position: &[u8]) {
         let position: Option<Position> = (1..=MAX_POSITION).contains(&position.len()).then(|| position.into());
-        join_all(tags.into_iter().map(|tag| self.invalidate(tag.into(), position.clone()))).await;
+        join_all(tags.into_iter().map(|tag| self.invalidate(named(tag.into()), position.clone()))).await;
     }
 
     /// Invalidates everything, in one step.
     pub async fn clear(&self) {
-        self.invalidate(Arc::clone(&self.0.everything), None).await;
+        self.invalidate(Arc::clone(self.0.everything.tag()), None).await;
     }
 
     /// Whether Redis, if there is one, is reachable and its news arrive.
@@ -242,26 +247,25 @@ impl Cache {
     /// The first level alone. No allocation, no wait.
     pub(crate) fn look(&self, key: &str) -> Look {
         let inner = &self.0;
+        let Some(entry) = inner.here(key) else { return Look::Nothing };
         let now = Instant::now();
-        match inner.here(key) {
-            Some(entry) if inner.worth_at(now, key, &entry) == Worth::Fresh => {
-                metrics::counter!("scale_cache_hits_total", "level" => "1").increment(1);
-                let value = Arc::clone(&entry.value);
-                if entry.wants_refresh(now, fastrand::f64) { Look::Expiring(value) } else { Look::Fresh(value) }
-            }
-            _ => Look::Nothing,
+        if inner.worth_at(now, &entry) != Worth::Fresh {
+            return Look::Nothing;
         }
+        metrics::counter!("scale_cache_hits_total", "level" => "1").increment(1);
+        let value = Arc::clone(&entry.value);
+        if entry.wants_refresh(now, fastrand::f64) { Look::Expiring(value) } else { Look::Fresh(value) }
     }
 
     /// The second level, for a key that the first does not have; without loading.
-    pub(crate) async fn find<V>(&self, key: &str) -> Option<Arc<Entry>>
+    pub(crate) async fn find<V>(&self, key: &str, space: &Arc<Cell>) -> Option<Arc<Entry>>
     where
         V: DeserializeOwned + Send + Sync + 'static,
     {
         let inner = &self.0;
         let glance = Glance::new(inner, key);
         let bytes = inner.get_shared(key).await;
-        let entry = inner.admit::<V>(&glance, bytes).await.filter(|entry| inner.worth(key, entry) == Worth::Fresh)?;
+        let entry = inner.admit::<V>(&glance, space, bytes).await.filter(|entry| inner.worth(entry) == Worth::Fresh)?;
         metrics::counter!("scale_cache_hits_total", "level" => "2").increment(1);
         if inner.local.is_some() {
             inner.keep(&key.into(), &entry);
@@ -279,7 +283,7 @@ impl Cache {
         let (since, era) = (Instant::now(), inner.versions.era());
         let number = inner.shared.is_some().then(|| inner.pending.add_key(Arc::clone(&key)));
         inner.versions.bump_fence(&key);
-        let fence = inner.versions.fence(&key).load(SeqCst);
+        let fence = inner.versions.fence(&key);
         let mut made = Made::new(value, stamps, want.options, want.options.ttl, Duration::ZERO)?;
         if inner.strict {
             made.as_elsewhere::<V>()?;
@@ -322,7 +326,7 @@ impl Cache {
     {
         let inner = &self.0;
         let old = inner.here(want.key).filter(|entry| entry.value.is::<V>());
-        let worth = old.as_ref().map_or(Worth::Nothing, |entry| inner.worth(want.key, entry));
+        let worth = old.as_ref().map_or(Worth::Nothing, |entry| inner.worth(entry));
         let unsure = old.clone().filter(|_| worth == Worth::Unsure);
         let old = old.filter(|_| matches!(worth, Worth::Fresh | Worth::Stale));
         if let Some(old) = old.as_ref().filter(|_| worth == Worth::Fresh && !refresh) {
@@ -332,7 +336,7 @@ impl Cache {
         let tags = inner.tags(want);
         let ground = Ground {
             fingerprint: fingerprint::<V>(),
-            fence: inner.versions.fence(&key).load(SeqCst),
+            fence: inner.versions.fence(&key),
             era: inner.versions.era(),
             bumps: inner.versions.bumps(&tags),
         };
@@ -340,6 +344,7 @@ impl Cache {
             let voyage = Voyage {
                 inner: Arc::clone(inner),
                 key: Arc::clone(&key),
+                space: Arc::clone(want.space),
                 tags,
                 options: want.options.clone(),
                 ground,

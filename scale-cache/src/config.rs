@@ -104,7 +104,8 @@ impl Config {
             "memory" => Ok(Cache::alone(&self)),
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
-                let redis = scale_redis::Redis::connect(&self.url).await.map_err(Error::store)?;
+                let redis =
+                    scale_redis::Config::new(&self.url).response_timeout(self.patience).connect().await.map_err(Error::store)?;
                 let store = crate::store::RedisStore::new(redis, app);
                 store.synchronise().await?;
                 Ok(Cache::with_store(store, &self))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::stamp::{Agreement, Stamps, Versions};
+use crate::stamp::{Agreement, Fence, Stamps, Versions};
 
 /// Bookkeeping of one entry in the first level, bytes, about.
 pub(crate) const OVERHEAD: usize = 256;
@@ -16,7 +16,7 @@ pub(crate) struct Entry {
     pub(crate) value: Arc<dyn Any + Send + Sync>,
     pub(crate) stamps: Stamps,
     /// The key's fence, as it was before the load.
-    pub(crate) fence: u64,
+    pub(crate) fence: Fence,
     /// The era in which it was loaded or last checked.
     pub(crate) era: u64,
     /// When it was made, wherever that was.
@@ -45,14 +45,8 @@ pub(crate) enum Worth {
 
 impl Entry {
     /// `trust_until`: while the link to the news is down, what was known until then may be believed.
-    pub(crate) fn worth(
-        &self,
-        now: Instant,
-        key_fence: u64,
-        versions: &Versions,
-        trust_until: impl FnOnce(Instant) -> Option<Instant>,
-    ) -> Worth {
-        if self.fence != key_fence {
+    pub(crate) fn worth(&self, now: Instant, versions: &Versions, trust_until: impl FnOnce(Instant) -> Option<Instant>) -> Worth {
+        if !versions.stands(self.fence) {
             return Worth::Nothing;
         }
         let agreement = self.stamps.agree();

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::entry::Entry;
 use crate::error::Error;
+use crate::stamp::Fence;
 
 pub(crate) type Outcome = Result<Arc<Entry>, Error>;
 
@@ -20,7 +21,7 @@ pub(crate) type Outcome = Result<Arc<Entry>, Error>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ground {
     pub(crate) fingerprint: u64,
-    pub(crate) fence: u64,
+    pub(crate) fence: Fence,
     pub(crate) era: u64,
     pub(crate) bumps: u32,
 }

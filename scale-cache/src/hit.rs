@@ -51,7 +51,7 @@ impl<V: Send + Sync + 'static> Hit<V> {
 impl Inner {
     /// Starts the TTL of a fresh entry anew, here and in the second level. `false`: there is none in either.
     pub(crate) async fn touch(&self, key: &str, options: &Options) -> bool {
-        let here = self.here(key).filter(|entry| self.worth(key, entry) == Worth::Fresh);
+        let here = self.here(key).filter(|entry| self.worth(entry) == Worth::Fresh);
         if let Some(entry) = &here {
             self.prolong(key, entry, options);
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::stamp::named;
 use crate::store::Position;
 
 /// Given to a loader: it may add what only the loaded value tells.
@@ -38,7 +39,7 @@ pub(crate) struct Said {
 impl Load {
     /// One more tag. An invalidation of it since the load began is noticed: the value then goes to those who wait, and is not kept.
     pub fn tag(&self, tag: impl Into<Arc<str>>) {
-        self.said.lock().tags.push(tag.into());
+        self.said.lock().tags.push(named(tag.into()));
     }
 
     /// Another TTL than the options say, for example a short one for "there is none". Zero: it is not kept.

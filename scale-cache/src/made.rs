@@ -11,7 +11,7 @@ use crate::codec::{Head, MAX_TAGS, fingerprint, packed};
 use crate::entry::{Entry, OVERHEAD};
 use crate::error::Error;
 use crate::options::Options;
-use crate::stamp::Stamps;
+use crate::stamp::{Fence, Stamps};
 
 /// A value larger than that is not kept in the second level.
 pub(crate) const MAX_SHARED: usize = 8 << 20;
@@ -44,7 +44,7 @@ impl Made {
         let entry = Entry {
             value,
             stamps,
-            fence: 0,
+            fence: Fence::default(),
             era: 0,
             made: now,
             since: now,

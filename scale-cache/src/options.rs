@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::stamp::named;
+
 /// Settings of a keyspace or of one call.
 ///
 /// ```
@@ -42,13 +44,13 @@ impl Options {
 
     /// Invalidated together with everything else that carries the tag.
     pub fn tag(mut self, tag: impl Into<Arc<str>>) -> Self {
-        self.tags.push(tag.into());
+        self.tags.push(named(tag.into()));
         self
     }
 
     /// Several tags.
     pub fn tags<T: Into<Arc<str>>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
-        self.tags.extend(tags.into_iter().map(Into::into));
+        self.tags.extend(tags.into_iter().map(|tag| named(tag.into())));
         self
     }
 

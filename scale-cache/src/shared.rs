@@ -1,7 +1,6 @@
 //! The dealings with the second level: what it is asked, what it is told, what of it is believed.
 
 use std::future::Future;
-use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::entry::{Entry, OVERHEAD, Worth};
 use crate::error::Error;
 use crate::flight::Outcome;
 use crate::options::Options;
-use crate::stamp::{Agreement, Stamps};
+use crate::stamp::{Agreement, Cell, Fence, Stamps};
 use crate::store::News;
 
 /// A process that loads says so three times as often; if it is silent for that long, another one may load.
@@ -28,32 +27,31 @@ const SKEW_US: u64 = 1_000_000;
 /// What was true before the second level was asked: an entry from there is no better than that. Who removes a key notes it as pending
 /// before moving the fence, and who reads looks at the fence before what is pending: so one of the two sees the other.
 pub(crate) struct Glance {
-    fence: u64,
+    fence: Fence,
     era: u64,
     since: Instant,
 }
 
 impl Glance {
     pub(crate) fn new(inner: &Inner, key: &str) -> Self {
-        Self { fence: inner.versions.fence(key).load(SeqCst), era: inner.versions.era(), since: Instant::now() }
+        Self { fence: inner.versions.fence(key), era: inner.versions.era(), since: Instant::now() }
     }
 }
 
 impl Inner {
-    pub(crate) fn worth(&self, key: &str, entry: &Entry) -> Worth {
-        self.worth_at(Instant::now(), key, entry)
+    pub(crate) fn worth(&self, entry: &Entry) -> Worth {
+        self.worth_at(Instant::now(), entry)
     }
 
-    pub(crate) fn worth_at(&self, now: Instant, key: &str, entry: &Entry) -> Worth {
-        let fence = self.versions.fence(key).load(SeqCst);
-        entry.worth(now, fence, &self.versions, |since| self.link.trust_until(since))
+    pub(crate) fn worth_at(&self, now: Instant, entry: &Entry) -> Worth {
+        entry.worth(now, &self.versions, |since| self.link.trust_until(since))
     }
 
     /// Whether an entry that should be checked, and cannot be, may be served all the same: not invalidated as far as is known, fresh by its
     /// age, and no longer after the gap than with the link still down. So a Redis that restarts does not make everything load anew.
-    pub(crate) fn believes(&self, key: &str, entry: &Entry) -> bool {
+    pub(crate) fn believes(&self, entry: &Entry) -> bool {
         let now = Instant::now();
-        entry.fence == self.versions.fence(key).load(SeqCst)
+        self.versions.stands(entry.fence)
             && entry.stamps.agree() != Agreement::Changed
             && now < entry.fresh_until
             && now < self.link.unchecked_until()
@@ -81,7 +79,9 @@ impl Inner {
         if !self.breaker.allows() {
             return None;
         }
-        match timeout(self.patience, question).await {
+        // A store that keeps the time itself spares every question a timer.
+        let answer = if self.shared_is_bounded { Ok(question.await) } else { timeout(self.patience, question).await };
+        match answer {
             Ok(Ok(answer)) => {
                 self.breaker.succeeded();
                 return Some(answer);
@@ -112,7 +112,7 @@ impl Inner {
     }
 
     pub(crate) fn tags(&self, want: Want<'_>) -> Vec<Arc<str>> {
-        let own = [Arc::clone(&self.everything), Arc::clone(want.space)];
+        let own = [Arc::clone(self.everything.tag()), Arc::clone(want.space.tag())];
         own.into_iter().chain(want.options.tags.iter().cloned()).collect()
     }
 
@@ -185,7 +185,7 @@ impl Inner {
     }
 
     /// Bytes from the second level as an entry, if its stamps agree with what is true now.
-    pub(crate) async fn admit<V>(&self, glance: &Glance, bytes: Option<Vec<u8>>) -> Option<Arc<Entry>>
+    pub(crate) async fn admit<V>(&self, glance: &Glance, space: &Arc<Cell>, bytes: Option<Vec<u8>>) -> Option<Arc<Entry>>
     where
         V: DeserializeOwned + Send + Sync + 'static,
     {
@@ -196,7 +196,7 @@ impl Inner {
         };
         let now_us = store.now_us();
         let left = |until: u64| Duration::from_micros(until.saturating_sub(now_us));
-        let stamps = self.versions.stamps_of(head.tags);
+        let stamps = self.versions.stamps_of(head.tags, [&self.everything, space]);
         if stamps.agree() == Agreement::Unknown {
             let unknown = self.versions.stamp(stamps.tags().cloned()).err().unwrap_or_default();
             if !self.resolve(&unknown).await {
@@ -228,7 +228,7 @@ impl Inner {
 
     /// With a failed load: the stale value, for a while, if there is one that may be served.
     pub(crate) fn make_do(&self, key: &Arc<str>, old: Option<Arc<Entry>>, options: &Options, error: Error) -> Outcome {
-        let usable = |entry: &Arc<Entry>| matches!(self.worth(key, entry), Worth::Fresh | Worth::Stale);
+        let usable = |entry: &Arc<Entry>| matches!(self.worth(entry), Worth::Fresh | Worth::Stale);
         let Some(old) = old.filter(|entry| !options.fail_closed && usable(entry)) else { return Err(error) };
         tracing::warn!(%error, "a load failed; the stale value is served");
         metrics::counter!("scale_cache_stale_total").increment(1);

@@ -2,7 +2,6 @@
 //! it is still true. The same rule as for a load, for what no loader can be written for.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -31,7 +30,7 @@ where
     /// What is true before something is fetched: these tags, of which it will be known to be made after.
     pub(crate) async fn note<const N: usize>(&self, tags: [Arc<str>; N]) -> Noted {
         let inner = &self.cache.0;
-        let own = [Arc::clone(&inner.everything), Arc::clone(&self.tag)];
+        let own = [Arc::clone(inner.everything.tag()), Arc::clone(self.cell().tag())];
         let tags: Vec<Arc<str>> = own.into_iter().chain(tags).collect();
         let stamps = inner.stamp_tags(&tags).await;
         let began = inner.shared.as_ref().map_or_else(|| inner.versions.local_now(), |store| store.now_us());
@@ -56,7 +55,7 @@ where
         }
         let mut made = Made::of(value, stamps.clone(), options, options.ttl, Duration::ZERO).ok()?;
         let key: Arc<str> = self.full_key(key).into();
-        let fence = inner.versions.fence(&key).load(SeqCst);
+        let fence = inner.versions.fence(&key);
         made.entry = Entry { fence, era: noted.era, since: noted.since, ..made.entry };
         if let Some(store) = &inner.shared
             && let Some((bytes, kept)) = made.shared(store.now_us(), inner.compress_over)

@@ -10,12 +10,13 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cache::{ALL, Cache, Look, Want};
+use crate::cache::{Cache, Look, Want};
 use crate::entry::Worth;
 use crate::error::Error;
 use crate::hit::{Hit, Level};
 use crate::load::Load;
 use crate::options::Options;
+use crate::stamp::{ALL, Cell, Versions};
 
 /// All entries of one kind. Cloning costs a few reference counts.
 ///
@@ -38,22 +39,38 @@ use crate::options::Options;
 #[derive(Debug)]
 pub struct Space<V> {
     pub(crate) cache: Cache,
-    name: Arc<str>,
-    /// The tag all entries of the space carry.
-    pub(crate) tag: Arc<str>,
-    options: Arc<Options>,
+    of: Arc<Of>,
     value: PhantomData<fn() -> V>,
+}
+
+/// What a space is, whatever its values are.
+#[derive(Clone, Debug)]
+pub(crate) struct Of {
+    name: Box<str>,
+    /// The tag all its entries carry.
+    cell: Arc<Cell>,
+    options: Options,
+}
+
+impl Of {
+    pub(crate) fn new(versions: &Versions, name: &str) -> Self {
+        Self { name: name.into(), cell: versions.cell(&format!("{ALL}{name}")), options: Options::default() }
+    }
+}
+
+impl<V> Space<V> {
+    pub(crate) fn new(cache: Cache, of: Arc<Of>) -> Self {
+        Self { cache, of, value: PhantomData }
+    }
+
+    pub(crate) fn cell(&self) -> &Arc<Cell> {
+        &self.of.cell
+    }
 }
 
 impl<V> Clone for Space<V> {
     fn clone(&self) -> Self {
-        Self {
-            cache: self.cache.clone(),
-            name: Arc::clone(&self.name),
-            tag: Arc::clone(&self.tag),
-            options: Arc::clone(&self.options),
-            value: PhantomData,
-        }
+        Self::new(self.cache.clone(), Arc::clone(&self.of))
     }
 }
 
@@ -61,33 +78,30 @@ impl<V> Space<V>
 where
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    pub(crate) fn new(cache: Cache, name: &str) -> Self {
-        let tag = format!("{ALL}{name}").into();
-        Self { cache, name: name.into(), tag, options: Arc::default(), value: PhantomData }
-    }
-
     /// Its settings.
-    pub fn options(mut self, options: Options) -> Self {
-        self.options = Arc::new(options);
-        self
+    pub fn options(self, options: Options) -> Self {
+        let of = Of { options, ..(*self.of).clone() };
+        Self::new(self.cache, Arc::new(of))
     }
 
     /// How long values are fresh. Default: five minutes.
     pub fn ttl(self, ttl: Duration) -> Self {
-        let options = Options { ttl, ..(*self.options).clone() };
+        let options = Options { ttl, ..self.of.options.clone() };
         self.options(options)
     }
 
     /// The value, if there is a fresh one.
     pub fn get(&self, key: impl Display) -> impl Future<Output = Option<Arc<V>>> + Send {
-        let key = Key::new(&self.name, &key);
+        let key = Key::new(&self.of.name, &key);
         async move {
             let found = match self.cache.look(key.as_str()) {
                 Look::Fresh(value) | Look::Expiring(value) => typed(value),
-                Look::Nothing => self.cache.find::<V>(key.as_str()).await.and_then(|entry| typed(Arc::clone(&entry.value))),
+                Look::Nothing => {
+                    self.cache.find::<V>(key.as_str(), &self.of.cell).await.and_then(|entry| typed(Arc::clone(&entry.value)))
+                }
             };
             if found.is_some() {
-                self.slide(key.as_str(), &self.options);
+                self.slide(key.as_str(), &self.of.options);
             }
             found
         }
@@ -106,21 +120,21 @@ where
     /// # Ok(()) }
     /// ```
     pub fn get_hit(&self, key: impl Display) -> impl Future<Output = Option<Hit<V>>> + Send {
-        let key = Key::new(&self.name, &key);
+        let key = Key::new(&self.of.name, &key);
         async move {
             let inner = &self.cache.0;
-            let here = inner.here(key.as_str()).filter(|e| matches!(inner.worth(key.as_str(), e), Worth::Fresh | Worth::Stale));
+            let here = inner.here(key.as_str()).filter(|e| matches!(inner.worth(e), Worth::Fresh | Worth::Stale));
             match here {
                 Some(entry) => Hit::of(&entry, Level::First),
-                None => Hit::of(&*self.cache.find::<V>(key.as_str()).await?, Level::Second),
+                None => Hit::of(&*self.cache.find::<V>(key.as_str(), &self.of.cell).await?, Level::Second),
             }
         }
     }
 
     /// Starts a value's TTL anew. `false`: there is none, or it has expired.
     pub fn touch(&self, key: impl Display) -> impl Future<Output = bool> + Send {
-        let key = Key::new(&self.name, &key);
-        async move { self.cache.0.touch(key.as_str(), &self.options).await }
+        let key = Key::new(&self.of.name, &key);
+        async move { self.cache.0.touch(key.as_str(), &self.of.options).await }
     }
 
     /// Starts the TTL of a value just read anew, if it is [to slide](Options::sliding) and due.
@@ -148,7 +162,7 @@ where
         Fut: Future<Output = Result<V, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        self.load_with(Key::new(&self.name, &key), &self.options, load)
+        self.load_with(Key::new(&self.of.name, &key), &self.of.options, load)
     }
 
     /// The same, with tags, TTL and so on for this key alone.
@@ -163,7 +177,7 @@ where
         Fut: Future<Output = Result<V, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        self.load_with(Key::new(&self.name, &key), options, load)
+        self.load_with(Key::new(&self.of.name, &key), options, load)
     }
 
     async fn load_with<F, Fut, E>(&self, key: Key, options: &Options, load: F) -> Result<Arc<V>, Error>
@@ -179,7 +193,7 @@ where
             }
             look => {
                 let refresh = matches!(look, Look::Expiring(_));
-                self.cache.load(Want { key: key.as_str(), space: &self.tag, options }, refresh, load).await?
+                self.cache.load(Want { key: key.as_str(), space: &self.of.cell, options }, refresh, load).await?
             }
         };
         // Two types under one key in one process: the program's mistake, but no reason to panic.
@@ -192,19 +206,19 @@ where
     /// # Errors
     /// [`Error::Encode`].
     pub fn set(&self, key: impl Display, value: V) -> impl Future<Output = Result<(), Error>> + Send {
-        let key = Key::new(&self.name, &key);
-        async move { self.cache.put(Want { key: key.as_str(), space: &self.tag, options: &self.options }, value).await }
+        let key = Key::new(&self.of.name, &key);
+        async move { self.cache.put(Want { key: key.as_str(), space: &self.of.cell, options: &self.of.options }, value).await }
     }
 
     /// Removes a value, on all servers; a load under way cannot bring it back.
     pub fn remove(&self, key: impl Display) -> impl Future<Output = ()> + Send {
-        let key = Key::new(&self.name, &key);
+        let key = Key::new(&self.of.name, &key);
         async move { self.cache.drop_key(key.as_str()).await }
     }
 
     /// Invalidates all of the space, in one step.
     pub async fn clear(&self) {
-        self.cache.invalidate(Arc::clone(&self.tag), None).await;
+        self.cache.invalidate(Arc::clone(self.of.cell.tag()), None).await;
     }
 }
 
@@ -212,7 +226,7 @@ where
 impl<V> Space<V> {
     /// A key as the cache knows it.
     pub(crate) fn full_key(&self, key: &str) -> String {
-        Key::new(&self.name, &key).as_str().to_owned()
+        Key::new(&self.of.name, &key).as_str().to_owned()
     }
 }
 

@@ -18,6 +18,16 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::store::{Position, Version};
 
+/// The tag of everything; with a space's name behind it, of all in the space.
+pub(crate) const ALL: &str = "\0";
+/// Begins other tags of the cache's own.
+pub(crate) const OWN: &str = "\u{1}";
+
+/// A tag as a user names it, which must not be one of the cache's own, even if it comes from a request.
+pub(crate) fn named(tag: Arc<str>) -> Arc<str> {
+    if tag.starts_with(ALL) || tag.starts_with(OWN) { format!("{OWN}{OWN}{tag}").into() } else { tag }
+}
+
 /// Not known: the store must be asked.
 const UNKNOWN: u64 = 0;
 /// Set in versions made here while the store cannot be told: no version of the store's ever has it.
@@ -54,6 +64,10 @@ impl Cell {
             known => (version >= known).then_some(version),
         };
         let _ = self.version.fetch_update(SeqCst, SeqCst, raised);
+    }
+
+    pub(crate) fn tag(&self) -> &Arc<str> {
+        &self.tag
     }
 
     pub(crate) fn version(&self) -> Option<u64> {
@@ -108,10 +122,17 @@ impl Stamps {
 }
 
 const SHARDS: usize = 64;
-/// Tags remembered by a shard; beyond it, it forgets all of them, and what depends on them is checked anew.
+/// Tags remembered by a shard; beyond it, it forgets all of them but the cache's own, and what depends on them is checked anew.
 const SHARD_LIMIT: usize = 4_096;
 /// Keys share these; a collision costs a look into the second level.
 const FENCES: usize = 1 << 16;
+
+/// Where a key's fence stood at some moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fence {
+    slot: u16,
+    moves: u64,
+}
 
 /// All cells of this process.
 #[derive(Debug)]
@@ -152,10 +173,15 @@ impl Versions {
         }
         if shard.len() >= SHARD_LIMIT {
             // Entries hold on to these cells: they must not be believed any more.
-            for cell in shard.drain().map(|(_, cell)| cell) {
-                cell.version.store(u64::MAX, SeqCst);
-                cell.bumps.fetch_add(1, SeqCst);
-            }
+            shard.retain(|tag, cell| {
+                // Those of the cache itself are few, and spaces hold on to theirs.
+                let stays = tag.starts_with(ALL);
+                if !stays {
+                    cell.version.store(u64::MAX, SeqCst);
+                    cell.bumps.fetch_add(1, SeqCst);
+                }
+                stays
+            });
         }
         let tag: Arc<str> = tag.into();
         let cell = Arc::new(Cell {
@@ -181,9 +207,10 @@ impl Versions {
         if unknown.is_empty() { Ok(Stamps(stamps.into())) } else { Err(unknown) }
     }
 
-    /// Stamps as they were written down somewhere else.
-    pub(crate) fn stamps_of<'t>(&self, written: impl IntoIterator<Item = (&'t str, u64)>) -> Stamps {
-        Stamps(written.into_iter().map(|(tag, version)| (self.cell(tag), version)).collect())
+    /// Stamps as they were written down somewhere else; of `known` cells no lock is asked.
+    pub(crate) fn stamps_of<'t>(&self, written: impl IntoIterator<Item = (&'t str, u64)>, known: [&Arc<Cell>; 2]) -> Stamps {
+        let cell = |tag: &str| known.into_iter().find(|cell| *cell.tag == *tag).cloned().unwrap_or_else(|| self.cell(tag));
+        Stamps(written.into_iter().map(|(tag, version)| (cell(tag), version)).collect())
     }
 
     /// Invalidations of these tags heard of so far.
@@ -265,13 +292,24 @@ impl Versions {
         let _ = self.cell(tag).version.compare_exchange(UNKNOWN, self.local.load(SeqCst), SeqCst, SeqCst);
     }
 
-    pub(crate) fn fence(&self, key: &str) -> &AtomicU64 {
-        &self.fences[(self.hash(key) >> 24) as usize % FENCES]
+    /// A key's fence as it stands now.
+    pub(crate) fn fence(&self, key: &str) -> Fence {
+        let slot = self.slot(key);
+        Fence { slot: slot as u16, moves: self.fences[slot].load(SeqCst) }
+    }
+
+    /// Whether it still stands so.
+    pub(crate) fn stands(&self, fence: Fence) -> bool {
+        self.fences[usize::from(fence.slot)].load(SeqCst) == fence.moves
     }
 
     /// A key was written or removed somewhere.
     pub(crate) fn bump_fence(&self, key: &str) {
-        self.fence(key).fetch_add(1, SeqCst);
+        self.fences[self.slot(key)].fetch_add(1, SeqCst);
+    }
+
+    fn slot(&self, key: &str) -> usize {
+        (self.hash(key) >> 24) as usize % FENCES
     }
 
     pub(crate) fn era(&self) -> u64 {

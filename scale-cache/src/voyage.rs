@@ -16,11 +16,13 @@ use crate::load::Load;
 use crate::made::Made;
 use crate::options::Options;
 use crate::shared::{Glance, LEASE};
+use crate::stamp::Cell;
 
 /// A load under way, whoever waits for it.
 pub(crate) struct Voyage {
     pub(crate) inner: Arc<Inner>,
     pub(crate) key: Arc<str>,
+    pub(crate) space: Arc<Cell>,
     pub(crate) tags: Vec<Arc<str>>,
     pub(crate) options: Options,
     pub(crate) ground: Ground,
@@ -39,7 +41,7 @@ impl Voyage {
         Fut: Future<Output = Result<V, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        let Self { inner, key, tags, options, ground, refresh, mut old, unsure } = self;
+        let Self { inner, key, space, tags, options, ground, refresh, mut old, unsure } = self;
         let token = fastrand::u64(1..u64::MAX >> 12);
         // The right to load, asked of the fleet. Without a second level, or with a broken one, everybody has it.
         let deadline = Instant::now() + options.hard_timeout;
@@ -49,16 +51,16 @@ impl Voyage {
         let mut bytes = None;
         if !refresh {
             // Who was here just before may have left it.
-            let here = inner.here(&key).filter(|entry| entry.value.is::<V>() && inner.worth(&key, entry) == Worth::Fresh);
+            let here = inner.here(&key).filter(|entry| entry.value.is::<V>() && inner.worth(entry) == Worth::Fresh);
             if let Some(entry) = here {
                 return Ok(entry);
             }
             bytes = inner.get_shared(&key).await;
         }
         while let Some(store) = &inner.shared {
-            if let Some(found) = inner.admit::<V>(&glance, bytes.take()).await {
+            if let Some(found) = inner.admit::<V>(&glance, &space, bytes.take()).await {
                 let is_new = old.as_ref().is_none_or(|old| found.fresh_until > old.fresh_until + Duration::from_millis(10));
-                match inner.worth(&key, &found) {
+                match inner.worth(&found) {
                     Worth::Fresh if !refresh || is_new => {
                         metrics::counter!("scale_cache_hits_total", "level" => "2").increment(1);
                         if begun.is_some() {
@@ -80,7 +82,7 @@ impl Voyage {
                     begun = answer.won.then_some(answer.now_us);
                     bytes = answer.entry;
                 }
-                None => match unsure.filter(|entry| inner.believes(&key, entry)) {
+                None => match unsure.filter(|entry| inner.believes(entry)) {
                     Some(entry) => return Ok(entry),
                     None => break,
                 },

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -280,4 +281,17 @@ mod redis {
         assert_eq!(loads.load(SeqCst), 50, "each key once, for 40 callers on 4 nodes");
         Ok(())
     }
+}
+
+#[tokio::test]
+async fn a_tag_out_of_a_request_reaches_none_of_the_caches_own() -> Result<()> {
+    let cache = Cache::memory();
+    let users = cache.space::<u32>("user");
+    users.set(7, 1).await?;
+    let tagged = Options::default().tag("\0user");
+    cache.get_or_load("k", &tagged, |_| ready(Ok::<_, std::io::Error>(1_u32))).await?;
+    cache.invalidate_tags(["\0", "\0user", "\u{1}http:0"]).await;
+    assert!(users.get(7).await.is_some(), "neither all, nor all of a space");
+    assert!(cache.space::<u32>("").get("k").await.is_none(), "what carries the tag is gone");
+    Ok(())
 }

@@ -6,6 +6,7 @@ use http::HeaderMap;
 use http::header::HeaderName;
 
 use super::directives::elements;
+use crate::stamp::named;
 
 /// Tags of one response at most; longer ones are cut off.
 const MAX_TAGS: usize = 60;
@@ -22,7 +23,7 @@ pub(super) fn tags_of(headers: &HeaderMap) -> Vec<Arc<str>> {
         lines(&SURROGATE_KEY).into_iter().flat_map(|line| line.split_whitespace().map(Arc::from).collect::<Vec<Arc<str>>>());
     let tags =
         lines(&CACHE_TAG).into_iter().flat_map(|line| elements(&line).into_iter().map(Arc::from).collect::<Vec<Arc<str>>>());
-    keys.chain(tags).filter(|tag| !tag.starts_with('\0')).take(MAX_TAGS).collect()
+    keys.chain(tags).map(named).take(MAX_TAGS).collect()
 }
 
 /// The path and query of a reference on the same host.

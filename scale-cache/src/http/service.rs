@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::header::{CONTENT_LOCATION, HOST, LOCATION, RANGE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
@@ -27,7 +28,7 @@ use crate::cache::Cache;
 use crate::options::Options;
 use crate::since::Noted;
 use crate::space::Space;
-use crate::stamp::{Agreement, Stamps};
+use crate::stamp::{Agreement, OWN, Stamps};
 
 /// Longer URLs are not cached.
 const LONGEST_URL: usize = 4_096;
@@ -168,7 +169,7 @@ impl Desk {
 
     /// The tag by which a URL is invalidated. It shares it with a few others: so their number is bounded.
     fn bucket(&self, url: &str) -> Arc<str> {
-        format!("\0http:{:x}", self.hasher.hash_one(url) % BUCKETS).into()
+        format!("{OWN}http:{:x}", self.hasher.hash_one(url) % BUCKETS).into()
     }
 
     fn key(&self, url: &str, vary: &[(String, String)]) -> String {
@@ -325,7 +326,8 @@ impl Desk {
             });
             let urls = Some(asked.url).filter(|url| !url.is_empty()).into_iter().chain(named);
             let buckets: Vec<Arc<str>> = urls.map(|url| self.bucket(&url)).collect();
-            self.layer.cache.invalidate_tags(buckets).await;
+            let cache = &self.layer.cache;
+            join_all(buckets.into_iter().map(|bucket| cache.invalidate(bucket, None))).await;
         }
         Ok(response)
     }

@@ -86,6 +86,11 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Gives a tag a new version, and tells other processes. Of the positions given, the latest stays.
     async fn invalidate(&self, tag: &str, position: Option<&Position>) -> Result<Version, Error>;
 
+    /// How long any answer takes at most, if the store sees to that itself; else the cache keeps the time.
+    fn bound(&self) -> Option<Duration> {
+        None
+    }
+
     /// What other processes do, from now on. Begins with `Restored` once that is so.
     fn news(&self) -> BoxStream<'static, News>;
 

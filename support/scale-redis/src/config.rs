@@ -1,6 +1,6 @@
 //! How long to wait for what.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
@@ -75,11 +75,16 @@ impl Config {
         self
     }
 
-    /// A handle that has been answered once.
+    /// A handle that has been answered once. For that one answer the time-out is that of connecting, if it is longer.
     pub async fn connect(self) -> Result<Redis, Error> {
+        let deadline = Instant::now() + self.connect_timeout;
         let redis = self.connect_lazy()?;
-        redis.ping().await?;
-        Ok(redis)
+        loop {
+            match redis.ping().await {
+                Err(Error::Redis { source, .. }) if source.is_timeout() && Instant::now() < deadline => {}
+                answer => return answer.map(|()| redis),
+            }
+        }
     }
 
     /// A handle that connects in the background: only a wrong address is an error. Must be called inside a tokio runtime.

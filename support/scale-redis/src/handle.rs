@@ -114,7 +114,13 @@ impl Redis {
         Subscription::new(Arc::clone(&self.0.source), channels.into_iter().map(Into::into).collect())
     }
 
-    async fn command(&self, cmd: &Cmd) -> Result<Value, RedisError> {
+    /// The longest an answer takes, twice that while a connection is being made; `None` in a Cluster, where a command may be repeated.
+    pub fn bound(&self) -> Option<std::time::Duration> {
+        matches!(self.0.route, Route::Link(..)).then_some(self.0.config.response_timeout)
+    }
+
+    /// One command, without the boxed futures that the `redis` crate's traits ask for.
+    pub async fn command(&self, cmd: &Cmd) -> Result<Value, RedisError> {
         match &self.0.route {
             Route::Link(link, _) => link.command(cmd).await,
             Route::Cluster(cluster) => cluster.connection().await?.req_packed_command(cmd).await,

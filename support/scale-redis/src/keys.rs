@@ -20,18 +20,27 @@ impl Keys {
 
     /// `app:crate:name`: a key that is used alone.
     pub fn plain(&self, name: &str) -> String {
-        format!("{}{name}", self.0)
+        joined([&self.0, name])
     }
 
     /// `app:crate:{tag}:name`: all keys of one tag share a Cluster slot.
     pub fn tagged(&self, tag: &str, name: &str) -> String {
-        format!("{}{{{}}}:{name}", self.0, unbraced(tag))
+        joined([&self.0, "{", &unbraced(tag), "}:", name])
     }
 
     /// `app:crate:`.
     pub fn prefix(&self) -> &str {
         &self.0
     }
+}
+
+/// With one allocation: keys are made for every command.
+fn joined<const N: usize>(parts: [&str; N]) -> String {
+    let mut key = String::with_capacity(parts.iter().map(|part| part.len()).sum());
+    for part in parts {
+        key.push_str(part);
+    }
+    key
 }
 
 fn unbraced(name: &str) -> std::borrow::Cow<'_, str> {

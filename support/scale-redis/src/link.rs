@@ -43,7 +43,7 @@ impl Link {
     pub(crate) fn new(connector: Arc<Connector>, config: Config) -> Self {
         let (publish, state) = watch::channel(State::Connecting);
         let (complaints, inbox) = mpsc::unbounded_channel();
-        let patience = config.connect_timeout;
+        let patience = config.connect_timeout.min(config.response_timeout);
         let keeper = Keeper { connector, config, publish, inbox, number: 0 };
         tokio::spawn(keeper.run());
         Self { state, complaints, patience }

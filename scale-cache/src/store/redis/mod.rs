@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use redis::{AsyncCommands, RedisError, Script};
+use redis::{RedisError, Script, Value};
 use scale_redis::{Event, Keys};
 
 use super::{Begun, News, Position, Store, Version};
@@ -147,7 +147,12 @@ fn version(bytes: &[u8]) -> Result<Version, Error> {
 #[async_trait]
 impl Store for RedisStore {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
-        self.server.clone().get(self.entry(key)).await.map_err(failed)
+        let mut get = redis::Cmd::with_capacity(2, 96);
+        get.arg("GET").arg(self.entry(key));
+        match self.server.command(&get).await.map_err(failed)? {
+            Value::BulkString(bytes) => Ok(Some(bytes)),
+            _ => Ok(None),
+        }
     }
 
     async fn begin(&self, key: &str, token: u64, lease: Duration) -> Result<Begun, Error> {
@@ -215,6 +220,10 @@ impl Store for RedisStore {
             })
         });
         Box::pin(news)
+    }
+
+    fn bound(&self) -> Option<Duration> {
+        self.server.bound()
     }
 
     fn now_us(&self) -> u64 {
