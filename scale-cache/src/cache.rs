@@ -21,7 +21,7 @@ use crate::link::Link;
 use crate::load::Load;
 use crate::made::Made;
 use crate::options::Options;
-use crate::pending::Pending;
+use crate::pending::{Pending, Reach};
 use crate::shared::{Glance, listen, tell_later};
 use crate::space::{Of, Space};
 use crate::stamp::{ALL, Cell, Versions, named};
@@ -175,22 +175,28 @@ impl Cache {
     }
 
     /// Invalidates everything that carries one of the tags: on this server before this returns, on others within milliseconds, and never
-    /// later than the bound stated in the [crate's docs](crate). If Redis cannot be told now, it will be; here it counts at once.
-    pub async fn invalidate_tags<T: Into<Arc<str>>>(&self, tags: impl IntoIterator<Item = T>) {
-        join_all(tags.into_iter().map(|tag| self.invalidate(named(tag.into()), None))).await;
+    /// later than the bound stated in the [crate's docs](crate). If Redis cannot be told now, it will be; here it counts at once. The
+    /// answer says which it was, for whom it matters (a right that was revoked, say).
+    pub async fn invalidate_tags<T: Into<Arc<str>>>(&self, tags: impl IntoIterator<Item = T>) -> Reach {
+        self.invalidate_all(tags, None).await
     }
 
     /// The same, by somebody who has written to a database with replicas: a load that follows must not read the old row from one that
     /// lags behind. It is told the position ([`Load::position`]) and reads where that has been replayed. Of several positions
     /// the one counts that is greater byte by byte. At most 1 KiB.
-    pub async fn invalidate_tags_at<T: Into<Arc<str>>>(&self, tags: impl IntoIterator<Item = T>, position: &[u8]) {
+    pub async fn invalidate_tags_at<T: Into<Arc<str>>>(&self, tags: impl IntoIterator<Item = T>, position: &[u8]) -> Reach {
         let position: Option<Position> = (1..=MAX_POSITION).contains(&position.len()).then(|| position.into());
-        join_all(tags.into_iter().map(|tag| self.invalidate(named(tag.into()), position.clone()))).await;
+        self.invalidate_all(tags, position).await
+    }
+
+    async fn invalidate_all<T: Into<Arc<str>>>(&self, tags: impl IntoIterator<Item = T>, position: Option<Position>) -> Reach {
+        let each = join_all(tags.into_iter().map(|tag| self.invalidate(named(tag.into()), position.clone()))).await;
+        Reach::of(each.into_iter().all(|reach| reach == Reach::Everywhere))
     }
 
     /// Invalidates everything, in one step.
-    pub async fn clear(&self) {
-        self.invalidate(Arc::clone(self.0.everything.tag()), None).await;
+    pub async fn clear(&self) -> Reach {
+        self.invalidate(Arc::clone(self.0.everything.tag()), None).await
     }
 
     /// Whether Redis, if there is one, is reachable and its news arrive.
@@ -206,42 +212,46 @@ impl Cache {
         })
     }
 
-    pub(crate) async fn invalidate(&self, tag: Arc<str>, position: Option<Position>) {
+    pub(crate) async fn invalidate(&self, tag: Arc<str>, position: Option<Position>) -> Reach {
         let inner = &self.0;
         metrics::counter!("scale_cache_invalidations_total").increment(1);
         if inner.shared.is_none() {
             inner.versions.invalidate_alone(&tag, position.as_ref());
-            return;
+            return Reach::Everywhere;
         }
         let here = inner.pending.add_tag(&tag, position.clone(), || inner.versions.invalidate_here(&tag, position.as_ref()));
         let inner = Arc::clone(inner);
         // Whoever asked may go away: what counts here must come to count everywhere.
-        let _ = tokio::spawn(async move {
-            if !inner.tell_tag(&tag, here).await {
+        let telling = tokio::spawn(async move {
+            let told = inner.tell_tag(&tag, here).await;
+            if !told {
                 tell_later(inner);
             }
-        })
-        .await;
+            told
+        });
+        Reach::of(telling.await.unwrap_or(false))
     }
 
-    pub(crate) async fn drop_key(&self, key: &str) {
+    pub(crate) async fn drop_key(&self, key: &str) -> Reach {
         let inner = &self.0;
         if inner.shared.is_none() {
             inner.versions.bump_fence(key);
             inner.forget(key);
-            return;
+            return Reach::Everywhere;
         }
         let key: Arc<str> = key.into();
         let number = inner.pending.add_key(Arc::clone(&key));
         inner.versions.bump_fence(&key);
         inner.forget(&key);
         let inner = Arc::clone(inner);
-        let _ = tokio::spawn(async move {
-            if !inner.tell_key(&key, number).await {
+        let telling = tokio::spawn(async move {
+            let told = inner.tell_key(&key, number).await;
+            if !told {
                 tell_later(inner);
             }
-        })
-        .await;
+            told
+        });
+        Reach::of(telling.await.unwrap_or(false))
     }
 
     /// The first level alone. No allocation, no wait.

@@ -31,4 +31,5 @@ pub use error::Error;
 pub use hit::{Hit, Level};
 pub use load::Load;
 pub use options::Options;
+pub use pending::Reach;
 pub use space::Space;

@@ -8,6 +8,21 @@ use parking_lot::Mutex;
 
 use crate::store::Position;
 
+/// Who knows of an invalidation that has returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// Every server, within the bound stated in the [crate's docs](crate).
+    Everywhere,
+    /// This server alone: Redis could not be told. It will be as soon as it answers, and the others with it.
+    Here,
+}
+
+impl Reach {
+    pub(crate) fn of(told: bool) -> Self {
+        if told { Self::Everywhere } else { Self::Here }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     inner: Mutex<Inner>,
@@ -40,6 +55,17 @@ impl Pending {
     pub(crate) fn hold<T>(&self, work: impl FnOnce(&dyn Fn(&str) -> bool) -> T) -> T {
         let inner = self.inner.lock();
         work(&|tag| inner.tags.contains_key(tag))
+    }
+
+    /// News of an invalidation elsewhere: of a tag that is in here the version made here must change, too, and be told anew. `false`: it is
+    /// not in here, and `otherwise` was done, with nobody adding it meanwhile.
+    pub(crate) fn renew_tag(&self, tag: &str, version: impl FnOnce() -> u64, otherwise: impl FnOnce()) -> bool {
+        let mut inner = self.inner.lock();
+        match inner.tags.get_mut(tag) {
+            Some((here, _)) => *here = version(),
+            None => otherwise(),
+        }
+        inner.tags.contains_key(tag)
     }
 
     pub(crate) fn add_key(&self, key: Arc<str>) -> u64 {

@@ -125,13 +125,8 @@ impl Inner {
         loop {
             match self.versions.stamp(tags.iter().cloned()) {
                 Ok(stamps) => return stamps,
-                Err(unknown) => {
-                    if !self.resolve(&unknown).await {
-                        for tag in &unknown {
-                            self.versions.assume(tag);
-                        }
-                    }
-                }
+                Err(unknown) if self.resolve(&unknown).await => {}
+                Err(_) => return self.versions.assume(tags.iter().cloned()),
             }
         }
     }
@@ -197,11 +192,16 @@ impl Inner {
         let now_us = store.now_us();
         let left = |until: u64| Duration::from_micros(until.saturating_sub(now_us));
         let stamps = self.versions.stamps_of(head.tags, [&self.everything, space]);
-        if stamps.agree() == Agreement::Unknown {
-            let unknown = self.versions.stamp(stamps.tags().cloned()).err().unwrap_or_default();
-            if !self.resolve(&unknown).await {
-                return None;
-            }
+        // Without news what was known proves nothing: the versions come from where the bytes do.
+        let doubtful = if !self.link.is_up() {
+            stamps.tags().cloned().collect()
+        } else if stamps.agree() != Agreement::Same {
+            self.versions.stamp(stamps.tags().cloned()).err().unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        if !self.resolve(&doubtful).await {
+            return None;
         }
         if stamps.agree() != Agreement::Same {
             return None;
@@ -263,8 +263,8 @@ pub(crate) fn tell_later(inner: Arc<Inner>) {
     if !inner.pending.begin() {
         return;
     }
-    tracing::warn!("invalidations are kept until the cache's second level can be told");
     tokio::spawn(async move {
+        let mut failed = false;
         loop {
             let told = match (inner.pending.next_tag(), inner.pending.next_key()) {
                 (Some((tag, here)), _) => inner.tell_tag(&tag, here).await,
@@ -273,6 +273,9 @@ pub(crate) fn tell_later(inner: Arc<Inner>) {
                 (None, None) => true,
             };
             if !told {
+                if !std::mem::replace(&mut failed, true) {
+                    tracing::warn!("invalidations are kept until the cache's second level can be told");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -284,7 +287,13 @@ pub(crate) async fn listen(inner: Weak<Inner>, mut news: BoxStream<'static, News
     while let Some(news) = news.next().await {
         let Some(inner) = inner.upgrade() else { return };
         match news {
-            News::Invalidated(tag, version) => inner.versions.invalidated(&tag, &version),
+            News::Invalidated(tag, version) => {
+                let position = version.position.as_ref();
+                let here = || inner.versions.invalidate_here(&tag, position);
+                if inner.pending.renew_tag(&tag, here, || inner.versions.invalidated(&tag, &version)) {
+                    tell_later(Arc::clone(&inner));
+                }
+            }
             News::Changed(key) => {
                 inner.versions.bump_fence(&key);
                 inner.forget(&key);

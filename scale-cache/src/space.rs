@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::hit::{Hit, Level};
 use crate::load::Load;
 use crate::options::Options;
+use crate::pending::Reach;
 use crate::stamp::{ALL, Cell, Versions};
 
 /// All entries of one kind. Cloning costs a few reference counts.
@@ -61,10 +62,6 @@ impl Of {
 impl<V> Space<V> {
     pub(crate) fn new(cache: Cache, of: Arc<Of>) -> Self {
         Self { cache, of, value: PhantomData }
-    }
-
-    pub(crate) fn cell(&self) -> &Arc<Cell> {
-        &self.of.cell
     }
 }
 
@@ -211,19 +208,23 @@ where
     }
 
     /// Removes a value, on all servers; a load under way cannot bring it back.
-    pub fn remove(&self, key: impl Display) -> impl Future<Output = ()> + Send {
+    pub fn remove(&self, key: impl Display) -> impl Future<Output = Reach> + Send {
         let key = Key::new(&self.of.name, &key);
         async move { self.cache.drop_key(key.as_str()).await }
     }
 
     /// Invalidates all of the space, in one step.
-    pub async fn clear(&self) {
-        self.cache.invalidate(Arc::clone(self.of.cell.tag()), None).await;
+    pub async fn clear(&self) -> Reach {
+        self.cache.invalidate(Arc::clone(self.of.cell.tag()), None).await
     }
 }
 
 #[cfg(feature = "http")]
 impl<V> Space<V> {
+    pub(crate) fn cell(&self) -> &Arc<Cell> {
+        &self.of.cell
+    }
+
     /// A key as the cache knows it.
     pub(crate) fn full_key(&self, key: &str) -> String {
         Key::new(&self.of.name, &key).as_str().to_owned()

@@ -34,6 +34,9 @@ const UNKNOWN: u64 = 0;
 const LOCAL: u64 = 1 << 63;
 /// Known from before a gap in the news: the store must be asked. What disagrees with it was invalid then already.
 const DOUBTED: u64 = 1 << 62;
+/// Set beside `LOCAL` in versions made here because the store could not be asked: any word of the store's replaces it, and it is asked again
+/// as soon as it answers.
+const ASSUMED: u64 = 1 << 61;
 
 /// The present version of one tag.
 #[derive(Debug)]
@@ -57,10 +60,11 @@ impl Cell {
         }
     }
 
-    /// A version never goes back; one that is in doubt is settled by any that is not older, and one made here by any of the store's.
+    /// A version never goes back; one that is in doubt is settled by any that is not older, and one made here and not yet told by none of
+    /// the store's, unless it is in doubt or was only assumed.
     fn raise(&self, version: u64) {
         let raised = |now: u64| match now & !DOUBTED {
-            known if now & DOUBTED != 0 && known & LOCAL != 0 => Some(version),
+            known if now & ASSUMED != 0 || (now & DOUBTED != 0 && known & LOCAL != 0) => Some(version),
             known => (version >= known).then_some(version),
         };
         let _ = self.version.fetch_update(SeqCst, SeqCst, raised);
@@ -71,7 +75,7 @@ impl Cell {
     }
 
     pub(crate) fn version(&self) -> Option<u64> {
-        Some(self.version.load(SeqCst)).filter(|v| *v != UNKNOWN && v & DOUBTED == 0)
+        Some(self.version.load(SeqCst)).filter(|v| *v != UNKNOWN && v & (DOUBTED | ASSUMED) == 0)
     }
 }
 
@@ -109,7 +113,7 @@ impl Stamps {
 
     /// Whether every version is from before `moment`, µs.
     pub(crate) fn precede(&self, moment: u64) -> bool {
-        self.0.iter().all(|(_, v)| *v & !LOCAL <= moment)
+        self.0.iter().all(|(_, v)| *v & !(LOCAL | ASSUMED) <= moment)
     }
 
     pub(crate) fn and(self, other: Self) -> Self {
@@ -205,6 +209,19 @@ impl Versions {
             }
         }
         if unknown.is_empty() { Ok(Stamps(stamps.into())) } else { Err(unknown) }
+    }
+
+    /// The present versions of these tags, where the store cannot be asked: what is not known is assumed. What is loaded with them is of use
+    /// here, and only until it can.
+    pub(crate) fn assume(&self, tags: impl IntoIterator<Item = Arc<str>>) -> Stamps {
+        let version = |tag: Arc<str>| {
+            let cell = self.cell(&tag);
+            let assumed = LOCAL | ASSUMED | self.local.fetch_add(1, SeqCst);
+            let unsure = |now: u64| (now == UNKNOWN || now & DOUBTED != 0).then_some(assumed);
+            let version = cell.version.fetch_update(SeqCst, SeqCst, unsure).map_or_else(|now| now, |_| assumed);
+            (cell, version)
+        };
+        Stamps(tags.into_iter().map(version).collect())
     }
 
     /// Stamps as they were written down somewhere else; of `known` cells no lock is asked.
@@ -316,13 +333,6 @@ impl Versions {
         self.era_now.load(SeqCst)
     }
 
-    /// A version for a tag of which the store cannot be asked: what is loaded meanwhile is of use here, and only until it can.
-    pub(crate) fn assume(&self, tag: &Arc<str>) {
-        let version = LOCAL | self.local.fetch_add(1, SeqCst);
-        let unsure = |now: u64| (now == UNKNOWN || now & DOUBTED != 0).then_some(version);
-        let _ = self.cell(tag).version.fetch_update(SeqCst, SeqCst, unsure);
-    }
-
     /// News may have been missed: nothing that is known counts any more, but for tags to be kept, of which the store does not know yet.
     pub(crate) fn forget(&self, keep: &dyn Fn(&str) -> bool) {
         let mut era = self.era.write();
@@ -380,7 +390,7 @@ mod tests {
         versions.forget(&|_| false);
         assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Unknown));
         // Nor does not being able to ask make it valid, over as many gaps as there may be.
-        versions.assume(&tag("t"));
+        versions.assume([tag("t")]);
         versions.forget(&|_| false);
         assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Changed));
         versions.learn(versions.era(), "t", &at(9));
@@ -414,6 +424,24 @@ mod tests {
         assert_eq!(new.shareable(), None);
         versions.told(&tag("t"), here, 7);
         assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Changed));
+    }
+
+    #[test]
+    fn what_was_assumed_gives_way_to_news_and_to_the_stores_answer() {
+        let versions = Versions::default();
+        for news in [true, false] {
+            let assumed = versions.assume([tag("t")]);
+            assert_eq!((assumed.agree(), assumed.shareable()), (Agreement::Same, None));
+            assert!(versions.stamp([tag("t")]).is_err(), "the store is to be asked");
+            if news {
+                versions.invalidated("t", &at(5));
+            } else {
+                versions.learn(versions.era(), "t", &at(5));
+            }
+            assert_eq!(assumed.agree(), Agreement::Changed);
+            assert!(versions.stamp([tag("t")]).is_ok());
+            versions.forget(&|_| false);
+        }
     }
 
     #[test]

@@ -58,7 +58,13 @@ async fn main() -> Result<()> {
     {
         #[allow(clippy::print_stdout)]
         {
-            println!("{}", suites::limit::flooded(subject).await);
+            println!(
+                "{}",
+                match subject.as_str() {
+                    "scale-cache" => suites::cache::flooded().await,
+                    _ => suites::limit::flooded(subject).await,
+                }
+            );
         }
         return Ok(());
     }

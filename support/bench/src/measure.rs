@@ -125,6 +125,12 @@ where
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
+/// Resident memory now (MB).
+pub(crate) fn resident() -> f64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    pages.split(' ').nth(1).and_then(|n| n.parse::<f64>().ok()).unwrap_or(f64::NAN) * 4_096.0 / 1e6
+}
+
 fn median(figures: &mut [f64]) -> f64 {
     figures.sort_unstable_by(f64::total_cmp);
     match figures.len() {

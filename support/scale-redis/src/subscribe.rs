@@ -18,6 +18,8 @@ const CHECK: Duration = Duration::from_secs(1);
 const FIRST_DELAY: Duration = Duration::from_millis(10);
 /// Messages a slow reader may leave unread; beyond that the link is given up, and said to be lost.
 const BACKLOG: usize = 4_096;
+/// A check that is not answered for so long means that the link is lost.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// What a [`Subscription`] yields.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,7 +145,7 @@ impl Source {
                     _ => return,
                 },
                 _ = check.tick() => {
-                    let alive = tokio::time::timeout(self.config.response_timeout, sink.ping::<redis::Value>()).await;
+                    let alive = tokio::time::timeout(SILENCE, sink.ping::<redis::Value>()).await;
                     if !matches!(alive, Ok(Ok(_))) {
                         return;
                     }

@@ -12,6 +12,7 @@
 //! | | `bentocache` | no first level, three tags, 64 under way, pipelined | the same |
 //! | | `cache-manager` | on `@keyv/redis`, 64 under way, pipelined: **no tags**, so a plain `GET` and JSON | expiry |
 //! | `invalidate_1m` | `laravel` | a tag of a **tenth** of the entries: filling it takes longest | the same |
+//! | `flood_10m` | `configured` | resident memory after ten million keys, each loaded once, beside what the first level may hold; not in quick runs | |
 //! | `coherence_p99` | | from the return of an invalidation on one node until another one misses | |
 
 mod local;
@@ -25,7 +26,7 @@ use scale_cache::{Cache, Options, Space};
 use testkit::Redis;
 
 use crate::Effort;
-use crate::measure::{Better, Case, concurrently};
+use crate::measure::{Better, Case, concurrently, resident};
 use crate::peer;
 use crate::report::Report;
 
@@ -141,6 +142,15 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .measure(effort.rounds.min(3), &mut report)
         .await;
 
+    if effort.scale > 1 {
+        Case::new("flood_10m", "MB", Better::Lower)
+            .subject("scale-cache", || peer::myself(["flood", "scale-cache"]))
+            .subject("configured", || ready(Ok(FLOODED as f64 / 1e6)))
+            .target(0.91)
+            .measure(1, &mut report)
+            .await;
+    }
+
     // From the return of an invalidation on one node until another one misses.
     let (a, b) = (Cache::connect(&server.url(), "two").await?, Cache::connect(&server.url(), "two").await?);
     let (a_ref, b_ref) = (&a, &b);
@@ -149,6 +159,20 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .measure(1, &mut report)
         .await;
     Ok(report)
+}
+
+/// What the first level may hold in the flood, bytes.
+const FLOODED: u64 = 64 << 20;
+
+/// Resident memory, MB, after ten million keys were loaded, each once, with values of 100 bytes; in a process of its own.
+pub(crate) async fn flooded() -> f64 {
+    let before = resident();
+    let space = Cache::builder("memory:").max_bytes(FLOODED).connect("flood").await.map(|cache| cache.space::<String>("flood"));
+    let Ok(space) = space else { return f64::NAN };
+    for n in 0..10_000_000 {
+        let _ = space.get_or_load(n, |_| ready(Ok::<_, std::io::Error>(value()))).await;
+    }
+    resident() - before
 }
 
 async fn coherence(a: &Cache, b: &Cache, count: usize) -> Result<f64> {

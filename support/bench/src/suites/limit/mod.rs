@@ -22,7 +22,7 @@ use scale_limit::{Limiter, Policy};
 use testkit::Redis;
 
 use crate::Effort;
-use crate::measure::{Better, Case, concurrently, each_task};
+use crate::measure::{Better, Case, concurrently, each_task, resident};
 use crate::peer;
 use crate::report::Report;
 
@@ -170,12 +170,6 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
         .measure(effort.rounds, report)
         .await;
     Ok(())
-}
-
-/// Resident memory now (MB).
-fn resident() -> f64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    pages.split(' ').nth(1).and_then(|n| n.parse::<f64>().ok()).unwrap_or(f64::NAN) * 4_096.0 / 1e6
 }
 
 /// What ten million keys leave behind, in a process of its own: memory given back to the allocator is not given back to the system.
