@@ -14,12 +14,14 @@ use crate::changes::Changes;
 use crate::config::{Config, OnStoreError};
 use crate::error::Error;
 use crate::id::{Handle, Id};
-use crate::store::{Fields, Lifetime, Owner, Saved, Store, Swapped};
+use crate::store::{Fields, Left, Lifetime, Owner, Saved, Store, Swapped};
 use crate::value::{decode, encode, is_ours};
 
 const MAX_FIELDS: usize = 128;
 /// How often an atomic update is tried against other writers.
 const MAX_SWAPS: u32 = 1_000;
+/// How often a session is copied to its new id, when others write to it meanwhile.
+const MAX_MOVES: u32 = 100;
 
 /// The session of one request. Clones share it. Nothing is loaded until a method asks for it; changes are written when the handler
 /// has returned, except for [`update`](Self::update) and [`increment`](Self::increment), which write at once.
@@ -326,30 +328,42 @@ impl Session {
         if self.0.config.cookie.presents(&state.cookies) { Verdict::Clear } else { Verdict::Leave }
     }
 
-    /// New id: the copy stands before the pointer to it is left, so a request under way always finds one of the two.
+    /// New id: the copy stands, with all that was written by then, before the pointer to it is left. So a request under way always finds one
+    /// of the two, and nothing in it that is older than what it has seen.
     async fn relocate(&self, state: &mut State, old: Handle) -> Result<Verdict, Error> {
-        let id = Id::random(state.owner).map_err(|e| Error::Store(Box::new(e)))?;
-        let new = id.handle();
-        let copy = Changes(state.fields.iter().map(|(f, v)| (f.clone(), Some(v.clone()))).collect());
-        self.0.store.create(&new, &copy, self.lifetime()).await?;
-        let Some(left) = self.0.store.leave(&old, &new, self.0.config.rotation_grace).await? else {
-            // Destroyed or rotated by another request: that one decides.
+        let Some(mut held) = self.0.store.load(&old).await? else { return Ok(Verdict::Leave) };
+        for _ in 0..MAX_MOVES {
+            // Rotated by another request: that one's id stands. A log-in that comes second is none.
+            if let Some(to) = held.moved_to {
+                if state.owner.as_ref() == old.owner() {
+                    state.place = Place::At(to, held.renewed);
+                    let changes = std::mem::take(&mut state.changes);
+                    self.save(state, &changes).await?;
+                }
+                return Ok(Verdict::Leave);
+            }
+            let id = Id::random(state.owner).map_err(|e| Error::Store(Box::new(e)))?;
+            let new = id.handle();
+            let mut copy = Changes(held.fields.iter().map(|(field, value)| (field.clone(), Some(value.clone()))).collect());
+            for (field, value) in state.changes.iter() {
+                copy.set(field, value.map(<[u8]>::to_vec));
+            }
+            copy.0.retain(|_, value| value.is_some());
+            self.0.store.create(&new, &copy, self.lifetime()).await?;
+            let left = self.0.store.leave(&old, &new, &held.fields, self.0.config.rotation_grace).await?;
+            if left == Left::Done {
+                return Ok(Verdict::Set(id));
+            }
             self.0.store.destroy(&new).await?;
-            return Ok(Verdict::Leave);
-        };
-        // What other requests wrote or removed between our read and the move, and we did not write ourselves.
-        let mut missed = Changes::default();
-        for (field, value) in left.fields.iter().filter(|(f, v)| state.fields.get(*f) != Some(v)) {
-            missed.set(field, Some(value.clone()));
+            held = match left {
+                Left::Changed(record) => record,
+                _ => match self.0.store.load(&old).await? {
+                    Some(record) => record,
+                    None => return Ok(Verdict::Leave),
+                },
+            };
         }
-        for field in state.fields.keys().filter(|f| !left.fields.contains_key(*f)) {
-            missed.set(field, None);
-        }
-        missed.0.retain(|field, _| !state.changes.0.contains_key(field));
-        if !missed.is_empty() {
-            self.0.store.save(&new, &missed, self.lifetime()).await?;
-        }
-        Ok(Verdict::Set(id))
+        Err(Error::Contended { field: "id".into() })
     }
 }
 

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Changes, Fields, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
+use super::{Changes, Fields, Handle, Left, Lifetime, Owner, Record, Saved, Store, Swapped};
 use crate::error::Error;
 
 /// Beyond it the session nearest to its end goes first.
@@ -146,18 +146,20 @@ impl Store for MemoryStore {
         Ok(swapped.unwrap_or(Swapped::Gone))
     }
 
-    async fn leave(&self, handle: &Handle, to: &Handle, grace: Duration) -> Result<Option<Record>, Error> {
+    async fn leave(&self, handle: &Handle, to: &Handle, expected: &Fields, grace: Duration) -> Result<Left, Error> {
         let left = self.with(handle, |entry| {
             if entry.moved_to.is_some() {
-                return None;
+                return Left::Gone;
             }
-            let record = entry.record();
+            if entry.fields != *expected {
+                return Left::Changed(entry.record());
+            }
             entry.fields.clear();
             entry.moved_to = Some(*to);
             entry.expires = Instant::now() + grace;
-            Some(record)
+            Left::Done
         });
-        Ok(left.flatten())
+        Ok(left.unwrap_or(Left::Gone))
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {

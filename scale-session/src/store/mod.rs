@@ -67,6 +67,17 @@ pub enum Swapped {
     Gone,
 }
 
+/// What came of [`Store::leave`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// The pointer is there.
+    Done,
+    /// The session holds this instead, and stays.
+    Changed(Record),
+    /// The session is gone, or has moved already.
+    Gone,
+}
+
 /// A store of sessions. Every method is atomic, and no method but [`create`](Store::create) makes a session exist: so a slow request
 /// cannot bring back what a logout removed. A session whose handle has an owner is gone for every method once that owner's sessions are
 /// [revoked](Store::revoke).
@@ -84,8 +95,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Writes one field if it still holds what is expected.
     async fn swap(&self, handle: &Handle, field: &str, expected: Option<&[u8]>, new: Option<&[u8]>) -> Result<Swapped, Error>;
 
-    /// Leaves a pointer to `to` in place of the session for `grace`, and returns what it held at that moment; `None` if it is gone.
-    async fn leave(&self, handle: &Handle, to: &Handle, grace: Duration) -> Result<Option<Record>, Error>;
+    /// Leaves a pointer to `to` in place of the session for `grace`, if it holds just what `to` was made of: so nothing that was written is
+    /// missing there, at no moment.
+    async fn leave(&self, handle: &Handle, to: &Handle, expected: &Fields, grace: Duration) -> Result<Left, Error>;
 
     /// Every living session of an owner, with its own fields (those whose names begin with a dot) alone: a thousand at most.
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error>;

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use redis::{AsyncCommands, RedisError, Script, ScriptInvocation, Value};
 use scale_redis::Keys;
 
-use super::{Changes, Fields, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
+use super::{Changes, Fields, Handle, Left, Lifetime, Owner, Record, Saved, Store, Swapped};
 use crate::error::Error;
 
 /// Sessions of one owner shown at most.
@@ -216,11 +216,16 @@ impl Store for RedisStore {
         }
     }
 
-    async fn leave(&self, handle: &Handle, to: &Handle, grace: Duration) -> Result<Option<Record>, Error> {
+    async fn leave(&self, handle: &Handle, to: &Handle, expected: &Fields, grace: Duration) -> Result<Left, Error> {
         let mut call = self.call(&self.leave, handle);
         call.arg(to.text()).arg(millis(grace)).arg(handle.hash());
-        let held: Value = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-        Ok(read(fields(held)))
+        for (field, value) in expected {
+            call.arg(field).arg(value);
+        }
+        match call.invoke_async(&mut self.server.clone()).await.map_err(failed)? {
+            Value::Array(one) if one.len() == 1 => Ok(Left::Done),
+            held => Ok(read(fields(held)).map_or(Left::Gone, Left::Changed)),
+        }
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::{Any, AnyConnection, AssertSqlSafe, Row, Transaction};
 
-use super::{Changes, Fields, Handle, Lifetime, Owner, Record, Saved, Store, Swapped};
+use super::{Changes, Fields, Handle, Left, Lifetime, Owner, Record, Saved, Store, Swapped};
 use crate::error::Error;
 use crate::sql::{Database, System, statements};
 
@@ -225,15 +225,20 @@ impl Store for SqlStore {
         Ok(Swapped::Done)
     }
 
-    async fn leave(&self, handle: &Handle, to: &Handle, grace: Duration) -> Result<Option<Record>, Error> {
+    async fn leave(&self, handle: &Handle, to: &Handle, expected: &Fields, grace: Duration) -> Result<Left, Error> {
         let mut tx = self.begin().await?;
         let leave = query(&self.texts.leave).bind(handle.text()).bind(to.text()).bind(millis(grace));
-        let Some(row) = leave.fetch_optional(&mut *tx).await.map_err(failed)? else { return Ok(None) };
+        let Some(row) = leave.fetch_optional(&mut *tx).await.map_err(failed)? else { return Ok(Left::Gone) };
         let renewed = time(row.try_get(0).map_err(failed)?);
         let rows = query(&self.texts.fields).bind(handle.text()).fetch_all(&mut *tx).await.map_err(failed)?;
-        let fields = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, _>>().map_err(failed)?;
+        let fields: Fields =
+            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, _>>().map_err(failed)?;
+        if fields != *expected {
+            tx.rollback().await.map_err(failed)?;
+            return Ok(Left::Changed(Record { fields, renewed, moved_to: None }));
+        }
         tx.commit().await.map_err(failed)?;
-        Ok(Some(Record { fields, renewed, moved_to: None }))
+        Ok(Left::Done)
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {

@@ -54,17 +54,11 @@ async fn main() -> Result<()> {
     // A part of a suite that needs a process of its own.
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let [part, subject] = &words[..]
-        && part == "flood"
+        && let Some(figure) = part_alone(part, subject).await
     {
         #[allow(clippy::print_stdout)]
         {
-            println!(
-                "{}",
-                match subject.as_str() {
-                    "scale-cache" => suites::cache::flooded().await,
-                    _ => suites::limit::flooded(subject).await,
-                }
-            );
+            println!("{figure}");
         }
         return Ok(());
     }
@@ -101,4 +95,13 @@ async fn main() -> Result<()> {
         std::fs::write(path, text)?;
     }
     Ok(())
+}
+
+async fn part_alone(part: &str, subject: &str) -> Option<f64> {
+    match (part, subject) {
+        ("flood", "scale-cache") => Some(suites::cache::flooded().await),
+        ("flood", subject) => Some(suites::limit::flooded(subject).await),
+        ("storm", _) => Some(suites::session::memory().await),
+        _ => None,
+    }
 }

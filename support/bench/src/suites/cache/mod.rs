@@ -26,7 +26,7 @@ use scale_cache::{Cache, Options, Space};
 use testkit::Redis;
 
 use crate::Effort;
-use crate::measure::{Better, Case, concurrently, resident};
+use crate::measure::{Better, Case, concurrently, each_task, resident};
 use crate::peer;
 use crate::report::Report;
 
@@ -169,10 +169,16 @@ pub(crate) async fn flooded() -> f64 {
     let before = resident();
     let space = Cache::builder("memory:").max_bytes(FLOODED).connect("flood").await.map(|cache| cache.space::<String>("flood"));
     let Ok(space) = space else { return f64::NAN };
-    for n in 0..10_000_000 {
-        let _ = space.get_or_load(n, |_| ready(Ok::<_, std::io::Error>(value()))).await;
-    }
-    resident() - before
+    let loads = each_task(TASKS, 10_000_000, move |task, count| {
+        let space = space.clone();
+        async move {
+            for n in 0..count {
+                space.get_or_load(n * TASKS + task, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
+            }
+            Ok(())
+        }
+    });
+    if loads.await.is_ok() { resident() - before } else { f64::NAN }
 }
 
 async fn coherence(a: &Cache, b: &Cache, count: usize) -> Result<f64> {

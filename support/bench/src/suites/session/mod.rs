@@ -9,6 +9,13 @@
 //!
 //! All run in process: an axum router is called as a service, 200 requests at a time, each with the cookie of one of 1,000 sessions of three
 //! fields. `untouched` is what the layer adds to the same router without one; nobody asks Redis there.
+//!
+//! `devices_1m` is the slowest of a hundred lists among a million sessions (a tenth of that in quick runs), `revoke_10k` an end of all sessions
+//! of somebody with ten thousand beside somebody with one. `login_storm_p99` is what a neighbour notices of five hundred log-ins at once, all
+//! of which are let wait; `login_storm_memory` the most memory that they take.
+
+mod large;
+mod storm;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -147,6 +154,8 @@ async fn bytes(peer: bool) -> Result<f64> {
     Ok((used_bytes(&server).await? - before) / COUNT as f64)
 }
 
+pub(crate) use storm::memory;
+
 pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let mut report = Report::new("session");
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
@@ -199,6 +208,8 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .measure(2, &mut report)
         .await;
     signed_in(effort, &server, &mut report).await?;
+    large::run(effort, &mut report).await?;
+    storm::run(effort, &mut report).await?;
     Ok(report)
 }
 

@@ -1,0 +1,104 @@
+//! A million sessions in one Redis: what one user's list of devices costs among them, and an end to all of one's sessions, be it one or
+//! ten thousand.
+
+use std::future::ready;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use axum::{Router, body::Body, extract::Query, routing::get};
+use http::header::{COOKIE, SET_COOKIE};
+use http::{HeaderValue, Request};
+use scale_session::{Config, Session, SessionLayer};
+use testkit::Redis;
+use tower::ServiceExt;
+
+use super::TASKS;
+use crate::Effort;
+use crate::measure::{Better, Case, concurrently};
+use crate::report::Report;
+
+const EACH: usize = 10;
+
+#[derive(serde::Deserialize)]
+struct Who {
+    user: String,
+}
+
+fn routes(layer: SessionLayer) -> Router {
+    Router::new()
+        .route(
+            "/in",
+            get(|session: Session, who: Query<Who>| async move { session.sign_in(&who.user, "bench").await.is_ok().to_string() }),
+        )
+        .route("/devices", get(|session: Session| async move { session.devices().await.map_or(0, |all| all.len()).to_string() }))
+        .route("/others", get(|session: Session| async move { session.revoke_others().await.is_ok().to_string() }))
+        .layer(layer)
+}
+
+async fn sign_in(app: &Router, user: &str) -> Result<HeaderValue> {
+    let response = app.clone().oneshot(Request::get(format!("/in?user={user}")).body(Body::empty())?).await?;
+    let cookie = response.headers().get(SET_COOKIE).context("no cookie was set")?.to_str()?;
+    Ok(cookie.split(';').next().unwrap_or_default().parse()?)
+}
+
+/// Milliseconds, and what was answered.
+async fn ask(app: &Router, path: &str, cookie: &HeaderValue) -> Result<(f64, String)> {
+    let start = Instant::now();
+    let response = app.clone().oneshot(Request::get(path).header(COOKIE, cookie).body(Body::empty())?).await?;
+    let body = axum::body::to_bytes(response.into_body(), 1_000).await?;
+    Ok((start.elapsed().as_secs_f64() * 1e3, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// The slowest of a hundred.
+async fn devices(app: &Router) -> Result<f64> {
+    let mut slowest = 0.0_f64;
+    for n in 0..100 {
+        let user = format!("user-{}", n * 37);
+        let cookie = sign_in(app, &user).await?;
+        let (took, count) = ask(app, "/devices", &cookie).await?;
+        ensure!(count.parse::<usize>()? > EACH, "{count} devices of {user}");
+        slowest = slowest.max(took);
+    }
+    Ok(slowest)
+}
+
+/// An end of all the sessions of somebody who has so many.
+async fn revoke(app: &Router, sessions: usize) -> Result<f64> {
+    let user = format!("many-{sessions}-{}", super::next());
+    let (all, name) = (app.clone(), user.clone());
+    concurrently(TASKS.min(sessions), sessions, move |_| {
+        let (app, user) = (all.clone(), name.clone());
+        async move { sign_in(&app, &user).await.map(drop) }
+    })
+    .await?;
+    let cookie = sign_in(app, &user).await?;
+    let (took, done) = ask(app, "/others", &cookie).await?;
+    let (_, left) = ask(app, "/devices", &cookie).await?;
+    ensure!(done == "true" && left == "1", "{left} are left");
+    Ok(took)
+}
+
+pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
+    let server = Redis::start_with(&["--appendonly", "no"]).await?;
+    let app = routes(SessionLayer::connect(&server.url(), "large", Config::default()).await?);
+    let sessions = if effort.scale > 1 { 1_000_000 } else { 100_000 };
+    let filled = app.clone();
+    concurrently(TASKS, sessions, move |n| {
+        let app = filled.clone();
+        async move { sign_in(&app, &format!("user-{}", n % (sessions / EACH))).await.map(drop) }
+    })
+    .await?;
+    let app = &app;
+    Case::new("devices_1m", "ms", Better::Lower)
+        .subject("scale-session", move || devices(app))
+        .subject("limit", || ready(Ok(5.0)))
+        .target(1.0)
+        .measure(effort.rounds, report)
+        .await;
+    Case::new("revoke_10k", "ms", Better::Lower)
+        .subject("scale-session", move || revoke(app, 10_000))
+        .subject("revoke_1", move || revoke(app, 1))
+        .measure(effort.rounds, report)
+        .await;
+    Ok(())
+}

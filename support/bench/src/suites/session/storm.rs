@@ -1,0 +1,113 @@
+//! Five hundred log-ins at once: what others notice of them, and what memory they take.
+
+use std::future::ready;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use axum::{Router, body::Body, routing::get};
+use http::header::{COOKIE, SET_COOKIE};
+use http::{HeaderValue, Request};
+use scale_session::auth::{Passwords, password::Cost};
+use scale_session::{Config, Session, SessionLayer};
+use tokio::time::Instant;
+use tower::ServiceExt;
+
+use crate::Effort;
+use crate::measure::{Better, Case, resident};
+use crate::peer;
+use crate::report::Report;
+
+const LOG_INS: usize = 500;
+
+fn at_once() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// All wait for their turn; nobody is turned away.
+async fn storm() -> Result<()> {
+    let passwords = Passwords::new().at_once(at_once(), LOG_INS);
+    let log_ins: Vec<_> = (0..LOG_INS)
+        .map(|_| {
+            let passwords = passwords.clone();
+            tokio::spawn(async move { passwords.verify("a guess", None).await })
+        })
+        .collect();
+    for log_in in log_ins {
+        ensure!(!log_in.await??.is_yes(), "a guess got in");
+    }
+    Ok(())
+}
+
+/// p99, ms, of a neighbour's requests, one due each ms until `meanwhile` has ended, from when it is due to when it is answered.
+async fn neighbour(
+    app: &Router,
+    cookie: &HeaderValue,
+    meanwhile: impl Future<Output = Result<()>> + Send + 'static,
+) -> Result<f64> {
+    let meanwhile = tokio::spawn(meanwhile);
+    let mut tick = tokio::time::interval(Duration::from_millis(1));
+    let mut answers = Vec::new();
+    while !meanwhile.is_finished() {
+        let due = tick.tick().await;
+        let request = Request::get("/read").header(COOKIE, cookie).body(Body::empty())?;
+        let answer = app.clone().oneshot(request);
+        answers.push(tokio::spawn(async move {
+            let answered = answer.await.is_ok();
+            (answered, (Instant::now() - due).as_secs_f64() * 1e3)
+        }));
+    }
+    meanwhile.await??;
+    let mut times = Vec::new();
+    for answer in answers {
+        let (answered, took) = answer.await?;
+        ensure!(answered, "no answer");
+        times.push(took);
+    }
+    times.sort_unstable_by(f64::total_cmp);
+    Ok(times[(times.len() - 1) * 99 / 100])
+}
+
+/// Resident memory, MB, at its highest during the storm, over what it was before; in a process of its own.
+pub(crate) async fn memory() -> f64 {
+    let before = resident();
+    if storm().await.is_err() {
+        return f64::NAN;
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let highest =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
+    highest.map_or(f64::NAN, |kilobytes| kilobytes * 1_024.0 / 1e6 - before)
+}
+
+pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
+    let app = Router::new()
+        .route("/in", get(|session: Session| async move { session.insert("user", "ann").await.is_ok().to_string() }))
+        .route(
+            "/read",
+            get(|session: Session| async move { session.get::<String>("user").await.unwrap_or_default().unwrap_or_default() }),
+        )
+        .layer(SessionLayer::memory(Config::default()));
+    let response = app.clone().oneshot(Request::get("/in").body(Body::empty())?).await?;
+    let cookie = response.headers().get(SET_COOKIE).context("no cookie was set")?.to_str()?;
+    let cookie: HeaderValue = cookie.split(';').next().unwrap_or_default().parse()?;
+    let (app, cookie) = (&app, &cookie);
+    Case::new("login_storm_p99", "ms", Better::Lower)
+        .subject("scale-session", move || neighbour(app, cookie, storm()))
+        .subject("idle", move || {
+            neighbour(app, cookie, async {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                Ok(())
+            })
+        })
+        .target(0.5)
+        .measure(effort.rounds.min(5), report)
+        .await;
+    let allowed = at_once() as f64 * f64::from(Cost::default().memory) * 1_024.0 / 1e6 + 32.0 * 1_048_576.0 / 1e6;
+    Case::new("login_storm_memory", "MB", Better::Lower)
+        .subject("scale-session", || peer::myself(["storm", "scale-session"]))
+        .subject("limit", move || ready(Ok(allowed)))
+        .target(1.0)
+        .measure(1, report)
+        .await;
+    Ok(())
+}
