@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -51,6 +52,8 @@ pub struct Cache(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     /// The first level, if it may hold anything.
     pub(crate) local: Option<Moka<Arc<str>, Arc<Entry>, foldhash::fast::RandomState>>,
+    /// Counts what is put there.
+    pub(crate) kept: AtomicU32,
     pub(crate) shared: Option<Arc<dyn Store>>,
     pub(crate) versions: Versions,
     pub(crate) flights: Arc<Flights>,
@@ -140,6 +143,7 @@ impl Cache {
         let is_bounded = shared.as_ref().and_then(|store| store.bound()).is_some_and(|bound| bound <= config.patience);
         Self(Arc::new(Inner {
             local,
+            kept: AtomicU32::new(1),
             shared,
             everything: versions.cell(ALL),
             plain: Arc::new(Of::new(&versions, "")),
@@ -351,7 +355,7 @@ impl Cache {
             bumps: inner.versions.bumps(&tags),
         };
         let flight = inner.flights.join(&key, ground, || {
-            let voyage = Voyage {
+            let voyage = Box::new(Voyage {
                 inner: Arc::clone(inner),
                 key: Arc::clone(&key),
                 space: Arc::clone(want.space),
@@ -361,7 +365,7 @@ impl Cache {
                 refresh: worth == Worth::Fresh,
                 old: old.clone(),
                 unsure,
-            };
+            });
             voyage.sail::<V, F, Fut, E>(load)
         });
         if let Some(old) = old {

@@ -73,9 +73,11 @@ impl Flights {
         let (sender, outcome) = watch::channel(None);
         shard.insert(Arc::clone(key), Flight { number, ground, outcome: outcome.clone() });
         drop(shard);
-        let (flights, key, load) = (Arc::clone(self), Arc::clone(key), load());
+        // Boxed, so that the task is small: large ones among the small pieces of entries keep an allocator from using memory again.
+        let load = Box::pin(AssertUnwindSafe(load()).catch_unwind());
+        let (flights, key) = (Arc::clone(self), Arc::clone(key));
         tokio::spawn(async move {
-            let result = AssertUnwindSafe(load).catch_unwind().await.unwrap_or(Err(Error::Panicked));
+            let result = load.await.unwrap_or(Err(Error::Panicked));
             let mut shard = flights.shard(&key).lock();
             if shard.get(&key).is_some_and(|flight| flight.number == number) {
                 shard.remove(&key);

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::codec::{Head, MAX_TAGS, fingerprint, packed};
-use crate::entry::{Entry, OVERHEAD};
+use crate::entry::{Entry, weight};
 use crate::error::Error;
 use crate::options::Options;
 use crate::stamp::{Fence, Stamps};
@@ -51,7 +51,7 @@ impl Made {
             fresh_until: now + ttl,
             kept_until: now + kept,
             cost: if options.refresh_ahead { cost } else { Duration::ZERO },
-            weight: u32::try_from(bytes.len() + OVERHEAD).unwrap_or(u32::MAX),
+            weight: weight(bytes.len()),
         };
         Ok(Self { entry, bytes, fingerprint: fingerprint::<V>(), ttl, kept })
     }

@@ -1,6 +1,7 @@
 //! The dealings with the second level: what it is asked, what it is told, what of it is believed.
 
 use std::future::Future;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::cache::{Inner, Want};
 use crate::codec::{Head, fingerprint, unpacked};
-use crate::entry::{Entry, OVERHEAD, Worth};
+use crate::entry::{Entry, Worth, weight};
 use crate::error::Error;
 use crate::flight::Outcome;
 use crate::options::Options;
@@ -21,6 +22,8 @@ use crate::store::News;
 
 /// A process that loads says so three times as often; if it is silent for that long, another one may load.
 pub(crate) const LEASE: Duration = Duration::from_secs(3);
+/// Values kept in the first level between two evictions.
+const EVICT_EVERY: u32 = 64;
 /// Clocks of a Cluster's nodes may differ by less.
 const SKEW_US: u64 = 1_000_000;
 
@@ -60,6 +63,10 @@ impl Inner {
     pub(crate) fn keep(&self, key: &Arc<str>, entry: &Arc<Entry>) {
         if let Some(local) = &self.local {
             local.insert(Arc::clone(key), Arc::clone(entry));
+            // moka evicts later, and under a flood too late.
+            if self.kept.fetch_add(1, Relaxed).is_multiple_of(EVICT_EVERY) {
+                local.run_pending_tasks();
+            }
         }
     }
 
@@ -221,7 +228,7 @@ impl Inner {
             fresh_until: glance.since + left(head.fresh_until_us),
             kept_until: glance.since + left(head.kept_until_us),
             cost: head.cost,
-            weight: u32::try_from(payload.map_or(0, |p| p.len()) + OVERHEAD).unwrap_or(u32::MAX),
+            weight: weight(payload.map_or(0, |p| p.len())),
         };
         Some(Arc::new(entry))
     }

@@ -34,14 +34,14 @@ pub(crate) struct Voyage {
 }
 
 impl Voyage {
-    pub(crate) async fn sail<V, F, Fut, E>(self, load: F) -> Outcome
+    pub(crate) async fn sail<V, F, Fut, E>(self: Box<Self>, load: F) -> Outcome
     where
         V: Serialize + DeserializeOwned + Send + Sync + 'static,
         F: FnOnce(Load) -> Fut + Send + 'static,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        let Self { inner, key, space, tags, options, ground, refresh, mut old, unsure } = self;
+        let Self { inner, key, space, tags, options, ground, refresh, mut old, unsure } = *self;
         let token = fastrand::u64(1..u64::MAX >> 12);
         // The right to load, asked of the fleet. Without a second level, or with a broken one, everybody has it.
         let deadline = Instant::now() + options.hard_timeout;
