@@ -110,9 +110,9 @@ impl Config {
                 store.synchronise().await?;
                 Ok(Cache::with_store(store, &self))
             }
-            other => {
+            _ => {
                 let _ = app;
-                Err(Error::Address(other.chars().take(20).collect()))
+                Err(Error::address(&self.url))
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 #[non_exhaustive]
 pub enum Error {
     /// The address names no store that is compiled in.
-    #[error("`{0}` is no place for a cache; use `memory:` or, with the feature `redis`, a Redis address")]
+    #[error("{0} is no place for a cache; use `memory:` or, with the feature `redis`, a Redis address")]
     Address(String),
     /// The store could not be reached at the start.
     #[error("the cache's store: {0}")]
@@ -31,6 +31,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// Names the scheme alone: the rest may hold a password.
+    pub(crate) fn address(url: &str) -> Self {
+        let scheme = url.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| !scheme.is_empty());
+        let quoted = |scheme: &str| format!("`{}`", scheme.chars().take(20).collect::<String>());
+        Self::Address(scheme.map_or_else(|| "an address without a scheme".into(), quoted))
+    }
+
     pub(crate) fn store(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Store(source.into().into())
     }

@@ -232,9 +232,15 @@ impl Config {
     }
 
     fn wrong<DB: Backend>(url: &str) -> Error {
-        let scheme = url.split(':').next().unwrap_or_default();
-        let scheme: String = scheme.chars().take(20).collect();
-        Error::Address(format!("`{scheme}:` is no address of the driver `{}`, or of another system than the first", DB::NAME))
+        // The scheme alone: the rest may hold a password.
+        let scheme = url.split_once(':').map(|(scheme, _)| scheme.chars().take(20).collect::<String>());
+        match scheme.filter(|scheme| !scheme.is_empty()) {
+            Some(scheme) => Error::Address(format!(
+                "`{scheme}:` is no address of the driver `{}`, or of another system than the first",
+                DB::NAME
+            )),
+            None => Error::Address("it has no scheme".into()),
+        }
     }
 }
 

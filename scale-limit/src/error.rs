@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum Error {
     /// The address names no store that is compiled in.
-    #[error("`{0}` is no store for limits; use `memory:` or, with the feature `redis`, a Redis address")]
+    #[error("{0} is no store for limits; use `memory:` or, with the feature `redis`, a Redis address")]
     Address(String),
     /// A policy's numbers make no sense.
     #[error("policy `{name}`: {reason}")]
@@ -18,4 +18,13 @@ pub enum Error {
     /// The store could not be reached or refused the command.
     #[error("the limits' store: {0}")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// Names the scheme alone: the rest may hold a password.
+    pub(crate) fn address(url: &str) -> Self {
+        let scheme = url.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| !scheme.is_empty());
+        let quoted = |scheme: &str| format!("`{}`", scheme.chars().take(20).collect::<String>());
+        Self::Address(scheme.map_or_else(|| "an address without a scheme".into(), quoted))
+    }
 }

@@ -94,9 +94,9 @@ impl Limiter {
                 let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Store(Box::new(e)))?;
                 Ok(Self::redis(redis, app))
             }
-            other => {
+            _ => {
                 let _ = app;
-                Err(Error::Address(other.chars().take(20).collect()))
+                Err(Error::address(url))
             }
         }
     }

@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum Error {
     /// The address names no store that is compiled in.
-    #[error("`{0}` is no store for jobs; use `memory:` or, with its feature, a Redis, Postgres or SQLite address")]
+    #[error("{0} is no store for jobs; use `memory:` or, with its feature, a Redis, Postgres or SQLite address")]
     Address(String),
     /// The store did not answer. Whether what was asked for has happened is unknown: a job may have been pushed.
     #[error("the queue's store: {0}")]
@@ -38,6 +38,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// Names the scheme alone: the rest may hold a password.
+    pub(crate) fn address(url: &str) -> Self {
+        let scheme = url.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| !scheme.is_empty());
+        let quoted = |scheme: &str| format!("`{}`", scheme.chars().take(20).collect::<String>());
+        Self::Address(scheme.map_or_else(|| "an address without a scheme".into(), quoted))
+    }
+
     pub(crate) fn store(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Store(source.into())
     }

@@ -87,9 +87,9 @@ impl Queue {
             }
             #[cfg(any(feature = "postgres", feature = "sqlite"))]
             _ if crate::store::sql::System::of(url).is_some() => Ok(Self::new(crate::store::SqlStore::connect(url).await?)),
-            other => {
+            _ => {
                 let _ = app;
-                Err(Error::Address(other.chars().take(20).collect()))
+                Err(Error::address(url))
             }
         }
     }

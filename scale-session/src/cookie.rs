@@ -6,8 +6,6 @@ use cookie::Cookie;
 use http::HeaderValue;
 use serde::Deserialize;
 
-use crate::id::Id;
-
 /// What makes a browser take a cookie from this host alone, over HTTPS alone, for all of its paths.
 const HOST: &str = "__Host-";
 
@@ -82,11 +80,11 @@ impl CookiePolicy {
         if self.secure { name.strip_prefix(HOST) == Some(&self.name) } else { name == self.name }
     }
 
-    /// The id a request presents. Two cookies of the name are a sign of a planted one: none is believed.
-    pub(crate) fn read(&self, lines: &[HeaderValue]) -> Option<Id> {
+    /// What a request presents. Two cookies of the name are a sign of a planted one: none is believed.
+    pub(crate) fn read<'l>(&self, lines: &'l [HeaderValue]) -> Option<&'l str> {
         let mut ours = self.ours(lines);
         let value = ours.next()?;
-        if ours.next().is_some() { None } else { Id::parse(value) }
+        if ours.next().is_some() { None } else { Some(value) }
     }
 
     /// Whether there is one to be cleared.
@@ -94,15 +92,11 @@ impl CookiePolicy {
         self.ours(lines).next().is_some()
     }
 
-    pub(crate) fn set(&self, id: &Id, lifetime: Duration) -> Option<HeaderValue> {
-        self.write(&id.text(), lifetime)
-    }
-
     pub(crate) fn clear(&self) -> Option<HeaderValue> {
-        self.write("", Duration::ZERO)
+        self.set("", Duration::ZERO)
     }
 
-    fn write(&self, value: &str, lifetime: Duration) -> Option<HeaderValue> {
+    pub(crate) fn set(&self, value: &str, lifetime: Duration) -> Option<HeaderValue> {
         let same_site = match self.same_site {
             SameSite::Strict => cookie::SameSite::Strict,
             SameSite::Lax => cookie::SameSite::Lax,
@@ -122,16 +116,17 @@ impl CookiePolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::Id;
 
     #[test]
     fn written_strictly_and_read_back() {
         let (policy, id) = (CookiePolicy::default(), Id::random(None).unwrap());
-        let written = policy.set(&id, Duration::from_mins(1)).unwrap();
+        let written = policy.set(&id.text(), Duration::from_mins(1)).unwrap();
         let text = written.to_str().unwrap();
         assert_eq!(text, format!("__Host-session={}; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60", id.text()));
         let pair = text.split(';').next().unwrap();
         let mut lines: Vec<HeaderValue> = vec![format!("a=b; {pair};c=d").parse().unwrap()];
-        assert_eq!((policy.read(&lines), policy.presents(&lines)), (Some(id), true));
+        assert_eq!((policy.read(&lines), policy.presents(&lines)), (Some(id.text().as_str()), true));
         lines.push(format!("__Host-session={}", Id::random(None).unwrap().text()).parse().unwrap());
         assert_eq!((policy.read(&lines), policy.presents(&lines)), (None, true), "a second cookie of the name");
         let other = |text: &str| [HeaderValue::try_from(text).unwrap()];

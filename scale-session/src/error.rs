@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum Error {
     /// The address names no store that is compiled in.
-    #[error("`{0}` is no store for sessions; use `memory:` or, with its feature, a Redis, Postgres or SQLite address")]
+    #[error("{0} is no store for sessions; use `memory:` or, with its feature, a Redis, Postgres or SQLite address")]
     Address(String),
     /// The store did not answer or refused.
     #[error("the session store: {0}")]
@@ -30,10 +30,22 @@ pub enum Error {
     /// The session was destroyed or has expired while it was being written.
     #[error("the session is gone")]
     Gone,
+    /// Of sessions that lie in their cookies ([`SessionLayer::irrevocable`](crate::SessionLayer)): nobody knows where the others are.
+    #[error("a session that lies in its cookie can neither be listed nor ended from elsewhere")]
+    Irrevocable,
     /// An atomic update met other writers too often.
     #[error("field `{field}` is written by too many at once")]
     Contended {
         /// The field's name.
         field: String,
     },
+}
+
+impl Error {
+    /// Names the scheme alone: the rest may hold a password.
+    pub(crate) fn address(url: &str) -> Self {
+        let scheme = url.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| !scheme.is_empty());
+        let quoted = |scheme: &str| format!("`{}`", scheme.chars().take(20).collect::<String>());
+        Self::Address(scheme.map_or_else(|| "an address without a scheme".into(), quoted))
+    }
 }

@@ -39,6 +39,11 @@ impl Owner {
     pub fn text(&self) -> String {
         BASE64URL_NOPAD.encode(&self.0)
     }
+
+    /// Reads what [`text`](Self::text) wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(Self(BASE64URL_NOPAD.decode(text.as_bytes()).ok()?.try_into().ok()?))
+    }
 }
 
 /// The one canonical form of a secret or a hash, and an owner if there is more.
@@ -50,7 +55,7 @@ fn split(text: &str) -> Option<([u8; 32], Option<Owner>)> {
     let bytes = BASE64URL_NOPAD.decode(first.as_bytes()).ok()?.try_into().ok()?;
     let owner = match owner {
         "" => None,
-        owner => Some(Owner(BASE64URL_NOPAD.decode(owner.as_bytes()).ok()?.try_into().ok()?)),
+        owner => Some(Owner::parse(owner)?),
     };
     Some((bytes, owner))
 }

@@ -46,6 +46,28 @@ impl SessionLayer {
         Self::new(crate::store::RedisStore::new(redis, app), config)
     }
 
+    /// Sessions that lie in their cookies, encrypted: nothing is kept on the server, so nothing there can end them.
+    ///
+    /// | beside a store | here |
+    /// | --- | --- |
+    /// | a logout, a rotation | clears or replaces the cookie; whoever has a copy of the old one uses it until it expires |
+    /// | two requests at once | the answer that comes last counts, with all its fields |
+    /// | [`Session::devices`], [`Session::revoke_all`] and their like | [`Error::Irrevocable`] |
+    /// | size | 2,500 bytes of names and values |
+    ///
+    /// Keep the time-outs short, and what must not be copied elsewhere.
+    ///
+    /// ```
+    /// use scale_session::{Config, SessionLayer, store::CookieKeys};
+    /// # let (secret, old) = ([1; 32], [2; 32]);
+    /// let keys = CookieKeys::new(&secret).older(&old); // 32 random bytes each, from where secrets are kept
+    /// let layer = SessionLayer::irrevocable(keys, Config::default());
+    /// ```
+    #[cfg(feature = "cookie")]
+    pub fn irrevocable(keys: crate::store::CookieKeys, config: Config) -> Self {
+        Self::new(crate::store::SealedStore::new(keys), config)
+    }
+
     /// Picks the store by its address: `memory:`; with feature `redis` any address of `scale-redis`; with features `postgres` and `sqlite`
     /// a database, whose tables are made if they are not there.
     ///
@@ -61,9 +83,9 @@ impl SessionLayer {
             }
             #[cfg(any(feature = "postgres", feature = "sqlite"))]
             _ if crate::sql::System::of(url).is_some() => Ok(Self::new(crate::store::SqlStore::connect(url).await?, config)),
-            other => {
+            _ => {
                 let _ = app;
-                Err(Error::Address(other.chars().take(20).collect()))
+                Err(Error::address(url))
             }
         }
     }
@@ -109,6 +131,7 @@ where
         let SessionLayer { store, config } = self.layer.clone();
         // Looked at when somebody asks for the session.
         let cookies = request.headers().get_all(COOKIE).into_iter().cloned().collect();
+        let store = store.for_request().unwrap_or(store);
         let session = Session::new(store, Arc::clone(&config), cookies);
         request.extensions_mut().insert(session.clone());
         let response = self.inner.call(request);
@@ -119,7 +142,7 @@ where
                 Ok(verdict) => {
                     let cookie = match verdict {
                         Verdict::Leave => None,
-                        Verdict::Set(id) => config.cookie.set(&id, config.absolute_timeout),
+                        Verdict::Set(value) => config.cookie.set(&value, config.absolute_timeout),
                         Verdict::Clear => config.cookie.clear(),
                     };
                     if let Some(cookie) = cookie {

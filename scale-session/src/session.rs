@@ -74,7 +74,7 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) enum Verdict {
     Leave,
-    Set(Id),
+    Set(String),
     Clear,
 }
 
@@ -108,6 +108,13 @@ impl Session {
         let mut state = self.read().await?;
         if state.fields.len() >= MAX_FIELDS && !state.fields.contains_key(field) {
             return Err(Error::TooLarge("a session has at most 128 fields"));
+        }
+        if let Some(room) = self.0.store.room() {
+            let others = state.fields.iter().filter(|(name, _)| *name != field);
+            let taken: usize = others.map(|(name, value)| name.len() + value.len()).sum();
+            if taken + field.len() + bytes.len() > room {
+                return Err(Error::TooLarge("it has no room for that value"));
+            }
         }
         state.write(field, Some(bytes));
         Ok(())
@@ -249,7 +256,7 @@ impl Session {
     }
 
     async fn load(&self, state: &mut State) -> Result<(), Error> {
-        let Some(mut handle) = self.0.config.cookie.read(&state.cookies).map(|id| id.handle()) else {
+        let Some(mut handle) = self.0.config.cookie.read(&state.cookies).and_then(|cookie| self.0.store.presented(cookie)) else {
             state.place = Place::Nowhere;
             return Ok(());
         };
@@ -303,6 +310,13 @@ impl Session {
 
     /// Writes what changed. Called by the layer when the handler has returned.
     pub(crate) async fn finish(&self) -> Result<Verdict, Error> {
+        match self.settle().await? {
+            Verdict::Clear => Ok(Verdict::Clear),
+            verdict => Ok(self.0.store.cookie()?.map_or(verdict, Verdict::Set)),
+        }
+    }
+
+    async fn settle(&self) -> Result<Verdict, Error> {
         let mut state = self.0.state.lock().await;
         match state.place {
             Place::Unread | Place::Unavailable => return Ok(Verdict::Leave),
@@ -320,7 +334,7 @@ impl Session {
                 }
             }
         }
-        Ok(state.drawn.take().map_or(Verdict::Leave, Verdict::Set))
+        Ok(state.drawn.take().map_or(Verdict::Leave, |id| Verdict::Set(id.text())))
     }
 
     /// There is no session: whatever cookie was sent is worth nothing.
@@ -352,7 +366,7 @@ impl Session {
             self.0.store.create(&new, &copy, self.lifetime()).await?;
             let left = self.0.store.leave(&old, &new, &held.fields, self.0.config.rotation_grace).await?;
             if left == Left::Done {
-                return Ok(Verdict::Set(id));
+                return Ok(Verdict::Set(id.text()));
             }
             self.0.store.destroy(&new).await?;
             held = match left {

@@ -93,7 +93,7 @@ impl Database {
     /// Connects, and makes the tables if they are not there.
     pub(crate) async fn connect(url: &str, tables: &Arc<str>) -> Result<Self, Error> {
         sqlx::any::install_default_drivers();
-        let system = System::of(url).ok_or_else(|| Error::Address(url.split(':').next().unwrap_or_default().into()))?;
+        let system = System::of(url).ok_or_else(|| Error::address(url))?;
         let options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(2));
         #[cfg(feature = "sqlite")]
         let options = if system == System::Sqlite { one_writer(options) } else { options };

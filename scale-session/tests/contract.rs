@@ -322,3 +322,15 @@ mod redis {
         eventually("the session to be back", back).await
     }
 }
+
+#[tokio::test]
+async fn a_wrong_address_is_named_by_its_scheme_alone() {
+    for (url, said) in [
+        ("", "an address without a scheme"),
+        ("hunter2@host", "an address without a scheme"),
+        ("mongodb://u:hunter2@h", "`mongodb`"),
+    ] {
+        let error = SessionLayer::connect(url, "test", Config::default()).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{said} is no store")) && !error.contains("hunter2"), "{error}");
+    }
+}

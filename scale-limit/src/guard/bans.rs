@@ -119,9 +119,9 @@ impl BanList {
                 let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Store(Box::new(e)))?;
                 Self::redis(redis, app).await
             }
-            other => {
+            _ => {
                 let _ = app;
-                Err(Error::Address(other.chars().take(20).collect()))
+                Err(Error::address(url))
             }
         }
     }

@@ -3,10 +3,13 @@
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "cookie")]
+mod sealed;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod sql;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -14,10 +17,15 @@ use async_trait::async_trait;
 pub use self::memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
+#[cfg(feature = "cookie")]
+pub use self::sealed::CookieKeys;
+#[cfg(feature = "cookie")]
+pub(crate) use self::sealed::SealedStore;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use self::sql::SqlStore;
 pub use crate::changes::Changes;
 use crate::error::Error;
+use crate::id::Id;
 pub use crate::id::{Handle, Owner};
 
 /// Encoded values by field.
@@ -83,6 +91,29 @@ pub enum Left {
 /// [revoked](Store::revoke).
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
+    /// A store for one request alone, of sessions that lie in its cookie. `None`: this one serves all requests.
+    fn for_request(&self) -> Option<Arc<dyn Store>> {
+        None
+    }
+
+    /// The session that a cookie's value stands for, whether it lives or not. What is malformed is nobody's, and is never looked up.
+    fn presented(&self, cookie: &str) -> Option<Handle> {
+        Id::parse(cookie).map(|id| id.handle())
+    }
+
+    /// What the cookie is to hold after this request, if it is the session itself and has changed.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if it cannot be encrypted.
+    fn cookie(&self) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
+    /// How many bytes the names and values of a session may take together, if that is bounded.
+    fn room(&self) -> Option<usize> {
+        None
+    }
+
     /// The session, if it lives. One round trip.
     async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error>;
 

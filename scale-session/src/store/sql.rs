@@ -118,7 +118,7 @@ fn time(ms: i64) -> SystemTime {
 impl SqlStore {
     /// Connects, and makes the tables if they are not there.
     pub async fn connect(url: &str) -> Result<Self, Error> {
-        let system = System::of(url).ok_or_else(|| Error::Address(url.split(':').next().unwrap_or_default().into()))?;
+        let system = System::of(url).ok_or_else(|| Error::address(url))?;
         let texts = Texts::new(system);
         Ok(Self { database: Database::connect(url, &texts.tables).await?, texts })
     }

@@ -132,9 +132,10 @@ impl Default for Passwords {
 }
 
 impl Passwords {
-    /// OWASP's cost; as many at once as there are processors, so memory stays below `processors × 19 MiB`; 20 times as many may wait.
+    /// OWASP's cost; as many at once as there are processors but one, which is left to all else, so memory stays below
+    /// `processors × 19 MiB`; 20 times as many may wait.
     pub fn new() -> Self {
-        let at_once = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let at_once = std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1));
         Self(Arc::new(Inner {
             cost: Cost::default(),
             peppers: Vec::new(),

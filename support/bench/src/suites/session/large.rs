@@ -14,7 +14,7 @@ use tower::ServiceExt;
 
 use super::TASKS;
 use crate::Effort;
-use crate::measure::{Better, Case, concurrently};
+use crate::measure::{Better, Case, concurrently, each_task};
 use crate::report::Report;
 
 const EACH: usize = 10;
@@ -83,9 +83,14 @@ pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     let app = routes(SessionLayer::connect(&server.url(), "large", Config::default()).await?);
     let sessions = if effort.scale > 1 { 1_000_000 } else { 100_000 };
     let filled = app.clone();
-    concurrently(TASKS, sessions, move |n| {
+    each_task(TASKS, sessions, move |task, count| {
         let app = filled.clone();
-        async move { sign_in(&app, &format!("user-{}", n % (sessions / EACH))).await.map(drop) }
+        async move {
+            for n in 0..count {
+                sign_in(&app, &format!("user-{}", (n * TASKS + task) % (sessions / EACH))).await?;
+            }
+            Ok(())
+        }
     })
     .await?;
     let app = &app;

@@ -19,8 +19,9 @@ use crate::report::Report;
 
 const LOG_INS: usize = 500;
 
+/// As many as by default.
 fn at_once() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1))
 }
 
 /// All wait for their turn; nobody is turned away.
