@@ -50,6 +50,11 @@ pub(crate) struct Extra {
     pub(crate) carried: Vec<(String, String)>,
     /// It has waited for its turn, and need not ask for one.
     pub(crate) turn: bool,
+    /// Other than its kind's: attempts in all, and how long one may take.
+    #[serde(default)]
+    pub(crate) attempts: Option<u16>,
+    #[serde(default)]
+    pub(crate) timeout_ms: Option<u64>,
 }
 
 /// Which job of which batch.
@@ -202,7 +207,13 @@ mod tests {
         let extra = match payload.len() % 3 {
             0 => Extra::default(),
             1 => Extra { batch: Some(place), ..Extra::default() },
-            _ => Extra { carried: vec![("k".into(), "v".into())], turn: true, ..Extra::default() },
+            _ => Extra {
+                carried: vec![("k".into(), "v".into())],
+                turn: true,
+                attempts: Some(3),
+                timeout_ms: Some(payload.len() as u64),
+                ..Extra::default()
+            },
         };
         let body = Body { name: "n".into(), payload, unique: Some("u".into()), last_error: None, then, extra };
         Envelope { id: JobId::new(), failed: 3, pushed_ms: 1_790_000_000_123, body }

@@ -21,6 +21,8 @@ pub struct Push<'q, J> {
     name: Option<String>,
     delay: Duration,
     unique_for: Duration,
+    attempts: Option<u16>,
+    timeout: Option<Duration>,
 }
 
 /// What came of a push.
@@ -34,7 +36,7 @@ pub struct Pushed {
 
 impl<'q, J: Job> Push<'q, J> {
     pub(crate) fn new(queue: &'q Queue, job: J) -> Self {
-        Self { queue, job, name: None, delay: Duration::ZERO, unique_for: UNIQUE_FOR }
+        Self { queue, job, name: None, delay: Duration::ZERO, unique_for: UNIQUE_FOR, attempts: None, timeout: None }
     }
 
     /// Another queue than the job's own.
@@ -63,6 +65,20 @@ impl<'q, J: Job> Push<'q, J> {
     }
 }
 
+impl<'q, J: Job> Push<'q, J> {
+    /// Another number of attempts in all than its kind's [`RETRY`](Job::RETRY) says, at least 1; the delays between them stay.
+    pub fn attempts(mut self, attempts: u16) -> Self {
+        self.attempts = Some(attempts.max(1));
+        self
+    }
+
+    /// Another time for each attempt than its kind's [`TIMEOUT`](Job::TIMEOUT).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+}
+
 impl<'q, J: Job> IntoFuture for Push<'q, J> {
     type Output = Result<Pushed, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'q>>;
@@ -70,8 +86,13 @@ impl<'q, J: Job> IntoFuture for Push<'q, J> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let name = self.name.as_deref().unwrap_or(J::QUEUE);
-            let (id, entry) = self.queue.entry(&self.job, self.delay, self.unique_for)?;
-            self.queue.push_entry(name, id, entry).await
+            let unique = self.job.unique_key();
+            let mut envelope = self.queue.envelope(&self.job, unique.clone())?;
+            envelope.body.extra.attempts = self.attempts;
+            envelope.body.extra.timeout_ms = self.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            let unique = unique.map(|key| (key, self.unique_for));
+            let entry = Entry { bytes: envelope.encode(), delay: self.delay, unique, once: None };
+            self.queue.push_entry(name, envelope.id, entry).await
         })
     }
 }

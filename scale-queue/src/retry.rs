@@ -42,6 +42,12 @@ impl Retry {
         self
     }
 
+    /// The same delays, and another number of attempts in all.
+    pub(crate) fn attempts(mut self, attempts: u16) -> Self {
+        self.attempts = attempts;
+        self
+    }
+
     /// The delay after that many failed attempts; `None` if that was the last. `dice` is between 0 and 1.
     pub(crate) fn after(&self, failed: u16, dice: f64) -> Option<Duration> {
         if failed >= self.attempts {

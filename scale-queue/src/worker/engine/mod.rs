@@ -217,7 +217,10 @@ impl Engine {
 
     fn start(&mut self, lane: usize, envelope: Envelope, bytes: Vec<u8>) {
         let Envelope { id, failed, pushed_ms, body } = envelope;
-        let route = self.routes.find(&body.name).cloned();
+        let mut route = self.routes.find(&body.name).cloned();
+        if let (Some(route), Some(ms)) = (&mut route, body.extra.timeout_ms) {
+            route.timeout = Duration::from_millis(ms);
+        }
         let cancel = CancellationToken::new();
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
         let context = Context {
@@ -234,6 +237,7 @@ impl Engine {
             cancelled: cancel.clone(),
         };
         let retry = route.as_ref().map_or(Retry::exponential(10), |r| r.retry);
+        let retry = body.extra.attempts.map_or(retry, |attempts| retry.attempts(attempts));
         self.running.insert(id, Running { lane, bytes, plain, retry, cancel, withdrawn: false });
         self.lanes[lane].running += 1;
         let span = tracing::info_span!(
