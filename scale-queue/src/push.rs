@@ -65,7 +65,7 @@ impl<'q, J: Job> Push<'q, J> {
     }
 }
 
-impl<'q, J: Job> Push<'q, J> {
+impl<J: Job> Push<'_, J> {
     /// Another number of attempts in all than its kind's [`RETRY`](Job::RETRY) says, at least 1; the delays between them stay.
     pub fn attempts(mut self, attempts: u16) -> Self {
         self.attempts = Some(attempts.max(1));
