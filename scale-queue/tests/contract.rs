@@ -93,19 +93,19 @@ async fn failures_are_tried_again_and_end_dead(queue: &Queue) -> Result<()> {
 async fn a_push_may_say_how_often_and_how_long(queue: &Queue) -> Result<()> {
     let attempts = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&attempts);
-    let worker = Worker::new(queue).queues(["failing"]).handle(move |_: Failing, _: Context| {
+    let worker = Worker::new(queue).queues(["stubborn"]).handle(move |_: Failing, _: Context| {
         count.fetch_add(1, SeqCst);
         std::future::pending::<Result<(), std::io::Error>>()
     });
     let workers = running([worker]);
-    queue.push(Failing).attempts(2).timeout(Duration::from_millis(30)).await?;
-    let dead = eventually("the job to be dead", async || queue.dead("failing", 0, 10).await.ok()?.pop()).await?;
+    queue.push(Failing).to("stubborn").attempts(2).timeout(Duration::from_millis(30)).await?;
+    let dead = eventually("the job to be dead", async || queue.dead("stubborn", 0, 10).await.ok()?.pop()).await?;
     assert_eq!((dead.failed, dead.reason.as_str(), attempts.load(SeqCst)), (2, "took longer than 30ms", 2));
     // It is its own, in a second life, too.
-    assert!(queue.revive("failing", &dead).await?);
-    let dead = eventually("its second death", async || queue.dead("failing", 0, 10).await.ok()?.pop()).await?;
+    assert!(queue.revive("stubborn", &dead).await?);
+    let dead = eventually("its second death", async || queue.dead("stubborn", 0, 10).await.ok()?.pop()).await?;
     assert_eq!((dead.failed, attempts.load(SeqCst)), (2, 4));
-    assert!(queue.forget("failing", &dead).await?);
+    assert!(queue.forget("stubborn", &dead).await?);
     workers.stop().await
 }
 
