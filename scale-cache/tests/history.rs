@@ -245,6 +245,6 @@ async fn no_read_is_older_than_what_is_promised() -> Result<()> {
         count(&['i', 'h']),
         count(&['h'])
     );
-    ensure!(reads > 1_000 && behind > 0 && count(&['i']) > 50, "next to nothing was done");
+    ensure!(reads > 1_000 && count(&['i']) > 50, "next to nothing was done");
     Ok(())
 }
