@@ -7,7 +7,7 @@
 //! | `verdict` | the router's answer for a statement it knows | |
 //! | `replica_reads` | a primary and two replicas, 32 tasks | `primary-only`: the same reads on the primary |
 //! | `keyset_page` | page 10,000 of 24 rows by cursor | `offset`: the same page by `offset` |
-//! | `chunked_update` | p99 of single-row updates of a neighbour while all 250,000 rows are changed by `Db::chunked` | `one-update`: the same by one `update`, whose neighbour waits for its end |
+//! | `chunked_update` | p99 of single-row updates of a neighbour while all 1,000,000 rows are changed by `Db::chunked` | `one-update`: the same by one `update`, whose neighbour waits for its end |
 //! | `loader` | 100 look-ups through a `Loader` | `n-plus-one`: one by one |
 //!
 //! Two cores carry client and servers: `replica_reads` shows that reads spread, not what three machines would do.
@@ -26,7 +26,7 @@ use crate::measure::{Better, Case};
 use crate::report::Report;
 
 const SELECT: &str = "select id, price from items where id = $1";
-const ROWS: i64 = 250_000;
+const ROWS: i64 = 1_000_000;
 const PAGE: usize = 24;
 
 #[derive(FromRow)]
