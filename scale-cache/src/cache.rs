@@ -61,8 +61,8 @@ pub(crate) struct Inner {
     pub(crate) link: Link,
     pub(crate) breaker: Breaker,
     pub(crate) patience: Duration,
-    /// The store never takes longer than that by itself.
-    pub(crate) shared_is_bounded: bool,
+    /// The store's `get` keeps to that by itself.
+    pub(crate) gets_in_time: bool,
     pub(crate) compress_over: usize,
     pub(crate) strict: bool,
     pub(crate) everything: Arc<Cell>,
@@ -140,7 +140,7 @@ impl Cache {
                 .build_with_hasher(foldhash::fast::RandomState::default())
         });
         let versions = Versions::default();
-        let is_bounded = shared.as_ref().and_then(|store| store.bound()).is_some_and(|bound| bound <= config.patience);
+        let gets_in_time = shared.as_ref().and_then(|store| store.get_within()).is_some_and(|bound| bound <= config.patience);
         Self(Arc::new(Inner {
             local,
             kept: AtomicU32::new(1),
@@ -153,7 +153,7 @@ impl Cache {
             link: Link::new(config.trust),
             breaker: Breaker::default(),
             patience: config.patience,
-            shared_is_bounded: is_bounded,
+            gets_in_time,
             compress_over: config.compress_over,
             strict: config.strict,
         }))

@@ -86,8 +86,9 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Gives a tag a new version, and tells other processes. Of the positions given, the latest stays.
     async fn invalidate(&self, tag: &str, position: Option<&Position>) -> Result<Version, Error>;
 
-    /// How long any answer takes at most, if the store sees to that itself; else the cache keeps the time.
-    fn bound(&self) -> Option<Duration> {
+    /// How long a [`get`](Store::get) waits for its answer, if the store sees to that itself; else the cache keeps the time, as it does for all
+    /// other methods.
+    fn get_within(&self) -> Option<Duration> {
         None
     }
 

@@ -222,7 +222,7 @@ impl Store for RedisStore {
         Box::pin(news)
     }
 
-    fn bound(&self) -> Option<Duration> {
+    fn get_within(&self) -> Option<Duration> {
         self.server.bound()
     }
 
