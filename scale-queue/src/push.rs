@@ -19,10 +19,22 @@ pub struct Push<'q, J> {
     queue: &'q Queue,
     job: J,
     name: Option<String>,
-    delay: Duration,
-    unique_for: Duration,
-    attempts: Option<u16>,
-    timeout: Option<Duration>,
+    terms: Terms,
+}
+
+/// What can be said about any push.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) delay: Duration,
+    pub(crate) unique_for: Duration,
+    pub(crate) attempts: Option<u16>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { delay: Duration::ZERO, unique_for: UNIQUE_FOR, attempts: None, timeout: None }
+    }
 }
 
 /// What came of a push.
@@ -36,7 +48,7 @@ pub struct Pushed {
 
 impl<'q, J: Job> Push<'q, J> {
     pub(crate) fn new(queue: &'q Queue, job: J) -> Self {
-        Self { queue, job, name: None, delay: Duration::ZERO, unique_for: UNIQUE_FOR, attempts: None, timeout: None }
+        Self { queue, job, name: None, terms: Terms::default() }
     }
 
     /// Another queue than the job's own.
@@ -47,34 +59,32 @@ impl<'q, J: Job> Push<'q, J> {
 
     /// Not before that time has passed, by the store's clock.
     pub fn delay(mut self, delay: Duration) -> Self {
-        self.delay = delay;
+        self.terms.delay = delay;
         self
     }
 
     /// Not before that moment. One that has passed means now.
     pub fn at(mut self, moment: SystemTime) -> Self {
         let due = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        self.delay = Duration::from_millis(due.saturating_sub(self.queue.store().now_ms()));
+        self.terms.delay = Duration::from_millis(due.saturating_sub(self.queue.store().now_ms()));
         self
     }
 
     /// How long the job's unique key holds at the longest. Default: a day.
     pub fn unique_for(mut self, time: Duration) -> Self {
-        self.unique_for = time;
+        self.terms.unique_for = time;
         self
     }
-}
 
-impl<J: Job> Push<'_, J> {
     /// Another number of attempts in all than its kind's [`RETRY`](Job::RETRY) says, at least 1; the delays between them stay.
     pub fn attempts(mut self, attempts: u16) -> Self {
-        self.attempts = Some(attempts.max(1));
+        self.terms.attempts = Some(attempts.max(1));
         self
     }
 
     /// Another time for each attempt than its kind's [`TIMEOUT`](Job::TIMEOUT).
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.terms.timeout = Some(timeout);
         self
     }
 }
@@ -86,23 +96,21 @@ impl<'q, J: Job> IntoFuture for Push<'q, J> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let name = self.name.as_deref().unwrap_or(J::QUEUE);
-            let unique = self.job.unique_key();
-            let mut envelope = self.queue.envelope(&self.job, unique.clone())?;
-            envelope.body.extra.attempts = self.attempts;
-            envelope.body.extra.timeout_ms = self.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-            let unique = unique.map(|key| (key, self.unique_for));
-            let entry = Entry { bytes: envelope.encode(), delay: self.delay, unique, once: None };
-            self.queue.push_entry(name, envelope.id, entry).await
+            let (id, entry) = self.queue.entry(&self.job, self.terms)?;
+            self.queue.push_entry(name, id, entry).await
         })
     }
 }
 
 impl Queue {
     /// A job as it is stored.
-    pub(crate) fn entry<J: Job>(&self, job: &J, delay: Duration, unique_for: Duration) -> Result<(JobId, Entry), Error> {
+    pub(crate) fn entry<J: Job>(&self, job: &J, terms: Terms) -> Result<(JobId, Entry), Error> {
         let unique = job.unique_key();
-        let envelope = self.envelope(job, unique.clone())?;
-        let unique = unique.map(|key| (key, unique_for));
-        Ok((envelope.id, Entry { bytes: envelope.encode(), delay, unique, once: None }))
+        let mut envelope = self.envelope(job, unique.clone())?;
+        let extra = &mut envelope.body.extra;
+        extra.attempts = terms.attempts;
+        extra.timeout_ms = terms.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let unique = unique.map(|key| (key, terms.unique_for));
+        Ok((envelope.id, Entry { bytes: envelope.encode(), delay: terms.delay, unique, once: None }))
     }
 }

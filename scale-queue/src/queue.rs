@@ -1,7 +1,6 @@
 //! The handle: pushes jobs, and looks at what is there.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
@@ -10,7 +9,7 @@ use crate::envelope::{Body, Envelope, Extra};
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::job::{Job, JobId};
-use crate::push::{Push, Pushed};
+use crate::push::{Push, Pushed, Terms};
 use crate::store::{Cancellation, Corpse, End, Entry, Listed, MemoryStore, State, Stats, Store};
 
 /// The largest encoded job, bytes.
@@ -105,8 +104,7 @@ impl Queue {
     /// Stores many jobs of one kind in their own queue: a round trip for every thousand, and each thousand as a whole. After an error,
     /// earlier thousands are stored.
     pub async fn push_many<J: Job>(&self, jobs: impl IntoIterator<Item = J>) -> Result<Vec<Pushed>, Error> {
-        let day = Duration::from_hours(24);
-        let entries: Vec<_> = jobs.into_iter().map(|job| self.entry(&job, Duration::ZERO, day)).collect::<Result<_, _>>()?;
+        let entries: Vec<_> = jobs.into_iter().map(|job| self.entry(&job, Terms::default())).collect::<Result<_, _>>()?;
         let (ids, entries): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
         checked(J::QUEUE)?;
         let answers = self.store.push(J::QUEUE, &entries).await?;
@@ -136,7 +134,7 @@ impl Queue {
     /// by [`connect`](Self::connect) to that database, or by the relay.
     #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub async fn push_in<J: Job>(&self, connection: &mut impl crate::store::Enlist, job: J) -> Result<Pushed, Error> {
-        let (id, entry) = self.entry(&job, Duration::ZERO, Duration::from_hours(24))?;
+        let (id, entry) = self.entry(&job, Terms::default())?;
         let queue = checked(J::QUEUE)?;
         let is_new = crate::store::sql::enlist(connection, queue, &entry, self.store.enlists()).await?;
         count_pushed(queue, usize::from(is_new));

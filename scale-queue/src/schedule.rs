@@ -21,6 +21,7 @@ use jiff::{SignedDuration, Timestamp, Zoned};
 
 use crate::error::Error;
 use crate::job::Job;
+use crate::push::Terms;
 use crate::queue::Queue;
 use crate::store::Entry;
 
@@ -171,7 +172,7 @@ impl Scheduler {
 
     fn task<J: Job>(mut self, name: &str, rule: Rule, job: impl Fn() -> J + Send + Sync + 'static) -> Self {
         let make: Make = Arc::new(move |queue| {
-            let (_, entry) = queue.entry(&job(), Duration::ZERO, REMEMBERED)?;
+            let (_, entry) = queue.entry(&job(), Terms { unique_for: REMEMBERED, ..Terms::default() })?;
             Ok((J::QUEUE, entry))
         });
         self.tasks.push(Task { name: name.into(), rule, make });
