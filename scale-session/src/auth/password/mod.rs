@@ -1,7 +1,8 @@
 //! Passwords: slow to guess, and no way to bring a server down.
 //!
 //! argon2id (RFC 9106) with the numbers of OWASP's "Password Storage Cheat Sheet": 19 MiB, two passes, one lane. Hashing runs on
-//! threads of its own, as many at once as were allowed and, on Linux, at a low priority; its memory is taken once and reused, since filling 19 MiB anew costs as much as the hash.
+//! threads of its own, as many at once as were allowed and, on Linux, at a low priority; its memory is taken once and reused, since filling
+//! 19 MiB anew costs as much as the hash.
 
 mod phc;
 mod rules;

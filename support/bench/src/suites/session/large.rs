@@ -4,15 +4,15 @@
 use std::future::ready;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use axum::{Router, body::Body, extract::Query, routing::get};
-use http::header::{COOKIE, SET_COOKIE};
+use http::header::COOKIE;
 use http::{HeaderValue, Request};
 use scale_session::{Config, Session, SessionLayer};
 use testkit::Redis;
 use tower::ServiceExt;
 
-use super::TASKS;
+use super::{TASKS, cookie_of};
 use crate::Effort;
 use crate::measure::{Better, Case, concurrently, each_task};
 use crate::report::Report;
@@ -36,9 +36,7 @@ fn routes(layer: SessionLayer) -> Router {
 }
 
 async fn sign_in(app: &Router, user: &str) -> Result<HeaderValue> {
-    let response = app.clone().oneshot(Request::get(format!("/in?user={user}")).body(Body::empty())?).await?;
-    let cookie = response.headers().get(SET_COOKIE).context("no cookie was set")?.to_str()?;
-    Ok(cookie.split(';').next().unwrap_or_default().parse()?)
+    cookie_of(app, &format!("/in?user={user}")).await
 }
 
 /// Milliseconds, and what was answered.

@@ -79,6 +79,13 @@ macro_rules! routes {
     };
 }
 
+/// The cookie that a route sets.
+async fn cookie_of(app: &Router, path: &str) -> Result<HeaderValue> {
+    let response = app.clone().oneshot(Request::get(path).body(Body::empty())?).await?;
+    let cookie = response.headers().get(SET_COOKIE).context("no cookie was set")?.to_str()?;
+    Ok(cookie.split(';').next().unwrap_or_default().parse()?)
+}
+
 struct Subject {
     app: Router,
     cookies: Arc<Vec<HeaderValue>>,
@@ -88,9 +95,7 @@ impl Subject {
     async fn new(app: Router, sessions: usize) -> Result<Self> {
         let mut cookies = Vec::with_capacity(sessions);
         for _ in 0..sessions {
-            let response = app.clone().oneshot(Request::get("/begin").body(Body::empty())?).await?;
-            let cookie = response.headers().get(SET_COOKIE).context("no cookie was set")?.to_str()?;
-            cookies.push(cookie.split(';').next().unwrap_or_default().parse()?);
+            cookies.push(cookie_of(&app, "/begin").await?);
         }
         Ok(Self { app, cookies: Arc::new(cookies) })
     }
@@ -222,9 +227,7 @@ async fn signed_in(effort: Effort, server: &Redis, report: &mut Report) -> Resul
         .layer(layer);
     let mut cookies = Vec::new();
     for _ in 0..SESSIONS {
-        let response = app.clone().oneshot(Request::get("/in").body(Body::empty())?).await?;
-        let cookie = response.headers().get(SET_COOKIE).context("no cookie was set")?.to_str()?;
-        cookies.push(cookie.split(';').next().unwrap_or_default().parse()?);
+        cookies.push(cookie_of(&app, "/in").await?);
     }
     let (somebody, nobody) = (&Subject { app: app.clone(), cookies: Arc::new(cookies) }, &Subject::new(app, SESSIONS).await?);
     let count = 50_000 * effort.scale;

@@ -3,15 +3,16 @@
 use std::future::ready;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use axum::{Router, body::Body, routing::get};
-use http::header::{COOKIE, SET_COOKIE};
+use http::header::COOKIE;
 use http::{HeaderValue, Request};
 use scale_session::auth::{Passwords, password::Cost};
 use scale_session::{Config, Session, SessionLayer};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use super::cookie_of;
 use crate::Effort;
 use crate::measure::{Better, Case, resident};
 use crate::peer;
@@ -88,9 +89,7 @@ pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
             get(|session: Session| async move { session.get::<String>("user").await.unwrap_or_default().unwrap_or_default() }),
         )
         .layer(SessionLayer::memory(Config::default()));
-    let response = app.clone().oneshot(Request::get("/in").body(Body::empty())?).await?;
-    let cookie = response.headers().get(SET_COOKIE).context("no cookie was set")?.to_str()?;
-    let cookie: HeaderValue = cookie.split(';').next().unwrap_or_default().parse()?;
+    let cookie = cookie_of(&app, "/in").await?;
     let (app, cookie) = (&app, &cookie);
     Case::new("login_storm_p99", "ms", Better::Lower)
         .subject("scale-session", move || neighbour(app, cookie, storm()))
