@@ -29,6 +29,7 @@ async fn contract(queue: &Queue) -> Result<()> {
     a_stop_hands_back_what_has_not_ended(queue).await?;
     an_idle_worker_is_woken(queue).await?;
     a_wake_is_passed_on_by_who_cannot_use_it(queue).await?;
+    a_job_due_in_the_midst_of_a_look_is_not_forgotten(queue).await?;
     #[cfg(feature = "schedule")]
     a_schedule_run_by_many_fires_once(queue).await?;
     Ok(())
@@ -197,6 +198,22 @@ async fn delayed_jobs_wait_for_their_time(queue: &Queue) -> Result<()> {
     assert!(start.elapsed() >= delay);
     assert!(start.elapsed() < delay * 5, "an idle worker wakes by itself: {:?}", start.elapsed());
     assert_eq!(log.all(), [0, 1, 2]);
+    workers.stop().await
+}
+
+/// Its push wakes a worker, which looks; by the time it asks when to look again, the job is due.
+async fn a_job_due_in_the_midst_of_a_look_is_not_forgotten(queue: &Queue) -> Result<()> {
+    let log = Log::default();
+    let workers = running([log_worker(queue, &log)]);
+    log.settle(queue).await?;
+    let mut slowest = Duration::ZERO;
+    for n in 0..200 {
+        let start = Instant::now();
+        queue.push(Note { n }).delay(Duration::from_millis(1 + n % 8)).await?;
+        log.wait_for(n as usize + 1).await?;
+        slowest = slowest.max(start.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}: found by the safety look");
     workers.stop().await
 }
 

@@ -35,6 +35,8 @@ const CHANNEL: &str = "scale_queue";
 /// How often an idle worker looks into an SQLite file, where other processes cannot wake it.
 #[cfg(feature = "sqlite")]
 const POLL: Duration = Duration::from_millis(500);
+/// The soonest look after one that left what is due to others.
+const BEHIND_MS: i64 = 5;
 
 /// Jobs in a PostgreSQL or SQLite database.
 #[derive(Debug)]
@@ -163,7 +165,8 @@ impl SqlStore {
         let number = |n: usize| row.try_get::<Option<i64>, _>(n).ok().flatten();
         let now = number(0).unwrap_or_else(local_ms);
         self.offset.store(now - local_ms(), Relaxed);
-        let moment = [number(1), number(2)].into_iter().flatten().min();
+        // What is due was locked by others, or has become due since the fetch: both are for the next look.
+        let moment = [number(1).map(|due| due.max(now + BEHIND_MS)), number(2)].into_iter().flatten().min();
         fetched.armed = true;
         fetched.look_again = moment.map(|at| Duration::from_millis((at - now).max(0) as u64));
         #[cfg(feature = "sqlite")]

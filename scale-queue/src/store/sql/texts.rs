@@ -187,7 +187,8 @@ statements! {
     lease = "insert into scale_queue_workers (queue, worker, until_ms, done, failed) values ($1, $2, {now} + $3, $4, 0) \
         on conflict (queue, worker) do update set until_ms = {now} + $3, done = scale_queue_workers.done + $4";
     next = "select {now}, \
-        (select min(due_ms) from scale_queue_jobs where queue = $1 and worker is null and due_ms > {now}), \
+        (select min(due_ms) from scale_queue_jobs where queue = $1 and worker is null \
+            and not exists (select 1 from scale_queue_queues where queue = $1 and paused = 1)), \
         (select min(until_ms) from scale_queue_workers where queue = $1 and worker <> $2), \
         (select min(worker) from scale_queue_workers where queue = $1 and worker <> $2 and until_ms <= {now})";
     count_failed = "update scale_queue_workers set failed = failed + 1 where queue = $1 and worker = $2";
