@@ -77,10 +77,10 @@ impl std::fmt::Debug for Inner {
 }
 
 /// What the first level has.
-pub(crate) enum Look {
-    Fresh(Arc<dyn Any + Send + Sync>),
+pub(crate) enum Look<V> {
+    Fresh(Arc<V>),
     /// Fresh, and better loaded anew now than by somebody who has to wait for it.
-    Expiring(Arc<dyn Any + Send + Sync>),
+    Expiring(Arc<V>),
     Nothing,
 }
 
@@ -259,15 +259,15 @@ impl Cache {
     }
 
     /// The first level alone. No allocation, no wait.
-    pub(crate) fn look(&self, key: &str) -> Look {
+    pub(crate) fn look<V: Send + Sync + 'static>(&self, key: &str) -> Look<V> {
         let inner = &self.0;
         let Some(entry) = inner.here(key) else { return Look::Nothing };
+        let Ok(value) = Arc::clone(&entry.value).downcast() else { return Look::Nothing };
         let now = Instant::now();
         if inner.worth_at(now, &entry) != Worth::Fresh {
             return Look::Nothing;
         }
         metrics::counter!("scale_cache_hits_total", "level" => "1").increment(1);
-        let value = Arc::clone(&entry.value);
         if entry.wants_refresh(now, fastrand::f64) { Look::Expiring(value) } else { Look::Fresh(value) }
     }
 

@@ -74,7 +74,10 @@ impl Entry {
     /// more likely, by the rule of "Optimal Probabilistic Cache Stampede Prevention" (Vattani, Chierichetti, Lowenstein, VLDB 2015).
     pub(crate) fn wants_refresh(&self, now: Instant, dice: impl FnOnce() -> f64) -> bool {
         // Most hits are nowhere near: spare them the logarithm.
+        if now + self.cost * 8 < self.fresh_until {
+            return false;
+        }
         let left = self.fresh_until.saturating_duration_since(now);
-        left < self.cost * 8 && left.as_secs_f64() < -self.cost.as_secs_f64() * dice().max(f64::MIN_POSITIVE).ln()
+        left.as_secs_f64() < -self.cost.as_secs_f64() * dice().max(f64::MIN_POSITIVE).ln()
     }
 }

@@ -88,20 +88,17 @@ where
     }
 
     /// The value, if there is a fresh one.
-    pub fn get(&self, key: impl Display) -> impl Future<Output = Option<Arc<V>>> + Send {
-        let key = Key::new(&self.of.name, &key);
-        async move {
-            let found = match self.cache.look(key.as_str()) {
-                Look::Fresh(value) | Look::Expiring(value) => typed(value),
-                Look::Nothing => {
-                    self.cache.find::<V>(key.as_str(), &self.of.cell).await.and_then(|entry| typed(Arc::clone(&entry.value)))
-                }
-            };
-            if found.is_some() {
-                self.slide(key.as_str(), &self.of.options);
-            }
-            found
+    pub async fn get(&self, key: impl Display) -> Option<Arc<V>> {
+        let mut whole = Key::default();
+        let key = whole.write(&self.of.name, &key);
+        let found = match self.cache.look(key) {
+            Look::Fresh(value) | Look::Expiring(value) => Some(value),
+            Look::Nothing => self.cache.find::<V>(key, &self.of.cell).await.and_then(|entry| typed(Arc::clone(&entry.value))),
+        };
+        if found.is_some() {
+            self.slide(key, &self.of.options);
         }
+        found
     }
 
     /// The value with what is known of it: where it was found, how old it is, how long it is fresh. In the first level also one that has
@@ -116,22 +113,19 @@ where
     /// assert!(hit.level == Level::First && !hit.is_stale && hit.age < hit.left);
     /// # Ok(()) }
     /// ```
-    pub fn get_hit(&self, key: impl Display) -> impl Future<Output = Option<Hit<V>>> + Send {
+    pub async fn get_hit(&self, key: impl Display) -> Option<Hit<V>> {
         let key = Key::new(&self.of.name, &key);
-        async move {
-            let inner = &self.cache.0;
-            let here = inner.here(key.as_str()).filter(|e| matches!(inner.worth(e), Worth::Fresh | Worth::Stale));
-            match here {
-                Some(entry) => Hit::of(&entry, Level::First),
-                None => Hit::of(&*self.cache.find::<V>(key.as_str(), &self.of.cell).await?, Level::Second),
-            }
+        let inner = &self.cache.0;
+        let here = inner.here(key.as_str()).filter(|e| matches!(inner.worth(e), Worth::Fresh | Worth::Stale));
+        match here {
+            Some(entry) => Hit::of(&entry, Level::First),
+            None => Hit::of(&*self.cache.find::<V>(key.as_str(), &self.of.cell).await?, Level::Second),
         }
     }
 
     /// Starts a value's TTL anew. `false`: there is none, or it has expired.
-    pub fn touch(&self, key: impl Display) -> impl Future<Output = bool> + Send {
-        let key = Key::new(&self.of.name, &key);
-        async move { self.cache.0.touch(key.as_str(), &self.of.options).await }
+    pub async fn touch(&self, key: impl Display) -> bool {
+        self.cache.0.touch(Key::new(&self.of.name, &key).as_str(), &self.of.options).await
     }
 
     /// Starts the TTL of a value just read anew, if it is [to slide](Options::sliding) and due.
@@ -153,46 +147,33 @@ where
     ///
     /// # Errors
     /// What the loader returned, as [`Error::Load`]; [`Error::TimedOut`]; [`Error::Panicked`]. Never the second level's troubles.
-    pub fn get_or_load<F, Fut, E>(&self, key: impl Display, load: F) -> impl Future<Output = Result<Arc<V>, Error>> + Send
+    pub async fn get_or_load<F, Fut, E>(&self, key: impl Display, load: F) -> Result<Arc<V>, Error>
     where
         F: FnOnce(Load) -> Fut + Send + 'static,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        self.load_with(Key::new(&self.of.name, &key), &self.of.options, load)
+        self.get_or_load_with(key, &self.of.options, load).await
     }
 
     /// The same, with tags, TTL and so on for this key alone.
-    pub fn get_or_load_with<'a, F, Fut, E>(
-        &'a self,
-        key: impl Display,
-        options: &'a Options,
-        load: F,
-    ) -> impl Future<Output = Result<Arc<V>, Error>> + Send + 'a
+    pub async fn get_or_load_with<F, Fut, E>(&self, key: impl Display, options: &Options, load: F) -> Result<Arc<V>, Error>
     where
         F: FnOnce(Load) -> Fut + Send + 'static,
         Fut: Future<Output = Result<V, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        self.load_with(Key::new(&self.of.name, &key), options, load)
-    }
-
-    async fn load_with<F, Fut, E>(&self, key: Key, options: &Options, load: F) -> Result<Arc<V>, Error>
-    where
-        F: FnOnce(Load) -> Fut + Send + 'static,
-        Fut: Future<Output = Result<V, E>> + Send + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
-    {
-        let value = match self.cache.look(key.as_str()) {
-            Look::Fresh(value) if value.is::<V>() => {
-                self.slide(key.as_str(), options);
-                value
+        let mut whole = Key::default();
+        let key = whole.write(&self.of.name, &key);
+        let refresh = match self.cache.look(key) {
+            Look::Fresh(value) => {
+                self.slide(key, options);
+                return Ok(value);
             }
-            look => {
-                let refresh = matches!(look, Look::Expiring(_));
-                self.cache.load(Want { key: key.as_str(), space: &self.of.cell, options }, refresh, load).await?
-            }
+            Look::Expiring(_) => true,
+            Look::Nothing => false,
         };
+        let value = self.cache.load(Want { key, space: &self.of.cell, options }, refresh, load).await?;
         // Two types under one key in one process: the program's mistake, but no reason to panic.
         typed(value)
             .ok_or_else(|| Error::Load(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from("the key holds another type"))))
@@ -202,15 +183,14 @@ where
     ///
     /// # Errors
     /// [`Error::Encode`].
-    pub fn set(&self, key: impl Display, value: V) -> impl Future<Output = Result<(), Error>> + Send {
+    pub async fn set(&self, key: impl Display, value: V) -> Result<(), Error> {
         let key = Key::new(&self.of.name, &key);
-        async move { self.cache.put(Want { key: key.as_str(), space: &self.of.cell, options: &self.of.options }, value).await }
+        self.cache.put(Want { key: key.as_str(), space: &self.of.cell, options: &self.of.options }, value).await
     }
 
     /// Removes a value, on all servers; a load under way cannot bring it back.
-    pub fn remove(&self, key: impl Display) -> impl Future<Output = Reach> + Send {
-        let key = Key::new(&self.of.name, &key);
-        async move { self.cache.drop_key(key.as_str()).await }
+    pub async fn remove(&self, key: impl Display) -> Reach {
+        self.cache.drop_key(Key::new(&self.of.name, &key).as_str()).await
     }
 
     /// Invalidates all of the space, in one step.
@@ -242,14 +222,20 @@ enum Key {
 }
 
 impl Key {
-    const SHORT: usize = 96;
+    const SHORT: usize = 64;
 
     fn new(space: &str, key: &dyn Display) -> Self {
-        let mut this = Self::Short([0; Self::SHORT], 0);
+        let mut this = Self::default();
+        this.write(space, key);
+        this
+    }
+
+    /// In place: bytes that are moved as soon as they are written make a processor wait.
+    fn write(&mut self, space: &str, key: &dyn Display) -> &str {
         // Nothing here can fail but a Display that says so itself.
         let _ =
-            if space.is_empty() { write!(this, "{key}") } else { this.write_str(space).and_then(|()| write!(this, ":{key}")) };
-        this
+            if space.is_empty() { write!(self, "{key}") } else { self.write_str(space).and_then(|()| write!(self, ":{key}")) };
+        self.as_str()
     }
 
     fn as_str(&self) -> &str {
@@ -257,6 +243,12 @@ impl Key {
             Self::Short(bytes, length) => std::str::from_utf8(&bytes[..*length]).unwrap_or_default(),
             Self::Long(text) => text,
         }
+    }
+}
+
+impl Default for Key {
+    fn default() -> Self {
+        Self::Short([0; Self::SHORT], 0)
     }
 }
 
@@ -284,7 +276,7 @@ mod tests {
 
     #[test]
     fn keys_of_any_length_come_out_as_written() {
-        for key in ["", "7", "ключ", &"x".repeat(89), &"x".repeat(90), &"ü".repeat(500)] {
+        for key in ["", "7", "ключ", &"x".repeat(58), &"x".repeat(59), &"ü".repeat(500)] {
             assert_eq!(Key::new("space", &key).as_str(), format!("space:{key}"));
             assert_eq!(Key::new("", &key).as_str(), key);
         }
