@@ -1,4 +1,4 @@
-//! Peers of other languages: scripts beside this crate, started as processes, printing one number.
+//! Peers of other languages, and crates that clash with ours: programs beside this crate, started as processes, printing one number.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -11,11 +11,12 @@ fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("peers").join(name)
 }
 
-/// `npm install`, once a run, if it has not been done.
+/// `npm install`, once a run, if it has not been done since the packages changed.
 async fn installed() -> Result<()> {
     static DONE: OnceCell<()> = OnceCell::const_new();
     DONE.get_or_try_init(|| async {
-        if folder("node").join("node_modules").is_dir() {
+        let made = |file: &str| std::fs::metadata(folder("node").join(file)).and_then(|meta| meta.modified()).ok();
+        if made("node_modules/.package-lock.json") >= made("package-lock.json") {
             return Ok(());
         }
         let install =
@@ -30,37 +31,46 @@ async fn installed() -> Result<()> {
 /// Runs a script of `peers/node` and returns the number it prints last.
 pub(crate) async fn node(script: &str, arguments: impl AsRef<[String]>) -> Result<f64> {
     installed().await?;
-    run("node", "node", script, arguments.as_ref(), "apt-get install -y nodejs npm").await
+    run(Command::new("node").arg(folder("node").join(script)).args(arguments.as_ref()), "apt-get install -y nodejs npm").await
 }
 
 /// Runs a script of `peers/laravel` and returns the number it prints last.
 pub(crate) async fn laravel(script: &str, arguments: impl AsRef<[String]>) -> Result<f64> {
     let install = "apt-get install -y --no-install-recommends php-cli php-redis php-laravel-framework";
     ensure!(std::path::Path::new("/usr/share/php/Illuminate").is_dir(), "Laravel is missing: {install}");
-    run("php", "laravel", script, arguments.as_ref(), install).await
+    run(Command::new("php").arg(folder("laravel").join(script)).args(arguments.as_ref()), install).await
 }
 
 /// Runs a script of `peers/ruby` and returns the number it prints last.
 pub(crate) async fn ruby(script: &str, arguments: impl AsRef<[String]>) -> Result<f64> {
     let install = "apt-get install -y --no-install-recommends ruby-sidekiq";
     ensure!(std::path::Path::new("/usr/bin/sidekiq").exists(), "Sidekiq is missing: {install}");
-    run("ruby", "ruby", script, arguments.as_ref(), install).await
+    run(Command::new("ruby").arg(folder("ruby").join(script)).args(arguments.as_ref()), install).await
+}
+
+/// Runs the program of `peers/rust`, crates that cannot be linked beside ours, and returns the number it prints last.
+pub(crate) async fn rust(arguments: impl AsRef<[String]>) -> Result<f64> {
+    static BUILT: OnceCell<()> = OnceCell::const_new();
+    let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/peers");
+    let built = BUILT.get_or_try_init(|| async {
+        let mut cargo = Command::new("cargo");
+        cargo.args(["build", "--quiet", "--release", "--target-dir"]).arg(&target).current_dir(folder("rust"));
+        ensure!(cargo.status().await.context("cargo is missing")?.success(), "peers/rust cannot be built");
+        anyhow::Ok(())
+    });
+    built.await?;
+    run(Command::new(target.join("release/peers")).args(arguments.as_ref()), "https://rustup.rs").await
 }
 
 /// Runs this program anew, as the hidden command `words`, and returns the number it prints last.
 pub(crate) async fn myself<const N: usize>(words: [&str; N]) -> Result<f64> {
-    let output = Command::new(std::env::current_exe()?).args(words).stdin(Stdio::null()).output().await?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
+    run(Command::new(std::env::current_exe()?).args(words), "cargo").await
 }
 
-async fn run(program: &str, peers: &str, script: &str, arguments: &[String], install: &str) -> Result<f64> {
-    let output = Command::new(program).arg(folder(peers).join(script)).args(arguments).stdin(Stdio::null()).output();
-    let output = output.await.with_context(|| format!("{program} is missing: {install}"))?;
+async fn run(program: &mut Command, install: &str) -> Result<f64> {
+    let name = program.as_std().get_program().to_string_lossy().into_owned();
+    let output = program.stdin(Stdio::null()).output().await.with_context(|| format!("{name} is missing: {install}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    text.split_whitespace()
-        .next_back()
-        .and_then(|n| n.parse().ok())
-        .with_context(|| format!("{script} printed no number: {text}"))
+    ensure!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    text.split_whitespace().next_back().and_then(|n| n.parse().ok()).with_context(|| format!("{name} printed no number: {text}"))
 }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use bytes::Bytes;
+use multi_tier_cache::{CacheStrategy, CacheSystem};
 use scale_cache::{Cache, Space};
+use testkit::Redis;
 
 use super::{KEYS, filled, value};
 use crate::Effort;
@@ -49,7 +52,20 @@ async fn cachet(cache: &cachet::Cache<String, Arc<String>>, count: usize) -> Res
     Ok(start.elapsed().as_nanos() as f64 / count as f64)
 }
 
-pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
+async fn multi_tier(cache: &CacheSystem, count: usize) -> Result<f64> {
+    let manager = cache.cache_manager();
+    let start = Instant::now();
+    let mut key = String::new();
+    for n in 0..count {
+        key.clear();
+        write!(key, "l1:{}", n % KEYS)?;
+        let bytes = manager.get_or_compute_with(&key, CacheStrategy::MediumTerm, || ready(Ok(Bytes::from(value())))).await?;
+        anyhow::ensure!(!std::hint::black_box(bytes).is_empty(), "a miss");
+    }
+    Ok(start.elapsed().as_nanos() as f64 / count as f64)
+}
+
+pub(super) async fn run(effort: Effort, server: &Redis, report: &mut Report) -> Result<()> {
     let cache = Cache::memory();
     let space = &filled(&cache, "l1").await?;
     let moka = &moka::sync::Cache::new(CAPACITY as u64);
@@ -57,6 +73,7 @@ pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     let foyer = &foyer_memory::CacheBuilder::new(CAPACITY).build::<foyer_memory::CacheProperties>();
     let cached = &cached::ShardedLruCache::new(CAPACITY);
     let cachet_cache = &cachet::Cache::builder(tick::Clock::new_tokio()).memory().ttl(Duration::from_hours(1)).build();
+    let tiers = &CacheSystem::with_redis_url(&server.url()).await?;
     for n in 0..KEYS {
         let (key, value) = (format!("l1:{n}"), Arc::new(value()));
         moka.insert(key.clone(), Arc::clone(&value));
@@ -74,6 +91,7 @@ pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
         .subject("foyer", move || ready(hits(count, |key| foyer.get(key).map(|entry| Arc::clone(entry.value())))))
         .subject("cached", move || ready(hits(count, |key| cached.get(key))))
         .subject("cachet", move || cachet(cachet_cache, count))
+        .subject("multi-tier-cache", move || multi_tier(tiers, count))
         .measure(effort.rounds, report)
         .await;
     Ok(())

@@ -5,6 +5,7 @@
 //! | `l1_hit` | `scale-cache` | 128 MiB, a value of 100 bytes, 1,000 keys | expiry, tags, cross-process invalidation checked on each hit |
 //! | | `moka`, `quick_cache`, `foyer`, `cached` | room for a million, `Arc` values; `cached` as its sharded LRU | eviction only |
 //! | | `cachet` | its memory tier with a TTL | expiry |
+//! | | `multi-tier-cache` | its defaults, moka before Redis, `get_or_compute_with`; values are `Bytes` | expiry; on other servers a removed value stays for its TTL |
 //! | `l2_hit` | `redis-get` | the same client, a pipelined connection, the same bytes, 64 under way | nothing |
 //! | `l2_tagged_hit` | `l2_hit` | ours, three tags against none | |
 //! | `tagged_get` | `scale-cache` | no first level, three tags, 64 under way | a hit checked against its tags |
@@ -53,9 +54,9 @@ async fn laravel_flush(port: u16, entries: usize) -> Result<f64> {
 
 pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let mut report = Report::new("cache");
-    local::run(effort, &mut report).await?;
-
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
+    local::run(effort, &server, &mut report).await?;
+
     // A first level too small for anything: every hit is one of the second.
     let shared = Cache::builder(&server.url()).max_bytes(0).connect("bench").await?;
     let plain = filled(&shared, "plain").await?;

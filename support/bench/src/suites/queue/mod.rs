@@ -6,11 +6,12 @@
 //! | `apalis-redis` | 1.0, one worker, concurrency 100, batches of 1,000, no results kept, no events | locks by job, orphans taken back by heartbeat |
 //! | `laravel` | `RedisQueue` with phpredis, one process as PHP is, a pop and a delete for each job, without `queue:work`'s events and signals | reserved jobs come back after 90 s |
 //! | `sidekiq` | Debian's 6.4, one process of ten threads, its default | nothing: a job that is under way when the process is killed is lost |
+//! | `rusty-sidekiq` | a hundred workers, a connection each; it pushes one job at a time | the same |
 //! | `graphile_worker` | Postgres, concurrency 100, its local queue of 500 | `skip locked`, attempts counted at the start |
+//! | `underway` | the same Postgres, 0.2 in a process of its own, concurrency 100 over 20 connections | one transaction a job, held while it runs |
 //! | `bullmq` | one worker, concurrency 100, `removeOnComplete`, `addBulk` by 1,000 | locks by job, stalled check every 30 s |
 //!
-//! `sql_process` is the same on one Postgres with `fsync` off, as the testkit starts it, for all subjects. `rusty-sidekiq` is not
-//! measured.
+//! `sql_process` is the same on one Postgres with `fsync` off, as the testkit starts it, for all subjects.
 //!
 //! `process` counts from the start of the worker to the end of the last job, all jobs having been pushed before.
 
@@ -213,6 +214,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("apalis-redis", move || peers::apalis_process(s, 5_000))
         .subject("laravel", php("process", count / 10))
         .subject("sidekiq", sidekiq("process", count / 10))
+        .subject("rusty-sidekiq", move || peers::sidekiq_process(s, count / 10))
         .measure(effort.rounds, &mut report)
         .await;
     Case::new("push_bulk", "pushes/s", Better::Higher)
@@ -230,6 +232,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("apalis-redis", move || peers::apalis_push_one(s, quarter))
         .subject("laravel", php("push_one", count / 10))
         .subject("sidekiq", sidekiq("push_one", count / 10))
+        .subject("rusty-sidekiq", move || peers::sidekiq_push_one(s, count / 10))
         .measure(effort.rounds, &mut report)
         .await;
     let pickups = 50 * effort.scale;
@@ -244,9 +247,11 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .await;
     let postgres = Postgres::start(0).await?;
     let (p, few) = (&postgres, 5_000 * effort.scale);
+    let url = postgres.node(0).url();
     Case::new("sql_process", "jobs/s", Better::Higher)
         .subject("scale-queue", move || sql_process(p, few))
         .subject("graphile_worker", move || peers::graphile_process(p, few))
+        .subject("underway", move || peer::rust(["underway".into(), url.clone(), (few / 5).to_string()]))
         .measure(effort.rounds, &mut report)
         .await;
     let b = &big;

@@ -8,12 +8,14 @@ use anyhow::{Context, Result};
 use apalis::layers::WorkerBuilderExt;
 use apalis::prelude::{BoxDynError, TaskSink, WorkerBuilder};
 use apalis_redis::{Config, RedisStorage};
+use async_trait::async_trait;
 use graphile_worker::{IntoTaskHandlerResult, JobSpec, LocalQueueConfig, TaskHandler, WorkerContext, WorkerOptions};
 use serde::{Deserialize, Serialize};
 use testkit::{Postgres, Redis};
 use tokio::sync::Notify;
 
 use super::{Small, small};
+use crate::measure::each_task;
 
 /// Jobs done so far, and a word when all are.
 #[derive(Debug)]
@@ -111,6 +113,63 @@ pub(super) async fn apalis_push_one(server: &Redis, count: usize) -> Result<f64>
         task.await??;
     }
     Ok(count as f64 / start.elapsed().as_secs_f64())
+}
+
+type SidekiqPool = bb8::Pool<sidekiq::RedisConnectionManager>;
+
+#[derive(Clone)]
+struct SmallWorker;
+
+#[async_trait]
+impl sidekiq::Worker<Small> for SmallWorker {
+    async fn perform(&self, job: Small) -> sidekiq::Result<()> {
+        std::hint::black_box(job.n + job.text.len());
+        GOAL.step();
+        Ok(())
+    }
+}
+
+/// A connection for each worker, and some for the pushes.
+async fn sidekiq(server: &Redis) -> Result<SidekiqPool> {
+    server.command(&["FLUSHALL"]).await?;
+    Ok(bb8::Pool::builder().max_size(120).build(sidekiq::RedisConnectionManager::new(server.url())?).await?)
+}
+
+async fn sidekiq_push(pool: &SidekiqPool, count: usize) -> Result<f64> {
+    each_task(100, count, |_, count| {
+        let pool = pool.clone();
+        async move {
+            for n in 0..count {
+                <SmallWorker as sidekiq::Worker<Small>>::perform_async(&pool, small(n)).await?;
+            }
+            Ok(())
+        }
+    })
+    .await
+}
+
+/// Pushes a second of rusty-sidekiq, one at a time from a hundred tasks: it has no other way.
+pub(super) async fn sidekiq_push_one(server: &Redis, count: usize) -> Result<f64> {
+    sidekiq_push(&sidekiq(server).await?, count).await
+}
+
+/// Jobs a second of rusty-sidekiq, a hundred workers.
+pub(super) async fn sidekiq_process(server: &Redis, count: usize) -> Result<f64> {
+    let pool = sidekiq(server).await?;
+    sidekiq_push(&pool, count).await?;
+    GOAL.set(count);
+    let processor = sidekiq::Processor::new(pool, vec!["default".into()]);
+    let mut processor = processor.with_config(sidekiq::ProcessorConfig::default().num_workers(100));
+    processor.register(SmallWorker);
+    let stop = processor.get_cancellation_token();
+    let start = Instant::now();
+    let running = tokio::spawn(processor.run());
+    let reached = GOAL.wait().await;
+    let took = start.elapsed();
+    stop.cancel();
+    running.abort();
+    reached?;
+    Ok(count as f64 / took.as_secs_f64())
 }
 
 #[derive(Clone, Serialize, Deserialize)]

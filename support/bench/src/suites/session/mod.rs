@@ -5,6 +5,11 @@
 //! | `scale-session` | Redis, the defaults: idle time-out of 2 h, renewed once in 6 minutes, ids stored hashed | fields written one by one, conditional on the session being there; atomic updates |
 //! | `tower-sessions` | 0.14 with its Redis store (fred, a pool of 6), signed by nobody, `OnInactivity` of 2 h, ids stored as they are | the whole session written at each change; two requests of one undo each other |
 //! | `tower-sessions-sliding` | the same `with_always_save`: without it, a session that is only read ends 2 h after its last change | as above |
+//! | `axum_session` | 0.22 with its pool on Redis, nothing kept in the process (by default a server would not see for hours what another one wrote) | as above; it writes each session back at the end of each request |
+//! | `session-guard` | 0.3 with its store of Valkey; **it holds who somebody is and nothing else**, so it has no writes | a token that rotates, a score for each request |
+//! | `actix-session` | 0.11 on Redis, two threads with a service each, as actix has it, 100 requests at a time each, in a process of its own | the whole session written at each change |
+//! | `express-session` | with `connect-redis`, one process, called through `light-my-request` | the same; renewed at each request |
+//! | `laravel` | Debian's, a store as its middleware makes one, loaded and saved; one request at a time, **without the rest of a request** | the whole session written at each request |
 //! | `redis-hgetall` | the same client as ours, the same hash | nothing |
 //!
 //! All run in process: an axum router is called as a service, 200 requests at a time, each with the cookie of one of 1,000 sessions of three
@@ -15,6 +20,7 @@
 //! of which are let wait; `login_storm_memory` the most memory that they take.
 
 mod large;
+mod peers;
 mod storm;
 
 use std::sync::Arc;
@@ -30,13 +36,10 @@ use redis::AsyncCommands;
 use scale_session::{Config, Session, SessionLayer};
 use testkit::Redis;
 use tower::ServiceExt;
-use tower_sessions::cookie::time;
-use tower_sessions::{Expiry, SessionManagerLayer};
-use tower_sessions_redis_store::RedisStore;
-use tower_sessions_redis_store::fred::prelude::{ClientLike, Config as FredConfig, Pool};
 
 use crate::Effort;
 use crate::measure::{Better, Case, concurrently};
+use crate::peer;
 use crate::report::Report;
 
 const SESSIONS: usize = 1_000;
@@ -78,6 +81,7 @@ macro_rules! routes {
             )
     };
 }
+use routes;
 
 /// The cookie that a route sets.
 async fn cookie_of(app: &Router, path: &str) -> Result<HeaderValue> {
@@ -134,13 +138,6 @@ async fn ours(server: &Redis) -> Result<Router> {
     Ok(routes!(Session).layer(SessionLayer::connect(&server.url(), "bench", Config::default()).await?))
 }
 
-async fn tower_sessions(server: &Redis, sliding: bool) -> Result<Router> {
-    let pool = Pool::new(FredConfig::from_url(&server.url())?, None, None, None, 6)?;
-    pool.init().await?;
-    let layer = SessionManagerLayer::new(RedisStore::new(pool)).with_expiry(Expiry::OnInactivity(time::Duration::hours(2)));
-    Ok(routes!(tower_sessions::Session).layer(layer.with_always_save(sliding)))
-}
-
 async fn used_bytes(server: &Redis) -> Result<f64> {
     let info = server.command(&["INFO", "memory"]).await?;
     let line = info.lines().find_map(|line| line.strip_prefix("used_memory:")).context("no used_memory")?;
@@ -151,7 +148,7 @@ async fn used_bytes(server: &Redis) -> Result<f64> {
 async fn bytes(peer: bool) -> Result<f64> {
     const COUNT: usize = 10_000;
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
-    let app = if peer { tower_sessions(&server, false).await? } else { ours(&server).await? };
+    let app = if peer { peers::tower_sessions(&server, false).await? } else { ours(&server).await? };
     // What the first one brings along, scripts and buffers, is not a session's.
     Subject::new(app.clone(), 100).await?;
     let before = used_bytes(&server).await?;
@@ -166,9 +163,14 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
     let (mine, theirs, sliding) = (
         &Subject::new(ours(&server).await?, SESSIONS).await?,
-        &Subject::new(tower_sessions(&server, false).await?, SESSIONS).await?,
-        &Subject::new(tower_sessions(&server, true).await?, SESSIONS).await?,
+        &Subject::new(peers::tower_sessions(&server, false).await?, SESSIONS).await?,
+        &Subject::new(peers::tower_sessions(&server, true).await?, SESSIONS).await?,
     );
+    let (axum, guard) = (
+        &Subject::new(peers::axum_session(&server).await?, SESSIONS).await?,
+        &Subject::new(peers::session_guard(&server).await?, SESSIONS).await?,
+    );
+    let arguments = |case: &str, count: usize| [case.to_owned(), server.port().to_string(), count.to_string()];
     let bare = &Subject { app: routes!(Session), cookies: Arc::clone(&mine.cookies) };
 
     let count = 50_000 * effort.scale;
@@ -176,6 +178,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("scale-session", move || async move { Ok(mine.untouched(count).await? - bare.untouched(count).await?) })
         .subject("tower-sessions", move || async move { Ok(theirs.untouched(count).await? - bare.untouched(count).await?) })
         .target(2.0)
+        .subject("axum_session", move || async move { Ok(axum.untouched(count).await? - bare.untouched(count).await?) })
         .measure(effort.rounds, &mut report)
         .await;
 
@@ -183,12 +186,27 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let keys: Vec<String> = handle.clone().keys("bench:session:*").await?;
     let keys = &Arc::new(keys);
     let count = 50_000 * effort.scale;
+    let (many, few) = (arguments("", count), arguments("", count / 10));
+    let for_case = |case: &str, [_, port, count]: &[String; 3]| [case.to_owned(), port.clone(), count.clone()];
+    let actix = |case: &'static str| {
+        let [case, port, count] = for_case(case, &many);
+        peer::rust(["actix".to_owned(), case, port, count])
+    };
+    let express = |case: &'static str| peer::node("session.js", for_case(case, &few));
+    let laravel = |case: &'static str| peer::laravel("session.php", for_case(case, &few));
+    let (actix, express, laravel) = (&actix, &express, &laravel);
     Case::new("read", "requests/s", Better::Higher)
         .subject("scale-session", move || mine.rate("/read", count))
         .subject("tower-sessions", move || theirs.rate("/read", count))
         .target(1.0)
         .subject("tower-sessions-sliding", move || sliding.rate("/read", count))
         .target(1.8)
+        .subject("session-guard", move || guard.rate("/read", count / 2))
+        .target(3.0)
+        .subject("axum_session", move || axum.rate("/read", count / 2))
+        .subject("actix-session", move || actix("read"))
+        .subject("express-session", move || express("read"))
+        .subject("laravel", move || laravel("read"))
         .subject("redis-hgetall", move || {
             let (handle, keys) = (handle.clone(), Arc::clone(keys));
             concurrently(TASKS, count, move |n| {
@@ -205,6 +223,10 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     Case::new("read_write", "requests/s", Better::Higher)
         .subject("scale-session", move || mine.rate("/write", count))
         .subject("tower-sessions", move || theirs.rate("/write", count))
+        .subject("axum_session", move || axum.rate("/write", count / 2))
+        .subject("actix-session", move || actix("write"))
+        .subject("express-session", move || express("write"))
+        .subject("laravel", move || laravel("write"))
         .measure(effort.rounds, &mut report)
         .await;
     Case::new("bytes", "bytes", Better::Lower)
