@@ -48,9 +48,14 @@ impl Retry {
         self
     }
 
+    /// Whether that many failed attempts were all.
+    pub(crate) fn is_over(&self, failed: u16) -> bool {
+        failed >= self.attempts
+    }
+
     /// The delay after that many failed attempts; `None` if that was the last. `dice` is between 0 and 1.
     pub(crate) fn after(&self, failed: u16, dice: f64) -> Option<Duration> {
-        if failed >= self.attempts {
+        if self.is_over(failed) {
             return None;
         }
         let doublings = u32::from(failed.saturating_sub(1)).min(31);

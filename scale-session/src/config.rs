@@ -85,7 +85,7 @@ impl Config {
         self
     }
 
-    /// A session that is only read is renewed when it was not for that long: once a minute, or a twentieth of the idle time-out.
+    /// A session that is used is renewed when it was not for that long: once a minute, or a twentieth of the idle time-out.
     pub(crate) fn renewal(&self) -> Duration {
         (self.idle_timeout / 20).max(Duration::from_mins(1)).min(self.idle_timeout / 2)
     }

@@ -165,7 +165,7 @@ impl Session {
         // What this request has set before but not yet written is what it builds upon.
         if state.changes.0.contains_key(field) {
             let pending = Changes([(field.to_owned(), expected.clone())].into());
-            if !self.save(&mut state, &pending).await? {
+            if !self.save(&mut state, &pending, false).await? {
                 return Err(Error::Gone);
             }
             state.changes.0.remove(field);
@@ -296,10 +296,11 @@ impl Session {
     }
 
     /// Saves where the session lives, following one rotation; `false` if it is gone.
-    async fn save(&self, state: &mut State, changes: &Changes) -> Result<bool, Error> {
+    async fn save(&self, state: &mut State, changes: &Changes, renew: bool) -> Result<bool, Error> {
+        let idle = renew.then_some(self.0.config.idle_timeout);
         for _ in 0..2 {
             let Place::At(handle, renewed) = state.place else { return Ok(false) };
-            match self.0.store.save(&handle, changes, self.lifetime()).await? {
+            match self.0.store.save(&handle, changes, idle).await? {
                 Saved::Done => return Ok(true),
                 Saved::Moved(to) => state.place = Place::At(to, renewed),
                 Saved::Gone => return Ok(false),
@@ -325,9 +326,10 @@ impl Session {
             Place::Nowhere => drop(self.establish(&mut state).await?),
             Place::At(handle, _) if state.rotate => return self.relocate(&mut state, handle).await,
             Place::At(_, renewed) => {
-                let due = SystemTime::now().duration_since(renewed).unwrap_or_default() >= self.0.config.renewal();
+                let renew =
+                    state.renew || SystemTime::now().duration_since(renewed).unwrap_or_default() >= self.0.config.renewal();
                 let changes = std::mem::take(&mut state.changes);
-                if (due || state.renew || !changes.is_empty()) && !self.save(&mut state, &changes).await? {
+                if (renew || !changes.is_empty()) && !self.save(&mut state, &changes, renew).await? {
                     // Logged out meanwhile: the write is dropped, as that request would have it.
                     metrics::counter!("scale_session_writes_dropped_total").increment(1);
                     return Ok(Verdict::Clear);
@@ -352,7 +354,7 @@ impl Session {
                 if state.owner.as_ref() == old.owner() {
                     state.place = Place::At(to, held.renewed);
                     let changes = std::mem::take(&mut state.changes);
-                    self.save(state, &changes).await?;
+                    self.save(state, &changes, true).await?;
                 }
                 return Ok(Verdict::Leave);
             }

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | waiting | the queue's list, oldest first | [`fetch`](Store::fetch) → leased |
 //! | scheduled | a set ordered by due time | being due, inside a [`fetch`](Store::fetch) → waiting |
-//! | leased | the worker's own table | [`fetch`](Store::fetch) with its tag in `done` → gone; [`settle`](Store::settle) → scheduled, dead, waiting or gone; [`reclaim`](Store::reclaim) of a dead worker's → waiting or dead |
+//! | leased | the worker's own table | [`fetch`](Store::fetch) with its tag in `done` → gone; [`settle`](Store::settle) → scheduled, dead, waiting or gone; [`reclaim`](Store::reclaim) of a dead worker's → waiting |
 //! | dead | a set ordered by time of death, bounded | [`exhume`](Store::exhume) → waiting, or gone; age and number → gone |
 //!
 //! Every move is atomic, so a job is in exactly one state.
@@ -192,10 +192,7 @@ impl Default for History {
     }
 }
 
-/// A job whose workers died so often is taken to be what kills them.
-pub(crate) const MAX_CRASHES: u16 = 20;
 pub(crate) const CANCELLED: &str = "cancelled";
-pub(crate) const CRASHED: &str = "its worker died too often";
 
 /// A store of jobs.
 #[async_trait]
@@ -215,7 +212,7 @@ pub trait Store: Ledger + std::fmt::Debug + 'static {
     /// A sign of life. `false`: the lease had run out, and some jobs may be somebody else's.
     async fn beat(&self, queue: &str, worker: &WorkerId, lease: Duration) -> Result<bool, Error>;
 
-    /// Takes back the jobs of a worker whose lease has run out, in bounded steps; returns how many.
+    /// Takes back the jobs of a worker whose lease has run out, a failed attempt counted in each, in bounded steps; returns how many.
     async fn reclaim(&self, queue: &str, expired: &WorkerId) -> Result<usize, Error>;
 
     /// Tells the worker when there is something to fetch, from now on.

@@ -8,8 +8,9 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local idle, absolute = tonumber(ARGV[1]), tonumber(ARGV[2])
 local left = math.min(idle, absolute)
 redis.call('HSET', KEYS[1], '\0ends', now + absolute, '\0renewed', now)
-for i = 5, #ARGV, 2 do
-  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+-- So many that Lua's stack holds them.
+for i = 5, #ARGV, 200 do
+  redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 199, #ARGV)))
 end
 redis.call('PEXPIRE', KEYS[1], left)
 if KEYS[2] then

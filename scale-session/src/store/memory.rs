@@ -116,13 +116,15 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn save(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<Saved, Error> {
+    async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error> {
         let saved = self.with(handle, |entry| {
             if let Some(to) = entry.moved_to {
                 return Saved::Moved(to);
             }
             entry.apply(changes);
-            entry.renew(lifetime.idle);
+            if let Some(idle) = idle {
+                entry.renew(idle);
+            }
             Saved::Done
         });
         Ok(saved.unwrap_or(Saved::Gone))
@@ -200,12 +202,12 @@ mod tests {
         let (store, handle) = (MemoryStore::new(), Id::random(None).unwrap().handle());
         let lifetime = Lifetime { idle: Duration::from_mins(1), absolute: Duration::from_secs(100) };
         store.create(&handle, &Changes::default(), lifetime).await.unwrap();
+        let (none, idle) = (Changes::default(), Some(lifetime.idle));
         tokio::time::advance(Duration::from_secs(59)).await;
-        assert_eq!(store.save(&handle, &Changes::default(), lifetime).await.unwrap(), Saved::Done);
+        assert_eq!(store.save(&handle, &none, idle).await.unwrap(), Saved::Done);
         tokio::time::advance(Duration::from_secs(40)).await;
-        assert_eq!(store.save(&handle, &Changes::default(), lifetime).await.unwrap(), Saved::Done);
+        assert_eq!(store.save(&handle, &none, idle).await.unwrap(), Saved::Done);
         tokio::time::advance(Duration::from_secs(1)).await;
-        let saved = store.save(&handle, &Changes::default(), lifetime).await.unwrap();
-        assert_eq!(saved, Saved::Gone, "its hundred seconds are over");
+        assert_eq!(store.save(&handle, &none, idle).await.unwrap(), Saved::Gone, "its hundred seconds are over");
     }
 }

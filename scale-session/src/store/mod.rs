@@ -120,8 +120,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// A new session.
     async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error>;
 
-    /// Writes the changed fields and renews.
-    async fn save(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<Saved, Error>;
+    /// Writes the changed fields, and starts the idle time-out anew if one is given.
+    async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error>;
 
     /// Writes one field if it still holds what is expected.
     async fn swap(&self, handle: &Handle, field: &str, expected: Option<&[u8]>, new: Option<&[u8]>) -> Result<Swapped, Error>;

@@ -185,10 +185,10 @@ impl Store for RedisStore {
         call.invoke_async::<i64>(&mut self.server.clone()).await.map(drop).map_err(failed)
     }
 
-    async fn save(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<Saved, Error> {
+    async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error> {
         let mut call = self.call(&self.save, handle);
         let set = changes.iter().filter(|(_, value)| value.is_some()).count();
-        call.arg(millis(lifetime.idle)).arg(handle.hash()).arg(set);
+        call.arg(idle.map_or(0, millis)).arg(handle.hash()).arg(set);
         for (field, value) in changes.iter() {
             if let Some(value) = value {
                 call.arg(field).arg(value);

@@ -1,30 +1,35 @@
--- Writes the changed fields of a session that still exists, and renews it.
+-- Writes the changed fields of a session that still exists; renews it if asked to.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- ARGV  idle (ms), the handle's hash, number of fields to set, field and value by turns, then fields to remove
+-- ARGV  idle (ms; 0: the time-out goes on as it is), the handle's hash, number of fields to set, field and value by turns, then fields to
+--       remove
 -- Reply 'done'; 'gone', or the handle it has moved to (then nothing is written)
--- Cost  HMGET, TIME, HSET and HDEL, PEXPIRE; O(changed fields)
+-- Cost  HMGET, HSET, HDEL; to renew, TIME, HSET, PEXPIRE more; O(changed fields)
 if revoked() then return 'gone' end
 local meta = redis.call('HMGET', KEYS[1], '\0ends', '\0moved')
 if meta[2] then return meta[2] end
 if not meta[1] then return 'gone' end
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local left = math.min(tonumber(ARGV[1]), tonumber(meta[1]) - now)
-if left <= 0 then
-  redis.call('DEL', KEYS[1])
-  return 'gone'
+local idle = tonumber(ARGV[1])
+if idle > 0 then
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local left = math.min(idle, tonumber(meta[1]) - now)
+  if left <= 0 then
+    redis.call('DEL', KEYS[1])
+    return 'gone'
+  end
+  redis.call('HSET', KEYS[1], '\0renewed', now)
+  redis.call('PEXPIRE', KEYS[1], left)
+  if KEYS[2] then
+    redis.call('ZADD', KEYS[3], 'XX', now + left, ARGV[2])
+    longer(KEYS[3], left)
+  end
 end
 local last = 3 + 2 * tonumber(ARGV[3])
-redis.call('HSET', KEYS[1], '\0renewed', now)
-for i = 4, last, 2 do
-  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+-- So many that Lua's stack holds them.
+for i = 4, last, 200 do
+  redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 199, last)))
 end
 for i = last + 1, #ARGV do
   redis.call('HDEL', KEYS[1], ARGV[i])
-end
-redis.call('PEXPIRE', KEYS[1], left)
-if KEYS[2] then
-  redis.call('ZADD', KEYS[3], 'XX', now + left, ARGV[2])
-  longer(KEYS[3], left)
 end
 return 'done'

@@ -232,9 +232,11 @@ impl Store for SealedStore {
         Ok(())
     }
 
-    async fn save(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<Saved, Error> {
+    async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error> {
         let saved = self.with(handle, |held| {
-            held.renew(lifetime.idle);
+            if let Some(idle) = idle {
+                held.renew(idle);
+            }
             held.apply(changes.iter())
         })?;
         Ok(saved.map_or(Saved::Gone, |()| Saved::Done))

@@ -72,8 +72,7 @@ statements! {
     keep = "update scale_sessions set number = $2 where handle = $1 and expires_ms > {now} and moved_to is null and number > \
         (select revoked from scale_session_owners o where o.owner = scale_sessions.owner)";
     sweep_owners = "delete from scale_session_owners where until_ms <= {now}";
-    renew = concat!("update scale_sessions set renewed_ms = {now}, expires_ms = {least}({now} + $2, ends_ms) \
-        where handle = $1 and expires_ms > {now} and ends_ms > {now} and moved_to is null and ", not_revoked!(), "");
+    renew = "update scale_sessions set renewed_ms = {now}, expires_ms = {least}({now} + $2, ends_ms) where handle = $1";
     lock = concat!("select moved_to from scale_sessions where handle = $1 and expires_ms > {now} and ", not_revoked!(), " {lock}");
     field = "select value from scale_session_fields where handle = $1 and field = $2";
     set = "insert into scale_session_fields (handle, field, value) values ($1, $2, $3) \
@@ -195,11 +194,16 @@ impl Store for SqlStore {
         Ok(())
     }
 
-    async fn save(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<Saved, Error> {
+    async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error> {
         let mut tx = self.begin().await?;
-        let renew = query(&self.texts.renew).bind(handle.text()).bind(millis(lifetime.idle));
-        if renew.execute(&mut *tx).await.map_err(failed)?.rows_affected() == 0 {
-            return Ok(self.lock(&mut tx, handle).await?.flatten().map_or(Saved::Gone, Saved::Moved));
+        match self.lock(&mut tx, handle).await? {
+            None => return Ok(Saved::Gone),
+            Some(Some(to)) => return Ok(Saved::Moved(to)),
+            Some(None) => {}
+        }
+        if let Some(idle) = idle {
+            let renew = query(&self.texts.renew).bind(handle.text()).bind(millis(idle));
+            renew.execute(&mut *tx).await.map_err(failed)?;
         }
         self.apply(&mut tx, handle, changes).await?;
         tx.commit().await.map_err(failed)?;

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use self::ledger::Shared;
 use super::{
-    CANCELLED, CRASHED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, MAX_CRASHES, Request, Settlement,
-    State, Stats, Store, Wake, WorkerId,
+    CANCELLED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, Request, Settlement, State, Stats, Store,
+    Wake, WorkerId,
 };
 use crate::envelope::{Envelope, count_failure, pushed_ms, tag_of};
 use crate::error::Error;
@@ -255,11 +255,8 @@ impl Store for MemoryStore {
             let count = jobs.len();
             for (_, mut bytes) in jobs {
                 lane.failed += 1;
-                if count_failure(&mut bytes) >= MAX_CRASHES {
-                    self.bury(lane, bytes, CRASHED.into());
-                } else {
-                    lane.waiting.push_front(bytes);
-                }
+                count_failure(&mut bytes);
+                lane.waiting.push_front(bytes);
             }
             self.wake(queue, lane, count);
             count

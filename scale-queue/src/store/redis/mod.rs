@@ -32,8 +32,7 @@ use redis::{AsyncCommands, ErrorKind, RedisError, Script, ServerErrorKind, Value
 use scale_redis::{Event, Keys};
 
 use super::{
-    CRASHED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, MAX_CRASHES, Request, Settlement, State, Stats,
-    Store, Wake, WorkerId,
+    Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, Request, Settlement, State, Stats, Store, Wake, WorkerId,
 };
 use crate::envelope::{Envelope, pushed_ms, tag_of};
 use crate::error::Error;
@@ -284,8 +283,7 @@ impl Store for RedisStore {
         let mut sum = 0;
         loop {
             let mut call = self.call(&self.scripts.reclaim, queue, &["waiting", "sleepers", "paused", "leases"]);
-            call.key(self.held_key(queue, expired)).key(self.key(queue, "totals")).key(self.key(queue, "dead"));
-            call.arg(&**expired).arg(MAX_CRASHES).arg(CRASHED).arg(self.history.dead).arg(millis(self.history.age));
+            call.key(self.held_key(queue, expired)).key(self.key(queue, "totals")).arg(&**expired);
             let step: usize = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
             if step == 0 {
                 return Ok(sum);

@@ -23,8 +23,8 @@ use self::sleepers::Sleepers;
 pub(crate) use self::texts::System;
 use self::texts::Texts;
 use super::{
-    CANCELLED, CRASHED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, MAX_CRASHES, Request, Settlement,
-    State, Stats, Store, Wake, WorkerId,
+    CANCELLED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, Request, Settlement, State, Stats, Store,
+    Wake, WorkerId,
 };
 use crate::envelope::{count_failure, pushed_ms, tag_of};
 use crate::error::Error;
@@ -361,14 +361,9 @@ impl Store for SqlStore {
         let count = jobs.len();
         for mut body in jobs {
             let id = hex(tag_of(&body));
-            if count_failure(&mut body) >= MAX_CRASHES {
-                let done = self.texts.done.query().bind(queue.to_owned()).bind(expired.to_string()).bind(id);
-                done.execute(&mut *tx).await.map_err(failed)?;
-                self.bury(&mut tx, queue, CRASHED, &body).await?;
-            } else {
-                let release = self.texts.release.query().bind(queue.to_owned()).bind(expired.to_string()).bind(id);
-                release.bind(body).bind(-1_i64).execute(&mut *tx).await.map_err(failed)?;
-            }
+            count_failure(&mut body);
+            let release = self.texts.release.query().bind(queue.to_owned()).bind(expired.to_string()).bind(id);
+            release.bind(body).bind(-1_i64).execute(&mut *tx).await.map_err(failed)?;
         }
         let fold = self.texts.fold.query().bind(queue.to_owned()).bind(done).bind(failures + count as i64);
         fold.execute(&mut *tx).await.map_err(failed)?;

@@ -70,11 +70,11 @@ impl Engine {
         }
     }
 
-    /// A job that was cancelled before it began.
-    pub(super) fn withdraw(&mut self, lane: usize, bytes: Vec<u8>) {
+    /// A job that is not to begin.
+    pub(super) fn give_up(&mut self, lane: usize, bytes: Vec<u8>, reason: &str) {
         let (tag, envelope) = (tag_of(&bytes).to_vec(), Envelope::decode(&bytes).ok());
         let (unique, place) = envelope.map_or((None, None), |e| (e.body.unique, e.body.extra.batch));
-        let settlement = Settlement { tag, unique, to: Destination::Dead(bytes, CANCELLED.into()) };
+        let settlement = Settlement { tag, unique, to: Destination::Dead(bytes, reason.into()) };
         let counts = place.map(|place| (place, End::Dead));
         self.lanes[lane].settlements.push(Ended { settlement, next: None, counts });
     }
@@ -90,7 +90,7 @@ impl Engine {
             if let Some(place) = ready.iter().position(|(_, bytes)| tag_of(bytes) == tag)
                 && let Some((_, bytes)) = ready.remove(place)
             {
-                self.withdraw(lane, bytes);
+                self.give_up(lane, bytes, CANCELLED);
             }
         }
     }

@@ -29,10 +29,13 @@ use crate::error::Error;
 use crate::job::JobId;
 use crate::outcome::Ending;
 use crate::retry::Retry;
-use crate::store::{Destination, Settlement, Stats, Store, Wake, WorkerId};
+use crate::store::{CANCELLED, Destination, Settlement, Stats, Store, Wake, WorkerId};
 
 /// Jobs leased beyond those that can run at once, at most.
 const MAX_PREFETCH: usize = 1_000;
+/// A job whose workers died so often is taken to be what kills them, unless it may be tried more often.
+const MAX_CRASHES: u16 = 20;
+const CRASHED: &str = "its workers died too often";
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often [`Order::Balanced`] looks how late its queues are.
@@ -221,6 +224,13 @@ impl Engine {
         if let (Some(route), Some(ms)) = (&mut route, body.extra.timeout_ms) {
             route.timeout = Duration::from_millis(ms);
         }
+        let retry = route.as_ref().map_or(Retry::exponential(10), |r| r.retry);
+        let retry = body.extra.attempts.map_or(retry, |attempts| retry.attempts(attempts));
+        // Nothing else gets beyond its last attempt.
+        if failed >= MAX_CRASHES && retry.is_over(failed) {
+            tracing::error!(job = body.name, %id, failed, "a job is dead: its workers died");
+            return self.give_up(lane, bytes, CRASHED);
+        }
         let cancel = CancellationToken::new();
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
         let context = Context {
@@ -236,8 +246,6 @@ impl Engine {
             store: Arc::clone(&self.store),
             cancelled: cancel.clone(),
         };
-        let retry = route.as_ref().map_or(Retry::exponential(10), |r| r.retry);
-        let retry = body.extra.attempts.map_or(retry, |attempts| retry.attempts(attempts));
         self.running.insert(id, Running { lane, bytes, plain, retry, cancel, withdrawn: false });
         self.lanes[lane].running += 1;
         let span = tracing::info_span!(
@@ -327,7 +335,7 @@ impl Engine {
                 }
                 for bytes in fetched.jobs {
                     if fetched.cancelled.iter().any(|tag| tag == tag_of(&bytes)) {
-                        self.withdraw(ask.lane, bytes);
+                        self.give_up(ask.lane, bytes, CANCELLED);
                     } else {
                         self.take(ask.lane, bytes);
                     }
