@@ -20,6 +20,7 @@ async fn contract(queue: &Queue) -> Result<()> {
     a_death_cancels_a_batch_and_a_revival_completes_it(queue).await?;
     a_lenient_batch_goes_on(queue).await?;
     a_batch_pushed_twice_is_one(queue).await?;
+    a_job_that_kills_its_workers_is_given_up_and_its_batch_hears_of_it(queue).await?;
     places_are_never_exceeded(queue).await?;
     turns_are_evenly_spaced(queue).await?;
     a_job_says_how_far_it_is(queue).await?;
@@ -157,6 +158,50 @@ async fn a_batch_pushed_twice_is_one(queue: &Queue) -> Result<()> {
     assert_eq!(queue.stats("parts").await?.waiting, 0);
     assert!(seen.parts.lock().values().all(|runs| *runs == 1));
     assert!(queue.batch().named("no spaces").job(Part { n: 1, fails: false }).push().await.is_err());
+    Ok(())
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Deadly;
+
+impl Job for Deadly {
+    const NAME: &'static str = "deadly";
+    const QUEUE: &'static str = "deadly";
+    const RETRY: Retry = Retry::exponential(20).first(Duration::from_millis(1)).longest(Duration::from_millis(1));
+}
+
+async fn a_job_that_kills_its_workers_is_given_up_and_its_batch_hears_of_it(queue: &Queue) -> Result<()> {
+    let seen = Seen::default();
+    let last = Arc::new(AtomicUsize::new(0));
+    let worker = || {
+        let last = Arc::clone(&last);
+        seen.worker(queue).queues(["deadly", "after"]).lease(Duration::from_millis(300)).handle(
+            move |_: Deadly, context: Context| {
+                let last = Arc::clone(&last);
+                async move {
+                    last.store(context.attempt.into(), SeqCst);
+                    if context.attempt == 20 {
+                        // It takes its worker along.
+                        std::future::pending::<()>().await;
+                    }
+                    Err::<(), _>("not yet")
+                }
+            },
+        )
+    };
+    let id = queue.batch().job(Deadly).catch(after("catch")).finally(after("finally")).push().await?;
+    let doomed = running([worker()]);
+    eventually("its last attempt", async || (last.load(SeqCst) == 20).then_some(())).await?;
+    doomed.kill();
+    let workers = running([worker()]);
+    seen.after(&["catch", "finally"]).await?;
+    let dead = eventually("its death", async || queue.dead("deadly", 0, 10).await.ok()?.pop()).await?;
+    assert_eq!((dead.reason.as_str(), dead.failed), ("its workers died too often", 20));
+    assert_eq!(last.load(SeqCst), 20, "it was tried once more");
+    let status = queue.batch_status(&id).await?.unwrap();
+    assert_eq!((status.done, status.dead), (0, 1));
+    workers.stop().await?;
+    assert_eq!(queue.forget_all("deadly").await?, 1);
     Ok(())
 }
 
