@@ -5,7 +5,7 @@
 //! | `scale-session` | Redis, the defaults: idle time-out of 2 h, renewed once in 6 minutes, ids stored hashed | fields written one by one, conditional on the session being there; atomic updates |
 //! | `tower-sessions` | 0.14 with its Redis store (fred, a pool of 6), signed by nobody, `OnInactivity` of 2 h, ids stored as they are | the whole session written at each change; two requests of one undo each other |
 //! | `tower-sessions-sliding` | the same `with_always_save`: without it, a session that is only read ends 2 h after its last change | as above |
-//! | `axum_session` | 0.22 with its pool on Redis, nothing kept in the process (by default a server would not see for hours what another one wrote) | as above; it writes each session back at the end of each request |
+//! | `axum_session` | 0.22 with its pool on Redis, as it comes: **sessions are kept in the process for an hour**, so a read asks nobody, and another server's writes are not seen. (With nothing kept, requests of one session at the same time were seen to lose it.) | less than the others |
 //! | `session-guard` | 0.3 with its store of Valkey; **it holds who somebody is and nothing else**, so it has no writes | a token that rotates, a score for each request |
 //! | `actix-session` | 0.11 on Redis, two threads with a service each, as actix has it, 100 requests at a time each, in a process of its own | the whole session written at each change |
 //! | `express-session` | with `connect-redis`, one process, called through `light-my-request` | the same; renewed at each request |

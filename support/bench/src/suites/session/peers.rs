@@ -26,11 +26,11 @@ pub(super) async fn tower_sessions(server: &Redis, sliding: bool) -> Result<Rout
 
 type Axum = axum_session::Session<SessionRedisPool>;
 
-/// Nothing is kept in the process: what another server wrote must be seen.
+/// As it comes: with nothing kept in the process, requests of one session at the same time lose it.
 pub(super) async fn axum_session(server: &Redis) -> Result<Router> {
     let pool = redis_pool::RedisPool::from(redis::Client::open(server.url())?);
     let config = SessionConfig::default().with_table_name("axum").with_lifetime(Duration::hours(2));
-    let store = SessionStore::<SessionRedisPool>::new(Some(pool.into()), config.with_memory_lifetime(Duration::ZERO)).await?;
+    let store = SessionStore::<SessionRedisPool>::new(Some(pool.into()), config).await?;
     let routes = Router::new()
         .route("/untouched", get(|| async { "hello" }))
         .route("/read", get(|session: Axum| async move { session.get::<String>("user").unwrap_or_default() }))
