@@ -8,7 +8,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::collections::HashMap;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use parking_lot::Mutex;
 use redis::AsyncCommands;
 use scale_cache::{Cache, Options, Reach};
-use testkit::{Proxy, Redis, eventually};
+use testkit::{Proxy, Redis, eventually, helper};
 
 const NODES: usize = 3;
 const KEYS: usize = 16;
@@ -144,12 +144,10 @@ fn helper_that_is_one_node() -> Result<()> {
 }
 
 fn node(cache: u16, truth: &Redis, seconds: u64) -> Result<Child> {
-    Command::new(std::env::current_exe()?)
-        .args(["--exact", "helper_that_is_one_node", "--nocapture"])
+    helper("helper_that_is_one_node")?
         .env("HISTORY_CACHE", format!("redis://127.0.0.1:{cache}"))
         .env("HISTORY_TRUTH", truth.url())
         .env("HISTORY_SECONDS", seconds.to_string())
-        .stdout(Stdio::piped())
         .spawn()
         .context("starting a node")
 }

@@ -2,13 +2,13 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use scale_limit::policy::Algorithm;
 use scale_limit::{BanList, Limiter, OnError, Policy};
-use testkit::{Redis, eventually};
+use testkit::{Redis, eventually, helper};
 
 const PROCESSES: usize = 4;
 const PERIOD: Duration = Duration::from_millis(200);
@@ -40,14 +40,8 @@ fn bound(kind: &str, window: Duration) -> f64 {
 }
 
 fn process(url: &str, kind: &str) -> Result<Child> {
-    Command::new(std::env::current_exe()?)
-        .args(["--exact", "helper_that_asks_for_a_second", "--nocapture"])
-        .env("LIMIT_URL", url)
-        .env("LIMIT_KIND", kind)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("starting a process")
+    let mut process = helper("helper_that_asks_for_a_second")?;
+    process.env("LIMIT_URL", url).env("LIMIT_KIND", kind).spawn().context("starting a process")
 }
 
 /// When each admitted request was asked for and answered, of all processes (ns).

@@ -5,7 +5,7 @@
 mod common;
 
 use std::io::Write;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -15,20 +15,13 @@ use common::{Log, Note, Slow, log_worker, running};
 use redis::AsyncCommands;
 use scale_queue::{Chain, Context, Error, Job, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
-use testkit::{Proxy, Redis, RedisSentinel, eventually};
+use testkit::{Proxy, Redis, RedisSentinel, eventually, helper};
 
 const LEASE: Duration = Duration::from_millis(500);
 
 /// A worker process: this very test binary, running the helper at the end.
 fn worker_process(url: &str) -> Result<Child> {
-    let child = Command::new(std::env::current_exe()?)
-        .args(["--exact", "helper_that_works_until_killed", "--nocapture"])
-        .env("QUEUE_URL", url)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .stdin(Stdio::piped())
-        .spawn()?;
-    Ok(child)
+    Ok(helper("helper_that_works_until_killed")?.env("QUEUE_URL", url).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
 }
 
 #[derive(Serialize, Deserialize)]

@@ -1,11 +1,13 @@
 //! What must happen once, on every ledger, from several processes' handles at once.
 #![cfg(feature = "auth")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::future::Future;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdout};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use scale_session::auth::ledger::{Store, Turn};
 use scale_session::auth::remember::Exchange;
 use scale_session::auth::token::Keys;
@@ -141,6 +143,95 @@ async fn all_sign_ins_end_in_one_step(here: &Ledger, there: &Ledger) -> Result<(
     Ok(())
 }
 
+/// A server process that is sent the same thing many times at once: it says how often it let somebody in.
+struct Door {
+    child: Child,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Door {
+    fn open(ledger: &str) -> Result<Self> {
+        let mut child = testkit::helper("helper_that_lets_people_in")?.env("DOOR_LEDGER", ledger).spawn()?;
+        let answers = BufReader::new(child.stdout.take().context("its output")?).lines();
+        let mut door = Self { child, answers };
+        anyhow::ensure!(door.hear()? == 0, "it is not ready");
+        Ok(door)
+    }
+
+    fn tell(&mut self, line: &str) -> Result<()> {
+        Ok(writeln!(self.child.stdin.as_mut().context("its input")?, "{line}")?)
+    }
+
+    fn hear(&mut self) -> Result<usize> {
+        let mut lines = self.answers.by_ref().map_while(Result::ok);
+        lines.find_map(|line| line.strip_prefix("in ")?.parse().ok()).context("it says nothing")
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A line a round: what is presented, with what the application has stored of it.
+#[test]
+fn helper_that_lets_people_in() -> Result<()> {
+    const AT_ONCE: usize = 32;
+    let Ok(url) = std::env::var("DOOR_LEDGER") else { return Ok(()) };
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
+        let ledger = Ledger::connect(&url, "test").await?;
+        println!("\nin 0");
+        for line in std::io::stdin().lines() {
+            let words: Vec<String> = line?.split(' ').map(str::to_owned).collect();
+            let submissions = (0..AT_ONCE).map(|_| {
+                let (ledger, words) = (ledger.clone(), words.clone());
+                tokio::spawn(async move {
+                    let [kind, stored, presented] = &words[..] else { anyhow::bail!("three words") };
+                    Ok(match kind.as_str() {
+                        "totp" => Totp::from_secret(stored)?.skew(1).verify(&ledger, stored, presented).await?,
+                        "recovery" => recovery::redeem(&ledger, "ann", presented, std::slice::from_ref(stored)).await?.is_some(),
+                        _ => {
+                            let tokens = Tokens::new(Keys::new(&[7; 32])?, &ledger);
+                            tokens.redeem("reset", presented, &[stored]).await?.is_some()
+                        }
+                    })
+                })
+            });
+            let mut let_in = 0;
+            for submission in futures_util::future::join_all(submissions).await {
+                let_in += usize::from(submission??);
+            }
+            println!("\nin {let_in}");
+        }
+        Ok(())
+    })
+}
+
+/// Sixty-four submissions at two processes.
+fn once_over_two_processes(url: &str) -> Result<()> {
+    const ROUNDS: usize = 20;
+    let mut doors = [Door::open(url)?, Door::open(url)?];
+    let made = recovery::generate()?;
+    let tokens = Tokens::new(Keys::new(&[7; 32])?, &Ledger::memory());
+    for round in 0..ROUNDS {
+        let secret = Totp::generate()?.secret();
+        let lines = [
+            format!("totp {secret} {}", one_time_code(&secret)),
+            format!("recovery {} {}", made.hashes[round % made.hashes.len()], made.codes[round % made.codes.len()]),
+            format!("token hash{round} {}", tokens.make("reset", "user:7", &[&format!("hash{round}")], Duration::from_mins(1))?),
+        ];
+        for line in lines {
+            doors.iter_mut().try_for_each(|door| door.tell(&line))?;
+            let let_in = doors[0].hear()? + doors[1].hear()?;
+            let again = line.starts_with("recovery") && round >= made.codes.len();
+            assert_eq!(let_in, usize::from(!again), "{line}");
+        }
+    }
+    Ok(())
+}
+
 /// What an app would show now, made by another implementation of RFC 4226 than ours: the bits, by hand.
 fn one_time_code(secret: &str) -> String {
     use hmac::{Hmac, KeyInit, Mac};
@@ -173,7 +264,8 @@ async fn sqlite() -> Result<()> {
 async fn postgres() -> Result<()> {
     let server = testkit::Postgres::start(0).await?;
     let url = server.node(0).url();
-    contract(Ledger::connect(&url, "test").await?, Ledger::connect(&url, "test").await?).await
+    contract(Ledger::connect(&url, "test").await?, Ledger::connect(&url, "test").await?).await?;
+    once_over_two_processes(&url)
 }
 
 #[cfg(feature = "redis")]
@@ -185,6 +277,7 @@ mod redis {
     async fn standalone() -> Result<()> {
         let server = Redis::start().await?;
         contract(Ledger::connect(&server.url(), "test").await?, Ledger::connect(&server.url(), "test").await?).await?;
+        once_over_two_processes(&server.url())?;
         // Nothing that was typed lies there.
         let keys = server.command(&["KEYS", "*"]).await?;
         assert!(!keys.is_empty() && !keys.contains("ann") && !keys.contains("drop table"), "{keys}");

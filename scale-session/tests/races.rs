@@ -7,7 +7,7 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use common::{Action, action, send};
 use scale_session::{Config, SessionLayer};
-use testkit::Redis;
+use testkit::{Redis, helper};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -92,11 +92,7 @@ struct Server {
 
 impl Server {
     fn start(redis: &Redis) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["--exact", "helper_that_is_a_server", "--nocapture"])
-            .env("RACES_REDIS", redis.url())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut child = helper("helper_that_is_a_server")?.env("RACES_REDIS", redis.url()).spawn()?;
         let output = BufReader::new(child.stdout.take().context("its output")?);
         let port = output.lines().map_while(Result::ok).find_map(|line| line.strip_prefix("port ")?.parse().ok());
         Ok(Self { child, port: port.context("a server that did not start")? })

@@ -15,7 +15,7 @@ pub use binary::require;
 pub use mariadb::{MariaDb, MariaNode};
 pub use pooler::Pooler;
 pub use postgres::{PgNode, Postgres};
-pub use process::Process;
+pub use process::{Process, helper};
 pub use proxy::Proxy;
 pub use redis::{Redis, RedisCluster, RedisSentinel};
 pub use wait::{DEADLINE, eventually};

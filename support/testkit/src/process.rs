@@ -150,3 +150,11 @@ fn tail(log: &Path) -> Result<String> {
     file.read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
+
+/// This test binary anew, as a process of its own that runs one of its tests, a helper that does nothing without what it finds in its
+/// environment. What it is told and what it says are piped.
+pub fn helper(test: &str) -> Result<Command> {
+    let mut helper = Command::new(std::env::current_exe()?);
+    helper.args(["--exact", test, "--nocapture"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    Ok(helper)
+}
