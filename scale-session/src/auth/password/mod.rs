@@ -6,6 +6,7 @@
 
 mod phc;
 mod rules;
+mod threads;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -17,6 +18,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use self::phc::Phc;
 pub use self::rules::Rules;
+use self::threads::Threads;
 use super::error::Error;
 use super::{random, same};
 
@@ -117,6 +119,7 @@ struct Inner {
     queue: usize,
     /// Memory that nobody hashes in just now.
     memory: Mutex<Vec<Vec<Block>>>,
+    threads: Arc<Threads>,
 }
 
 impl std::fmt::Debug for Passwords {
@@ -145,6 +148,7 @@ impl Passwords {
             waiting: AtomicUsize::new(0),
             queue: at_once * 20,
             memory: Mutex::default(),
+            threads: Arc::default(),
         }))
     }
 
@@ -158,6 +162,7 @@ impl Passwords {
             waiting: AtomicUsize::new(0),
             queue: old.queue,
             memory: Mutex::default(),
+            threads: Arc::default(),
         };
         change(&mut inner);
         inner.permits = Semaphore::new(inner.at_once);
@@ -230,8 +235,8 @@ impl Passwords {
         .await?
     }
 
-    /// Runs on a thread of its own that gives way to all others, with a place and memory of its own. A caller that goes away leaves both when
-    /// the work is done.
+    /// Runs on a thread that gives way to all others, with a place and memory of its own. A caller that goes away leaves both when the work
+    /// is done.
     async fn run<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -249,7 +254,6 @@ impl Passwords {
         let place = Place(Arc::clone(inner));
         let (done, outcome) = oneshot::channel();
         let hash = move || {
-            gives_way();
             let inner = &place.0;
             let mut blocks = inner.memory.lock().pop().unwrap_or_default();
             let start = Instant::now();
@@ -258,20 +262,12 @@ impl Passwords {
             // What an older or imported hash took is not kept.
             let own = inner.cost.params().map_or(0, |params| params.block_count());
             inner.memory.lock().push(if blocks.len() > own { Vec::new() } else { blocks });
-            drop(place);
             let _ = done.send(result);
+            place
         };
-        // Starting it takes a thousandth of what it does. One that cannot be started leaves its place as it goes.
-        let started = std::thread::Builder::new().name("password".into()).spawn(hash);
-        started.map_err(|_| Error::Busy { retry_after: Duration::from_secs(2) })?;
+        inner.threads.run(Box::new(hash)).map_err(|_| Error::Busy { retry_after: Duration::from_secs(2) })?;
         outcome.await.map_err(|_| Error::Busy { retry_after: Duration::from_secs(2) })
     }
-}
-
-/// What answers requests goes before what guesses passwords: as many log-ins as there may be, the others hardly notice.
-fn gives_way() {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
 }
 
 /// A place among those who wait.
@@ -464,5 +460,18 @@ mod tests {
     fn calibration_keeps_to_owasp_at_least() {
         let cost = Cost::calibrate(1, Duration::from_millis(1)).unwrap();
         assert_eq!(cost, Cost { memory: 19_456, passes: 2, lanes: 1 });
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn hashes_one_after_the_other_share_a_thread_even_if_one_panics() {
+        let passwords = Passwords::new().at_once(1, 10);
+        let mut threads = std::collections::HashSet::new();
+        for _ in 0..20 {
+            threads.insert(passwords.run(|_, _| std::thread::current().id()).await.unwrap());
+        }
+        assert_eq!(threads.len(), 1);
+        let broken: Result<(), _> = passwords.run(|_, _| panic!("a bug")).await;
+        assert!(matches!(broken, Err(Error::Busy { .. })));
+        assert!(threads.insert(passwords.run(|_, _| std::thread::current().id()).await.unwrap()), "that one is gone");
     }
 }
