@@ -17,11 +17,13 @@
 //!
 //! `devices_1m` is the slowest of a hundred lists among a million sessions (a tenth of that in quick runs), `revoke_10k` an end of all sessions
 //! of somebody with ten thousand beside somebody with one. `login_storm_p99` is what a neighbour notices of five hundred log-ins at once, all
-//! of which are let wait; `login_storm_memory` the most memory that they take.
+//! of which are let wait; `login_storm_memory` the most memory that they take. `log_in_timing` and `reset_timing` ask whether answers that must
+//! not differ can be told apart by their time.
 
 mod large;
 mod peers;
 mod storm;
+mod timing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -86,9 +88,9 @@ use routes;
 /// The cookie that a route sets.
 async fn cookie_of(app: &Router, path: &str) -> Result<HeaderValue> {
     let response = app.clone().oneshot(Request::get(path).body(Body::empty())?).await?;
-    let pairs = response.headers().get_all(SET_COOKIE).iter().filter_map(|cookie| cookie.to_str().ok()?.split(';').next());
+    let mut pairs = response.headers().get_all(SET_COOKIE).iter().filter_map(|cookie| cookie.to_str().ok()?.split(';').next());
     // Some set another one empty beside it.
-    Ok(pairs.filter(|pair| !pair.ends_with('=')).next_back().context("no cookie was set")?.parse()?)
+    Ok(pairs.rfind(|pair| !pair.ends_with('=')).context("no cookie was set")?.parse()?)
 }
 
 struct Subject {
@@ -237,6 +239,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     signed_in(effort, &server, &mut report).await?;
     large::run(effort, &mut report).await?;
     storm::run(effort, &mut report).await?;
+    timing::run(effort, &mut report).await?;
     Ok(report)
 }
 

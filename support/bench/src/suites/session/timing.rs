@@ -1,0 +1,80 @@
+//! Whether answers that must not differ can be told apart by how long they take: Welch's t of the two kinds, asked for in random order, the
+//! slowest tenth left out ("Dude, is my code constant time?", Reparaz, Balasch, Verbauwhede, 2017). Beyond 4.5 they can.
+
+use std::future::ready;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use scale_session::auth::token::Keys;
+use scale_session::auth::{Ledger, Passwords, Tokens};
+
+use crate::Effort;
+use crate::measure::{Better, Case};
+use crate::report::Report;
+
+const TOLD_APART: f64 = 4.5;
+
+/// Mean, and variance of the mean.
+fn mean(times: &[f64]) -> (f64, f64) {
+    let count = times.len() as f64;
+    let mean = times.iter().sum::<f64>() / count;
+    (mean, times.iter().map(|time| (time - mean).powi(2)).sum::<f64>() / (count - 1.0) / count)
+}
+
+async fn t_of(count: usize, mut one: impl AsyncFnMut(bool) -> Result<()>) -> Result<f64> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let kind = fastrand::bool();
+        let start = Instant::now();
+        one(kind).await?;
+        times.push((start.elapsed().as_nanos() as f64, kind));
+    }
+    times.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    times.truncate(count * 9 / 10);
+    let of = |kind| times.iter().filter(|time| time.1 == kind).map(|time| time.0).collect::<Vec<_>>();
+    let ((a, a_var), (b, b_var)) = (mean(&of(false)), mean(&of(true)));
+    Ok((a - b).abs() / (a_var + b_var).sqrt())
+}
+
+pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
+    // An account that is not there, or has no password, and a wrong password for one that has.
+    let passwords = &Passwords::new();
+    let stored = &passwords.hash("correct horse battery staple").await?;
+    let guesses = 60 * effort.scale;
+    let log_in = async |known: bool| {
+        let verified = passwords.verify("a guess", known.then_some(stored.as_str())).await?;
+        ensure!(!verified.is_yes(), "a guess got in");
+        Ok(())
+    };
+    let log_in = &log_in;
+    Case::new("log_in_timing", "|t|", Better::Lower)
+        .subject("scale-session", move || t_of(guesses, log_in))
+        .subject("told apart", || ready(Ok(TOLD_APART)))
+        .target(1.0)
+        .measure(effort.rounds.min(3), report)
+        .await;
+
+    // A link whose seal is wrong at its last place, and one that is wrong at its first.
+    let tokens = &Tokens::new(Keys::new(&[7; 32])?, &Ledger::memory());
+    let good = tokens.make("reset", "user:7", &["hash"], Duration::from_hours(1))?;
+    let wrong_at = |place: usize| {
+        let mut bytes = good.clone().into_bytes();
+        bytes[place] = if bytes[place] == b'A' { b'B' } else { b'A' };
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    // It ends with 32 bytes of a MAC, in base64url.
+    let forged = &[wrong_at(good.len() - 42), wrong_at(good.len() - 2)];
+    let forgeries = 50_000 * effort.scale;
+    let redeem = async |late: bool| {
+        ensure!(tokens.redeem("reset", &forged[usize::from(late)], &["hash"]).await?.is_none(), "a forgery got in");
+        Ok(())
+    };
+    let redeem = &redeem;
+    Case::new("reset_timing", "|t|", Better::Lower)
+        .subject("scale-session", move || t_of(forgeries, redeem))
+        .subject("told apart", || ready(Ok(TOLD_APART)))
+        .target(1.0)
+        .measure(effort.rounds.min(3), report)
+        .await;
+    Ok(())
+}
