@@ -29,6 +29,14 @@ pub enum Error {
         /// Its size, bytes.
         size: usize,
     },
+    /// The payload could not be [sealed](crate::Seal).
+    #[error("job `{job}` cannot be sealed: {source}")]
+    Seal {
+        /// Its name.
+        job: &'static str,
+        /// The seal's words.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A chain has no job.
     #[error("a chain needs a job")]
     Empty,

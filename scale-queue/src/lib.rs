@@ -18,6 +18,7 @@ mod queue;
 mod retry;
 #[cfg(feature = "schedule")]
 mod schedule;
+mod seal;
 pub mod store;
 pub mod worker;
 
@@ -37,5 +38,6 @@ pub use queue::{Dead, Listing, Queue};
 pub use retry::Retry;
 #[cfg(feature = "schedule")]
 pub use schedule::{ScheduleError, Scheduler};
+pub use seal::Seal;
 pub use store::State;
 pub use worker::Worker;

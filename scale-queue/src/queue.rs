@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::gather::Gather;
 use crate::job::{Job, JobId};
 use crate::push::{Push, Pushed, Terms};
+use crate::seal::Sealer;
 use crate::store::{Cancellation, Corpse, End, Entry, Listed, MemoryStore, State, Stats, Store};
 
 /// The largest encoded job, bytes.
@@ -19,7 +20,7 @@ const PAGE: usize = 1_000;
 /// Dead jobs exhumed side by side: of 1 MiB each at the worst.
 const AT_ONCE: usize = 100;
 
-/// All queues of one application. Cloning costs two reference counts.
+/// All queues of one application. Cloning costs a few reference counts.
 ///
 /// ```
 /// # use scale_queue::{Job, Queue};
@@ -40,6 +41,7 @@ pub struct Queue {
     store: Arc<dyn Store>,
     gather: Arc<Gather>,
     carry: Option<Carry>,
+    sealer: Option<Sealer>,
 }
 
 #[derive(Clone)]
@@ -55,7 +57,7 @@ impl Queue {
     /// Jobs in a store of your choice.
     pub fn new(store: impl Store) -> Self {
         let store: Arc<dyn Store> = Arc::new(store);
-        Self { gather: Gather::new(Arc::clone(&store)), store, carry: None }
+        Self { gather: Gather::new(Arc::clone(&store)), store, carry: None, sealer: None }
     }
 
     /// Jobs of this process, gone with it.
@@ -173,7 +175,7 @@ impl Queue {
         // More than any store keeps, and still a number to all of them.
         let offset = offset.min(i32::MAX as usize);
         let corpses = if limit == 0 { Vec::new() } else { self.store.dead(queue, offset, limit.min(PAGE)).await? };
-        Ok(corpses.into_iter().map(Dead::new).collect())
+        Ok(corpses.into_iter().map(|corpse| Dead::new(self, corpse)).collect())
     }
 
     /// Lets a dead job wait again, its attempts forgotten. `false`: it was not there any more.
@@ -217,7 +219,7 @@ impl Queue {
     pub async fn jobs(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listing>, Error> {
         let offset = offset.min(i32::MAX as usize);
         let listed = self.store.list(checked(queue)?, state, offset, limit.min(PAGE)).await?;
-        Ok(listed.into_iter().map(Listing::new).collect())
+        Ok(listed.into_iter().map(|listed| Listing::new(self, listed)).collect())
     }
 
     /// Removes every job that waits or is scheduled, for good: none of them runs, none is among the dead. Returns how many. Jobs that run go
@@ -273,6 +275,20 @@ impl Queue {
         self.carry.as_ref().map_or_else(Vec::new, |carry| (carry.0)())
     }
 
+    pub(crate) fn with_sealer(mut self, sealer: Sealer) -> Self {
+        self.sealer = Some(sealer);
+        self
+    }
+
+    pub(crate) fn sealer(&self) -> Option<&Sealer> {
+        self.sealer.as_ref()
+    }
+
+    /// A payload for people to read.
+    fn shown(&self, payload: &[u8]) -> String {
+        if self.sealer.is_some() { "sealed".into() } else { String::from_utf8_lossy(payload).into_owned() }
+    }
+
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
@@ -282,6 +298,10 @@ impl Queue {
         if payload.len() > MAX_SIZE {
             return Err(Error::TooLarge { job: J::NAME, size: payload.len() });
         }
+        let payload = match &self.sealer {
+            Some(sealer) => sealer.0.seal(J::NAME, &payload).map_err(|source| Error::Seal { job: J::NAME, source })?,
+            None => payload,
+        };
         let extra = Extra { carried: self.carried(), ..Extra::default() };
         let body = Body { name: J::NAME.into(), payload, unique, last_error: None, then: Vec::new(), extra };
         Ok(Envelope { id: JobId::new(), failed: 0, pushed_ms: self.store.now_ms(), body })
@@ -334,7 +354,7 @@ pub struct Listing {
     pub id: Option<JobId>,
     /// What it is called; empty if its bytes cannot be read.
     pub name: String,
-    /// Its content, as JSON text.
+    /// Its content, as JSON text; not of a queue that is [sealed](Queue::sealed).
     pub payload: String,
     /// Attempts that have failed.
     pub failed: u16,
@@ -349,7 +369,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    fn new(listed: Listed) -> Self {
+    fn new(queue: &Queue, listed: Listed) -> Self {
         let Listed { bytes, due_ms, worker } = listed;
         let envelope = Envelope::decode(&bytes).ok();
         let (id, failed) = (envelope.as_ref().map(|e| e.id), envelope.as_ref().map_or(0, |e| e.failed));
@@ -358,7 +378,7 @@ impl Listing {
         Self {
             id,
             name: body.as_ref().map(|b| b.name.clone()).unwrap_or_default(),
-            payload: body.as_ref().map(|b| String::from_utf8_lossy(&b.payload).into_owned()).unwrap_or_default(),
+            payload: body.as_ref().map(|b| queue.shown(&b.payload)).unwrap_or_default(),
             failed,
             last_error: body.and_then(|b| b.last_error),
             pushed_ms,
@@ -376,7 +396,7 @@ pub struct Dead {
     pub id: Option<JobId>,
     /// What it was called; empty if its bytes cannot be read.
     pub name: String,
-    /// Its content, as JSON text.
+    /// Its content, as JSON text; not of a queue that is [sealed](Queue::sealed).
     pub payload: String,
     /// Attempts that had failed.
     pub failed: u16,
@@ -388,13 +408,13 @@ pub struct Dead {
 }
 
 impl Dead {
-    fn new(corpse: Corpse) -> Self {
+    fn new(queue: &Queue, corpse: Corpse) -> Self {
         let envelope = Envelope::decode(&corpse.bytes).ok();
         let body = envelope.as_ref().map(|e| &e.body);
         Self {
             id: envelope.as_ref().map(|e| e.id),
             name: body.map(|b| b.name.clone()).unwrap_or_default(),
-            payload: body.map(|b| String::from_utf8_lossy(&b.payload).into_owned()).unwrap_or_default(),
+            payload: body.map(|b| queue.shown(&b.payload)).unwrap_or_default(),
             failed: envelope.as_ref().map_or(0, |e| e.failed),
             reason: corpse.reason.clone(),
             died_ms: corpse.died_ms,

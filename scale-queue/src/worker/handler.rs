@@ -17,6 +17,7 @@ use crate::job::Job;
 use crate::limit::{self, Admission, Places};
 use crate::outcome::{BoxError, Discard, Ending, Later};
 use crate::retry::Retry;
+use crate::seal::Sealer;
 
 /// What layers see of a job: its name, its raw content, and the circumstances of the attempt.
 #[derive(Debug)]
@@ -132,7 +133,7 @@ async fn admitted<J: Job>(job: &J, context: &Context) -> Result<Option<Places>, 
 }
 
 /// One attempt, whatever the handler does.
-pub(crate) async fn attempt(route: Option<Route>, delivery: Delivery) -> Ending {
+pub(crate) async fn attempt(route: Option<Route>, sealer: Option<Sealer>, mut delivery: Delivery) -> Ending {
     let Some(Route { handler, timeout, .. }) = route else {
         return Ending::Failed(format!("no handler for `{}` on this worker", delivery.name).into());
     };
@@ -142,7 +143,13 @@ pub(crate) async fn attempt(route: Option<Route>, delivery: Delivery) -> Ending 
         return Ending::Skipped;
     }
     let cancelled = delivery.context.cancelled.clone();
-    let run = AssertUnwindSafe(tokio::time::timeout(timeout, handler.oneshot(delivery))).catch_unwind();
+    let work = async move {
+        if let Some(Sealer(seal)) = sealer {
+            delivery.payload = seal.open(&delivery.name, &delivery.payload)?;
+        }
+        handler.oneshot(delivery).await
+    };
+    let run = AssertUnwindSafe(tokio::time::timeout(timeout, work)).catch_unwind();
     tokio::select! {
         biased;
         () = cancelled.cancelled() => Ending::Cancelled,

@@ -29,6 +29,7 @@ use crate::error::Error;
 use crate::job::JobId;
 use crate::outcome::Ending;
 use crate::retry::Retry;
+use crate::seal::Sealer;
 use crate::store::{CANCELLED, Destination, Settlement, Stats, Store, Wake, WorkerId};
 
 /// Jobs leased beyond those that can run at once, at most.
@@ -52,6 +53,7 @@ pub(super) struct Engine {
     lease: Duration,
     grace: Duration,
     routes: Routes,
+    sealer: Option<Sealer>,
     running: HashMap<JobId, Running>,
     /// What was fetched beyond `concurrency`, for jobs that end faster than the store answers.
     prefetch: usize,
@@ -94,6 +96,7 @@ impl Engine {
             lease: worker.lease,
             grace: worker.grace,
             routes: worker.routes,
+            sealer: worker.queue.sealer().cloned(),
             running: HashMap::new(),
             prefetch: 0,
             ended: 0,
@@ -258,9 +261,9 @@ impl Engine {
             attempt = context.attempt,
         );
         let delivery = Delivery { name: body.name, payload: body.payload, context };
-        let finished = self.finished.clone();
+        let (finished, sealer) = (self.finished.clone(), self.sealer.clone());
         let work = async move {
-            let _ = finished.send((id, attempt(route, delivery).await));
+            let _ = finished.send((id, attempt(route, sealer, delivery).await));
         };
         tokio::spawn(work.instrument(span));
     }
