@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::{COOKIE, SET_COOKIE};
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
+use smallvec::SmallVec;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::config::{Config, OnStoreError};
+use crate::config::Config;
 use crate::error::Error;
-use crate::session::{Session, Verdict};
+use crate::session::Session;
 use crate::store::{MemoryStore, Store};
 
 /// Gives every request a [`Session`]. Cloning costs two reference counts.
@@ -92,6 +93,18 @@ impl SessionLayer {
 }
 
 impl SessionLayer {
+    /// A request's session, by its `Cookie` headers, for frameworks that tower does not reach; [`Session::close`] it when the request has
+    /// been answered. Nothing is asked of the store yet. `examples/actix` shows it.
+    pub fn open<'c>(&self, cookies: impl IntoIterator<Item = &'c [u8]>) -> Session {
+        let cookies = cookies.into_iter().filter_map(|cookie| HeaderValue::from_bytes(cookie).ok()).collect();
+        self.session(cookies)
+    }
+
+    fn session(&self, cookies: SmallVec<[HeaderValue; 1]>) -> Session {
+        let store = self.store.for_request().unwrap_or_else(|| Arc::clone(&self.store));
+        Session::new(store, Arc::clone(&self.config), cookies)
+    }
+
     pub(crate) fn store(&self) -> &dyn Store {
         &*self.store
     }
@@ -128,34 +141,19 @@ where
     }
 
     fn call(&mut self, mut request: Request<Req>) -> Self::Future {
-        let SessionLayer { store, config } = self.layer.clone();
         // Looked at when somebody asks for the session.
-        let cookies = request.headers().get_all(COOKIE).into_iter().cloned().collect();
-        let store = store.for_request().unwrap_or(store);
-        let session = Session::new(store, Arc::clone(&config), cookies);
+        let session = self.layer.session(request.headers().get_all(COOKIE).into_iter().cloned().collect());
         request.extensions_mut().insert(session.clone());
         let response = self.inner.call(request);
         Box::pin(async move {
             let mut response = response.await?;
             // The session is written whatever the handler answered: a 5xx does not undo what it did.
-            match session.finish().await {
-                Ok(verdict) => {
-                    let cookie = match verdict {
-                        Verdict::Leave => None,
-                        Verdict::Set(value) => config.cookie.set(&value, config.absolute_timeout),
-                        Verdict::Clear => config.cookie.clear(),
-                    };
-                    if let Some(cookie) = cookie {
-                        response.headers_mut().append(SET_COOKIE, cookie);
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the session could not be saved");
-                    metrics::counter!("scale_session_errors_total", "during" => "save").increment(1);
-                    if config.on_store_error == OnStoreError::Unavailable {
-                        response = Response::new(Res::default());
-                        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                    }
+            match session.close().await {
+                Ok(Some(cookie)) => drop(response.headers_mut().append(SET_COOKIE, cookie)),
+                Ok(None) => {}
+                Err(_) => {
+                    response = Response::new(Res::default());
+                    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
                 }
             }
             Ok(response)

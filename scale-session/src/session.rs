@@ -309,8 +309,26 @@ impl Session {
         Ok(false)
     }
 
-    /// Writes what changed. Called by the layer when the handler has returned.
-    pub(crate) async fn finish(&self) -> Result<Verdict, Error> {
+    /// Writes what changed, whatever was answered, and returns the `Set-Cookie` to send, if there is one. The layer calls it when the
+    /// handler has returned.
+    ///
+    /// # Errors
+    /// The changes could not be saved: answer with 503. Not if it is [configured](Config::on_store_error) that requests go on without.
+    pub async fn close(&self) -> Result<Option<HeaderValue>, Error> {
+        let Config { cookie, absolute_timeout, on_store_error, .. } = &*self.0.config;
+        match self.finish().await {
+            Ok(Verdict::Leave) => Ok(None),
+            Ok(Verdict::Set(value)) => Ok(cookie.set(&value, *absolute_timeout)),
+            Ok(Verdict::Clear) => Ok(cookie.clear()),
+            Err(error) => {
+                tracing::error!(%error, "the session could not be saved");
+                metrics::counter!("scale_session_errors_total", "during" => "save").increment(1);
+                if *on_store_error == OnStoreError::Unavailable { Err(error) } else { Ok(None) }
+            }
+        }
+    }
+
+    async fn finish(&self) -> Result<Verdict, Error> {
         match self.settle().await? {
             Verdict::Clear => Ok(Verdict::Clear),
             verdict => Ok(self.0.store.cookie()?.map_or(verdict, Verdict::Set)),

@@ -10,6 +10,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use sfv::{ItemSerializer, StringRef};
+use smallvec::SmallVec;
 
 use crate::decision::{Decision, Outcome};
 use crate::guard::bans::Ban;
@@ -18,8 +19,8 @@ use crate::policy::Policy;
 static POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 static LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
-/// A header as it is written.
-type Text = Vec<u8>;
+/// A header as it is written, on the stack if it is short.
+type Text = SmallVec<[u8; 96]>;
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +44,7 @@ pub(super) struct Headers {
 impl Headers {
     /// `known`: how the policy is told, if there is only one and it has been told before.
     pub(super) fn new(decision: &Decision, known: impl FnOnce(&Outcome) -> Option<HeaderValue>) -> Self {
-        let mut limits = Text::with_capacity(64);
+        let mut limits = Text::new();
         for outcome in told(decision) {
             let Some(name) = begin(&mut limits, outcome) else { continue };
             quote(&mut limits, name);
@@ -58,7 +59,7 @@ impl Headers {
             _ => None,
         };
         let policy = known.or_else(|| {
-            let mut policies = Text::with_capacity(64);
+            let mut policies = Text::new();
             for outcome in told(decision) {
                 let Some(name) = begin(&mut policies, outcome) else { continue };
                 quote(&mut policies, name);

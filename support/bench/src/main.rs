@@ -1,12 +1,13 @@
 //! The family side by side with its peers and with the bare limit, on the same servers in the same run.
 //!
-//! `cargo run --release -p scale-bench -- SUITE [--quick] [--json FILE]`
+//! `cargo run --release -p scale-bench -- SUITE [--quick] [--only CASE] [--json FILE] [--svg FOLDER]`
 //!
 //! Subjects of a case take turns (A B A B …), so that a machine whose speed drifts drifts for all. Printed are the median, the spread (half
 //! the range between the quartiles, as a share of the median) and the ratio: how many times *better* ours is, whatever is measured.
 
 mod measure;
 mod peer;
+mod plot;
 mod report;
 mod suites;
 
@@ -29,6 +30,9 @@ struct Arguments {
     /// Writes the figures there.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Draws the curves of `growth` into that folder.
+    #[arg(long)]
+    svg: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -38,6 +42,7 @@ enum Suite {
     Queue,
     Limit,
     Session,
+    Growth,
     All,
 }
 
@@ -83,6 +88,13 @@ async fn main() -> Result<()> {
     }
     if wants(Suite::Session) {
         reports.push(suites::session::run(effort).await?);
+    }
+    if wants(Suite::Growth) {
+        let report = suites::growth::run(effort).await?;
+        if let Some(folder) = &arguments.svg {
+            plot::draw(&report, folder)?;
+        }
+        reports.push(report);
     }
     for report in &reports {
         report.print();

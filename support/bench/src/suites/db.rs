@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use scale_db::page::Order;
-use scale_db::{Cursors, Db, Loader};
+use scale_db::{Builder, Cursors, Db, Loader};
 use sqlx::{Executor, FromRow, Postgres as Pg, QueryBuilder};
 use testkit::{Pooler, Postgres};
 
@@ -217,6 +217,27 @@ async fn select_through(pooler: &Result<Pooler>, count: usize) -> Result<f64> {
         Ok(pooler) => select_pool(&pooler.url(), true, Clock::Wall, count).await,
         Err(why) => anyhow::bail!("{why:#}"),
     }
+}
+
+/// Reads by how many replicas there are.
+pub(super) async fn replicas(effort: Effort, rounds: usize, report: &mut Report) -> Result<()> {
+    let server = Postgres::start(3).await?;
+    let table = "create table items (id bigint primary key, price bigint not null); \
+        insert into items select n, n % 1000 from generate_series(0, 299999) n";
+    server.node(0).sql(table).await?;
+    server.caught_up().await?;
+    let urls: Vec<_> = (0..4).map(|n| server.node(n).url()).collect();
+    let mut handles = Vec::new();
+    for replicas in 0..4 {
+        let builder = urls[1..=replicas].iter().fold(Db::<Pg>::builder(&urls[0]), Builder::replica);
+        handles.push(builder.connect().await?);
+    }
+    let mut case = Case::new("db_replicas", "us", Better::Lower);
+    for (replicas, db) in handles.iter().enumerate() {
+        case = case.subject(&replicas.to_string(), move || async move { Ok(1e6 / reads(db, 10_000 * effort.scale).await?) });
+    }
+    case.measure(rounds, report).await;
+    Ok(())
 }
 
 pub(crate) async fn run(effort: Effort) -> Result<Report> {

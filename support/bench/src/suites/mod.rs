@@ -2,6 +2,7 @@
 
 pub(crate) mod cache;
 pub(crate) mod db;
+pub(crate) mod growth;
 pub(crate) mod limit;
 pub(crate) mod queue;
 pub(crate) mod session;

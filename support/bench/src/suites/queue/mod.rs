@@ -91,7 +91,7 @@ async fn sql_process(server: &Postgres, count: usize) -> Result<f64> {
 }
 
 /// The same, with a backlog that stays: what is done is pushed again behind it.
-async fn process_behind(server: &Redis, backlog: usize, count: usize) -> Result<f64> {
+pub(super) async fn process_behind(server: &Redis, backlog: usize, count: usize) -> Result<f64> {
     let queue = Queue::connect(&server.url(), "bench").await?;
     let waiting = queue.stats("default").await?.waiting as usize;
     if waiting > backlog {

@@ -93,7 +93,7 @@ async fn cookie_of(app: &Router, path: &str) -> Result<HeaderValue> {
     Ok(pairs.rfind(|pair| !pair.ends_with('=')).context("no cookie was set")?.parse()?)
 }
 
-struct Subject {
+pub(super) struct Subject {
     app: Router,
     cookies: Arc<Vec<HeaderValue>>,
 }
@@ -108,7 +108,7 @@ impl Subject {
     }
 
     /// Requests a second.
-    async fn rate(&self, path: &'static str, count: usize) -> Result<f64> {
+    pub(super) async fn rate(&self, path: &'static str, count: usize) -> Result<f64> {
         let (app, cookies) = (self.app.clone(), Arc::clone(&self.cookies));
         concurrently(TASKS, count, move |n| {
             let (app, cookie) = (app.clone(), cookies[(n * 7_919) % cookies.len()].clone());
@@ -121,6 +121,18 @@ impl Subject {
             }
         })
         .await
+    }
+
+    /// Ours, with so many sessions and a thousand more, whose requests are asked.
+    pub(super) async fn filled(server: &Redis, sessions: usize) -> Result<Self> {
+        let app = ours(server).await?;
+        let all = app.clone();
+        concurrently(TASKS, sessions, move |_| {
+            let app = all.clone();
+            async move { cookie_of(&app, "/begin").await.map(drop) }
+        })
+        .await?;
+        Self::new(app, SESSIONS).await
     }
 
     /// Nanoseconds of a request that does not look at its session.
