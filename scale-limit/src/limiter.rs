@@ -9,11 +9,12 @@ use crate::breaker::Breaker;
 use crate::decision::{Decision, Outcome};
 use crate::denials::Denials;
 use crate::error::Error;
-use crate::lump::Lumps;
+use crate::lump::{Lumps, Spent};
 use crate::permit::Permits;
 use crate::policy::{OnError, Policy};
 use crate::rule::{Rule, Ruling};
 use crate::store::{Charge, Charged, Memory, Settle, Store, is_charged};
+use crate::task::go_on;
 
 /// Applies policies to keys. Cloning costs a few reference counts.
 ///
@@ -59,7 +60,7 @@ struct Shared {
 enum Known<'s> {
     Decision(Decision),
     /// What is known already, and the store to ask for the rest.
-    Part(SmallVec<[Option<Ruling>; 2]>, &'s Shared),
+    Part(SmallVec<[Option<Ruling>; 2]>, &'s Arc<Shared>),
 }
 
 type Charges<'a> = SmallVec<[Charge<'a>; 2]>;
@@ -112,7 +113,7 @@ impl Limiter {
         let charge = Charge::new(policy, key, 1);
         match self.shared {
             None => self.check_one(&charge),
-            Some(ref shared) => match shared.knows(&charge, self.memory.now()) {
+            Some(ref shared) => match self.knows(shared, &charge, self.memory.now()) {
                 Some(decision) => decision,
                 None => self.rule(&[charge]).await,
             },
@@ -186,6 +187,30 @@ impl Limiter {
         Decision::new(now, [Outcome::new(charge, &ruling)], permits)
     }
 
+    /// A decision on one charge, if it takes no waiting: the path of hot keys.
+    fn knows(&self, shared: &Arc<Shared>, charge: &Charge<'_>, now: u64) -> Option<Decision> {
+        let in_hand = leased(charge).and_then(|lease| self.spend(shared, charge, lease, now));
+        let denied = || shared.denials.find(charge, now).filter(|_| !charge.policy.is_dry_run());
+        let ruling = in_hand.or_else(denied)?;
+        charge.policy.count(ruling.admitted);
+        Some(Decision::new(now, [Outcome::new(charge, &ruling)], None))
+    }
+
+    /// Spends from the lump in hand; asks for the next one in good time.
+    fn spend(&self, shared: &Arc<Shared>, charge: &Charge<'_>, lease: Duration, now: u64) -> Option<Ruling> {
+        let Spent { ruling, wants } = shared.lumps.spend(charge, lease, now)?;
+        if let Some(wants) = wants.filter(|_| shared.breaker.lets_through(now)) {
+            let (this, shared, policy, key) = (self.clone(), Arc::clone(shared), charge.policy.clone(), charge.key.to_owned());
+            go_on(async move {
+                let charge = Charge { cost: wants, ..Charge::new(&policy, &key, 1) };
+                let answer = tokio::time::timeout(this.patience, shared.store.charge(&[charge], this.patience)).await;
+                let granted = answer.ok().and_then(Result::ok).and_then(|charged| Some(charged.rulings.first()?.granted));
+                shared.lumps.keep_next(&charge, granted.unwrap_or(0), lease, now);
+            });
+        }
+        Some(ruling)
+    }
+
     async fn rule(&self, charges: &[Charge<'_>]) -> Decision {
         let now = self.memory.now();
         let (mut rulings, shared) = match self.rule_now(charges, now) {
@@ -251,8 +276,7 @@ impl Limiter {
             .iter()
             .map(|charge| match charge.terms.rule {
                 Rule::Free => Some(Ruling::FREE),
-                _ if leased(charge).is_some() => shared.lumps.spend(charge, now),
-                _ => None,
+                _ => leased(charge).and_then(|lease| self.spend(shared, charge, lease, now)),
             })
             .collect();
         if rulings.iter().all(Option::is_some) {
@@ -353,17 +377,6 @@ fn decide(charges: &[Charge<'_>], rulings: &mut [Ruling], now: u64, everybody: b
         charge.policy.count(ruling.admitted);
     }
     Decision::new(now, charges.iter().zip(&*rulings).map(|(charge, ruling)| Outcome::new(charge, ruling)), permits)
-}
-
-impl Shared {
-    /// A decision on one charge, if it takes no waiting: the path of hot keys.
-    fn knows(&self, charge: &Charge<'_>, now: u64) -> Option<Decision> {
-        let in_hand = leased(charge).and_then(|_| self.lumps.spend(charge, now));
-        let denied = || self.denials.find(charge, now).filter(|_| !charge.policy.is_dry_run());
-        let ruling = in_hand.or_else(denied)?;
-        charge.policy.count(ruling.admitted);
-        Some(Decision::new(now, [Outcome::new(charge, &ruling)], None))
-    }
 }
 
 fn made<'a>(charges: &[(&'a Policy, &'a str, u32)]) -> Charges<'a> {

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use futures_util::FutureExt;
 use scale_limit::{Limiter, OnError, Policy};
 use testkit::{Proxy, Redis, RedisSentinel, eventually};
 
@@ -59,6 +60,34 @@ async fn a_slow_store_adds_its_patience_at_most() -> Result<()> {
     }
     // 5 × 20 ms, and what this machine adds; without the patience it were 20 s.
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    Ok(())
+}
+
+/// The store is 50 ms away, a lump lasts for a second: after the first ones, nobody waits.
+#[tokio::test]
+async fn a_key_in_demand_does_not_wait_for_its_next_lump() -> Result<()> {
+    let server = Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let limiter =
+        Limiter::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?.patience(Duration::from_secs(5));
+    let lease = Duration::from_secs(1);
+    let hot = Policy::per_second("hot", 1_000_000).leased(lease);
+    proxy.delay(Duration::from_millis(50));
+    let (start, mut last, mut waits) = (Instant::now(), Instant::now(), 0);
+    while start.elapsed() < lease * 4 {
+        let stalled = last.elapsed() > lease / 10;
+        last = Instant::now();
+        match limiter.check(&hot, "everybody").now_or_never() {
+            Some(decision) => assert!(decision.admitted),
+            None => {
+                // A machine that stood still lets a lump run out.
+                waits += usize::from(start.elapsed() > lease && !stalled);
+                assert!(limiter.check(&hot, "everybody").await.admitted);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(waits, 0, "checks that waited");
     Ok(())
 }
 
