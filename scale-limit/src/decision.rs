@@ -90,6 +90,12 @@ impl Outcome {
 }
 
 impl Decision {
+    /// One policy's.
+    pub(crate) fn one(at: u64, charge: &Charge<'_>, ruling: &Ruling, permits: Option<Permits>) -> Self {
+        let outcome = Outcome::new(charge, ruling);
+        Self { admitted: outcome.admitted, at, outcomes: SmallVec::from_buf([outcome]), permits: permits.map(Arc::new) }
+    }
+
     pub(crate) fn new(at: u64, outcomes: impl IntoIterator<Item = Outcome>, permits: Option<Permits>) -> Self {
         let outcomes: SmallVec<[Outcome; 1]> = outcomes.into_iter().collect();
         Self { admitted: outcomes.iter().all(|o| o.admitted), at, outcomes, permits: permits.map(Arc::new) }

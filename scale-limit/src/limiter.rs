@@ -184,7 +184,7 @@ impl Limiter {
         let ruling = if charge.terms.rule == Rule::Free { Ruling::FREE } else { self.memory.charge_one(now, charge) };
         charge.policy.count(ruling.admitted);
         let permits = self.places(&[*charge], &[ruling], true);
-        Decision::new(now, [Outcome::new(charge, &ruling)], permits)
+        Decision::one(now, charge, &ruling, permits)
     }
 
     /// A decision on one charge, if it takes no waiting: the path of hot keys.
@@ -193,7 +193,7 @@ impl Limiter {
         let denied = || shared.denials.find(charge, now).filter(|_| !charge.policy.is_dry_run());
         let ruling = in_hand.or_else(denied)?;
         charge.policy.count(ruling.admitted);
-        Some(Decision::new(now, [Outcome::new(charge, &ruling)], None))
+        Some(Decision::one(now, charge, &ruling, None))
     }
 
     /// Spends from the lump in hand; asks for the next one in good time.

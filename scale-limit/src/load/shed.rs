@@ -70,7 +70,7 @@ impl LoadShed {
     }
 
     /// How many may wait, and for how long in a burst. In overload, when somebody has had to wait all through 250 ms, waiting ends after the
-    /// best latency, but not before 3 ms; for [`Priority::High`] after four times that, but not before 15 ms.
+    /// best latency, but not before 2 ms; for [`Priority::High`] after four times that, but not before 16 ms.
     pub fn queue(self, longest: usize, patience: Duration) -> Self {
         Self { longest, patience, ..self }.queued()
     }

@@ -68,7 +68,7 @@ impl Memory {
     pub(crate) fn charge_one(&self, now: u64, charge: &Charge<'_>) -> Ruling {
         let place = self.table.place(charge.policy, charge.key);
         let mut shard = self.table.lock(place.shard());
-        let rule = charge.terms.rule;
+        let rule = &charge.terms.rule;
         let state = self.table.entry(&mut shard, place, (charge.policy, charge.key), || rule.fresh());
         rule.charge(state, now, charge.cost, charge.least).0
     }

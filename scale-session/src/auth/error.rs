@@ -21,6 +21,9 @@ pub enum Error {
     /// The ledger did not answer: nobody can know whether this was used before.
     #[error("the ledger: {0}")]
     Ledger(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What somebody may do could not be asked: nobody may.
+    #[error("permissions: {0}")]
+    Permissions(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The operating system gave no random bytes.
     #[error("the operating system gives no random bytes")]
     Random,

@@ -13,6 +13,7 @@
 //! | [`SignIns`] | sign out everywhere, in one step |
 //! | [`CsrfLayer`] | refuses what another site's page sends |
 //! | [`Access`] (feature `jwt`) | tokens for APIs: signed, short-lived, read without asking anybody |
+//! | [`Permissions`] | what somebody may do, asked of the application and its cache; a layer that lets through who may |
 //! | [`AuditLog`] | what happened, in an order and in words that nobody can change unseen |
 //!
 //! Limits on guessing are not here: they are the application's, and `scale-limit` has them (`LoginGuard`, and its limits for one-time
@@ -27,6 +28,7 @@
 //! | 64 send one code, token or recovery code at once, to several processes | one succeeds |
 //! | the ledger does not answer | [`Error::Ledger`]: nobody is let in on a guess |
 //! | all sign-ins of a user end | no stamp taken before holds on any server; one taken after does |
+//! | a permission is taken away, an account deleted | the next request that the application says so to is refused, on every server; of a deleted one the session ends |
 //! | a cookie to stay signed in is used twice | the family is revoked, unless it is the lost answer of a moment ago |
 //!
 //! # Against OWASP ASVS 5.0
@@ -47,6 +49,7 @@
 //! | 7.5.2 users see and end their sessions | [`Session::devices`](crate::Session::devices), [`revoke`](crate::Session::revoke) | `devices_are_listed_and_ended` |
 //! | 7.5.3 proved again before what matters | [`Session::is_proved_within`](crate::Session::is_proved_within) | `states_follow_one_another` |
 //! | 7.2.4 a new id at each sign-in | [`Session::sign_in`](crate::Session::sign_in) | `states_follow_one_another` |
+//! | 7.4.2 sessions of a deleted account end; 8.3.1 permissions are enforced by the server | [`Permissions`] | `a_permission_taken_away_and_a_deleted_user_count_on_all_servers` |
 //! | 9.1.1 tokens verified before they are believed, 9.1.2 algorithms allowed, 9.1.3 keys from here alone | [`Access`] | `algorithms_and_keys_are_ours_to_choose` |
 //! | 9.2.1 to 9.2.3 validity, type and audience of tokens | [`Access`] | `claims_are_there_and_what_they_should_be` |
 //! | 16.4.2 logs that cannot be changed | [`AuditLog`]: found out, not prevented | `of_a_million_records_any_change_is_found` |
@@ -59,6 +62,7 @@ pub mod csrf;
 mod error;
 pub mod ledger;
 pub mod password;
+pub mod permissions;
 pub mod recovery;
 pub mod remember;
 mod seal;
@@ -73,6 +77,7 @@ pub use self::csrf::CsrfLayer;
 pub use self::error::Error;
 pub use self::ledger::Ledger;
 pub use self::password::Passwords;
+pub use self::permissions::Permissions;
 pub use self::remember::Remember;
 pub use self::sign_ins::SignIns;
 pub use self::token::Tokens;
