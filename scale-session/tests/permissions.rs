@@ -34,7 +34,7 @@ impl Server {
     /// As an application would: rights from the database, through a cache that fails closed.
     async fn start(redis: &Redis, database: &Database) -> Result<Self> {
         let cache = Cache::connect(&redis.url(), "rights").await?;
-        let rights: Space<Option<Granted>> = cache.space("rights").options(Options::ttl(Duration::from_secs(60)).fail_closed());
+        let rights: Space<Option<Granted>> = cache.space("rights").options(Options::ttl(Duration::from_mins(1)).fail_closed());
         let database = Arc::clone(database);
         let permissions = Permissions::new(move |user: String| {
             let (rights, database) = (rights.clone(), Arc::clone(&database));
