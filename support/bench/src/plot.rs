@@ -27,7 +27,7 @@ fn curve(file: &Path, title: &str, points: &[(f64, f64)]) -> Result<(), Box<dyn 
     let root = SVGBackend::new(file, (640, 360)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root);
-    chart.caption(title, ("sans-serif", 18)).margin(12).x_label_area_size(32).y_label_area_size(56);
+    chart.caption(title, ("sans-serif", 18)).margin(12).margin_right(36).x_label_area_size(32).y_label_area_size(56);
     let size = |size: &f64| format!("{size:.0}");
     // Sizes that grow by tens are drawn so.
     if last.0 >= 1_000.0 {

@@ -5,7 +5,7 @@
 //! | `queue_backlog` | jobs that wait behind | a job done, Redis, concurrency 100 |
 //! | `session_count` | sessions in Redis | a request that reads its session, 200 under way |
 //! | `cache_tags` | tags of an entry | a hit of the second level, 64 under way |
-//! | `limit_keys` | keys that are counted | a check in process |
+//! | `limit_keys` | keys that are counted, asked in no order; from 917,504 on room must be made for each | a check in process |
 //! | `db_replicas` | replicas beside the primary | a read, 32 under way; **on two cores, which all servers share**: what reads on machines of their own would show is not in it |
 //!
 //! The first size is the subject, the others stand beside it: a ratio of 0.9 says that an operation costs a tenth more there.
