@@ -1,18 +1,21 @@
 //! What jobs share: batches, limits, progress, cancellation, a look at what is there. On every store.
 #![allow(clippy::unwrap_used)]
 
+mod batches;
+#[path = "../common/mod.rs"]
 mod common;
+mod seals;
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use batches::*;
 use common::{Log, Note, log_worker, running};
 use parking_lot::Mutex;
-use scale_queue::worker::BoxError;
-use scale_queue::{Context, Job, Limit, Queue, Retry, Seal, State, Worker};
+use scale_queue::{Context, Job, Limit, Queue, State, Worker};
+use seals::a_sealed_payload_is_read_by_its_workers_alone;
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 
@@ -30,180 +33,6 @@ async fn contract(queue: &Queue) -> Result<()> {
     balanced_order_starves_nobody(queue).await?;
     what_is_carried_arrives(queue).await?;
     a_sealed_payload_is_read_by_its_workers_alone(queue).await?;
-    Ok(())
-}
-
-/// A part of a batch: fails until `broken` is mended.
-#[derive(Clone, Serialize, Deserialize)]
-struct Part {
-    n: u32,
-    fails: bool,
-}
-
-impl Job for Part {
-    const NAME: &'static str = "part";
-    const QUEUE: &'static str = "parts";
-    const RETRY: Retry = Retry::never();
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-struct After {
-    what: String,
-}
-
-impl Job for After {
-    const NAME: &'static str = "after";
-    const QUEUE: &'static str = "after";
-}
-
-#[derive(Clone, Default)]
-struct Seen {
-    parts: Arc<Mutex<HashMap<u32, u32>>>,
-    after: Arc<Mutex<Vec<String>>>,
-    mended: Arc<AtomicBool>,
-}
-
-impl Seen {
-    fn worker(&self, queue: &Queue) -> Worker {
-        let (parts, after, mended) = (Arc::clone(&self.parts), Arc::clone(&self.after), Arc::clone(&self.mended));
-        Worker::new(queue)
-            .queues(["parts", "after"])
-            .concurrency(4)
-            .handle(move |part: Part, context: Context| {
-                assert!(context.batch.is_some());
-                *parts.lock().entry(part.n).or_default() += 1;
-                let fails = part.fails && !mended.load(SeqCst);
-                async move { if fails { Err("broken") } else { Ok(()) } }
-            })
-            .handle(move |job: After, _| {
-                after.lock().push(job.what);
-                async { Ok::<(), std::io::Error>(()) }
-            })
-    }
-
-    async fn after(&self, words: &[&str]) -> Result<()> {
-        let all = async || {
-            let mut seen = self.after.lock().clone();
-            seen.sort_unstable();
-            (seen == words).then_some(())
-        };
-        eventually("the jobs after a batch", all).await.with_context(|| format!("{:?}", self.after.lock()))
-    }
-}
-
-fn after(what: &str) -> After {
-    After { what: what.into() }
-}
-
-async fn a_batch_counts_each_job_once_and_is_followed_by_one_job(queue: &Queue) -> Result<()> {
-    let seen = Seen::default();
-    let workers = running((0..3).map(|_| seen.worker(queue)));
-    let parts = (0..600).map(|n| Part { n, fails: false });
-    let batch = queue.batch().jobs(parts).then(after("then")).catch(after("catch")).finally(after("finally"));
-    let id = batch.push().await?;
-    seen.after(&["finally", "then"]).await?;
-    let status = queue.batch_status(&id).await?.unwrap();
-    assert_eq!((status.total, status.done, status.dead, status.cancelled), (600, 600, 0, false));
-    assert!(status.is_over() && (status.fraction() - 1.0).abs() < 1e-9);
-    assert!(seen.parts.lock().len() == 600 && seen.parts.lock().values().all(|runs| *runs == 1));
-    assert_eq!(queue.batch_status("unknown").await?, None);
-    assert!(!queue.cancel_batch("unknown").await?);
-    assert!(queue.batch().push().await.is_err(), "a batch of nothing");
-    workers.stop().await
-}
-
-async fn a_death_cancels_a_batch_and_a_revival_completes_it(queue: &Queue) -> Result<()> {
-    let seen = Seen::default();
-    queue.pause("parts").await?;
-    let id = {
-        let parts = (0..50).map(|n| Part { n, fails: n == 0 });
-        queue.batch().jobs(parts).then(after("then")).catch(after("catch")).finally(after("finally")).push().await?
-    };
-    queue.resume("parts").await?;
-    let workers = running([seen.worker(queue).concurrency(1)]);
-    seen.after(&["catch", "finally"]).await?;
-    let status = queue.batch_status(&id).await?.unwrap();
-    assert_eq!((status.done, status.dead, status.cancelled), (49, 1, true), "those that had not begun ended unrun");
-    assert!(seen.parts.lock().len() < 50, "{}", seen.parts.lock().len());
-    seen.mended.store(true, SeqCst);
-    let dead = queue.dead("parts", 0, 10).await?.pop().unwrap();
-    queue.revive("parts", &dead).await?;
-    seen.after(&["catch", "finally", "then"]).await?;
-    assert_eq!(queue.batch_status(&id).await?.unwrap().dead, 0);
-    workers.stop().await
-}
-
-async fn a_lenient_batch_goes_on(queue: &Queue) -> Result<()> {
-    let seen = Seen::default();
-    let parts = (0..30).map(|n| Part { n, fails: n % 10 == 0 });
-    let batch = queue.batch().jobs(parts).allow_failures().then(after("then")).finally(after("finally"));
-    let id = batch.push().await?;
-    let workers = running([seen.worker(queue)]);
-    seen.after(&["finally"]).await?;
-    let status = queue.batch_status(&id).await?.unwrap();
-    assert_eq!((status.done, status.dead, status.cancelled), (27, 3, false));
-    assert_eq!(seen.parts.lock().len(), 30);
-    workers.stop().await?;
-    assert_eq!(queue.forget_all("parts").await?, 3);
-    Ok(())
-}
-
-async fn a_batch_pushed_twice_is_one(queue: &Queue) -> Result<()> {
-    let seen = Seen::default();
-    for _ in 0..2 {
-        let parts = (0..10).map(|n| Part { n, fails: false });
-        assert_eq!(queue.batch().jobs(parts).named("import.7").then(after("then")).push().await?, "import.7");
-    }
-    let workers = running([seen.worker(queue)]);
-    seen.after(&["then"]).await?;
-    workers.stop().await?;
-    assert_eq!(queue.stats("parts").await?.waiting, 0);
-    assert!(seen.parts.lock().values().all(|runs| *runs == 1));
-    assert!(queue.batch().named("no spaces").job(Part { n: 1, fails: false }).push().await.is_err());
-    Ok(())
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-struct Deadly;
-
-impl Job for Deadly {
-    const NAME: &'static str = "deadly";
-    const QUEUE: &'static str = "deadly";
-    const RETRY: Retry = Retry::exponential(20).first(Duration::from_millis(1)).longest(Duration::from_millis(1));
-}
-
-async fn a_job_that_kills_its_workers_is_given_up_and_its_batch_hears_of_it(queue: &Queue) -> Result<()> {
-    let seen = Seen::default();
-    let last = Arc::new(AtomicUsize::new(0));
-    let worker = || {
-        let last = Arc::clone(&last);
-        seen.worker(queue).queues(["deadly", "after"]).lease(Duration::from_millis(300)).handle(
-            move |_: Deadly, context: Context| {
-                let last = Arc::clone(&last);
-                async move {
-                    last.store(context.attempt.into(), SeqCst);
-                    if context.attempt == 20 {
-                        // It takes its worker along.
-                        std::future::pending::<()>().await;
-                    }
-                    Err::<(), _>("not yet")
-                }
-            },
-        )
-    };
-    let id = queue.batch().job(Deadly).catch(after("catch")).finally(after("finally")).push().await?;
-    let doomed = running([worker()]);
-    eventually("its last attempt", async || (last.load(SeqCst) == 20).then_some(())).await?;
-    doomed.kill();
-    let workers = running([worker()]);
-    seen.after(&["catch", "finally"]).await?;
-    let dead = eventually("its death", async || queue.dead("deadly", 0, 10).await.ok()?.pop()).await?;
-    assert_eq!((dead.reason.as_str(), dead.failed), ("its workers died too often", 20));
-    assert_eq!(last.load(SeqCst), 20, "it was tried once more");
-    let status = queue.batch_status(&id).await?.unwrap();
-    assert_eq!((status.done, status.dead), (0, 1));
-    workers.stop().await?;
-    assert_eq!(queue.forget_all("deadly").await?, 1);
     Ok(())
 }
 
@@ -405,69 +234,6 @@ async fn balanced_order_starves_nobody(queue: &Queue) -> Result<()> {
     workers.stop().await?;
     assert_eq!(log.sorted().len(), 400, "all are done, and none starved");
     Ok(())
-}
-
-/// No cipher, but enough to see who has passed it.
-struct Turned(u8);
-
-impl Seal for Turned {
-    fn seal(&self, job: &str, payload: &[u8]) -> Result<Vec<u8>, BoxError> {
-        if payload.len() > 1_000 {
-            return Err("too much for this seal".into());
-        }
-        Ok([&[self.0], job.as_bytes(), payload].concat().iter().map(|byte| byte ^ 0xA5).collect())
-    }
-
-    fn open(&self, job: &str, sealed: &[u8]) -> Result<Vec<u8>, BoxError> {
-        let bytes: Vec<u8> = sealed.iter().map(|byte| byte ^ 0xA5).collect();
-        let payload = bytes.strip_prefix(&[self.0]).and_then(|rest| rest.strip_prefix(job.as_bytes()));
-        payload.map(<[u8]>::to_vec).ok_or_else(|| "not sealed with this key".into())
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-struct Secret {
-    text: String,
-}
-
-impl Job for Secret {
-    const NAME: &'static str = "secret";
-    const QUEUE: &'static str = "secrets";
-    const RETRY: Retry = Retry::exponential(3).first(Duration::from_millis(1)).longest(Duration::from_millis(1));
-}
-
-async fn a_sealed_payload_is_read_by_its_workers_alone(queue: &Queue) -> Result<()> {
-    let secret = || Secret { text: "4929-8765".into() };
-    let (sealed, other) = (queue.clone().sealed(Turned(1)), queue.clone().sealed(Turned(2)));
-    sealed.push(secret()).await?;
-    sealed.chain().then(secret()).then(secret()).push().await?;
-    sealed.push_many([secret()]).await?;
-    let much = sealed.push(Secret { text: "x".repeat(2_000) }).await.unwrap_err();
-    assert_eq!(much.to_string(), "job `secret` cannot be sealed: too much for this seal");
-    for (handle, shown) in [(&sealed, true), (queue, false)] {
-        let listed = handle.jobs("secrets", State::Waiting, 0, 10).await?;
-        assert_eq!(listed.len(), 3);
-        assert!(listed.iter().all(|job| !job.payload.contains("4929") && (job.payload == "sealed") == shown), "{listed:?}");
-    }
-    let read = Arc::new(Mutex::new(Vec::new()));
-    let worker = |queue: &Queue| {
-        let read = Arc::clone(&read);
-        Worker::new(queue).queues(["secrets"]).handle(move |job: Secret, _| {
-            read.lock().push(job.text);
-            async { Ok::<(), std::io::Error>(()) }
-        })
-    };
-    // With another key it is a failure like any other; with the right one it goes on.
-    let workers = running([worker(&other)]);
-    let dead = eventually("the dead", async || queue.dead("secrets", 0, 10).await.ok().filter(|dead| dead.len() == 3)).await?;
-    assert!(dead.iter().all(|dead| dead.reason == "not sealed with this key" && dead.failed == 3), "{dead:?}");
-    workers.stop().await?;
-    assert!(read.lock().is_empty());
-    assert_eq!(queue.revive_all("secrets").await?, 3);
-    let workers = running([worker(&sealed)]);
-    eventually("all to be read, the chain to its end", async || (read.lock().len() == 4).then_some(())).await?;
-    assert!(read.lock().iter().all(|text| text == "4929-8765"));
-    workers.stop().await
 }
 
 async fn what_is_carried_arrives(queue: &Queue) -> Result<()> {
