@@ -36,6 +36,16 @@ async fn t_of(count: usize, mut one: impl AsyncFnMut(bool) -> Result<()>) -> Res
     Ok((a - b).abs() / (a_var + b_var).sqrt())
 }
 
+async fn told_apart(name: &str, count: usize, one: impl AsyncFn(bool) -> Result<()>, effort: Effort, report: &mut Report) {
+    let one = &one;
+    Case::new(name, "|t|", Better::Lower)
+        .subject("scale-session", move || t_of(count, one))
+        .subject("told apart", || ready(Ok(TOLD_APART)))
+        .target(1.0)
+        .measure(effort.rounds.min(3), report)
+        .await;
+}
+
 pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     // An account that is not there, or has no password, and a wrong password for one that has.
     let passwords = &Passwords::new();
@@ -46,13 +56,7 @@ pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
         ensure!(!verified.is_yes(), "a guess got in");
         Ok(())
     };
-    let log_in = &log_in;
-    Case::new("log_in_timing", "|t|", Better::Lower)
-        .subject("scale-session", move || t_of(guesses, log_in))
-        .subject("told apart", || ready(Ok(TOLD_APART)))
-        .target(1.0)
-        .measure(effort.rounds.min(3), report)
-        .await;
+    told_apart("log_in_timing", guesses, log_in, effort, report).await;
 
     // A link whose seal is wrong at its last place, and one that is wrong at its first.
     let tokens = &Tokens::new(Keys::new(&[7; 32])?, &Ledger::memory());
@@ -69,12 +73,6 @@ pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
         ensure!(tokens.redeem("reset", &forged[usize::from(late)], &["hash"]).await?.is_none(), "a forgery got in");
         Ok(())
     };
-    let redeem = &redeem;
-    Case::new("reset_timing", "|t|", Better::Lower)
-        .subject("scale-session", move || t_of(forgeries, redeem))
-        .subject("told apart", || ready(Ok(TOLD_APART)))
-        .target(1.0)
-        .measure(effort.rounds.min(3), report)
-        .await;
+    told_apart("reset_timing", forgeries, redeem, effort, report).await;
     Ok(())
 }
