@@ -9,8 +9,6 @@
 //! | a worker dies between a job and its count | the job is done again, and counted once |
 //! | a push of the batch fails half way, or its process dies | push it again under the same [name](Batch::named): jobs that are there are not doubled |
 //! | nothing happens for 7 days | the batch is forgotten; jobs of it that are left still run |
-//!
-//! A job that killed its workers 20 times is buried without anybody to count it: `finally` does not come then, until it is revived.
 
 use std::time::Duration;
 
@@ -19,11 +17,12 @@ use serde::{Deserialize, Serialize};
 use crate::envelope::{Envelope, Extra, Link, Place};
 use crate::error::Error;
 use crate::job::{Job, JobId};
+use crate::presence::{self, Kind};
 use crate::queue::{Queue, checked};
 use crate::store::{End, Entry, NewBatch, Store, Tally};
 
 /// How long a batch is remembered after its last change.
-const LIFE: Duration = Duration::from_hours(7 * 24);
+pub(crate) const LIFE: Duration = Duration::from_hours(7 * 24);
 /// Jobs at most: two bits each are kept of them.
 const LARGEST: usize = 10_000_000;
 
@@ -197,6 +196,8 @@ impl Batch<'_> {
         let plan = rmp_serde::to_vec(&plan).map_err(Error::store)?;
         let total = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
         queue.store().open_batch(&id, NewBatch { total, lenient, plan: &plan, life: LIFE }).await?;
+        let pushed = presence::Pushed { pushed_ms: queue.store().now_ms() };
+        presence::announce(&**queue.store(), Kind::Batch, &id, &pushed).await;
         for (name, entries) in by_queue(&id, jobs) {
             for thousand in entries.chunks(1_000) {
                 let holders = queue.store().push(&name, thousand).await?;

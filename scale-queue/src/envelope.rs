@@ -17,6 +17,10 @@ use crate::job::JobId;
 
 const VERSION: u8 = 1;
 const HEAD: usize = 25;
+/// Failures that a job carries along.
+const REMEMBERED: usize = 10;
+/// Characters of each.
+const REASON: usize = 300;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Envelope {
@@ -55,6 +59,19 @@ pub(crate) struct Extra {
     pub(crate) attempts: Option<u16>,
     #[serde(default)]
     pub(crate) timeout_ms: Option<u64>,
+    /// How earlier attempts failed, the last [`REMEMBERED`] of them, the latest last.
+    #[serde(default)]
+    pub(crate) failures: Vec<Failure>,
+}
+
+/// How an attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Failure {
+    /// When: ms since 1970.
+    pub at_ms: u64,
+    /// Why, in 300 characters.
+    pub reason: String,
 }
 
 /// Which job of which batch.
@@ -116,6 +133,14 @@ pub(crate) enum Unreadable {
 }
 
 impl Envelope {
+    /// An attempt has failed: counts it.
+    pub(crate) fn fail(&mut self, reason: &str, at_ms: u64) {
+        self.failed = self.failed.saturating_add(1);
+        let failures = &mut self.body.extra.failures;
+        failures.drain(..(failures.len() + 1).saturating_sub(REMEMBERED));
+        failures.push(Failure { at_ms, reason: reason.chars().take(REASON).collect() });
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD + 16 + self.body.name.len() + self.body.payload.len());
         bytes.push(VERSION);

@@ -37,6 +37,9 @@ pub enum Error {
         /// The seal's words.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A worker was given a bound for a queue that it does not serve.
+    #[error("`{0}` is not among the worker's queues")]
+    NotServed(String),
     /// A chain has no job.
     #[error("a chain needs a job")]
     Empty,

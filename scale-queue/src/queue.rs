@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 
 use crate::batch;
-use crate::envelope::{Body, Envelope, Extra};
+use crate::envelope::{Body, Envelope, Extra, Failure};
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::job::{Job, JobId};
@@ -360,6 +360,8 @@ pub struct Listing {
     pub failed: u16,
     /// Why the last one did.
     pub last_error: Option<String>,
+    /// How the last ten of them did, the latest last.
+    pub failures: Vec<Failure>,
     /// When it was pushed: ms since 1970.
     pub pushed_ms: u64,
     /// When it is due, of a scheduled one: ms since 1970.
@@ -380,6 +382,7 @@ impl Listing {
             name: body.as_ref().map(|b| b.name.clone()).unwrap_or_default(),
             payload: body.as_ref().map(|b| queue.shown(&b.payload)).unwrap_or_default(),
             failed,
+            failures: body.as_ref().map(|b| b.extra.failures.clone()).unwrap_or_default(),
             last_error: body.and_then(|b| b.last_error),
             pushed_ms,
             due_ms,
@@ -400,6 +403,8 @@ pub struct Dead {
     pub payload: String,
     /// Attempts that had failed.
     pub failed: u16,
+    /// How the last ten of them did, the latest last.
+    pub failures: Vec<Failure>,
     /// Why it was given up.
     pub reason: String,
     /// When: ms since 1970.
@@ -416,6 +421,7 @@ impl Dead {
             name: body.map(|b| b.name.clone()).unwrap_or_default(),
             payload: body.map(|b| queue.shown(&b.payload)).unwrap_or_default(),
             failed: envelope.as_ref().map_or(0, |e| e.failed),
+            failures: body.map(|b| b.extra.failures.clone()).unwrap_or_default(),
             reason: corpse.reason.clone(),
             died_ms: corpse.died_ms,
             corpse,

@@ -18,9 +18,11 @@ use croner::Cron;
 use futures_util::future::{BoxFuture, join_all};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, Zoned};
+use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::job::Job;
+use crate::presence::{self, Kind, ScheduleStatus};
 use crate::push::Terms;
 use crate::queue::Queue;
 use crate::store::Entry;
@@ -92,6 +94,8 @@ struct Task {
     name: String,
     rule: Rule,
     make: Make,
+    /// For people to read; when it fires next is not known yet.
+    about: ScheduleStatus,
 }
 
 /// Pushes jobs when they are due. Run it in every process: each moment's job is pushed once all the same.
@@ -150,17 +154,19 @@ impl Scheduler {
             .build()
             .parse(expression)
             .map_err(|e| wrong(e.to_string()))?;
+        let zone_name = zone;
         let zone = TimeZone::get(zone).map_err(|_| ScheduleError::Zone(zone.into()))?;
         let rule = Rule::Cron(Box::new(cron), zone);
         if rule.after(Timestamp::now()).is_none() {
             return Err(wrong("it never comes".into()));
         }
-        Ok(self.task(name, rule, job))
+        Ok(self.task(name, rule, format!("{expression} ({zone_name})"), job))
     }
 
     /// A job every so often, at whole multiples of the period since 1970 (UTC). At least a millisecond.
     pub fn every<J: Job>(self, name: &str, period: Duration, job: impl Fn() -> J + Send + Sync + 'static) -> Self {
-        self.task(name, Rule::Every(period.max(Duration::from_millis(1))), job)
+        let period = period.max(Duration::from_millis(1));
+        self.task(name, Rule::Every(period), format!("every {period:?}"), job)
     }
 
     /// How far back a start looks for a moment at which nobody was there; the last one is then made up for. Default: not at all; a day
@@ -170,12 +176,13 @@ impl Scheduler {
         self
     }
 
-    fn task<J: Job>(mut self, name: &str, rule: Rule, job: impl Fn() -> J + Send + Sync + 'static) -> Self {
+    fn task<J: Job>(mut self, name: &str, rule: Rule, words: String, job: impl Fn() -> J + Send + Sync + 'static) -> Self {
         let make: Make = Arc::new(move |queue| {
             let (_, entry) = queue.entry(&job(), Terms { unique_for: REMEMBERED, ..Terms::default() })?;
             Ok((J::QUEUE, entry))
         });
-        self.tasks.push(Task { name: name.into(), rule, make });
+        let about = ScheduleStatus { name: String::new(), rule: words, job: J::NAME.into(), queue: J::QUEUE.into(), next_ms: 0 };
+        self.tasks.push(Task { name: name.into(), rule, make, about });
         self
     }
 
@@ -200,11 +207,16 @@ impl Scheduler {
         if let Some(missed) = task.rule.last(from, start) {
             self.fire(task, missed, start + SignedDuration::from_mins(1)).await;
         }
+        let mut said: Option<Instant> = None;
         while let Some(next) = task.rule.after(at) {
             loop {
                 let left = next.as_millisecond() - self.queue.store().now_ms() as i64;
                 if left <= 0 {
                     break;
+                }
+                if said.is_none_or(|at| at.elapsed() >= presence::SOONEST) {
+                    said = Some(Instant::now());
+                    self.announce(task, next);
                 }
                 // In steps: a clock that is set while we sleep must not be slept through.
                 tokio::time::sleep(Duration::from_millis(left as u64).min(Duration::from_mins(1))).await;
@@ -213,6 +225,13 @@ impl Scheduler {
             self.fire(task, next, until).await;
             at = next;
         }
+    }
+
+    /// Says that it is kept, beside the work: a slow store must not make a job late.
+    fn announce(&self, task: &Task, next: Timestamp) {
+        let about = ScheduleStatus { next_ms: next.as_millisecond().max(0) as u64, ..task.about.clone() };
+        let (store, name) = (Arc::clone(self.queue.store()), task.name.clone());
+        tokio::spawn(async move { presence::announce(&*store, Kind::Schedule, &name, &about).await });
     }
 
     /// Pushes the job of a moment, tried until the next one.

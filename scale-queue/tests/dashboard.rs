@@ -54,9 +54,9 @@ async fn it_shows_and_changes_what_it_may() -> Result<()> {
     );
     assert_eq!(overview["queues"][0]["dead"], 1);
     let (_, dead) = call(&reader, "GET", "/api/queues/default/dead", &[]).await;
-    assert_eq!(dead["dead"][0]["reason"], "<b>no</b>");
-    let id = dead["dead"][0]["id"].as_str().unwrap().to_owned();
-    assert_eq!(call(&reader, "GET", "/api/queues/default/dead?offset=1", &[]).await.1["dead"], json!([]));
+    assert_eq!(dead["jobs"][0]["reason"], "<b>no</b>");
+    let id = dead["jobs"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(call(&reader, "GET", "/api/queues/default/dead?offset=1", &[]).await.1["jobs"], json!([]));
 
     let revive = format!("/api/queues/default/dead/{id}/revive");
     let admin = ("who", "admin");
@@ -78,7 +78,7 @@ async fn it_shows_and_changes_what_it_may() -> Result<()> {
         assert_eq!(call(&writer, "POST", all, &[OURS, admin]).await.1, json!({ "done": true }));
     }
     let far = format!("/api/queues/default/dead?offset={}", u64::MAX);
-    assert_eq!(call(&reader, "GET", &far, &[]).await.1["dead"], json!([]));
+    assert_eq!(call(&reader, "GET", &far, &[]).await.1["jobs"], json!([]));
     call(&writer, "POST", "/api/queues/default/pause", &[OURS, admin]).await;
     assert!(queue.stats("default").await?.paused);
 
@@ -126,6 +126,56 @@ async fn jobs_are_listed_cancelled_and_drained() -> Result<()> {
     assert_eq!(call(&writer, "POST", &format!("{path}/cancel"), &[OURS]).await.1, json!({ "done": true }));
     assert_eq!(call(&reader, "GET", &path, &[]).await.1["cancelled"], true);
     assert_eq!(call(&reader, "GET", "/api/batches/unknown", &[]).await.0, StatusCode::NOT_FOUND);
+    Ok(())
+}
+
+#[tokio::test]
+async fn jobs_are_searched_in_steps() -> Result<()> {
+    let queue = Queue::memory();
+    queue.push_many((0..2_500).map(|n| Doomed { html: format!("order {n}.") })).await?;
+    let reader = Dashboard::new(&queue);
+    let search = async |query: &str| call(&reader, "GET", &format!("/api/queues/default/waiting?{query}"), &[]).await.1;
+    let page = search("").await;
+    assert_eq!((page["jobs"].as_array().unwrap().len(), &page["next"]), (50, &json!(50)));
+    // In upper case, encoded, and beyond what one answer looks through.
+    let first = search("search=ORDER%202400.").await;
+    assert_eq!(first, json!({ "jobs": [], "next": 2_000 }));
+    let second = search("search=order+2400.&offset=2000").await;
+    assert_eq!((&second["jobs"][0]["payload"], &second["next"]), (&json!(r#"{"html":"order 2400."}"#), &Value::Null));
+    // More than a page of it: none is skipped between two answers.
+    let (mut seen, mut offset) = (0, 0);
+    loop {
+        let page = search(&format!("search=order%2011&offset={offset}")).await;
+        seen += page["jobs"].as_array().unwrap().len();
+        let Some(next) = page["next"].as_u64() else { break };
+        assert!(next > offset, "{page}");
+        offset = next;
+    }
+    assert_eq!(seen, 111, "order 11, 110 to 119 and 1100 to 1199");
+    assert_eq!(search("offset=99999999999999999999&search=%ff%00").await, json!({ "jobs": [], "next": 2_000 }));
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_is_there_is_listed_until_it_goes() -> Result<()> {
+    let queue = Queue::memory();
+    let reader = Dashboard::new(&queue);
+    let get = async |path: &str| call(&reader, "GET", &format!("/api/{path}"), &[]).await.1;
+    assert_eq!(get("workers").await, json!({ "workers": [] }));
+    let worker = Worker::new(&queue).name("web-1").queues(["high", "low"]).concurrency(3);
+    let workers = running([worker.handle(|_: Doomed, _| async { Ok::<(), std::io::Error>(()) })]);
+    let there = eventually("the worker to be there", async || get("workers").await["workers"].get(0).cloned()).await?;
+    assert!(there["id"].as_str().unwrap().starts_with("web-1-"), "{there}");
+    assert_eq!((&there["queues"], &there["concurrency"]), (&json!(["high", "low"]), &json!(3)));
+    workers.stop().await?;
+    assert_eq!(get("workers").await, json!({ "workers": [] }), "it has said that it goes");
+
+    for name in ["first", "second"] {
+        queue.batch().named(name).job(Doomed { html: name.into() }).push().await?;
+    }
+    let batches = get("batches").await;
+    assert_eq!((&batches["batches"][0]["id"], &batches["batches"][1]["total"]), (&json!("second"), &json!(1)), "{batches}");
+    assert_eq!(get("batches?offset=50").await, json!({ "batches": [], "next": null }));
     Ok(())
 }
 

@@ -122,6 +122,46 @@ async fn a_dead_workers_jobs_come_back() -> Result<()> {
     Ok(())
 }
 
+/// Two stores share nothing but the database, as two processes do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_process_pushes_and_cancels() -> Result<()> {
+    let server = Postgres::start(0).await?;
+    let folder = tempfile::tempdir()?;
+    for url in [server.node(0).url(), format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display())] {
+        let (here, there) = (Queue::connect(&url, "test").await?, Queue::connect(&url, "test").await?);
+        let hang = |_: Note, _| std::future::pending::<Result<(), std::io::Error>>();
+        let lease = Duration::from_millis(300);
+        let worker = || Worker::new(&here).queues(["notes"]).lease(lease).handle(hang);
+        let dying = running([worker()]);
+        let leased = async |count| {
+            eventually("jobs to be leased", async || (here.stats("notes").await.ok()?.leased == count).then_some(())).await
+        };
+        let dead =
+            async |count| eventually("dead ones", async || (here.stats("notes").await.ok()?.dead == count).then_some(())).await;
+        // Pushed there, the worker here takes it within the time of its watch, not of its safety look.
+        let start = std::time::Instant::now();
+        let first = there.push(Note { n: 1 }).await?.id;
+        leased(1).await?;
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        assert!(there.cancel("notes", first).await?);
+        dead(1).await?;
+        // One whose worker is gone before it hears of it: whoever takes it next ends it.
+        let second = there.push(Note { n: 2 }).await?.id;
+        leased(1).await?;
+        dying.kill();
+        assert!(there.cancel("notes", second).await?);
+        let workers = running([worker()]);
+        dead(2).await?;
+        assert!(here.dead("notes", 0, 10).await?.iter().all(|dead| dead.reason == "cancelled"));
+        // Revived, it is a job like any other.
+        let revived = here.dead("notes", 0, 1).await?.remove(0);
+        assert!(here.revive("notes", &revived).await?);
+        leased(1).await?;
+        workers.kill();
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_of_postgres_is_survived() -> Result<()> {
     let server = Postgres::start(0).await?;

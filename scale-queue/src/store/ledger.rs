@@ -6,6 +6,9 @@ use async_trait::async_trait;
 
 use crate::error::Error;
 
+/// How many of a kind are known to be there.
+pub const MOST_PRESENT: usize = 10_000;
+
 /// How a job of a batch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -64,6 +67,15 @@ pub trait Ledger: Send + Sync {
 
     /// Gives a place back.
     async fn release(&self, key: &str, holder: &str) -> Result<(), Error>;
+
+    /// Says of something that it is there, until `life` has passed without saying so again. Of a kind, the newest [`MOST_PRESENT`] are known.
+    async fn announce(&self, kind: &str, name: &str, about: &[u8], life: Duration) -> Result<(), Error>;
+
+    /// It is not there any more.
+    async fn withdraw(&self, kind: &str, name: &str) -> Result<(), Error>;
+
+    /// What is there of a kind: names and what was said about them, the last announced first.
+    async fn present(&self, kind: &str, offset: usize, limit: usize) -> Result<Vec<(String, Vec<u8>)>, Error>;
 
     /// Notes something for a while.
     async fn note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error>;

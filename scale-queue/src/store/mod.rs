@@ -21,7 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-pub use self::ledger::{End, Ledger, NewBatch, Tally};
+pub use self::ledger::{End, Ledger, MOST_PRESENT, NewBatch, Tally};
 pub use self::memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;

@@ -1,4 +1,4 @@
-//! One queue as a worker sees it, and the choice between several. Pure: the engine does the talking.
+//! One queue as a worker sees it. Pure: the engine does the talking.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Order;
 use crate::envelope::{Envelope, Place};
 use crate::store::{End, Entry, Settlement};
 
@@ -38,6 +37,14 @@ impl From<Settlement> for Ended {
 pub(super) struct Lane {
     pub(super) name: Arc<str>,
     pub(super) weight: u32,
+    /// Places kept for it.
+    pub(super) least: usize,
+    /// Places it may have.
+    pub(super) most: usize,
+    /// Jobs to be leased beyond those places: they end faster than the store answers.
+    pub(super) ahead: usize,
+    /// Jobs that have ended during the exchange.
+    pub(super) ended: usize,
     /// Leased, not begun.
     pub(super) ready: VecDeque<(Envelope, Vec<u8>)>,
     /// Tags of what is done, to be told.
@@ -61,6 +68,10 @@ impl Lane {
         Self {
             name: name.into(),
             weight,
+            least: 0,
+            most: usize::MAX,
+            ahead: 0,
+            ended: 0,
             ready: VecDeque::new(),
             done: Vec::new(),
             done_since: None,
@@ -73,9 +84,14 @@ impl Lane {
         }
     }
 
+    /// Jobs that take or will take a place.
+    pub(super) fn held(&self) -> usize {
+        self.ready.len() + self.running
+    }
+
     /// Leased jobs the store will still hear of.
     pub(super) fn holds(&self) -> usize {
-        self.ready.len() + self.running + self.settlements.len()
+        self.held() + self.settlements.len()
     }
 
     /// Something is done; the store hears of it with the next exchange, [`PATIENCE`] later at the latest.
@@ -138,64 +154,21 @@ impl Lane {
     }
 }
 
-/// The lane to fetch from next.
-pub(super) fn choose(lanes: &[Lane], order: Order, now: Instant, dice: f64) -> Option<usize> {
-    let mut open = lanes.iter().enumerate().filter(|(_, lane)| lane.wants_look(now));
-    match order {
-        Order::Strict => open.next().map(|(n, _)| n),
-        Order::Weighted | Order::Balanced => {
-            let sum: u32 = lanes.iter().filter(|lane| lane.wants_look(now)).map(|lane| lane.weight).sum();
-            let mut left = dice * f64::from(sum);
-            let mut last = None;
-            for (n, lane) in open {
-                last = Some(n);
-                left -= f64::from(lane.weight);
-                if left < 0.0 {
-                    break;
-                }
-            }
-            last
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn lanes() -> (Vec<Lane>, Instant) {
-        let now = Instant::now();
-        (vec![Lane::new("high", 7, now), Lane::new("low", 3, now)], now)
-    }
-
-    #[tokio::test]
-    async fn strict_takes_the_first_that_may_have_something() {
-        let (mut lanes, now) = lanes();
-        assert_eq!(choose(&lanes, Order::Strict, now, 0.9), Some(0));
-        lanes[0].arm(None, now, 0.0);
-        assert_eq!(choose(&lanes, Order::Strict, now, 0.0), Some(1));
-        lanes[1].arm(Some(Duration::from_secs(1)), now, 0.0);
-        assert_eq!(choose(&lanes, Order::Strict, now, 0.0), None);
-        assert_eq!(choose(&lanes, Order::Strict, now + Duration::from_secs(1), 0.0), Some(1), "its alarm rings");
-        assert_eq!(choose(&lanes, Order::Strict, now + SAFETY, 0.0), Some(0), "a lost wake costs that long");
-    }
-
     #[tokio::test]
     async fn a_wake_that_overtakes_the_answer_of_a_look_is_not_lost() {
-        let (mut lanes, now) = lanes();
-        lanes[0].begin_look();
-        lanes[0].wake();
-        lanes[0].arm(None, now, 0.0);
-        assert_eq!(choose(&lanes, Order::Strict, now, 0.0), Some(0));
-        lanes[0].begin_look();
-        lanes[0].arm(None, now, 0.0);
-        assert_eq!(choose(&lanes, Order::Strict, now, 0.0), Some(1));
-    }
-
-    #[tokio::test]
-    async fn weights_are_shares_and_nobody_starves() {
-        let (lanes, now) = lanes();
-        let high = (0..1_000).filter(|n| choose(&lanes, Order::Weighted, now, f64::from(*n) / 1_000.0) == Some(0)).count();
-        assert_eq!(high, 700);
+        let now = Instant::now();
+        let mut lane = Lane::new("notes", 1, now);
+        lane.begin_look();
+        lane.wake();
+        lane.arm(None, now, 0.0);
+        assert!(lane.wants_look(now));
+        lane.begin_look();
+        lane.arm(None, now, 0.0);
+        assert!(!lane.wants_look(now));
+        assert!(lane.wants_look(now + SAFETY), "a lost wake costs that long");
     }
 }

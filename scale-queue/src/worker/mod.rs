@@ -21,8 +21,10 @@ mod engine;
 mod exchange;
 mod handler;
 mod lane;
+mod places;
 
 use std::future::Future;
+use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
 use tower::{Layer, Service};
@@ -41,9 +43,9 @@ pub enum Order {
     /// The first queue named that has something. A busy one starves those after it.
     #[default]
     Strict,
-    /// Drawn by weight: every queue gets its share, none starves.
+    /// Each queue that has something gets a share of the places by its weight, none starves.
     Weighted,
-    /// Drawn by how late each queue is, looked at every 2 s: the later, the larger its share, and none starves.
+    /// The same, weighted by how late each queue is, looked at every 2 s: the later, the larger its share.
     Balanced,
 }
 
@@ -80,6 +82,8 @@ pub struct Worker {
     lanes: Vec<(String, u32)>,
     order: Order,
     concurrency: usize,
+    /// By queue: places kept for it, places it may have.
+    bounds: Vec<(String, usize, usize)>,
     lease: Duration,
     grace: Duration,
     routes: Routes,
@@ -94,6 +98,7 @@ impl Worker {
             lanes: vec![("default".into(), 1)],
             order: Order::Strict,
             concurrency: 10,
+            bounds: Vec::new(),
             lease: Duration::from_secs(30),
             grace: Duration::from_secs(25),
             routes: Routes::default(),
@@ -113,14 +118,16 @@ impl Worker {
         self
     }
 
-    /// The queues it works on, each with its weight: of ten fetches, `[("high", 7), ("low", 3)]` looks at `low` first in three.
+    /// The queues it works on, each with its weight: of ten places, `[("high", 7), ("low", 3)]` gives three to `low`, however long jobs
+    /// take. Who has nothing leaves its places to the others.
     pub fn weighted<N: Into<String>>(mut self, queues: impl IntoIterator<Item = (N, u32)>) -> Self {
         self.lanes = queues.into_iter().map(|(name, weight)| (name.into(), weight.max(1))).collect();
         self.order = Order::Weighted;
         self
     }
 
-    /// The queues it works on, each with a share that follows how late it is.
+    /// The queues it works on, each with a share of the places that follows how late it is; between the bounds of
+    /// [`concurrency_of`](Worker::concurrency_of).
     pub fn balanced<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.lanes = names.into_iter().map(|name| (name.into(), 1)).collect();
         self.order = Order::Balanced;
@@ -130,6 +137,32 @@ impl Worker {
     /// How many jobs run at a time. Default: 10.
     pub fn concurrency(mut self, jobs: usize) -> Self {
         self.concurrency = jobs.max(1);
+        self
+    }
+
+    /// How many jobs of one of its queues run at a time: never more than the range's end, and so many places as its beginning says are
+    /// kept free for it, whatever else there is to do. Default: `0..`, whatever there is a place for.
+    ///
+    /// `("reports", ..=2)` keeps long jobs from taking every place, `("mail", 3..)` keeps three for what must not wait. A worker has at
+    /// least as many places as it keeps. This bounds one worker; a bound for all of them together is a [`Limit`](crate::Limit).
+    ///
+    /// ```
+    /// # use scale_queue::{Queue, Worker};
+    /// # let queue = Queue::memory();
+    /// let worker = Worker::new(&queue).balanced(["mail", "reports"]).concurrency(16).concurrency_of("mail", 3..).concurrency_of("reports", 1..=8);
+    /// ```
+    pub fn concurrency_of(mut self, queue: &str, jobs: impl RangeBounds<usize>) -> Self {
+        let least = match jobs.start_bound() {
+            Bound::Included(least) => *least,
+            Bound::Excluded(less) => less.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let most = match jobs.end_bound() {
+            Bound::Included(most) => *most,
+            Bound::Excluded(more) => more.saturating_sub(1),
+            Bound::Unbounded => usize::MAX,
+        };
+        self.bounds.push((queue.into(), least, most.max(least).max(1)));
         self
     }
 
@@ -186,10 +219,14 @@ impl Worker {
     /// handlers are cancelled, and the jobs come back when the lease has run out.
     ///
     /// # Errors
-    /// [`Error::Name`] for a queue's name that is none. Errors of the store do not end it.
+    /// [`Error::Name`] for a queue's name that is none, [`Error::NotServed`] for a bound of a queue that is not among the worker's. Errors of
+    /// the store do not end it.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         for (name, _) in &self.lanes {
             checked(name)?;
+        }
+        if let Some((other, ..)) = self.bounds.iter().find(|(name, ..)| self.lanes.iter().all(|(lane, _)| lane != name)) {
+            return Err(Error::NotServed(other.clone()));
         }
         engine::Engine::new(self).run(stop).await;
         Ok(())

@@ -5,6 +5,7 @@ mod batches;
 #[path = "../common/mod.rs"]
 mod common;
 mod seals;
+mod shares;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -12,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use batches::*;
-use common::{Log, Note, log_worker, running};
+use common::running;
 use parking_lot::Mutex;
 use scale_queue::{Context, Job, Limit, Queue, State, Worker};
 use seals::a_sealed_payload_is_read_by_its_workers_alone;
 use serde::{Deserialize, Serialize};
+use shares::*;
 use testkit::eventually;
 
 async fn contract(queue: &Queue) -> Result<()> {
@@ -30,8 +32,11 @@ async fn contract(queue: &Queue) -> Result<()> {
     a_job_says_how_far_it_is(queue).await?;
     a_job_is_cancelled_wherever_it_is(queue).await?;
     jobs_are_listed_and_drained(queue).await?;
-    balanced_order_starves_nobody(queue).await?;
+    a_queue_keeps_its_places_and_takes_no_more_than_its_most(queue).await?;
+    balanced_shares_are_places_however_long_jobs_take(queue).await?;
+    balanced_shares_follow_how_late_queues_are(queue).await?;
     what_is_carried_arrives(queue).await?;
+    workers_and_batches_are_listed(queue).await?;
     a_sealed_payload_is_read_by_its_workers_alone(queue).await?;
     Ok(())
 }
@@ -223,19 +228,6 @@ async fn jobs_are_listed_and_drained(queue: &Queue) -> Result<()> {
     Ok(())
 }
 
-async fn balanced_order_starves_nobody(queue: &Queue) -> Result<()> {
-    let log = Log::default();
-    queue.pause("notes").await?;
-    queue.push_many((0..200).map(|n| Note { n })).await?;
-    queue.push_many((1_000..1_200).map(|n| common::Urgent { n })).await?;
-    queue.resume("notes").await?;
-    let workers = running([log_worker(queue, &log).balanced(["high", "notes"]).concurrency(2)]);
-    log.wait_for(400).await?;
-    workers.stop().await?;
-    assert_eq!(log.sorted().len(), 400, "all are done, and none starved");
-    Ok(())
-}
-
 async fn what_is_carried_arrives(queue: &Queue) -> Result<()> {
     let carried = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&carried);
@@ -252,6 +244,36 @@ async fn what_is_carried_arrives(queue: &Queue) -> Result<()> {
         assert_eq!(carried.is_empty(), what == "c", "{what}: a chain goes on in its trace");
     }
     workers.stop().await
+}
+
+async fn workers_and_batches_are_listed(queue: &Queue) -> Result<()> {
+    let worker = |name: &str| {
+        Worker::new(queue)
+            .name(name)
+            .queues(["listed"])
+            .handle(|_: Paced, _| std::future::pending::<Result<(), std::io::Error>>())
+    };
+    let (first, second) = (running([worker("first")]), running([worker("second")]));
+    let names = async || {
+        let workers = queue.workers().await?.into_iter().filter(|worker| worker.queues == ["listed"]);
+        Ok::<_, scale_queue::Error>(workers.map(|worker| worker.id.split('-').next().unwrap().to_owned()).collect::<Vec<_>>())
+    };
+    eventually("both to be there", async || (names().await.ok()? == ["first", "second"]).then_some(())).await?;
+    first.stop().await?;
+    assert_eq!(names().await?, ["second"]);
+    second.stop().await?;
+
+    for n in 1..=3 {
+        queue.batch().named(&format!("listed.{n}")).jobs((0..n).map(|_| Paced)).push().await?;
+        // Said again, it is still one.
+        queue.batch().named(&format!("listed.{n}")).jobs((0..n).map(|_| Paced)).push().await?;
+    }
+    let batches = queue.batches(0, 3).await?;
+    let seen: Vec<_> = batches.iter().map(|batch| (batch.id.as_str(), batch.status.total, batch.status.done)).collect();
+    assert_eq!(seen, [("listed.3", 3, 0), ("listed.2", 2, 0), ("listed.1", 1, 0)]);
+    assert_eq!(queue.batches(1, 1).await?, batches[1..2]);
+    queue.drain("paced").await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,12 +14,12 @@ use crate::config::Config;
 use crate::connect::too_late;
 
 /// How often an idle subscription asks whether its server still lives.
-const CHECK: Duration = Duration::from_secs(1);
+const CHECK: Duration = Duration::from_millis(1_100);
 const FIRST_DELAY: Duration = Duration::from_millis(10);
 /// Messages a slow reader may leave unread; beyond that the link is given up, and said to be lost.
 const BACKLOG: usize = 4_096;
 /// A check that is not answered for so long means that the link is lost.
-const SILENCE: Duration = Duration::from_millis(500);
+const SILENCE: Duration = Duration::from_millis(400);
 
 /// What a [`Subscription`] yields.
 #[derive(Clone, Debug, PartialEq, Eq)]

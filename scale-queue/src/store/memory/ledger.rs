@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::MemoryStore;
 use crate::error::Error;
-use crate::store::{End, Ledger, NewBatch, Tally};
+use crate::store::{End, Ledger, MOST_PRESENT, NewBatch, Tally};
 
 /// Longer than anybody waits: moments stay within what a clock can say.
 const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
@@ -22,6 +22,8 @@ pub(super) struct Shared {
     /// By key and holder.
     holds: HashMap<(String, String), Instant>,
     notes: HashMap<String, (Vec<u8>, Instant)>,
+    /// By kind and name.
+    present: HashMap<(String, String), (Vec<u8>, Instant)>,
 }
 
 #[derive(Debug)]
@@ -113,6 +115,32 @@ impl Ledger for MemoryStore {
     async fn release(&self, key: &str, holder: &str) -> Result<(), Error> {
         self.shared.lock().holds.remove(&(key.to_owned(), holder.to_owned()));
         Ok(())
+    }
+
+    async fn announce(&self, kind: &str, name: &str, about: &[u8], life: Duration) -> Result<(), Error> {
+        let mut shared = self.shared.lock();
+        sweep(&mut shared.present, |(_, until)| *until);
+        let until = Instant::now() + life.min(LONGEST);
+        shared.present.insert((kind.to_owned(), name.to_owned()), (about.to_vec(), until));
+        let known = shared.present.iter().filter(|((k, _), _)| k == kind);
+        if shared.present.len() > MOST_PRESENT && known.clone().count() > MOST_PRESENT {
+            let oldest = known.min_by_key(|(_, (_, until))| *until).map(|(key, _)| key.clone());
+            oldest.and_then(|key| shared.present.remove(&key));
+        }
+        Ok(())
+    }
+
+    async fn withdraw(&self, kind: &str, name: &str) -> Result<(), Error> {
+        self.shared.lock().present.remove(&(kind.to_owned(), name.to_owned()));
+        Ok(())
+    }
+
+    async fn present(&self, kind: &str, offset: usize, limit: usize) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let (now, shared) = (Instant::now(), self.shared.lock());
+        let mut known: Vec<_> = shared.present.iter().filter(|((k, _), (_, until))| k == kind && *until > now).collect();
+        known.sort_unstable_by(|((_, a), (_, until_a)), ((_, b), (_, until_b))| (until_b, b).cmp(&(until_a, a)));
+        let page = known.into_iter().skip(offset).take(limit);
+        Ok(page.map(|((_, name), (about, _))| (name.clone(), about.clone())).collect())
     }
 
     async fn note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error> {

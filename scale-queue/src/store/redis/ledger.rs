@@ -5,6 +5,7 @@
 //! | `{app}:queue:{batch:<id>}:state`, `…:done`, `…:dead` | hash, strings | a batch: counts and plan; a bit for each job that is done, or dead |
 //! | `{app}:queue:{turn:<key>}:next` | string | when the next turn of a rate is |
 //! | `{app}:queue:{hold:<key>}:holders` | sorted set | jobs that have a place, by the end of their hold, ms |
+//! | `{app}:queue:{present:<kind>}:until`, `…:about` | sorted set, hash | workers, schedules, batches that are there, by the end of that, ms; what is said about them |
 //! | `{app}:queue:{note:<key>}:value` | string | a note |
 //!
 //! All expire.
@@ -16,12 +17,13 @@ use redis::{AsyncCommands, Script};
 
 use super::{RedisStore, failed, millis};
 use crate::error::Error;
-use crate::store::{End, Ledger, NewBatch, Tally};
+use crate::store::{End, Ledger, MOST_PRESENT, NewBatch, Store, Tally};
 
 pub(super) struct Scripts {
     mark: Script,
     turn: Script,
     hold: Script,
+    announce: Script,
 }
 
 impl Scripts {
@@ -30,6 +32,7 @@ impl Scripts {
             mark: Script::new(include_str!("mark.lua")),
             turn: Script::new(include_str!("turn.lua")),
             hold: Script::new(include_str!("hold.lua")),
+            announce: Script::new(include_str!("announce.lua")),
         }
     }
 }
@@ -37,6 +40,10 @@ impl Scripts {
 impl RedisStore {
     fn batch_key(&self, id: &str, name: &str) -> String {
         self.key(&format!("batch:{id}"), name)
+    }
+
+    fn present_key(&self, kind: &str, name: &str) -> String {
+        self.key(&format!("present:{kind}"), name)
     }
 }
 
@@ -101,6 +108,30 @@ impl Ledger for RedisStore {
 
     async fn release(&self, key: &str, holder: &str) -> Result<(), Error> {
         self.server.clone().zrem(self.key(&format!("hold:{key}"), "holders"), holder).await.map_err(failed)
+    }
+
+    async fn announce(&self, kind: &str, name: &str, about: &[u8], life: Duration) -> Result<(), Error> {
+        let mut call = self.ledger.announce.key(self.present_key(kind, "until"));
+        call.key(self.present_key(kind, "about")).arg(name).arg(about).arg(millis(life)).arg(MOST_PRESENT);
+        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn withdraw(&self, kind: &str, name: &str) -> Result<(), Error> {
+        let mut pipe = redis::pipe();
+        pipe.zrem(self.present_key(kind, "until"), name).ignore().hdel(self.present_key(kind, "about"), name).ignore();
+        pipe.query_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn present(&self, kind: &str, offset: usize, limit: usize) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let (mut server, until) = (self.server.clone(), self.present_key(kind, "until"));
+        let (latest, now) = ("+inf", format!("({}", self.now_ms()));
+        let names: Vec<String> =
+            server.zrevrangebyscore_limit(until, latest, now, offset as isize, limit as isize).await.map_err(failed)?;
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let about: Vec<Option<Vec<u8>>> = server.hmget(self.present_key(kind, "about"), &names).await.map_err(failed)?;
+        Ok(names.into_iter().zip(about).filter_map(|(name, about)| Some((name, about?))).collect())
     }
 
     async fn note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error> {

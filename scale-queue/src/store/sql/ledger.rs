@@ -7,7 +7,7 @@ use sqlx::Row;
 
 use super::{SqlStore, failed, millis};
 use crate::error::Error;
-use crate::store::{End, Ledger, NewBatch, Tally};
+use crate::store::{End, Ledger, MOST_PRESENT, NewBatch, Tally};
 
 #[async_trait]
 impl Ledger for SqlStore {
@@ -86,6 +86,24 @@ impl Ledger for SqlStore {
     async fn release(&self, key: &str, holder: &str) -> Result<(), Error> {
         let release = self.texts.hold_drop.query().bind(key.to_owned()).bind(holder.to_owned());
         release.execute(&self.pool).await.map(drop).map_err(failed)
+    }
+
+    async fn announce(&self, kind: &str, name: &str, about: &[u8], life: Duration) -> Result<(), Error> {
+        let forget = self.texts.forget_present.query().bind(kind.to_owned()).bind(MOST_PRESENT as i64 - 1);
+        forget.execute(&self.pool).await.map_err(failed)?;
+        let announce = self.texts.announce.query().bind(kind.to_owned()).bind(name.to_owned()).bind(about.to_vec());
+        announce.bind(millis(life)).execute(&self.pool).await.map(drop).map_err(failed)
+    }
+
+    async fn withdraw(&self, kind: &str, name: &str) -> Result<(), Error> {
+        let withdraw = self.texts.withdraw.query().bind(kind.to_owned()).bind(name.to_owned());
+        withdraw.execute(&self.pool).await.map(drop).map_err(failed)
+    }
+
+    async fn present(&self, kind: &str, offset: usize, limit: usize) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let present = self.texts.present.query().bind(kind.to_owned()).bind(limit as i64).bind(offset as i64);
+        let rows = present.fetch_all(&self.pool).await.map_err(failed)?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error> {

@@ -1,15 +1,15 @@
 //! Jobs in tables of a PostgreSQL or SQLite database. Tables and statements: `texts.rs`.
 //!
 //! Workers claim rows with `for update skip locked` on Postgres, and one after the other on SQLite, which has one writer. On Postgres a
-//! push notifies; on SQLite workers of the same process are woken, and others look twice a second.
+//! push notifies; on SQLite workers of the same process are woken, and each process looks twice a second whether another has written.
 
 mod ledger;
 mod outbox;
 mod sleepers;
 mod texts;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -21,7 +21,7 @@ pub(crate) use self::outbox::enlist;
 pub use self::outbox::{Enlist, Relay};
 use self::sleepers::Sleepers;
 pub(crate) use self::texts::System;
-use self::texts::Texts;
+use self::texts::{Statement, Texts};
 use super::{
     CANCELLED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, Request, Settlement, State, Stats, Store,
     Wake, WorkerId,
@@ -32,7 +32,7 @@ use crate::error::Error;
 /// The channel of notifications; the payload is a queue's name.
 #[cfg(feature = "postgres")]
 const CHANNEL: &str = "scale_queue";
-/// How often an idle worker looks into an SQLite file, where other processes cannot wake it.
+/// How often a process looks whether another one has written to an SQLite file, which cannot tell it.
 #[cfg(feature = "sqlite")]
 const POLL: Duration = Duration::from_millis(500);
 /// The soonest look after one that left what is due to others.
@@ -106,7 +106,11 @@ impl SqlStore {
         store.offset.store(now - local_ms(), Relaxed);
         #[cfg(feature = "postgres")]
         if system == System::Postgres {
-            tokio::spawn(listen(url.to_owned(), Arc::downgrade(&store.sleepers)));
+            tokio::spawn(listen(url.to_owned(), store.ear()));
+        }
+        #[cfg(feature = "sqlite")]
+        if system == System::Sqlite {
+            tokio::spawn(watch(store.ear()));
         }
         Ok(store)
     }
@@ -128,6 +132,10 @@ impl SqlStore {
             sqlx::raw_sql(sqlx::AssertSqlSafe(tables.text())).execute(&mut *tx).await.map_err(failed)?;
         }
         tx.commit().await.map_err(failed)
+    }
+
+    fn ear(&self) -> Ear {
+        Ear { sleepers: Arc::downgrade(&self.sleepers), pool: self.pool.clone(), cancelled: self.texts.cancelled.clone() }
     }
 
     /// On SQLite a transaction asks for the writer's place at its beginning: one that asks later may be refused it.
@@ -169,20 +177,54 @@ impl SqlStore {
         let moment = [number(1).map(|due| due.max(now + BEHIND_MS)), number(2)].into_iter().flatten().min();
         fetched.armed = true;
         fetched.look_again = moment.map(|at| Duration::from_millis((at - now).max(0) as u64));
-        #[cfg(feature = "sqlite")]
-        if self.system == System::Sqlite {
-            fetched.look_again = Some(fetched.look_again.unwrap_or(POLL).min(POLL));
-        }
         fetched.expired = row.try_get::<Option<String>, _>(3).ok().flatten().map(Into::into);
         Ok(())
     }
 }
 
+/// What hears of other processes needs of a store, and does not keep it alive by.
+struct Ear {
+    sleepers: Weak<Sleepers>,
+    pool: AnyPool,
+    cancelled: Statement,
+}
+
+impl Ear {
+    /// News may have been missed: whoever is idle looks, whoever holds what is cancelled ends it. `false`: the store is gone.
+    async fn catch_up(&self) -> bool {
+        let Some(sleepers) = self.sleepers.upgrade() else { return false };
+        sleepers.wake_all();
+        // A failure shows with the next look of a worker.
+        for row in self.cancelled.query().fetch_all(&self.pool).await.unwrap_or_default() {
+            row.try_get(0).map(|id: String| sleepers.cancel(&unhex(&id))).unwrap_or_default();
+        }
+        true
+    }
+}
+
+/// Looks whether other processes have written, as long as the store is there.
+#[cfg(feature = "sqlite")]
+async fn watch(ear: Ear) {
+    let mut known: Option<i64> = None;
+    loop {
+        tokio::time::sleep(POLL).await;
+        if ear.sleepers.strong_count() == 0 {
+            return;
+        }
+        // It does not change by what its own connection writes, and that is the only one of this process.
+        let version = sqlx::query("pragma data_version").fetch_one(&ear.pool).await.and_then(|row| row.try_get(0)).ok();
+        if version != known && !ear.catch_up().await {
+            return;
+        }
+        known = version;
+    }
+}
+
 /// Hears of pushes by other processes, as long as the store is there.
 #[cfg(feature = "postgres")]
-async fn listen(url: String, sleepers: std::sync::Weak<Sleepers>) {
+async fn listen(url: String, ear: Ear) {
     let mut pause = Duration::from_millis(50);
-    while sleepers.strong_count() > 0 {
+    while ear.sleepers.strong_count() > 0 {
         let listening = async {
             let mut listener = sqlx::postgres::PgListener::connect(&url).await?;
             // A lost connection is an error here, so that what was missed meanwhile is looked for.
@@ -193,11 +235,9 @@ async fn listen(url: String, sleepers: std::sync::Weak<Sleepers>) {
         match listening.await {
             Ok(mut listener) => {
                 pause = Duration::from_millis(50);
-                if let Some(sleepers) = sleepers.upgrade() {
-                    sleepers.wake_all();
-                }
+                ear.catch_up().await;
                 while let Ok(Some(notification)) = listener.try_recv().await {
-                    let Some(sleepers) = sleepers.upgrade() else { return };
+                    let Some(sleepers) = ear.sleepers.upgrade() else { return };
                     match notification.payload().strip_prefix('!') {
                         Some(tag) => sleepers.cancel(&unhex(tag)),
                         None => sleepers.wake(notification.payload(), 1),
@@ -282,6 +322,9 @@ impl Store for SqlStore {
             // `returning` keeps no order.
             let mut jobs: Vec<(i64, Vec<u8>)> =
                 rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, _>>().map_err(failed)?;
+            for row in rows.iter().filter(|row| row.try_get(3).is_ok_and(|cancelled: i64| cancelled == 1)) {
+                fetched.cancelled.push(unhex(&row.try_get::<String, _>(2).map_err(failed)?));
+            }
             jobs.sort_unstable_by_key(|(seq, _)| *seq);
             fetched.jobs = jobs.into_iter().map(|(_, body)| body).collect();
         }
@@ -448,8 +491,8 @@ impl Store for SqlStore {
             tx.commit().await.map_err(failed)?;
             return Ok(Cancellation::Buried(body));
         }
-        let holder = self.texts.cancel_holder.query().bind(queue.to_owned()).bind(hex(tag));
-        if holder.fetch_optional(&mut *tx).await.map_err(failed)?.is_none() {
+        let leased = self.texts.cancel_leased.query().bind(queue.to_owned()).bind(hex(tag));
+        if leased.execute(&mut *tx).await.map_err(failed)?.rows_affected() == 0 {
             return Ok(Cancellation::Unknown);
         }
         // No queue's name begins so.

@@ -58,7 +58,6 @@ impl Sleepers {
     }
 
     /// News may have been missed.
-    #[cfg(feature = "postgres")]
     pub(super) fn wake_all(&self) {
         let mut inner = self.0.lock();
         inner.asleep.clear();

@@ -9,6 +9,7 @@
 //! | `scale_queue_queues` | pauses, and the sums of workers that are gone |
 //! | `scale_queue_batches`, `scale_queue_batch_ends` | how far batches are, and which of their jobs have ended |
 //! | `scale_queue_turns`, `scale_queue_places`, `scale_queue_holds` | limits: when the next turn is; who has a place |
+//! | `scale_queue_present` | workers, schedules and batches that are there |
 //! | `scale_queue_notes` | progress, for a while |
 //! | `scale_queue_outbox` | jobs pushed inside a transaction, on their way into a store that is not this database |
 
@@ -100,11 +101,13 @@ statements! {
             worker text,
             unique_key text,
             unique_until_ms bigint,
+            cancelled bigint not null default 0,
             body {bytes} not null
         );
         create index if not exists scale_queue_jobs_due on scale_queue_jobs (queue, due_ms, seq) where worker is null;
         create index if not exists scale_queue_jobs_held on scale_queue_jobs (queue, worker) where worker is not null;
         create unique index if not exists scale_queue_jobs_unique on scale_queue_jobs (queue, unique_key) where unique_key is not null;
+        create index if not exists scale_queue_jobs_cancelled on scale_queue_jobs (id) where cancelled = 1;
         create table if not exists scale_queue_workers (
             queue text not null,
             worker text not null,
@@ -169,6 +172,14 @@ statements! {
             until_ms bigint not null,
             primary key (place_key, holder)
         );
+        create table if not exists scale_queue_present (
+            kind text not null,
+            name text not null,
+            about {bytes} not null,
+            until_ms bigint not null,
+            primary key (kind, name)
+        );
+        create index if not exists scale_queue_present_until on scale_queue_present (kind, until_ms);
         create table if not exists scale_queue_notes (note_key text primary key, value {bytes} not null, until_ms bigint not null);";
     clock = "select {now}";
     know = "insert into scale_queue_queues (queue, paused, done, failed) values ($1, 0, 0, 0) on conflict do nothing";
@@ -183,7 +194,7 @@ statements! {
     fetch = "update scale_queue_jobs set worker = $2 where seq in (\
         select seq from scale_queue_jobs where queue = $1 and worker is null and due_ms <= {now} \
         and not exists (select 1 from scale_queue_queues where queue = $1 and paused = 1) \
-        order by due_ms, seq limit $3 {claim}) returning seq, body";
+        order by due_ms, seq limit $3 {claim}) returning seq, body, id, cancelled";
     lease = "insert into scale_queue_workers (queue, worker, until_ms, done, failed) values ($1, $2, {now} + $3, $4, 0) \
         on conflict (queue, worker) do update set until_ms = {now} + $3, done = scale_queue_workers.done + $4";
     next = "select {now}, \
@@ -218,7 +229,8 @@ statements! {
     exhume = "delete from scale_queue_dead where seq = \
         (select min(seq) from scale_queue_dead where queue = $1 and died_ms = $2 and reason = $3 and body = $4)";
     cancel = "delete from scale_queue_jobs where queue = $1 and id = $2 and worker is null returning body";
-    cancel_holder = "select worker from scale_queue_jobs where queue = $1 and id = $2";
+    cancel_leased = "update scale_queue_jobs set cancelled = 1 where queue = $1 and id = $2";
+    cancelled = "select id from scale_queue_jobs where cancelled = 1";
     list_waiting = "select body, due_ms, worker from scale_queue_jobs where queue = $1 and worker is null and due_ms <= {now} \
         order by due_ms, seq limit $2 offset $3";
     list_scheduled = "select body, due_ms, worker from scale_queue_jobs where queue = $1 and worker is null and due_ms > {now} \
@@ -248,6 +260,13 @@ statements! {
     hold_put = "insert into scale_queue_holds (place_key, holder, until_ms) values ($1, $2, {now} + $3) \
         on conflict (place_key, holder) do update set until_ms = excluded.until_ms";
     hold_drop = "delete from scale_queue_holds where place_key = $1 and holder = $2";
+    announce = "insert into scale_queue_present (kind, name, about, until_ms) values ($1, $2, $3, {now} + $4) \
+        on conflict (kind, name) do update set about = excluded.about, until_ms = excluded.until_ms";
+    forget_present = "delete from scale_queue_present where kind = $1 and (until_ms <= {now} or until_ms < \
+        (select until_ms from scale_queue_present where kind = $1 order by until_ms desc limit 1 offset $2))";
+    withdraw = "delete from scale_queue_present where kind = $1 and name = $2";
+    present = "select name, about from scale_queue_present where kind = $1 and until_ms > {now} \
+        order by until_ms desc, name desc limit $2 offset $3";
     note = "insert into scale_queue_notes (note_key, value, until_ms) values ($1, $2, {now} + $3) \
         on conflict (note_key) do update set value = excluded.value, until_ms = excluded.until_ms";
     noted = "select value from scale_queue_notes where note_key = $1 and until_ms > {now}";

@@ -18,6 +18,7 @@ impl Engine {
         let Some(Running { lane, bytes, plain, retry, withdrawn, .. }) = self.running.remove(&id) else { return };
         let lane = &mut self.lanes[lane];
         lane.running -= 1;
+        lane.ended += 1;
         let label = ending.label();
         metrics::counter!("scale_queue_jobs_total", "queue" => Arc::clone(&lane.name), "ending" => label).increment(1);
         let tag = tag_of(&bytes).to_vec();
@@ -43,14 +44,14 @@ impl Engine {
                 envelope.body.extra.turn = turn;
                 if counted {
                     tracing::warn!(job = envelope.body.name, %id, attempt = envelope.failed + 1, ?delay, reason, "a job failed");
-                    envelope.failed = envelope.failed.saturating_add(1);
+                    envelope.fail(&reason, self.store.now_ms());
                     envelope.body.last_error = Some(reason);
                 }
                 Destination::Scheduled(envelope.encode(), delay)
             }
             Verdict::Dead { reason } => {
                 tracing::error!(job = envelope.body.name, %id, attempt = envelope.failed + 1, reason, "a job is dead");
-                envelope.failed = envelope.failed.saturating_add(1);
+                envelope.fail(&reason, self.store.now_ms());
                 counts = Some(End::Dead);
                 Destination::Dead(envelope.encode(), reason)
             }

@@ -21,19 +21,19 @@ use uuid::Uuid;
 
 use super::exchange::{Answer, Ask, exchange};
 use super::handler::{Delivery, Routes, attempt};
-use super::lane::{Lane, choose};
+use super::lane::Lane;
+use super::places::Places;
 use super::{Order, Worker};
 use crate::context::Context;
 use crate::envelope::{Envelope, tag_of};
 use crate::error::Error;
 use crate::job::JobId;
 use crate::outcome::Ending;
+use crate::presence::{self, Kind, WorkerStatus};
 use crate::retry::Retry;
 use crate::seal::Sealer;
 use crate::store::{CANCELLED, Destination, Settlement, Stats, Store, Wake, WorkerId};
 
-/// Jobs leased beyond those that can run at once, at most.
-const MAX_PREFETCH: usize = 1_000;
 /// A job whose workers died so often is taken to be what kills them, unless it may be tried more often.
 const MAX_CRASHES: u16 = 20;
 const CRASHED: &str = "its workers died too often";
@@ -48,19 +48,18 @@ pub(super) struct Engine {
     store: Arc<dyn Store>,
     worker: WorkerId,
     lanes: Vec<Lane>,
-    order: Order,
-    concurrency: usize,
+    places: Places,
     lease: Duration,
     grace: Duration,
     routes: Routes,
     sealer: Option<Sealer>,
     running: HashMap<JobId, Running>,
-    /// What was fetched beyond `concurrency`, for jobs that end faster than the store answers.
-    prefetch: usize,
-    ended: usize,
     last_exchange: Instant,
     /// The store failed: no exchange before that.
     pause: Option<(Instant, Duration)>,
+    /// When it last said that it is there, and how many jobs it ran then.
+    announced: Option<(Instant, usize)>,
+    started_ms: u64,
     finished: mpsc::UnboundedSender<(JobId, Ending)>,
 }
 
@@ -87,21 +86,27 @@ impl Engine {
     pub(super) fn new(worker: Worker) -> Self {
         let now = Instant::now();
         let (finished, _) = mpsc::unbounded_channel();
+        let mut lanes: Vec<_> = worker.lanes.iter().map(|(name, weight)| Lane::new(name, *weight, now)).collect();
+        for (name, least, most) in worker.bounds {
+            for lane in lanes.iter_mut().filter(|lane| *lane.name == *name) {
+                (lane.least, lane.most) = (least, most);
+            }
+        }
+        let concurrency = worker.concurrency.max(lanes.iter().map(|lane| lane.least).sum());
         Self {
             store: Arc::clone(worker.queue.store()),
             worker: format!("{}-{}", worker.name, Uuid::now_v7().simple()).into(),
-            lanes: worker.lanes.iter().map(|(name, weight)| Lane::new(name, *weight, now)).collect(),
-            order: worker.order,
-            concurrency: worker.concurrency,
+            lanes,
+            places: Places { order: worker.order, concurrency },
             lease: worker.lease,
             grace: worker.grace,
             routes: worker.routes,
             sealer: worker.queue.sealer().cloned(),
             running: HashMap::new(),
-            prefetch: 0,
-            ended: 0,
             last_exchange: now,
             pause: None,
+            announced: None,
+            started_ms: worker.queue.store().now_ms(),
             finished,
         }
     }
@@ -121,6 +126,9 @@ impl Engine {
         let mut left = false;
         let mut endings = Vec::with_capacity(256);
         let mut weights: OptionFuture<BoxFuture<'static, Vec<u32>>> = None.into();
+        let mut said: OptionFuture<BoxFuture<'static, ()>> = None.into();
+        let mut roll_call = tokio::time::interval(presence::SOONEST);
+        roll_call.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut scales = tokio::time::interval(WEIGH);
         scales.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -148,8 +156,7 @@ impl Engine {
             }
             let alarm = self.alarm(busy, deadline);
             tokio::select! {
-                count = finished.recv_many(&mut endings, 256) => {
-                    self.ended += count;
+                _ = finished.recv_many(&mut endings, 256) => {
                     for (id, ending) in endings.drain(..) {
                         self.end(id, ending);
                     }
@@ -160,11 +167,13 @@ impl Engine {
                     self.learn(answer);
                 }
                 Some(wake) = wakes.next() => self.wake(wake, deadline.is_some()),
-                _ = scales.tick(), if self.order == Order::Balanced => weights = Some(self.weigh()).into(),
+                _ = scales.tick(), if self.places.order == Order::Balanced => weights = Some(self.weigh()).into(),
                 Some(new) = &mut weights => {
                     weights = None.into();
                     self.lanes.iter_mut().zip(new).for_each(|(lane, weight)| lane.weight = weight);
                 }
+                _ = roll_call.tick(), if deadline.is_none() => said = self.announce().into(),
+                Some(()) = &mut said => said = None.into(),
                 _ = beat.tick() => beats = Some(self.beat()).into(),
                 Some(alive) = &mut beats => {
                     beats = None.into();
@@ -174,6 +183,7 @@ impl Engine {
                 }
                 () = &mut stop, if deadline.is_none() => {
                     deadline = Some(Instant::now() + self.grace);
+                    said = None.into();
                     leaving = Some(self.leave()).into();
                     left = false;
                 }
@@ -186,12 +196,8 @@ impl Engine {
         }
     }
 
-    fn leased(&self) -> usize {
-        self.running.len() + self.lanes.iter().map(|lane| lane.ready.len()).sum::<usize>()
-    }
-
-    fn room(&self) -> usize {
-        (self.concurrency + self.prefetch).saturating_sub(self.leased())
+    fn room(&self, lane: usize) -> usize {
+        self.places.room(&self.lanes, lane)
     }
 
     /// When to look around if nothing happens.
@@ -203,21 +209,19 @@ impl Engine {
             _ if busy => None,
             Some((until, _)) => Some(until),
             None => {
-                let may_fetch = deadline.is_none() && self.room() > 0;
-                self.lanes.iter().filter_map(|lane| lane.alarm(may_fetch)).min()
+                let may_fetch = |n| deadline.is_none() && self.room(n) > 0;
+                self.lanes.iter().enumerate().filter_map(|(n, lane)| lane.alarm(may_fetch(n))).min()
             }
         };
         exchange.into_iter().chain(end).min().unwrap_or(far)
     }
 
-    /// Begins what can begin, the most urgent first.
+    /// Begins what can begin.
     fn start_jobs(&mut self) {
-        for n in 0..self.lanes.len() {
-            while self.running.len() < self.concurrency
-                && let Some((envelope, bytes)) = self.lanes[n].ready.pop_front()
-            {
-                self.start(n, envelope, bytes);
-            }
+        while let Some(lane) = self.places.next(&self.lanes)
+            && let Some((envelope, bytes)) = self.lanes[lane].ready.pop_front()
+        {
+            self.start(lane, envelope, bytes);
         }
     }
 
@@ -274,18 +278,14 @@ impl Engine {
         if self.pause.is_some_and(|(until, _)| now < until) {
             return None;
         }
-        let room = if stopping { 0 } else { self.room() };
-        let starved = self.lanes.iter().all(|lane| lane.ready.is_empty());
-        let lane = match self.lanes.iter().position(|lane| lane.is_urgent(now)) {
-            Some(lane) => Some(lane),
-            // A little room is not worth a round trip while there is work at hand.
-            None if room > 0 && (starved || room * 2 >= self.prefetch + self.concurrency) => {
-                choose(&self.lanes, self.order, now, fastrand::f64())
-            }
-            None => None,
-        };
-        let lane = lane.or_else(|| self.lanes.iter().position(Lane::has_news).filter(|_| starved || stopping))?;
-        let looks = self.lanes[lane].wants_look(now) && self.is_turn_of(lane, now);
+        let urgent = self.lanes.iter().position(|lane| lane.is_urgent(now));
+        let lane = urgent.or_else(|| if stopping { None } else { self.places.choose(&self.lanes, now, fastrand::f64()) });
+        let lane = lane.or_else(|| {
+            let news = self.lanes.iter().position(Lane::has_news);
+            news.filter(|_| stopping || self.places.starved(&self.lanes))
+        })?;
+        let looks = !stopping && self.lanes[lane].wants_look(now);
+        let max = if looks { self.places.portion(&self.lanes, lane, now) } else { 0 };
         let state = &mut self.lanes[lane];
         state.begin_look();
         Some(Ask {
@@ -293,20 +293,15 @@ impl Engine {
             queue: Arc::clone(&state.name),
             done: state.take_done(),
             settlements: std::mem::take(&mut state.settlements),
-            max: if looks { room } else { 0 },
-            holding: state.ready.len() + state.running > 0,
+            max,
+            holding: state.held() > 0,
             unsure: std::mem::take(&mut state.unsure),
         })
     }
 
-    /// A queue that is only told something does not jump the order of those that are fetched from.
-    fn is_turn_of(&self, lane: usize, now: Instant) -> bool {
-        self.order != Order::Strict || self.lanes[..lane].iter().all(|earlier| !earlier.wants_look(now))
-    }
-
     fn exchange(&mut self, ask: Ask) -> BoxFuture<'static, Answer> {
         self.last_exchange = Instant::now();
-        self.ended = 0;
+        self.lanes.iter_mut().for_each(|lane| lane.ended = 0);
         Box::pin(exchange(Arc::clone(&self.store), self.worker.clone(), self.lease, ask))
     }
 
@@ -315,8 +310,7 @@ impl Engine {
         let Answer { ask, held, fetched, refused, untold } = answer;
         let now = Instant::now();
         let took = now - self.last_exchange;
-        // Jobs that end within an exchange are worth having two exchanges' worth of.
-        self.prefetch = if self.ended > self.concurrency / 4 { (self.ended * 2).min(MAX_PREFETCH) } else { 0 };
+        self.places.look_ahead(&mut self.lanes);
         metrics::histogram!("scale_queue_exchange_seconds").record(took.as_secs_f64());
         if let Some(held) = held {
             self.reconcile(ask.lane, held, &ask.done);
@@ -412,11 +406,12 @@ impl Engine {
             Wake::Cancel(tag) => self.cancel(&tag),
             Wake::Unsure => self.lanes.iter_mut().for_each(Lane::wake),
             Wake::Queue(name) => {
-                if let Some(lane) = self.lanes.iter_mut().find(|lane| *lane.name == *name) {
-                    lane.wake();
+                let lane = self.lanes.iter().position(|lane| *lane.name == *name);
+                if let Some(lane) = lane {
+                    self.lanes[lane].wake();
                 }
                 // The store has woken us for a job, and nobody else: who cannot take it must pass it on.
-                if stopping || self.room() == 0 {
+                if stopping || lane.is_none_or(|lane| self.room(lane) == 0) {
                     let (store, worker) = (Arc::clone(&self.store), self.worker.clone());
                     // Should it fail, the job is found by the next who looks.
                     tokio::spawn(async move { store.pass_on(&name, &worker).await });
@@ -431,7 +426,27 @@ impl Engine {
         let names: Vec<_> = self.lanes.iter().map(|lane| Arc::clone(&lane.name)).collect();
         Box::pin(async move {
             join_all(names.iter().map(|name| store.pass_on(name, &worker))).await;
+            presence::withdraw(&*store, Kind::Worker, &worker).await;
         })
+    }
+
+    /// Says that it is there, if that is news or has not been said for a while.
+    fn announce(&mut self) -> Option<BoxFuture<'static, ()>> {
+        let (now, running) = (Instant::now(), self.running.len());
+        if self.announced.is_some_and(|(at, then)| then == running && now < at + presence::EVERY) {
+            return None;
+        }
+        self.announced = Some((now, running));
+        let about = WorkerStatus {
+            id: String::new(),
+            queues: self.lanes.iter().map(|lane| lane.name.to_string()).collect(),
+            concurrency: self.places.concurrency,
+            running,
+            started_ms: self.started_ms,
+            process: std::process::id(),
+        };
+        let (store, worker) = (Arc::clone(&self.store), self.worker.clone());
+        Some(Box::pin(async move { presence::announce(&*store, Kind::Worker, &worker, &about).await }))
     }
 
     /// A sign of life for every queue that we hold jobs of.

@@ -1,0 +1,257 @@
+//! What the JSON API answers; the table of its requests is in the module above.
+
+use futures_util::future::try_join_all;
+use http::request::Parts;
+use http::{HeaderValue, Method, StatusCode};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Dashboard;
+use crate::envelope::Failure;
+use crate::error::Error;
+use crate::progress::Progress;
+use crate::queue::{Dead, Listing};
+use crate::store::State;
+
+/// Jobs, or batches, of one answer.
+const PAGE: usize = 50;
+/// Jobs asked of the store at once while searching.
+const STEP: usize = 100;
+/// Jobs looked through for one answer.
+const LOOKED_THROUGH: usize = 2_000;
+/// Among so many of the newest dead a job is looked for.
+const REACH: usize = 1_000;
+/// Bytes of a payload that are shown.
+const SHOWN: usize = 16 * 1024;
+
+type Answer = Result<Value, (StatusCode, String)>;
+
+/// A job, wherever it is.
+#[derive(Serialize)]
+struct Row {
+    id: Option<String>,
+    name: String,
+    payload: String,
+    /// Of the whole payload, bytes.
+    size: usize,
+    failed: u16,
+    failures: Vec<Failure>,
+    /// Why it is dead, or its last attempt failed.
+    reason: Option<String>,
+    pushed_ms: Option<u64>,
+    due_ms: Option<u64>,
+    died_ms: Option<u64>,
+    worker: Option<String>,
+    progress: Option<Progress>,
+}
+
+/// As much of a payload as is shown, and how long it is.
+fn cut(mut payload: String) -> (String, usize) {
+    let size = payload.len();
+    payload.truncate(payload.floor_char_boundary(SHOWN));
+    (payload, size)
+}
+
+impl From<Dead> for Row {
+    fn from(dead: Dead) -> Self {
+        let (payload, size) = cut(dead.payload);
+        Self {
+            id: dead.id.map(|id| id.to_string()),
+            name: dead.name,
+            payload,
+            size,
+            failed: dead.failed,
+            failures: dead.failures,
+            reason: Some(dead.reason),
+            pushed_ms: None,
+            due_ms: None,
+            died_ms: Some(dead.died_ms),
+            worker: None,
+            progress: None,
+        }
+    }
+}
+
+impl From<Listing> for Row {
+    fn from(job: Listing) -> Self {
+        let (payload, size) = cut(job.payload);
+        Self {
+            id: job.id.map(|id| id.to_string()),
+            name: job.name,
+            payload,
+            size,
+            failed: job.failed,
+            failures: job.failures,
+            reason: job.last_error,
+            pushed_ms: Some(job.pushed_ms),
+            due_ms: job.due_ms,
+            died_ms: None,
+            worker: job.worker,
+            progress: None,
+        }
+    }
+}
+
+impl Row {
+    fn mentions(&self, text: &str) -> bool {
+        let fields = [self.id.as_ref(), Some(&self.name), Some(&self.payload), self.reason.as_ref(), self.worker.as_ref()];
+        fields.into_iter().flatten().any(|field| field.to_lowercase().contains(text))
+    }
+}
+
+impl Dashboard {
+    pub(super) async fn api(&self, request: &Parts, segments: &[&str]) -> Answer {
+        match (&request.method, segments) {
+            (&Method::GET, ["queues"]) => self.overview(request).await,
+            (&Method::GET, ["queues", queue, state]) => self.jobs(request, queue, state).await,
+            (&Method::GET, ["workers"]) => Ok(json!({ "workers": self.queue.workers().await.map_err(told)? })),
+            (&Method::GET, ["schedules"]) => Ok(json!({ "schedules": self.queue.schedules().await.map_err(told)? })),
+            (&Method::GET, ["batches"]) => {
+                let (offset, _) = query(request);
+                let batches = self.queue.batches(offset, PAGE).await.map_err(told)?;
+                // Some that are known may be over: a page is not always full.
+                let next = (!batches.is_empty()).then_some(offset.saturating_add(PAGE));
+                Ok(json!({ "batches": batches, "next": next }))
+            }
+            (&Method::GET, ["batches", id]) => match self.queue.batch_status(id).await.map_err(told)? {
+                Some(status) => Ok(json!(status)),
+                None => Err((StatusCode::NOT_FOUND, "there is no such batch".into())),
+            },
+            (&Method::POST, rest) => {
+                self.check(request)?;
+                Ok(json!({ "done": self.change(rest).await? }))
+            }
+            _ => Err((StatusCode::NOT_FOUND, "there is no such thing".into())),
+        }
+    }
+
+    /// What those may do whom the authorizer allows.
+    async fn change(&self, segments: &[&str]) -> Result<bool, (StatusCode, String)> {
+        let done = match segments {
+            ["batches", id, "cancel"] => self.queue.cancel_batch(id).await,
+            ["queues", queue, "pause"] => self.queue.pause(queue).await.map(|()| true),
+            ["queues", queue, "resume"] => self.queue.resume(queue).await.map(|()| true),
+            ["queues", queue, "drain"] => self.queue.drain(queue).await.map(|_| true),
+            ["queues", queue, "jobs", id, "cancel"] => match id.parse() {
+                Ok(id) => self.queue.cancel(queue, id).await,
+                Err(_) => Ok(false),
+            },
+            ["queues", queue, "dead", "revive"] => self.queue.revive_all(queue).await.map(|_| true),
+            ["queues", queue, "dead", "forget"] => self.queue.forget_all(queue).await.map(|_| true),
+            ["queues", queue, "dead", id, fate @ ("revive" | "forget")] => self.exhume(queue, id, fate).await,
+            _ => return Err((StatusCode::NOT_FOUND, "there is no such thing to do".into())),
+        };
+        done.map_err(told)
+    }
+
+    pub(super) async fn overview(&self, request: &Parts) -> Answer {
+        let names = self.queue.queues().await.map_err(told)?;
+        let stats = try_join_all(names.iter().map(|name| self.queue.stats(name))).await.map_err(told)?;
+        let queues: Vec<Value> = names
+            .iter()
+            .zip(stats)
+            .map(|(name, stats)| {
+                let mut row = serde_json::to_value(stats).unwrap_or_default();
+                row["name"] = json!(name);
+                row
+            })
+            .collect();
+        Ok(json!({ "writable": self.may_change(request), "queues": queues }))
+    }
+
+    /// A page of jobs of one state, those that mention what is searched for; and where to go on, if there may be more.
+    async fn jobs(&self, request: &Parts, queue: &str, state: &str) -> Answer {
+        let state = match state {
+            "waiting" => Some(State::Waiting),
+            "scheduled" => Some(State::Scheduled),
+            "leased" => Some(State::Leased),
+            "dead" => None,
+            _ => return Err((StatusCode::NOT_FOUND, "there is no such state".into())),
+        };
+        let (offset, search) = query(request);
+        let step = if search.is_empty() { PAGE } else { STEP };
+        let (mut found, mut at, mut next) = (Vec::new(), offset, None);
+        'looking: while next.is_none() {
+            let rows = self.rows(queue, state, at, step).await.map_err(told)?;
+            let is_last = rows.len() < step;
+            for row in rows {
+                if found.len() == PAGE {
+                    next = Some(at);
+                    break 'looking;
+                }
+                at += 1;
+                if row.mentions(&search) {
+                    found.push(row);
+                }
+            }
+            if is_last {
+                break;
+            }
+            next = (search.is_empty() || at - offset >= LOOKED_THROUGH).then_some(at);
+        }
+        if state == Some(State::Leased) {
+            try_join_all(found.iter_mut().map(|row| self.follow(row))).await.map_err(told)?;
+        }
+        Ok(json!({ "jobs": found, "next": next }))
+    }
+
+    async fn rows(&self, queue: &str, state: Option<State>, offset: usize, limit: usize) -> Result<Vec<Row>, Error> {
+        Ok(match state {
+            Some(state) => self.queue.jobs(queue, state, offset, limit).await?.into_iter().map(Row::from).collect(),
+            None => self.queue.dead(queue, offset, limit).await?.into_iter().map(Row::from).collect(),
+        })
+    }
+
+    /// How far a running job is.
+    async fn follow(&self, row: &mut Row) -> Result<(), Error> {
+        if let Some(id) = row.id.as_ref().and_then(|id| id.parse().ok()) {
+            row.progress = self.queue.progress(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn exhume(&self, queue: &str, id: &str, fate: &str) -> Result<bool, Error> {
+        let dead = self.queue.dead(queue, 0, REACH).await?;
+        match dead.iter().find(|dead| dead.id.is_some_and(|known| known.to_string() == id)) {
+            Some(dead) if fate == "forget" => self.queue.forget(queue, dead).await,
+            Some(dead) => self.queue.revive(queue, dead).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Whether a change may be made: by this person, from our own page.
+    fn check(&self, request: &Parts) -> Result<(), (StatusCode, String)> {
+        let header = |name: &str| request.headers.get(name).map(HeaderValue::as_bytes);
+        let ours = header("x-scale-queue") == Some(b"dashboard");
+        let same_site = header("sec-fetch-site").is_none_or(|site| site == b"same-origin" || site == b"none");
+        match self.may_change(request) {
+            true if ours && same_site => Ok(()),
+            true => Err((StatusCode::FORBIDDEN, "not sent by the dashboard's own page".into())),
+            false => Err((StatusCode::FORBIDDEN, "only to look at".into())),
+        }
+    }
+}
+
+/// From where on, and what is searched for.
+fn query(request: &Parts) -> (usize, String) {
+    let (mut offset, mut search) = (0, String::new());
+    for (name, value) in form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes()) {
+        match &*name {
+            "offset" => offset = value.parse().unwrap_or(0),
+            "search" => search = value.trim().to_lowercase(),
+            _ => {}
+        }
+    }
+    (offset, search)
+}
+
+/// What is told of an error: nothing of the store's inside.
+fn told(error: Error) -> (StatusCode, String) {
+    match error {
+        Error::Name(_) => (StatusCode::NOT_FOUND, error.to_string()),
+        other => {
+            tracing::warn!(error = %other, "the dashboard's store failed");
+            (StatusCode::SERVICE_UNAVAILABLE, "the queue's store does not answer".into())
+        }
+    }
+}

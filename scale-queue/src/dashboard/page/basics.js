@@ -1,0 +1,69 @@
+// What every part of the page uses. All text goes in as text, never as markup.
+"use strict";
+
+const api = location.pathname.replace(/\/$/, "") + "/api/";
+const element = (id) => document.getElementById(id);
+
+function make(tag, text, attributes = {}) {
+  const node = document.createElement(tag);
+  if (text !== undefined && text !== null) node.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
+}
+
+function button(label, action) {
+  const node = make("button", label, { type: "button" });
+  node.addEventListener("click", async () => {
+    node.disabled = true;
+    try {
+      await action();
+    } catch (error) {
+      say(error.message, true);
+    }
+    node.disabled = false;
+  });
+  return node;
+}
+
+function say(text, bad = false) {
+  element("state").textContent = text;
+  element("state").classList.toggle("bad", bad);
+}
+
+async function ask(path, method = "GET") {
+  const headers = method === "GET" ? {} : { "x-scale-queue": "dashboard" };
+  const response = await fetch(api + path, { method, headers });
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.error || `the server answered ${response.status}`);
+  return answer;
+}
+
+const number = (n) => n.toLocaleString("en");
+
+function time(ms) {
+  if (ms < 1_000) return `${Math.round(ms)} ms`;
+  if (ms < 60_000) return `${(ms / 1_000).toFixed(1)} s`;
+  if (ms < 3_600_000) return `${Math.round(ms / 60_000)} min`;
+  if (ms < 172_800_000) return `${(ms / 3_600_000).toFixed(1)} h`;
+  return `${Math.round(ms / 86_400_000)} days`;
+}
+
+// A moment, as far as it is away; the moment itself to be hovered over.
+function moment(ms) {
+  const away = ms - Date.now();
+  const words = away > 0 ? `in ${time(away)}` : `${time(-away)} ago`;
+  return make("time", words, { datetime: new Date(ms).toISOString(), title: new Date(ms).toLocaleString() });
+}
+
+function cells(...values) {
+  return values.map(([label, value, kind]) => {
+    const cell = make("td", value instanceof Node ? undefined : value, { "data-label": label });
+    if (value instanceof Node) cell.append(value);
+    if (kind) cell.classList.add(kind);
+    return cell;
+  });
+}
+
+// Where we are is in the address: `#jobs/mail/dead`, `#workers`.
+const where = () => location.hash.slice(1).split("/").map(decodeURIComponent);
+const address = (...parts) => "#" + parts.map(encodeURIComponent).join("/");

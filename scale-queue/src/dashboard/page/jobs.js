@@ -1,0 +1,109 @@
+// The jobs of one queue: by state, searched, each to be opened.
+const STATES = { waiting: "Waiting", leased: "Running", scheduled: "Scheduled", dead: "Dead" };
+let listing = 0; // which listing an answer belongs to: a late one of an earlier listing is dropped
+let next = null;
+
+async function openJobs(queue, state, search = "") {
+  listing += 1;
+  next = 0;
+  element("jobs-title").textContent = queue;
+  element("search").value = search;
+  element("states").replaceChildren(
+    ...Object.entries(STATES).map(([name, label]) => {
+      const tab = make("a", label, { href: address("jobs", queue, name) });
+      if (name === state) tab.setAttribute("aria-current", "page");
+      return tab;
+    }),
+  );
+  element("all").hidden = !writable || state !== "dead";
+  element("list").replaceChildren();
+  await more();
+}
+
+async function more() {
+  const mine = listing;
+  const [, queue, state, search = ""] = where();
+  element("more").hidden = true;
+  const answer = await ask(`queues/${encodeURIComponent(queue)}/${state}?offset=${next}&search=${encodeURIComponent(search)}`);
+  if (mine !== listing) return;
+  next = answer.next;
+  element("list").append(...answer.jobs.map((job) => card(queue, state, job)));
+  element("more").hidden = next === null;
+  element("more").textContent = search ? `Search on after ${number(next ?? 0)} jobs` : "More";
+  const empty = next === null && !element("list").children.length;
+  element("none").hidden = !empty;
+  element("none").textContent = search ? "None mentions that." : "None.";
+}
+
+function pretty(payload) {
+  try {
+    return JSON.stringify(JSON.parse(payload), null, 2);
+  } catch {
+    return payload;
+  }
+}
+
+function card(queue, state, job) {
+  const node = make("details", undefined, { class: "job" });
+  const head = make("summary");
+  const when = { dead: job.died_ms, scheduled: job.due_ms }[state] ?? job.pushed_ms;
+  const word = { dead: "died", scheduled: "due" }[state] ?? "pushed";
+  head.append(make("strong", job.name || "unreadable"), make("code", job.id ?? ""), `${word} `, moment(when));
+  if (job.failed) head.append(make("span", `${job.failed} failed`, { class: "failed" }));
+  if (job.progress) {
+    head.append(make("progress", undefined, { max: job.progress.total || 1, value: job.progress.done }));
+    head.append(`${number(job.progress.done)} of ${number(job.progress.total)} ${job.progress.note}`);
+  }
+  if (job.reason) head.append(make("p", job.reason, { class: "failed" }));
+  node.append(head);
+  if (job.worker) node.append(make("p", `with ${job.worker}`));
+  node.append(make("pre", pretty(job.payload), { tabindex: "0", "aria-label": "Payload" }));
+  if (job.size > job.payload.length) node.append(make("p", `The beginning of ${number(job.size)} bytes.`));
+  if (job.failures.length) {
+    const attempts = make("ol", undefined, { class: "attempts", start: Math.max(1, job.failed - job.failures.length + 1) });
+    attempts.append(
+      ...job.failures.map((failure) => {
+        const line = make("li");
+        line.append(moment(failure.at_ms), ` ${failure.reason}`);
+        return line;
+      }),
+    );
+    node.append(make("h3", "Failed attempts"), attempts);
+  }
+  const actions = make("p");
+  if (job.id) actions.append(make("a", "Link to it", { href: address("jobs", queue, state, job.id) }));
+  if (writable && job.id) actions.append(...fates(queue, state, job, node));
+  node.append(actions);
+  return node;
+}
+
+function fates(queue, state, job, node) {
+  const decide = (label, path, words) =>
+    button(label, async () => {
+      const { done } = await ask(`queues/${encodeURIComponent(queue)}/${path}`, "POST");
+      if (done) node.remove();
+      say(done ? words : "It is not there any more", !done);
+    });
+  if (state !== "dead") return [decide("Cancel", `jobs/${job.id}/cancel`, "It is cancelled, and lies among the dead or will")];
+  return [decide("Try again", `dead/${job.id}/revive`, "It waits again"), decide("Remove", `dead/${job.id}/forget`, "It is gone")];
+}
+
+async function all(fate, question) {
+  const [, queue] = where();
+  if (!confirm(question(queue))) return;
+  await ask(`queues/${encodeURIComponent(queue)}/dead/${fate}`, "POST");
+  await refresh();
+  await route();
+}
+
+element("more").addEventListener("click", () => more().catch((error) => say(error.message, true)));
+element("all").append(
+  button("Try all again", () => all("revive", (queue) => `Try all dead jobs of ${queue} again?`)),
+  button("Remove all", () => all("forget", (queue) => `Remove all dead jobs of ${queue} for good?`)),
+);
+element("searching").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const [, queue, state] = where();
+  const text = element("search").value.trim();
+  location.hash = text ? address("jobs", queue, state, text) : address("jobs", queue, state);
+});

@@ -1,0 +1,123 @@
+// The tables: queues, workers, schedules, batches.
+let writable = false;
+
+function totals(queues) {
+  const sum = (field) => queues.reduce((total, queue) => total + queue[field], 0);
+  const late = queues.reduce((most, queue) => Math.max(most, queue.lag_ms), 0);
+  const rows = [
+    ["waiting", number(sum("waiting"))],
+    ["longest lag", time(late)],
+    ["running", number(sum("leased"))],
+    ["scheduled", number(sum("scheduled"))],
+    ["dead", number(sum("dead"))],
+  ];
+  element("totals").replaceChildren(
+    ...rows.map(([label, value]) => {
+      const total = make("div", undefined, { class: "total" });
+      total.append(make("b", value), make("span", label));
+      return total;
+    }),
+  );
+}
+
+function queueRow(queue) {
+  const line = make("tr");
+  line.classList.toggle("paused", queue.paused);
+  const name = make("th", undefined, { scope: "row" });
+  name.append(make("a", queue.name, { href: address("jobs", queue.name, queue.dead > 0 ? "dead" : "waiting"), class: "row" }));
+  const link = (state, count) => (count ? make("a", number(count), { href: address("jobs", queue.name, state) }) : "0");
+  line.append(
+    name,
+    ...cells(
+      ["Waiting", link("waiting", queue.waiting)],
+      ["Lag", time(queue.lag_ms), queue.lag_ms > 60_000 && "late"],
+      ["Running", link("leased", queue.leased)],
+      ["Scheduled", link("scheduled", queue.scheduled)],
+      ["Dead", link("dead", queue.dead)],
+      ["Done", number(queue.done_total)],
+    ),
+  );
+  const actions = make("td");
+  if (writable) {
+    const post = async (verb) => {
+      await ask(`queues/${encodeURIComponent(queue.name)}/${verb}`, "POST");
+      await refresh();
+    };
+    actions.append(button(queue.paused ? "Resume" : "Pause", () => post(queue.paused ? "resume" : "pause")));
+    if (queue.waiting + queue.scheduled > 0) {
+      const question = `Remove all jobs of ${queue.name} that have not begun, for good?`;
+      actions.append(button("Drain", async () => confirm(question) && (await post("drain"))));
+    }
+  }
+  line.append(actions);
+  return line;
+}
+
+function workerRow(worker) {
+  const line = make("tr");
+  line.append(
+    make("th", worker.id, { scope: "row" }),
+    ...cells(
+      ["Queues", worker.queues.join(", ")],
+      ["Running", `${number(worker.running)} of ${number(worker.concurrency)}`],
+      ["Process", String(worker.process)],
+      ["Began", moment(worker.started_ms)],
+    ),
+  );
+  return line;
+}
+
+function scheduleRow(schedule) {
+  const line = make("tr");
+  line.append(
+    make("th", schedule.name, { scope: "row" }),
+    ...cells(
+      ["When", schedule.rule],
+      ["Job", schedule.job],
+      ["Queue", schedule.queue],
+      ["Next", schedule.next_ms > Date.now() ? moment(schedule.next_ms) : "now"],
+    ),
+  );
+  return line;
+}
+
+function batchRow(batch) {
+  const line = make("tr");
+  const ended = batch.done + batch.dead;
+  const bar = make("progress", undefined, { max: batch.total, value: ended, "aria-label": "Progress" });
+  line.append(
+    make("th", batch.id, { scope: "row" }),
+    ...cells(
+      ["Progress", bar],
+      ["Done", `${number(batch.done)} of ${number(batch.total)}`],
+      ["Dead", number(batch.dead), batch.dead > 0 && "late"],
+      ["Pushed", moment(batch.pushed_ms)],
+    ),
+  );
+  const actions = make("td", batch.cancelled ? "cancelled" : undefined);
+  if (writable && !batch.cancelled && ended < batch.total) {
+    actions.append(
+      button("Cancel", async () => {
+        if (!confirm(`End the batch ${batch.id}? What has not begun will not.`)) return;
+        await ask(`batches/${encodeURIComponent(batch.id)}/cancel`, "POST");
+        await list("batches");
+      }),
+    );
+  }
+  line.append(actions);
+  return line;
+}
+
+const ROWS = { queues: queueRow, workers: workerRow, schedules: scheduleRow, batches: batchRow };
+
+function fill(view, rows) {
+  const body = element(`${view}-rows`);
+  // A row under the keyboard stays where it is.
+  if (body.contains(document.activeElement)) return;
+  body.replaceChildren(...rows.map(ROWS[view]));
+  element(`${view}-none`).hidden = rows.length > 0;
+}
+
+async function list(view) {
+  fill(view, (await ask(view))[view]);
+}

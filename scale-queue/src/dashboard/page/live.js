@@ -1,0 +1,91 @@
+// Hears of news as server-sent events; where those fail, asks every two seconds, less often while nobody looks.
+function show(overview) {
+  writable = overview.writable;
+  sample(overview.queues);
+  totals(overview.queues);
+  drawAll();
+  const [view] = where();
+  if (view in ROWS || !view) fill("queues", overview.queues);
+  if (view !== "queues" && view in ROWS) list(view).catch((error) => say(error.message, true));
+  say(`Live${writable ? "" : ", read-only"}`);
+}
+
+async function refresh() {
+  show(await ask("queues"));
+}
+
+async function poll() {
+  try {
+    await refresh();
+  } catch (error) {
+    say(error.message, true);
+  }
+  setTimeout(live, document.hidden ? 15_000 : 2_000);
+}
+
+// Each time it ends or fails there is one look by hand, then events again.
+function live() {
+  if (document.hidden) return poll();
+  const events = new EventSource(api + "events");
+  const end = (again) => {
+    events.close();
+    document.removeEventListener("visibilitychange", hidden);
+    again();
+  };
+  const hidden = () => document.hidden && end(poll);
+  document.addEventListener("visibilitychange", hidden);
+  events.onmessage = (event) => show(JSON.parse(event.data));
+  events.addEventListener("failed", (event) => say(event.data, true));
+  events.onerror = () => end(poll);
+}
+
+// Shows what the address says.
+async function route() {
+  const [view, queue, state, search] = where();
+  const shown = view === "jobs" || view in ROWS ? view : "queues";
+  for (const section of document.querySelectorAll("main > section[data-view]")) section.hidden = section.dataset.view !== shown;
+  for (const tab of document.querySelectorAll("header nav a")) {
+    if (tab.hash === `#${shown}` || (shown === "jobs" && tab.hash === "#queues")) tab.setAttribute("aria-current", "page");
+    else tab.removeAttribute("aria-current");
+  }
+  drawAll();
+  if (shown === "jobs") await openJobs(queue, state in STATES ? state : "waiting", search);
+  else if (shown !== "queues") await list(shown);
+}
+
+const KEYS = {
+  1: () => (location.hash = "queues"),
+  2: () => (location.hash = "workers"),
+  3: () => (location.hash = "schedules"),
+  4: () => (location.hash = "batches"),
+  j: () => step(1),
+  k: () => step(-1),
+  "/": () => element("search").focus(),
+  "?": () => element("help").showModal(),
+  Escape: () => where()[0] === "jobs" && (location.hash = "queues"),
+};
+
+// To the next row, job or link to a queue.
+function step(by) {
+  const rows = [...document.querySelectorAll("main > section:not([hidden]) :is(a.row, details.job > summary)")];
+  const at = rows.indexOf(document.activeElement);
+  rows[Math.min(rows.length - 1, Math.max(0, at + by))]?.focus();
+}
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target instanceof HTMLInputElement;
+  if (event.ctrlKey || event.metaKey || event.altKey || element("help").open) return;
+  if (typing) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  const action = KEYS[event.key];
+  if (!action) return;
+  event.preventDefault();
+  action();
+});
+
+const routed = () => route().catch((error) => say(error.message, true));
+addEventListener("hashchange", routed);
+// Whether things may be changed is known with the first answer.
+refresh().catch((error) => say(error.message, true)).then(routed).then(live);
