@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
 use smol_str::SmolStr;
 
 use crate::permit::Permits;
@@ -20,9 +19,15 @@ pub struct Decision {
     pub admitted: bool,
     /// When it was asked for, by the limiter's clock (ns).
     pub(crate) at: u64,
-    /// One policy is the rule, and needs no allocation.
-    outcomes: SmallVec<[Outcome; 1]>,
+    outcomes: Outcomes,
     permits: Option<Arc<Permits>>,
+}
+
+/// One policy is the rule: it needs no allocation, and is written where it stays.
+#[derive(Clone, Debug)]
+enum Outcomes {
+    One([Outcome; 1]),
+    Many(Box<[Outcome]>),
 }
 
 /// What one policy says.
@@ -40,6 +45,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    #[inline]
     pub(crate) fn new(charge: &Charge<'_>, ruling: &Ruling) -> Self {
         let Charge { policy, terms, .. } = charge;
         Self {
@@ -91,24 +97,37 @@ impl Outcome {
 
 impl Decision {
     /// One policy's.
+    #[inline]
     pub(crate) fn one(at: u64, charge: &Charge<'_>, ruling: &Ruling, permits: Option<Permits>) -> Self {
-        let outcome = Outcome::new(charge, ruling);
-        Self { admitted: outcome.admitted, at, outcomes: SmallVec::from_buf([outcome]), permits: permits.map(Arc::new) }
+        Self {
+            admitted: ruling.admitted || charge.policy.is_dry_run(),
+            at,
+            outcomes: Outcomes::One([Outcome::new(charge, ruling)]),
+            permits: permits.map(Arc::new),
+        }
     }
 
     pub(crate) fn new(at: u64, outcomes: impl IntoIterator<Item = Outcome>, permits: Option<Permits>) -> Self {
-        let outcomes: SmallVec<[Outcome; 1]> = outcomes.into_iter().collect();
-        Self { admitted: outcomes.iter().all(|o| o.admitted), at, outcomes, permits: permits.map(Arc::new) }
+        let outcomes: Box<[Outcome]> = outcomes.into_iter().collect();
+        Self {
+            admitted: outcomes.iter().all(|o| o.admitted),
+            at,
+            outcomes: Outcomes::Many(outcomes),
+            permits: permits.map(Arc::new),
+        }
     }
 
     /// One for each policy asked, in the order asked. A denial that this process remembers tells only of the policies that deny.
     pub fn outcomes(&self) -> &[Outcome] {
-        &self.outcomes
+        match &self.outcomes {
+            Outcomes::One(one) => one,
+            Outcomes::Many(many) => many,
+        }
     }
 
     /// When the request would pass every policy; zero if it did, `None` if it never will or nobody can know.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.outcomes.iter().filter(|o| !o.admitted).try_fold(Duration::ZERO, |longest, o| Some(longest.max(o.retry_after()?)))
+        self.outcomes().iter().filter(|o| !o.admitted).try_fold(Duration::ZERO, |longest, o| Some(longest.max(o.retry_after()?)))
     }
 
     /// The same, holding nothing.

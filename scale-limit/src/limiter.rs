@@ -183,7 +183,10 @@ impl Limiter {
         let now = self.memory.now();
         let ruling = if charge.terms.rule == Rule::Free { Ruling::FREE } else { self.memory.charge_one(now, charge) };
         charge.policy.count(ruling.admitted);
-        let permits = self.places(&[*charge], &[ruling], true);
+        let permits = match charge.terms.rule {
+            Rule::Places(_) => self.places(&[*charge], &[ruling], true),
+            _ => None,
+        };
         Decision::one(now, charge, &ruling, permits)
     }
 

@@ -31,35 +31,35 @@ impl Rate {
 
     /// Rules on `cost` units at `now` (ns) with the stored `tat` (ns), or on as many as there are if those are at least `least`; returns
     /// the TAT to store if admitted.
+    #[inline]
     pub(crate) fn rule(&self, tat: u64, now: u64, cost: u32, least: u32) -> (Ruling, u64) {
         // Time going backwards leaves a TAT in the future: stricter, never looser.
         let start = tat.max(now);
-        let capacity = self.capacity;
+        self.admit(start, now, cost).unwrap_or_else(|| self.deny(start, now, cost, least))
+    }
+
+    /// `None`: they are too many.
+    #[inline]
+    fn admit(&self, start: u64, now: u64, cost: u32) -> Option<(Ruling, u64)> {
         let next = start.saturating_add(self.worth(cost));
-        let ahead = next - now;
-        if ahead <= capacity {
-            let ruling = Ruling {
-                admitted: true,
-                granted: cost,
-                remaining: self.units(capacity - ahead),
-                retry_after: 0,
-                full_after: ahead,
-            };
-            return (ruling, next);
+        let full_after = next - now;
+        let left = self.capacity.checked_sub(full_after)?;
+        Some((Ruling { admitted: true, granted: cost, remaining: self.units(left), retry_after: 0, full_after }, next))
+    }
+
+    fn deny(&self, start: u64, now: u64, cost: u32, least: u32) -> (Ruling, u64) {
+        let full_after = start - now;
+        let remaining = self.units(self.capacity.saturating_sub(full_after));
+        if least < cost
+            && remaining > 0
+            && remaining >= least
+            && let Some(part) = self.admit(start, now, remaining)
+        {
+            return part;
         }
-        let held = start - now;
-        let remaining = self.units(capacity.saturating_sub(held));
-        if least < cost && remaining > 0 && remaining >= least {
-            return self.rule(tat, now, remaining, remaining);
-        }
-        let ruling = Ruling {
-            admitted: false,
-            granted: 0,
-            remaining,
-            retry_after: if cost <= self.burst { ahead - capacity } else { NEVER },
-            full_after: held,
-        };
-        (ruling, start)
+        let too_far = start.saturating_add(self.worth(cost)) - now;
+        let retry_after = if cost <= self.burst { too_far - self.capacity } else { NEVER };
+        (Ruling { admitted: false, granted: 0, remaining, retry_after, full_after }, start)
     }
 
     /// The TAT after `cost` units charged `age` ns ago are given back: less what has flowed back since, and never fuller than full.

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::table::{Shard, Table, Worth};
 use super::{Charge, Settle};
-use crate::rule::{Ruling, State, Undo};
+use crate::rule::{Rule, Ruling, State, Undo};
 
 /// 64 shards of 14,336: as many as fit into their tables before these double. About 150 MB.
 const KEYS: usize = 917_504;
@@ -66,11 +66,23 @@ impl Memory {
 
     /// The common case, without an allocation once the key is known.
     pub(crate) fn charge_one(&self, now: u64, charge: &Charge<'_>) -> Ruling {
-        let place = self.table.place(charge.policy, charge.key);
+        let (rule, policy, key) = (&charge.terms.rule, charge.policy, charge.key);
+        let rule_on = |state: &mut State| match (rule, state) {
+            (Rule::Gcra(rate), State::Tat(tat)) => {
+                let (ruling, next) = rate.rule(*tat, now, charge.cost, charge.least);
+                if ruling.admitted {
+                    *tat = next;
+                }
+                ruling
+            }
+            (rule, state) => rule.charge(state, now, charge.cost, charge.least).0,
+        };
+        let place = self.table.place(policy, key);
         let mut shard = self.table.lock(place.shard());
-        let rule = &charge.terms.rule;
-        let state = self.table.entry(&mut shard, place, (charge.policy, charge.key), || rule.fresh());
-        rule.charge(state, now, charge.cost, charge.least).0
+        if let Some(state) = Table::find(&mut shard, place, policy, key) {
+            return rule_on(state);
+        }
+        rule_on(self.table.entry(&mut shard, place, (policy, key), || rule.fresh()))
     }
 
     /// Corrects what was charged.
