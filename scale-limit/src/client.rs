@@ -6,6 +6,7 @@ use http::HeaderMap;
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use crate::head::Head;
 pub use crate::key::Key;
 pub use crate::networks::Networks;
 
@@ -86,31 +87,41 @@ impl ClientIp {
     ///
     /// `None` if the server has put no [`Peer`] into the extensions. For a Unix socket put in `127.0.0.1` and trust it, if the proxy behind
     /// the socket is trusted; for the PROXY protocol the address it tells.
-    pub fn key(&self, parts: &http::request::Parts) -> Option<Key> {
-        let peer = parts.extensions.get::<Peer>()?.0.ip();
-        Some(prefix(self.find(peer, &parts.headers)))
+    pub fn key<'r>(&self, request: impl Into<Head<'r>>) -> Option<Key> {
+        let Head { headers, extensions, .. } = request.into();
+        Some(prefix(self.find(extensions.get::<Peer>()?.0.ip(), headers)))
     }
 }
+
+/// Each octet with a point after it, and how long that is.
+static OCTETS: [([u8; 4], usize); 256] = {
+    let mut octets = [([0; 4], 0); 256];
+    let mut n = 0;
+    while n < 256 {
+        let (hundreds, tens, ones) = (b'0' + (n / 100) as u8, b'0' + (n / 10 % 10) as u8, b'0' + (n % 10) as u8);
+        octets[n] = match n {
+            0..10 => ([ones, b'.', 0, 0], 2),
+            10..100 => ([tens, ones, b'.', 0], 3),
+            _ => ([hundreds, tens, ones, b'.'], 4),
+        };
+        n += 1;
+    }
+    octets
+};
 
 /// An IPv4 address as it is; an IPv6 address' first 64 bits.
 pub fn prefix(ip: IpAddr) -> Key {
     match ip.to_canonical() {
         IpAddr::V4(v4) => {
             // By hand: `Display` would cost as much as the check.
-            let mut text = [0; 15];
-            let mut end = 0;
+            let (mut text, mut end) = ([0; 16], 0);
             for octet in v4.octets() {
-                let mut digits = itoa::Buffer::new();
-                let digits = digits.format(octet).as_bytes();
-                text[end..end + digits.len()].copy_from_slice(digits);
-                end += digits.len();
-                if end < text.len() {
-                    text[end] = b'.';
-                    end += 1;
-                }
+                let (digits, length) = OCTETS[usize::from(octet)];
+                // Always four bytes, which is one step: the next octet overwrites what is too many.
+                text[end..end + 4].copy_from_slice(&digits);
+                end += length;
             }
-            let text = std::str::from_utf8(&text[..end]).unwrap_or_default();
-            text.trim_end_matches('.').into()
+            std::str::from_utf8(&text[..end - 1]).unwrap_or_default().into()
         }
         IpAddr::V6(v6) => {
             let s = v6.segments();

@@ -130,13 +130,8 @@ impl Decision {
         self.outcomes().iter().filter(|o| !o.admitted).try_fold(Duration::ZERO, |longest, o| Some(longest.max(o.retry_after()?)))
     }
 
-    /// The same, holding nothing.
-    pub(crate) fn without_places(&self) -> Self {
-        Self { permits: None, ..self.clone() }
-    }
-
-    /// The places it holds.
-    pub(crate) fn into_places(self) -> Option<Arc<Permits>> {
-        self.permits
+    /// The places it holds; from now on it holds none.
+    pub(crate) fn take_places(&mut self) -> Option<Arc<Permits>> {
+        self.permits.take()
     }
 }

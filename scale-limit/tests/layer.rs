@@ -38,7 +38,7 @@ fn header(response: &Answer, name: &str) -> String {
 }
 
 #[allow(clippy::unnecessary_wraps)]
-fn everybody(_: &http::request::Parts) -> Option<Key> {
+fn everybody(_: &scale_limit::Head<'_>) -> Option<Key> {
     Some("everybody".into())
 }
 

@@ -190,11 +190,10 @@ where
     }
 
     fn call(&mut self, request: Request<Req>) -> Self::Future {
-        let (parts, body) = request.into_parts();
-        let client = self.layer.clients.key(&parts);
-        let resource = parts.uri.path().to_owned();
+        let client = self.layer.clients.key(&request);
+        let resource = request.uri().path().to_owned();
         let scraping = self.layer.scraping.clone();
-        let answer = self.inner.call(Request::from_parts(parts, body));
+        let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
             if let Some(client) = client {

@@ -14,36 +14,40 @@ type Answer<B, E> = Result<Response<LimitBody<B>>, E>;
 pin_project_lite::pin_project! {
     /// The future of [`Limit`](super::Limit).
     pub struct ResponseFuture<F, B, E> {
+        // Beside what is to be told and not inside of it: it is large, and would be copied once more.
         #[pin]
-        state: State<F, B, E>,
+        inner: Option<F>,
+        end: End<B, E>,
     }
 }
 
-pin_project_lite::pin_project! {
-    #[project = StateProjection]
-    enum State<F, B, E> {
-        Refused { answer: Option<Response<Bytes>> },
-        Passed { #[pin] inner: F },
-        Admitted { #[pin] inner: F, told: Option<Told> },
-        Waiting { boxed: Pin<Box<dyn Future<Output = Answer<B, E>> + Send>> },
-    }
+/// What comes of the inner service's answer, or instead of one.
+enum End<B, E> {
+    Passed,
+    Admitted(Option<Box<Told>>),
+    Refused(Option<Box<Response<Bytes>>>),
+    Waiting(Pin<Box<dyn Future<Output = Answer<B, E>> + Send>>),
 }
 
 impl<F, B, E> ResponseFuture<F, B, E> {
+    #[inline]
     pub(super) fn refused(answer: Response<Bytes>) -> Self {
-        Self { state: State::Refused { answer: Some(answer) } }
+        Self { inner: None, end: End::Refused(Some(Box::new(answer))) }
     }
 
+    #[inline]
     pub(super) fn pass(inner: F) -> Self {
-        Self { state: State::Passed { inner } }
+        Self { inner: Some(inner), end: End::Passed }
     }
 
-    pub(super) fn admitted(inner: F, told: Told) -> Self {
-        Self { state: State::Admitted { inner, told: Some(told) } }
+    #[inline]
+    pub(super) fn admitted(inner: F, told: Option<Box<Told>>) -> Self {
+        Self { inner: Some(inner), end: End::Admitted(told) }
     }
 
+    #[inline]
     pub(super) fn waiting(future: impl Future<Output = Answer<B, E>> + Send + 'static) -> Self {
-        Self { state: State::Waiting { boxed: Box::pin(future) } }
+        Self { inner: None, end: End::Waiting(Box::pin(future)) }
     }
 }
 
@@ -54,20 +58,19 @@ where
     type Output = Answer<B, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            StateProjection::Refused { answer } => match answer.take() {
+        let this = self.project();
+        if let Some(inner) = this.inner.as_pin_mut() {
+            let answer = ready!(inner.poll(cx))?;
+            let told = if let End::Admitted(told) = this.end { told.take() } else { None };
+            return Poll::Ready(Ok(Told::finish(told, answer)));
+        }
+        match this.end {
+            End::Waiting(boxed) => boxed.as_mut().poll(cx),
+            End::Refused(answer) => match answer.take() {
                 Some(answer) => Poll::Ready(Ok(answer.map(LimitBody::whole))),
                 None => Poll::Pending,
             },
-            StateProjection::Passed { inner } => Poll::Ready(Ok(ready!(inner.poll(cx))?.map(LimitBody::free))),
-            StateProjection::Admitted { inner, told } => {
-                let answer = ready!(inner.poll(cx))?;
-                Poll::Ready(Ok(match told.take() {
-                    Some(told) => told.finish(answer),
-                    None => answer.map(LimitBody::free),
-                }))
-            }
-            StateProjection::Waiting { boxed } => boxed.as_mut().poll(cx),
+            End::Passed | End::Admitted(_) => Poll::Pending,
         }
     }
 }

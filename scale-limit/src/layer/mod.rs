@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode};
 use smallvec::SmallVec;
 use tower_layer::Layer;
@@ -22,14 +21,15 @@ use self::response::Headers;
 pub use self::response::Refusal;
 pub use self::throttle::Throttle;
 use crate::client::{ClientIp, Key, Networks, Peer, prefix};
-use crate::decision::{Decision, Outcome};
+use crate::decision::Decision;
 use crate::guard::bans::BanList;
+use crate::head::Head;
 use crate::limiter::Limiter;
 use crate::permit::Permits;
 use crate::policy::Policy;
 use crate::task::go_on;
 
-type Respond = dyn Fn(&Refusal<'_>, &Parts) -> Response<Bytes> + Send + Sync;
+type Respond = dyn Fn(&Refusal<'_>, &Head<'_>) -> Response<Bytes> + Send + Sync;
 
 /// Denies requests over their policies' quotas with 429, and tells all clients where they stand.
 ///
@@ -98,7 +98,7 @@ impl LimitLayer {
     }
 
     /// Adds a policy for all requests; `key` says what a request counts against, `None` that it does not count.
-    pub fn policy(self, policy: Policy, key: impl Fn(&Parts) -> Option<Key> + Send + Sync + 'static) -> Self {
+    pub fn policy(self, policy: Policy, key: impl Fn(&Head<'_>) -> Option<Key> + Send + Sync + 'static) -> Self {
         self.throttle(Throttle::new(policy, key))
     }
 
@@ -135,7 +135,7 @@ impl LimitLayer {
     }
 
     /// What is answered in place of a problem document; the `RateLimit` and `Retry-After` headers are added unless they are there.
-    pub fn respond(self, respond: impl Fn(&Refusal<'_>, &Parts) -> Response<Bytes> + Send + Sync + 'static) -> Self {
+    pub fn respond(self, respond: impl Fn(&Refusal<'_>, &Head<'_>) -> Response<Bytes> + Send + Sync + 'static) -> Self {
         self.with(|layer| layer.respond = Some(Arc::new(respond)))
     }
 }
@@ -148,29 +148,36 @@ enum Pass {
 }
 
 impl Inner {
-    fn at_the_gate(&self, parts: &Parts) -> Pass {
+    fn at_the_gate(&self, head: &Head<'_>) -> Pass {
         let Some(gate) = &self.gate else { return Pass::Counted };
-        let Some(ip) = parts.extensions.get::<Peer>().map(|peer| gate.clients.find(peer.0.ip(), &parts.headers)) else {
+        let Some(ip) = head.extensions.get::<Peer>().map(|peer| gate.clients.find(peer.0.ip(), head.headers)) else {
             return Pass::Counted;
         };
         if gate.allowed.contains(ip) {
             return Pass::Uncounted;
         }
         if gate.denied.contains(ip) {
-            return Pass::Refused(self.refuse(&Refusal::Denied, parts));
+            return Pass::Refused(self.refuse(&Refusal::Denied, head));
         }
         match gate.bans.as_ref().and_then(|bans| bans.find(&prefix(ip))) {
-            Some(ban) => Pass::Refused(self.refuse(&Refusal::Banned(&ban), parts)),
+            Some(ban) => Pass::Refused(self.refuse(&Refusal::Banned(&ban), head)),
             None => Pass::Counted,
         }
     }
 
-    fn charges<'a>(&'a self, asked: &'a Asked) -> SmallVec<[(&'a Policy, &'a str, u32); 2]> {
+    fn charges<'a>(&'a self, asked: &'a [throttle::Asked]) -> SmallVec<[(&'a Policy, &'a str, u32); 2]> {
         asked.iter().map(|asked| asked.charge(&self.throttles)).collect()
     }
 
-    fn refuse(&self, refusal: &Refusal<'_>, parts: &Parts) -> Response<Bytes> {
-        let own = self.respond.as_ref().map(|respond| respond(refusal, parts));
+    fn check_now(&self, asked: &[throttle::Asked]) -> Option<Decision> {
+        match asked {
+            [one] => self.limiter.check_now(&[one.charge(&self.throttles)]),
+            several => self.limiter.check_now(&self.charges(several)),
+        }
+    }
+
+    fn refuse(&self, refusal: &Refusal<'_>, head: &Head<'_>) -> Response<Bytes> {
+        let own = self.respond.as_ref().map(|respond| respond(refusal, head));
         response::refusal(refusal, own, self.jitter)
     }
 }
@@ -209,35 +216,41 @@ where
 
     fn call(&mut self, request: Request<Req>) -> Self::Future {
         let layer = &self.layer.0;
-        let (parts, body) = request.into_parts();
-        match layer.at_the_gate(&parts) {
+        let head = Head::from(&request);
+        match layer.at_the_gate(&head) {
             Pass::Refused(refused) => return ResponseFuture::refused(refused),
-            Pass::Uncounted => return ResponseFuture::pass(self.inner.call(Request::from_parts(parts, body))),
+            Pass::Uncounted => return ResponseFuture::pass(self.inner.call(request)),
             Pass::Counted => {}
         }
-        let asked: Asked = layer.throttles.iter().enumerate().filter_map(|(n, throttle)| throttle.ask(n, &parts)).collect();
-        if asked.is_empty() {
-            return ResponseFuture::pass(self.inner.call(Request::from_parts(parts, body)));
+        // Most layers have one policy, and no list of them is made.
+        let (mut one, mut several) = (None, Asked::new());
+        match &layer.throttles[..] {
+            [throttle] => one = throttle.ask(0, &head),
+            throttles => several.extend(throttles.iter().enumerate().filter_map(|(n, throttle)| throttle.ask(n, &head))),
         }
-        let decision = layer.limiter.check_now(&layer.charges(&asked));
-        match decision {
-            Some(decision) if decision.admitted => {
-                let told = Told::new(layer, decision, asked);
-                ResponseFuture::admitted(self.inner.call(Request::from_parts(parts, body)), told)
+        let asked = one.as_ref().map_or(&several[..], std::slice::from_ref);
+        if asked.is_empty() {
+            return ResponseFuture::pass(self.inner.call(request));
+        }
+        match layer.check_now(asked) {
+            Some(mut decision) if decision.admitted => {
+                let told = Told::new(layer, &mut decision, asked);
+                ResponseFuture::admitted(self.inner.call(request), told)
             }
-            Some(decision) => ResponseFuture::refused(layer.refuse(&Refusal::TooMany(&decision), &parts)),
+            Some(decision) => ResponseFuture::refused(layer.refuse(&Refusal::TooMany(&decision), &head)),
             None => {
                 // The ready service is the one called; its clone waits for the next request.
                 let clone = self.inner.clone();
                 let mut inner = std::mem::replace(&mut self.inner, clone);
                 let layer = Arc::clone(layer);
+                several.extend(one);
                 ResponseFuture::waiting(async move {
-                    let decision = layer.limiter.check_all(&layer.charges(&asked)).await;
+                    let mut decision = layer.limiter.check_all(&layer.charges(&several)).await;
                     if !decision.admitted {
-                        return Ok(layer.refuse(&Refusal::TooMany(&decision), &parts).map(LimitBody::whole));
+                        return Ok(layer.refuse(&Refusal::TooMany(&decision), &Head::from(&request)).map(LimitBody::whole));
                     }
-                    let told = Told::new(&layer, decision, asked);
-                    Ok(told.finish(inner.call(Request::from_parts(parts, body)).await?))
+                    let told = Told::new(&layer, &mut decision, &several);
+                    Ok(Told::finish(told, inner.call(request).await?))
                 })
             }
         }
@@ -252,21 +265,27 @@ struct Told {
 }
 
 impl Told {
-    fn new(layer: &Arc<Inner>, decision: Decision, asked: Asked) -> Self {
-        let known = |outcome: &Outcome| asked.first()?.header(&layer.throttles, outcome.quota());
-        let headers = if layer.quiet { Headers::default() } else { Headers::new(&decision, known) };
+    /// `None`: there is nothing to be told. In a box, because answers to come are moved about.
+    fn new(layer: &Arc<Inner>, decision: &mut Decision, asked: &[throttle::Asked]) -> Option<Box<Self>> {
         let settled = layer.throttles.iter().all(Throttle::is_settled);
-        let settling =
-            (!settled).then(|| Box::new(Settling { layer: Arc::clone(layer), decision: decision.without_places(), asked }));
-        Self { headers, places: decision.into_places(), settling }
+        let places = decision.take_places();
+        if layer.quiet && settled && places.is_none() {
+            return None;
+        }
+        let known = asked.first().and_then(|asked| asked.words(&layer.throttles));
+        let headers = if layer.quiet { Headers::default() } else { Headers::new(decision, known) };
+        let settling = || Box::new(Settling { layer: Arc::clone(layer), decision: decision.clone(), asked: asked.into() });
+        Some(Box::new(Self { headers, places, settling: (!settled).then(settling) }))
     }
 
-    fn finish<B>(self, mut answer: Response<B>) -> Response<LimitBody<B>> {
-        self.headers.add(answer.headers_mut());
-        if let Some(settling) = self.settling {
+    fn finish<B>(told: Option<Box<Self>>, mut answer: Response<B>) -> Response<LimitBody<B>> {
+        let Some(told) = told else { return answer.map(LimitBody::free) };
+        let Self { headers, places, settling } = *told;
+        headers.add(answer.headers_mut());
+        if let Some(settling) = settling {
             settling.settle(answer.status(), answer.headers());
         }
-        answer.map(|body| LimitBody::new(body, self.places))
+        answer.map(|body| LimitBody::new(body, places))
     }
 }
 

@@ -41,33 +41,61 @@ pub(super) struct Headers {
     limit: Option<HeaderValue>,
 }
 
+/// What is always the same of a policy that is told alone.
+#[derive(Clone)]
+pub(super) struct Words {
+    quota: u32,
+    policy: HeaderValue,
+    /// `"login";r=`
+    limit: Box<[u8]>,
+}
+
+impl Words {
+    /// `None`: its name cannot be told.
+    pub(super) fn new(policy: &Policy) -> Option<Self> {
+        let name = StringRef::from_str(policy.name()).ok()?;
+        let (mut told, mut limit) = (Text::new(), Text::new());
+        quote(&mut told, name);
+        policy_parameters(&mut told, policy.quota(), (!policy.counts_places()).then_some(policy.period()));
+        quote(&mut limit, name);
+        limit.extend_from_slice(b";r=");
+        Some(Self { quota: policy.quota(), policy: value(&told)?, limit: limit.into_vec().into() })
+    }
+}
+
 impl Headers {
-    /// `known`: how the policy is told, if there is only one and it has been told before.
-    pub(super) fn new(decision: &Decision, known: impl FnOnce(&Outcome) -> Option<HeaderValue>) -> Self {
-        let mut limits = Text::new();
-        for outcome in told(decision) {
-            let Some(name) = begin(&mut limits, outcome) else { continue };
-            quote(&mut limits, name);
-            parameter(&mut limits, b";r=", outcome.remaining().into());
-            if outcome.period().is_some() {
-                let wait = outcome.retry_after().filter(|w| !w.is_zero()).unwrap_or(outcome.full_after());
-                parameter(&mut limits, b";t=", seconds(wait));
+    /// `known`: what has been said before of the policy, if it is the only one.
+    pub(super) fn new(decision: &Decision, known: Option<&Words>) -> Self {
+        match (decision.outcomes(), known) {
+            // Not if the quota is another one for this key.
+            ([one], Some(words)) if one.quota() == words.quota && one.remaining() != u32::MAX => {
+                let mut limit = Text::new();
+                limit.extend_from_slice(&words.limit);
+                integer(&mut limit, one.remaining().into());
+                wait(&mut limit, one);
+                Self { policy: Some(words.policy.clone()), limit: value(&limit) }
             }
+            _ => Self::of_all(decision),
         }
-        let known = match decision.outcomes() {
-            [one] => known(one),
-            _ => None,
-        };
-        let policy = known.or_else(|| {
-            let mut policies = Text::new();
-            for outcome in told(decision) {
-                let Some(name) = begin(&mut policies, outcome) else { continue };
-                quote(&mut policies, name);
-                policy_parameters(&mut policies, outcome.quota(), outcome.period());
+    }
+
+    fn of_all(decision: &Decision) -> Self {
+        let (mut policies, mut limits) = (Text::new(), Text::new());
+        // Who has no limit is told of none.
+        for outcome in decision.outcomes().iter().filter(|o| o.remaining() != u32::MAX) {
+            let Ok(name) = StringRef::from_str(outcome.policy()) else { continue };
+            for list in [&mut policies, &mut limits] {
+                if !list.is_empty() {
+                    list.extend_from_slice(b", ");
+                }
+                quote(list, name);
             }
-            value(&policies)
-        });
-        Self { policy, limit: value(&limits) }
+            policy_parameters(&mut policies, outcome.quota(), outcome.period());
+            limits.extend_from_slice(b";r=");
+            integer(&mut limits, outcome.remaining().into());
+            wait(&mut limits, outcome);
+        }
+        Self { policy: value(&policies), limit: value(&limits) }
     }
 
     /// Adds them unless they are there.
@@ -80,32 +108,23 @@ impl Headers {
     }
 }
 
-/// How a policy is told when it is the only one.
-pub(super) fn policy_header(policy: &Policy) -> Option<HeaderValue> {
-    let mut text = Text::new();
-    quote(&mut text, StringRef::from_str(policy.name()).ok()?);
-    policy_parameters(&mut text, policy.quota(), (!policy.counts_places()).then_some(policy.period()));
-    value(&text)
-}
-
-/// Who has no limit is told of none.
-fn told(decision: &Decision) -> impl Iterator<Item = &Outcome> {
-    decision.outcomes().iter().filter(|o| o.remaining() != u32::MAX)
-}
-
-/// Begins the next item of a list; `None`: the name cannot be one.
-fn begin<'o>(list: &mut Text, outcome: &'o Outcome) -> Option<&'o StringRef> {
-    let name = StringRef::from_str(outcome.policy()).ok()?;
-    if !list.is_empty() {
-        list.extend_from_slice(b", ");
+/// When to come back, or when everything is there again.
+fn wait(list: &mut Text, outcome: &Outcome) {
+    if outcome.period().is_some() {
+        let wait = outcome.retry_after().filter(|w| !w.is_zero()).unwrap_or(outcome.full_after());
+        list.extend_from_slice(b";t=");
+        integer(list, seconds(wait));
     }
-    Some(name)
 }
 
 fn policy_parameters(list: &mut Text, quota: u32, period: Option<Duration>) {
-    parameter(list, b";q=", quota.into());
+    list.extend_from_slice(b";q=");
+    integer(list, quota.into());
     match period {
-        Some(period) => parameter(list, b";w=", period.as_secs().max(1)),
+        Some(period) => {
+            list.extend_from_slice(b";w=");
+            integer(list, period.as_secs().max(1));
+        }
         None => list.extend_from_slice(b";qu=\"concurrent-requests\""),
     }
 }
@@ -125,10 +144,9 @@ fn quote(list: &mut Text, name: &StringRef) {
     }
 }
 
-fn parameter(list: &mut Text, key: &[u8], value: u64) {
+fn integer(list: &mut Text, value: u64) {
     /// The largest integer of a structured field (RFC 9651, 3.3.1).
     const LARGEST: u64 = 999_999_999_999_999;
-    list.extend_from_slice(key);
     list.extend_from_slice(itoa::Buffer::new().format(value.min(LARGEST)).as_bytes());
 }
 
@@ -138,7 +156,7 @@ pub(super) fn refusal(refusal: &Refusal<'_>, own: Option<Response<Bytes>>, jitte
     let headers = response.headers_mut();
     let wait = match refusal {
         Refusal::TooMany(decision) => {
-            Headers::new(decision, |_| None).add(headers);
+            Headers::of_all(decision).add(headers);
             decision.retry_after()
         }
         Refusal::Banned(ban) => Some(ban.left()),
@@ -195,7 +213,7 @@ mod tests {
             let charges: Vec<_> = policies.iter().map(|p| (p, "k", 1)).collect();
             let decision = limiter.check_all(&charges).await;
             let mut headers = HeaderMap::new();
-            Headers::new(&decision, |_| None).add(&mut headers);
+            Headers::of_all(&decision).add(&mut headers);
             for header in [&POLICY, &LIMIT] {
                 let list: List = Parser::new(headers[header].as_bytes()).parse().unwrap();
                 let fits = name.bytes().all(|b| (0x20..0x7f).contains(&b));

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 
-use super::response::policy_header;
+use super::response::Words;
 use crate::client::Key;
+use crate::head::Head;
 use crate::policy::Policy;
 
-type KeyOf = dyn Fn(&Parts) -> Option<Key> + Send + Sync;
-type PolicyOf = dyn Fn(&Parts) -> Option<(Policy, Key)> + Send + Sync;
-type When = dyn Fn(&Parts) -> bool + Send + Sync;
-type Cost = dyn Fn(&Parts) -> u32 + Send + Sync;
+type KeyOf = dyn Fn(&Head<'_>) -> Option<Key> + Send + Sync;
+type PolicyOf = dyn Fn(&Head<'_>) -> Option<(Policy, Key)> + Send + Sync;
+type When = dyn Fn(&Head<'_>) -> bool + Send + Sync;
+type Cost = dyn Fn(&Head<'_>) -> u32 + Send + Sync;
 type RealCost = dyn Fn(StatusCode, &HeaderMap) -> u32 + Send + Sync;
 
 /// A policy with the requests it applies to.
@@ -51,7 +51,7 @@ pub struct Throttle {
 #[derive(Clone)]
 enum Select {
     /// The policy, and how it is told.
-    One(Policy, Option<HeaderValue>, Arc<KeyOf>),
+    One(Policy, Option<Words>, Arc<KeyOf>),
     Any(Arc<PolicyOf>),
 }
 
@@ -62,6 +62,7 @@ impl std::fmt::Debug for Throttle {
 }
 
 /// One request's share.
+#[derive(Clone)]
 pub(super) struct Asked {
     /// The number of its throttle.
     throttle: usize,
@@ -80,11 +81,11 @@ impl Asked {
         (policy, &self.key, self.cost)
     }
 
-    /// How the policy is told, if it is one for all and its quota is.
-    pub(super) fn header(&self, throttles: &[Throttle], quota: u32) -> Option<HeaderValue> {
+    /// How the policy is told, if it is one for all.
+    pub(super) fn words<'t>(&self, throttles: &'t [Throttle]) -> Option<&'t Words> {
         match &throttles[self.throttle].select {
-            Select::One(policy, header, _) if policy.quota() == quota => header.clone(),
-            _ => None,
+            Select::One(_, words, _) => words.as_ref(),
+            Select::Any(_) => None,
         }
     }
 
@@ -96,13 +97,13 @@ impl Asked {
 
 impl Throttle {
     /// One policy; `key` says what a request counts against, `None` that it does not count.
-    pub fn new(policy: Policy, key: impl Fn(&Parts) -> Option<Key> + Send + Sync + 'static) -> Self {
-        let header = policy_header(&policy);
-        Self::selecting(Select::One(policy, header, Arc::new(key)))
+    pub fn new(policy: Policy, key: impl Fn(&Head<'_>) -> Option<Key> + Send + Sync + 'static) -> Self {
+        let words = Words::new(&policy);
+        Self::selecting(Select::One(policy, words, Arc::new(key)))
     }
 
     /// The policy itself depends on the request: its user's plan, its route's class.
-    pub fn select(select: impl Fn(&Parts) -> Option<(Policy, Key)> + Send + Sync + 'static) -> Self {
+    pub fn select(select: impl Fn(&Head<'_>) -> Option<(Policy, Key)> + Send + Sync + 'static) -> Self {
         Self::selecting(Select::Any(Arc::new(select)))
     }
 
@@ -123,13 +124,13 @@ impl Throttle {
     }
 
     /// Only if `when` says so; of several, all must.
-    pub fn when(mut self, when: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
+    pub fn when(mut self, when: impl Fn(&Head<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.when.push(Arc::new(when));
         self
     }
 
     /// What a request costs. Default: 1.
-    pub fn cost(mut self, cost: impl Fn(&Parts) -> u32 + Send + Sync + 'static) -> Self {
+    pub fn cost(mut self, cost: impl Fn(&Head<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.cost = Some(Arc::new(cost));
         self
     }
@@ -142,20 +143,20 @@ impl Throttle {
     }
 
     /// What a request is to be charged, if anything; `number` is this throttle's.
-    pub(super) fn ask(&self, number: usize, parts: &Parts) -> Option<Asked> {
-        let method = self.methods.is_empty() || self.methods.contains(&parts.method);
-        let path = self.paths.is_empty() || self.paths.iter().any(|p| fits(p, parts.uri.path()));
-        if !method || !path || !self.when.iter().all(|when| when(parts)) {
+    pub(super) fn ask(&self, number: usize, head: &Head<'_>) -> Option<Asked> {
+        let method = self.methods.is_empty() || self.methods.contains(head.method);
+        let path = self.paths.is_empty() || self.paths.iter().any(|p| fits(p, head.uri.path()));
+        if !method || !path || !self.when.iter().all(|when| when(head)) {
             return None;
         }
         let (policy, key) = match &self.select {
-            Select::One(_, _, key) => (None, key(parts)?),
+            Select::One(_, _, key) => (None, key(head)?),
             Select::Any(select) => {
-                let (policy, key) = select(parts)?;
+                let (policy, key) = select(head)?;
                 (Some(policy), key)
             }
         };
-        Some(Asked { throttle: number, policy, key, cost: self.cost.as_ref().map_or(1, |cost| cost(parts)) })
+        Some(Asked { throttle: number, policy, key, cost: self.cost.as_ref().map_or(1, |cost| cost(head)) })
     }
 
     /// Whether the answer changes nothing.

@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::adaptive::AdaptiveConcurrency;
 use super::queue::{Entry, Place, Priority, Queue};
+use crate::head::Head;
 use crate::layer::LimitBody;
 
-type PriorityOf = dyn Fn(&Parts) -> Priority + Send + Sync;
+type PriorityOf = dyn Fn(&Head<'_>) -> Priority + Send + Sync;
 
 /// Works on as many requests at once as the service can, lets the others wait a moment, and turns away the rest: 503 with `Retry-After`.
 ///
@@ -76,7 +76,7 @@ impl LoadShed {
     }
 
     /// Who goes first.
-    pub fn priority(self, priority: impl Fn(&Parts) -> Priority + Send + Sync + 'static) -> Self {
+    pub fn priority(self, priority: impl Fn(&Head<'_>) -> Priority + Send + Sync + 'static) -> Self {
         Self { priority: Arc::new(priority), ..self }
     }
 
@@ -143,9 +143,7 @@ where
     }
 
     fn call(&mut self, request: Request<Req>) -> Self::Future {
-        let (parts, body) = request.into_parts();
-        let priority = (self.layer.priority)(&parts);
-        let request = Request::from_parts(parts, body);
+        let priority = (self.layer.priority)(&Head::from(&request));
         let entry = self.layer.queue.enter(priority);
         let layer = self.layer.clone();
         let clone = self.inner.clone();
