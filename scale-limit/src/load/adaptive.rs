@@ -88,7 +88,8 @@ impl AdaptiveConcurrency {
         Self { limit: limit.max(1) as f64, ..self }
     }
 
-    /// Never fewer at once.
+    /// Never fewer at once. Say 1 for a service that works on fewer than there are processors: it is found out then, instead of two of its
+    /// requests waiting for each other.
     pub fn at_least(self, least: usize) -> Self {
         Self { least: least.max(1), most: self.most.max(least), ..self }
     }

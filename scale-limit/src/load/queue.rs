@@ -41,7 +41,7 @@ impl Priority {
 /// Waiting is normal in a burst; when somebody has had to wait all through that time, it is overload, and until nobody has for as long.
 const BURST: Duration = Duration::from_millis(250);
 /// In overload everybody may wait that long: since the newest goes first, few do.
-const LEAST_PATIENCE: Duration = Duration::from_millis(2);
+const LEAST_PATIENCE: Duration = Duration::from_millis(1);
 const CLASSES: usize = 3;
 
 type Waiting = VecDeque<oneshot::Sender<Place>>;
@@ -95,8 +95,8 @@ impl Queue {
         let overload = state.overload(now);
         let patience = match state.limit.best() {
             // What goes first is never far from its turn.
-            Some(best) if overload && priority == Priority::High => (best * 4).max(LEAST_PATIENCE * 8).min(self.patience),
-            Some(best) if overload => best.max(LEAST_PATIENCE).min(self.patience),
+            Some(best) if overload && priority == Priority::High => (best * 4).max(LEAST_PATIENCE * 16).min(self.patience),
+            Some(best) if overload => (best / 2).max(LEAST_PATIENCE).min(self.patience),
             _ => self.patience,
         };
         let (sender, receiver) = oneshot::channel();

@@ -69,8 +69,8 @@ impl LoadShed {
         Self { queue: Queue::new(self.limit.clone(), self.longest, self.patience), ..self }
     }
 
-    /// How many may wait, and for how long in a burst. In overload, when somebody has had to wait all through 250 ms, waiting ends after the
-    /// best latency, but not before 2 ms; for [`Priority::High`] after four times that, but not before 16 ms.
+    /// How many may wait, and for how long in a burst. In overload, when somebody has had to wait all through 250 ms, waiting ends after half
+    /// the best latency, but not before 1 ms; for [`Priority::High`] after four times the best one, but not before 16 ms.
     pub fn queue(self, longest: usize, patience: Duration) -> Self {
         Self { longest, patience, ..self }.queued()
     }

@@ -106,7 +106,8 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
     let time = Duration::from_secs(2 + effort.scale as u64);
     let capacity = peak(time).await.unwrap_or(f64::NAN);
     let bare = || tower::service_fn(burn);
-    let shed = || LoadShed::new(AdaptiveConcurrency::default()).layer(bare());
+    // The service has one thread, fewer than there are processors, and the layer is told.
+    let shed = || LoadShed::new(AdaptiveConcurrency::default().at_least(1)).layer(bare());
     let rounds = effort.rounds.min(3);
     Case::new("overload", "answers/s", Better::Higher)
         .subject("scale-limit", || async { Ok(offer(shed(), capacity * 3.0, time).await?.per_second) })
