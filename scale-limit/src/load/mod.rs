@@ -8,7 +8,7 @@
 //! | promised | how |
 //! | --- | --- |
 //! | what is let in is answered about as fast as ever | the number at once follows latency (`AdaptiveConcurrency`) |
-//! | the queue never holds answers that nobody waits for any more | under overload the newest goes first, and waiting ends after the time a request takes when there is little to do (2 ms at least) |
+//! | the queue never holds answers that nobody waits for any more | under overload the newest goes first, and waiting ends after half the time a request takes when there is little to do (1 ms at least) |
 //! | what matters goes first | [`Priority`]: strict in the queue; [`Priority::Critical`] does not queue at all |
 //! | a dropped request leaves nothing behind | its place goes to the next in line |
 //!

@@ -3,7 +3,8 @@
 //! `cargo run --release -p scale-bench -- SUITE [--quick] [--only CASE] [--json FILE] [--svg FOLDER]`
 //!
 //! Subjects of a case take turns (A B A B …), so that a machine whose speed drifts drifts for all. Printed are the median, the spread (half
-//! the range between the quartiles, as a share of the median) and the ratio: how many times *better* ours is, whatever is measured.
+//! the range between the quartiles, as a share of the median) and the ratio: how many times *better* ours is, whatever is measured, by the
+//! median of all turns' ratios.
 
 mod measure;
 mod peer;

@@ -25,12 +25,20 @@ pub(crate) struct Case<'a> {
     name: String,
     unit: &'static str,
     better: Better,
+    /// The ratio is at most 1: beyond the bound nothing is better.
+    bounded: bool,
     subjects: Vec<(String, Option<f64>, Run<'a>)>,
 }
 
 impl<'a> Case<'a> {
     pub(crate) fn new(name: &str, unit: &'static str, better: Better) -> Self {
-        Self { name: name.into(), unit, better, subjects: Vec::new() }
+        Self { name: name.into(), unit, better, bounded: false, subjects: Vec::new() }
+    }
+
+    /// A question of yes or no: how far our figure is on the good side says nothing, and the ratio is 1 there.
+    pub(crate) fn bounded(mut self) -> Self {
+        self.bounded = true;
+        self
     }
 
     /// A subject; `run` returns one figure.
@@ -76,20 +84,30 @@ impl<'a> Case<'a> {
                 }
             }
         }
-        let ours = median(&mut figures[0]);
+        let ours = figures[0].clone();
         for (n, (name, target, _)) in self.subjects.iter().enumerate() {
             if let Some(why) = &failed[n] {
                 report.missing.push(Missing { case: self.name.clone(), subject: name.clone(), why: why.clone() });
                 continue;
             }
+            // Of each turn by itself, so that a machine whose speed drifts drifts for both.
+            let mut ratios: Vec<f64> = ours.iter().zip(&figures[n]).map(|(ours, theirs)| self.ratio(*ours, *theirs)).collect();
             let value = median(&mut figures[n]);
             let spread = spread(&figures[n], value);
             report.rows.push(Row { case: self.name.clone(), subject: name.clone(), value, unit: self.unit, spread });
             if n > 0 {
-                let ratio = if self.better == Better::Higher { ours / value } else { value / ours };
+                let ratio = median(&mut ratios);
                 report.ratios.push(Ratio { case: self.name.clone(), against: name.clone(), ratio, target: *target });
             }
         }
+    }
+}
+
+impl Case<'_> {
+    /// How many times better ours is.
+    fn ratio(&self, ours: f64, theirs: f64) -> f64 {
+        let ratio = if self.better == Better::Higher { ours / theirs } else { theirs / ours };
+        if self.bounded { ratio.min(1.0) } else { ratio }
     }
 }
 

@@ -47,21 +47,31 @@ async fn ask(app: &Router, path: &str, cookie: &HeaderValue) -> Result<(f64, Str
     Ok((start.elapsed().as_secs_f64() * 1e3, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// The slowest of a hundred.
+/// The slowest but five of five hundred.
 async fn devices(app: &Router) -> Result<f64> {
-    let mut slowest = 0.0_f64;
-    for n in 0..100 {
+    let mut times = Vec::new();
+    for n in 0..500 {
         let user = format!("user-{}", n * 37);
         let cookie = sign_in(app, &user).await?;
         let (took, count) = ask(app, "/devices", &cookie).await?;
         ensure!(count.parse::<usize>()? > EACH, "{count} devices of {user}");
-        slowest = slowest.max(took);
+        times.push(took);
     }
-    Ok(slowest)
+    times.sort_unstable_by(f64::total_cmp);
+    Ok(times[times.len() * 99 / 100])
 }
 
-/// An end of all the sessions of somebody who has so many.
+/// The median of five ends of all the sessions of somebody who has so many.
 async fn revoke(app: &Router, sessions: usize) -> Result<f64> {
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        times.push(revoke_once(app, sessions).await?);
+    }
+    times.sort_unstable_by(f64::total_cmp);
+    Ok(times[2])
+}
+
+async fn revoke_once(app: &Router, sessions: usize) -> Result<f64> {
     let user = format!("many-{sessions}-{}", super::next());
     let (all, name) = (app.clone(), user.clone());
     concurrently(TASKS.min(sessions), sessions, move |_| {
