@@ -23,26 +23,20 @@ pin_project_lite::pin_project! {
 
 /// What comes of the inner service's answer, or instead of one.
 enum End<B, E> {
-    Passed,
-    Admitted(Option<Box<Told>>),
+    Passed(Option<Box<Told>>),
     Refused(Option<Box<Response<Bytes>>>),
     Waiting(Pin<Box<dyn Future<Output = Answer<B, E>> + Send>>),
 }
 
 impl<F, B, E> ResponseFuture<F, B, E> {
     #[inline]
-    pub(super) fn refused(answer: Response<Bytes>) -> Self {
-        Self { inner: None, end: End::Refused(Some(Box::new(answer))) }
+    pub(super) fn refused(answer: Box<Response<Bytes>>) -> Self {
+        Self { inner: None, end: End::Refused(Some(answer)) }
     }
 
     #[inline]
-    pub(super) fn pass(inner: F) -> Self {
-        Self { inner: Some(inner), end: End::Passed }
-    }
-
-    #[inline]
-    pub(super) fn admitted(inner: F, told: Option<Box<Told>>) -> Self {
-        Self { inner: Some(inner), end: End::Admitted(told) }
+    pub(super) fn pass(inner: F, told: Option<Box<Told>>) -> Self {
+        Self { inner: Some(inner), end: End::Passed(told) }
     }
 
     #[inline]
@@ -61,7 +55,7 @@ where
         let this = self.project();
         if let Some(inner) = this.inner.as_pin_mut() {
             let answer = ready!(inner.poll(cx))?;
-            let told = if let End::Admitted(told) = this.end { told.take() } else { None };
+            let told = if let End::Passed(told) = this.end { told.take() } else { None };
             return Poll::Ready(Ok(Told::finish(told, answer)));
         }
         match this.end {
@@ -70,7 +64,7 @@ where
                 Some(answer) => Poll::Ready(Ok(answer.map(LimitBody::whole))),
                 None => Poll::Pending,
             },
-            End::Passed | End::Admitted(_) => Poll::Pending,
+            End::Passed(_) => Poll::Pending,
         }
     }
 }

@@ -140,40 +140,59 @@ impl LimitLayer {
     }
 }
 
-/// What the gate says.
-enum Pass {
-    Counted,
-    Uncounted,
-    Refused(Response<Bytes>),
+/// What becomes of a request.
+enum Verdict {
+    /// It passes, and its answer is told that.
+    Pass(Option<Box<Told>>),
+    Refuse(Box<Response<Bytes>>),
+    /// The store has to be asked.
+    Ask(Asked),
 }
 
 impl Inner {
-    fn at_the_gate(&self, head: &Head<'_>) -> Pass {
-        let Some(gate) = &self.gate else { return Pass::Counted };
-        let Some(ip) = head.extensions.get::<Peer>().map(|peer| gate.clients.find(peer.0.ip(), head.headers)) else {
-            return Pass::Counted;
+    fn judge(self: &Arc<Self>, head: &Head<'_>) -> Verdict {
+        if let Some(verdict) = self.at_the_gate(head) {
+            return verdict;
+        }
+        // Most layers have one policy, and no list of them is made.
+        let (mut one, mut several) = (None, Asked::new());
+        match &self.throttles[..] {
+            [throttle] => one = throttle.ask(0, head),
+            throttles => several.extend(throttles.iter().enumerate().filter_map(|(n, throttle)| throttle.ask(n, head))),
+        }
+        let asked = one.as_ref().map_or(&several[..], std::slice::from_ref);
+        let decision = match asked {
+            [] => return Verdict::Pass(None),
+            [one] => self.limiter.check_now(&[one.charge(&self.throttles)]),
+            several => self.limiter.check_now(&self.charges(several)),
         };
+        match decision {
+            Some(mut decision) if decision.admitted => Verdict::Pass(Told::new(self, &mut decision, asked)),
+            Some(decision) => Verdict::Refuse(Box::new(self.refuse(&Refusal::TooMany(&decision), head))),
+            None => {
+                several.extend(one);
+                Verdict::Ask(several)
+            }
+        }
+    }
+
+    /// What holds whatever the policies say.
+    fn at_the_gate(&self, head: &Head<'_>) -> Option<Verdict> {
+        let gate = self.gate.as_ref()?;
+        let ip = head.extensions.get::<Peer>().map(|peer| gate.clients.find(peer.0.ip(), head.headers))?;
+        let refuse = |refusal| Some(Verdict::Refuse(Box::new(self.refuse(&refusal, head))));
         if gate.allowed.contains(ip) {
-            return Pass::Uncounted;
+            return Some(Verdict::Pass(None));
         }
         if gate.denied.contains(ip) {
-            return Pass::Refused(self.refuse(&Refusal::Denied, head));
+            return refuse(Refusal::Denied);
         }
-        match gate.bans.as_ref().and_then(|bans| bans.find(&prefix(ip))) {
-            Some(ban) => Pass::Refused(self.refuse(&Refusal::Banned(&ban), head)),
-            None => Pass::Counted,
-        }
+        let ban = gate.bans.as_ref().and_then(|bans| bans.find(&prefix(ip)))?;
+        refuse(Refusal::Banned(&ban))
     }
 
     fn charges<'a>(&'a self, asked: &'a [throttle::Asked]) -> SmallVec<[(&'a Policy, &'a str, u32); 2]> {
         asked.iter().map(|asked| asked.charge(&self.throttles)).collect()
-    }
-
-    fn check_now(&self, asked: &[throttle::Asked]) -> Option<Decision> {
-        match asked {
-            [one] => self.limiter.check_now(&[one.charge(&self.throttles)]),
-            several => self.limiter.check_now(&self.charges(several)),
-        }
     }
 
     fn refuse(&self, refusal: &Refusal<'_>, head: &Head<'_>) -> Response<Bytes> {
@@ -216,40 +235,20 @@ where
 
     fn call(&mut self, request: Request<Req>) -> Self::Future {
         let layer = &self.layer.0;
-        let head = Head::from(&request);
-        match layer.at_the_gate(&head) {
-            Pass::Refused(refused) => return ResponseFuture::refused(refused),
-            Pass::Uncounted => return ResponseFuture::pass(self.inner.call(request)),
-            Pass::Counted => {}
-        }
-        // Most layers have one policy, and no list of them is made.
-        let (mut one, mut several) = (None, Asked::new());
-        match &layer.throttles[..] {
-            [throttle] => one = throttle.ask(0, &head),
-            throttles => several.extend(throttles.iter().enumerate().filter_map(|(n, throttle)| throttle.ask(n, &head))),
-        }
-        let asked = one.as_ref().map_or(&several[..], std::slice::from_ref);
-        if asked.is_empty() {
-            return ResponseFuture::pass(self.inner.call(request));
-        }
-        match layer.check_now(asked) {
-            Some(mut decision) if decision.admitted => {
-                let told = Told::new(layer, &mut decision, asked);
-                ResponseFuture::admitted(self.inner.call(request), told)
-            }
-            Some(decision) => ResponseFuture::refused(layer.refuse(&Refusal::TooMany(&decision), &head)),
-            None => {
+        match layer.judge(&Head::from(&request)) {
+            Verdict::Pass(told) => ResponseFuture::pass(self.inner.call(request), told),
+            Verdict::Refuse(answer) => ResponseFuture::refused(answer),
+            Verdict::Ask(asked) => {
                 // The ready service is the one called; its clone waits for the next request.
                 let clone = self.inner.clone();
                 let mut inner = std::mem::replace(&mut self.inner, clone);
                 let layer = Arc::clone(layer);
-                several.extend(one);
                 ResponseFuture::waiting(async move {
-                    let mut decision = layer.limiter.check_all(&layer.charges(&several)).await;
+                    let mut decision = layer.limiter.check_all(&layer.charges(&asked)).await;
                     if !decision.admitted {
                         return Ok(layer.refuse(&Refusal::TooMany(&decision), &Head::from(&request)).map(LimitBody::whole));
                     }
-                    let told = Told::new(&layer, &mut decision, &several);
+                    let told = Told::new(&layer, &mut decision, &asked);
                     Ok(Told::finish(told, inner.call(request).await?))
                 })
             }
@@ -278,13 +277,17 @@ impl Told {
         Some(Box::new(Self { headers, places, settling: (!settled).then(settling) }))
     }
 
+    /// The answer with what it is to be told.
+    #[inline]
     fn finish<B>(told: Option<Box<Self>>, mut answer: Response<B>) -> Response<LimitBody<B>> {
-        let Some(told) = told else { return answer.map(LimitBody::free) };
-        let Self { headers, places, settling } = *told;
-        headers.add(answer.headers_mut());
-        if let Some(settling) = settling {
-            settling.settle(answer.status(), answer.headers());
-        }
+        let places = told.and_then(|told| {
+            let Self { headers, places, settling } = *told;
+            headers.add(answer.headers_mut());
+            if let Some(settling) = settling {
+                settling.settle(answer.status(), answer.headers());
+            }
+            places
+        });
         answer.map(|body| LimitBody::new(body, places))
     }
 }

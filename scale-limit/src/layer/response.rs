@@ -3,12 +3,13 @@
 //! Headers by draft-ietf-httpapi-ratelimit-headers (`RateLimit-Policy: "login";q=5;w=60`, `RateLimit: "login";r=3;t=30`) as structured
 //! fields (RFC 9651); denials as 429 (RFC 6585) with `Retry-After` and a problem document (RFC 9457).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-
+use parking_lot::Mutex;
 use sfv::{ItemSerializer, StringRef};
 use smallvec::SmallVec;
 
@@ -50,6 +51,19 @@ pub(super) struct Words {
     limit: Box<[u8]>,
 }
 
+/// The same text, for good: threads that all count references to one header would wait for each other. Few policies are told, and each
+/// text is kept once.
+fn kept(text: &str) -> &'static str {
+    static KEPT: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    let mut all = KEPT.lock();
+    if let Some(known) = all.get(text) {
+        return known;
+    }
+    let new: &str = Box::leak(text.into());
+    all.insert(new);
+    new
+}
+
 impl Words {
     /// `None`: its name cannot be told.
     pub(super) fn new(policy: &Policy) -> Option<Self> {
@@ -59,7 +73,9 @@ impl Words {
         policy_parameters(&mut told, policy.quota(), (!policy.counts_places()).then_some(policy.period()));
         quote(&mut limit, name);
         limit.extend_from_slice(b";r=");
-        Some(Self { quota: policy.quota(), policy: value(&told)?, limit: limit.into_vec().into() })
+        value(&told)?;
+        let policy_header = HeaderValue::from_static(kept(std::str::from_utf8(&told).ok()?));
+        Some(Self { quota: policy.quota(), policy: policy_header, limit: limit.into_vec().into() })
     }
 }
 
