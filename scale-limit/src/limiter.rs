@@ -110,13 +110,8 @@ impl Limiter {
 
     /// One unit of one policy.
     pub async fn check(&self, policy: &Policy, key: &str) -> Decision {
-        match &self.shared {
-            None => self.check_one(&Charge::new(policy, key, 1)),
-            Some(shared) => self.check_shared(shared, Charge::new(policy, key, 1)).await,
-        }
-    }
-
-    async fn check_shared(&self, shared: &Arc<Shared>, charge: Charge<'_>) -> Decision {
+        let Some(shared) = &self.shared else { return self.check_one(&Charge::new(policy, key, 1)) };
+        let charge = Charge::new(policy, key, 1);
         match self.knows(shared, &charge, self.memory.now()) {
             Some(decision) => decision,
             None => self.rule(&[charge]).await,

@@ -1,6 +1,6 @@
 //! The family side by side with its peers and with the bare limit, on the same servers in the same run.
 //!
-//! `cargo run --release -p scale-bench -- SUITE [--quick] [--only CASE] [--json FILE] [--svg FOLDER]`
+//! `cargo run --release -p scale-bench -- SUITE [--quick] [--only CASE] [--json FILE] [--against FILE] [--svg FOLDER]`
 //!
 //! Subjects of a case take turns (A B A B …), so that a machine whose speed drifts drifts for all. Printed are the median, the spread (half
 //! the range between the quartiles, as a share of the median) and the ratio: how many times *better* ours is, whatever is measured, by the
@@ -31,6 +31,9 @@ struct Arguments {
     /// Writes the figures there.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Says how far each ratio is from that of an earlier run, of which this is the JSON.
+    #[arg(long)]
+    against: Option<PathBuf>,
     /// Draws the curves of `growth` into that folder.
     #[arg(long)]
     svg: Option<PathBuf>,
@@ -97,8 +100,13 @@ async fn main() -> Result<()> {
         }
         reports.push(report);
     }
+    let earlier = arguments.against.map(std::fs::read_to_string).transpose()?;
+    let earlier: Option<serde_json::Value> = earlier.map(|text| serde_json::from_str(&text)).transpose()?;
     for report in &reports {
         report.print();
+        if let Some(earlier) = &earlier {
+            report.print_against(earlier);
+        }
     }
     if let Some(path) = arguments.json {
         let text = match &reports[..] {

@@ -1,6 +1,10 @@
 //! Figures, and how they are shown.
 
 use serde::Serialize;
+use serde_json::Value;
+
+/// Two runs that differ by more do not agree.
+const AGREEMENT: f64 = 0.15;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -64,6 +68,28 @@ impl Report {
         }
         for missing in &self.missing {
             println!("  {:<16} {:<22} missing: {}", missing.case, missing.subject, missing.why);
+        }
+    }
+
+    /// How far each ratio is from that of an earlier run, whose JSON is that of one report or of several.
+    #[allow(clippy::print_stdout)]
+    pub(crate) fn print_against(&self, earlier: &Value) {
+        let reports = earlier.as_array().map_or(std::slice::from_ref(earlier), Vec::as_slice);
+        let Some(report) = reports.iter().find(|report| report["suite"] == self.suite) else { return };
+        let known = report["ratios"].as_array().map_or(&[][..], Vec::as_slice);
+        println!("\n{} beside the earlier run", self.suite);
+        for ratio in &self.ratios {
+            let before = known.iter().find(|known| known["case"] == *ratio.case && known["against"] == *ratio.against);
+            let Some(before) = before.and_then(|known| known["ratio"].as_f64()) else { continue };
+            let apart = (ratio.ratio / before).max(before / ratio.ratio) - 1.0;
+            let mark = if apart > AGREEMENT { "   APART" } else { "" };
+            println!(
+                "  {:<16} vs {:<19} {before:>9.2} {:>9.2} {:>6.1} %{mark}",
+                ratio.case,
+                ratio.against,
+                ratio.ratio,
+                apart * 100.0
+            );
         }
     }
 }

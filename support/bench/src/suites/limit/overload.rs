@@ -1,7 +1,8 @@
 //! Three times as many requests as the service can answer.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -21,17 +22,22 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const WARM_UP: Duration = Duration::from_secs(2);
 
 /// As hashing a password is done: on a thread of its own, here the only one; the other core is left to everything else. Work that clients
-/// have left is done too.
-async fn burn(_: Request<()>) -> Result<Response<http_body_util::Full<bytes::Bytes>>, Infallible> {
-    let work = tokio::task::spawn_blocking(|| {
+/// have left is done too; what is left over from a rehearsal is not, or it would take the processor from the next.
+async fn burn(request: Request<()>) -> Result<Response<http_body_util::Full<bytes::Bytes>>, Infallible> {
+    let over = request.extensions().get::<Over>().cloned().unwrap_or_default();
+    let work = tokio::task::spawn_blocking(move || {
         let start = Instant::now();
-        while start.elapsed() < WORK {
+        while start.elapsed() < WORK && !over.0.load(Relaxed) {
             std::hint::spin_loop();
         }
     });
     let _ = work.await;
     Ok(Response::new(http_body_util::Full::default()))
 }
+
+/// Whether the rehearsal has ended.
+#[derive(Clone, Default)]
+struct Over(Arc<AtomicBool>);
 
 /// What was answered in time.
 struct Seen {
@@ -50,13 +56,15 @@ where
         let server = Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).enable_all().build()?;
         let (sender, answers) = std::sync::mpsc::channel();
         let start = Instant::now();
-        let offered = AtomicUsize::new(0);
+        let (offered, over) = (AtomicUsize::new(0), Over::default());
         while start.elapsed() < WARM_UP + time {
             let due = (start.elapsed().as_secs_f64() * rate) as usize;
             for _ in offered.load(Relaxed)..due {
                 let (service, sender, asked) = (service.clone(), sender.clone(), Instant::now());
+                let mut request = Request::new(());
+                request.extensions_mut().insert(over.clone());
                 server.spawn(async move {
-                    let Ok(answer) = service.oneshot(Request::new(())).await;
+                    let Ok(answer) = service.oneshot(request).await;
                     if answer.status() == 200 && asked - start > WARM_UP {
                         let _ = sender.send(asked.elapsed());
                     }
@@ -69,6 +77,7 @@ where
         // What is answered later than that is too late for everybody.
         std::thread::sleep(PATIENCE);
         let mut good: Vec<Duration> = answers.try_iter().filter(|took| *took <= PATIENCE).collect();
+        over.0.store(true, Relaxed);
         server.shutdown_background();
         good.sort_unstable();
         let p95 = good.get(good.len() * 95 / 100).copied().unwrap_or(PATIENCE);

@@ -243,7 +243,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     Case::new("pickup_p99", "ms", Better::Lower)
         .subject("scale-queue", move || pickup(s, pickups, 0.99))
         .subject("bullmq", bull("pickup_p99", pickups))
-        .measure(1, &mut report)
+        .measure(effort.rounds, &mut report)
         .await;
     let postgres = Postgres::start(0).await?;
     let (p, few) = (&postgres, 5_000 * effort.scale);
