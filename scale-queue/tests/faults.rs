@@ -24,19 +24,36 @@ const LEASE: Duration = Duration::from_millis(500);
 /// Counts from there on take longer than a lease.
 const SLOW: u32 = 1_000_000;
 
+/// A process that does not outlive its test, even a failed one.
+struct Process(Child);
+
+impl Process {
+    fn kill(&mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
 /// A worker process: this very test binary, running the helper at the end.
-fn worker_process(url: &str) -> Result<Child> {
-    Ok(helper("helper_that_works_until_killed")?.env("QUEUE_URL", url).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+fn worker_process(url: &str) -> Result<Process> {
+    Ok(Process(helper("helper_that_works_until_killed")?.env("QUEUE_URL", url).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
 }
 
 /// The same, with a clock that is off. That of the machine's running time is not: timers work by it.
-fn worker_process_off_by(hours: &str, url: &str) -> Result<Child> {
+fn worker_process_off_by(hours: &str, url: &str) -> Result<Process> {
     let libraries =
         std::fs::read_dir("/usr/lib")?.filter_map(|folder| Some(folder.ok()?.path().join("faketime/libfaketime.so.1")));
     let library = libraries.into_iter().find(|path| path.exists()).context("libfaketime is not installed")?;
     let mut command = helper("helper_that_works_until_killed")?;
     command.env("LD_PRELOAD", library).env("FAKETIME", hours).env("DONT_FAKE_MONOTONIC", "1").env("QUEUE_URL", url);
-    Ok(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+    Ok(Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,13 +89,12 @@ async fn workers_killed_at_random_lose_no_job() -> Result<()> {
     let server = Redis::start().await?;
     let queue = Queue::connect(&server.url(), "test").await?;
     queue.push_many((0..JOBS).map(|n| Count { n })).await?;
-    let mut workers: Vec<Child> = (0..3).map(|_| worker_process(&server.url())).collect::<Result<_>>()?;
+    let mut workers: Vec<Process> = (0..3).map(|_| worker_process(&server.url())).collect::<Result<_>>()?;
     for kill in 0..KILLS {
         let goal = (kill as u64 + 1) * u64::from(JOBS) / (KILLS as u64 + 2);
         eventually("progress", async || (queue.stats("counts").await.ok()?.done_total >= goal).then_some(())).await?;
         let victim = &mut workers[fastrand::usize(..3)];
         victim.kill()?;
-        victim.wait()?;
         *victim = worker_process(&server.url())?;
     }
     eventually("the queue to be empty", async || {
@@ -88,7 +104,6 @@ async fn workers_killed_at_random_lose_no_job() -> Result<()> {
     .await?;
     for worker in &mut workers {
         worker.kill()?;
-        worker.wait()?;
     }
     let mut redis = scale_redis::Redis::connect(&server.url()).await?;
     let counts = counts(&mut redis).await?;
@@ -130,7 +145,6 @@ async fn clocks_an_hour_off_make_no_job_early_late_or_somebody_elses() -> Result
     assert_eq!(queue.stats("counts").await?.failed_total, 0);
     for worker in &mut workers {
         worker.kill()?;
-        worker.wait()?;
     }
     Ok(())
 }
@@ -147,13 +161,12 @@ async fn chains_of_killed_workers_go_on_and_no_link_is_pushed_twice() -> Result<
         links.fold(queue.chain(), Chain::then).push().await?;
     }
     let all = u64::from(CHAINS * LINKS);
-    let mut workers: Vec<Child> = (0..3).map(|_| worker_process(&server.url())).collect::<Result<_>>()?;
+    let mut workers: Vec<Process> = (0..3).map(|_| worker_process(&server.url())).collect::<Result<_>>()?;
     for kill in 1..=KILLS {
         let goal = kill * all / (KILLS + 2);
         eventually("progress", async || (queue.stats("counts").await.ok()?.done_total >= goal).then_some(())).await?;
         let victim = &mut workers[fastrand::usize(..3)];
         victim.kill()?;
-        victim.wait()?;
         *victim = worker_process(&server.url())?;
     }
     eventually("every chain to end", async || {
@@ -163,7 +176,6 @@ async fn chains_of_killed_workers_go_on_and_no_link_is_pushed_twice() -> Result<
     .await?;
     for worker in &mut workers {
         worker.kill()?;
-        worker.wait()?;
     }
     let stats = queue.stats("counts").await?;
     assert_eq!((stats.done_total, stats.dead), (all, 0), "as many ends as links: none was pushed twice");

@@ -13,6 +13,8 @@ use super::{NEVER, Ruling};
 pub(crate) struct Rate {
     /// Nanoseconds per unit of cost.
     pub(crate) interval: f64,
+    /// The other way round: a division takes longer than all else of a ruling.
+    units: f64,
     /// Units that may come at once.
     pub(crate) burst: u32,
     /// Nanoseconds of the whole burst.
@@ -26,7 +28,7 @@ impl Rate {
 
     /// So many nanoseconds per unit.
     pub(crate) fn paced(interval: f64, burst: u32) -> Self {
-        Self { interval, burst, capacity: (f64::from(burst) * interval) as u64 }
+        Self { interval, units: interval.recip(), burst, capacity: (f64::from(burst) * interval) as u64 }
     }
 
     /// Rules on `cost` units at `now` (ns) with the stored `tat` (ns), or on as many as there are if those are at least `least`; returns
@@ -80,7 +82,7 @@ impl Rate {
 
     fn units(&self, nanos: u64) -> u32 {
         // Half a nanosecond of rounding must not eat a unit.
-        ((nanos as f64 + 0.5) / self.interval) as u32
+        ((nanos as f64 + 0.5) * self.units) as u32
     }
 }
 
