@@ -43,7 +43,9 @@ impl Drop for Process {
 
 /// A worker process: this very test binary, running the helper at the end.
 fn worker_process(url: &str) -> Result<Process> {
-    Ok(Process(helper("helper_that_works_until_killed")?.env("QUEUE_URL", url).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+    Ok(Process(
+        helper("helper_that_works_until_killed")?.env("QUEUE_URL", url).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?,
+    ))
 }
 
 /// The same, with a clock that is off. That of the machine's running time is not: timers work by it.
