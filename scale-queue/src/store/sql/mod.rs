@@ -3,13 +3,14 @@
 //! Workers claim rows with `for update skip locked` on Postgres, and one after the other on SQLite, which has one writer. On Postgres a
 //! push notifies; on SQLite workers of the same process are woken, and each process looks twice a second whether another has written.
 
+mod ears;
 mod ledger;
 mod outbox;
 mod sleepers;
 mod texts;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -17,11 +18,12 @@ use futures_util::stream::BoxStream;
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{AnyConnection, AnyPool, Row, Transaction};
 
+use self::ears::Ear;
 pub(crate) use self::outbox::enlist;
 pub use self::outbox::{Enlist, Relay};
 use self::sleepers::Sleepers;
 pub(crate) use self::texts::System;
-use self::texts::{Statement, Texts};
+use self::texts::Texts;
 use super::{
     CANCELLED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, Request, Settlement, State, Stats, Store,
     Wake, WorkerId,
@@ -29,12 +31,6 @@ use super::{
 use crate::envelope::{count_failure, pushed_ms, tag_of};
 use crate::error::Error;
 
-/// The channel of notifications; the payload is a queue's name.
-#[cfg(feature = "postgres")]
-const CHANNEL: &str = "scale_queue";
-/// How often a process looks whether another one has written to an SQLite file, which cannot tell it.
-#[cfg(feature = "sqlite")]
-const POLL: Duration = Duration::from_millis(500);
 /// The soonest look after one that left what is due to others.
 const BEHIND_MS: i64 = 5;
 
@@ -106,11 +102,11 @@ impl SqlStore {
         store.offset.store(now - local_ms(), Relaxed);
         #[cfg(feature = "postgres")]
         if system == System::Postgres {
-            tokio::spawn(listen(url.to_owned(), store.ear()));
+            tokio::spawn(ears::listen(url.to_owned(), store.ear()));
         }
         #[cfg(feature = "sqlite")]
         if system == System::Sqlite {
-            tokio::spawn(watch(store.ear()));
+            tokio::spawn(ears::watch(store.ear()));
         }
         Ok(store)
     }
@@ -179,77 +175,6 @@ impl SqlStore {
         fetched.look_again = moment.map(|at| Duration::from_millis((at - now).max(0) as u64));
         fetched.expired = row.try_get::<Option<String>, _>(3).ok().flatten().map(Into::into);
         Ok(())
-    }
-}
-
-/// What hears of other processes needs of a store, and does not keep it alive by.
-struct Ear {
-    sleepers: Weak<Sleepers>,
-    pool: AnyPool,
-    cancelled: Statement,
-}
-
-impl Ear {
-    /// News may have been missed: whoever is idle looks, whoever holds what is cancelled ends it. `false`: the store is gone.
-    async fn catch_up(&self) -> bool {
-        let Some(sleepers) = self.sleepers.upgrade() else { return false };
-        sleepers.wake_all();
-        // A failure shows with the next look of a worker.
-        for row in self.cancelled.query().fetch_all(&self.pool).await.unwrap_or_default() {
-            row.try_get(0).map(|id: String| sleepers.cancel(&unhex(&id))).unwrap_or_default();
-        }
-        true
-    }
-}
-
-/// Looks whether other processes have written, as long as the store is there.
-#[cfg(feature = "sqlite")]
-async fn watch(ear: Ear) {
-    let mut known: Option<i64> = None;
-    loop {
-        tokio::time::sleep(POLL).await;
-        if ear.sleepers.strong_count() == 0 {
-            return;
-        }
-        // It does not change by what its own connection writes, and that is the only one of this process.
-        let version = sqlx::query("pragma data_version").fetch_one(&ear.pool).await.and_then(|row| row.try_get(0)).ok();
-        if version != known && !ear.catch_up().await {
-            return;
-        }
-        known = version;
-    }
-}
-
-/// Hears of pushes by other processes, as long as the store is there.
-#[cfg(feature = "postgres")]
-async fn listen(url: String, ear: Ear) {
-    let mut pause = Duration::from_millis(50);
-    while ear.sleepers.strong_count() > 0 {
-        let listening = async {
-            let mut listener = sqlx::postgres::PgListener::connect(&url).await?;
-            // A lost connection is an error here, so that what was missed meanwhile is looked for.
-            listener.eager_reconnect(false);
-            listener.listen(CHANNEL).await?;
-            Ok::<_, sqlx::Error>(listener)
-        };
-        match listening.await {
-            Ok(mut listener) => {
-                pause = Duration::from_millis(50);
-                ear.catch_up().await;
-                while let Ok(Some(notification)) = listener.try_recv().await {
-                    let Some(sleepers) = ear.sleepers.upgrade() else { return };
-                    match notification.payload().strip_prefix('!') {
-                        Some(tag) => sleepers.cancel(&unhex(tag)),
-                        None => sleepers.wake(notification.payload(), 1),
-                    }
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot hear of pushes; workers look by themselves");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(2));
-            }
-        }
     }
 }
 
