@@ -61,11 +61,13 @@ impl ClientIp {
         Self { trusted: everybody.collect(), hops: Some(hops) }
     }
 
+    #[inline]
     fn trusts(&self, ip: IpAddr) -> bool {
         self.trusted.iter().any(|net| net.contains(&ip.to_canonical()))
     }
 
     /// The client's address, given the peer's and the request's headers.
+    #[inline]
     pub fn find(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer.to_canonical();
         if !self.trusts(client) {

@@ -110,10 +110,9 @@ impl Limiter {
 
     /// One unit of one policy.
     pub async fn check(&self, policy: &Policy, key: &str) -> Decision {
-        let Some(shared) = &self.shared else { return self.check_one(&Charge::new(policy, key, 1)) };
         let charge = Charge::new(policy, key, 1);
-        match self.knows(shared, &charge, self.memory.now()) {
-            Some(decision) => decision,
+        match self.rule_at_once(&charge) {
+            Some((now, ruling)) => Decision::one(now, &charge, &ruling, None),
             None => self.rule(&[charge]).await,
         }
     }
@@ -125,16 +124,18 @@ impl Limiter {
     }
 
     /// The decision, if it takes no waiting.
-    pub(crate) fn check_now(&self, charges: &[(&Policy, &str, u32)]) -> Option<Decision> {
-        match charges {
-            [(policy, key, cost)] if self.shared.is_none() => Some(self.check_one(&Charge::new(policy, key, *cost))),
-            _ => match self.rule_now(&made(charges), self.memory.now()) {
-                Known::Decision(decision) => Some(decision),
-                Known::Part(rulings, shared) => {
-                    Self::put_back(&made(charges), &rulings, shared);
-                    None
-                }
-            },
+    pub(crate) fn check_now(&self, charges: &[Charge<'_>]) -> Option<Decision> {
+        if let [one] = charges
+            && let Some((now, ruling)) = self.rule_at_once(one)
+        {
+            return Some(Decision::one(now, one, &ruling, None));
+        }
+        match self.rule_now(charges, self.memory.now()) {
+            Known::Decision(decision) => Some(decision),
+            Known::Part(rulings, shared) => {
+                Self::put_back(charges, &rulings, shared);
+                None
+            }
         }
     }
 
@@ -176,25 +177,24 @@ impl Limiter {
         told
     }
 
-    /// One charge, in process: the path that has to be short.
-    fn check_one(&self, charge: &Charge<'_>) -> Decision {
+    /// The ruling on one charge, and when it was made (ns), if it takes no waiting and gives no place: the path that has to be short.
+    #[inline]
+    pub(crate) fn rule_at_once(&self, charge: &Charge<'_>) -> Option<(u64, Ruling)> {
         let now = self.memory.now();
-        let ruling = if charge.terms.rule == Rule::Free { Ruling::FREE } else { self.memory.charge_one(now, charge) };
-        charge.policy.count(ruling.admitted);
-        let permits = match charge.terms.rule {
-            Rule::Places(_) => self.places(&[*charge], &[ruling], true),
-            _ => None,
+        let ruling = match (&self.shared, charge.terms.rule) {
+            (_, Rule::Places(_)) => return None,
+            (None, Rule::Free) => Ruling::FREE,
+            (None, _) => self.memory.charge_one(now, charge),
+            (Some(shared), _) => self.knows(shared, charge, now)?,
         };
-        Decision::one(now, charge, &ruling, permits)
+        charge.policy.count(ruling.admitted);
+        Some((now, ruling))
     }
 
-    /// A decision on one charge, if it takes no waiting: the path of hot keys.
-    fn knows(&self, shared: &Arc<Shared>, charge: &Charge<'_>, now: u64) -> Option<Decision> {
+    /// What this process can say of a shared limit: the path of hot keys.
+    fn knows(&self, shared: &Arc<Shared>, charge: &Charge<'_>, now: u64) -> Option<Ruling> {
         let in_hand = leased(charge).and_then(|lease| self.spend(shared, charge, lease, now));
-        let denied = || shared.denials.find(charge, now).filter(|_| !charge.policy.is_dry_run());
-        let ruling = in_hand.or_else(denied)?;
-        charge.policy.count(ruling.admitted);
-        Some(Decision::one(now, charge, &ruling, None))
+        in_hand.or_else(|| shared.denials.find(charge, now).filter(|_| !charge.policy.is_dry_run()))
     }
 
     /// Spends from the lump in hand; asks for the next one in good time.

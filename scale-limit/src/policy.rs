@@ -264,6 +264,7 @@ impl Policy {
     }
 
     /// What counts for a key.
+    #[inline]
     pub(crate) fn terms(&self, key: &str) -> Terms {
         let own = self.0.overrides.as_ref().and_then(|o| o.get(key));
         own.map_or(self.0.terms, |quota| Terms::new(quota, self.0.algorithm))

@@ -30,12 +30,12 @@ pin_project_lite::pin_project! {
 
 impl<B> LimitBody<B> {
     /// Holds these places as long as there is something to send.
-    pub(super) fn new(body: B, places: Option<Arc<Permits>>) -> Self {
-        Self { inner: Inner::Service { body, places } }
+    pub(super) fn holding(body: B, places: Arc<Permits>) -> Self {
+        Self { inner: Inner::Service { body, places: Some(places) } }
     }
 
     pub(crate) fn free(body: B) -> Self {
-        Self::new(body, None)
+        Self { inner: Inner::Service { body, places: None } }
     }
 
     pub(crate) fn whole(text: Bytes) -> Self {
@@ -72,5 +72,61 @@ impl<B: Body<Data = Bytes>> Body for LimitBody<B> {
             Inner::Service { body, .. } => body.size_hint(),
             Inner::Own { text } => SizeHint::with_exact(text.as_ref().map_or(0, |t| t.len() as u64)),
         }
+    }
+}
+
+/// What becomes of the service's bodies.
+pub trait Bodies<B> {
+    /// The bodies of all answers.
+    type Body;
+
+    /// A body as the service gave it.
+    fn keep(&self, body: B) -> Self::Body;
+
+    /// One that holds places, or the layer's own.
+    fn wrap(&self, body: LimitBody<B>) -> Self::Body;
+}
+
+/// All become [`LimitBody`].
+#[derive(Clone, Copy, Debug)]
+pub struct Wrapped;
+
+impl<B> Bodies<B> for Wrapped {
+    type Body = LimitBody<B>;
+
+    #[inline]
+    fn keep(&self, body: B) -> LimitBody<B> {
+        LimitBody::free(body)
+    }
+
+    #[inline]
+    fn wrap(&self, body: LimitBody<B>) -> LimitBody<B> {
+        body
+    }
+}
+
+/// All stay `B`; see [`LimitLayer::keep_body`](crate::LimitLayer::keep_body).
+#[derive(Debug)]
+pub struct Kept<B>(pub(super) fn(LimitBody<B>) -> B);
+
+impl<B> Clone for Kept<B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for Kept<B> {}
+
+impl<B> Bodies<B> for Kept<B> {
+    type Body = B;
+
+    #[inline]
+    fn keep(&self, body: B) -> B {
+        body
+    }
+
+    #[inline]
+    fn wrap(&self, body: LimitBody<B>) -> B {
+        self.0(body)
     }
 }

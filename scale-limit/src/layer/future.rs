@@ -7,61 +7,64 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::Response;
 
-use super::{LimitBody, Told};
-
-type Answer<B, E> = Result<Response<LimitBody<B>>, E>;
+use super::body::{Bodies, LimitBody};
+use super::told::Told;
 
 pin_project_lite::pin_project! {
     /// The future of [`Limit`](super::Limit).
-    pub struct ResponseFuture<F, B, E> {
-        // Beside what is to be told and not inside of it: it is large, and would be copied once more.
+    pub struct ResponseFuture<F, B, E, W: Bodies<B>> {
+        // Beside what comes of it and not inside of that: it is large, and would be copied once more.
         #[pin]
         inner: Option<F>,
-        end: End<B, E>,
+        end: End<B, W::Body, E>,
+        bodies: W,
     }
 }
 
 /// What comes of the inner service's answer, or instead of one.
-enum End<B, E> {
-    Passed(Option<Box<Told>>),
-    Refused(Option<Box<Response<Bytes>>>),
-    Waiting(Pin<Box<dyn Future<Output = Answer<B, E>> + Send>>),
+pub(super) enum End<B, O, E> {
+    Passed(Told),
+    Refused(Option<Box<Response<LimitBody<B>>>>),
+    Waiting(Pin<Box<dyn Future<Output = Result<Response<O>, E>> + Send>>),
 }
 
-impl<F, B, E> ResponseFuture<F, B, E> {
-    #[inline]
-    pub(super) fn refused(answer: Box<Response<Bytes>>) -> Self {
-        Self { inner: None, end: End::Refused(Some(answer)) }
-    }
-
-    #[inline]
-    pub(super) fn pass(inner: F, told: Option<Box<Told>>) -> Self {
-        Self { inner: Some(inner), end: End::Passed(told) }
-    }
-
-    #[inline]
-    pub(super) fn waiting(future: impl Future<Output = Answer<B, E>> + Send + 'static) -> Self {
-        Self { inner: None, end: End::Waiting(Box::pin(future)) }
+impl<B, O, E> End<B, O, E> {
+    pub(super) fn refused(answer: Response<Bytes>) -> Self {
+        Self::Refused(Some(Box::new(answer.map(LimitBody::whole))))
     }
 }
 
-impl<F, B, E> Future for ResponseFuture<F, B, E>
+impl<F, B, E, W: Bodies<B>> ResponseFuture<F, B, E, W> {
+    #[inline(always)]
+    pub(super) fn pass(inner: F, told: Told, bodies: W) -> Self {
+        Self { inner: Some(inner), end: End::Passed(told), bodies }
+    }
+
+    /// The inner service is not asked, or not yet.
+    #[inline(always)]
+    pub(super) fn without(end: End<B, W::Body, E>, bodies: W) -> Self {
+        Self { inner: None, end, bodies }
+    }
+}
+
+impl<F, B, E, W> Future for ResponseFuture<F, B, E, W>
 where
     F: Future<Output = Result<Response<B>, E>>,
+    W: Bodies<B>,
 {
-    type Output = Answer<B, E>;
+    type Output = Result<Response<W::Body>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         if let Some(inner) = this.inner.as_pin_mut() {
             let answer = ready!(inner.poll(cx))?;
-            let told = if let End::Passed(told) = this.end { told.take() } else { None };
-            return Poll::Ready(Ok(Told::finish(told, answer)));
+            let End::Passed(told) = this.end else { return Poll::Pending };
+            return Poll::Ready(Ok(std::mem::take(told).finish(answer, this.bodies)));
         }
         match this.end {
             End::Waiting(boxed) => boxed.as_mut().poll(cx),
             End::Refused(answer) => match answer.take() {
-                Some(answer) => Poll::Ready(Ok(answer.map(LimitBody::whole))),
+                Some(answer) => Poll::Ready(Ok(answer.map(|body| this.bodies.wrap(body)))),
                 None => Poll::Pending,
             },
             End::Passed(_) => Poll::Pending,
@@ -69,7 +72,7 @@ where
     }
 }
 
-impl<F, B, E> std::fmt::Debug for ResponseFuture<F, B, E> {
+impl<F, B, E, W: Bodies<B>> std::fmt::Debug for ResponseFuture<F, B, E, W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ResponseFuture")
     }

@@ -4,30 +4,33 @@ mod body;
 mod future;
 mod response;
 mod throttle;
+mod told;
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
-use smallvec::SmallVec;
+use http::{Request, Response};
+use smallvec::{SmallVec, smallvec};
 use tower_layer::Layer;
 use tower_service::Service;
 
-pub use self::body::LimitBody;
+use self::body::Bodies;
+pub use self::body::{Kept, LimitBody, Wrapped};
+use self::future::End;
 pub use self::future::ResponseFuture;
 use self::response::Headers;
 pub use self::response::Refusal;
+use self::throttle::Plain;
 pub use self::throttle::Throttle;
+use self::told::Told;
 use crate::client::{ClientIp, Key, Networks, Peer, prefix};
 use crate::decision::Decision;
 use crate::guard::bans::BanList;
 use crate::head::Head;
 use crate::limiter::Limiter;
-use crate::permit::Permits;
 use crate::policy::Policy;
-use crate::task::go_on;
+use crate::store::Charge;
 
 type Respond = dyn Fn(&Refusal<'_>, &Head<'_>) -> Response<Bytes> + Send + Sync;
 
@@ -45,8 +48,13 @@ type Respond = dyn Fn(&Refusal<'_>, &Head<'_>) -> Response<Bytes> + Send + Sync;
 /// ```
 ///
 /// A place of a policy that limits [how many at once](Policy::at_once) is held until the answer's body has been sent or dropped.
+///
+/// Answers' bodies become [`LimitBody`], or [stay what they are](Self::keep_body).
 #[derive(Clone)]
-pub struct LimitLayer(Arc<Inner>);
+pub struct LimitLayer<W = Wrapped> {
+    layer: Arc<Inner>,
+    bodies: W,
+}
 
 #[derive(Clone)]
 struct Inner {
@@ -67,20 +75,23 @@ struct Gate {
     bans: Option<BanList>,
 }
 
-impl std::fmt::Debug for LimitLayer {
+impl<W> std::fmt::Debug for LimitLayer<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LimitLayer").field("throttles", &self.0.throttles).finish_non_exhaustive()
+        f.debug_struct("LimitLayer").field("throttles", &self.layer.throttles).finish_non_exhaustive()
     }
 }
 
 impl LimitLayer {
     /// A layer without policies: it lets all pass.
     pub fn new(limiter: Limiter) -> Self {
-        Self(Arc::new(Inner { limiter, throttles: Vec::new(), gate: None, jitter: 0.1, quiet: false, respond: None }))
+        let layer = Inner { limiter, throttles: Vec::new(), gate: None, jitter: 0.1, quiet: false, respond: None };
+        Self { layer: Arc::new(layer), bodies: Wrapped }
     }
+}
 
+impl<W> LimitLayer<W> {
     fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
-        change(Arc::make_mut(&mut self.0));
+        change(Arc::make_mut(&mut self.layer));
         self
     }
 
@@ -138,12 +149,26 @@ impl LimitLayer {
     pub fn respond(self, respond: impl Fn(&Refusal<'_>, &Head<'_>) -> Response<Bytes> + Send + Sync + 'static) -> Self {
         self.with(|layer| layer.respond = Some(Arc::new(respond)))
     }
+
+    /// Answers keep their body's type: `wrap` makes one of a refusal, or of an answer that holds a place, and all others pass as they
+    /// are. For frameworks whose answers have one body type, which would otherwise box each answer's body anew.
+    ///
+    /// ```
+    /// use axum::{Router, body::Body, routing::get};
+    /// use scale_limit::{LimitLayer, Limiter, Policy};
+    ///
+    /// let limits = LimitLayer::new(Limiter::memory()).policy(Policy::per_second("site", 50), |_| Some("all".into()));
+    /// let app: Router = Router::new().route("/", get(|| async { "hello" })).layer(limits.keep_body(Body::new));
+    /// ```
+    pub fn keep_body<B>(self, wrap: fn(LimitBody<B>) -> B) -> LimitLayer<Kept<B>> {
+        LimitLayer { layer: self.layer, bodies: Kept(wrap) }
+    }
 }
 
 /// What becomes of a request.
 enum Verdict {
     /// It passes, and its answer is told that.
-    Pass(Option<Box<Told>>),
+    Pass(Told),
     Refuse(Box<Response<Bytes>>),
     /// The store has to be asked.
     Ask(Asked),
@@ -154,26 +179,48 @@ impl Inner {
         if let Some(verdict) = self.at_the_gate(head) {
             return verdict;
         }
-        // Most layers have one policy, and no list of them is made.
-        let (mut one, mut several) = (None, Asked::new());
         match &self.throttles[..] {
-            [throttle] => one = throttle.ask(0, head),
-            throttles => several.extend(throttles.iter().enumerate().filter_map(|(n, throttle)| throttle.ask(n, head))),
+            [throttle] => match throttle.plain() {
+                Some(plain) => self.judge_one(throttle, plain, head),
+                None => self.judge_all(throttle.ask(0, head).into_iter().collect(), head),
+            },
+            all => self.judge_all(all.iter().enumerate().filter_map(|(n, throttle)| throttle.ask(n, head)).collect(), head),
         }
-        let asked = one.as_ref().map_or(&several[..], std::slice::from_ref);
-        let decision = match asked {
-            [] => return Verdict::Pass(None),
-            [one] => self.limiter.check_now(&[one.charge(&self.throttles)]),
-            several => self.limiter.check_now(&self.charges(several)),
-        };
-        match decision {
-            Some(mut decision) if decision.admitted => Verdict::Pass(Told::new(self, &mut decision, asked)),
-            Some(decision) => Verdict::Refuse(Box::new(self.refuse(&Refusal::TooMany(&decision), head))),
+    }
+
+    /// Most layers have one policy, and most requests end here, without a decision that tells more than two headers do.
+    fn judge_one(self: &Arc<Self>, throttle: &Throttle, plain: Plain<'_>, head: &Head<'_>) -> Verdict {
+        let Plain { policy, words, key } = plain;
+        let Some(key) = throttle.applies(head).then(|| key(head)).flatten() else { return Verdict::Pass(Told::default()) };
+        let charge = Charge::new(policy, &key, throttle.cost_of(head));
+        match self.limiter.rule_at_once(&charge) {
+            Some((_, ruling)) if charge.admits(&ruling) => {
+                let headers = if self.quiet { Headers::None } else { Headers::one(words, &charge, &ruling) };
+                Verdict::Pass(Told::headers(headers))
+            }
+            Some((now, ruling)) => self.too_many(&Decision::one(now, &charge, &ruling, None), head),
             None => {
-                several.extend(one);
-                Verdict::Ask(several)
+                let cost = charge.cost;
+                self.judge_all(smallvec![throttle::Asked::new(0, None, key, cost)], head)
             }
         }
+    }
+
+    fn judge_all(self: &Arc<Self>, asked: Asked, head: &Head<'_>) -> Verdict {
+        if asked.is_empty() {
+            return Verdict::Pass(Told::default());
+        }
+        let made = |(policy, key, cost)| Charge::new(policy, key, cost);
+        let decision = self.limiter.check_now(&self.charges(&asked).into_iter().map(made).collect::<SmallVec<[_; 2]>>());
+        match decision {
+            Some(decision) if decision.admitted => Verdict::Pass(Told::new(self, decision, &asked)),
+            Some(decision) => self.too_many(&decision, head),
+            None => Verdict::Ask(asked),
+        }
+    }
+
+    fn too_many(&self, decision: &Decision, head: &Head<'_>) -> Verdict {
+        Verdict::Refuse(Box::new(self.refuse(&Refusal::TooMany(decision), head)))
     }
 
     /// What holds whatever the policies say.
@@ -182,7 +229,7 @@ impl Inner {
         let ip = head.extensions.get::<Peer>().map(|peer| gate.clients.find(peer.0.ip(), head.headers))?;
         let refuse = |refusal| Some(Verdict::Refuse(Box::new(self.refuse(&refusal, head))));
         if gate.allowed.contains(ip) {
-            return Some(Verdict::Pass(None));
+            return Some(Verdict::Pass(Told::default()));
         }
         if gate.denied.contains(ip) {
             return refuse(Refusal::Denied);
@@ -195,134 +242,85 @@ impl Inner {
         asked.iter().map(|asked| asked.charge(&self.throttles)).collect()
     }
 
+    /// Whether answers change nothing.
+    fn is_settled(&self) -> bool {
+        self.throttles.iter().all(Throttle::is_settled)
+    }
+
     fn refuse(&self, refusal: &Refusal<'_>, head: &Head<'_>) -> Response<Bytes> {
         let own = self.respond.as_ref().map(|respond| respond(refusal, head));
         response::refusal(refusal, own, self.jitter)
     }
 }
 
-impl<S> Layer<S> for LimitLayer {
-    type Service = Limit<S>;
+impl<S, W: Clone> Layer<S> for LimitLayer<W> {
+    type Service = Limit<S, W>;
 
-    fn layer(&self, inner: S) -> Limit<S> {
+    fn layer(&self, inner: S) -> Limit<S, W> {
         Limit { layer: self.clone(), inner }
     }
 }
 
 /// The service of [`LimitLayer`].
 #[derive(Clone, Debug)]
-pub struct Limit<S> {
-    layer: LimitLayer,
+pub struct Limit<S, W = Wrapped> {
+    layer: LimitLayer<W>,
     inner: S,
 }
 
 /// What a request is charged.
 type Asked = SmallVec<[throttle::Asked; 2]>;
 
-impl<S, Req, Res> Service<Request<Req>> for Limit<S>
+impl<S, W, Req, Res> Service<Request<Req>> for Limit<S, W>
 where
     S: Service<Request<Req>, Response = Response<Res>> + Clone + Send + 'static,
     S::Future: Send,
+    W: Bodies<Res> + Clone + Send + 'static,
     Req: Send + 'static,
 {
-    type Response = Response<LimitBody<Res>>;
+    type Response = Response<W::Body>;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, Res, S::Error>;
+    type Future = ResponseFuture<S::Future, Res, S::Error, W>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
+    // In line: the inner future is large, and would be copied on its way to where it stays.
+    #[inline(always)]
     fn call(&mut self, request: Request<Req>) -> Self::Future {
-        let layer = &self.layer.0;
-        match layer.judge(&Head::from(&request)) {
-            Verdict::Pass(told) => ResponseFuture::pass(self.inner.call(request), told),
-            Verdict::Refuse(answer) => ResponseFuture::refused(answer),
-            Verdict::Ask(asked) => {
-                // The ready service is the one called; its clone waits for the next request.
-                let clone = self.inner.clone();
-                let mut inner = std::mem::replace(&mut self.inner, clone);
-                let layer = Arc::clone(layer);
-                ResponseFuture::waiting(async move {
-                    let mut decision = layer.limiter.check_all(&layer.charges(&asked)).await;
-                    if !decision.admitted {
-                        return Ok(layer.refuse(&Refusal::TooMany(&decision), &Head::from(&request)).map(LimitBody::whole));
-                    }
-                    let told = Told::new(&layer, &mut decision, &asked);
-                    Ok(Told::finish(told, inner.call(request).await?))
-                })
-            }
-        }
+        let LimitLayer { layer, bodies } = &self.layer;
+        let bodies = bodies.clone();
+        let end = match layer.judge(&Head::from(&request)) {
+            Verdict::Pass(told) => return ResponseFuture::pass(self.inner.call(request), told, bodies),
+            Verdict::Refuse(answer) => End::refused(*answer),
+            Verdict::Ask(asked) => self.ask(request, asked),
+        };
+        ResponseFuture::without(end, bodies)
     }
 }
 
-/// What an admitted request's answer is told, and what is to be corrected once it is known.
-struct Told {
-    headers: Headers,
-    places: Option<Arc<Permits>>,
-    settling: Option<Box<Settling>>,
-}
-
-impl Told {
-    /// `None`: there is nothing to be told. In a box, because answers to come are moved about.
-    fn new(layer: &Arc<Inner>, decision: &mut Decision, asked: &[throttle::Asked]) -> Option<Box<Self>> {
-        let settled = layer.throttles.iter().all(Throttle::is_settled);
-        let places = decision.take_places();
-        if layer.quiet && settled && places.is_none() {
-            return None;
-        }
-        let known = asked.first().and_then(|asked| asked.words(&layer.throttles));
-        let headers = if layer.quiet { Headers::default() } else { Headers::new(decision, known) };
-        let settling = || Box::new(Settling { layer: Arc::clone(layer), decision: decision.clone(), asked: asked.into() });
-        Some(Box::new(Self { headers, places, settling: (!settled).then(settling) }))
-    }
-
-    /// The answer with what it is to be told.
-    #[inline]
-    fn finish<B>(told: Option<Box<Self>>, mut answer: Response<B>) -> Response<LimitBody<B>> {
-        let places = told.and_then(|told| {
-            let Self { headers, places, settling } = *told;
-            headers.add(answer.headers_mut());
-            if let Some(settling) = settling {
-                settling.settle(answer.status(), answer.headers());
+impl<S, W> Limit<S, W> {
+    /// Goes on once the store has answered.
+    fn ask<Req, Res>(&mut self, request: Request<Req>, asked: Asked) -> End<Res, W::Body, S::Error>
+    where
+        S: Service<Request<Req>, Response = Response<Res>> + Clone + Send + 'static,
+        S::Future: Send,
+        W: Bodies<Res> + Clone + Send + 'static,
+        Req: Send + 'static,
+    {
+        // The ready service is the one called; its clone waits for the next request.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let LimitLayer { layer, bodies } = self.layer.clone();
+        End::Waiting(Box::pin(async move {
+            let decision = layer.limiter.check_all(&layer.charges(&asked)).await;
+            if !decision.admitted {
+                let answer = layer.refuse(&Refusal::TooMany(&decision), &Head::from(&request));
+                return Ok(answer.map(|text| bodies.wrap(LimitBody::whole(text))));
             }
-            places
-        });
-        answer.map(|body| LimitBody::new(body, places))
-    }
-}
-
-struct Settling {
-    layer: Arc<Inner>,
-    decision: Decision,
-    asked: Asked,
-}
-
-impl Settling {
-    /// What was charged becomes what it cost: less is given back, more is owed.
-    fn settle(self: Box<Self>, status: StatusCode, headers: &HeaderMap) {
-        let Self { layer, decision, asked } = *self;
-        let (mut back, mut owed) = (Asked::new(), Asked::new());
-        for mut asked in asked {
-            let Some(real) = asked.real_cost(&layer.throttles, status, headers) else { continue };
-            let charged = asked.cost;
-            asked.cost = real.abs_diff(charged);
-            match real.cmp(&charged) {
-                Ordering::Less => back.push(asked),
-                Ordering::Equal => {}
-                Ordering::Greater => owed.push(asked),
-            }
-        }
-        if back.is_empty() && owed.is_empty() {
-            return;
-        }
-        go_on(async move {
-            if !back.is_empty() {
-                layer.limiter.refund(&decision, &layer.charges(&back)).await;
-            }
-            if !owed.is_empty() {
-                layer.limiter.debit(&layer.charges(&owed)).await;
-            }
-        });
+            let told = Told::new(&layer, decision, &asked);
+            Ok(told.finish(inner.call(request).await?, &bodies))
+        }))
     }
 }

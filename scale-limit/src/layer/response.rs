@@ -3,7 +3,8 @@
 //! Headers by draft-ietf-httpapi-ratelimit-headers (`RateLimit-Policy: "login";q=5;w=60`, `RateLimit: "login";r=3;t=30`) as structured
 //! fields (RFC 9651); denials as 429 (RFC 6585) with `Retry-After` and a problem document (RFC 9457).
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +17,8 @@ use smallvec::SmallVec;
 use crate::decision::{Decision, Outcome};
 use crate::guard::bans::Ban;
 use crate::policy::Policy;
+use crate::rule::{NEVER, Ruling};
+use crate::store::Charge;
 
 static POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 static LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -37,13 +40,22 @@ pub enum Refusal<'a> {
 
 /// The two `RateLimit` headers, on successes too, so that a good client can slow down in time.
 #[derive(Default)]
-pub(super) struct Headers {
-    policy: Option<HeaderValue>,
-    limit: Option<HeaderValue>,
+pub(super) enum Headers {
+    #[default]
+    None,
+    One(Standing),
+    All(Box<[Option<HeaderValue>; 2]>),
+}
+
+/// Where a client stands with the only policy.
+pub(super) struct Standing {
+    words: &'static Words,
+    remaining: u32,
+    /// Seconds.
+    wait: u64,
 }
 
 /// What is always the same of a policy that is told alone.
-#[derive(Clone)]
 pub(super) struct Words {
     quota: u32,
     policy: HeaderValue,
@@ -51,54 +63,70 @@ pub(super) struct Words {
     limit: Box<[u8]>,
 }
 
-/// The same text, for good: threads that all count references to one header would wait for each other. Few policies are told, and each
-/// text is kept once.
-fn kept(text: &str) -> &'static str {
-    static KEPT: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
-    let mut all = KEPT.lock();
-    if let Some(known) = all.get(text) {
-        return known;
-    }
-    let new: &str = Box::leak(text.into());
-    all.insert(new);
-    new
-}
-
 impl Words {
-    /// `None`: its name cannot be told.
-    pub(super) fn new(policy: &Policy) -> Option<Self> {
+    /// The longest name that is told in these words.
+    const LONGEST: usize = 64;
+
+    /// Kept for good: threads that all count references to one header would wait for each other. Few policies are told, and each is kept
+    /// once. `None`: its name cannot be told or is long, or it counts places.
+    pub(super) fn of(policy: &Policy) -> Option<&'static Self> {
+        static KEPT: Mutex<BTreeMap<&str, &Words>> = Mutex::new(BTreeMap::new());
         let name = StringRef::from_str(policy.name()).ok()?;
+        if policy.counts_places() || name.as_str().len() > Self::LONGEST || name.as_str().contains(['"', '\\']) {
+            return None;
+        }
         let (mut told, mut limit) = (Text::new(), Text::new());
         quote(&mut told, name);
-        policy_parameters(&mut told, policy.quota(), (!policy.counts_places()).then_some(policy.period()));
+        policy_parameters(&mut told, policy.quota(), Some(policy.period()));
         quote(&mut limit, name);
         limit.extend_from_slice(b";r=");
-        value(&told)?;
-        let policy_header = HeaderValue::from_static(kept(std::str::from_utf8(&told).ok()?));
-        Some(Self { quota: policy.quota(), policy: policy_header, limit: limit.into_vec().into() })
+        let told = std::str::from_utf8(&told).ok()?;
+        let mut kept = KEPT.lock();
+        if let Some(words) = kept.get(told) {
+            return Some(words);
+        }
+        let told: &str = Box::leak(told.into());
+        let policy_header = HeaderValue::from_static(told);
+        let words: &Self =
+            Box::leak(Box::new(Self { quota: policy.quota(), policy: policy_header, limit: limit.into_vec().into() }));
+        kept.insert(told, words);
+        Some(words)
+    }
+
+    /// `"login";r=3;t=30`
+    fn limit(&self, remaining: u32, wait: u64) -> Option<HeaderValue> {
+        let mut text = [0; Self::LONGEST + 48];
+        let mut rest = &mut text[..];
+        for part in [&*self.limit, Number::new().text(remaining.into()), b";t=", Number::new().text(wait)] {
+            rest.write_all(part).ok()?;
+        }
+        let left = rest.len();
+        HeaderValue::from_bytes(&text[..text.len() - left]).ok()
     }
 }
 
 impl Headers {
-    /// `known`: what has been said before of the policy, if it is the only one.
-    pub(super) fn new(decision: &Decision, known: Option<&Words>) -> Self {
-        match (decision.outcomes(), known) {
+    /// Those of the only policy; `words` if they are known.
+    #[inline]
+    pub(super) fn one(words: Option<&'static Words>, charge: &Charge<'_>, ruling: &Ruling) -> Self {
+        match words {
             // Not if the quota is another one for this key.
-            ([one], Some(words)) if one.quota() == words.quota && one.remaining() != u32::MAX => {
-                let mut limit = Text::new();
-                limit.extend_from_slice(&words.limit);
-                integer(&mut limit, one.remaining().into());
-                wait(&mut limit, one);
-                Self { policy: Some(words.policy.clone()), limit: value(&limit) }
+            Some(words) if words.quota == charge.terms.quota && ruling.remaining != u32::MAX => {
+                let wait = if matches!(ruling.retry_after, 0 | NEVER) { ruling.full_after } else { ruling.retry_after };
+                Self::One(Standing { words, remaining: ruling.remaining, wait: wait.div_ceil(1_000_000_000) })
             }
-            _ => Self::of_all(decision),
+            _ => Self::of(&[Outcome::new(charge, ruling)]),
         }
     }
 
-    fn of_all(decision: &Decision) -> Self {
+    pub(super) fn all(decision: &Decision) -> Self {
+        Self::of(decision.outcomes())
+    }
+
+    fn of(outcomes: &[Outcome]) -> Self {
         let (mut policies, mut limits) = (Text::new(), Text::new());
         // Who has no limit is told of none.
-        for outcome in decision.outcomes().iter().filter(|o| o.remaining() != u32::MAX) {
+        for outcome in outcomes.iter().filter(|o| o.remaining() != u32::MAX) {
             let Ok(name) = StringRef::from_str(outcome.policy()) else { continue };
             for list in [&mut policies, &mut limits] {
                 if !list.is_empty() {
@@ -111,15 +139,30 @@ impl Headers {
             integer(&mut limits, outcome.remaining().into());
             wait(&mut limits, outcome);
         }
-        Self { policy: value(&policies), limit: value(&limits) }
+        Self::All(Box::new([value(&policies), value(&limits)]))
     }
 
     /// Adds them unless they are there.
     pub(super) fn add(self, headers: &mut HeaderMap) {
-        for (name, value) in [(&POLICY, self.policy), (&LIMIT, self.limit)] {
-            if let Some(value) = value {
-                headers.entry(name).or_insert(value);
+        match self {
+            Self::None => {}
+            Self::One(standing) => standing.add(headers),
+            Self::All(values) => {
+                for (name, value) in [&POLICY, &LIMIT].into_iter().zip(*values) {
+                    if let Some(value) = value {
+                        headers.entry(name).or_insert(value);
+                    }
+                }
             }
+        }
+    }
+}
+
+impl Standing {
+    fn add(self, headers: &mut HeaderMap) {
+        headers.entry(&POLICY).or_insert_with(|| self.words.policy.clone());
+        if let Some(limit) = self.words.limit(self.remaining, self.wait) {
+            headers.entry(&LIMIT).or_insert(limit);
         }
     }
 }
@@ -161,9 +204,23 @@ fn quote(list: &mut Text, name: &StringRef) {
 }
 
 fn integer(list: &mut Text, value: u64) {
-    /// The largest integer of a structured field (RFC 9651, 3.3.1).
+    list.extend_from_slice(Number::new().text(value));
+}
+
+/// An integer of a structured field.
+struct Number(itoa::Buffer);
+
+impl Number {
+    /// The largest (RFC 9651, 3.3.1).
     const LARGEST: u64 = 999_999_999_999_999;
-    list.extend_from_slice(itoa::Buffer::new().format(value.min(LARGEST)).as_bytes());
+
+    fn new() -> Self {
+        Self(itoa::Buffer::new())
+    }
+
+    fn text(&mut self, value: u64) -> &[u8] {
+        self.0.format(value.min(Self::LARGEST)).as_bytes()
+    }
 }
 
 /// The answer to a refused request: the application's own, or a problem document.
@@ -172,7 +229,7 @@ pub(super) fn refusal(refusal: &Refusal<'_>, own: Option<Response<Bytes>>, jitte
     let headers = response.headers_mut();
     let wait = match refusal {
         Refusal::TooMany(decision) => {
-            Headers::of_all(decision).add(headers);
+            Headers::all(decision).add(headers);
             decision.retry_after()
         }
         Refusal::Banned(ban) => Some(ban.left()),
@@ -229,7 +286,7 @@ mod tests {
             let charges: Vec<_> = policies.iter().map(|p| (p, "k", 1)).collect();
             let decision = limiter.check_all(&charges).await;
             let mut headers = HeaderMap::new();
-            Headers::of_all(&decision).add(&mut headers);
+            Headers::all(&decision).add(&mut headers);
             for header in [&POLICY, &LIMIT] {
                 let list: List = Parser::new(headers[header].as_bytes()).parse().unwrap();
                 let fits = name.bytes().all(|b| (0x20..0x7f).contains(&b));

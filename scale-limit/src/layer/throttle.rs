@@ -51,7 +51,7 @@ pub struct Throttle {
 #[derive(Clone)]
 enum Select {
     /// The policy, and how it is told.
-    One(Policy, Option<Words>, Arc<KeyOf>),
+    One(Policy, Option<&'static Words>, Arc<KeyOf>),
     Any(Arc<PolicyOf>),
 }
 
@@ -72,21 +72,26 @@ pub(super) struct Asked {
     pub(super) cost: u32,
 }
 
+/// A throttle with one policy for all, whose requests' answers change nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Plain<'t> {
+    pub(super) policy: &'t Policy,
+    /// How it is told.
+    pub(super) words: Option<&'static Words>,
+    pub(super) key: &'t KeyOf,
+}
+
 impl Asked {
+    pub(super) fn new(throttle: usize, policy: Option<Policy>, key: Key, cost: u32) -> Self {
+        Self { throttle, policy, key, cost }
+    }
+
     pub(super) fn charge<'a>(&'a self, throttles: &'a [Throttle]) -> (&'a Policy, &'a str, u32) {
         let policy = match (&self.policy, &throttles[self.throttle].select) {
             (Some(policy), _) | (None, Select::One(policy, ..)) => policy,
             (None, Select::Any(_)) => unreachable!("a chosen policy is kept"),
         };
         (policy, &self.key, self.cost)
-    }
-
-    /// How the policy is told, if it is one for all.
-    pub(super) fn words<'t>(&self, throttles: &'t [Throttle]) -> Option<&'t Words> {
-        match &throttles[self.throttle].select {
-            Select::One(_, words, _) => words.as_ref(),
-            Select::Any(_) => None,
-        }
     }
 
     /// What it turns out to cost, if that is known.
@@ -98,7 +103,7 @@ impl Asked {
 impl Throttle {
     /// One policy; `key` says what a request counts against, `None` that it does not count.
     pub fn new(policy: Policy, key: impl Fn(&Head<'_>) -> Option<Key> + Send + Sync + 'static) -> Self {
-        let words = Words::new(&policy);
+        let words = Words::of(&policy);
         Self::selecting(Select::One(policy, words, Arc::new(key)))
     }
 
@@ -144,9 +149,7 @@ impl Throttle {
 
     /// What a request is to be charged, if anything; `number` is this throttle's.
     pub(super) fn ask(&self, number: usize, head: &Head<'_>) -> Option<Asked> {
-        let method = self.methods.is_empty() || self.methods.contains(head.method);
-        let path = self.paths.is_empty() || self.paths.iter().any(|p| fits(p, head.uri.path()));
-        if !method || !path || !self.when.iter().all(|when| when(head)) {
+        if !self.applies(head) {
             return None;
         }
         let (policy, key) = match &self.select {
@@ -156,7 +159,24 @@ impl Throttle {
                 (Some(policy), key)
             }
         };
-        Some(Asked { throttle: number, policy, key, cost: self.cost.as_ref().map_or(1, |cost| cost(head)) })
+        Some(Asked::new(number, policy, key, self.cost_of(head)))
+    }
+
+    pub(super) fn plain(&self) -> Option<Plain<'_>> {
+        match &self.select {
+            Select::One(policy, words, key) if self.is_settled() => Some(Plain { policy, words: *words, key: &**key }),
+            _ => None,
+        }
+    }
+
+    pub(super) fn applies(&self, head: &Head<'_>) -> bool {
+        (self.methods.is_empty() || self.methods.contains(head.method))
+            && (self.paths.is_empty() || self.paths.iter().any(|p| fits(p, head.uri.path())))
+            && self.when.iter().all(|when| when(head))
+    }
+
+    pub(super) fn cost_of(&self, head: &Head<'_>) -> u32 {
+        self.cost.as_ref().map_or(1, |cost| cost(head))
     }
 
     /// Whether the answer changes nothing.

@@ -38,10 +38,16 @@ pub(crate) struct Charge<'a> {
 }
 
 impl<'a> Charge<'a> {
+    #[inline]
     pub(crate) fn new(policy: &'a Policy, key: &'a str, cost: u32) -> Self {
         let terms = policy.terms(key);
         let permit = if matches!(terms.rule, Rule::Places(_)) { fastrand::u64(..) } else { 0 };
         Self { policy, key, cost, least: cost, terms, permit }
+    }
+
+    /// Whether whoever is charged may pass.
+    pub(crate) fn admits(&self, ruling: &Ruling) -> bool {
+        ruling.admitted || self.policy.is_dry_run()
     }
 }
 
@@ -75,5 +81,5 @@ pub(crate) struct Charged {
 
 /// Whether, by these rulings, the admitted ones are to be charged.
 pub(crate) fn is_charged(charges: &[Charge<'_>], rulings: &[Ruling]) -> bool {
-    charges.iter().zip(rulings).all(|(charge, ruling)| ruling.admitted || charge.policy.is_dry_run())
+    charges.iter().zip(rulings).all(|(charge, ruling)| charge.admits(ruling))
 }
