@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -191,8 +191,10 @@ impl Inner {
     /// Most layers have one policy, and most requests end here, without a decision that tells more than two headers do.
     fn judge_one(self: &Arc<Self>, throttle: &Throttle, plain: Plain<'_>, head: &Head<'_>) -> Verdict {
         let Plain { policy, words, key } = plain;
-        let Some(key) = throttle.applies(head).then(|| key(head)).flatten() else { return Verdict::Pass(Told::default()) };
-        let charge = Charge::new(policy, &key, throttle.cost_of(head));
+        // The key is not moved from where it was written: the processor would wait for it.
+        let mut found = if throttle.applies(head) { key(head) } else { None };
+        let Some(key) = &found else { return Verdict::Pass(Told::default()) };
+        let charge = Charge::new(policy, key, throttle.cost_of(head));
         match self.limiter.rule_at_once(&charge) {
             Some((_, ruling)) if charge.admits(&ruling) => {
                 let headers = if self.quiet { Headers::None } else { Headers::one(words, &charge, &ruling) };
@@ -201,7 +203,8 @@ impl Inner {
             Some((now, ruling)) => self.too_many(&Decision::one(now, &charge, &ruling, None), head),
             None => {
                 let cost = charge.cost;
-                self.judge_all(smallvec![throttle::Asked::new(0, None, key, cost)], head)
+                let asked = found.take().map(|key| throttle::Asked::new(0, None, key, cost));
+                self.judge_all(asked.into_iter().collect(), head)
             }
         }
     }

@@ -115,42 +115,29 @@ impl Headers {
                 let wait = if matches!(ruling.retry_after, 0 | NEVER) { ruling.full_after } else { ruling.retry_after };
                 Self::One(Standing { words, remaining: ruling.remaining, wait: wait.div_ceil(1_000_000_000) })
             }
-            _ => Self::of(&[Outcome::new(charge, ruling)]),
+            _ => Self::All(Box::new(told(&[Outcome::new(charge, ruling)]))),
         }
     }
 
     pub(super) fn all(decision: &Decision) -> Self {
-        Self::of(decision.outcomes())
+        Self::All(Box::new(told(decision.outcomes())))
     }
 
-    fn of(outcomes: &[Outcome]) -> Self {
-        let (mut policies, mut limits) = (Text::new(), Text::new());
-        // Who has no limit is told of none.
-        for outcome in outcomes.iter().filter(|o| o.remaining() != u32::MAX) {
-            let Ok(name) = StringRef::from_str(outcome.policy()) else { continue };
-            for list in [&mut policies, &mut limits] {
-                if !list.is_empty() {
-                    list.extend_from_slice(b", ");
-                }
-                quote(list, name);
-            }
-            policy_parameters(&mut policies, outcome.quota(), outcome.period());
-            limits.extend_from_slice(b";r=");
-            integer(&mut limits, outcome.remaining().into());
-            wait(&mut limits, outcome);
-        }
-        Self::All(Box::new([value(&policies), value(&limits)]))
-    }
-
-    /// Adds them unless they are there.
+    /// Adds them to those of limits further in: both headers are lists.
+    #[inline]
     pub(super) fn add(self, headers: &mut HeaderMap) {
         match self {
             Self::None => {}
-            Self::One(standing) => standing.add(headers),
+            Self::One(Standing { words, remaining, wait }) => {
+                headers.append(&POLICY, words.policy.clone());
+                if let Some(limit) = words.limit(remaining, wait) {
+                    headers.append(&LIMIT, limit);
+                }
+            }
             Self::All(values) => {
                 for (name, value) in [&POLICY, &LIMIT].into_iter().zip(*values) {
                     if let Some(value) = value {
-                        headers.entry(name).or_insert(value);
+                        headers.append(name, value);
                     }
                 }
             }
@@ -158,13 +145,24 @@ impl Headers {
     }
 }
 
-impl Standing {
-    fn add(self, headers: &mut HeaderMap) {
-        headers.entry(&POLICY).or_insert_with(|| self.words.policy.clone());
-        if let Some(limit) = self.words.limit(self.remaining, self.wait) {
-            headers.entry(&LIMIT).or_insert(limit);
+/// The headers of all policies asked.
+fn told(outcomes: &[Outcome]) -> [Option<HeaderValue>; 2] {
+    let (mut policies, mut limits) = (Text::new(), Text::new());
+    // Who has no limit is told of none.
+    for outcome in outcomes.iter().filter(|o| o.remaining() != u32::MAX) {
+        let Ok(name) = StringRef::from_str(outcome.policy()) else { continue };
+        for list in [&mut policies, &mut limits] {
+            if !list.is_empty() {
+                list.extend_from_slice(b", ");
+            }
+            quote(list, name);
         }
+        policy_parameters(&mut policies, outcome.quota(), outcome.period());
+        limits.extend_from_slice(b";r=");
+        integer(&mut limits, outcome.remaining().into());
+        wait(&mut limits, outcome);
     }
+    [value(&policies), value(&limits)]
 }
 
 /// When to come back, or when everything is there again.
@@ -229,7 +227,11 @@ pub(super) fn refusal(refusal: &Refusal<'_>, own: Option<Response<Bytes>>, jitte
     let headers = response.headers_mut();
     let wait = match refusal {
         Refusal::TooMany(decision) => {
-            Headers::all(decision).add(headers);
+            for (name, value) in [&POLICY, &LIMIT].into_iter().zip(told(decision.outcomes())) {
+                if let Some(value) = value {
+                    headers.entry(name).or_insert(value);
+                }
+            }
             decision.retry_after()
         }
         Refusal::Banned(ban) => Some(ban.left()),
