@@ -112,6 +112,7 @@ static OCTETS: [([u8; 4], usize); 256] = {
 };
 
 /// An IPv4 address as it is; an IPv6 address' first 64 bits.
+#[inline]
 pub fn prefix(ip: IpAddr) -> Key {
     match ip.to_canonical() {
         IpAddr::V4(v4) => {
@@ -123,7 +124,7 @@ pub fn prefix(ip: IpAddr) -> Key {
                 text[end..end + 4].copy_from_slice(&digits);
                 end += length;
             }
-            std::str::from_utf8(&text[..end - 1]).unwrap_or_default().into()
+            Key::short(std::str::from_utf8(&text[..end - 1]).unwrap_or_default())
         }
         IpAddr::V6(v6) => {
             let s = v6.segments();

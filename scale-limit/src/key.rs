@@ -16,6 +16,14 @@ use smol_str::SmolStr;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(SmolStr);
 
+impl Key {
+    /// Of at most 23 bytes.
+    #[inline]
+    pub(crate) fn short(text: &str) -> Self {
+        Self(SmolStr::new_inline(text))
+    }
+}
+
 impl From<&str> for Key {
     fn from(text: &str) -> Self {
         Self(text.into())

@@ -145,6 +145,34 @@ async fn a_place_is_held_until_the_body_is_gone() {
 }
 
 #[tokio::test]
+async fn a_kept_body_holds_its_place_too_and_refusals_have_one() {
+    let layer =
+        LimitLayer::new(Limiter::memory()).policy(Policy::at_once("reports", 1), everybody).keep_body(axum::body::Body::new);
+    let app = layer.layer(service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(axum::body::Body::from("hello")))));
+    let get = || app.clone().oneshot(request("/", "1.2.3.4:5"));
+    let first = get().await.unwrap();
+    let refused = get().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    let text = refused.into_body().collect().await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&text).contains("violated-policies"));
+    assert_eq!(first.into_body().collect().await.unwrap().to_bytes(), "hello");
+    assert_eq!(get().await.unwrap().status(), StatusCode::OK, "sent");
+}
+
+#[tokio::test]
+async fn limits_within_limits_are_told_as_one_list() {
+    let limits = |name, quota| LimitLayer::new(Limiter::memory()).policy(Policy::per_minute(name, quota), everybody).jitter(0.0);
+    let app = limits("site", 10).layer(limits("login", 1).layer(service_fn(hello)));
+    for status in [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
+        let answer = app.clone().oneshot(request("/", "1.2.3.4:5")).await.unwrap();
+        assert_eq!(answer.status(), status);
+        let told = |name| answer.headers().get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>().join(", ");
+        assert_eq!(told("ratelimit-policy"), "\"login\";q=1;w=60, \"site\";q=10;w=60");
+        assert!(told("ratelimit").contains("\"login\";r=0;t=60, \"site\";r="), "{}", told("ratelimit"));
+    }
+}
+
+#[tokio::test]
 async fn lists_and_bans_come_before_the_policies() {
     let (clients, bans) = (ClientIp::behind(["10.0.0.0/8".parse().unwrap()]), BanList::memory());
     let denied = Networks::new(["203.0.113.0/24".parse().unwrap()]);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn};
@@ -46,10 +47,12 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         sticky = sticky.insecure();
     }
     let (site, login) = (config.clients.clone(), config.clients.clone());
-    let limits =
-        LimitLayer::new(app.limiter.clone()).policy(config.limit.site.clone(), move |request| site.key(request)).throttle(
+    let limits = LimitLayer::new(app.limiter.clone())
+        .policy(config.limit.site.clone(), move |request| site.key(request))
+        .throttle(
             Throttle::new(config.limit.login.clone(), move |request| login.key(request)).method(Method::POST).path("/login"),
-        );
+        )
+        .keep_body(Body::new);
     // When there is more to do than can be done, who only looks around is asked to come back later.
     let shed = config.limit.shed.then(|| LoadShed::new(AdaptiveConcurrency::default()));
     // Whoever is logged in counts as staff here; a real shop has roles.

@@ -151,7 +151,7 @@ impl<W> LimitLayer<W> {
     }
 
     /// Answers keep their body's type: `wrap` makes one of a refusal, or of an answer that holds a place, and all others pass as they
-    /// are. For frameworks whose answers have one body type, which would otherwise box each answer's body anew.
+    /// are. For frameworks whose answers have one body type, as axum's have, and which would otherwise box each body anew.
     ///
     /// ```
     /// use axum::{Router, body::Body, routing::get};
@@ -289,7 +289,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    // In line: the inner future is large, and would be copied on its way to where it stays.
+    #[allow(clippy::inline_always, reason = "the inner future is large, and would be copied on its way to where it stays")]
     #[inline(always)]
     fn call(&mut self, request: Request<Req>) -> Self::Future {
         let LimitLayer { layer, bodies } = &self.layer;

@@ -46,6 +46,7 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
     let ours =
         LimitLayer::new(Limiter::memory()).policy(Policy::per_second("site", 1_000_000_000), move |request| clients.key(request));
 
+    let ours_in_axum = ours.clone().keep_body(Body::new);
     let router = || Router::new().route("/", get(|| async { "hello" }));
     let asked = |n: usize| {
         let request = Request::builder().uri("/").extension(ConnectInfo(address(n))).extension(Peer(address(n)));
@@ -57,8 +58,10 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
         config
     };
     let (Some(told), Some(quiet)) = (governor().use_headers().finish(), governor().finish()) else { return };
-    let (limited, governed, open) = (router().layer(ours.clone()), router().layer(GovernorLayer::new(told)), router());
-    let (limited, governed, open) = (&limited, &governed, &open);
+    // With a state, as `axum::serve` does: routes are made once, not for each request.
+    let limited = &router().layer(ours_in_axum.clone()).with_state(());
+    let governed = &router().layer(GovernorLayer::new(told)).with_state(());
+    let open = &router().with_state(());
     Case::new("layer", "ns", Better::Lower)
         .subject("scale-limit", move || calls(limited.clone(), count, asked))
         .subject("tower_governor", move || calls(governed.clone(), count, asked))
@@ -66,7 +69,8 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
         .subject("no-layer", move || calls(open.clone(), count, asked))
         .measure(effort.rounds, report)
         .await;
-    let (limited, governed) = (&router().layer(ours.clone().quiet()), &router().layer(GovernorLayer::new(quiet)));
+    let limited = &router().layer(ours_in_axum.quiet()).with_state(());
+    let governed = &router().layer(GovernorLayer::new(quiet)).with_state(());
     Case::new("layer_quiet", "ns", Better::Lower)
         .subject("scale-limit", move || calls(limited.clone(), count, asked))
         .subject("tower_governor", move || calls(governed.clone(), count, asked))

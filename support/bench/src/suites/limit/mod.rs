@@ -3,7 +3,7 @@
 //! | case | ours | beside |
 //! | --- | --- | --- |
 //! | `check_local` | one policy, 1,000 keys in turn, in process; counts remaining units and when to come back | governor's keyed `check_key`, which says admitted or not; limitador in memory, which reads its expressions at each check |
-//! | `layer` | axum's router with one route and one policy by peer address, `RateLimit` headers on each answer; called in process | tower_governor, by peer address, with its headers: one quota, but no period and no time to come back. `layer_quiet`: both without headers |
+//! | `layer` | axum's router with one route and one policy by peer address, `RateLimit` headers on each answer, bodies kept by `keep_body`; called in process | tower_governor, by peer address, with its headers: one quota, but no period and no time to come back. `layer_quiet`: both without headers |
 //! | `layer_over_service` | the layer over a service that does nothing, less that service | the 400 ns that were set as a mark |
 //! | `check_redis`, `check_redis_3` | one policy, three in one step; 200 requests under way, one process | the same client's bare one-`GET` script; rate-limiter-flexible (200 under way, pipelined); Laravel's `RateLimiter::attempt` (one at a time, as PHP does: three round trips) |
 //! | `check_leased` | the same load, leased for half a second | `check_redis`, whose checks share script calls; a plain GCRA script, a call for each check |
