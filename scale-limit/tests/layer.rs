@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full};
 use scale_limit::client::{ClientIp, Key, Networks, Peer};
 use scale_limit::guard::scraping::Scraping;
 use scale_limit::layer::{LimitBody, Refusal, Throttle};
+use scale_limit::overrides::{Overrides, Quota};
 use scale_limit::{BanList, LimitLayer, Limiter, Policy};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -169,6 +170,24 @@ async fn limits_within_limits_are_told_as_one_list() {
         let told = |name| answer.headers().get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>().join(", ");
         assert_eq!(told("ratelimit-policy"), "\"login\";q=1;w=60, \"site\";q=10;w=60");
         assert!(told("ratelimit").contains("\"login\";r=0;t=60, \"site\";r="), "{}", told("ratelimit"));
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_told_of_its_own_quota() {
+    let tenants = Overrides::default();
+    let api = Policy::per_minute("api", 10).overrides(&tenants);
+    let layer = LimitLayer::new(Limiter::memory()).policy(api, |request| Some(request.uri.path().into()));
+    let quotas = [("/more", Quota::new(20, Duration::from_mins(1))), ("/longer", Quota::new(10, Duration::from_hours(1)))];
+    tenants.replace(quotas.map(|(key, quota)| (key.to_owned(), quota)).into_iter().chain([("/free".into(), Quota::unlimited())]));
+    for (path, told, left) in [
+        ("/", "\"api\";q=10;w=60", "\"api\";r=9;t=6"),
+        ("/more", "\"api\";q=20;w=60", "\"api\";r=19;t=3"),
+        ("/longer", "\"api\";q=10;w=3600", "\"api\";r=9;t=360"),
+        ("/free", "", ""),
+    ] {
+        let answer = get(&layer, path).await;
+        assert_eq!((header(&answer, "ratelimit-policy").as_str(), header(&answer, "ratelimit").as_str()), (told, left), "{path}");
     }
 }
 

@@ -34,6 +34,7 @@ impl<B, O, E> End<B, O, E> {
     }
 }
 
+#[allow(clippy::inline_always, reason = "the inner future is large, and would be copied on its way to where it stays")]
 impl<F, B, E, W: Bodies<B>> ResponseFuture<F, B, E, W> {
     #[inline(always)]
     pub(super) fn pass(inner: F, told: Told, bodies: W) -> Self {

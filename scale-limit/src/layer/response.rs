@@ -58,6 +58,8 @@ pub(super) struct Standing {
 /// What is always the same of a policy that is told alone.
 pub(super) struct Words {
     quota: u32,
+    /// Nanoseconds.
+    period: u64,
     policy: HeaderValue,
     /// `"login";r=`
     limit: Box<[u8]>,
@@ -68,28 +70,32 @@ impl Words {
     const LONGEST: usize = 64;
 
     /// Kept for good: threads that all count references to one header would wait for each other. Few policies are told, and each is kept
-    /// once. `None`: its name cannot be told or is long, or it counts places.
+    /// once. `None`: its name cannot be told or is long, it counts places, or is no limit.
     pub(super) fn of(policy: &Policy) -> Option<&'static Self> {
-        static KEPT: Mutex<BTreeMap<&str, &Words>> = Mutex::new(BTreeMap::new());
+        static KEPT: Mutex<BTreeMap<(&str, u64), &Words>> = Mutex::new(BTreeMap::new());
         let name = StringRef::from_str(policy.name()).ok()?;
-        if policy.counts_places() || name.as_str().len() > Self::LONGEST || name.as_str().contains(['"', '\\']) {
+        let (quota, period) = (policy.quota(), u64::try_from(policy.period().as_nanos()).unwrap_or(u64::MAX));
+        if policy.counts_places()
+            || quota == u32::MAX
+            || name.as_str().len() > Self::LONGEST
+            || name.as_str().contains(['"', '\\'])
+        {
             return None;
         }
         let (mut told, mut limit) = (Text::new(), Text::new());
         quote(&mut told, name);
-        policy_parameters(&mut told, policy.quota(), Some(policy.period()));
+        policy_parameters(&mut told, quota, Some(policy.period()));
         quote(&mut limit, name);
         limit.extend_from_slice(b";r=");
         let told = std::str::from_utf8(&told).ok()?;
         let mut kept = KEPT.lock();
-        if let Some(words) = kept.get(told) {
+        if let Some(words) = kept.get(&(told, period)) {
             return Some(words);
         }
         let told: &str = Box::leak(told.into());
-        let policy_header = HeaderValue::from_static(told);
-        let words: &Self =
-            Box::leak(Box::new(Self { quota: policy.quota(), policy: policy_header, limit: limit.into_vec().into() }));
-        kept.insert(told, words);
+        let words = Self { quota, period, policy: HeaderValue::from_static(told), limit: limit.into_vec().into() };
+        let words: &Self = Box::leak(Box::new(words));
+        kept.insert((told, period), words);
         Some(words)
     }
 
@@ -111,7 +117,7 @@ impl Headers {
     pub(super) fn one(words: Option<&'static Words>, charge: &Charge<'_>, ruling: &Ruling) -> Self {
         match words {
             // Not if the quota is another one for this key.
-            Some(words) if words.quota == charge.terms.quota && ruling.remaining != u32::MAX => {
+            Some(words) if (words.quota, words.period) == (charge.terms.quota, charge.terms.period) => {
                 let wait = if matches!(ruling.retry_after, 0 | NEVER) { ruling.full_after } else { ruling.retry_after };
                 Self::One(Standing { words, remaining: ruling.remaining, wait: wait.div_ceil(1_000_000_000) })
             }
