@@ -50,16 +50,27 @@ pub(crate) async fn ruby(script: &str, arguments: impl AsRef<[String]>) -> Resul
 
 /// Runs the program of `peers/rust`, crates that cannot be linked beside ours, and returns the number it prints last.
 pub(crate) async fn rust(arguments: impl AsRef<[String]>) -> Result<f64> {
-    static BUILT: OnceCell<()> = OnceCell::const_new();
+    static BUILT: OnceCell<PathBuf> = OnceCell::const_new();
+    let program = BUILT.get_or_try_init(|| built("rust", "peers", "peers/rust cannot be built")).await?;
+    run(Command::new(program).args(arguments.as_ref()), "https://rustup.rs").await
+}
+
+/// Runs the program of `peers/limitador`, apart from the others because it builds RocksDB, which takes some ten minutes once.
+pub(crate) async fn limitador(arguments: impl AsRef<[String]>) -> Result<f64> {
+    static BUILT: OnceCell<PathBuf> = OnceCell::const_new();
+    let needs =
+        "peers/limitador cannot be built: apt-get install -y --no-install-recommends g++ libclang-dev libssl-dev pkg-config";
+    let program = BUILT.get_or_try_init(|| built("limitador", "limitador-peer", needs)).await?;
+    run(Command::new(program).args(arguments.as_ref()), "https://rustup.rs").await
+}
+
+/// Builds a package of `peers`, and says where its program is.
+async fn built(package: &str, program: &str, failed: &'static str) -> Result<PathBuf> {
     let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/peers");
-    let built = BUILT.get_or_try_init(|| async {
-        let mut cargo = Command::new("cargo");
-        cargo.args(["build", "--quiet", "--release", "--target-dir"]).arg(&target).current_dir(folder("rust"));
-        ensure!(cargo.status().await.context("cargo is missing")?.success(), "peers/rust cannot be built");
-        anyhow::Ok(())
-    });
-    built.await?;
-    run(Command::new(target.join("release/peers")).args(arguments.as_ref()), "https://rustup.rs").await
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--quiet", "--release", "--target-dir"]).arg(&target).current_dir(folder(package));
+    ensure!(cargo.status().await.context("cargo is missing")?.success(), failed);
+    Ok(target.join("release").join(program))
 }
 
 /// Runs this program anew, as the hidden command `words`, and returns the number it prints last.
