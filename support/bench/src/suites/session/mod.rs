@@ -232,7 +232,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
                 }
             })
         })
-        .measure(effort.rounds, &mut report)
+        .measure(effort.rounds * 3 / 2, &mut report)
         .await;
     Case::new("read_write", "requests/s", Better::Higher)
         .subject("scale-session", move || mine.rate("/write", count))
