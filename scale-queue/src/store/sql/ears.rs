@@ -15,6 +15,7 @@ const CHANNEL: &str = "scale_queue";
 /// How often a process looks whether another one has written to an SQLite file, which cannot tell it.
 #[cfg(feature = "sqlite")]
 const POLL: Duration = Duration::from_millis(500);
+
 /// What hears of other processes needs of a store, and does not keep it alive by.
 pub(super) struct Ear {
     pub(super) sleepers: Weak<Sleepers>,
