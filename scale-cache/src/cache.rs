@@ -277,9 +277,18 @@ impl Cache {
         V: DeserializeOwned + Send + Sync + 'static,
     {
         let inner = &self.0;
-        let glance = Glance::new(inner, key);
-        let bytes = inner.get_shared(key).await;
-        let entry = inner.admit::<V>(&glance, space, bytes).await.filter(|entry| inner.worth(entry) == Worth::Fresh)?;
+        let entry = loop {
+            let glance = Glance::new(inner, key);
+            let bytes = inner.get_shared(key).await?;
+            let found = inner.admit::<V>(&glance, space, Some(bytes)).await;
+            if let Some(entry) = found.filter(|entry| inner.worth(entry) == Worth::Fresh) {
+                break entry;
+            }
+            // What was found while the link came up is not to be believed, and is asked for again.
+            if glance.is_current(inner) {
+                return None;
+            }
+        };
         metrics::counter!("scale_cache_hits_total", "level" => "2").increment(1);
         if inner.local.is_some() {
             inner.keep(&key.into(), &entry);

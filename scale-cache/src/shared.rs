@@ -39,6 +39,11 @@ impl Glance {
     pub(crate) fn new(inner: &Inner, key: &str) -> Self {
         Self { fence: inner.versions.fence(key), era: inner.versions.era(), since: Instant::now() }
     }
+
+    /// Whether no news may have been missed since.
+    pub(crate) fn is_current(&self, inner: &Inner) -> bool {
+        self.era == inner.versions.era()
+    }
 }
 
 impl Inner {

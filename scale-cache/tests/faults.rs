@@ -90,6 +90,29 @@ async fn a_restart_does_not_refetch_the_first_level() -> Result<()> {
     Ok(())
 }
 
+/// What was found while the link was coming up is not believed; it must be asked for again, not be missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_while_the_link_comes_up_misses_nothing() -> Result<()> {
+    let server = Redis::start().await?;
+    let first = Cache::connect(&server.url(), "test").await?.space::<u64>("s").options(options());
+    for n in 0..64 {
+        first.get_or_load(n, move |_| ready(Ok::<_, Io>(n))).await?;
+    }
+    for _ in 0..50 {
+        let begun = Cache::connect(&server.url(), "test").await?.space::<u64>("s").options(options());
+        let reads: Vec<_> = (0..64)
+            .map(|n| {
+                let begun = begun.clone();
+                tokio::spawn(async move { begun.get(n).await.map(|found| *found) })
+            })
+            .collect();
+        for (n, read) in reads.into_iter().enumerate() {
+            assert_eq!(read.await?, Some(n as u64));
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_redis_costs_the_patience_once() -> Result<()> {
     let server = Redis::start().await?;
