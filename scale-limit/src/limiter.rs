@@ -126,9 +126,9 @@ impl Limiter {
     /// The decision, if it takes no waiting.
     pub(crate) fn check_now(&self, charges: &[Charge<'_>]) -> Option<Decision> {
         if let [one] = charges
-            && let Some((now, ruling)) = self.rule_at_once(one)
+            && !one.takes_place()
         {
-            return Some(Decision::one(now, one, &ruling, None));
+            return self.rule_at_once(one).map(|(now, ruling)| Decision::one(now, one, &ruling, None));
         }
         match self.rule_now(charges, self.memory.now()) {
             Known::Decision(decision) => Some(decision),
@@ -183,7 +183,7 @@ impl Limiter {
         let now = self.memory.now();
         let ruling = match (&self.shared, charge.terms.rule) {
             (_, Rule::Places(_)) => return None,
-            (None, Rule::Free) => Ruling::FREE,
+            (_, Rule::Free) => Ruling::FREE,
             (None, _) => self.memory.charge_one(now, charge),
             (Some(shared), _) => self.knows(shared, charge, now)?,
         };
@@ -352,10 +352,10 @@ impl Limiter {
 
     /// The places that the memory gave.
     fn places(&self, charges: &[Charge<'_>], rulings: &[Ruling], everybody: bool) -> Option<Permits> {
-        if !everybody || !charges.iter().any(|c| matches!(c.terms.rule, Rule::Places(_))) {
+        if !everybody || !charges.iter().any(Charge::takes_place) {
             return None;
         }
-        let held = charges.iter().zip(rulings).filter(|(c, r)| r.granted > 0 && matches!(c.terms.rule, Rule::Places(_)));
+        let held = charges.iter().zip(rulings).filter(|(c, r)| r.granted > 0 && c.takes_place());
         let held: Vec<(Policy, String, u32)> = held.map(|(c, r)| (c.policy.clone(), c.key.to_owned(), r.granted)).collect();
         let memory = Arc::clone(&self.memory);
         (!held.is_empty()).then(|| {

@@ -202,9 +202,9 @@ impl Inner {
             }
             Some((now, ruling)) => self.too_many(&Decision::one(now, &charge, &ruling, None), head),
             None => {
-                let cost = charge.cost;
-                let asked = found.take().map(|key| throttle::Asked::new(0, None, key, cost));
-                self.judge_all(asked.into_iter().collect(), head)
+                let (cost, takes_place) = (charge.cost, charge.takes_place());
+                let asked = found.take().map(|key| throttle::Asked::new(0, None, key, cost)).into_iter().collect();
+                if takes_place { self.judge_all(asked, head) } else { Verdict::Ask(asked) }
             }
         }
     }

@@ -45,6 +45,11 @@ impl<'a> Charge<'a> {
         Self { policy, key, cost, least: cost, terms, permit }
     }
 
+    /// Whether it is a place that is asked for, to be held for a while.
+    pub(crate) fn takes_place(&self) -> bool {
+        matches!(self.terms.rule, Rule::Places(_))
+    }
+
     /// Whether whoever is charged may pass.
     pub(crate) fn admits(&self, ruling: &Ruling) -> bool {
         ruling.admitted || self.policy.is_dry_run()

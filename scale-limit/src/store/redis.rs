@@ -218,7 +218,7 @@ impl Redis {
                 Rule::Places(_) | Rule::Free => self.keys.tagged(key, &format!("{}:p", charge.policy.name())),
             }
         };
-        let places = charges.iter().filter(|c| matches!(c.terms.rule, Rule::Places(_)));
+        let places = charges.iter().filter(|c| c.takes_place());
         Group {
             keys: charges.iter().map(key).collect(),
             terms: charges.iter().map(|c| Terms::of(c, how)).collect(),
@@ -259,7 +259,7 @@ impl Redis {
         }
         if denied {
             permits = None;
-            for charge in charged.iter().filter(|c| !matches!(c.terms.rule, Rule::Places(_))) {
+            for charge in charged.iter().filter(|c| !c.takes_place()) {
                 self.alone(&[*charge], Some(Settle::GiveBack(Duration::ZERO))).await?;
             }
         }
