@@ -2,9 +2,9 @@
 //!
 //! `cargo run --release -p scale-bench -- SUITE [--quick] [--only CASE] [--json FILE] [--against FILE] [--svg FOLDER]`
 //!
-//! Subjects of a case take turns (A B A B …), so that a machine whose speed drifts drifts for all. Printed are the median, the spread (half
-//! the range between the quartiles, as a share of the median) and the ratio: how many times *better* ours is, whatever is measured, by the
-//! median of all turns' ratios.
+//! Subjects of a case take turns, ours before each peer's (A B A C …), so that a machine whose speed drifts drifts for both of a pair; they
+//! go on until the ratios are settled. Printed are the median, the spread (half the range between the quartiles, as a share of the median)
+//! and the ratio: how many times *better* ours is, whatever is measured, by the median of all pairs' ratios.
 
 mod measure;
 mod peer;
@@ -53,7 +53,10 @@ enum Suite {
 /// How thoroughly.
 #[derive(Clone, Copy)]
 struct Effort {
-    rounds: usize,
+    /// Of each subject, at the least.
+    turns: usize,
+    /// So many times as many at the most, where a ratio is not settled.
+    patience: usize,
     /// Multiplies sizes.
     scale: usize,
 }
@@ -75,7 +78,8 @@ async fn main() -> Result<()> {
     if let Some(only) = arguments.only {
         let _ = measure::ONLY.set(only);
     }
-    let effort = if arguments.quick { Effort { rounds: 3, scale: 1 } } else { Effort { rounds: 7, scale: 4 } };
+    let effort =
+        if arguments.quick { Effort { turns: 3, patience: 1, scale: 1 } } else { Effort { turns: 7, patience: 4, scale: 2 } };
     let mut reports = Vec::new();
     let wants = |suite| arguments.suite == suite || arguments.suite == Suite::All;
     if wants(Suite::Db) {

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use futures_util::future::LocalBoxFuture;
 
+use crate::Effort;
 use crate::report::{Missing, Ratio, Report, Row};
 
 /// Which way is up.
@@ -20,6 +21,9 @@ pub(crate) static ONLY: OnceLock<String> = OnceLock::new();
 
 type Run<'a> = Box<dyn FnMut() -> LocalBoxFuture<'a, Result<f64>> + 'a>;
 
+/// A ratio is settled when its standard error is estimated to be no more.
+const SETTLED: f64 = 0.03;
+
 /// One question, put to several subjects; the first is ours.
 pub(crate) struct Case<'a> {
     name: String,
@@ -27,12 +31,23 @@ pub(crate) struct Case<'a> {
     better: Better,
     /// The ratio is at most 1: beyond the bound nothing is better.
     bounded: bool,
-    subjects: Vec<(String, Option<f64>, Run<'a>)>,
+    turns: Option<usize>,
+    subjects: Vec<Subject<'a>>,
+}
+
+struct Subject<'a> {
+    name: String,
+    target: Option<f64>,
+    run: Run<'a>,
+    figures: Vec<f64>,
+    /// To ours, of each turn by itself.
+    ratios: Vec<f64>,
+    failed: Option<String>,
 }
 
 impl<'a> Case<'a> {
     pub(crate) fn new(name: &str, unit: &'static str, better: Better) -> Self {
-        Self { name: name.into(), unit, better, bounded: false, subjects: Vec::new() }
+        Self { name: name.into(), unit, better, bounded: false, turns: None, subjects: Vec::new() }
     }
 
     /// A question of yes or no: how far our figure is on the good side says nothing, and the ratio is 1 there.
@@ -41,73 +56,107 @@ impl<'a> Case<'a> {
         self
     }
 
+    /// So many turns at the least, where those of the whole run are too few or take too long.
+    pub(crate) fn turns(mut self, turns: usize) -> Self {
+        self.turns = Some(turns);
+        self
+    }
+
     /// A subject; `run` returns one figure.
     pub(crate) fn subject<F>(mut self, name: &str, mut run: impl FnMut() -> F + 'a) -> Self
     where
         F: Future<Output = Result<f64>> + 'a,
     {
-        self.subjects.push((name.into(), None, Box::new(move || Box::pin(run()))));
+        let run: Run<'a> = Box::new(move || Box::pin(run()));
+        self.subjects.push(Subject { name: name.into(), target: None, run, figures: vec![], ratios: vec![], failed: None });
         self
     }
 
     /// The ratio to the last subject that is asked for.
     pub(crate) fn target(mut self, ratio: f64) -> Self {
         if let Some(last) = self.subjects.last_mut() {
-            last.1 = Some(ratio);
+            last.target = Some(ratio);
         }
         self
     }
 
-    /// Runs all, in turns. A subject that fails at its first turn is reported as missing.
-    pub(crate) async fn measure(mut self, rounds: usize, report: &mut Report) {
-        if ONLY.get().is_some_and(|only| !self.name.contains(only.as_str())) {
+    /// Runs all, in turns: ours before each peer's, so that a machine whose speed drifts drifts for both of a pair. Turns go on until each
+    /// ratio is settled, or the patience is at its end. A subject that fails is reported as missing.
+    pub(crate) async fn measure(mut self, effort: Effort, report: &mut Report) {
+        if self.subjects.is_empty() || ONLY.get().is_some_and(|only| !self.name.contains(only.as_str())) {
             return;
         }
-        let mut figures: Vec<Vec<f64>> = vec![Vec::new(); self.subjects.len()];
-        let mut failed: Vec<Option<String>> = vec![None; self.subjects.len()];
+        #[allow(clippy::print_stderr)]
+        {
+            eprintln!("{} …", self.name);
+        }
+        let mut ours = self.subjects.remove(0);
+        let mut peers = std::mem::take(&mut self.subjects);
+        let least = self.turns.unwrap_or(effort.turns);
         // The first turn warms up and does not count.
-        for round in 0..=rounds {
-            for (n, (name, _, run)) in self.subjects.iter_mut().enumerate() {
-                if failed[n].is_some() {
-                    continue;
-                }
-                match run().await {
-                    Ok(figure) if round > 0 => figures[n].push(figure),
-                    Ok(_) => {}
-                    Err(error) => {
-                        #[allow(clippy::print_stderr)]
-                        {
-                            eprintln!("{} {name}: {error:#}", self.name);
-                        }
-                        failed[n] = Some(format!("{error:#}"));
-                    }
+        for turn in 0..=least * effort.patience {
+            let counts = turn > 0;
+            if peers.is_empty() && turn <= least {
+                ours.take_turn(&self.name, counts).await;
+            }
+            for peer in peers.iter_mut().filter(|peer| peer.failed.is_none() && !peer.is_settled(least)) {
+                let mine = ours.take_turn(&self.name, counts).await;
+                let theirs = peer.take_turn(&self.name, counts).await;
+                if let (Some(mine), Some(theirs), true) = (mine, theirs, counts) {
+                    peer.ratios.push(self.ratio(mine, theirs));
                 }
             }
         }
-        let ours = figures[0].clone();
-        for (n, (name, target, _)) in self.subjects.iter().enumerate() {
-            if let Some(why) = &failed[n] {
-                report.missing.push(Missing { case: self.name.clone(), subject: name.clone(), why: why.clone() });
+        for subject in std::iter::once(ours).chain(peers) {
+            let (case, name) = (self.name.clone(), subject.name);
+            if let Some(why) = subject.failed {
+                report.missing.push(Missing { case, subject: name, why });
                 continue;
             }
-            // Of each turn by itself, so that a machine whose speed drifts drifts for both.
-            let mut ratios: Vec<f64> = ours.iter().zip(&figures[n]).map(|(ours, theirs)| self.ratio(*ours, *theirs)).collect();
-            let value = median(&mut figures[n]);
-            let spread = spread(&figures[n], value);
-            report.rows.push(Row { case: self.name.clone(), subject: name.clone(), value, unit: self.unit, spread });
-            if n > 0 {
-                let ratio = median(&mut ratios);
-                report.ratios.push(Ratio { case: self.name.clone(), against: name.clone(), ratio, target: *target });
+            let (figures, unit) = (subject.figures, self.unit);
+            let (value, spread) = (median(&figures), spread(&figures));
+            report.rows.push(Row { case: case.clone(), subject: name.clone(), value, unit, spread, figures });
+            if !subject.ratios.is_empty() {
+                let ratio = median(&subject.ratios);
+                report.ratios.push(Ratio { case, against: name, ratio, target: subject.target });
             }
         }
     }
-}
 
-impl Case<'_> {
     /// How many times better ours is.
     fn ratio(&self, ours: f64, theirs: f64) -> f64 {
         let ratio = if self.better == Better::Higher { ours / theirs } else { theirs / ours };
         if self.bounded { ratio.min(1.0) } else { ratio }
+    }
+}
+
+impl Subject<'_> {
+    async fn take_turn(&mut self, case: &str, counts: bool) -> Option<f64> {
+        if self.failed.is_some() {
+            return None;
+        }
+        match (self.run)().await {
+            Ok(figure) => {
+                if counts {
+                    self.figures.push(figure);
+                }
+                Some(figure)
+            }
+            Err(error) => {
+                #[allow(clippy::print_stderr)]
+                {
+                    eprintln!("{case} {}: {error:#}", self.name);
+                }
+                self.failed = Some(format!("{error:#}"));
+                None
+            }
+        }
+    }
+
+    /// By the standard error of a median of what is about normally distributed.
+    fn is_settled(&self, least: usize) -> bool {
+        let turns = self.figures.len();
+        turns >= least && (self.ratios.is_empty() || 1.86 * spread(&self.ratios) / (turns as f64).sqrt() <= SETTLED)
     }
 }
 
@@ -143,23 +192,26 @@ where
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Resident memory now (MB).
-pub(crate) fn resident() -> f64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    pages.split(' ').nth(1).and_then(|n| n.parse::<f64>().ok()).unwrap_or(f64::NAN) * 4_096.0 / 1e6
+/// What the system counts as memory of this process, MB: `RssAnon` is what it allocated and has touched, without the pages of its program;
+/// `VmRSS` is both, `VmHWM` the most of it so far.
+pub(crate) fn memory(what: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+    line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()).map_or(f64::NAN, |kib| kib * 1_024.0 / 1e6)
 }
 
-fn median(figures: &mut [f64]) -> f64 {
-    figures.sort_unstable_by(f64::total_cmp);
-    match figures.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => figures[n / 2],
-        n => f64::midpoint(figures[n / 2 - 1], figures[n / 2]),
-    }
+fn median(figures: &[f64]) -> f64 {
+    f64::midpoint(quantile(figures, 0.5, f64::floor), quantile(figures, 0.5, f64::ceil))
 }
 
-/// Half the distance between the quartiles, of sorted figures.
-fn spread(figures: &[f64], median: f64) -> f64 {
-    let at = |share: f64| figures.get(((figures.len().max(1) - 1) as f64 * share).round() as usize).copied().unwrap_or(median);
-    (at(0.75) - at(0.25)) / 2.0 / median
+/// Half the distance between the quartiles, as a share of the median.
+fn spread(figures: &[f64]) -> f64 {
+    (quantile(figures, 0.75, f64::round) - quantile(figures, 0.25, f64::round)) / 2.0 / median(figures)
+}
+
+/// What stands at this share of all.
+fn quantile(figures: &[f64], share: f64, whole: fn(f64) -> f64) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted.get(whole((sorted.len().max(1) - 1) as f64 * share) as usize).copied().unwrap_or(f64::NAN)
 }

@@ -22,6 +22,8 @@ pub(crate) struct Row {
     pub(crate) value: f64,
     pub(crate) unit: &'static str,
     pub(crate) spread: f64,
+    /// Of each turn, as they came.
+    pub(crate) figures: Vec<f64>,
 }
 
 #[derive(Debug, Serialize)]

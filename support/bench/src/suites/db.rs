@@ -220,7 +220,7 @@ async fn select_through(pooler: &Result<Pooler>, count: usize) -> Result<f64> {
 }
 
 /// Reads by how many replicas there are.
-pub(super) async fn replicas(effort: Effort, rounds: usize, report: &mut Report) -> Result<()> {
+pub(super) async fn replicas(effort: Effort, report: &mut Report) -> Result<()> {
     let server = Postgres::start(3).await?;
     let table = "create table items (id bigint primary key, price bigint not null); \
         insert into items select n, n % 1000 from generate_series(0, 299999) n";
@@ -236,7 +236,7 @@ pub(super) async fn replicas(effort: Effort, rounds: usize, report: &mut Report)
     for (replicas, db) in handles.iter().enumerate() {
         case = case.subject(&replicas.to_string(), move || async move { Ok(1e6 / reads(db, 10_000 * effort.scale).await?) });
     }
-    case.measure(rounds, report).await;
+    case.turns(effort.turns.min(5)).measure(effort, report).await;
     Ok(())
 }
 
@@ -266,19 +266,21 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .target(0.98)
         .subject("pgbouncer", move || select_through(bouncer, count / 10))
         .subject("pgpool", move || select_through(pgpool, count / 10))
-        .measure(effort.rounds * 6, &mut report)
+        .turns(effort.turns * 6)
+        .measure(effort, &mut report)
         .await;
     Case::new("select_one_cpu", "ns", Better::Lower)
         .subject("scale-db", move || select_db(url, Clock::Cpu, count / 2))
         .subject("sqlx-pool", move || select_pool(url, true, Clock::Cpu, count / 2))
         .subject("sqlx-pool-unasked", move || select_pool(url, false, Clock::Cpu, count / 2))
-        .measure(effort.rounds * 6, &mut report)
+        .turns(effort.turns * 6)
+        .measure(effort, &mut report)
         .await;
     let known = Db::<Pg>::connect(url).await?;
     let known = &known;
     Case::new("verdict", "ns", Better::Lower)
         .subject("scale-db", move || async move { Ok(verdict(known, 1_000_000).await) })
-        .measure(effort.rounds, &mut report)
+        .measure(effort, &mut report)
         .await;
 
     let split = Db::<Pg>::builder(&urls[0]).replica(&urls[1]).replica(&urls[2]).connect().await?;
@@ -287,7 +289,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     Case::new("replica_reads", "reads/s", Better::Higher)
         .subject("scale-db", move || reads(split, count * 2))
         .subject("primary-only", move || reads(single, count * 2))
-        .measure(effort.rounds, &mut report)
+        .measure(effort, &mut report)
         .await;
 
     let cursors = Cursors::new(b"bench");
@@ -303,7 +305,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     Case::new("keyset_page", "ms", Better::Lower)
         .subject("scale-db", move || keyset(single, cursors, cursor, 50))
         .subject("offset", move || offset(single, skip, 5))
-        .measure(effort.rounds, &mut report)
+        .measure(effort, &mut report)
         .await;
     // A statement time-out would cut the one large update short.
     let patient = Db::<Pg>::builder(&urls[0])
@@ -317,12 +319,14 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     Case::new("chunked_update", "ms", Better::Lower)
         .subject("scale-db", move || neighbour(patient, by_chunks(patient)))
         .subject("one-update", move || neighbour(patient, by_one(patient)))
-        .measure(effort.rounds.min(3), &mut report)
+        .turns(3)
+        .measure(effort, &mut report)
         .await;
     Case::new("loader", "ms", Better::Lower)
         .subject("scale-db", move || loader(single))
         .subject("n-plus-one", move || n_plus_one(single))
-        .measure(effort.rounds * 5, &mut report)
+        .turns(effort.turns * 5)
+        .measure(effort, &mut report)
         .await;
     Ok(report)
 }

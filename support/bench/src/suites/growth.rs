@@ -35,16 +35,15 @@ fn sizes(effort: Effort, all: &[usize]) -> Vec<usize> {
 
 pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let mut report = Report::new("growth");
-    let rounds = effort.rounds.min(5);
-    queue_backlog(effort, rounds, &mut report).await?;
-    session_count(effort, rounds, &mut report).await?;
-    cache_tags(effort, rounds, &mut report).await?;
-    limit_keys(effort, rounds, &mut report).await;
-    db::replicas(effort, rounds, &mut report).await?;
+    queue_backlog(effort, &mut report).await?;
+    session_count(effort, &mut report).await?;
+    cache_tags(effort, &mut report).await?;
+    limit_keys(effort, &mut report).await;
+    db::replicas(effort, &mut report).await?;
     Ok(report)
 }
 
-async fn queue_backlog(effort: Effort, rounds: usize, report: &mut Report) -> Result<()> {
+async fn queue_backlog(effort: Effort, report: &mut Report) -> Result<()> {
     let mut servers = Vec::new();
     for size in sizes(effort, &[1_000, 10_000, 100_000, 1_000_000]) {
         servers.push((size, Redis::start_with(&["--appendonly", "no"]).await?));
@@ -54,11 +53,11 @@ async fn queue_backlog(effort: Effort, rounds: usize, report: &mut Report) -> Re
         let count = 25_000 * effort.scale;
         case = case.subject(&size.to_string(), move || us(queue::process_behind(server, *size, count)));
     }
-    case.measure(rounds, report).await;
+    case.turns(effort.turns.min(5)).measure(effort, report).await;
     Ok(())
 }
 
-async fn session_count(effort: Effort, rounds: usize, report: &mut Report) -> Result<()> {
+async fn session_count(effort: Effort, report: &mut Report) -> Result<()> {
     let mut subjects = Vec::new();
     for size in sizes(effort, &[1_000, 10_000, 100_000, 1_000_000]) {
         let server = Redis::start_with(&["--appendonly", "no"]).await?;
@@ -68,11 +67,11 @@ async fn session_count(effort: Effort, rounds: usize, report: &mut Report) -> Re
     for (size, subject, _) in &subjects {
         case = case.subject(&size.to_string(), move || us(subject.rate("/read", 50_000 * effort.scale)));
     }
-    case.measure(rounds, report).await;
+    case.turns(effort.turns.min(5)).measure(effort, report).await;
     Ok(())
 }
 
-async fn cache_tags(effort: Effort, rounds: usize, report: &mut Report) -> Result<()> {
+async fn cache_tags(effort: Effort, report: &mut Report) -> Result<()> {
     const KEYS: usize = 1_000;
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
     let cache = Cache::builder(&server.url()).max_bytes(0).connect("growth").await?;
@@ -94,11 +93,11 @@ async fn cache_tags(effort: Effort, rounds: usize, report: &mut Report) -> Resul
             }))
         });
     }
-    case.measure(rounds, report).await;
+    case.turns(effort.turns.min(5)).measure(effort, report).await;
     Ok(())
 }
 
-async fn limit_keys(effort: Effort, rounds: usize, report: &mut Report) {
+async fn limit_keys(effort: Effort, report: &mut Report) {
     let policy = &Policy::per_hour("growth", 1_000_000_000);
     let mut case = Case::new("limit_keys", "ns", Better::Lower);
     for size in sizes(effort, &[1_000, 10_000, 100_000, 1_000_000]) {
@@ -115,5 +114,5 @@ async fn limit_keys(effort: Effort, rounds: usize, report: &mut Report) {
             }
         });
     }
-    case.measure(rounds, report).await;
+    case.turns(effort.turns.min(5)).measure(effort, report).await;
 }

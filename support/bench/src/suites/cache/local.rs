@@ -11,7 +11,7 @@ use multi_tier_cache::{CacheStrategy, CacheSystem};
 use scale_cache::{Cache, Space};
 use testkit::Redis;
 
-use super::{KEYS, filled, value};
+use super::{KEYS, fill, value};
 use crate::Effort;
 use crate::measure::{Better, Case};
 use crate::report::Report;
@@ -67,7 +67,8 @@ async fn multi_tier(cache: &CacheSystem, count: usize) -> Result<f64> {
 
 pub(super) async fn run(effort: Effort, server: &Redis, report: &mut Report) -> Result<()> {
     let cache = Cache::memory();
-    let space = &filled(&cache, "l1").await?;
+    let space = &cache.space("l1").ttl(Duration::from_hours(1));
+    fill(space).await?;
     let moka = &moka::sync::Cache::new(CAPACITY as u64);
     let quick = &quick_cache::sync::Cache::new(CAPACITY);
     let foyer = &foyer_memory::CacheBuilder::new(CAPACITY).build::<foyer_memory::CacheProperties>();
@@ -92,7 +93,7 @@ pub(super) async fn run(effort: Effort, server: &Redis, report: &mut Report) -> 
         .subject("cached", move || ready(hits(count, |key| cached.get(key))))
         .subject("cachet", move || cachet(cachet_cache, count))
         .subject("multi-tier-cache", move || multi_tier(tiers, count))
-        .measure(effort.rounds, report)
+        .measure(effort, report)
         .await;
     Ok(())
 }

@@ -27,7 +27,7 @@ use scale_cache::{Cache, Options, Space};
 use testkit::Redis;
 
 use crate::Effort;
-use crate::measure::{Better, Case, concurrently, each_task, resident};
+use crate::measure::{Better, Case, concurrently, each_task, memory};
 use crate::peer;
 use crate::report::Report;
 
@@ -39,12 +39,60 @@ fn value() -> String {
     "seven and ".repeat(10)
 }
 
-async fn filled(cache: &Cache, name: &str) -> Result<Space<String>> {
-    let space = cache.space::<String>(name).ttl(Duration::from_hours(1));
+const TAGS: &[&str] = &["a", "b", "c"];
+
+fn options(tags: &[&str]) -> Options {
+    Options::ttl(Duration::from_hours(1)).tags(tags.iter().copied())
+}
+
+async fn fill(space: &Space<String>) -> Result<()> {
     for n in 0..KEYS {
         space.get_or_load(n, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
     }
-    Ok(space)
+    Ok(())
+}
+
+/// A first level too small for anything: every hit is one of the second.
+async fn shared(url: &str) -> Result<Cache> {
+    Ok(Cache::builder(url).max_bytes(0).connect("bench").await?)
+}
+
+/// Hits a second. Each turn has a connection of its own: which processor happens to serve it is drawn anew.
+async fn second_level_hits(url: &str, name: &str, tags: &[&str], count: usize) -> Result<f64> {
+    let space = shared(url).await?.space::<String>(name).options(options(tags));
+    concurrently(TASKS, count, move |n| {
+        let space = space.clone();
+        async move {
+            anyhow::ensure!(space.get(n % KEYS).await.is_some(), "a miss");
+            Ok(())
+        }
+    })
+    .await
+}
+
+async fn bare_gets(url: &str, count: usize) -> Result<f64> {
+    let redis = scale_redis::Redis::connect(url).await?;
+    concurrently(TASKS, count, move |n| {
+        let mut redis = redis.clone();
+        async move {
+            let value: Option<Vec<u8>> = redis.get(format!("bare:{}", n % KEYS)).await?;
+            anyhow::ensure!(value.is_some(), "a miss");
+            Ok(())
+        }
+    })
+    .await
+}
+
+/// Ms to invalidate a tag, the median of so many; it costs the same however many carry it and whether they are valid still.
+async fn invalidations(cache: &Cache, count: usize) -> Result<f64> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let start = Instant::now();
+        cache.invalidate_tags(["wide"]).await;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_unstable_by(f64::total_cmp);
+    Ok(times[count / 2])
 }
 
 /// Ms to flush a tag of Laravel's; once is enough, filling it takes longest.
@@ -57,57 +105,29 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
     local::run(effort, &server, &mut report).await?;
 
-    // A first level too small for anything: every hit is one of the second.
-    let shared = Cache::builder(&server.url()).max_bytes(0).connect("bench").await?;
-    let plain = filled(&shared, "plain").await?;
-    let tagged = shared.space::<String>("tagged").options(Options::ttl(Duration::from_hours(1)).tags(["a", "b", "c"]));
+    let (url, count) = (server.url(), 100_000 * effort.scale);
+    let url = url.as_str();
+    let plain = shared(url).await?.space::<String>("plain").options(options(&[]));
+    fill(&plain).await?;
+    fill(&shared(url).await?.space("tagged").options(options(TAGS))).await?;
+    let mut redis = scale_redis::Redis::connect(url).await?;
+    let bytes: Vec<u8> = redis.get("bench:cache:{plain:1}:e").await?;
     for n in 0..KEYS {
-        tagged.get_or_load(n, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
+        redis.set::<_, _, ()>(format!("bare:{n}"), &bytes).await?;
     }
-    let redis = scale_redis::Redis::connect(&server.url()).await?;
-    let bytes: Vec<u8> = redis.clone().get("bench:cache:{plain:1}:e").await?;
-    for n in 0..KEYS {
-        redis.clone().set::<_, _, ()>(format!("bare:{n}"), &bytes).await?;
-    }
-    let count = 100_000 * effort.scale;
-    let through = |space: &Space<String>| {
-        let space = space.clone();
-        move || {
-            let space = space.clone();
-            concurrently(TASKS, count, move |n| {
-                let space = space.clone();
-                async move {
-                    anyhow::ensure!(space.get(n % KEYS).await.is_some(), "a miss");
-                    Ok(())
-                }
-            })
-        }
-    };
-    let bare = {
-        let redis = redis.clone();
-        move || {
-            let redis = redis.clone();
-            concurrently(TASKS, count, move |n| {
-                let mut redis = redis.clone();
-                async move {
-                    let value: Option<Vec<u8>> = redis.get(format!("bare:{}", n % KEYS)).await?;
-                    anyhow::ensure!(value.is_some(), "a miss");
-                    Ok(())
-                }
-            })
-        }
-    };
+    let plain = move || second_level_hits(url, "plain", &[], count);
+    let tagged = move || second_level_hits(url, "tagged", TAGS, count);
     Case::new("l2_hit", "hits/s", Better::Higher)
-        .subject("scale-cache", through(&plain))
-        .subject("redis-get", bare)
+        .subject("scale-cache", plain)
+        .subject("redis-get", move || bare_gets(url, count))
         .target(0.85)
-        .measure(effort.rounds, &mut report)
+        .measure(effort, &mut report)
         .await;
     Case::new("l2_tagged_hit", "hits/s", Better::Higher)
-        .subject("scale-cache", through(&tagged))
-        .subject("l2_hit", through(&plain))
+        .subject("scale-cache", tagged)
+        .subject("l2_hit", plain)
         .target(0.8)
-        .measure(effort.rounds, &mut report)
+        .measure(effort, &mut report)
         .await;
     let port = server.port();
     let few = (count / 20).to_string();
@@ -115,11 +135,11 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let node = move |peer: &str| peer::node("cache.js", [peer.to_owned(), port.to_string(), asked.clone()]);
     let in_node = node.clone();
     Case::new("tagged_get", "hits/s", Better::Higher)
-        .subject("scale-cache", through(&tagged))
+        .subject("scale-cache", tagged)
         .subject("laravel", move || peer::laravel("cache.php", ["tagged_get".into(), port.to_string(), flushed.clone()]))
         .subject("bentocache", move || in_node("bentocache"))
         .subject("cache-manager", move || node("cache-manager"))
-        .measure(effort.rounds.min(3), &mut report)
+        .measure(effort, &mut report)
         .await;
 
     // What a tag costs does not depend on how many carry it; here, all of a million.
@@ -134,13 +154,10 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     .await?;
     let wide_ref = &wide;
     Case::new("invalidate_1m", "ms", Better::Lower)
-        .subject("scale-cache", move || async move {
-            let start = Instant::now();
-            wide_ref.invalidate_tags(["wide"]).await;
-            Ok(start.elapsed().as_secs_f64() * 1e3)
-        })
+        .subject("scale-cache", move || invalidations(wide_ref, 101))
         .subject("laravel", move || laravel_flush(port, entries / 10))
-        .measure(effort.rounds.min(3), &mut report)
+        .turns(3)
+        .measure(effort, &mut report)
         .await;
 
     if effort.scale > 1 {
@@ -148,7 +165,8 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
             .subject("scale-cache", || peer::myself(["flood", "scale-cache"]))
             .subject("configured", || ready(Ok(FLOODED as f64 / 1e6)))
             .target(0.91)
-            .measure(1, &mut report)
+            .turns(1)
+            .measure(effort, &mut report)
             .await;
     }
 
@@ -157,7 +175,8 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let (a_ref, b_ref) = (&a, &b);
     Case::new("coherence_p99", "ms", Better::Lower)
         .subject("scale-cache", move || coherence(a_ref, b_ref, 200 * effort.scale))
-        .measure(1, &mut report)
+        .turns(1)
+        .measure(effort, &mut report)
         .await;
     Ok(report)
 }
@@ -167,7 +186,7 @@ const FLOODED: u64 = 64 << 20;
 
 /// Resident memory, MB, after ten million keys were loaded, each once, with values of 100 bytes; in a process of its own.
 pub(crate) async fn flooded() -> f64 {
-    let before = resident();
+    let before = memory("RssAnon");
     let space = Cache::builder("memory:").max_bytes(FLOODED).connect("flood").await.map(|cache| cache.space::<String>("flood"));
     let Ok(space) = space else { return f64::NAN };
     let loads = each_task(TASKS, 10_000_000, move |task, count| {
@@ -179,7 +198,7 @@ pub(crate) async fn flooded() -> f64 {
             Ok(())
         }
     });
-    if loads.await.is_ok() { resident() - before } else { f64::NAN }
+    if loads.await.is_ok() { memory("RssAnon") - before } else { f64::NAN }
 }
 
 async fn coherence(a: &Cache, b: &Cache, count: usize) -> Result<f64> {

@@ -67,14 +67,14 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
         .subject("tower_governor", move || calls(governed.clone(), count, asked))
         .target(1.0)
         .subject("no-layer", move || calls(open.clone(), count, asked))
-        .measure(effort.rounds, report)
+        .measure(effort, report)
         .await;
     let limited = &router().layer(ours_in_axum.quiet()).with_state(());
     let governed = &router().layer(GovernorLayer::new(quiet)).with_state(());
     Case::new("layer_quiet", "ns", Better::Lower)
         .subject("scale-limit", move || calls(limited.clone(), count, asked))
         .subject("tower_governor", move || calls(governed.clone(), count, asked))
-        .measure(effort.rounds, report)
+        .measure(effort, report)
         .await;
 
     let empty = tower::service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())));
@@ -87,6 +87,6 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
         })
         .subject("400-ns", || std::future::ready(Ok(400.0)))
         .target(1.0)
-        .measure(effort.rounds, report)
+        .measure(effort, report)
         .await;
 }

@@ -22,7 +22,7 @@ use scale_limit::{Limiter, Policy};
 use testkit::Redis;
 
 use crate::Effort;
-use crate::measure::{Better, Case, concurrently, each_task, resident};
+use crate::measure::{Better, Case, concurrently, each_task, memory};
 use crate::peer;
 use crate::report::Report;
 
@@ -42,7 +42,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     local(effort, &mut report).await;
     http::run(effort, &mut report).await;
     shared(effort, &mut report).await?;
-    flood(&mut report).await;
+    flood(effort, &mut report).await;
     overload::run(effort, &mut report).await;
     Ok(report)
 }
@@ -76,7 +76,7 @@ async fn local(effort: Effort, report: &mut Report) {
             }
             std::future::ready(Ok(start.elapsed().as_nanos() as f64 / (count / 4) as f64))
         })
-        .measure(effort.rounds, report)
+        .measure(effort, report)
         .await;
 }
 
@@ -136,13 +136,13 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
         .target(1.0)
         .subject("laravel", || peer::laravel("limit.php", arguments(count / 40)))
         .target(30.0)
-        .measure(effort.rounds, report)
+        .measure(effort, report)
         .await;
     Case::new("check_redis_3", "checks/s", Better::Higher)
         .subject("scale-limit", ours(&policies, count))
         .subject("evalsha", bare())
         .target(0.3)
-        .measure(effort.rounds, report)
+        .measure(effort, report)
         .await;
     let leased = Policy::per_second("leased", 1_000_000).leased(Duration::from_millis(500));
     let plain = redis::Script::new(include_str!("plain.lua"));
@@ -166,7 +166,7 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
         .subject("limitador", || {
             std::future::ready(Err(anyhow::anyhow!("its cached store (0.14) did not end with 1,000 counters; see check_redis")))
         })
-        .measure(effort.rounds, report)
+        .measure(effort, report)
         .await;
     Ok(())
 }
@@ -174,25 +174,26 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
 /// What ten million keys leave behind, in a process of its own: memory given back to the allocator is not given back to the system.
 pub(crate) async fn flooded(subject: &str) -> f64 {
     const KEYS: usize = 10_000_000;
-    let before = resident();
+    let before = memory("RssAnon");
     if subject == "governor" {
         let governed = RateLimiter::keyed(Quota::per_minute(NonZeroU32::MIN));
         for n in 0..KEYS {
             let _ = governed.check_key(&format!("203.0.113.{n}"));
         }
-        return resident() - before;
+        return memory("RssAnon") - before;
     }
     let (limiter, policy) = (Limiter::memory(), Policy::per_minute("flood", 10));
     for n in 0..KEYS {
         limiter.check(&policy, &format!("203.0.113.{n}")).await;
     }
-    resident() - before
+    memory("RssAnon") - before
 }
 
-async fn flood(report: &mut Report) {
+async fn flood(effort: Effort, report: &mut Report) {
     Case::new("flood_10m", "MB", Better::Lower)
         .subject("scale-limit", || peer::myself(["flood", "scale-limit"]))
         .subject("governor", || peer::myself(["flood", "governor"]))
-        .measure(1, report)
+        .turns(1)
+        .measure(effort, report)
         .await;
 }

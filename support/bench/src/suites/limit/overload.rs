@@ -117,18 +117,19 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
     let bare = || tower::service_fn(burn);
     // The service has one thread, fewer than there are processors, and the layer is told.
     let shed = || LoadShed::new(AdaptiveConcurrency::default().at_least(1)).layer(bare());
-    let rounds = effort.rounds.min(3);
     Case::new("overload", "answers/s", Better::Higher)
         .subject("scale-limit", || async { Ok(offer(shed(), capacity * 3.0, time).await?.per_second) })
         .subject("peak", || peak(time))
         .target(0.8)
         .subject("no-layer", || async { Ok(offer(bare(), capacity * 3.0, time).await?.per_second) })
-        .measure(rounds, report)
+        .turns(3)
+        .measure(effort, report)
         .await;
     Case::new("overload_p95", "ms", Better::Lower)
         .subject("scale-limit", || async { Ok(offer(shed(), capacity * 3.0, time).await?.p95.as_secs_f64() * 1e3) })
         .subject("unloaded", || async { Ok(offer(bare(), capacity * 0.1, time).await?.p95.as_secs_f64() * 1e3) })
         .target(0.33)
-        .measure(rounds, report)
+        .turns(3)
+        .measure(effort, report)
         .await;
 }

@@ -11,7 +11,7 @@
 //! | `underway` | the same Postgres, 0.2 in a process of its own, concurrency 100 over 20 connections | one transaction a job, held while it runs |
 //! | `bullmq` | one worker, concurrency 100, `removeOnComplete`, `addBulk` by 1,000 | locks by job, stalled check every 30 s |
 //!
-//! `sql_process` is the same on one Postgres with `fsync` off, as the testkit starts it, for all subjects.
+//! `sql_process` is the same on one Postgres with `fsync` off, as the testkit starts it, for all subjects, each of which makes its tables anew.
 //!
 //! `process` counts from the start of the worker to the end of the last job, all jobs having been pushed before.
 
@@ -82,10 +82,10 @@ async fn process_fresh(server: &Redis, count: usize) -> Result<f64> {
     process(&queue, count).await
 }
 
-/// The same on Postgres.
+/// The same on Postgres, in a schema of its own, as the peers have it.
 async fn sql_process(server: &Postgres, count: usize) -> Result<f64> {
-    let queue = Queue::connect(&server.node(0).url(), "bench").await?;
-    queue.drain("default").await?;
+    server.node(0).sql("drop schema if exists ours cascade; create schema ours").await?;
+    let queue = Queue::connect(&format!("{}?options=-csearch_path%3Dours", server.node(0).url()), "bench").await?;
     queue.push_many((0..count).map(small)).await?;
     process(&queue, count).await
 }
@@ -215,7 +215,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("laravel", php("process", count / 10))
         .subject("sidekiq", sidekiq("process", count / 10))
         .subject("rusty-sidekiq", move || peers::sidekiq_process(s, count / 10))
-        .measure(effort.rounds, &mut report)
+        .measure(effort, &mut report)
         .await;
     Case::new("push_bulk", "pushes/s", Better::Higher)
         .subject("scale-queue", move || push_bulk(s, count))
@@ -224,7 +224,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("apalis-redis", move || peers::apalis_push_bulk(s, quarter))
         .subject("laravel", php("push_bulk", quarter))
         .subject("sidekiq", sidekiq("push_bulk", quarter))
-        .measure(effort.rounds, &mut report)
+        .measure(effort, &mut report)
         .await;
     Case::new("push_one", "pushes/s", Better::Higher)
         .subject("scale-queue", move || push_one(s, count))
@@ -233,41 +233,44 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("laravel", php("push_one", count / 10))
         .subject("sidekiq", sidekiq("push_one", count / 10))
         .subject("rusty-sidekiq", move || peers::sidekiq_push_one(s, count / 10))
-        .measure(effort.rounds, &mut report)
+        .measure(effort, &mut report)
         .await;
-    let pickups = 50 * effort.scale;
+    let pickups = 100 * effort.scale;
     Case::new("pickup_p50", "ms", Better::Lower)
         .subject("scale-queue", move || pickup(s, pickups, 0.5))
-        .measure(1, &mut report)
+        .turns(1)
+        .measure(effort, &mut report)
         .await;
     Case::new("pickup_p99", "ms", Better::Lower)
         .subject("scale-queue", move || pickup(s, pickups, 0.99))
         .subject("bullmq", bull("pickup_p99", pickups))
-        .measure(effort.rounds, &mut report)
+        .measure(effort, &mut report)
         .await;
     let postgres = Postgres::start(0).await?;
-    let (p, few) = (&postgres, 5_000 * effort.scale);
+    let (p, few) = (&postgres, 10_000 * effort.scale);
     let url = postgres.node(0).url();
     Case::new("sql_process", "jobs/s", Better::Higher)
         .subject("scale-queue", move || sql_process(p, few))
         .subject("graphile_worker", move || peers::graphile_process(p, few))
-        .subject("underway", move || peer::rust(["underway".into(), url.clone(), (few / 5).to_string()]))
-        .measure(effort.rounds, &mut report)
+        .subject("underway", move || peer::rust(["underway".into(), url.clone(), (few / 10).to_string()]))
+        .measure(effort, &mut report)
         .await;
     let b = &big;
     Case::new("backlog_1m", "jobs/s", Better::Higher)
         .subject("scale-queue", move || process_behind(b, 1_000_000, count))
         .subject("backlog_1k", move || process_behind(s, 1_000, count))
         .target(0.9)
-        .measure(effort.rounds, &mut report)
+        .measure(effort, &mut report)
         .await;
     Case::new("memory", "bytes/job", Better::Lower)
         .subject("scale-queue", move || memory(s, 100_000))
-        .measure(1, &mut report)
+        .turns(1)
+        .measure(effort, &mut report)
         .await;
     Case::new("commands", "per job", Better::Lower)
         .subject("scale-queue", move || commands(s, count))
-        .measure(1, &mut report)
+        .turns(1)
+        .measure(effort, &mut report)
         .await;
     Ok(report)
 }

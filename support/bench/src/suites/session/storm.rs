@@ -14,7 +14,7 @@ use tower::ServiceExt;
 
 use super::cookie_of;
 use crate::Effort;
-use crate::measure::{Better, Case, resident};
+use crate::measure::{self, Better, Case};
 use crate::peer;
 use crate::report::Report;
 
@@ -71,14 +71,11 @@ async fn neighbour(
 
 /// Resident memory, MB, at its highest during the storm, over what it was before; in a process of its own.
 pub(crate) async fn memory() -> f64 {
-    let before = resident();
+    let before = measure::memory("VmRSS");
     if storm().await.is_err() {
         return f64::NAN;
     }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let highest =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
-    highest.map_or(f64::NAN, |kilobytes| kilobytes * 1_024.0 / 1e6 - before)
+    measure::memory("VmHWM") - before
 }
 
 pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
@@ -100,14 +97,16 @@ pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
             })
         })
         .target(0.5)
-        .measure(effort.rounds.min(5), report)
+        .turns(effort.turns.min(5))
+        .measure(effort, report)
         .await;
     let allowed = at_once() as f64 * f64::from(Cost::default().memory) * 1_024.0 / 1e6 + 32.0 * 1_048_576.0 / 1e6;
     Case::new("login_storm_memory", "MB", Better::Lower)
         .subject("scale-session", || peer::myself(["storm", "scale-session"]))
         .subject("limit", move || ready(Ok(allowed)))
         .target(1.0)
-        .measure(1, report)
+        .turns(1)
+        .measure(effort, report)
         .await;
     Ok(())
 }

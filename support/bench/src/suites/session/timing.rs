@@ -43,7 +43,8 @@ async fn told_apart(name: &str, count: usize, one: impl AsyncFn(bool) -> Result<
         .subject("told apart", || ready(Ok(TOLD_APART)))
         .target(1.0)
         .bounded()
-        .measure(effort.rounds.min(3), report)
+        .turns(3)
+        .measure(effort, report)
         .await;
 }
 
