@@ -13,7 +13,7 @@
 //! | | `bentocache` | no first level, three tags, 64 under way, pipelined | the same |
 //! | | `cache-manager` | on `@keyv/redis`, 64 under way, pipelined: **no tags**, so a plain `GET` and JSON | expiry |
 //! | `invalidate_1m` | `laravel` | a tag of a **tenth** of the entries: filling it takes longest | the same |
-//! | `flood_10m` | `configured` | resident memory after ten million keys, each loaded once, beside what the first level may hold; not in quick runs | |
+//! | `flood_10m` | `configured` | memory allocated and touched after ten million keys, each loaded once, beside what the first level may hold; not in quick runs | |
 //! | `coherence_p99` | | from the return of an invalidation on one node until another one misses | |
 
 mod local;
@@ -182,7 +182,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
 /// What the first level may hold in the flood, bytes.
 const FLOODED: u64 = 64 << 20;
 
-/// Resident memory, MB, after ten million keys were loaded, each once, with values of 100 bytes; in a process of its own.
+/// Memory, MB, after ten million keys were loaded, each once, with values of 100 bytes; in a process of its own.
 pub(crate) async fn flooded() -> f64 {
     let before = memory("RssAnon");
     let space = Cache::builder("memory:").max_bytes(FLOODED).connect("flood").await.map(|cache| cache.space::<String>("flood"));

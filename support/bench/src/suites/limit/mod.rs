@@ -7,7 +7,7 @@
 //! | `layer_over_service` | the layer over a service that does nothing, less that service | the 400 ns that were set as a mark |
 //! | `check_redis`, `check_redis_3` | one policy, three in one step; 200 requests under way, one process | the same client's bare one-`GET` script; limitador's async Redis store (200 under way); rate-limiter-flexible (200 under way, pipelined); Laravel's `RateLimiter::attempt` (one at a time, as PHP does: three round trips) |
 //! | `check_leased` | the same load, leased for half a second | `check_redis`, whose checks share script calls; a plain GCRA script, a call for each check |
-//! | `flood_10m` | resident memory after ten million keys, each seen once | governor, which keeps all |
+//! | `flood_10m` | memory allocated and touched after ten million keys, each seen once | governor, which keeps all |
 //! | `overload` | requests answered within 250 ms, a second, at three times what the service can do; each burns 2 ms of its one thread, which the layer is told by `at_least(1)` | what the service can do with two requests at a time (`peak`); three times as many without the layer |
 
 mod http;
