@@ -113,10 +113,8 @@ async fn main() -> Result<()> {
         }
     }
     if let Some(path) = arguments.json {
-        let text = match &reports[..] {
-            [one] => serde_json::to_string_pretty(one)?,
-            all => serde_json::to_string_pretty(all)?,
-        };
+        let all = reports.iter().map(report::Report::to_json).collect::<Result<Vec<_>, _>>()?;
+        let text = if let [one] = &all[..] { one.clone() } else { format!("[{}]\n", all.join(",")) };
         std::fs::write(path, text)?;
     }
     Ok(())

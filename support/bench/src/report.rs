@@ -6,7 +6,7 @@ use serde_json::Value;
 /// Two runs that differ by more do not agree.
 const AGREEMENT: f64 = 0.15;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) suite: &'static str,
     pub(crate) rows: Vec<Row>,
@@ -46,6 +46,17 @@ pub(crate) struct Missing {
 impl Report {
     pub(crate) fn new(suite: &'static str) -> Self {
         Self { suite, rows: Vec::new(), ratios: Vec::new(), missing: Vec::new() }
+    }
+
+    /// A line for each row and each ratio.
+    pub(crate) fn to_json(&self) -> serde_json::Result<String> {
+        fn lines<T: Serialize>(all: &[T]) -> serde_json::Result<String> {
+            let all: Vec<_> = all.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+            Ok(if all.is_empty() { "[]".to_owned() } else { format!("[\n    {}\n  ]", all.join(",\n    ")) })
+        }
+        let (suite, rows) = (serde_json::to_string(self.suite)?, lines(&self.rows)?);
+        let (ratios, missing) = (lines(&self.ratios)?, lines(&self.missing)?);
+        Ok(format!("{{\n  \"suite\": {suite},\n  \"rows\": {rows},\n  \"ratios\": {ratios},\n  \"missing\": {missing}\n}}\n"))
     }
 
     #[allow(clippy::print_stdout)]
