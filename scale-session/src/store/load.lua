@@ -1,4 +1,4 @@
--- A session.
+-- A session of which its owner's word leaves a doubt.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
 -- Reply what the hash holds, field and value by turns, as one MessagePack array: a client reads one value faster than twenty; empty if it is
 --       gone or revoked

@@ -65,6 +65,26 @@ impl RedisStore {
         self.keys.tagged(&owner.text(), name)
     }
 
+    /// Of nobody's session nothing else is to be asked.
+    async fn load_anonymous(&self, handle: &Handle) -> Result<Fields, RedisError> {
+        let mut get = redis::Cmd::with_capacity(2, 96);
+        get.arg("HGETALL").arg(self.key(handle));
+        self.server.command(&get).await.map(fields)
+    }
+
+    /// The session, and after it its owner's word, in one round trip: what stands by a later word stood before. What does not may have got a
+    /// new number in between, so the script decides, which sees both at once.
+    async fn load_owned(&self, handle: &Handle, owner: &Owner) -> Result<Fields, RedisError> {
+        let mut both = redis::pipe();
+        both.hgetall(self.key(handle)).hmget(self.owner_key(owner, "owner"), &["life", "revoked"][..]);
+        let (held, word): (Value, [Option<Vec<u8>>; 2]) = both.query_async(&mut self.server.clone()).await?;
+        let held = fields(held);
+        if held.is_empty() || stands(held.get("\0turn"), &word) {
+            return Ok(held);
+        }
+        self.call(&self.load, handle).invoke_async(&mut self.server.clone()).await.map(fields)
+    }
+
     /// A call with the session's key, and its owner's.
     fn call<'s>(&self, script: &'s Script, handle: &Handle) -> ScriptInvocation<'s> {
         let mut call = script.key(self.key(handle));
@@ -85,6 +105,15 @@ fn unreadable() -> Error {
 
 fn failed(error: RedisError) -> Error {
     Error::Store(Box::new(error))
+}
+
+/// Whether a session with this turn, its owner's life and its number, is one of the owner's that are not revoked.
+fn stands(turn: Option<&Vec<u8>>, [life, revoked]: &[Option<Vec<u8>>; 2]) -> bool {
+    let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<u64>().ok();
+    let turn = turn.and_then(|turn| Some((turn.iter().rposition(|byte| *byte == b':')?, turn)));
+    let Some((colon, turn)) = turn else { return false };
+    let revoked = revoked.as_deref().map_or(Some(0), number);
+    life.as_deref() == Some(&turn[..colon]) && number(&turn[colon + 1..]).zip(revoked).is_some_and(|(own, revoked)| own > revoked)
 }
 
 /// `None` for an empty hash: there is no such session.
@@ -163,15 +192,11 @@ fn millis(time: Duration) -> u64 {
 #[async_trait]
 impl Store for RedisStore {
     async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error> {
-        // Of nobody's session nothing else is to be asked.
-        let found = if handle.owner().is_none() {
-            let mut get = redis::Cmd::with_capacity(2, 96);
-            get.arg("HGETALL").arg(self.key(handle));
-            self.server.command(&get).await
-        } else {
-            self.call(&self.load, handle).invoke_async(&mut self.server.clone()).await
+        let found = match handle.owner() {
+            None => self.load_anonymous(handle).await,
+            Some(owner) => self.load_owned(handle, owner).await,
         };
-        Ok(read(fields(found.map_err(failed)?)))
+        Ok(read(found.map_err(failed)?))
     }
 
     async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
