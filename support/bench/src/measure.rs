@@ -103,7 +103,8 @@ impl<'a> Case<'a> {
                 let mine = ours.take_turn(&self.name, counts).await;
                 let theirs = peer.take_turn(&self.name, counts).await;
                 if let (Some(mine), Some(theirs), true) = (mine, theirs, counts) {
-                    peer.ratios.push(self.ratio(mine, theirs));
+                    // There is none to nothing.
+                    peer.ratios.extend(Some(self.ratio(mine, theirs)).filter(|ratio| ratio.is_finite()));
                 }
             }
         }
@@ -206,7 +207,8 @@ fn median(figures: &[f64]) -> f64 {
 
 /// Half the distance between the quartiles, as a share of the median.
 fn spread(figures: &[f64]) -> f64 {
-    (quantile(figures, 0.75, f64::round) - quantile(figures, 0.25, f64::round)) / 2.0 / median(figures)
+    let distance = quantile(figures, 0.75, f64::round) - quantile(figures, 0.25, f64::round);
+    if distance > 0.0 { distance / 2.0 / median(figures) } else { 0.0 }
 }
 
 /// What stands at this share of all.

@@ -131,7 +131,7 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
         .subject("scale-limit", ours(&policies[..1], count))
         .subject("evalsha", bare())
         .target(0.5)
-        .subject("limitador", || peer::limitador(arguments(count / 4)))
+        .subject("limitador", || peer::limitador(arguments(count)))
         .subject("rate-limiter-flexible", || peer::node("limit.js", arguments(count)))
         .target(1.0)
         .subject("laravel", || peer::laravel("limit.php", arguments(count / 40)))
