@@ -109,7 +109,7 @@ pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
         .measure(effort, report)
         .await;
     Case::new("revoke_10k", "ms", Better::Lower)
-        .subject("scale-session", move || revoke(app, 10_000, 5))
+        .subject("scale-session", move || revoke(app, 10_000, 15))
         .subject("revoke_1", move || revoke(app, 1, 201))
         .measure(effort, report)
         .await;

@@ -16,7 +16,7 @@
 //! fields. `untouched` is what the layer adds to the same router without one; nobody asks Redis there.
 //!
 //! `devices_1m` is the p99 of two thousand lists among a million sessions (a tenth of that in quick runs), `revoke_10k` an end of all sessions
-//! of somebody with ten thousand beside somebody with one. `login_storm_p99` is what a neighbour notices of five hundred log-ins at once, all
+//! of somebody with ten thousand, right after as many log-ins, beside somebody with one. `login_storm_p99` is what a neighbour notices of five hundred log-ins at once, all
 //! of which are let wait; `login_storm_memory` the most memory that they take. `log_in_timing` and `reset_timing` ask whether answers that must
 //! not differ can be told apart by their time.
 
