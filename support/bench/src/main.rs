@@ -79,7 +79,7 @@ async fn main() -> Result<()> {
         let _ = measure::ONLY.set(only);
     }
     let effort =
-        if arguments.quick { Effort { turns: 3, patience: 1, scale: 1 } } else { Effort { turns: 7, patience: 4, scale: 2 } };
+        if arguments.quick { Effort { turns: 1, patience: 1, scale: 1 } } else { Effort { turns: 7, patience: 4, scale: 2 } };
     let mut reports = Vec::new();
     let wants = |suite| arguments.suite == suite || arguments.suite == Suite::All;
     if wants(Suite::Db) {
