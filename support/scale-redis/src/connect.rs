@@ -39,16 +39,15 @@ impl Connector {
         })
     }
 
-    /// A new connection, within the connect time-out; `pushes` hears when it is lost.
+    /// A new connection, within the connect time-out; `pushes` hears when it is lost. It waits for answers without a limit: whoever uses
+    /// it sets one.
     pub(crate) async fn connect(
         &self,
         config: &Config,
         pushes: Option<mpsc::UnboundedSender<PushInfo>>,
-        waits_for_answers: bool,
     ) -> RedisResult<MultiplexedConnection> {
-        let mut settings = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(config.connect_timeout))
-            .set_response_timeout(waits_for_answers.then_some(config.response_timeout));
+        let mut settings =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(config.connect_timeout)).set_response_timeout(None);
         if let Some(pushes) = pushes {
             settings = settings.set_push_sender(pushes);
         }

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{Route as NodeRoute, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
 use redis::{Cmd, Pipeline, RedisError, RedisFuture, Value};
 use tokio::sync::OnceCell;
 
@@ -21,7 +23,11 @@ use crate::subscribe::{Source, SourceKind, Subscription};
 /// It implements [`redis::aio::ConnectionLike`], so everything of the `redis` crate works on it: `redis::cmd`, `pipe`, `Script` and
 /// the `AsyncCommands` trait.
 #[derive(Clone)]
-pub struct Redis(Arc<Inner>);
+pub struct Redis {
+    inner: Arc<Inner>,
+    /// Time that answers may take beyond the response time-out.
+    allowance: Duration,
+}
 
 struct Inner {
     address: Address,
@@ -74,30 +80,30 @@ impl Redis {
             (None, _) => return Err(Error::Address("neither a server nor a Cluster".into())),
         };
         let source = Arc::new(Source { config: config.clone(), kind });
-        Ok(Self(Arc::new(Inner { address, config, route, source })))
+        Ok(Self { inner: Arc::new(Inner { address, config, route, source }), allowance: Duration::ZERO })
     }
 
     /// Asks whether the server answers; in a Cluster, whether any node does.
     pub async fn ping(&self) -> Result<(), Error> {
         let answer = redis::cmd("PING").query_async::<()>(&mut self.clone()).await;
-        answer.map_err(|source| Error::Redis { address: self.0.address.to_string(), source })
+        answer.map_err(|source| Error::Redis { address: self.inner.address.to_string(), source })
     }
 
     /// Whether this is a Cluster: a script's keys must then share a hash tag.
     pub fn is_cluster(&self) -> bool {
-        matches!(self.0.route, Route::Cluster(_))
+        matches!(self.inner.route, Route::Cluster(_))
     }
 
     /// A connection of its own without a response time-out, for commands that block (`BLPOP`, `XREAD BLOCK`).
     ///
     /// It does not heal: after an error, ask for another one.
     pub async fn dedicated(&self) -> Result<Dedicated, Error> {
-        let made = match &self.0.route {
-            Route::Link(_, connector) => connector.connect(&self.0.config, None, false).await.map(Dedicated::Single),
-            Route::Cluster(_) => match &self.0.address.shape {
+        let made = match &self.inner.route {
+            Route::Link(_, connector) => connector.connect(&self.inner.config, None).await.map(Dedicated::Single),
+            Route::Cluster(_) => match &self.inner.address.shape {
                 Shape::Cluster(nodes) => {
-                    let forever = std::time::Duration::from_hours(365 * 24);
-                    let builder = cluster(nodes, &self.0.config).response_timeout(forever).overall_response_timeout(None);
+                    let forever = Duration::from_hours(365 * 24);
+                    let builder = cluster(nodes, &self.inner.config).response_timeout(forever).overall_response_timeout(None);
                     match builder.build() {
                         Ok(client) => client.get_async_connection().await.map(|c| Dedicated::Cluster(Box::new(c))),
                         Err(error) => Err(error),
@@ -106,30 +112,55 @@ impl Redis {
                 _ => unreachable!("a Cluster route has a Cluster address"),
             },
         };
-        made.map_err(|source| Error::Redis { address: self.0.address.to_string(), source })
+        made.map_err(|source| Error::Redis { address: self.inner.address.to_string(), source })
     }
 
     /// Messages of these channels; see [`Subscription`]. In a Cluster any node serves: channels are heard by all.
     pub fn subscribe<C: Into<String>>(&self, channels: impl IntoIterator<Item = C>) -> Subscription {
-        Subscription::new(Arc::clone(&self.0.source), channels.into_iter().map(Into::into).collect())
+        Subscription::new(Arc::clone(&self.inner.source), channels.into_iter().map(Into::into).collect())
     }
 
     /// The longest an answer takes, twice that while a connection is being made; `None` in a Cluster, where a command may be repeated.
-    pub fn bound(&self) -> Option<std::time::Duration> {
-        matches!(self.0.route, Route::Link(..)).then_some(self.0.config.response_timeout)
+    pub fn bound(&self) -> Option<Duration> {
+        matches!(self.inner.route, Route::Link(..)).then_some(self.inner.config.response_timeout)
+    }
+
+    /// The same connection, on which answers may take so much longer than the response time-out: for a command that moves megabytes.
+    /// In a Cluster it changes nothing: there the response time-out is what finds dead nodes.
+    ///
+    /// ```no_run
+    /// # async fn example(redis: scale_redis::Redis) -> redis::RedisResult<()> {
+    /// use std::time::Duration;
+    /// let page: Vec<Vec<u8>> =
+    ///     redis::cmd("LRANGE").arg("big").arg(0).arg(99).query_async(&mut redis.allowing(Duration::from_secs(4))).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn allowing(&self, longer: Duration) -> Self {
+        Self { inner: Arc::clone(&self.inner), allowance: longer }
     }
 
     /// One command, without the boxed futures that the `redis` crate's traits ask for.
     pub async fn command(&self, cmd: &Cmd) -> Result<Value, RedisError> {
-        match &self.0.route {
-            Route::Link(link, _) => link.command(cmd).await,
+        match &self.inner.route {
+            Route::Link(link, _) => link.command(cmd, self.allowance).await,
             Route::Cluster(cluster) => cluster.connection().await?.req_packed_command(cmd).await,
         }
     }
 
+    /// One command that names no key, sent to the server that has this key: in a Cluster `SCAN` sees one node's keys.
+    pub async fn command_near(&self, cmd: Cmd, key: &str) -> Result<Value, RedisError> {
+        match &self.inner.route {
+            Route::Link(link, _) => link.command(&cmd, self.allowance).await,
+            Route::Cluster(cluster) => {
+                let node = SingleNodeRoutingInfo::SpecificNode(NodeRoute::with_key(key.as_bytes(), SlotAddr::Master));
+                cluster.connection().await?.route_command(cmd, RoutingInfo::SingleNode(node)).await
+            }
+        }
+    }
+
     async fn pipeline(&self, pipeline: &Pipeline, offset: usize, count: usize) -> Result<Vec<Value>, RedisError> {
-        match &self.0.route {
-            Route::Link(link, _) => link.pipeline(pipeline, offset, count).await,
+        match &self.inner.route {
+            Route::Link(link, _) => link.pipeline(pipeline, offset, count, self.allowance).await,
             Route::Cluster(cluster) => cluster.connection().await?.req_packed_commands(pipeline, offset, count).await,
         }
     }
@@ -160,7 +191,7 @@ impl ConnectionLike for Redis {
     }
 
     fn get_db(&self) -> i64 {
-        match &self.0.address.shape {
+        match &self.inner.address.shape {
             Shape::Single(info) | Shape::Sentinel { master: info, .. } => info.redis_settings().db(),
             Shape::Cluster(_) => 0,
         }
@@ -169,7 +200,7 @@ impl ConnectionLike for Redis {
 
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Redis").field(&self.0.address).finish()
+        f.debug_tuple("Redis").field(&self.inner.address).finish()
     }
 }
 

@@ -4,6 +4,7 @@
 //! nothing but the look, and a thousand commands cause one attempt to reconnect, not a thousand.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -29,6 +30,32 @@ pub(crate) struct Link {
     state: watch::Receiver<State>,
     complaints: mpsc::UnboundedSender<Complaint>,
     patience: Duration,
+    response_timeout: Duration,
+    allowed: Arc<Allowed>,
+}
+
+/// The sum of the allowances of commands under way, microseconds: whatever is sent behind a large answer waits for that one too.
+#[derive(Default)]
+struct Allowed(AtomicU64);
+
+impl Allowed {
+    /// Adds an allowance until the guard is dropped. Returns the sum with it.
+    fn add(&self, allowance: Duration) -> (AllowedGuard<'_>, Duration) {
+        let own = u64::try_from(allowance.as_micros()).unwrap_or(u64::MAX / 1_000);
+        let sum = self.0.fetch_add(own, Relaxed) + own;
+        (AllowedGuard { allowed: self, own }, Duration::from_micros(sum))
+    }
+}
+
+struct AllowedGuard<'a> {
+    allowed: &'a Allowed,
+    own: u64,
+}
+
+impl Drop for AllowedGuard<'_> {
+    fn drop(&mut self) {
+        self.allowed.0.fetch_sub(self.own, Relaxed);
+    }
 }
 
 enum Complaint {
@@ -44,20 +71,32 @@ impl Link {
         let (publish, state) = watch::channel(State::Connecting);
         let (complaints, inbox) = mpsc::unbounded_channel();
         let patience = config.connect_timeout.min(config.response_timeout);
-        let keeper = Keeper { connector, config, publish, inbox, number: 0 };
+        let response_timeout = config.response_timeout;
+        let allowed: Arc<Allowed> = Arc::default();
+        let keeper = Keeper { connector, config, publish, inbox, number: 0, allowed: Arc::clone(&allowed) };
         tokio::spawn(keeper.run());
-        Self { state, complaints, patience }
+        Self { state, complaints, patience, response_timeout, allowed }
     }
 
-    pub(crate) async fn command(&self, cmd: &Cmd) -> RedisResult<Value> {
+    /// `allowance`: how much longer than the response time-out the answer may take.
+    pub(crate) async fn command(&self, cmd: &Cmd, allowance: Duration) -> RedisResult<Value> {
         let (mut connection, number) = self.connection().await?;
-        let result = connection.send_packed_command(cmd).await;
+        let (_guard, allowance) = self.allowed.add(allowance);
+        let result = in_time(self.response_timeout + allowance, connection.send_packed_command(cmd)).await;
         self.judge(result, number)
     }
 
-    pub(crate) async fn pipeline(&self, pipeline: &Pipeline, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
+    pub(crate) async fn pipeline(
+        &self,
+        pipeline: &Pipeline,
+        offset: usize,
+        count: usize,
+        allowance: Duration,
+    ) -> RedisResult<Vec<Value>> {
         let (mut connection, number) = self.connection().await?;
-        let result = connection.send_packed_commands(pipeline, offset, count).await;
+        let (_guard, allowance) = self.allowed.add(allowance);
+        let answers = connection.send_packed_commands(pipeline, offset, count);
+        let result = in_time(self.response_timeout + allowance, answers).await;
         self.judge(result, number)
     }
 
@@ -96,6 +135,10 @@ impl Link {
     }
 }
 
+async fn in_time<T>(limit: Duration, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(too_late("no answer in time")))
+}
+
 /// A server that became a replica refuses writes: whoever is the master now is elsewhere.
 fn demoted(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
@@ -113,6 +156,7 @@ struct Keeper {
     publish: watch::Sender<State>,
     inbox: mpsc::UnboundedReceiver<Complaint>,
     number: u64,
+    allowed: Arc<Allowed>,
 }
 
 impl Keeper {
@@ -120,7 +164,7 @@ impl Keeper {
         let mut delay = FIRST_DELAY;
         loop {
             let (pushes, mut heard) = mpsc::unbounded_channel();
-            match self.connector.connect(&self.config, Some(pushes), true).await {
+            match self.connector.connect(&self.config, Some(pushes)).await {
                 Ok(connection) => {
                     delay = FIRST_DELAY;
                     self.number += 1;
@@ -162,7 +206,9 @@ impl Keeper {
                     Complaint::Broken(number) if number == self.number => return Some(()),
                     Complaint::Silent(number) if number == self.number => {
                         let mut probe = connection.clone();
-                        let answer = redis::cmd("PING").query_async::<Value>(&mut probe).await;
+                        let ping = redis::cmd("PING");
+                        let (_guard, allowance) = self.allowed.add(Duration::ZERO);
+                        let answer = in_time(self.config.response_timeout + allowance, ping.query_async::<Value>(&mut probe)).await;
                         if answer.is_err_and(|e| e.is_timeout() || e.is_io_error()) {
                             return Some(());
                         }
