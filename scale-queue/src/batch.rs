@@ -8,6 +8,7 @@
 //! | a dead one is revived and done | it counts as done: `then` may come after all |
 //! | a worker dies between a job and its count | the job is done again, and counted once |
 //! | a push of the batch fails half way, or its process dies | push it again under the same [name](Batch::named): jobs that are there are not doubled |
+//! | all are done and what follows is stored | its keys go; it is still listed for a day |
 //! | nothing happens for 7 days | the batch is forgotten; jobs of it that are left still run |
 
 use std::time::Duration;
@@ -23,6 +24,8 @@ use crate::store::{End, Entry, NewBatch, Store, Tally};
 
 /// How long a batch is remembered after its last change.
 pub(crate) const LIFE: Duration = Duration::from_hours(7 * 24);
+/// How long one is listed that is done.
+const LISTED: Duration = Duration::from_hours(24);
 /// Jobs at most: two bits each are kept of them.
 const LARGEST: usize = 10_000_000;
 
@@ -43,6 +46,9 @@ struct Plan {
     then: Option<Link>,
     catch: Option<Link>,
     finally: Option<Link>,
+    /// The queues of its jobs.
+    #[serde(default)]
+    queues: Vec<String>,
 }
 
 /// How far a batch is.
@@ -73,7 +79,7 @@ impl BatchStatus {
 
 impl From<Tally> for BatchStatus {
     fn from(tally: Tally) -> Self {
-        let Tally { total, done, dead, cancelled } = tally;
+        let Tally { total, done, dead, cancelled, .. } = tally;
         Self { total, done, dead, cancelled }
     }
 }
@@ -186,12 +192,21 @@ impl Batch<'_> {
     /// As of [`Queue::push`]; [`Error::Empty`] for no job. After [`Error::Store`] or [`Error::Full`] some may be stored: push the same jobs
     /// again under the same [name](Self::named).
     pub async fn push(self) -> Result<String, Error> {
-        let Self { queue, id, jobs, lenient, plan } = self;
+        let Self { queue, id, jobs, lenient, mut plan } = self;
         // `job` gave the id that was the batch's then.
         let mut jobs = jobs?;
         jobs.iter_mut().filter_map(|(_, envelope)| envelope.body.extra.batch.as_mut()).for_each(|place| place.id.clone_from(&id));
         if jobs.is_empty() {
             return Err(Error::Empty);
+        }
+        // One that is over is not pushed anew.
+        if queue.store().batch(&id).await?.is_some_and(|(tally, _)| tally.followed) {
+            return Ok(id);
+        }
+        for (name, _) in &jobs {
+            if !plan.queues.contains(name) {
+                plan.queues.push(name.clone());
+            }
         }
         let plan = rmp_serde::to_vec(&plan).map_err(Error::store)?;
         let total = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
@@ -212,7 +227,7 @@ impl Batch<'_> {
 fn by_queue(id: &str, jobs: Vec<(String, Envelope)>) -> Vec<(String, Vec<Entry>)> {
     let mut queues: Vec<(String, Vec<Entry>)> = Vec::new();
     for (number, (name, envelope)) in jobs.into_iter().enumerate() {
-        let once = Some((format!("batch:{id}:{number}"), LIFE));
+        let once = Some((once_key(id, number), LIFE));
         let entry = Entry { bytes: envelope.encode(), delay: Duration::ZERO, unique: None, once };
         match queues.iter_mut().find(|(known, _)| *known == name) {
             Some((_, entries)) => entries.push(entry),
@@ -220,6 +235,10 @@ fn by_queue(id: &str, jobs: Vec<(String, Envelope)>) -> Vec<(String, Vec<Entry>)
         }
     }
     queues
+}
+
+fn once_key(id: &str, what: impl std::fmt::Display) -> String {
+    format!("batch:{id}:{what}")
 }
 
 /// Whether a job of the batch should not begin any more.
@@ -232,17 +251,35 @@ pub(crate) async fn is_cancelled(store: &dyn Store, place: &Place) -> bool {
 pub(crate) async fn count(store: &dyn Store, place: &Place, end: End) -> Result<(), Error> {
     let Some(tally) = store.mark(&place.id, place.number, end).await? else { return Ok(()) };
     let (all_done, over) = (tally.done >= tally.total, tally.done + tally.dead >= tally.total);
-    if !(all_done || over || tally.dead > 0) {
+    if tally.followed || !(all_done || over || tally.dead > 0) {
         return Ok(());
     }
     let Some((_, plan)) = store.batch(&place.id).await? else { return Ok(()) };
-    let Ok(Plan { then, catch, finally }) = rmp_serde::from_slice::<Plan>(&plan) else { return Ok(()) };
+    let Ok(Plan { then, catch, finally, queues }) = rmp_serde::from_slice::<Plan>(&plan) else { return Ok(()) };
+    let mut keys = Vec::new();
     for (due, word, link) in [(all_done, "then", then), (tally.dead > 0, "catch", catch), (over, "finally", finally)] {
-        if let Some(link) = link.filter(|_| due) {
-            let once = Some((format!("batch:{}:{word}", place.id), LIFE));
-            let (queue, entry) = link.entry(JobId::new(), store.now_ms(), Vec::new(), Extra::default(), once);
-            let holders = store.push(&queue, std::slice::from_ref(&entry)).await?;
-            crate::queue::count_pushed(&queue, holders.iter().filter(|holder| holder.is_none()).count());
+        if let Some(link) = link {
+            let key = once_key(&place.id, word);
+            keys.push((link.queue.clone(), key.clone()));
+            if due {
+                let once = Some((key, LIFE));
+                let (queue, entry) = link.entry(JobId::new(), store.now_ms(), Vec::new(), Extra::default(), once);
+                let holders = store.push(&queue, std::slice::from_ref(&entry)).await?;
+                crate::queue::count_pushed(&queue, holders.iter().filter(|holder| holder.is_none()).count());
+            }
+        }
+    }
+    if all_done {
+        // From here on nothing follows any more, so nothing has to be known of what was pushed.
+        store.conclude_batch(&place.id, LISTED).await?;
+        for (queue, key) in keys {
+            store.expire_once(&queue, &[key]).await?;
+        }
+        for queue in queues {
+            for from in (0..tally.total).step_by(1_000) {
+                let keys: Vec<_> = (from..tally.total.min(from + 1_000)).map(|number| once_key(&place.id, number)).collect();
+                store.expire_once(&queue, &keys).await?;
+            }
         }
     }
     Ok(())

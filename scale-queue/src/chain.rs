@@ -87,9 +87,9 @@ impl Chain<'_> {
 
 impl Link {
     pub(crate) fn of<J: Job>(queue: &Queue, job: &J, delay: Duration) -> Result<Self, Error> {
-        let Envelope { body, .. } = queue.envelope(job, None)?;
+        let Envelope { body, group, .. } = queue.envelope(job, None)?;
         let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-        Ok(Self { queue: checked(J::QUEUE)?.to_owned(), name: body.name, payload: body.payload, delay_ms })
+        Ok(Self { queue: checked(J::QUEUE)?.to_owned(), name: body.name, payload: body.payload, delay_ms, group })
     }
 
     pub(crate) fn entry(
@@ -100,17 +100,22 @@ impl Link {
         extra: Extra,
         once: Option<(String, Duration)>,
     ) -> (String, Entry) {
-        let Self { queue, name, payload, delay_ms } = self;
+        let Self { queue, name, payload, delay_ms, group } = self;
         let body = Body { name, payload, unique: None, last_error: None, then, extra };
-        let bytes = Envelope { id, failed: 0, pushed_ms, body }.encode();
+        let bytes = Envelope { id, failed: 0, pushed_ms, group, body }.encode();
         (queue, Entry { bytes, delay: Duration::from_millis(delay_ms), unique: None, once })
     }
+}
+
+/// Under which key what follows a job is pushed; forgotten soon after that job is gone.
+pub(crate) fn once_key(done: JobId) -> String {
+    format!("chain:{done}")
 }
 
 /// What comes after a job that is done: to be pushed before that is said.
 pub(crate) fn next(done: &Envelope, store: &dyn Store) -> Option<(String, Entry)> {
     let (next, rest) = done.body.then.split_first()?;
-    let once = Some((format!("chain:{}", done.id), REMEMBERED));
+    let once = Some((once_key(done.id), REMEMBERED));
     // The trace goes on with it.
     let extra = Extra { carried: done.body.extra.carried.clone(), ..Extra::default() };
     Some(next.clone().entry(JobId::new(), store.now_ms(), rest.to_vec(), extra, once))

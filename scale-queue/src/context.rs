@@ -1,6 +1,6 @@
 //! What a handler may know of the job it handles.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -28,21 +28,57 @@ pub struct Context {
     /// The batch it belongs to.
     pub batch: Option<String>,
     pub(crate) place: Option<Place>,
-    /// It has waited for its turn.
-    pub(crate) turn: bool,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) cancelled: CancellationToken,
+    pub(crate) cancelled: Cancelled,
+}
+
+/// Why a running job was told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CancelReason {
+    /// Somebody asked for its end: see [`Queue::cancel`](crate::Queue::cancel).
+    Requested,
+    /// The worker's lease has run out: the job is another worker's by now.
+    LeaseLost,
+    /// A permit of one of its [limits](crate::Job::limits) could not be renewed: another job may have it soon.
+    PermitLost,
+    /// The worker shuts down, and its [grace](crate::Worker::grace) is over.
+    Shutdown,
+}
+
+/// Tells a running job to stop, once, with the reason.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cancelled {
+    token: CancellationToken,
+    reason: Arc<OnceLock<CancelReason>>,
+}
+
+impl Cancelled {
+    pub(crate) fn cancel(&self, reason: CancelReason) {
+        // The first reason stays.
+        let _ = self.reason.set(reason);
+        self.token.cancel();
+    }
+
+    pub(crate) async fn cancelled(&self) {
+        self.token.cancelled().await;
+    }
 }
 
 impl Context {
-    /// Ends when the attempt's result is of no more use: the job is cancelled, its lease is lost, or the worker's deadline for shutting down has passed. The
-    /// handler's future is dropped soon after; work on blocking threads should watch this.
+    /// Ends when the job is told to stop, for a [reason](Self::cancel_reason). The handler's future is dropped soon after; work on blocking
+    /// threads should watch this.
     pub async fn cancelled(&self) {
         self.cancelled.cancelled().await;
     }
 
     /// Whether [`cancelled`](Self::cancelled) has ended.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.is_cancelled()
+        self.cancelled.token.is_cancelled()
+    }
+
+    /// Returns why the job was told to stop, if it was.
+    pub fn cancel_reason(&self) -> Option<CancelReason> {
+        self.cancelled.reason.get().copied()
     }
 }

@@ -6,9 +6,11 @@
 //! | 1 to 16 | the job's id |
 //! | 17, 18 | attempts that have failed, big endian |
 //! | 19 to 24 | when it was pushed: ms since 1970, big endian, by the store's clock |
-//! | from 25 | MessagePack: name, payload (JSON), unique key, last error; where there is something to say, what comes after it in a chain; and [`Extra`] |
+//! | of version 2: 25, 26 and so many bytes more | length, big endian, and the key of the job's first limit: its group |
+//! | from there | MessagePack: name, payload (JSON), unique key, last error; where there is something to say, what comes after it in a chain; and [`Extra`] |
 //!
-//! The head has fixed places, so that scripts can count an attempt or read an age without knowing the rest.
+//! The head has fixed places, so that scripts can count an attempt, read an age or find the group without knowing the rest. A job without
+//! limits is written as version 1.
 
 use serde::ser::{SerializeTuple, Serializer};
 use serde::{Deserialize, Serialize};
@@ -16,7 +18,11 @@ use serde::{Deserialize, Serialize};
 use crate::job::JobId;
 
 const VERSION: u8 = 1;
+/// With a group.
+const GROUPED: u8 = 2;
 const HEAD: usize = 25;
+/// Bytes of a group; a job with a longer key has none in its head.
+const LONGEST_GROUP: usize = 512;
 /// Failures that a job carries along.
 const REMEMBERED: usize = 10;
 /// Characters of each.
@@ -28,6 +34,8 @@ pub(crate) struct Envelope {
     /// Attempts that have failed.
     pub(crate) failed: u16,
     pub(crate) pushed_ms: u64,
+    /// The key of its first limit.
+    pub(crate) group: Option<String>,
     pub(crate) body: Body,
 }
 
@@ -52,7 +60,7 @@ pub(crate) struct Extra {
     pub(crate) batch: Option<Place>,
     /// What its pusher gave it on its way, a trace for example.
     pub(crate) carried: Vec<(String, String)>,
-    /// It has waited for its turn, and need not ask for one.
+    /// Written by earlier versions; its place stays.
     pub(crate) turn: bool,
     /// Other than its kind's: attempts in all, and how long one may take.
     #[serde(default)]
@@ -62,6 +70,12 @@ pub(crate) struct Extra {
     /// How earlier attempts failed, the last [`REMEMBERED`] of them, the latest last.
     #[serde(default)]
     pub(crate) failures: Vec<Failure>,
+    /// How long its unique key is held at the longest, if that is not a day.
+    #[serde(default)]
+    pub(crate) unique_ms: Option<u64>,
+    /// When a worker first could not read its payload: ms since 1970.
+    #[serde(default)]
+    pub(crate) unfit_ms: Option<u64>,
 }
 
 /// How an attempt failed.
@@ -119,6 +133,8 @@ pub(crate) struct Link {
     pub(crate) payload: Vec<u8>,
     /// So long after the one before it is done.
     pub(crate) delay_ms: u64,
+    #[serde(default)]
+    pub(crate) group: Option<String>,
 }
 
 /// Why bytes are no envelope. The words end up in the dead set.
@@ -141,12 +157,22 @@ impl Envelope {
         failures.push(Failure { at_ms, reason: reason.chars().take(REASON).collect() });
     }
 
+    /// Whether that version of the format is known here.
+    pub(crate) fn can_read(version: u8) -> bool {
+        matches!(version, VERSION | GROUPED)
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD + 16 + self.body.name.len() + self.body.payload.len());
-        bytes.push(VERSION);
+        let group = self.group.as_ref().filter(|group| group.len() <= LONGEST_GROUP);
+        bytes.push(if group.is_some() { GROUPED } else { VERSION });
         bytes.extend_from_slice(self.id.bytes());
         bytes.extend_from_slice(&self.failed.to_be_bytes());
         bytes.extend_from_slice(&self.pushed_ms.to_be_bytes()[2..]);
+        if let Some(group) = group {
+            bytes.extend_from_slice(&(group.len() as u16).to_be_bytes());
+            bytes.extend_from_slice(group.as_bytes());
+        }
         // Into a Vec and of strings and bytes only: there is nothing that can fail.
         let _ = rmp_serde::encode::write(&mut bytes, &self.body);
         bytes
@@ -154,18 +180,46 @@ impl Envelope {
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
         let (head, body) = bytes.split_at_checked(HEAD).ok_or(Unreadable::Short(bytes.len()))?;
-        if head[0] != VERSION {
-            return Err(Unreadable::Version(head[0]));
-        }
+        let (group, body) = match head[0] {
+            VERSION => (None, body),
+            GROUPED => {
+                let (group, body) = split_group(body).ok_or(Unreadable::Body)?;
+                (Some(group.to_owned()), body)
+            }
+            other => return Err(Unreadable::Version(other)),
+        };
         let id = head[1..17].try_into().map_err(|_| Unreadable::Body)?;
         let body = rmp_serde::from_slice(body).map_err(|_| Unreadable::Body)?;
         Ok(Self {
             id: JobId::from_bytes(id),
             failed: u16::from_be_bytes([head[17], head[18]]),
             pushed_ms: head[19..].iter().fold(0, |n, b| n << 8 | u64::from(*b)),
+            group,
             body,
         })
     }
+}
+
+/// The group at the beginning of what comes after the head, and the rest.
+fn split_group(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<2>()?;
+    let (group, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+    Some((std::str::from_utf8(group).ok()?, rest))
+}
+
+/// The key of a job's first limit, read from the head alone.
+pub(crate) fn group_of(bytes: &[u8]) -> Option<&str> {
+    let (head, rest) = bytes.split_at_checked(HEAD)?;
+    (head[0] == GROUPED).then(|| split_group(rest)).flatten().map(|(group, _)| group)
+}
+
+/// Returns the bytes with no failed attempt counted.
+pub(crate) fn without_failures(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    if let Some(count) = bytes.get_mut(17..19) {
+        count.fill(0);
+    }
+    bytes
 }
 
 /// What a store keeps a leased job under: its id, or as much as there is of one.
@@ -222,7 +276,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn envelope(payload: Vec<u8>) -> Envelope {
-        let link = Link { queue: "q".into(), name: "m".into(), payload: vec![0, 255], delay_ms: 7 };
+        let link = Link { queue: "q".into(), name: "m".into(), payload: vec![0, 255], delay_ms: 7, group: None };
         let then = if payload.len().is_multiple_of(2) { Vec::new() } else { vec![link] };
         let place = Place { id: "b".into(), number: 3 };
         let extra = match payload.len() % 3 {
@@ -237,7 +291,8 @@ mod tests {
             },
         };
         let body = Body { name: "n".into(), payload, unique: Some("u".into()), last_error: None, then, extra };
-        Envelope { id: JobId::new(), failed: 3, pushed_ms: 1_790_000_000_123, body }
+        let group = (body.payload.len() % 5 == 1).then(|| "account:7".to_owned());
+        Envelope { id: JobId::new(), failed: 3, pushed_ms: 1_790_000_000_123, group, body }
     }
 
     #[test]
@@ -254,6 +309,7 @@ mod tests {
     fn the_head_is_read_and_counted_without_the_rest() {
         let (before, mut bytes) = (envelope(b"{}".to_vec()), envelope(b"{}".to_vec()).encode());
         assert_eq!(pushed_ms(&bytes), Some(before.pushed_ms));
+        assert_eq!((group_of(&bytes), group_of(&envelope(vec![0]).encode())), (None, Some("account:7")));
         count_failure(&mut bytes);
         assert_eq!(Envelope::decode(&bytes).unwrap().failed, 4);
     }
@@ -267,7 +323,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_survived(mut bytes: Vec<u8>) {
-            let _ = (Envelope::decode(&bytes), pushed_ms(&bytes), count_failure(&mut bytes));
+            let _ = (Envelope::decode(&bytes), pushed_ms(&bytes), group_of(&bytes).map(str::len), count_failure(&mut bytes));
         }
     }
 }

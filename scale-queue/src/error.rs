@@ -13,6 +13,14 @@ pub enum Error {
     /// The store has no room. Nothing was written.
     #[error("the queue's store is full")]
     Full,
+    /// The job is stored, but not on as many replicas as [asked for](crate::QueueBuilder::replicas): a fail-over may lose it.
+    #[error("the job has reached {reached} of {wanted} replicas: it is stored, and a fail-over may lose it")]
+    Unacknowledged {
+        /// Replicas that have it.
+        reached: usize,
+        /// Replicas that were to have it.
+        wanted: usize,
+    },
     /// The job cannot be written as JSON.
     #[error("job `{job}` cannot be encoded: {source}")]
     Encode {
@@ -40,6 +48,9 @@ pub enum Error {
     /// A worker was given a bound for a queue that it does not serve.
     #[error("`{0}` is not among the worker's queues")]
     NotServed(String),
+    /// A setting that the store cannot keep.
+    #[error("{0}")]
+    Setting(&'static str),
     /// A chain has no job.
     #[error("a chain needs a job")]
     Empty,
@@ -60,10 +71,20 @@ impl Error {
         Self::Store(source.into())
     }
 
+    /// Whether the store has refused what was asked, so that nothing of it has happened.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            #[cfg(any(feature = "postgres", feature = "sqlite"))]
+            Self::Store(_) => crate::store::sql::is_refusal(self),
+            _ => false,
+        }
+    }
+
     /// The same again, for each of those that waited for one answer.
     pub(crate) fn repeat(&self) -> Self {
         match self {
             Self::Full => Self::Full,
+            Self::Unacknowledged { reached, wanted } => Self::Unacknowledged { reached: *reached, wanted: *wanted },
             other => Self::store(other.to_string()),
         }
     }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod batch;
+mod builder;
 mod chain;
 mod context;
 #[cfg(feature = "dashboard")]
@@ -24,6 +25,7 @@ pub mod store;
 pub mod worker;
 
 pub use batch::{Batch, BatchStatus};
+pub use builder::QueueBuilder;
 pub use chain::Chain;
 pub use context::Context;
 #[cfg(feature = "dashboard")]
@@ -42,5 +44,5 @@ pub use retry::Retry;
 #[cfg(feature = "schedule")]
 pub use schedule::{ScheduleError, Scheduler};
 pub use seal::Seal;
-pub use store::State;
+pub use store::{Resolution, Sample, State, Stats};
 pub use worker::Worker;

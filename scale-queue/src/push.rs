@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::Error;
 use crate::job::{Job, JobId};
+use crate::limit::bounded_key;
 use crate::queue::Queue;
 use crate::store::Entry;
 
 /// How long a unique key holds at the longest, so that a job that never ends cannot block its kind for good.
-const UNIQUE_FOR: Duration = Duration::from_hours(24);
+pub(crate) const UNIQUE_FOR: Duration = Duration::from_hours(24);
 
 /// A job on its way into a queue: say more, then `.await` it. Nothing happens before.
 #[must_use = "a push does nothing until awaited"]
@@ -105,11 +106,13 @@ impl<'q, J: Job> IntoFuture for Push<'q, J> {
 impl Queue {
     /// A job as it is stored.
     pub(crate) fn entry<J: Job>(&self, job: &J, terms: Terms) -> Result<(JobId, Entry), Error> {
-        let unique = job.unique_key();
+        let unique = job.unique_key().map(bounded_key);
         let mut envelope = self.envelope(job, unique.clone())?;
         let extra = &mut envelope.body.extra;
         extra.attempts = terms.attempts;
         extra.timeout_ms = terms.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        extra.unique_ms = (unique.is_some() && terms.unique_for != UNIQUE_FOR)
+            .then(|| u64::try_from(terms.unique_for.as_millis()).unwrap_or(u64::MAX));
         let unique = unique.map(|key| (key, terms.unique_for));
         Ok((envelope.id, Entry { bytes: envelope.encode(), delay: terms.delay, unique, once: None }))
     }

@@ -1,24 +1,31 @@
 //! The handle: pushes jobs, and looks at what is there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
 use crate::batch;
-use crate::envelope::{Body, Envelope, Extra, Failure};
+use crate::builder::QueueBuilder;
+use crate::envelope::{Body, Envelope, Extra, Failure, tag_of};
 use crate::error::Error;
 use crate::gather::Gather;
 use crate::job::{Job, JobId};
-use crate::push::{Push, Pushed, Terms};
+use crate::push::{Push, Pushed, Terms, UNIQUE_FOR};
 use crate::seal::Sealer;
-use crate::store::{Cancellation, Corpse, End, Entry, Listed, MemoryStore, State, Stats, Store};
+use crate::store::{
+    Cancellation, Corpse, Destination, End, Entry, Listed, MemoryStore, Resolution, Revival, Sample, Settlement, State, Stats,
+    Store, WorkerId,
+};
 
 /// The largest encoded job, bytes.
 pub(crate) const MAX_SIZE: usize = 1024 * 1024;
 /// Dead jobs of one answer.
 const PAGE: usize = 1_000;
-/// Dead jobs exhumed side by side: of 1 MiB each at the worst.
+/// Dead jobs taken out side by side.
 const AT_ONCE: usize = 100;
+/// How long a drain may take for a thousand jobs before what it took goes back.
+const DRAIN_LEASE: Duration = Duration::from_secs(30);
 
 /// All queues of one application. Cloning costs a few reference counts.
 ///
@@ -77,22 +84,19 @@ impl Queue {
     /// # Errors
     /// [`Error::Address`] for any other; [`Error::Store`] if nobody answers there.
     pub async fn connect(url: &str, app: &str) -> Result<Self, Error> {
-        match url.split(':').next().unwrap_or_default() {
-            "memory" => Ok(Self::memory()),
-            #[cfg(feature = "redis")]
-            scheme if scheme.starts_with("redis") => {
-                let redis = scale_redis::Redis::connect(url).await.map_err(Error::store)?;
-                let store = crate::store::RedisStore::new(redis, app);
-                store.synchronise().await?;
-                Ok(Self::new(store))
-            }
-            #[cfg(any(feature = "postgres", feature = "sqlite"))]
-            _ if crate::store::sql::System::of(url).is_some() => Ok(Self::new(crate::store::SqlStore::connect(url).await?)),
-            _ => {
-                let _ = app;
-                Err(Error::address(url))
-            }
-        }
+        Self::builder(url, app).connect().await
+    }
+
+    /// The same with settings: time-outs, replicas that must have a push, how safe an SQLite file is.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_queue::Error> {
+    /// use std::time::Duration;
+    /// let queue = scale_queue::Queue::builder("memory:", "shop").response_timeout(Duration::from_secs(2)).connect().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn builder(url: &str, app: &str) -> QueueBuilder {
+        QueueBuilder::new(url, app)
     }
 
     /// Stores a job, to be done by a [`Worker`](crate::Worker). Pushes made at the same time share a round trip.
@@ -103,8 +107,8 @@ impl Queue {
         Push::new(self, job)
     }
 
-    /// Stores many jobs of one kind in their own queue: a round trip for every thousand, and each thousand as a whole. After an error,
-    /// earlier thousands are stored.
+    /// Stores many jobs of one kind in their own queue: a round trip for every thousand jobs or 4 MiB, and each of these portions as a
+    /// whole. After an error, earlier portions are stored.
     pub async fn push_many<J: Job>(&self, jobs: impl IntoIterator<Item = J>) -> Result<Vec<Pushed>, Error> {
         let entries: Vec<_> = jobs.into_iter().map(|job| self.entry(&job, Terms::default())).collect::<Result<_, _>>()?;
         let (ids, entries): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
@@ -138,9 +142,10 @@ impl Queue {
     pub async fn push_in<J: Job>(&self, connection: &mut impl crate::store::Enlist, job: J) -> Result<Pushed, Error> {
         let (id, entry) = self.entry(&job, Terms::default())?;
         let queue = checked(J::QUEUE)?;
-        let is_new = crate::store::sql::enlist(connection, queue, &entry, self.store.enlists()).await?;
-        count_pushed(queue, usize::from(is_new));
-        Ok(Pushed { id, is_new })
+        let holder = crate::store::sql::enlist(connection, self.store.app(), queue, &entry, self.store.enlists()).await?;
+        let pushed = verdict(id, holder);
+        count_pushed(queue, usize::from(pushed.is_new));
+        Ok(pushed)
     }
 
     /// Whether jobs of [`push_in`](Self::push_in) lie in an outbox until a [`Relay`](crate::store::Relay) brings them over: then run one.
@@ -169,7 +174,14 @@ impl Queue {
         self.store.pause(checked(queue)?, false).await
     }
 
-    /// Jobs given up, newest first: 1,000 at most, whatever the limit.
+    /// A queue's counts of the last day by minute, or of the last 90 days by hour, the oldest first. Workers keep them, a sample a minute;
+    /// where none ran, there is a gap.
+    pub async fn history(&self, queue: &str, resolution: Resolution) -> Result<Vec<Sample>, Error> {
+        let since = self.store.now_ms().saturating_sub(resolution.step_ms() * resolution.most());
+        self.store.history_of(checked(queue)?, resolution, since).await
+    }
+
+    /// Jobs given up, newest first: 1,000 at most, whatever the limit; fewer where they are large, none only where there are no more.
     pub async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<Dead>, Error> {
         let queue = checked(queue)?;
         // More than any store keeps, and still a number to all of them.
@@ -178,25 +190,26 @@ impl Queue {
         Ok(corpses.into_iter().map(|corpse| Dead::new(self, corpse)).collect())
     }
 
-    /// Lets a dead job wait again, its attempts forgotten. `false`: it was not there any more.
+    /// Lets a dead job wait again, its attempts forgotten; it holds its unique key again. `false`: it was not there any more, or another
+    /// job holds its key by now, and it stays dead.
     pub async fn revive(&self, queue: &str, dead: &Dead) -> Result<bool, Error> {
-        self.exhume(queue, dead, Fate::Again).await
+        self.take_dead(queue, dead, Fate::Again).await
     }
 
     /// Removes a dead job for good. `false`: it was not there any more.
     pub async fn forget(&self, queue: &str, dead: &Dead) -> Result<bool, Error> {
-        self.exhume(queue, dead, Fate::Gone).await
+        self.take_dead(queue, dead, Fate::Gone).await
     }
 
-    /// Lets all wait again that are dead by now, 100 at a time; returns how many. Should it fail or be dropped on the way, the rest stay
-    /// dead: call it again.
+    /// Lets all wait again that are dead by now, 100 at a time; returns how many. Those whose unique key another job holds stay dead. Should
+    /// it fail or be dropped on the way, the rest stay dead: call it again.
     pub async fn revive_all(&self, queue: &str) -> Result<usize, Error> {
-        self.exhume_all(queue, Fate::Again).await
+        self.take_all_dead(queue, Fate::Again).await
     }
 
     /// Removes all for good that are dead by now; otherwise as [`revive_all`](Self::revive_all).
     pub async fn forget_all(&self, queue: &str) -> Result<usize, Error> {
-        self.exhume_all(queue, Fate::Gone).await
+        self.take_all_dead(queue, Fate::Gone).await
     }
 
     /// Ends a job that is not dead yet. One that has not begun will not; of one that runs, the handler's future is dropped. It lies among
@@ -215,37 +228,53 @@ impl Queue {
         }
     }
 
-    /// Jobs that are not dead, by where they are: 1,000 at most, whatever the limit.
+    /// Jobs that are not dead, by where they are: 1,000 at most, whatever the limit; fewer where they are large, none only where there are
+    /// no more.
     pub async fn jobs(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listing>, Error> {
         let offset = offset.min(i32::MAX as usize);
         let listed = self.store.list(checked(queue)?, state, offset, limit.min(PAGE)).await?;
         Ok(listed.into_iter().map(|listed| Listing::new(self, listed)).collect())
     }
 
-    /// Removes every job that waits or is scheduled, for good: none of them runs, none is among the dead. Returns how many. Jobs that run go
-    /// on. Those of a batch count as dead.
+    /// Removes every job that waits, is blocked or is scheduled, for good: none of them runs, none is among the dead. Returns how many. Jobs
+    /// that run go on. Those of a batch count as dead.
+    ///
+    /// Each portion of up to a thousand is leased first, then counted, then removed with its unique keys in one step: should this process
+    /// die on the way, what it had not removed waits again.
     pub async fn drain(&self, queue: &str) -> Result<usize, Error> {
-        let mut count = 0;
+        let (queue, mut count) = (checked(queue)?, 0);
+        let worker: WorkerId = format!("drain-{}", uuid::Uuid::now_v7().simple()).into();
         loop {
-            let jobs = self.store.drain(checked(queue)?).await?;
+            let jobs = self.store.take_all(queue, &worker, DRAIN_LEASE).await?;
             if jobs.is_empty() {
+                self.store.leave(queue, &worker).await?;
                 return Ok(count);
             }
-            count += jobs.len();
-            for bytes in jobs {
-                if let Some(place) = Envelope::decode(&bytes).ok().and_then(|envelope| envelope.body.extra.batch) {
+            let mut settlements = Vec::with_capacity(jobs.len());
+            for bytes in &jobs {
+                let body = Envelope::decode(bytes).ok().map(|envelope| envelope.body);
+                let (unique, place) = body.map_or((None, None), |body| (body.unique, body.extra.batch));
+                if let Some(place) = place {
                     batch::count(&*self.store, &place, End::Dead).await?;
                 }
+                settlements.push(Settlement { tag: tag_of(bytes).to_vec(), unique, to: Destination::Removed });
+            }
+            let settlements: Vec<_> = settlements.iter().collect();
+            for settled in self.store.settle(queue, &worker, &settlements).await {
+                count += usize::from(settled?);
             }
         }
     }
 
-    async fn exhume(&self, queue: &str, dead: &Dead, fate: Fate) -> Result<bool, Error> {
-        let again = (fate == Fate::Again).then(|| revived(&dead.corpse.bytes));
-        self.store.exhume(checked(queue)?, &dead.corpse, again.as_deref()).await
+    async fn take_dead(&self, queue: &str, dead: &Dead, fate: Fate) -> Result<bool, Error> {
+        let revival = match fate {
+            Fate::Gone => Revival::Gone,
+            Fate::Again => Revival::Again(unique_of(&dead.corpse.bytes)),
+        };
+        self.store.take_dead(checked(queue)?, tag_of(&dead.corpse.bytes), dead.died_ms, &revival).await
     }
 
-    async fn exhume_all(&self, queue: &str, fate: Fate) -> Result<usize, Error> {
+    async fn take_all_dead(&self, queue: &str, fate: Fate) -> Result<usize, Error> {
         let (mut count, mut skipped, mut newest) = (0, 0, None);
         loop {
             let page = self.dead(queue, skipped, AT_ONCE).await?;
@@ -254,8 +283,10 @@ impl Queue {
             let newest = *newest.get_or_insert(first.died_ms);
             let (due, late): (Vec<_>, Vec<_>) = page.iter().partition(|dead| dead.died_ms <= newest);
             skipped += late.len();
-            let done = try_join_all(due.into_iter().map(|dead| self.exhume(queue, dead, fate))).await?;
-            count += done.into_iter().filter(|done| *done).count();
+            let done = try_join_all(due.into_iter().map(|dead| self.take_dead(queue, dead, fate))).await?;
+            count += done.iter().filter(|done| **done).count();
+            // Those that stay dead are passed over.
+            skipped += done.iter().filter(|done| !**done).count();
         }
     }
 
@@ -303,8 +334,9 @@ impl Queue {
             None => payload,
         };
         let extra = Extra { carried: self.carried(), ..Extra::default() };
+        let group = job.limits().into_iter().next().map(|limit| limit.key);
         let body = Body { name: J::NAME.into(), payload, unique, last_error: None, then: Vec::new(), extra };
-        Ok(Envelope { id: JobId::new(), failed: 0, pushed_ms: self.store.now_ms(), body })
+        Ok(Envelope { id: JobId::new(), failed: 0, pushed_ms: self.store.now_ms(), group, body })
     }
 
     pub(crate) async fn push_entry(&self, queue: &str, id: JobId, entry: Entry) -> Result<Pushed, Error> {
@@ -332,18 +364,17 @@ pub(crate) fn checked(queue: &str) -> Result<&str, Error> {
     if fine { Ok(queue) } else { Err(Error::Name(queue.chars().take(64).collect())) }
 }
 
-/// What becomes of a dead job that is exhumed.
+/// What becomes of a dead job that is taken out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Again,
     Gone,
 }
 
-/// A dead job's bytes with its attempts forgotten.
-fn revived(bytes: &[u8]) -> Vec<u8> {
-    let Ok(mut envelope) = Envelope::decode(bytes) else { return bytes.to_vec() };
-    envelope.failed = 0;
-    envelope.encode()
+/// The unique key that a job is to hold again, and for how long.
+fn unique_of(bytes: &[u8]) -> Option<(String, Duration)> {
+    let body = Envelope::decode(bytes).ok()?.body;
+    Some((body.unique?, body.extra.unique_ms.map_or(UNIQUE_FOR, Duration::from_millis)))
 }
 
 /// A job that is not dead.
@@ -368,11 +399,14 @@ pub struct Listing {
     pub due_ms: Option<u64>,
     /// Who has it, of a leased one.
     pub worker: Option<String>,
+    /// What it waits for, of a blocked one: `limit:` and the limit's key, `kind:` and a kind of job that no worker handles, or `format:`
+    /// and a version.
+    pub blocked_by: Option<String>,
 }
 
 impl Listing {
     fn new(queue: &Queue, listed: Listed) -> Self {
-        let Listed { bytes, due_ms, worker } = listed;
+        let Listed { bytes, due_ms, worker, line } = listed;
         let envelope = Envelope::decode(&bytes).ok();
         let (id, failed) = (envelope.as_ref().map(|e| e.id), envelope.as_ref().map_or(0, |e| e.failed));
         let pushed_ms = envelope.as_ref().map_or(0, |e| e.pushed_ms);
@@ -387,6 +421,7 @@ impl Listing {
             pushed_ms,
             due_ms,
             worker,
+            blocked_by: line,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | several processes run the same schedule | each moment's job is pushed once: its name and moment are a key that the store remembers |
 //! | all of them were down at the moment | nothing, or one job for the last moment missed, if [`Scheduler::catch_up`] reaches that far back |
+//! | a process is stopped for a while, or its machine sleeps | one job for the last moment that has passed, however many have |
 //! | the store fails | the push is tried again until the next moment |
 //! | clocks of processes differ | the first pushes; the others find it done |
 //! | clocks change for daylight saving | a fixed hour that does not exist comes at the next moment that does; one that comes twice counts once |
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::job::Job;
+use crate::limit::bounded_key;
 use crate::presence::{self, Kind, ScheduleStatus};
 use crate::push::Terms;
 use crate::queue::Queue;
@@ -188,7 +190,7 @@ impl Scheduler {
 
     /// Pushes what is due until `stop` ends.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let start = Timestamp::from_millisecond(self.queue.store().now_ms() as i64).unwrap_or_else(|_| Timestamp::now());
+        let start = self.now();
         let from = start.checked_sub(SignedDuration::try_from(self.catch_up).unwrap_or_default()).unwrap_or(start);
         let tasks: Vec<BoxFuture<'_, ()>> = self.tasks.iter().map(|task| Box::pin(self.keep(task, from, start)) as _).collect();
         let work = async {
@@ -200,6 +202,10 @@ impl Scheduler {
             () = stop => {}
             () = work => {}
         }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.queue.store().now_ms() as i64).unwrap_or_else(|_| Timestamp::now())
     }
 
     async fn keep(&self, task: &Task, from: Timestamp, start: Timestamp) {
@@ -221,9 +227,16 @@ impl Scheduler {
                 // In steps: a clock that is set while we sleep must not be slept through.
                 tokio::time::sleep(Duration::from_millis(left as u64).min(Duration::from_mins(1))).await;
             }
-            let until = task.rule.after(next).unwrap_or(next + SignedDuration::from_mins(1));
-            self.fire(task, next, until).await;
-            at = next;
+            // This process may have slept, or the store have been away: of the moments that have passed the last one is made up for, and
+            // only if it is not over by more than `catch_up` and the time until the next.
+            let now = self.now();
+            let moment = task.rule.last(next, now).unwrap_or(next);
+            let until = task.rule.after(moment).unwrap_or(moment + SignedDuration::from_mins(1));
+            let late = SignedDuration::try_from(self.catch_up).unwrap_or_default();
+            if moment == next || until.checked_add(late).is_ok_and(|end| now <= end) {
+                self.fire(task, moment, until).await;
+            }
+            at = moment;
         }
     }
 
@@ -258,7 +271,8 @@ impl Scheduler {
 
     async fn push(&self, task: &Task, moment: Timestamp) -> Result<bool, Error> {
         let (queue, mut entry) = (task.make)(&self.queue)?;
-        entry.once = Some((format!("schedule:{}:{}", task.name, moment.as_millisecond()), REMEMBERED * 2));
+        let key = bounded_key(format!("schedule:{}:{}", task.name, moment.as_millisecond()));
+        entry.once = Some((key, REMEMBERED * 2));
         Ok(self.queue.store().push(queue, &[entry]).await?.into_iter().all(|holder| holder.is_none()))
     }
 }

@@ -1,4 +1,4 @@
-//! What a fleet must know together beside the jobs themselves: how far a batch is, who may run now, what was noted.
+//! What a fleet must know together beside the jobs themselves: how far a batch is, who is there, what was noted.
 
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub struct Tally {
     pub dead: u32,
     /// Whether what has not begun is not to begin.
     pub cancelled: bool,
+    /// What was pushed because of its end is stored: nothing follows any more.
+    pub followed: bool,
 }
 
 /// A batch to be opened.
@@ -56,17 +58,11 @@ pub trait Ledger: Send + Sync {
     /// How far it is, and its plan.
     async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error>;
 
+    /// Notes that everything that follows the batch's end is stored: the batch is forgotten after `life`.
+    async fn conclude_batch(&self, id: &str, life: Duration) -> Result<(), Error>;
+
     /// What has not begun is not to begin. `false`: there is no such batch.
     async fn cancel_batch(&self, id: &str) -> Result<bool, Error>;
-
-    /// Takes the next of the evenly spaced turns of `key`, `burst` of which may come at once. Returns how long to wait for it: zero is now.
-    async fn take_turn(&self, key: &str, spacing: Duration, burst: u32) -> Result<Duration, Error>;
-
-    /// Takes or keeps one of `most` places of `key`, for as long as `life`. `false`: all are taken.
-    async fn hold(&self, key: &str, holder: &str, most: u32, life: Duration) -> Result<bool, Error>;
-
-    /// Gives a place back.
-    async fn release(&self, key: &str, holder: &str) -> Result<(), Error>;
 
     /// Says of something that it is there, until `life` has passed without saying so again. Of a kind, the newest [`MOST_PRESENT`] are known.
     async fn announce(&self, kind: &str, name: &str, about: &[u8], life: Duration) -> Result<(), Error>;

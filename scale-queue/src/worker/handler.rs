@@ -11,11 +11,12 @@ use futures_util::FutureExt;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
+use super::admission::{self, Held, Terms};
 use crate::batch;
 use crate::context::Context;
 use crate::job::Job;
-use crate::limit::{self, Admission, Places};
-use crate::outcome::{BoxError, Discard, Ending, Later};
+use crate::limit::Limit;
+use crate::outcome::{BoxError, Ending};
 use crate::retry::Retry;
 use crate::seal::Sealer;
 
@@ -24,6 +25,8 @@ use crate::seal::Sealer;
 pub struct Delivery {
     pub(crate) name: String,
     pub(crate) payload: Vec<u8>,
+    /// The job, read once.
+    pub(crate) job: Option<Box<dyn Any + Send>>,
     pub(crate) context: Context,
 }
 
@@ -53,6 +56,7 @@ pub(crate) struct Route {
     pub(crate) handler: Handler,
     pub(crate) retry: Retry,
     pub(crate) timeout: Duration,
+    read: fn(&[u8]) -> Result<(Box<dyn Any + Send>, Vec<Limit>), serde_json::Error>,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +64,7 @@ pub(crate) struct Routes(HashMap<&'static str, Route>);
 
 impl Routes {
     pub(crate) fn add<J: Job>(&mut self, handler: Handler) {
-        self.0.insert(J::NAME, Route { handler, retry: J::RETRY, timeout: J::TIMEOUT });
+        self.0.insert(J::NAME, Route { handler, retry: J::RETRY, timeout: J::TIMEOUT, read: read::<J> });
     }
 
     pub(crate) fn wrap<L>(&mut self, layer: &L)
@@ -73,6 +77,10 @@ impl Routes {
         for route in self.0.values_mut() {
             route.handler = Handler::new(layer.layer(route.handler.clone()).map_err(Into::into));
         }
+    }
+
+    pub(crate) fn handles(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<&Route> {
@@ -91,8 +99,7 @@ where
     Handler::new(service_fn(move |delivery: Delivery| {
         let function = Arc::clone(&function);
         async move {
-            let job = read::<J>(&delivery)?;
-            let _places = admitted(&job, &delivery.context).await?;
+            let (job, delivery) = taken::<J>(delivery)?;
             function(job, delivery.context).await.map_err(Into::into)
         }
     }))
@@ -108,49 +115,69 @@ where
     Handler::new(service_fn(move |delivery: Delivery| {
         let service = service.clone();
         async move {
-            let job = read::<J>(&delivery)?;
-            let _places = admitted(&job, &delivery.context).await?;
+            let (job, delivery) = taken::<J>(delivery)?;
             service.oneshot((job, delivery.context)).await.map_err(Into::into)
         }
     }))
 }
 
-/// What cannot be read now will not be readable later.
-fn read<J: Job>(delivery: &Delivery) -> Result<J, Discard> {
-    serde_json::from_slice(&delivery.payload).map_err(|e| Discard::because(format!("its content does not fit the type: {e}")))
-}
-
-/// What the job's limits ask for, held until it is dropped; or a [`Later`].
-async fn admitted<J: Job>(job: &J, context: &Context) -> Result<Option<Places>, BoxError> {
+fn read<J: Job>(payload: &[u8]) -> Result<(Box<dyn Any + Send>, Vec<Limit>), serde_json::Error> {
+    let job: J = serde_json::from_slice(payload)?;
     let limits = job.limits();
-    if limits.is_empty() {
-        return Ok(None);
-    }
-    match limit::admit(&context.store, &context.id.to_string(), &limits, context.turn).await? {
-        Admission::Now(places) => Ok(Some(places)),
-        Admission::Later { delay, turn } => Err(Later::turn(delay, turn).into()),
-    }
+    Ok((Box::new(job), limits))
 }
 
-/// One attempt, whatever the handler does.
-pub(crate) async fn attempt(route: Option<Route>, sealer: Option<Sealer>, mut delivery: Delivery) -> Ending {
-    let Some(Route { handler, timeout, .. }) = route else {
-        return Ending::Failed(format!("no handler for `{}` on this worker", delivery.name).into());
+/// The job that was read before it was admitted.
+fn taken<J: Job>(mut delivery: Delivery) -> Result<(J, Delivery), BoxError> {
+    let job = delivery.job.take().and_then(|job| job.downcast().ok());
+    let job = match job {
+        Some(job) => *job,
+        None => serde_json::from_slice(&delivery.payload)?,
     };
+    Ok((job, delivery))
+}
+
+/// One attempt, whatever the handler does. Its limits are asked first: who waits for them takes no place and no time.
+pub(crate) async fn attempt(
+    route: Route,
+    sealer: Option<Sealer>,
+    terms: Arc<Terms>,
+    held: Option<Held>,
+    mut delivery: Delivery,
+) -> Ending {
+    let Route { handler, timeout, read, .. } = route;
     if let Some(place) = &delivery.context.place
         && batch::is_cancelled(&*delivery.context.store, place).await
     {
         return Ending::Skipped;
     }
-    let cancelled = delivery.context.cancelled.clone();
-    let work = async move {
-        if let Some(Sealer(seal)) = sealer {
-            delivery.payload = seal.open(&delivery.name, &delivery.payload)?;
+    if let Some(Sealer(seal)) = sealer {
+        match seal.open(&delivery.name, &delivery.payload) {
+            Ok(payload) => delivery.payload = payload,
+            Err(error) => return Ending::Failed(error),
         }
-        handler.oneshot(delivery).await
+    }
+    // `limits` is the application's code: it may panic.
+    let limits = match std::panic::catch_unwind(AssertUnwindSafe(|| read(&delivery.payload))) {
+        Ok(Ok((job, limits))) => {
+            delivery.job = Some(job);
+            limits
+        }
+        Ok(Err(error)) => return Ending::Unfit(format!("its content does not fit the type: {error}")),
+        Err(panic) => return Ending::Panicked(words_of(&*panic)),
     };
+    let cancelled = delivery.context.cancelled.clone();
+    let permits = match admission::admit(&terms, &delivery.context, &limits, held).await {
+        Ok(Ok(permits)) => permits,
+        Ok(Err(blocked)) => return Ending::Blocked(blocked),
+        Err(error) => {
+            tracing::warn!(%error, job = delivery.name, "a job's limits could not be asked; it is handed back");
+            return Ending::Unadmitted;
+        }
+    };
+    let work = async move { handler.oneshot(delivery).await };
     let run = AssertUnwindSafe(tokio::time::timeout(timeout, work)).catch_unwind();
-    tokio::select! {
+    let ending = tokio::select! {
         biased;
         () = cancelled.cancelled() => Ending::Cancelled,
         end = run => match end {
@@ -159,7 +186,10 @@ pub(crate) async fn attempt(route: Option<Route>, sealer: Option<Sealer>, mut de
             Ok(Err(_)) => Ending::TimedOut(timeout),
             Err(panic) => Ending::Panicked(words_of(&*panic)),
         }
-    }
+    };
+    // The handler's future is gone by now.
+    drop(permits);
+    ending
 }
 
 fn words_of(panic: &(dyn Any + Send)) -> String {

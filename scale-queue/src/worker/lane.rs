@@ -25,14 +25,19 @@ pub(super) struct Ended {
     pub(super) next: Option<(String, Entry)>,
     /// What its batch is to count.
     pub(super) counts: Option<(Place, End)>,
+    /// A key, and how many permits it has: one may have come free before the job was in line.
+    pub(super) permits: Option<(String, u32)>,
+    /// Another worker is to try it: this one cannot read it.
+    pub(super) for_others: bool,
 }
 
 impl From<Settlement> for Ended {
     fn from(settlement: Settlement) -> Self {
-        Self { settlement, next: None, counts: None }
+        Self { settlement, next: None, counts: None, permits: None, for_others: false }
     }
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) name: Arc<str>,
@@ -47,6 +52,16 @@ pub(super) struct Lane {
     pub(super) ended: usize,
     /// Leased, not begun.
     pub(super) ready: VecDeque<(Envelope, Vec<u8>)>,
+    /// So many of them, from the front on, may begin: the store knows that they do.
+    pub(super) cleared: usize,
+    /// A job whose handler had begun when its worker died: it is to run alone.
+    pub(super) suspect: Option<(Envelope, Vec<u8>)>,
+    /// What the store knows of a suspect that runs alone is not so any more, or not yet.
+    pub(super) tell_trial: bool,
+    /// Tags of jobs that the store says are ours, and that we have not got.
+    pub(super) missing: Vec<Vec<u8>>,
+    /// Lines of jobs that other workers could not handle, and this one can.
+    pub(super) handler_lines: Vec<String>,
     /// Tags of what is done, to be told.
     done: Vec<Vec<u8>>,
     /// Since when they are kept back.
@@ -59,6 +74,10 @@ pub(super) struct Lane {
     /// Woken since the last look began: what that look says of emptiness is old news.
     woken: bool,
     look_at: Instant,
+    /// When the first in a line is to be tried into which a job of ours went; a look that began before that does not know of it.
+    line_at: Option<Instant>,
+    /// Others are to look first: a job was handed back that cannot be read here.
+    steps_back_until: Option<Instant>,
     /// What we hold may differ from what the store thinks: ask before the next fetch.
     pub(super) unsure: bool,
 }
@@ -73,6 +92,11 @@ impl Lane {
             ahead: 0,
             ended: 0,
             ready: VecDeque::new(),
+            cleared: 0,
+            suspect: None,
+            tell_trial: false,
+            missing: Vec::new(),
+            handler_lines: Vec::new(),
             done: Vec::new(),
             done_since: None,
             settlements: Vec::new(),
@@ -80,13 +104,41 @@ impl Lane {
             armed: false,
             woken: false,
             look_at: now,
+            line_at: None,
+            steps_back_until: None,
             unsure: false,
         }
     }
 
     /// Jobs that take or will take a place.
     pub(super) fn held(&self) -> usize {
-        self.ready.len() + self.running
+        self.ready.len() + self.running + usize::from(self.suspect.is_some()) + self.missing.len()
+    }
+
+    /// Takes the next job that may begin.
+    pub(super) fn next(&mut self) -> Option<(Envelope, Vec<u8>)> {
+        self.cleared = self.cleared.checked_sub(1)?;
+        self.ready.pop_front()
+    }
+
+    /// Removes jobs that have not begun.
+    pub(super) fn retain(&mut self, keep: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        let (mut removed, mut cleared) = (Vec::new(), 0);
+        for (n, (envelope, bytes)) in std::mem::take(&mut self.ready).into_iter().enumerate() {
+            if keep(&bytes) {
+                cleared += usize::from(n < self.cleared);
+                self.ready.push_back((envelope, bytes));
+            } else {
+                removed.push(bytes);
+            }
+        }
+        self.cleared = cleared;
+        removed
+    }
+
+    /// Jobs are at hand, and none may begin before the store has been told so.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.cleared == 0 && !self.ready.is_empty()
     }
 
     /// Leased jobs the store will still hear of.
@@ -115,6 +167,8 @@ impl Lane {
     pub(super) fn is_urgent(&self, now: Instant) -> bool {
         !self.settlements.is_empty()
             || self.unsure
+            || !self.missing.is_empty()
+            || self.tell_trial
             || self.done.len() >= MANY_DONE
             || self.done_since.is_some_and(|since| now >= since + PATIENCE)
     }
@@ -141,6 +195,22 @@ impl Lane {
         self.armed = !self.woken;
         let safety = SAFETY.mul_f64(1.0 + dice / 4.0);
         self.look_at = now + look_again.map_or(safety, |wait| wait.mul_f64(1.0 + dice / 16.0).min(safety));
+        self.line_at = self.line_at.filter(|at| *at > now);
+        self.look_at = self.line_at.map_or(self.look_at, |at| self.look_at.min(at));
+        self.steps_back_until = self.steps_back_until.filter(|until| *until > now);
+        self.look_at = self.steps_back_until.map_or(self.look_at, |until| self.look_at.max(until));
+    }
+
+    /// Lets others look first at what is due then.
+    pub(super) fn step_back(&mut self, until: Instant) {
+        self.steps_back_until = Some(self.steps_back_until.map_or(until, |known| known.max(until)));
+        self.look_at = self.look_at.max(until);
+    }
+
+    /// There is something in a line at that time.
+    pub(super) fn look_by(&mut self, at: Instant) {
+        self.line_at = Some(self.line_at.map_or(at, |known| known.min(at)));
+        self.look_at = self.look_at.min(at);
     }
 
     pub(super) fn wants_look(&self, now: Instant) -> bool {
@@ -170,5 +240,17 @@ mod tests {
         lane.arm(None, now, 0.0);
         assert!(!lane.wants_look(now));
         assert!(lane.wants_look(now + SAFETY), "a lost wake costs that long");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_opens_during_a_look_is_not_slept_through() {
+        let (now, soon) = (Instant::now(), Duration::from_millis(50));
+        let mut lane = Lane::new("notes", 1, now);
+        lane.begin_look();
+        lane.look_by(now + soon);
+        lane.arm(None, now, 0.0);
+        assert!(!lane.wants_look(now) && lane.wants_look(now + soon));
+        lane.arm(None, now + soon * 2, 0.0);
+        assert!(!lane.wants_look(now + soon * 2), "once");
     }
 }

@@ -5,18 +5,27 @@
 //! | a handler returns `Ok` | the job is gone |
 //! | it does, and is one of a [chain](crate::Queue::chain) | the next one is pushed first, then the job is gone; who dies in between pushes it once all the same |
 //! | it returns an error, panics or takes too long | it is tried again by the job's [`Retry`](crate::Retry), and dead after its last attempt |
-//! | it returns [`Discard`](crate::Discard) | dead at once |
-//! | it returns [`Later`](crate::Later) | tried again then, the attempt not counted |
-//! | the job's content does not fit its type | dead at once, with the reason |
-//! | no handler of that name is here | as an error: during a rolling deploy another worker may have it |
+//! | it returns [`Discard`](crate::Discard), in whatever wrapper | dead at once |
+//! | it returns [`Later`](crate::Later), in whatever wrapper | tried again then, the attempt not counted |
+//! | no handler of that name is here, or its format is newer | it waits for a worker that has one, no attempt counted; dead after [`hand_back_for`](Worker::hand_back_for) |
+//! | the job's content does not fit its type | handed back with a growing delay, no attempt counted: another worker may be newer; dead after [`hand_back_for`](Worker::hand_back_for), with the reason |
 //! | the worker is told to stop | what has not begun is handed back at once; what runs may end until the deadline, then it is handed back |
-//! | the worker dies | its jobs wait again when its lease has run out, one attempt counted |
+//! | the worker dies | its jobs wait again when its lease has run out; one attempt is counted of those whose handler had begun or could begin without another word to the store, and they become suspects; not of those fetched ahead |
+//! | a job is a suspect | it is tried alone: its worker begins no other until all that run have run for 250 ms, and for as long again; four times as long after each further crash, 16 s at most. Should the worker die meanwhile, the attempt is counted of this one alone |
+//! | a job kills its worker later than that | those that had begun beside it pay too, until its time alone is longer |
+//! | a job's workers died under it, and its attempts are used up | it is dead, after five crashes at the least |
 //! | the network is cut for longer than a lease | the jobs are somebody else's: their handlers are cancelled, and what they still report is refused |
 //! | a job is [cancelled](crate::Queue::cancel) | its handler's future is dropped, and it lies among the dead with the reason `cancelled` |
 //! | its [batch](crate::Queue::batch) was cancelled before it began | it ends unrun, and counts as done |
-//! | its [limits](crate::Job::limits) say not yet | it comes back then, the attempt not counted |
+//! | its [limits](crate::Job::limits) have no room | it waits in their line, the attempt not counted: the table of [`Limit`](crate::Limit) |
+//! | payloads are large, or the link is slow | a fetch ends after 4 MiB, and sooner after an answer that was late |
+//! | jobs are held by nobody that lives | a worker looks for them at its start and every five minutes, and takes them back |
 //! | the store fails | the worker waits, 50 ms at first and 2 s at most, and goes on; nothing is lost |
+//!
+//! A [`Context`] tells a handler that is to stop [why](crate::Context::cancel_reason).
 
+mod admission;
+mod background;
 mod engine;
 mod exchange;
 mod handler;
@@ -31,6 +40,7 @@ use tower::{Layer, Service};
 
 use self::handler::Routes;
 pub use self::handler::{Delivery, Handler};
+pub use crate::context::CancelReason;
 use crate::context::Context;
 use crate::error::Error;
 use crate::job::Job;
@@ -86,6 +96,7 @@ pub struct Worker {
     bounds: Vec<(String, usize, usize)>,
     lease: Duration,
     grace: Duration,
+    hand_back_for: Duration,
     routes: Routes,
 }
 
@@ -101,6 +112,7 @@ impl Worker {
             bounds: Vec::new(),
             lease: Duration::from_secs(30),
             grace: Duration::from_secs(25),
+            hand_back_for: Duration::from_hours(24),
             routes: Routes::default(),
         }
     }
@@ -113,7 +125,7 @@ impl Worker {
 
     /// The queues it works on, the most urgent first.
     pub fn queues<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
-        self.lanes = names.into_iter().map(|name| (name.into(), 1)).collect();
+        self.lanes = distinct(names.into_iter().map(|name| (name.into(), 1)));
         self.order = Order::Strict;
         self
     }
@@ -121,7 +133,7 @@ impl Worker {
     /// The queues it works on, each with its weight: of ten places, `[("high", 7), ("low", 3)]` gives three to `low`, however long jobs
     /// take. Who has nothing leaves its places to the others.
     pub fn weighted<N: Into<String>>(mut self, queues: impl IntoIterator<Item = (N, u32)>) -> Self {
-        self.lanes = queues.into_iter().map(|(name, weight)| (name.into(), weight.max(1))).collect();
+        self.lanes = distinct(queues.into_iter().map(|(name, weight)| (name.into(), weight.max(1))));
         self.order = Order::Weighted;
         self
     }
@@ -129,7 +141,7 @@ impl Worker {
     /// The queues it works on, each with a share of the places that follows how late it is; between the bounds of
     /// [`concurrency_of`](Worker::concurrency_of).
     pub fn balanced<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
-        self.lanes = names.into_iter().map(|name| (name.into(), 1)).collect();
+        self.lanes = distinct(names.into_iter().map(|name| (name.into(), 1)));
         self.order = Order::Balanced;
         self
     }
@@ -176,6 +188,13 @@ impl Worker {
     /// How long running jobs may take to end once the worker is told to stop. Default: 25 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
+        self
+    }
+
+    /// How long jobs that this worker cannot handle or read are handed back to others before they are dead: a kind without a handler, a
+    /// newer format, a payload that does not fit its type. Default: a day, which a rolling deploy does not take. Zero: dead at once.
+    pub fn hand_back_for(mut self, time: Duration) -> Self {
+        self.hand_back_for = time;
         self
     }
 
@@ -231,4 +250,15 @@ impl Worker {
         engine::Engine::new(self).run(stop).await;
         Ok(())
     }
+}
+
+/// A queue that is named twice is one.
+fn distinct(queues: impl Iterator<Item = (String, u32)>) -> Vec<(String, u32)> {
+    let mut known: Vec<(String, u32)> = Vec::new();
+    for (name, weight) in queues {
+        if known.iter().all(|(other, _)| *other != name) {
+            known.push((name, weight));
+        }
+    }
+    known
 }

@@ -18,7 +18,7 @@ pub(super) struct Places {
 impl Places {
     /// The lane whose next job begins.
     pub(super) fn next(&self, lanes: &[Lane]) -> Option<usize> {
-        let mut able = (0..lanes.len()).filter(|n| !lanes[*n].ready.is_empty() && self.may_begin(lanes, *n));
+        let mut able = (0..lanes.len()).filter(|n| lanes[*n].cleared > 0 && self.may_begin(lanes, *n));
         match self.order {
             Order::Strict => able.next(),
             Order::Weighted | Order::Balanced => {
@@ -33,7 +33,7 @@ impl Places {
     }
 
     /// Whether one more of the lane's jobs leaves what is kept for the others.
-    fn may_begin(&self, lanes: &[Lane], lane: usize) -> bool {
+    pub(super) fn may_begin(&self, lanes: &[Lane], lane: usize) -> bool {
         let taken: usize =
             lanes.iter().enumerate().map(|(n, l)| if n == lane { l.running } else { l.running.max(l.least) }).sum();
         lanes[lane].running < lanes[lane].most && taken < self.concurrency
@@ -66,7 +66,7 @@ impl Places {
 
     /// Whether there is no work at hand.
     pub(super) fn starved(&self, lanes: &[Lane]) -> bool {
-        lanes.iter().map(|l| l.running).sum::<usize>() < self.concurrency || lanes.iter().all(|lane| lane.ready.is_empty())
+        lanes.iter().map(|l| l.running).sum::<usize>() < self.concurrency || lanes.iter().all(|lane| lane.cleared == 0)
     }
 
     /// The lane to fetch from next.
@@ -75,7 +75,7 @@ impl Places {
         // A little room is not worth a round trip while there is work at hand.
         let worth = |n: &usize| {
             let (lane, room) = (&lanes[*n], self.room(lanes, *n));
-            lane.wants_look(now) && room > 0 && (starved && lane.ready.is_empty() || room * 2 >= self.most(lane))
+            lane.wants_look(now) && room > 0 && (starved && lane.cleared == 0 || room * 2 >= self.most(lane))
         };
         let mut open = (0..lanes.len()).filter(worth);
         if self.order == Order::Strict {
@@ -155,7 +155,7 @@ mod tests {
     fn job() -> Envelope {
         let (name, payload, then) = <_>::default();
         let body = Body { name, payload, unique: None, last_error: None, then, extra: Extra::default() };
-        Envelope { id: JobId::new(), failed: 0, pushed_ms: 0, body }
+        Envelope { id: JobId::new(), failed: 0, pushed_ms: 0, group: None, body }
     }
 
     /// What each lane runs once all places are taken, if each has something whenever it is asked.
@@ -227,7 +227,10 @@ mod tests {
         }
         // Whatever was leased ahead begins within the same bounds.
         lanes[1].least = 9;
-        let held = |lane: &mut Lane, count| lane.ready.extend((0..count).map(|_| (job(), Vec::new())));
+        let held = |lane: &mut Lane, count| {
+            lane.ready.extend((0..count).map(|_| (job(), Vec::new())));
+            lane.cleared = count;
+        };
         held(&mut lanes[0], 3);
         let places = places(Order::Strict, 10);
         assert_eq!(places.next(&lanes), Some(0));

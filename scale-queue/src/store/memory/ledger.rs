@@ -12,15 +12,11 @@ use crate::error::Error;
 use crate::store::{End, Ledger, MOST_PRESENT, NewBatch, Tally};
 
 /// Longer than anybody waits: moments stay within what a clock can say.
-const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
+pub(super) const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
 
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     batches: HashMap<String, Batch>,
-    /// When the next turn of a key is.
-    turns: HashMap<String, Instant>,
-    /// By key and holder.
-    holds: HashMap<(String, String), Instant>,
     notes: HashMap<String, (Vec<u8>, Instant)>,
     /// By kind and name.
     present: HashMap<(String, String), (Vec<u8>, Instant)>,
@@ -37,7 +33,7 @@ struct Batch {
 }
 
 /// Now and then, what has expired goes.
-fn sweep<K: Eq + Hash, V>(map: &mut HashMap<K, V>, until: impl Fn(&V) -> Instant) {
+pub(super) fn sweep<K: Eq + Hash, V>(map: &mut HashMap<K, V>, until: impl Fn(&V) -> Instant) {
     if fastrand::u8(..64) == 0 {
         let now = Instant::now();
         map.retain(|_, value| until(value) > now);
@@ -69,7 +65,7 @@ impl Ledger for MemoryStore {
         let mut shared = self.shared.lock();
         let Some(batch) = shared.batch(id) else { return Ok(None) };
         let old = batch.ends.get(&number).copied();
-        if number < batch.tally.total && old != Some(End::Done) && old != Some(end) {
+        if !batch.tally.followed && number < batch.tally.total && old != Some(End::Done) && old != Some(end) {
             batch.ends.insert(number, end);
             match end {
                 End::Done => batch.tally.done += 1,
@@ -88,33 +84,17 @@ impl Ledger for MemoryStore {
         Ok(self.shared.lock().batch(id).map(|batch| (batch.tally, batch.plan.clone())))
     }
 
+    async fn conclude_batch(&self, id: &str, life: Duration) -> Result<(), Error> {
+        if let Some(batch) = self.shared.lock().batch(id) {
+            batch.tally.followed = true;
+            batch.until = batch.until.min(Instant::now() + life);
+            batch.ends = HashMap::new();
+        }
+        Ok(())
+    }
+
     async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
         Ok(self.shared.lock().batch(id).map(|batch| batch.tally.cancelled = true).is_some())
-    }
-
-    async fn take_turn(&self, key: &str, spacing: Duration, burst: u32) -> Result<Duration, Error> {
-        let (now, mut shared) = (Instant::now(), self.shared.lock());
-        sweep(&mut shared.turns, |next| *next);
-        let next = shared.turns.get(key).copied().unwrap_or(now).max(now);
-        shared.turns.insert(key.to_owned(), next + spacing.min(LONGEST));
-        Ok((next - now).saturating_sub(spacing * burst.saturating_sub(1)))
-    }
-
-    async fn hold(&self, key: &str, holder: &str, most: u32, life: Duration) -> Result<bool, Error> {
-        let (now, mut shared) = (Instant::now(), self.shared.lock());
-        sweep(&mut shared.holds, |until| *until);
-        let place = (key.to_owned(), holder.to_owned());
-        let others = shared.holds.iter().filter(|((k, h), until)| k == key && h != holder && **until > now).count();
-        let free = others < most as usize;
-        if free {
-            shared.holds.insert(place, now + life.min(LONGEST));
-        }
-        Ok(free)
-    }
-
-    async fn release(&self, key: &str, holder: &str) -> Result<(), Error> {
-        self.shared.lock().holds.remove(&(key.to_owned(), holder.to_owned()));
-        Ok(())
     }
 
     async fn announce(&self, kind: &str, name: &str, about: &[u8], life: Duration) -> Result<(), Error> {

@@ -1,8 +1,9 @@
 //! Jobs of one process, gone with it.
 
 mod ledger;
+mod limits;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -13,12 +14,17 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::ledger::Shared;
+use self::limits::Limits;
 use super::{
-    CANCELLED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, Request, Settlement, State, Stats, Store,
-    Wake, WorkerId,
+    CANCELLED, Cancellation, Corpse, Destination, Entry, Fetched, History, LINE_RETRY, Listed, ONCE_AFTER, PAGE_BYTES, Reclaimed,
+    Request, Resolution, Revival, Sample, Settlement, State, Stats, Store, Trial, Wake, WorkerId, within,
 };
-use crate::envelope::{Envelope, count_failure, pushed_ms, tag_of};
+use crate::envelope::{Envelope, count_failure, group_of, pushed_ms, tag_of, without_failures};
 use crate::error::Error;
+use crate::limit::line_of;
+
+/// In place of the tag of a suspect that runs alone: it is of another queue.
+const ELSEWHERE: &[u8] = b"!";
 
 /// For one process: development, tests, small sites that can do without their jobs after a crash.
 #[derive(Debug, Default)]
@@ -27,13 +33,18 @@ pub struct MemoryStore {
     sleepers: Mutex<HashMap<WorkerId, mpsc::UnboundedSender<Wake>>>,
     history: History,
     shared: Mutex<Shared>,
+    limits: Mutex<Limits>,
 }
 
 #[derive(Debug, Default)]
 struct Lane {
     waiting: VecDeque<Vec<u8>>,
+    /// First in their lines, and to be taken next.
+    promoted: VecDeque<Vec<u8>>,
+    suspects: VecDeque<Vec<u8>>,
     /// By due time, then by order of arrival.
     scheduled: BTreeMap<(Instant, u64), Vec<u8>>,
+    lines: BTreeMap<String, Line>,
     leases: HashMap<WorkerId, Lease>,
     dead: VecDeque<Corpse>,
     /// By kind (whether it outlives the job) and key: who holds it, until when.
@@ -44,12 +55,36 @@ struct Lane {
     paused: bool,
     done: u64,
     failed: u64,
+    /// Jobs that are gone, done or not.
+    ended: u64,
+    samples: HashMap<Resolution, BTreeMap<u64, Sample>>,
+}
+
+/// Jobs that wait for the same.
+#[derive(Debug)]
+struct Line {
+    /// By time of push and id; of a handler line by time of arrival.
+    jobs: BTreeMap<(u64, Vec<u8>), Vec<u8>>,
+    retry_at: Instant,
+    pace: Option<Duration>,
+    /// Its jobs wait for a worker that can handle them.
+    unhandled: bool,
 }
 
 #[derive(Debug)]
 struct Lease {
     until: Instant,
     jobs: HashMap<Vec<u8>, Vec<u8>>,
+    /// Jobs whose handler has not begun.
+    unbegun: HashSet<Vec<u8>>,
+    /// The suspect that runs alone.
+    trial: Option<Vec<u8>>,
+}
+
+impl std::hash::Hash for Resolution {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
 }
 
 impl MemoryStore {
@@ -82,6 +117,30 @@ impl MemoryStore {
         }
     }
 
+    /// Moves the first in line to where it is taken next. `false`: there is no such line.
+    fn wake_line(&self, queue: &str, line: &str) -> bool {
+        self.with(queue, |lane| {
+            let Some(first) = lane.lines.get_mut(line).and_then(|line| line.jobs.pop_first()) else { return false };
+            lane.promoted.push_back(first.1);
+            lane.drop_empty(line);
+            self.wake(queue, lane, 1);
+            true
+        })
+    }
+
+    /// Queues in which jobs wait in that line.
+    fn queues_of(&self, line: &str) -> Vec<String> {
+        let queues = self.queues.lock();
+        queues.iter().filter(|(_, lane)| lane.lines.contains_key(line)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether the first in that line is to be tried within that time.
+    fn is_due(&self, queue: &str, line: &str, within: Duration) -> bool {
+        let queues = self.queues.lock();
+        let line = queues.get(queue).and_then(|lane| lane.lines.get(line));
+        line.is_some_and(|line| line.retry_at <= Instant::now() + within)
+    }
+
     fn bury(&self, lane: &mut Lane, bytes: Vec<u8>, reason: String) {
         let died_ms = self.now_ms();
         lane.dead.push_front(Corpse { bytes, reason, died_ms });
@@ -90,6 +149,84 @@ impl MemoryStore {
         while lane.dead.back().is_some_and(|c| c.died_ms < oldest) {
             lane.dead.pop_back();
         }
+    }
+
+    fn settle_one(&self, queue: &str, lane: &mut Lane, worker: &WorkerId, settlement: &Settlement) -> bool {
+        let now = Instant::now();
+        let Some(lease) = lane.leases.get_mut(worker) else { return false };
+        let Some(stored) = lease.jobs.remove(&settlement.tag) else { return false };
+        if lease.jobs.is_empty() {
+            lane.leases.remove(worker);
+        }
+        match &settlement.to {
+            Destination::Done => {
+                lane.done += 1;
+                lane.ended += 1;
+            }
+            Destination::Removed => lane.ended += 1,
+            Destination::Retry(bytes, delay) => {
+                lane.failed += 1;
+                lane.schedule(now + *delay, bytes.clone());
+            }
+            Destination::Deferred(bytes, delay) => lane.schedule(now + *delay, bytes.clone().unwrap_or(stored)),
+            Destination::Dead(bytes, reason) => {
+                lane.failed += 1;
+                lane.ended += 1;
+                self.bury(lane, bytes.clone(), reason.clone());
+            }
+            Destination::Waiting => lane.waiting.push_front(stored),
+            Destination::Blocked { line, retry_in, pace } => {
+                let order = pushed_ms(&stored).unwrap_or(0);
+                let retry_at = now + *retry_in;
+                let known = lane.lines.entry(line.clone()).or_insert_with(|| Line::new(retry_at, false));
+                (known.retry_at, known.pace) = (retry_at, *pace);
+                known.jobs.insert((order, tag_of(&stored).to_vec()), stored);
+            }
+            Destination::Unhandled(line) => {
+                let is_new = !lane.lines.contains_key(line);
+                let known = lane.lines.entry(line.clone()).or_insert_with(|| Line::new(now + Duration::from_secs(1), true));
+                known.jobs.insert((self.now_ms(), tag_of(&stored).to_vec()), stored);
+                if is_new {
+                    self.wake(queue, lane, usize::MAX);
+                }
+            }
+        }
+        match settlement.to {
+            Destination::Done | Destination::Removed | Destination::Dead(..) => {
+                lane.free(settlement.unique.as_ref(), &settlement.tag);
+            }
+            Destination::Unhandled(_) => {}
+            _ => self.wake(queue, lane, 1),
+        }
+        true
+    }
+}
+
+impl Line {
+    fn new(retry_at: Instant, unhandled: bool) -> Self {
+        Self { jobs: BTreeMap::new(), retry_at, pace: None, unhandled }
+    }
+
+    /// Takes those of its jobs that are to be tried by now.
+    fn due(&mut self, now: Instant, now_ms: u64, unhandled_for: Duration, max: usize) -> Vec<Vec<u8>> {
+        let mut count = 1;
+        if self.unhandled && self.retry_at > now {
+            return Vec::new();
+        } else if self.unhandled {
+            let oldest = now_ms.saturating_sub(unhandled_for.as_millis() as u64);
+            count = self.jobs.keys().take_while(|(since, _)| *since <= oldest).count();
+        } else if self.retry_at > now {
+            return Vec::new();
+        } else if let Some(pace) = self.pace.filter(|pace| !pace.is_zero()) {
+            count = 1 + (((now - self.retry_at).as_secs_f64() / pace.as_secs_f64()) as usize).min(100);
+        }
+        let taken: Vec<_> = std::iter::from_fn(|| self.jobs.pop_first()).take(count.min(max)).map(|(_, job)| job).collect();
+        self.retry_at = match self.pace {
+            _ if self.unhandled => now + unhandled_for.min(Duration::from_mins(1)),
+            Some(pace) => self.retry_at + pace.saturating_mul(taken.len() as u32),
+            None => now + LINE_RETRY,
+        };
+        taken
     }
 }
 
@@ -118,10 +255,68 @@ impl Lane {
         }
     }
 
+    fn drop_empty(&mut self, line: &str) {
+        if self.lines.get(line).is_some_and(|line| line.jobs.is_empty()) {
+            self.lines.remove(line);
+        }
+    }
+
     fn look_again(&self, now: Instant) -> Option<Duration> {
         let due = self.scheduled.keys().next().map(|(due, _)| *due);
-        let lease = self.leases.values().map(|l| l.until).min();
-        due.into_iter().chain(lease).min().map(|at| at.saturating_duration_since(now))
+        let lease = self.leases.values().map(|l| l.until).filter(|until| *until > now).min();
+        let lines = self.lines.values().filter(|_| !self.paused).map(|line| line.retry_at);
+        due.into_iter().chain(lease).chain(lines).min().map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Takes what a worker asks for, in the order in which it is to be tried.
+    fn take(&mut self, now: Instant, now_ms: u64, request: &Request<'_>, fetched: &mut Fetched) {
+        if request.trial == Trial::Next
+            && let Some(suspect) = self.suspects.pop_front()
+        {
+            fetched.suspect = true;
+            fetched.jobs.push(suspect);
+            return;
+        }
+        let names: Vec<_> = self.lines.keys().cloned().collect();
+        for name in names {
+            let Some(line) = self.lines.get_mut(&name) else { continue };
+            let room = request.max - fetched.jobs.len();
+            if room == 0 {
+                break;
+            }
+            let handled = line.unhandled && request.lines.contains(&name);
+            if handled {
+                let jobs = std::iter::from_fn(|| line.jobs.pop_first()).take(room).map(|(_, job)| job);
+                fetched.jobs.extend(jobs);
+            } else {
+                let due = line.due(now, now_ms, request.unhandled_for, room);
+                if line.unhandled {
+                    fetched.overdue.extend(due.iter().map(|bytes| tag_of(bytes).to_vec()));
+                }
+                fetched.jobs.extend(due);
+            }
+            self.drop_empty(&name);
+        }
+        let mut bytes: usize = fetched.jobs.iter().map(Vec::len).sum();
+        while fetched.jobs.len() < request.max && (bytes < request.max_bytes || fetched.jobs.is_empty()) {
+            let Some(job) = self.promoted.pop_front() else { break };
+            bytes += job.len();
+            fetched.jobs.push(job);
+        }
+        while fetched.jobs.len() < request.max && (bytes < request.max_bytes || fetched.jobs.is_empty()) {
+            let Some(job) = self.waiting.pop_front() else { break };
+            let line = group_of(&job).map(line_of).and_then(|line| self.lines.get_mut(&line));
+            if let Some(line) = line {
+                line.jobs.insert((pushed_ms(&job).unwrap_or(0), tag_of(&job).to_vec()), job);
+            } else {
+                bytes += job.len();
+                fetched.jobs.push(job);
+            }
+        }
+    }
+
+    fn oldest(&self) -> Option<&Vec<u8>> {
+        [self.promoted.front(), self.suspects.front(), self.waiting.front()].into_iter().flatten().min_by_key(|b| pushed_ms(b))
     }
 }
 
@@ -165,73 +360,76 @@ impl Store for MemoryStore {
     }
 
     async fn fetch(&self, queue: &str, worker: &WorkerId, request: Request<'_>) -> Result<Fetched, Error> {
-        let now = Instant::now();
+        let (now, now_ms) = (Instant::now(), self.now_ms());
         Ok(self.with(queue, |lane| {
             let mut fetched = Fetched::default();
-            let lease = lane.leases.entry(worker.clone()).or_insert_with(|| Lease { until: now, jobs: HashMap::new() });
-            fetched.acknowledged = request.done.iter().filter(|tag| lease.jobs.remove(*tag).is_some()).count();
-            lane.done += fetched.acknowledged as u64;
+            if let Some(lease) = lane.leases.get_mut(worker) {
+                fetched.acknowledged = request.done.iter().filter(|tag| lease.jobs.remove(*tag).is_some()).count();
+                lease.unbegun.clear();
+                match request.trial {
+                    Trial::Running => {}
+                    Trial::Elsewhere => lease.trial = Some(ELSEWHERE.to_vec()),
+                    Trial::None | Trial::Next => lease.trial = None,
+                }
+                if lease.jobs.is_empty() {
+                    lane.leases.remove(worker);
+                }
+                lane.done += fetched.acknowledged as u64;
+                lane.ended += fetched.acknowledged as u64;
+            }
             if request.max == 0 {
                 return fetched;
             }
             let promoted = lane.promote(now);
-            let count = if lane.paused { 0 } else { request.max.min(lane.waiting.len()) };
-            fetched.jobs = lane.waiting.drain(..count).collect();
-            if let Some(lease) = lane.leases.get_mut(worker) {
-                lease.until = now + request.lease;
-                lease.jobs.extend(fetched.jobs.iter().map(|bytes| (tag_of(bytes).to_vec(), bytes.clone())));
-                if lease.jobs.is_empty() {
-                    lane.leases.remove(worker);
+            if !lane.paused {
+                lane.take(now, now_ms, &request, &mut fetched);
+            }
+            if !fetched.jobs.is_empty() {
+                let fresh = || Lease { until: now, jobs: HashMap::new(), unbegun: HashSet::new(), trial: None };
+                let lease = lane.leases.entry(worker.clone()).or_insert_with(fresh);
+                let tag = |bytes: &Vec<u8>| tag_of(bytes).to_vec();
+                lease.jobs.extend(fetched.jobs.iter().map(|bytes| (tag(bytes), bytes.clone())));
+                if fetched.suspect {
+                    lease.trial = fetched.jobs.first().map(tag);
+                } else {
+                    lease.unbegun.extend(fetched.jobs.iter().skip(request.begins).map(tag));
                 }
             }
-            fetched.expired = lane.leases.iter().find(|(_, l)| l.until <= now).map(|(w, _)| w.clone());
+            if let Some(lease) = lane.leases.get_mut(worker) {
+                lease.until = now + request.lease;
+            }
+            let others = lane.leases.iter().filter(|(w, l)| *w != worker && l.until <= now);
+            fetched.expired = others.min_by_key(|(_, l)| l.until).map(|(w, _)| w.clone());
+            fetched.lines =
+                lane.lines.iter().filter(|(_, line)| line.unhandled && !lane.paused).map(|(name, _)| name.clone()).collect();
             lane.asleep.retain(|w| w != worker);
-            if count < request.max {
+            let is_full = fetched.jobs.len() == request.max;
+            let left = lane.waiting.len() + lane.promoted.len();
+            if !is_full && !fetched.suspect && (left == 0 || lane.paused) {
                 lane.asleep.push(worker.clone());
                 fetched.armed = true;
                 fetched.look_again = lane.look_again(now);
             } else if promoted > 0 {
-                self.wake(queue, lane, lane.waiting.len().min(promoted));
+                self.wake(queue, lane, left.min(promoted));
             }
             fetched
         }))
     }
 
-    async fn settle(&self, queue: &str, worker: &WorkerId, settlement: &Settlement) -> Result<bool, Error> {
-        let now = Instant::now();
-        Ok(self.with(queue, |lane| {
-            let Some(lease) = lane.leases.get_mut(worker) else { return false };
-            if lease.jobs.remove(&settlement.tag).is_none() {
-                return false;
-            }
-            if lease.jobs.is_empty() {
-                lane.leases.remove(worker);
-            }
-            match &settlement.to {
-                Destination::Done => lane.done += 1,
-                Destination::Scheduled(bytes, delay) => {
-                    lane.failed += 1;
-                    lane.schedule(now + *delay, bytes.clone());
-                    self.wake(queue, lane, 1);
-                    return true;
-                }
-                Destination::Dead(bytes, reason) => {
-                    lane.failed += 1;
-                    self.bury(lane, bytes.clone(), reason.clone());
-                }
-                Destination::Waiting(bytes) => {
-                    lane.waiting.push_front(bytes.clone());
-                    self.wake(queue, lane, 1);
-                    return true;
-                }
-            }
-            lane.free(settlement.unique.as_ref(), &settlement.tag);
-            true
-        }))
+    async fn settle(&self, queue: &str, worker: &WorkerId, settlements: &[&Settlement]) -> Vec<Result<bool, Error>> {
+        self.with(queue, |lane| settlements.iter().map(|one| Ok(self.settle_one(queue, lane, worker, one))).collect())
     }
 
     async fn held(&self, queue: &str, worker: &WorkerId) -> Result<Vec<Vec<u8>>, Error> {
-        Ok(self.with(queue, |lane| lane.leases.get(worker).map(|l| l.jobs.values().cloned().collect()).unwrap_or_default()))
+        Ok(self.with(queue, |lane| lane.leases.get(worker).map(|l| l.jobs.keys().cloned().collect()).unwrap_or_default()))
+    }
+
+    async fn held_jobs(&self, queue: &str, worker: &WorkerId, tags: &[Vec<u8>], max_bytes: usize) -> Result<Vec<Vec<u8>>, Error> {
+        let jobs = self.with(queue, |lane| {
+            let lease = lane.leases.get(worker);
+            lease.map(|lease| tags.iter().filter_map(|tag| lease.jobs.get(tag).cloned()).collect()).unwrap_or_default()
+        });
+        Ok(within(jobs, max_bytes, Vec::len))
     }
 
     async fn beat(&self, queue: &str, worker: &WorkerId, lease: Duration) -> Result<bool, Error> {
@@ -245,22 +443,36 @@ impl Store for MemoryStore {
         }))
     }
 
-    async fn reclaim(&self, queue: &str, expired: &WorkerId) -> Result<usize, Error> {
+    async fn reclaim(&self, queue: &str, expired: &WorkerId) -> Result<Reclaimed, Error> {
         let now = Instant::now();
         Ok(self.with(queue, |lane| {
             if lane.leases.get(expired).is_none_or(|l| l.until > now) {
-                return 0;
+                return Reclaimed::default();
             }
-            let jobs = lane.leases.remove(expired).map(|l| l.jobs).unwrap_or_default();
-            let count = jobs.len();
-            for (_, mut bytes) in jobs {
-                lane.failed += 1;
-                count_failure(&mut bytes);
-                lane.waiting.push_front(bytes);
+            let Some(lease) = lane.leases.remove(expired) else { return Reclaimed::default() };
+            let jobs = lease.jobs.len();
+            let trial = lease.trial.filter(|tag| lease.jobs.contains_key(tag) || *tag == ELSEWHERE);
+            for (tag, mut bytes) in lease.jobs {
+                let is_suspect = match &trial {
+                    Some(suspect) => *suspect == tag,
+                    None => !lease.unbegun.contains(&tag),
+                };
+                if is_suspect {
+                    lane.failed += 1;
+                    count_failure(&mut bytes);
+                    lane.suspects.push_back(bytes);
+                } else {
+                    lane.waiting.push_front(bytes);
+                }
             }
-            self.wake(queue, lane, count);
-            count
+            self.wake(queue, lane, jobs);
+            Reclaimed { jobs, left: 0 }
         }))
+    }
+
+    async fn orphans(&self, _: &str) -> Result<Vec<WorkerId>, Error> {
+        // A lease is where its jobs are.
+        Ok(Vec::new())
     }
 
     fn wakes(&self, worker: &WorkerId) -> BoxStream<'static, Wake> {
@@ -277,6 +489,12 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    async fn leave(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {
+        self.with(queue, |lane| lane.asleep.retain(|w| w != worker));
+        self.sleepers.lock().remove(worker);
+        Ok(())
+    }
+
     async fn pause(&self, queue: &str, paused: bool) -> Result<(), Error> {
         self.with(queue, |lane| {
             lane.paused = paused;
@@ -287,28 +505,66 @@ impl Store for MemoryStore {
 
     async fn stats(&self, queue: &str) -> Result<Stats, Error> {
         let now = self.now_ms();
-        Ok(self.with(queue, |lane| Stats {
-            waiting: lane.waiting.len() as u64,
-            scheduled: lane.scheduled.len() as u64,
-            leased: lane.leases.values().map(|l| l.jobs.len() as u64).sum(),
-            dead: lane.dead.len() as u64,
-            done_total: lane.done,
-            failed_total: lane.failed,
-            lag_ms: lane.waiting.front().and_then(|b| pushed_ms(b)).map_or(0, |then| now.saturating_sub(then)),
-            paused: lane.paused,
+        Ok(self.with(queue, |lane| {
+            let waiting = (lane.waiting.len() + lane.promoted.len() + lane.suspects.len()) as u64;
+            let (scheduled, blocked) = (lane.scheduled.len() as u64, lane.lines.values().map(|l| l.jobs.len() as u64).sum());
+            let leased = lane.leases.values().map(|l| l.jobs.len() as u64).sum();
+            Stats {
+                waiting,
+                scheduled,
+                blocked,
+                leased,
+                dead: lane.dead.len() as u64,
+                pushed_total: waiting + scheduled + blocked + leased + lane.ended,
+                done_total: lane.done,
+                failed_total: lane.failed,
+                lag_ms: lane.oldest().and_then(|b| pushed_ms(b)).map_or(0, |then| now.saturating_sub(then)),
+                paused: lane.paused,
+            }
+        }))
+    }
+
+    async fn record(&self, queue: &str, resolution: Resolution, sample: &Sample) -> Result<(), Error> {
+        self.with(queue, |lane| {
+            let samples = lane.samples.entry(resolution).or_default();
+            samples.entry(sample.at_ms).or_insert(*sample);
+            while samples.len() as u64 > resolution.most() {
+                samples.pop_first();
+            }
+        });
+        Ok(())
+    }
+
+    async fn history_of(&self, queue: &str, resolution: Resolution, since_ms: u64) -> Result<Vec<Sample>, Error> {
+        Ok(self.with(queue, |lane| {
+            let samples = lane.samples.get(&resolution);
+            samples.map(|samples| samples.range(since_ms..).map(|(_, sample)| *sample).collect()).unwrap_or_default()
         }))
     }
 
     async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<Corpse>, Error> {
-        Ok(self.with(queue, |lane| lane.dead.iter().skip(offset).take(limit).cloned().collect()))
+        let dead = self.with(queue, |lane| lane.dead.iter().skip(offset).take(limit).cloned().collect());
+        Ok(within(dead, PAGE_BYTES, |corpse: &Corpse| corpse.bytes.len()))
     }
 
-    async fn exhume(&self, queue: &str, corpse: &Corpse, again: Option<&[u8]>) -> Result<bool, Error> {
+    async fn take_dead(&self, queue: &str, tag: &[u8], died_ms: u64, revival: &Revival) -> Result<bool, Error> {
+        let now = Instant::now();
         Ok(self.with(queue, |lane| {
-            let Some(place) = lane.dead.iter().position(|c| c == corpse) else { return false };
-            lane.dead.remove(place);
-            if let Some(bytes) = again {
-                lane.waiting.push_back(bytes.to_vec());
+            let Some(place) = lane.dead.iter().position(|c| c.died_ms == died_ms && tag_of(&c.bytes) == tag) else {
+                return false;
+            };
+            if let Revival::Again(Some((key, life))) = revival {
+                let key = (false, key.clone());
+                if lane.unique.get(&key).is_some_and(|(holder, until)| *until > now && holder != tag) {
+                    return false;
+                }
+                lane.unique.insert(key, (tag.to_vec(), now + *life));
+            }
+            if let Some(corpse) = lane.dead.remove(place)
+                && matches!(revival, Revival::Again(_))
+            {
+                lane.waiting.push_back(without_failures(&corpse.bytes));
+                lane.ended -= 1;
                 self.wake(queue, lane, 1);
             }
             true
@@ -317,12 +573,10 @@ impl Store for MemoryStore {
 
     async fn cancel(&self, queue: &str, tag: &[u8]) -> Result<Cancellation, Error> {
         Ok(self.with(queue, |lane| {
-            let waiting = lane.waiting.iter().position(|bytes| tag_of(bytes) == tag);
-            let scheduled = lane.scheduled.iter().find(|(_, bytes)| tag_of(bytes) == tag).map(|(key, _)| *key);
-            let found = waiting.and_then(|n| lane.waiting.remove(n));
-            if let Some(bytes) = found.or_else(|| lane.scheduled.remove(&scheduled?)) {
+            if let Some(bytes) = lane.remove(tag) {
                 let unique = Envelope::decode(&bytes).ok().and_then(|envelope| envelope.body.unique);
                 lane.free(unique.as_ref(), tag);
+                lane.ended += 1;
                 self.bury(lane, bytes.clone(), CANCELLED.into());
                 return Cancellation::Buried(bytes);
             }
@@ -338,40 +592,57 @@ impl Store for MemoryStore {
 
     async fn list(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listed>, Error> {
         let (now, now_ms) = (Instant::now(), self.now_ms());
-        Ok(self.with(queue, |lane| match state {
+        let listed = |bytes: &Vec<u8>| Listed { bytes: bytes.clone(), due_ms: None, worker: None, line: None };
+        let jobs: Vec<Listed> = self.with(queue, |lane| match state {
             State::Waiting => {
-                let waiting = lane.waiting.iter().skip(offset).take(limit);
-                waiting.map(|bytes| Listed { bytes: bytes.clone(), due_ms: None, worker: None }).collect()
+                let jobs = lane.promoted.iter().chain(&lane.suspects).chain(&lane.waiting);
+                jobs.skip(offset).take(limit).map(listed).collect()
             }
             State::Scheduled => {
                 let due_ms = |due: &Instant| now_ms + due.saturating_duration_since(now).as_millis() as u64;
                 let scheduled = lane.scheduled.iter().skip(offset).take(limit);
-                scheduled
-                    .map(|((due, _), bytes)| Listed { bytes: bytes.clone(), due_ms: Some(due_ms(due)), worker: None })
-                    .collect()
+                scheduled.map(|((due, _), bytes)| Listed { due_ms: Some(due_ms(due)), ..listed(bytes) }).collect()
+            }
+            State::Blocked => {
+                let jobs = lane.lines.iter().flat_map(|(name, line)| line.jobs.values().map(move |bytes| (name, bytes)));
+                let jobs = jobs.skip(offset).take(limit);
+                jobs.map(|(name, bytes)| Listed { line: Some(name.clone()), ..listed(bytes) }).collect()
             }
             State::Leased => {
                 let jobs = lane.leases.iter().flat_map(|(worker, lease)| lease.jobs.values().map(move |bytes| (worker, bytes)));
-                let listed = |(worker, bytes): (&WorkerId, &Vec<u8>)| Listed {
-                    bytes: bytes.clone(),
-                    due_ms: None,
-                    worker: Some(worker.to_string()),
-                };
-                jobs.skip(offset).take(limit).map(listed).collect()
+                let jobs = jobs.skip(offset).take(limit);
+                jobs.map(|(worker, bytes)| Listed { worker: Some(worker.to_string()), ..listed(bytes) }).collect()
             }
+        });
+        Ok(within(jobs, PAGE_BYTES, |listed| listed.bytes.len()))
+    }
+
+    async fn take_all(&self, queue: &str, worker: &WorkerId, lease: Duration) -> Result<Vec<Vec<u8>>, Error> {
+        let until = Instant::now() + lease;
+        Ok(self.with(queue, |lane| {
+            let mut jobs: Vec<_> = lane.promoted.drain(..).chain(lane.suspects.drain(..)).chain(lane.waiting.drain(..)).collect();
+            jobs.extend(std::mem::take(&mut lane.scheduled).into_values());
+            jobs.extend(std::mem::take(&mut lane.lines).into_values().flat_map(|line| line.jobs.into_values()));
+            if jobs.is_empty() {
+                return jobs;
+            }
+            let held: HashMap<_, _> = jobs.iter().map(|bytes| (tag_of(bytes).to_vec(), bytes.clone())).collect();
+            let unbegun = held.keys().cloned().collect();
+            lane.leases.insert(worker.clone(), Lease { until, jobs: held, unbegun, trial: None });
+            jobs
         }))
     }
 
-    async fn drain(&self, queue: &str) -> Result<Vec<Vec<u8>>, Error> {
-        Ok(self.with(queue, |lane| {
-            let mut jobs: Vec<_> = lane.waiting.drain(..).collect();
-            jobs.extend(std::mem::take(&mut lane.scheduled).into_values());
-            for bytes in &jobs {
-                let unique = Envelope::decode(bytes).ok().and_then(|envelope| envelope.body.unique);
-                lane.free(unique.as_ref(), tag_of(bytes));
+    async fn expire_once(&self, queue: &str, keys: &[String]) -> Result<(), Error> {
+        let end = Instant::now() + ONCE_AFTER;
+        self.with(queue, |lane| {
+            for key in keys {
+                if let Some((_, until)) = lane.unique.get_mut(&(true, key.clone())) {
+                    *until = end.min(*until);
+                }
             }
-            jobs
-        }))
+        });
+        Ok(())
     }
 
     async fn queues(&self) -> Result<Vec<String>, Error> {
@@ -380,5 +651,33 @@ impl Store for MemoryStore {
 
     fn now_ms(&self) -> u64 {
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+    }
+
+    // Nobody else reaches them.
+    #[expect(clippy::unnecessary_literal_bound, reason = "the trait's")]
+    fn app(&self) -> &str {
+        "memory"
+    }
+}
+
+impl Lane {
+    /// Removes a job that no worker has.
+    fn remove(&mut self, tag: &[u8]) -> Option<Vec<u8>> {
+        for jobs in [&mut self.promoted, &mut self.suspects, &mut self.waiting] {
+            if let Some(place) = jobs.iter().position(|bytes| tag_of(bytes) == tag) {
+                return jobs.remove(place);
+            }
+        }
+        if let Some(key) = self.scheduled.iter().find(|(_, bytes)| tag_of(bytes) == tag).map(|(key, _)| *key) {
+            return self.scheduled.remove(&key);
+        }
+        for (name, line) in &mut self.lines {
+            if let Some(key) = line.jobs.keys().find(|(_, known)| known == tag).cloned() {
+                let (name, job) = (name.clone(), line.jobs.remove(&key));
+                self.drop_empty(&name);
+                return job;
+            }
+        }
+        None
     }
 }

@@ -3,8 +3,6 @@
 //! | key | type | holds |
 //! | --- | --- | --- |
 //! | `{app}:queue:{batch:<id>}:state`, `…:done`, `…:dead` | hash, strings | a batch: counts and plan; a bit for each job that is done, or dead |
-//! | `{app}:queue:{turn:<key>}:next` | string | when the next turn of a rate is |
-//! | `{app}:queue:{hold:<key>}:holders` | sorted set | jobs that have a place, by the end of their hold, ms |
 //! | `{app}:queue:{present:<kind>}:until`, `…:about` | sorted set, hash | workers, schedules, batches that are there, by the end of that, ms; what is said about them |
 //! | `{app}:queue:{note:<key>}:value` | string | a note |
 //!
@@ -21,18 +19,16 @@ use crate::store::{End, Ledger, MOST_PRESENT, NewBatch, Store, Tally};
 
 pub(super) struct Scripts {
     mark: Script,
-    turn: Script,
-    hold: Script,
+    conclude: Script,
     announce: Script,
 }
 
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            mark: Script::new(include_str!("mark.lua")),
-            turn: Script::new(include_str!("turn.lua")),
-            hold: Script::new(include_str!("hold.lua")),
-            announce: Script::new(include_str!("announce.lua")),
+            mark: Script::new(include_str!("batch_progress.lua")),
+            conclude: Script::new(include_str!("conclude_batch.lua")),
+            announce: Script::new(include_str!("register.lua")),
         }
     }
 }
@@ -65,12 +61,26 @@ impl Ledger for RedisStore {
             call.key(self.batch_key(id, name));
         }
         call.arg(number).arg(u8::from(end == End::Done));
-        let tally: Option<(u32, u32, u32, u8)> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-        Ok(tally.map(|(total, done, dead, cancelled)| Tally { total, done, dead, cancelled: cancelled == 1 }))
+        let tally: Option<(u32, u32, u32, u8, u8)> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(tally.map(|(total, done, dead, cancelled, followed)| Tally {
+            total,
+            done,
+            dead,
+            cancelled: cancelled == 1,
+            followed: followed == 1,
+        }))
+    }
+
+    async fn conclude_batch(&self, id: &str, life: Duration) -> Result<(), Error> {
+        let mut call = self.ledger.conclude.prepare_invoke();
+        for name in ["state", "done", "dead"] {
+            call.key(self.batch_key(id, name));
+        }
+        call.arg(millis(life)).invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
     async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error> {
-        let fields = ["total", "done", "dead", "cancelled"];
+        let fields = ["total", "done", "dead", "cancelled", "followed"];
         let mut pipe = redis::pipe();
         pipe.hmget(self.batch_key(id, "state"), &fields[..]).hget(self.batch_key(id, "state"), "plan");
         let (counts, plan): (Vec<Option<u32>>, Option<Vec<u8>>) =
@@ -78,7 +88,8 @@ impl Ledger for RedisStore {
         let count = |n: usize| counts.get(n).copied().flatten();
         let Some(total) = count(0) else { return Ok(None) };
         let number = |n| count(n).unwrap_or_default();
-        Ok(Some((Tally { total, done: number(1), dead: number(2), cancelled: number(3) == 1 }, plan.unwrap_or_default())))
+        let tally = Tally { total, done: number(1), dead: number(2), cancelled: number(3) == 1, followed: number(4) == 1 };
+        Ok(Some((tally, plan.unwrap_or_default())))
     }
 
     async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
@@ -92,22 +103,6 @@ impl Ledger for RedisStore {
             server.pexpire::<_, ()>(&key, millis(Duration::from_hours(7 * 24)) as i64).await.map_err(failed)?;
         }
         Ok(true)
-    }
-
-    async fn take_turn(&self, key: &str, spacing: Duration, burst: u32) -> Result<Duration, Error> {
-        let mut call = self.ledger.turn.key(self.key(&format!("turn:{key}"), "next"));
-        call.arg(format!("{:.3}", spacing.as_secs_f64() * 1e3)).arg(burst);
-        let wait: u64 = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-        Ok(Duration::from_millis(wait))
-    }
-
-    async fn hold(&self, key: &str, holder: &str, most: u32, life: Duration) -> Result<bool, Error> {
-        let mut call = self.ledger.hold.key(self.key(&format!("hold:{key}"), "holders"));
-        call.arg(holder).arg(most).arg(millis(life)).invoke_async(&mut self.server.clone()).await.map_err(failed)
-    }
-
-    async fn release(&self, key: &str, holder: &str) -> Result<(), Error> {
-        self.server.clone().zrem(self.key(&format!("hold:{key}"), "holders"), holder).await.map_err(failed)
     }
 
     async fn announce(&self, kind: &str, name: &str, about: &[u8], life: Duration) -> Result<(), Error> {

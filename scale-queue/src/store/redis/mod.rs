@@ -5,20 +5,30 @@
 //! | key | type | holds |
 //! | --- | --- | --- |
 //! | `{app}:queue:{<queue>}:waiting` | list | jobs, oldest first |
+//! | `{app}:queue:{<queue>}:promoted` | list | jobs that were first in their line, taken before those that wait |
+//! | `{app}:queue:{<queue>}:suspects` | list | jobs whose handler had begun when their worker died |
 //! | `{app}:queue:{<queue>}:scheduled` | sorted set | jobs by due time, ms |
+//! | `{app}:queue:{<queue>}:blocked` | sorted set, by bytes | jobs in lines: the line's name and length, a time, the job |
+//! | `{app}:queue:{<queue>}:lines` | sorted set | lines by when their first is to be tried, ms |
+//! | `{app}:queue:{<queue>}:paces` | hash | of lines of rates: ms between two jobs |
+//! | `{app}:queue:{<queue>}:unhandled` | set | lines of jobs that no worker could handle |
 //! | `{app}:queue:{<queue>}:held:<worker>` | hash | jobs by id, leased to that worker |
-//! | `{app}:queue:{<queue>}:leases` | sorted set | workers by the end of their lease, ms |
-//! | `{app}:queue:{<queue>}:dead` | sorted set | reason and job, by time of death, ms |
+//! | `{app}:queue:{<queue>}:leases` | sorted set | workers that hold jobs, by the end of their lease, ms |
+//! | `{app}:queue:{<queue>}:unbegun` | hash | by worker: ids of jobs whose handler has not begun |
+//! | `{app}:queue:{<queue>}:trials` | hash | by worker: the id of the suspect that runs alone |
+//! | `{app}:queue:{<queue>}:died`, `…:graves` | sorted set, hash | ids of the dead by time of death, ms; reason and job by id |
 //! | `{app}:queue:{<queue>}:sleepers` | sorted set | idle workers, by when they fell asleep |
 //! | `{app}:queue:{<queue>}:unique:<key>` | string | the id of the job that holds the key; expires |
 //! | `{app}:queue:{<queue>}:once:<key>` | string | the id of the job that was pushed under the key; expires |
 //! | `{app}:queue:{<queue>}:cancelled` | sorted set | ids of jobs to be ended by whoever has or takes them, by when that was asked |
 //! | `{app}:queue:{<queue>}:totals` | hash | counts since the queue exists |
-//! | `{app}:queue:{<queue>}:paused`, `…:timer` | string | whether; which sleeper has set an alarm (expires) |
+//! | `{app}:queue:{<queue>}:minute`, `…:hour` | hash | samples of the counts by time; expire |
+//! | `{app}:queue:{<queue>}:paused`, `…:timer`, `…:large` | string | whether; which sleeper has set an alarm; whether large jobs wait (both expire) |
 //! | `{app}:queue:queues` | set | the queues' names |
 //! | channel `{app}:queue:wake:<worker>` | | the name of a queue to look at |
 
 mod ledger;
+mod limits;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -26,19 +36,25 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use parking_lot::RwLock;
 use redis::{AsyncCommands, ErrorKind, RedisError, Script, ServerErrorKind, Value};
 use scale_redis::{Event, Keys};
 
 use super::{
-    Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, Request, Settlement, State, Stats, Store, Wake, WorkerId,
+    Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, ONCE_AFTER, PAGE_BYTES, Reclaimed, Request, Resolution,
+    Revival, Sample, Settlement, State, Stats, Store, Trial, Wake, WorkerId,
 };
-use crate::envelope::{Envelope, pushed_ms, tag_of};
+use crate::envelope::pushed_ms;
 use crate::error::Error;
 
 /// A script's unit of work, so that none holds the server up.
 const BATCH: usize = 1_000;
+/// Bytes of jobs in one push.
+const PUSH_BYTES: usize = 4 * 1024 * 1024;
+/// Jobs from that size on are taken one by one. The same number is in `ack_and_fetch.lua`.
+const LARGE: usize = 16 * 1024;
 /// Cancellations remembered a queue; the oldest are forgotten, and their jobs run.
 const MOST_CANCELLED: isize = 100_000;
 /// And for so long after the last one.
@@ -47,40 +63,57 @@ const CANCELLED_FOR: Duration = Duration::from_hours(30 * 24);
 /// Jobs in Redis: standalone, Sentinel or Cluster.
 pub struct RedisStore {
     server: scale_redis::Redis,
+    app: String,
     keys: Keys,
     history: History,
     known: RwLock<HashSet<String>>,
+    /// Queues that had lines when they were last looked at.
+    lined: RwLock<HashSet<String>>,
     /// The server's clock minus ours, ms.
     offset: AtomicI64,
     scripts: Scripts,
     ledger: ledger::Scripts,
+    limits: limits::Scripts,
+    /// Replicas that must have a push before it is `Ok`.
+    replicas: Option<Replicas>,
+}
+
+/// A connection of its own: `WAIT` holds up whatever is sent behind it.
+struct Replicas {
+    server: scale_redis::Redis,
+    count: usize,
+    timeout: Duration,
 }
 
 struct Scripts {
     push: Script,
-    fetch: Script,
-    settle: Script,
-    beat: Script,
-    reclaim: Script,
-    nudge: Script,
-    exhume: Script,
-    drain: Script,
-    free: Script,
+    ack_and_fetch: Script,
+    settle_job: Script,
+    renew_lease: Script,
+    reclaim_jobs: Script,
+    wake_workers: Script,
+    wake_line: Script,
+    take_all: Script,
+    take_dead: Script,
+    list_page: Script,
+    record_sample: Script,
 }
 
 impl Scripts {
     fn new() -> Self {
-        let shared = |own: &str| Script::new(&format!("{}\n{own}", include_str!("wake.lua")));
+        let shared = |own: &str| Script::new(&format!("{}\n{own}", include_str!("shared.lua")));
         Self {
             push: shared(include_str!("push.lua")),
-            fetch: shared(include_str!("fetch.lua")),
-            settle: shared(include_str!("settle.lua")),
-            beat: shared(include_str!("beat.lua")),
-            reclaim: shared(include_str!("reclaim.lua")),
-            nudge: shared(include_str!("nudge.lua")),
-            exhume: shared(include_str!("exhume.lua")),
-            drain: Script::new(include_str!("drain.lua")),
-            free: Script::new(include_str!("free.lua")),
+            ack_and_fetch: shared(include_str!("ack_and_fetch.lua")),
+            settle_job: shared(include_str!("settle_job.lua")),
+            renew_lease: shared(include_str!("renew_lease.lua")),
+            reclaim_jobs: shared(include_str!("reclaim_jobs.lua")),
+            wake_workers: shared(include_str!("wake_workers.lua")),
+            wake_line: shared(include_str!("wake_line.lua")),
+            take_all: shared(include_str!("take_all.lua")),
+            take_dead: shared(include_str!("take_dead.lua")),
+            list_page: Script::new(include_str!("list_page.lua")),
+            record_sample: Script::new(include_str!("record_sample.lua")),
         }
     }
 }
@@ -96,18 +129,29 @@ impl RedisStore {
     pub fn new(redis: scale_redis::Redis, app: &str) -> Self {
         Self {
             server: redis,
+            app: app.to_owned(),
             keys: Keys::new(app, "queue"),
             history: History::default(),
             known: RwLock::default(),
+            lined: RwLock::default(),
             offset: AtomicI64::new(0),
             scripts: Scripts::new(),
             ledger: ledger::Scripts::new(),
+            limits: limits::Scripts::new(),
+            replicas: None,
         }
     }
 
     /// How many of the dead are kept, and for how long.
     pub fn history(mut self, history: History) -> Self {
         self.history = history;
+        self
+    }
+
+    /// A push is `Ok` only once so many replicas have it, within the time-out: see
+    /// [`QueueBuilder::replicas`](crate::QueueBuilder::replicas). `server`: a connection for pushes alone.
+    pub fn replicas(mut self, server: scale_redis::Redis, count: usize, timeout: Duration) -> Self {
+        self.replicas = (count > 0).then_some(Replicas { server, count, timeout });
         self
     }
 
@@ -125,11 +169,16 @@ impl RedisStore {
 
     /// A call with these keys of the queue, and the three arguments every waking script begins with.
     fn call<'s>(&self, script: &'s Script, queue: &str, names: &[&str]) -> redis::ScriptInvocation<'s> {
+        let mut call = self.keyed(script, queue, names);
+        call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
+        call
+    }
+
+    fn keyed<'s>(&self, script: &'s Script, queue: &str, names: &[&str]) -> redis::ScriptInvocation<'s> {
         let mut call = script.prepare_invoke();
         for name in names {
             call.key(self.key(queue, name));
         }
-        call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
         call
     }
 
@@ -155,7 +204,8 @@ impl RedisStore {
 
     async fn push_batch(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error> {
         let is_plain = |e: &&Entry| e.delay.is_zero() && e.unique.is_none() && e.once.is_none();
-        let mut call = self.call(&self.scripts.push, queue, &["waiting", "scheduled", "sleepers", "paused"]);
+        let mut call = self.call(&self.scripts.push, queue, &["waiting", "scheduled", "sleepers", "paused", "large"]);
+        call.arg(u8::from(entries.iter().any(|entry| entry.bytes.len() > LARGE)));
         call.arg(entries.iter().filter(is_plain).count());
         for entry in entries.iter().filter(is_plain) {
             call.arg(&entry.bytes);
@@ -170,13 +220,148 @@ impl RedisStore {
                 call.arg(life);
             }
         }
-        let mut reply: Vec<Value> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        let allowance = allowance(entries.iter().map(|entry| entry.bytes.len()).sum());
+        let mut reply: Vec<Value> = match &self.replicas {
+            None => call.invoke_async(&mut self.server.allowing(allowance)).await.map_err(failed)?,
+            Some(replicas) => replicas.acknowledged(&self.scripts.push, &call, allowance).await?,
+        };
         self.tell_time(number(reply.first()));
         let mut others = reply.drain(..).skip(1);
         let answers = entries
             .iter()
             .map(|entry| if is_plain(&entry) { None } else { others.next().and_then(bytes).filter(|h| !h.is_empty()) });
         Ok(answers.collect())
+    }
+
+    async fn settle_one(&self, queue: &str, worker: &WorkerId, settlement: &Settlement) -> Result<bool, Error> {
+        let mut call = self.keyed(&self.scripts.settle_job, queue, &["waiting", "scheduled", "sleepers", "paused", "leases"]);
+        call.key(self.held_key(queue, worker));
+        for name in ["totals", "died", "graves"] {
+            call.key(self.key(queue, name));
+        }
+        let unique = settlement.unique.as_ref().map_or("waiting".to_owned(), |key| format!("unique:{key}"));
+        call.key(self.key(queue, &unique));
+        for name in ["cancelled", "blocked", "lines", "paces", "unhandled", "unbegun", "trials"] {
+            call.key(self.key(queue, name));
+        }
+        call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
+        call.arg(&**worker).arg(&settlement.tag);
+        let nothing = Vec::new();
+        let (to, bytes, delay) = match &settlement.to {
+            Destination::Done => ("done", &nothing, 0),
+            Destination::Removed => ("removed", &nothing, 0),
+            Destination::Retry(bytes, delay) => ("retry", bytes, millis(*delay)),
+            Destination::Deferred(bytes, delay) => ("deferred", bytes.as_ref().unwrap_or(&nothing), millis(*delay)),
+            Destination::Dead(bytes, _) => ("dead", bytes, 0),
+            Destination::Waiting => ("waiting", &nothing, 0),
+            Destination::Blocked { retry_in, .. } => ("blocked", &nothing, millis(*retry_in)),
+            Destination::Unhandled(_) => ("unhandled", &nothing, 0),
+        };
+        call.arg(to).arg(u8::from(settlement.unique.is_some())).arg(bytes).arg(delay);
+        match &settlement.to {
+            Destination::Dead(_, reason) => call.arg(reason).arg(self.history.dead).arg(millis(self.history.age)),
+            Destination::Blocked { line, pace, .. } => {
+                self.note_lines(queue, true);
+                call.arg(line).arg(pace.map_or(0.0, |pace| pace.as_secs_f64() * 1e3)).arg(0)
+            }
+            Destination::Unhandled(line) => call.arg(line).arg(0).arg(0),
+            _ => call.arg("").arg(0).arg(0),
+        };
+        call.invoke_async(&mut self.server.allowing(allowance(bytes.len()))).await.map_err(failed)
+    }
+
+    /// A page of a list or sorted set, by its key's name.
+    async fn page<T: redis::FromRedisValue>(
+        &self,
+        queue: &str,
+        name: &str,
+        command: &str,
+        offset: usize,
+        limit: usize,
+    ) -> Result<Vec<T>, Error> {
+        let mut call = self.scripts.list_page.key(self.key(queue, name));
+        call.arg(command).arg(offset).arg(limit.clamp(1, BATCH)).arg(PAGE_BYTES);
+        call.invoke_async(&mut self.server.allowing(allowance(PAGE_BYTES))).await.map_err(failed)
+    }
+
+    /// Values of a hash by their fields: as many as have up to so many bytes, at least one that is there.
+    async fn values(&self, key: &str, fields: &[Vec<u8>], max_bytes: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+        if fields.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut sizes = redis::pipe();
+        for field in fields {
+            sizes.cmd("HSTRLEN").arg(key).arg(field);
+        }
+        let sizes: Vec<usize> = sizes.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        let mut sum = 0;
+        let there = fields.iter().zip(sizes).filter(|(_, size)| *size > 0);
+        let chosen: Vec<_> = there
+            .take_while(|(_, size)| {
+                let fits = sum < max_bytes;
+                sum += size;
+                fits
+            })
+            .map(|(field, _)| field)
+            .collect();
+        if chosen.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut get = redis::cmd("HMGET");
+        get.arg(key);
+        for field in &chosen {
+            get.arg(field);
+        }
+        let values: Vec<Option<Vec<u8>>> = get.query_async(&mut self.server.allowing(allowance(sum))).await.map_err(failed)?;
+        Ok(chosen.into_iter().zip(values).filter_map(|(field, value)| Some((field.clone(), value?))).collect())
+    }
+
+    async fn holders(&self, queue: &str) -> Result<Vec<String>, Error> {
+        self.server.clone().zrange(self.key(queue, "leases"), 0, BATCH as isize).await.map_err(failed)
+    }
+
+    fn note_lines(&self, queue: &str, has_lines: bool) {
+        if self.has_lines(queue) != has_lines {
+            let mut lined = self.lined.write();
+            if has_lines {
+                lined.insert(queue.to_owned())
+            } else {
+                lined.remove(queue)
+            };
+        }
+    }
+
+    /// Whether jobs may be blocked in that queue, as far as is known.
+    fn has_lines(&self, queue: &str) -> bool {
+        self.lined.read().contains(queue)
+    }
+
+    /// Moves the first in line to where it is taken next. `false`: there is no such line.
+    async fn wake_line(&self, queue: &str, line: &str) -> Result<bool, Error> {
+        let names = ["promoted", "sleepers", "paused", "blocked", "lines", "paces", "cancelled"];
+        let mut call = self.call(&self.scripts.wake_line, queue, &names);
+        call.arg(line).invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+}
+
+impl Replicas {
+    /// The answer of the script, once enough replicas have what it wrote.
+    async fn acknowledged(
+        &self,
+        script: &Script,
+        call: &redis::ScriptInvocation<'_>,
+        allowance: Duration,
+    ) -> Result<Vec<Value>, Error> {
+        let mut pipe = redis::pipe();
+        pipe.load_script(script).ignore().invoke_script(call);
+        // On the same connection: it waits for what this one has written.
+        pipe.cmd("WAIT").arg(self.count).arg(millis(self.timeout));
+        let answer = pipe.query_async(&mut self.server.allowing(allowance + self.timeout)).await;
+        let (reply, reached): (Vec<Value>, usize) = answer.map_err(failed)?;
+        if reached < self.count {
+            return Err(Error::Unacknowledged { reached, wanted: self.count });
+        }
+        Ok(reply)
     }
 }
 
@@ -187,6 +372,11 @@ fn local_ms() -> i64 {
 fn millis(time: Duration) -> u64 {
     // A delay of less than a millisecond is one, not none.
     time.as_micros().div_ceil(1_000).min(u128::from(u32::MAX) * 1_000) as u64
+}
+
+/// How much longer an answer or a request of that size may take: a megabyte a second is the slowest link.
+fn allowance(bytes: usize) -> Duration {
+    Duration::from_micros(bytes as u64)
 }
 
 fn number(value: Option<&Value>) -> i64 {
@@ -203,92 +393,159 @@ fn bytes(value: Value) -> Option<Vec<u8>> {
     }
 }
 
+fn tags(value: Option<Value>) -> Vec<Vec<u8>> {
+    value.and_then(bytes).map(|ids| ids.chunks(16).map(<[u8]>::to_vec).collect()).unwrap_or_default()
+}
+
+fn strings(value: Option<Value>) -> Vec<Vec<u8>> {
+    match value {
+        Some(Value::Array(values) | Value::Set(values)) => values.into_iter().filter_map(bytes).collect(),
+        _ => Vec::new(),
+    }
+}
+
 fn failed(error: RedisError) -> Error {
     let full = matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ResponseError)) && error.to_string().contains("OOM")
         || error.code() == Some("OOM");
     if full { Error::Full } else { Error::store(error) }
 }
 
+/// Portions of up to a thousand jobs and a few MiB.
+fn portions(entries: &[Entry]) -> Vec<&[Entry]> {
+    let (mut portions, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (n, entry) in entries.iter().enumerate() {
+        if n > start && (n - start == BATCH || bytes + entry.bytes.len() > PUSH_BYTES) {
+            portions.push(&entries[start..n]);
+            (start, bytes) = (n, 0);
+        }
+        bytes += entry.bytes.len();
+    }
+    portions.push(&entries[start..]);
+    portions
+}
+
 #[async_trait]
 impl Store for RedisStore {
     async fn push(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error> {
         self.know(queue).await?;
-        if entries.len() <= BATCH {
-            return self.push_batch(queue, entries).await;
-        }
         let mut answers = Vec::with_capacity(entries.len());
-        for batch in entries.chunks(BATCH) {
-            answers.extend(self.push_batch(queue, batch).await?);
+        for portion in portions(entries) {
+            answers.extend(self.push_batch(queue, portion).await?);
         }
         Ok(answers)
     }
 
     async fn fetch(&self, queue: &str, worker: &WorkerId, request: Request<'_>) -> Result<Fetched, Error> {
         let names = ["waiting", "scheduled", "sleepers", "paused", "leases"];
-        let mut call = self.call(&self.scripts.fetch, queue, &names);
-        call.key(self.held_key(queue, worker)).key(self.key(queue, "totals")).key(self.key(queue, "timer"));
-        call.key(self.key(queue, "cancelled"))
-            .arg(&**worker)
-            .arg(request.max.min(BATCH))
-            .arg(millis(request.lease))
-            .arg(u8::from(request.holding));
+        let mut call = self.keyed(&self.scripts.ack_and_fetch, queue, &names);
+        call.key(self.held_key(queue, worker));
+        let names = [
+            "totals", "timer", "cancelled", "promoted", "suspects", "blocked", "lines", "paces", "unhandled", "unbegun",
+            "trials", "large",
+        ];
+        for name in names {
+            call.key(self.key(queue, name));
+        }
+        call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
+        let trial = match request.trial {
+            Trial::Running => "running",
+            Trial::Elsewhere => "elsewhere",
+            Trial::None => "none",
+            Trial::Next => "next",
+        };
+        call.arg(&**worker).arg(request.max.min(BATCH)).arg(millis(request.lease)).arg(request.max_bytes);
+        call.arg(request.begins).arg(trial).arg(millis(request.unhandled_for)).arg(request.lines.len());
+        for line in request.lines {
+            call.arg(line);
+        }
         for tag in request.done {
             call.arg(tag);
         }
-        let reply: Vec<Value> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        let wanted = if request.max > 0 { request.max_bytes } else { 0 };
+        let reply: Vec<Value> = call.invoke_async(&mut self.server.allowing(allowance(wanted))).await.map_err(failed)?;
         let mut reply = reply.into_iter();
         self.tell_time(number(reply.next().as_ref()));
         let acknowledged = number(reply.next().as_ref()) as usize;
         let armed = number(reply.next().as_ref()) == 1;
         let wait = number(reply.next().as_ref());
-        let expired = reply.next().and_then(bytes).filter(|w| !w.is_empty());
-        let cancelled = reply.next().and_then(bytes).unwrap_or_default();
+        let expired = reply.next().and_then(bytes).filter(|worker| !worker.is_empty());
+        let (cancelled, overdue) = (tags(reply.next()), tags(reply.next()));
+        let suspect = number(reply.next().as_ref()) == 1;
+        let lines = strings(reply.next()).iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+        self.note_lines(queue, number(reply.next().as_ref()) == 1);
         Ok(Fetched {
+            jobs: strings(reply.next()),
             acknowledged,
             armed,
             look_again: u64::try_from(wait).ok().map(Duration::from_millis),
-            expired: expired.map(|w| String::from_utf8_lossy(&w).into()),
-            cancelled: cancelled.chunks(16).map(<[u8]>::to_vec).collect(),
-            jobs: reply.filter_map(bytes).collect(),
+            expired: expired.map(|worker| String::from_utf8_lossy(&worker).into()),
+            cancelled,
+            overdue,
+            suspect,
+            lines,
         })
     }
 
-    async fn settle(&self, queue: &str, worker: &WorkerId, settlement: &Settlement) -> Result<bool, Error> {
-        let mut call = self.call(&self.scripts.settle, queue, &["waiting", "scheduled", "sleepers", "paused"]);
-        call.key(self.held_key(queue, worker)).key(self.key(queue, "totals")).key(self.key(queue, "dead"));
-        call.key(self.key(queue, &settlement.unique.as_ref().map_or_else(|| "waiting".into(), |key| format!("unique:{key}"))));
-        call.key(self.key(queue, "cancelled"));
-        let nothing = Vec::new();
-        let (to, job, delay, reason) = match &settlement.to {
-            Destination::Done => ("done", &nothing, Duration::ZERO, ""),
-            Destination::Scheduled(job, delay) => ("scheduled", job, *delay, ""),
-            Destination::Dead(job, reason) => ("dead", job, Duration::ZERO, reason.as_str()),
-            Destination::Waiting(job) => ("waiting", job, Duration::ZERO, ""),
-        };
-        call.arg(&settlement.tag).arg(to).arg(u8::from(settlement.unique.is_some()));
-        call.arg(job).arg(millis(delay)).arg(reason).arg(self.history.dead).arg(millis(self.history.age));
-        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
+    async fn settle(&self, queue: &str, worker: &WorkerId, settlements: &[&Settlement]) -> Vec<Result<bool, Error>> {
+        // Pipelined over one connection.
+        join_all(settlements.iter().map(|settlement| self.settle_one(queue, worker, settlement))).await
     }
 
     async fn held(&self, queue: &str, worker: &WorkerId) -> Result<Vec<Vec<u8>>, Error> {
-        self.server.clone().hvals(self.held_key(queue, worker)).await.map_err(failed)
+        self.server.clone().hkeys(self.held_key(queue, worker)).await.map_err(failed)
+    }
+
+    async fn held_jobs(&self, queue: &str, worker: &WorkerId, tags: &[Vec<u8>], max_bytes: usize) -> Result<Vec<Vec<u8>>, Error> {
+        let jobs = self.values(&self.held_key(queue, worker), tags, max_bytes).await?;
+        Ok(jobs.into_iter().map(|(_, job)| job).collect())
     }
 
     async fn beat(&self, queue: &str, worker: &WorkerId, lease: Duration) -> Result<bool, Error> {
-        let mut call = self.scripts.beat.key(self.key(queue, "leases"));
+        let mut call = self.scripts.renew_lease.key(self.key(queue, "leases"));
         call.arg(&**worker).arg(millis(lease)).invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
-    async fn reclaim(&self, queue: &str, expired: &WorkerId) -> Result<usize, Error> {
-        let mut sum = 0;
+    async fn reclaim(&self, queue: &str, expired: &WorkerId) -> Result<Reclaimed, Error> {
+        let (mut jobs, mut cursor) = (0, "0".to_owned());
         loop {
-            let mut call = self.call(&self.scripts.reclaim, queue, &["waiting", "sleepers", "paused", "leases"]);
-            call.key(self.held_key(queue, expired)).key(self.key(queue, "totals")).arg(&**expired);
-            let step: usize = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-            if step == 0 {
-                return Ok(sum);
+            let mut call = self.keyed(&self.scripts.reclaim_jobs, queue, &["waiting", "sleepers", "paused", "leases"]);
+            call.key(self.held_key(queue, expired));
+            for name in ["totals", "suspects", "unbegun", "trials"] {
+                call.key(self.key(queue, name));
             }
-            sum += step;
+            call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster())).arg(&**expired).arg(&cursor);
+            let (moved, next, left): (usize, String, usize) =
+                call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+            jobs += moved;
+            if left == 0 || jobs >= 100 {
+                return Ok(Reclaimed { jobs, left });
+            }
+            cursor = next;
+        }
+    }
+
+    async fn orphans(&self, queue: &str) -> Result<Vec<WorkerId>, Error> {
+        let (prefix, leases) = (self.held_key(queue, ""), self.key(queue, "leases"));
+        let pattern = format!("{}*", escaped(&prefix));
+        let (mut cursor, mut orphans) = (0_u64, Vec::new());
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(BATCH).arg("TYPE").arg("hash");
+            let step = self.server.command_near(scan, &leases).await.map_err(failed)?;
+            let (next, keys): (u64, Vec<String>) = redis::from_redis_value(step).map_err(|e| failed(e.into()))?;
+            for key in keys {
+                let Some(worker) = key.strip_prefix(&prefix) else { continue };
+                let lease: Option<f64> = self.server.clone().zscore(&leases, worker).await.map_err(failed)?;
+                if lease.is_none() {
+                    orphans.push(worker.into());
+                }
+            }
+            cursor = next;
+            if cursor == 0 {
+                return Ok(orphans);
+            }
+            // The keyspace may be large: others go first.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -307,8 +564,13 @@ impl Store for RedisStore {
     }
 
     async fn pass_on(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {
-        let mut call = self.call(&self.scripts.nudge, queue, &["sleepers", "paused"]);
+        let mut call = self.call(&self.scripts.wake_workers, queue, &["sleepers", "paused"]);
         call.arg(1).arg(&**worker).invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn leave(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {
+        // Its lease ends with its last job.
+        self.server.clone().zrem(self.key(queue, "sleepers"), &**worker).await.map_err(failed)
     }
 
     async fn pause(&self, queue: &str, paused: bool) -> Result<(), Error> {
@@ -317,51 +579,109 @@ impl Store for RedisStore {
             return server.set(key, 1).await.map_err(failed);
         }
         server.del::<_, ()>(key).await.map_err(failed)?;
-        let mut call = self.call(&self.scripts.nudge, queue, &["sleepers", "paused"]);
+        let mut call = self.call(&self.scripts.wake_workers, queue, &["sleepers", "paused"]);
         call.arg(BATCH).invoke_async(&mut server).await.map_err(failed)
     }
 
     async fn stats(&self, queue: &str) -> Result<Stats, Error> {
         let mut server = self.server.clone();
-        let workers: Vec<String> = server.zrange(self.key(queue, "leases"), 0, BATCH as isize).await.map_err(failed)?;
+        let holders = self.holders(queue).await?;
+        let lists = ["waiting", "promoted", "suspects"];
         let mut pipe = redis::pipe();
-        pipe.llen(self.key(queue, "waiting")).zcard(self.key(queue, "scheduled")).zcard(self.key(queue, "dead"));
-        pipe.exists(self.key(queue, "paused")).lindex(self.key(queue, "waiting"), 0);
-        pipe.hget(self.key(queue, "totals"), "done").hget(self.key(queue, "totals"), "failed");
-        for worker in &workers {
+        for list in lists {
+            pipe.llen(self.key(queue, list));
+        }
+        for set in ["scheduled", "blocked", "died"] {
+            pipe.zcard(self.key(queue, set));
+        }
+        pipe.exists(self.key(queue, "paused"));
+        for total in ["done", "failed", "died", "removed"] {
+            pipe.hget(self.key(queue, "totals"), total);
+        }
+        for worker in &holders {
             pipe.hlen(self.held_key(queue, worker));
         }
         let replies: Vec<Value> = pipe.query_async(&mut server).await.map_err(failed)?;
-        let count =
-            |n: usize| replies.get(n).map_or(0, |v| redis::from_redis_value_ref::<Option<u64>>(v).ok().flatten().unwrap_or(0));
-        let oldest = replies.get(4).cloned().and_then(bytes);
+        let count = |n: usize| {
+            replies.get(n).map_or(0, |v| redis::from_redis_value_ref::<Option<i64>>(v).ok().flatten().unwrap_or(0).max(0) as u64)
+        };
+        let mut oldest = None;
+        for list in lists.iter().enumerate().filter(|(n, _)| count(*n) > 0).map(|(_, list)| list) {
+            let head: Option<Vec<u8>> = server.lindex(self.key(queue, list), 0).await.map_err(failed)?;
+            let pushed = head.and_then(|job| pushed_ms(&job));
+            oldest = [oldest, pushed].into_iter().flatten().min();
+        }
+        let (waiting, scheduled, blocked) = (count(0) + count(1) + count(2), count(3), count(4));
+        let leased = (11..replies.len()).map(count).sum();
         Ok(Stats {
-            waiting: count(0),
-            scheduled: count(1),
-            dead: count(2),
-            paused: count(3) == 1,
-            lag_ms: oldest.and_then(|b| pushed_ms(&b)).map_or(0, |then| self.now_ms().saturating_sub(then)),
-            done_total: count(5),
-            failed_total: count(6),
-            leased: (7..replies.len()).map(count).sum(),
+            waiting,
+            scheduled,
+            blocked,
+            leased,
+            dead: count(5),
+            pushed_total: waiting + scheduled + blocked + leased + count(7) + count(9) + count(10),
+            paused: count(6) == 1,
+            lag_ms: oldest.map_or(0, |then| self.now_ms().saturating_sub(then)),
+            done_total: count(7),
+            failed_total: count(8),
         })
     }
 
-    async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<Corpse>, Error> {
-        let (first, last) = (offset as isize, (offset + limit.clamp(1, BATCH) - 1) as isize);
-        let rows: Vec<(Vec<u8>, f64)> =
-            self.server.clone().zrevrange_withscores(self.key(queue, "dead"), first, last).await.map_err(failed)?;
-        let corpse = |(row, died_ms): (Vec<u8>, f64)| {
-            let (length, rest) = row.split_first_chunk::<2>()?;
-            let (reason, job) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-            Some(Corpse { bytes: job.to_vec(), reason: String::from_utf8_lossy(reason).into_owned(), died_ms: died_ms as u64 })
-        };
-        Ok(rows.into_iter().filter_map(corpse).collect())
+    async fn record(&self, queue: &str, resolution: Resolution, sample: &Sample) -> Result<(), Error> {
+        let mut call = self.scripts.record_sample.key(self.key(queue, resolution.name()));
+        let bytes = rmp_serde::to_vec(sample).map_err(Error::store)?;
+        call.arg(sample.at_ms).arg(bytes).arg(resolution.step_ms()).arg(resolution.most());
+        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
-    async fn exhume(&self, queue: &str, corpse: &Corpse, again: Option<&[u8]>) -> Result<bool, Error> {
-        let mut call = self.call(&self.scripts.exhume, queue, &["waiting", "sleepers", "paused", "dead", "cancelled"]);
-        call.arg(&corpse.reason).arg(&corpse.bytes).arg(again.unwrap_or_default());
+    async fn history_of(&self, queue: &str, resolution: Resolution, since_ms: u64) -> Result<Vec<Sample>, Error> {
+        let samples: Vec<Vec<u8>> = self.server.clone().hvals(self.key(queue, resolution.name())).await.map_err(failed)?;
+        let mut samples: Vec<Sample> = samples.iter().filter_map(|bytes| rmp_serde::from_slice(bytes).ok()).collect();
+        samples.retain(|sample| sample.at_ms >= since_ms);
+        samples.sort_unstable_by_key(|sample| sample.at_ms);
+        Ok(samples)
+    }
+
+    async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<Corpse>, Error> {
+        let (mut first, last) = (offset, offset + limit.clamp(1, BATCH) - 1);
+        loop {
+            let died = self.key(queue, "died");
+            let rows: Vec<(Vec<u8>, f64)> =
+                self.server.clone().zrevrange_withscores(died, first as isize, last as isize).await.map_err(failed)?;
+            if rows.is_empty() {
+                return Ok(Vec::new());
+            }
+            let tags: Vec<_> = rows.iter().map(|(tag, _)| tag.clone()).collect();
+            let graves = self.values(&self.key(queue, "graves"), &tags, PAGE_BYTES).await?;
+            let corpse = |(tag, grave): (Vec<u8>, Vec<u8>)| {
+                let (length, rest) = grave.split_first_chunk::<2>()?;
+                let (reason, job) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+                let died_ms = rows.iter().find(|(known, _)| *known == tag).map_or(0, |(_, died)| *died as u64);
+                Some(Corpse { bytes: job.to_vec(), reason: String::from_utf8_lossy(reason).into_owned(), died_ms })
+            };
+            let corpses: Vec<_> = graves.into_iter().filter_map(corpse).collect();
+            // All of a page taken out between the two looks: the next one may have some.
+            if !corpses.is_empty() || rows.len() < limit {
+                return Ok(corpses);
+            }
+            first += rows.len();
+            if first > last {
+                return Ok(corpses);
+            }
+        }
+    }
+
+    async fn take_dead(&self, queue: &str, tag: &[u8], died_ms: u64, revival: &Revival) -> Result<bool, Error> {
+        let names = ["waiting", "sleepers", "paused", "died", "graves", "cancelled", "totals"];
+        let mut call = self.keyed(&self.scripts.take_dead, queue, &names);
+        let unique = match revival {
+            Revival::Again(unique) => unique.as_ref(),
+            Revival::Gone => None,
+        };
+        call.key(self.key(queue, &unique.map_or("waiting".to_owned(), |(key, _)| format!("unique:{key}"))));
+        call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
+        call.arg(tag).arg(died_ms).arg(u8::from(*revival != Revival::Gone));
+        call.arg(unique.map_or(0, |(_, life)| millis(*life).max(1)));
         call.invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
@@ -387,51 +707,76 @@ impl Store for RedisStore {
     }
 
     async fn list(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listed>, Error> {
-        let mut server = self.server.clone();
-        let (first, last) = (offset as isize, (offset + limit.clamp(1, BATCH) - 1) as isize);
+        let listed = |bytes: Vec<u8>| Listed { bytes, due_ms: None, worker: None, line: None };
         match state {
             State::Waiting => {
-                let jobs: Vec<Vec<u8>> = server.lrange(self.key(queue, "waiting"), first, last).await.map_err(failed)?;
-                Ok(jobs.into_iter().map(|bytes| Listed { bytes, due_ms: None, worker: None }).collect())
+                let mut skip = offset;
+                for name in ["promoted", "suspects", "waiting"] {
+                    let length: usize = self.server.clone().llen(self.key(queue, name)).await.map_err(failed)?;
+                    if skip < length {
+                        let jobs: Vec<Vec<u8>> = self.page(queue, name, "LRANGE", skip, limit).await?;
+                        return Ok(jobs.into_iter().map(listed).collect());
+                    }
+                    skip -= length;
+                }
+                Ok(Vec::new())
             }
             State::Scheduled => {
-                let key = self.key(queue, "scheduled");
-                let jobs: Vec<(Vec<u8>, f64)> = server.zrange_withscores(key, first, last).await.map_err(failed)?;
-                Ok(jobs.into_iter().map(|(bytes, due)| Listed { bytes, due_ms: Some(due as u64), worker: None }).collect())
+                let jobs: Vec<(Vec<u8>, f64)> = self.page(queue, "scheduled", "ZRANGE", offset, limit).await?;
+                Ok(jobs.into_iter().map(|(bytes, due)| Listed { due_ms: Some(due as u64), ..listed(bytes) }).collect())
+            }
+            State::Blocked => {
+                let members: Vec<(Vec<u8>, f64)> = self.page(queue, "blocked", "ZRANGE", offset, limit).await?;
+                let blocked = |(member, _): (Vec<u8>, f64)| {
+                    let (length, rest) = member.split_first_chunk::<2>()?;
+                    let (line, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+                    let line = Some(String::from_utf8_lossy(line).into_owned());
+                    Some(Listed { line, ..listed(rest.get(6..)?.to_vec()) })
+                };
+                Ok(members.into_iter().filter_map(blocked).collect())
             }
             State::Leased => {
-                let workers: Vec<String> = server.zrange(self.key(queue, "leases"), 0, BATCH as isize).await.map_err(failed)?;
-                let (mut listed, mut skip) = (Vec::new(), offset);
-                for worker in workers {
-                    if listed.len() >= limit {
-                        break;
+                let mut skip = offset;
+                for worker in self.holders(queue).await? {
+                    let key = self.held_key(queue, &worker);
+                    let mut tags: Vec<Vec<u8>> = self.server.clone().hkeys(&key).await.map_err(failed)?;
+                    if skip >= tags.len() {
+                        skip -= tags.len();
+                        continue;
                     }
-                    let jobs: Vec<Vec<u8>> = server.hvals(self.held_key(queue, &worker)).await.map_err(failed)?;
-                    let skipped = skip.min(jobs.len());
-                    skip -= skipped;
-                    let theirs = jobs.into_iter().skip(skipped).take(limit - listed.len());
-                    listed.extend(theirs.map(|bytes| Listed { bytes, due_ms: None, worker: Some(worker.clone()) }));
+                    tags.sort_unstable();
+                    let wanted: Vec<_> = tags.into_iter().skip(skip).take(limit).collect();
+                    skip = 0;
+                    let jobs = self.values(&key, &wanted, PAGE_BYTES).await?;
+                    if !jobs.is_empty() {
+                        return Ok(jobs
+                            .into_iter()
+                            .map(|(_, job)| Listed { worker: Some(worker.clone()), ..listed(job) })
+                            .collect());
+                    }
                 }
-                Ok(listed)
+                Ok(Vec::new())
             }
         }
     }
 
-    async fn drain(&self, queue: &str) -> Result<Vec<Vec<u8>>, Error> {
-        let mut call = self.scripts.drain.key(self.key(queue, "waiting"));
-        call.key(self.key(queue, "scheduled")).arg(BATCH);
-        let jobs: Vec<Vec<u8>> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-        let unique = |bytes: &Vec<u8>| Some((Envelope::decode(bytes).ok()?.body.unique?, tag_of(bytes).to_vec()));
-        for (unique, tag) in jobs.iter().filter_map(unique) {
-            self.scripts
-                .free
-                .key(self.key(queue, &format!("unique:{unique}")))
-                .arg(tag)
-                .invoke_async::<()>(&mut self.server.clone())
-                .await
-                .map_err(failed)?;
+    async fn take_all(&self, queue: &str, worker: &WorkerId, lease: Duration) -> Result<Vec<Vec<u8>>, Error> {
+        let names = ["waiting", "promoted", "suspects", "blocked", "lines", "paces", "unhandled", "scheduled", "leases"];
+        let mut call = self.keyed(&self.scripts.take_all, queue, &names);
+        call.key(self.held_key(queue, worker)).key(self.key(queue, "unbegun"));
+        call.arg(&**worker).arg(millis(lease)).arg(BATCH).arg(PAGE_BYTES);
+        call.invoke_async(&mut self.server.allowing(allowance(PAGE_BYTES))).await.map_err(failed)
+    }
+
+    async fn expire_once(&self, queue: &str, keys: &[String]) -> Result<(), Error> {
+        for keys in keys.chunks(BATCH) {
+            let mut pipe = redis::pipe();
+            for key in keys {
+                pipe.pexpire(self.key(queue, &format!("once:{key}")), millis(ONCE_AFTER) as i64).ignore();
+            }
+            pipe.query_async::<()>(&mut self.server.clone()).await.map_err(failed)?;
         }
-        Ok(jobs)
+        Ok(())
     }
 
     async fn queues(&self) -> Result<Vec<String>, Error> {
@@ -442,5 +787,35 @@ impl Store for RedisStore {
 
     fn now_ms(&self) -> u64 {
         (local_ms() + self.offset.load(Relaxed)).max(0) as u64
+    }
+
+    fn app(&self) -> &str {
+        &self.app
+    }
+}
+
+/// As a pattern that matches only itself.
+fn escaped(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut pattern, character| {
+        if "*?[]\\".contains(character) {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+        pattern
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn portions_are_bounded_by_number_and_bytes_and_lose_nothing() {
+        let entry = |size: usize| Entry { bytes: vec![0; size], delay: Duration::ZERO, unique: None, once: None };
+        let sizes = |entries: &[Entry]| portions(entries).iter().map(|portion| portion.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(&vec![entry(10); 2_500]), [1_000, 1_000, 500]);
+        assert_eq!(sizes(&vec![entry(1_500_000); 5]), [2, 2, 1]);
+        assert_eq!(sizes(&[entry(9_000_000), entry(1), entry(9_000_000)]), [1, 1, 1]);
+        assert_eq!(sizes(&[]), [0]);
     }
 }

@@ -1,17 +1,19 @@
 -- Stores jobs, all or none.
--- KEYS  waiting, scheduled, sleepers, paused, then the keys that jobs must get hold of: of each job the lasting one, and the unique one
--- ARGV  wake channel, queue, 1 in a Cluster, number of plain jobs, the plain jobs,
+-- KEYS  waiting, scheduled, sleepers, paused, large, then the keys that jobs must get hold of: of each job the lasting one, and the
+--       unique one
+-- ARGV  wake channel, queue, 1 in a Cluster, 1 if a job is large, number of plain jobs, the plain jobs,
 --       then for each other job: the job, delay (ms), life of its lasting key and of its unique key (ms; 0: it has none)
 -- Reply server time (ms), then for each other job: '' if it is stored, or the id that holds its key
 -- Cost  one RPUSH for 4,000 plain jobs; SET and RPUSH or ZADD for each other; ZPOPMAX and PUBLISH for each worker woken
 local cluster = ARGV[3] == '1'
-local plain = tonumber(ARGV[4])
+local plain = tonumber(ARGV[5])
 local ready, earlier = plain, 0
 local now = clock()
 local reply = { now }
-if plain > 0 then chunked('RPUSH', KEYS[1], ARGV, 5, 4 + plain) end
-local key = 5
-for i = 5 + plain, #ARGV, 4 do
+if plain > 0 then chunked('RPUSH', KEYS[1], ARGV, 6, 5 + plain) end
+if ARGV[4] == '1' then redis.call('SET', KEYS[5], 1, 'PX', 86400000) end
+local key = 6
+for i = 6 + plain, #ARGV, 4 do
   local job, delay = ARGV[i], tonumber(ARGV[i + 1])
   local id, holder, taken = string.sub(job, 2, 17), '', {}
   for n = i + 2, i + 3 do

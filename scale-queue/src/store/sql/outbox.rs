@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Database, Row, Transaction};
 
 use super::texts::{System, Texts};
-use super::{failed, hex, millis};
-use crate::envelope::tag_of;
+use super::{failed, hex, key_text, millis, unhex};
+use crate::envelope::{group_of, tag_of};
 use crate::error::Error;
 use crate::queue::Queue;
 use crate::store::Entry;
@@ -27,19 +27,23 @@ pub trait Enlist: sealed::Sealed + Send {
     /// Tells workers, once the transaction commits.
     #[cfg(feature = "postgres")]
     #[doc(hidden)]
-    async fn notify(&mut self, queue: &str) -> Result<(), sqlx::Error>;
+    async fn notify(&mut self, payload: String) -> Result<(), sqlx::Error>;
 
-    /// Writes a queue's name down.
+    /// Runs a statement whose parameters are texts.
     #[doc(hidden)]
-    async fn know(&mut self, sql: Arc<str>, queue: &str) -> Result<(), sqlx::Error>;
+    async fn run(&mut self, sql: Arc<str>, texts: &[&str]) -> Result<(), sqlx::Error>;
+
+    /// Reads one text by texts.
+    #[doc(hidden)]
+    async fn read(&mut self, sql: Arc<str>, texts: &[&str]) -> Result<Option<String>, sqlx::Error>;
 
     /// Runs one insert.
     #[doc(hidden)]
-    async fn insert(&mut self, sql: Arc<str>, row: Row6) -> Result<u64, sqlx::Error>;
+    async fn insert(&mut self, sql: Arc<str>, row: NewRow) -> Result<u64, sqlx::Error>;
 
-    /// Rows of the outbox, their numbers first.
+    /// Rows of an application's outbox, their numbers first.
     #[doc(hidden)]
-    async fn take(&mut self, sql: Arc<str>, limit: i64) -> Result<Vec<(i64, Row6)>, sqlx::Error>;
+    async fn take(&mut self, sql: Arc<str>, app: &str, limit: i64) -> Result<Vec<(i64, OutboxRow)>, sqlx::Error>;
 
     /// Removes a row of the outbox.
     #[doc(hidden)]
@@ -50,9 +54,17 @@ pub trait Enlist: sealed::Sealed + Send {
     async fn tell(&mut self, sql: Arc<str>) -> Result<(), sqlx::Error>;
 }
 
-/// What both inserts take: id, queue, delay, unique key, its life, body.
+/// What both inserts take: id, application, queue, delay, group, unique key, its life, body.
 #[allow(unreachable_pub)]
-pub type Row6 = (String, String, i64, Option<String>, i64, Vec<u8>);
+pub type NewRow = (String, String, String, i64, Option<String>, Option<String>, i64, Vec<u8>);
+
+/// A row of the outbox: id, queue, delay, unique key, its life, body.
+#[allow(unreachable_pub)]
+pub type OutboxRow = (String, String, i64, Option<String>, i64, Vec<u8>);
+
+/// Several processes may make the tables at once, which Postgres does not like.
+#[cfg(feature = "postgres")]
+pub(super) const MIGRATION_LOCK: &str = "select pg_advisory_xact_lock(7222011)";
 
 mod sealed {
     pub trait Sealed {}
@@ -70,23 +82,29 @@ macro_rules! enlist {
             }
 
             #[cfg(feature = "postgres")]
-            async fn notify(&mut self, queue: &str) -> Result<(), sqlx::Error> {
-                let notify = sqlx::query("select pg_notify('scale_queue', $1)").bind(queue.to_owned());
+            async fn notify(&mut self, payload: String) -> Result<(), sqlx::Error> {
+                let notify = sqlx::query("select pg_notify('scale_queue', $1)").bind(payload);
                 notify.execute(self).await.map(drop)
             }
 
-            async fn know(&mut self, sql: Arc<str>, queue: &str) -> Result<(), sqlx::Error> {
-                sqlx::query(AssertSqlSafe(sql)).bind(queue.to_owned()).execute(self).await.map(drop)
+            async fn run(&mut self, sql: Arc<str>, texts: &[&str]) -> Result<(), sqlx::Error> {
+                let query = texts.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, text| query.bind((*text).to_owned()));
+                query.execute(self).await.map(drop)
             }
 
-            async fn insert(&mut self, sql: Arc<str>, row: Row6) -> Result<u64, sqlx::Error> {
-                let insert = sqlx::query(AssertSqlSafe(sql)).bind(row.0).bind(row.1).bind(row.2);
-                let insert = insert.bind(row.3).bind(row.4).bind(row.5);
+            async fn read(&mut self, sql: Arc<str>, texts: &[&str]) -> Result<Option<String>, sqlx::Error> {
+                let query = texts.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, text| query.bind((*text).to_owned()));
+                query.fetch_optional(self).await?.map(|row| row.try_get(0)).transpose()
+            }
+
+            async fn insert(&mut self, sql: Arc<str>, row: NewRow) -> Result<u64, sqlx::Error> {
+                let insert = sqlx::query(AssertSqlSafe(sql)).bind(row.0).bind(row.1).bind(row.2).bind(row.3);
+                let insert = insert.bind(row.4).bind(row.5).bind(row.6).bind(row.7);
                 Ok(insert.execute(self).await?.rows_affected())
             }
 
-            async fn take(&mut self, sql: Arc<str>, limit: i64) -> Result<Vec<(i64, Row6)>, sqlx::Error> {
-                let rows = sqlx::query(AssertSqlSafe(sql)).bind(limit).fetch_all(self).await?;
+            async fn take(&mut self, sql: Arc<str>, app: &str, limit: i64) -> Result<Vec<(i64, OutboxRow)>, sqlx::Error> {
+                let rows = sqlx::query(AssertSqlSafe(sql)).bind(app.to_owned()).bind(limit).fetch_all(self).await?;
                 let read = |row: &<<$connection as sqlx::Connection>::Database as sqlx::Database>::Row| {
                     let body =
                         (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
@@ -118,28 +136,52 @@ enlist!(sqlx::AnyConnection, |connection| match connection.backend_name() {
     _ => None,
 });
 
-/// Writes an entry through a connection of the application's.
-pub(crate) async fn enlist(connection: &mut impl Enlist, queue: &str, entry: &Entry, direct: bool) -> Result<bool, Error> {
+/// Writes an entry through a connection of the application's. Returns the id of the job that holds its unique key, if one does.
+pub(crate) async fn enlist(
+    connection: &mut impl Enlist,
+    app: &str,
+    queue: &str,
+    entry: &Entry,
+    direct: bool,
+) -> Result<Option<Vec<u8>>, Error> {
     let (system, texts) = texts_of(connection)?;
-    let row = (
-        hex(tag_of(&entry.bytes)),
-        queue.to_owned(),
-        if entry.delay.is_zero() { 0 } else { millis(entry.delay) },
-        entry.unique.as_ref().map(|(key, _)| key.clone()),
-        entry.unique.as_ref().map_or(0, |(_, life)| millis(*life)),
-        entry.bytes.clone(),
-    );
-    if direct {
-        connection.know(texts.know.text(), queue).await.map_err(failed)?;
-    }
-    let sql = if direct { texts.push.text() } else { texts.outbox_put.text() };
-    let stored = connection.insert(sql, row).await.map_err(failed)? > 0;
+    let app = key_text(app);
+    let row = || {
+        (
+            hex(tag_of(&entry.bytes)),
+            app.clone(),
+            queue.to_owned(),
+            if entry.delay.is_zero() { 0 } else { millis(entry.delay) },
+            group_of(&entry.bytes).map(key_text),
+            entry.unique.as_ref().map(|(key, _)| key_text(key)),
+            entry.unique.as_ref().map_or(0, |(_, life)| millis(*life)),
+            entry.bytes.clone(),
+        )
+    };
     let _ = system;
-    #[cfg(feature = "postgres")]
-    if direct && system == System::Postgres {
-        connection.notify(queue).await.map_err(failed)?;
+    if !direct {
+        connection.insert(texts.outbox_put.text(), row()).await.map_err(failed)?;
+        return Ok(None);
     }
-    Ok(stored)
+    connection.run(texts.know.text(), &[&app, queue]).await.map_err(failed)?;
+    // As in a push: a key whose time is over is free, and a holder may end in between.
+    for _ in 0..10 {
+        if let Some((key, _)) = &entry.unique {
+            connection.run(texts.free_late.text(), &[&app, queue, &key_text(key)]).await.map_err(failed)?;
+        }
+        if connection.insert(texts.push.text(), row()).await.map_err(failed)? > 0 {
+            #[cfg(feature = "postgres")]
+            if system == System::Postgres {
+                connection.notify(format!("{app}/{queue}")).await.map_err(failed)?;
+            }
+            return Ok(None);
+        }
+        let Some((key, _)) = &entry.unique else { return Ok(None) };
+        if let Some(id) = connection.read(texts.holder.text(), &[&app, queue, &key_text(key)]).await.map_err(failed)? {
+            return Ok(Some(unhex(&id)));
+        }
+    }
+    Err(Error::store("a unique key changed hands ten times during a push"))
 }
 
 fn texts_of(connection: &impl Enlist) -> Result<(System, Texts), Error> {
@@ -177,7 +219,14 @@ impl Relay {
 
     /// Makes the outbox, if it is not there. Run it where the application makes its own tables.
     pub async fn migrate(connection: &mut impl Enlist) -> Result<(), Error> {
-        let (_, texts) = texts_of(connection)?;
+        let (system, texts) = texts_of(connection)?;
+        let _ = system;
+        #[cfg(feature = "postgres")]
+        if system == System::Postgres {
+            // One message is one transaction, so that the lock holds until the tables are there.
+            let tables = format!("{MIGRATION_LOCK};{}", texts.tables.text());
+            return connection.tell(tables.into()).await.map_err(failed);
+        }
         connection.tell(texts.tables.text()).await.map_err(failed)
     }
 
@@ -215,11 +264,11 @@ impl Relay {
     /// Moves one batch inside a transaction, which the caller commits; returns how many.
     pub async fn step(&self, connection: &mut impl Enlist) -> Result<usize, Error> {
         let (_, texts) = texts_of(connection)?;
-        let rows = connection.take(texts.outbox_take.text(), BATCH).await.map_err(failed)?;
+        let rows = connection.take(texts.outbox_take.text(), &key_text(self.queue.store().app()), BATCH).await.map_err(failed)?;
         let count = rows.len();
         for (number, (id, queue, delay, key, life, bytes)) in rows {
             let time = |ms: i64| Duration::from_millis(ms.max(0) as u64);
-            let unique = key.map(|key| (key, time(life)));
+            let unique = key.map(|key| (super::key_of(&key), time(life)));
             let entry = Entry { bytes, delay: time(delay), unique, once: Some((id, REMEMBERED)) };
             self.queue.store().push(&queue, &[entry]).await?;
             connection.remove(texts.outbox_drop.text(), number).await.map_err(failed)?;

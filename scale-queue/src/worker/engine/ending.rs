@@ -1,6 +1,7 @@
 //! How jobs that this worker holds end: by their own attempt, handed back, or cancelled; and what is to be told of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -8,14 +9,22 @@ use super::{Engine, Running};
 use crate::chain;
 use crate::envelope::{Envelope, tag_of};
 use crate::job::JobId;
-use crate::outcome::{Ending, Verdict};
+use crate::outcome::{Blocked, Ending, Verdict};
 use crate::store::{CANCELLED, Destination, End, Settlement};
+use crate::worker::CancelReason;
 use crate::worker::lane::Ended;
+
+/// How long a job that cannot be read waits for its next worker.
+const UNFIT_AT_FIRST: Duration = Duration::from_millis(500);
+const UNFIT_AT_MOST: Duration = Duration::from_mins(1);
+/// How much later than others this worker looks for it.
+const STEP_BACK: Duration = Duration::from_millis(1_500);
 
 impl Engine {
     /// Notes what is to be told of an attempt that ended.
     pub(super) fn end(&mut self, id: JobId, ending: Ending) {
         let Some(Running { lane, bytes, plain, retry, withdrawn, .. }) = self.running.remove(&id) else { return };
+        self.end_trial(id);
         let lane = &mut self.lanes[lane];
         lane.running -= 1;
         lane.ended += 1;
@@ -27,7 +36,7 @@ impl Engine {
             return;
         }
         let Ok(mut envelope) = Envelope::decode(&bytes) else { return };
-        let (mut next, mut counts) = (None, None);
+        let (mut next, mut counts, mut waits_for, mut for_others) = (None, None, None, false);
         let skipped = matches!(ending, Ending::Skipped);
         let to = match ending.verdict(retry, envelope.failed.saturating_add(1), fastrand::f64()) {
             Verdict::Done => {
@@ -39,15 +48,36 @@ impl Engine {
                 counts = Some(End::Dead);
                 Destination::Dead(bytes, CANCELLED.into())
             }
-            Verdict::HandBack => Destination::Waiting(bytes),
-            Verdict::Again { delay, counted, turn, reason } => {
-                envelope.body.extra.turn = turn;
-                if counted {
-                    tracing::warn!(job = envelope.body.name, %id, attempt = envelope.failed + 1, ?delay, reason, "a job failed");
-                    envelope.fail(&reason, self.store.now_ms());
+            Verdict::HandBack => Destination::Waiting,
+            Verdict::Defer(delay) => Destination::Deferred(None, delay),
+            Verdict::Block(Blocked { line, retry_in, pace, permits }) => {
+                waits_for = permits;
+                lane.look_by(Instant::now() + retry_in);
+                Destination::Blocked { line, retry_in, pace }
+            }
+            Verdict::Unfit(reason) => {
+                let now_ms = self.store.now_ms();
+                let since_ms = *envelope.body.extra.unfit_ms.get_or_insert(now_ms);
+                let age = Duration::from_millis(now_ms.saturating_sub(since_ms));
+                if age >= self.hand_back_for {
+                    tracing::error!(job = envelope.body.name, %id, reason, "a job is dead");
+                    envelope.fail(&reason, now_ms);
+                    counts = Some(End::Dead);
+                    Destination::Dead(envelope.encode(), reason)
+                } else {
+                    tracing::warn!(job = envelope.body.name, %id, reason, "a job does not fit; it is handed back");
                     envelope.body.last_error = Some(reason);
+                    let delay = (age / 8).clamp(UNFIT_AT_FIRST, UNFIT_AT_MOST).mul_f64(0.5 + fastrand::f64());
+                    for_others = true;
+                    lane.step_back(Instant::now() + delay + STEP_BACK);
+                    Destination::Deferred(Some(envelope.encode()), delay)
                 }
-                Destination::Scheduled(envelope.encode(), delay)
+            }
+            Verdict::Retry { delay, reason } => {
+                tracing::warn!(job = envelope.body.name, %id, attempt = envelope.failed + 1, ?delay, reason, "a job failed");
+                envelope.fail(&reason, self.store.now_ms());
+                envelope.body.last_error = Some(reason);
+                Destination::Retry(envelope.encode(), delay)
             }
             Verdict::Dead { reason } => {
                 tracing::error!(job = envelope.body.name, %id, attempt = envelope.failed + 1, reason, "a job is dead");
@@ -58,15 +88,19 @@ impl Engine {
         };
         let counts = envelope.body.extra.batch.zip(counts);
         let settlement = Settlement { tag, unique: envelope.body.unique, to };
-        lane.settlements.push(Ended { settlement, next, counts });
+        lane.settlements.push(Ended { settlement, next, counts, permits: waits_for, for_others });
     }
 
     /// Gives back what has not begun.
     pub(super) fn hand_back(&mut self) {
+        // Permits that were taken over go back with their jobs.
+        self.held.clear();
         for lane in &mut self.lanes {
-            for (envelope, bytes) in lane.ready.drain(..).rev() {
+            lane.cleared = 0;
+            let suspect = lane.suspect.take();
+            for (envelope, bytes) in lane.ready.drain(..).chain(suspect).rev() {
                 let tag = tag_of(&bytes).to_vec();
-                lane.settlements.push(Settlement { tag, unique: envelope.body.unique, to: Destination::Waiting(bytes) }.into());
+                lane.settlements.push(Settlement { tag, unique: envelope.body.unique, to: Destination::Waiting }.into());
             }
         }
     }
@@ -77,20 +111,22 @@ impl Engine {
         let (unique, place) = envelope.map_or((None, None), |e| (e.body.unique, e.body.extra.batch));
         let settlement = Settlement { tag, unique, to: Destination::Dead(bytes, reason.into()) };
         let counts = place.map(|place| (place, End::Dead));
-        self.lanes[lane].settlements.push(Ended { settlement, next: None, counts });
+        self.lanes[lane].settlements.push(Ended { settlement, next: None, counts, permits: None, for_others: false });
     }
 
     /// A job that we hold is cancelled.
     pub(super) fn cancel(&mut self, tag: &[u8]) {
         if let Some(running) = self.running.values_mut().find(|running| tag_of(&running.bytes) == tag) {
             running.withdrawn = true;
-            running.cancel.cancel();
+            running.cancel.cancel(CancelReason::Requested);
         }
         for lane in 0..self.lanes.len() {
-            let ready = &mut self.lanes[lane].ready;
-            if let Some(place) = ready.iter().position(|(_, bytes)| tag_of(bytes) == tag)
-                && let Some((_, bytes)) = ready.remove(place)
-            {
+            for bytes in self.lanes[lane].retain(|bytes| tag_of(bytes) != tag) {
+                self.drop_unused_permits();
+                self.give_up(lane, bytes, CANCELLED);
+            }
+            if let Some((_, bytes)) = self.lanes[lane].suspect.take_if(|(_, bytes)| tag_of(bytes) == tag) {
+                self.end_alone();
                 self.give_up(lane, bytes, CANCELLED);
             }
         }

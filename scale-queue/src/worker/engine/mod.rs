@@ -4,38 +4,44 @@
 //! exchange is never dropped half way. If its answer is lost, what was leased is asked for before anything else.
 
 mod ending;
+mod trial;
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, OptionFuture, join_all};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use self::trial::Alone;
+use super::CancelReason;
+use super::admission::{Door, Held, TakenOver, Terms};
 use super::exchange::{Answer, Ask, exchange};
 use super::handler::{Delivery, Routes, attempt};
 use super::lane::Lane;
 use super::places::Places;
 use super::{Order, Worker};
-use crate::context::Context;
-use crate::envelope::{Envelope, tag_of};
+use crate::context::{Cancelled, Context};
+use crate::envelope::{Envelope, Unreadable, tag_of};
 use crate::error::Error;
 use crate::job::JobId;
 use crate::outcome::Ending;
 use crate::presence::{self, Kind, WorkerStatus};
 use crate::retry::Retry;
 use crate::seal::Sealer;
-use crate::store::{CANCELLED, Destination, Settlement, Stats, Store, Wake, WorkerId};
+use crate::store::{CANCELLED, Destination, Settlement, Stats, Store, Trial, Wake, WorkerId};
 
 /// A job whose workers died so often is taken to be what kills them, unless it may be tried more often.
-const MAX_CRASHES: u16 = 20;
+const MAX_CRASHES: u16 = 5;
 const CRASHED: &str = "its workers died too often";
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -43,6 +49,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const WEIGH: Duration = Duration::from_secs(2);
 /// How long a worker that stops goes on trying to tell the store, after its grace.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+/// Bytes of jobs in one fetch, at most and at the least.
+const MOST_BYTES: usize = 4 * 1024 * 1024;
+const LEAST_BYTES: usize = 64 * 1024;
+/// An answer that took longer was late: the next one is to be shorter.
+const LATE: Duration = Duration::from_millis(250);
 
 pub(super) struct Engine {
     store: Arc<dyn Store>,
@@ -51,9 +62,21 @@ pub(super) struct Engine {
     places: Places,
     lease: Duration,
     grace: Duration,
+    hand_back_for: Duration,
+    terms: Arc<Terms>,
     routes: Routes,
     sealer: Option<Sealer>,
     running: HashMap<JobId, Running>,
+    /// A suspect that is to run alone, or does.
+    alone: Option<Alone>,
+    /// The store is being told of it.
+    telling_trial: bool,
+    /// Jobs that were next in line when one of ours ended.
+    taken_over: Option<mpsc::UnboundedReceiver<TakenOver>>,
+    /// The permits that they took over, until they begin.
+    held: HashMap<JobId, Held>,
+    /// Bytes of jobs that the next fetch asks for.
+    max_bytes: usize,
     last_exchange: Instant,
     /// The store failed: no exchange before that.
     pause: Option<(Instant, Duration)>,
@@ -69,15 +92,18 @@ struct Running {
     /// Its end is no more than an acknowledgement: no key to free, no chain to go on with.
     plain: bool,
     retry: Retry,
-    cancel: CancellationToken,
+    since: Instant,
+    cancel: Cancelled,
     /// Somebody asked for its end.
     withdrawn: bool,
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        // No permit is passed on to a worker that is gone.
+        self.terms.stopping.cancel();
         for running in self.running.values() {
-            running.cancel.cancel();
+            running.cancel.cancel(CancelReason::Shutdown);
         }
     }
 }
@@ -93,16 +119,36 @@ impl Engine {
             }
         }
         let concurrency = worker.concurrency.max(lanes.iter().map(|lane| lane.least).sum());
+        let id: WorkerId = format!("{}-{}", worker.name, Uuid::now_v7().simple()).into();
+        let (passed_on, taken_over) = mpsc::unbounded_channel();
+        let terms = Terms {
+            worker: Arc::clone(&id),
+            life: worker.lease.clamp(Duration::from_secs(2), Duration::from_secs(30)),
+            order: worker.lanes.iter().map(|(name, _)| name.clone()).collect(),
+            strict: worker.order == Order::Strict,
+            lease: worker.lease,
+            passed_on,
+            stopping: CancellationToken::new(),
+            doors: worker.lanes.iter().map(|_| AtomicU8::new(Door::Closed as u8)).collect(),
+            passing: AtomicUsize::new(0),
+        };
         Self {
             store: Arc::clone(worker.queue.store()),
-            worker: format!("{}-{}", worker.name, Uuid::now_v7().simple()).into(),
+            worker: id,
             lanes,
             places: Places { order: worker.order, concurrency },
             lease: worker.lease,
             grace: worker.grace,
+            hand_back_for: worker.hand_back_for,
+            terms: Arc::new(terms),
             routes: worker.routes,
             sealer: worker.queue.sealer().cloned(),
             running: HashMap::new(),
+            alone: None,
+            telling_trial: false,
+            taken_over: Some(taken_over),
+            held: HashMap::new(),
+            max_bytes: MOST_BYTES,
             last_exchange: now,
             pause: None,
             announced: None,
@@ -114,6 +160,7 @@ impl Engine {
     pub(super) async fn run(mut self, stop: impl Future<Output = ()>) {
         let (sender, mut finished) = mpsc::unbounded_channel();
         self.finished = sender;
+        let Some(mut taken_over) = self.taken_over.take() else { return };
         let mut wakes = self.store.wakes(&self.worker).fuse();
         let mut exchange: OptionFuture<BoxFuture<'static, Answer>> = None.into();
         let mut busy = false;
@@ -127,24 +174,37 @@ impl Engine {
         let mut endings = Vec::with_capacity(256);
         let mut weights: OptionFuture<BoxFuture<'static, Vec<u32>>> = None.into();
         let mut said: OptionFuture<BoxFuture<'static, ()>> = None.into();
+        // Ended with this future.
+        let mut background = JoinSet::new();
+        let names: Vec<_> = self.lanes.iter().map(|lane| Arc::clone(&lane.name)).collect();
+        background.spawn(super::background::reclaim_orphans(Arc::clone(&self.store), names.clone()));
+        background.spawn(super::background::keep_history(Arc::clone(&self.store), names));
         let mut roll_call = tokio::time::interval(presence::SOONEST);
         roll_call.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut scales = tokio::time::interval(WEIGH);
         scales.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             match deadline {
-                None => self.start_jobs(),
+                None => {
+                    self.start_jobs();
+                    self.set_doors();
+                }
                 Some(deadline) => {
                     self.hand_back();
                     let now = Instant::now();
                     if now >= deadline {
-                        self.running.values().for_each(|r| r.cancel.cancel());
+                        self.running.values().for_each(|r| r.cancel.cancel(CancelReason::Shutdown));
                     }
-                    let told = left && !busy && self.running.is_empty() && self.lanes.iter().all(|lane| !lane.has_news());
+                    let settled = self.terms.passing.load(SeqCst) == 0 && taken_over.is_empty();
+                    let told =
+                        settled && left && !busy && self.running.is_empty() && self.lanes.iter().all(|lane| !lane.has_news());
                     if told || now >= deadline + LAST_WORDS {
                         // Wakes that came at the last moment.
                         while let Some(Some(wake)) = wakes.next().now_or_never() {
                             self.wake(wake, true);
+                        }
+                        if told {
+                            let _ = tokio::time::timeout(LAST_WORDS, self.leave_for_good()).await;
                         }
                         return;
                     }
@@ -161,6 +221,7 @@ impl Engine {
                         self.end(id, ending);
                     }
                 }
+                Some(job) = taken_over.recv() => self.take_over(job),
                 Some(answer) = &mut exchange, if busy => {
                     exchange = None.into();
                     busy = false;
@@ -183,6 +244,7 @@ impl Engine {
                 }
                 () = &mut stop, if deadline.is_none() => {
                     deadline = Some(Instant::now() + self.grace);
+                    self.terms.stopping.cancel();
                     said = None.into();
                     leaving = Some(self.leave()).into();
                     left = false;
@@ -213,32 +275,55 @@ impl Engine {
                 self.lanes.iter().enumerate().filter_map(|(n, lane)| lane.alarm(may_fetch(n))).min()
             }
         };
-        exchange.into_iter().chain(end).min().unwrap_or(far)
+        // A permit that is being passed on may bring another job.
+        let passing = (deadline.is_some() && self.terms.passing.load(SeqCst) > 0).then(|| now + Duration::from_millis(10));
+        exchange.into_iter().chain(end).chain(self.trial_alarm()).chain(passing).min().unwrap_or(far)
+    }
+
+    /// Says which queues take over jobs that are next in line: those that have a place, if no more urgent queue may have something.
+    fn set_doors(&self) {
+        let now = Instant::now();
+        let running: usize = self.lanes.iter().map(|lane| lane.running).sum();
+        let mut urgent = self.alone.is_some();
+        for (n, lane) in self.lanes.iter().enumerate() {
+            let door = match () {
+                () if urgent => Door::Closed,
+                () if running < self.places.concurrency && lane.running + lane.ready.len() < lane.most => Door::Open,
+                () => Door::Swap,
+            };
+            self.terms.set_door(n, door);
+            urgent |= self.terms.strict && (!lane.ready.is_empty() || lane.wants_look(now));
+        }
     }
 
     /// Begins what can begin.
     fn start_jobs(&mut self) {
+        if self.tend_trial() {
+            return;
+        }
         while let Some(lane) = self.places.next(&self.lanes)
-            && let Some((envelope, bytes)) = self.lanes[lane].ready.pop_front()
+            && let Some((envelope, bytes)) = self.lanes[lane].next()
         {
             self.start(lane, envelope, bytes);
         }
     }
 
     fn start(&mut self, lane: usize, envelope: Envelope, bytes: Vec<u8>) {
-        let Envelope { id, failed, pushed_ms, body } = envelope;
-        let mut route = self.routes.find(&body.name).cloned();
-        if let (Some(route), Some(ms)) = (&mut route, body.extra.timeout_ms) {
+        let Envelope { id, failed, pushed_ms, body, .. } = envelope;
+        let held = self.held.remove(&id);
+        // Whoever took it has looked for its handler.
+        let Some(mut route) = self.routes.find(&body.name).cloned() else { return };
+        if let Some(ms) = body.extra.timeout_ms {
             route.timeout = Duration::from_millis(ms);
         }
-        let retry = route.as_ref().map_or(Retry::exponential(10), |r| r.retry);
+        let retry = route.retry;
         let retry = body.extra.attempts.map_or(retry, |attempts| retry.attempts(attempts));
         // Nothing else gets beyond its last attempt.
         if failed >= MAX_CRASHES && retry.is_over(failed) {
             tracing::error!(job = body.name, %id, failed, "a job is dead: its workers died");
             return self.give_up(lane, bytes, CRASHED);
         }
-        let cancel = CancellationToken::new();
+        let cancel = held.as_ref().map_or_else(Cancelled::default, |held| held.cancelled.clone());
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
         let context = Context {
             id,
@@ -249,11 +334,10 @@ impl Engine {
             carried: body.extra.carried,
             batch: body.extra.batch.as_ref().map(|place| place.id.clone()),
             place: body.extra.batch,
-            turn: body.extra.turn,
             store: Arc::clone(&self.store),
             cancelled: cancel.clone(),
         };
-        self.running.insert(id, Running { lane, bytes, plain, retry, cancel, withdrawn: false });
+        self.running.insert(id, Running { lane, bytes, plain, retry, since: Instant::now(), cancel, withdrawn: false });
         self.lanes[lane].running += 1;
         let span = tracing::info_span!(
             "job",
@@ -264,10 +348,10 @@ impl Engine {
             job = body.name,
             attempt = context.attempt,
         );
-        let delivery = Delivery { name: body.name, payload: body.payload, context };
-        let (finished, sealer) = (self.finished.clone(), self.sealer.clone());
+        let delivery = Delivery { name: body.name, payload: body.payload, job: None, context };
+        let (finished, sealer, terms) = (self.finished.clone(), self.sealer.clone(), Arc::clone(&self.terms));
         let work = async move {
-            let _ = finished.send((id, attempt(route, sealer, delivery).await));
+            let _ = finished.send((id, attempt(route, sealer, terms, held, delivery).await));
         };
         tokio::spawn(work.instrument(span));
     }
@@ -278,24 +362,46 @@ impl Engine {
         if self.pause.is_some_and(|(until, _)| now < until) {
             return None;
         }
-        let urgent = self.lanes.iter().position(|lane| lane.is_urgent(now));
-        let lane = urgent.or_else(|| if stopping { None } else { self.places.choose(&self.lanes, now, fastrand::f64()) });
+        let urgent = (0..self.lanes.len()).find(|n| {
+            let lane = &self.lanes[*n];
+            lane.is_urgent(now)
+                || !stopping && lane.is_held_up() && self.alone.is_none() && self.places.may_begin(&self.lanes, *n)
+        });
+        let lane = urgent.or_else(|| {
+            if stopping || self.alone.is_some() { None } else { self.places.choose(&self.lanes, now, fastrand::f64()) }
+        });
         let lane = lane.or_else(|| {
+            // Else it is told with the next fetch, or when it has waited for long enough.
             let news = self.lanes.iter().position(Lane::has_news);
-            news.filter(|_| stopping || self.places.starved(&self.lanes))
+            news.filter(|_| stopping)
         })?;
-        let looks = !stopping && self.lanes[lane].wants_look(now);
+        // Beside a job that is to run alone, no other is taken.
+        let looks = !stopping && self.alone.is_none() && self.lanes[lane].wants_look(now);
         let max = if looks { self.places.portion(&self.lanes, lane, now) } else { 0 };
+        let free = self.places.concurrency.saturating_sub(self.lanes.iter().map(|lane| lane.running).sum());
+        let trial = match &self.alone {
+            Some(alone) if alone.lane == lane => Trial::Running,
+            Some(_) => Trial::Elsewhere,
+            None if stopping => Trial::None,
+            None => Trial::Next,
+        };
+        let (max_bytes, unhandled_for) = (self.max_bytes, self.hand_back_for);
         let state = &mut self.lanes[lane];
         state.begin_look();
+        self.telling_trial = std::mem::take(&mut state.tell_trial);
         Some(Ask {
             lane,
             queue: Arc::clone(&state.name),
             done: state.take_done(),
             settlements: std::mem::take(&mut state.settlements),
             max,
-            holding: state.held() > 0,
+            max_bytes,
+            begins: free.saturating_sub(state.ready.len()),
+            trial,
+            lines: state.handler_lines.clone(),
+            unhandled_for,
             unsure: std::mem::take(&mut state.unsure),
+            missing: std::mem::take(&mut state.missing),
         })
     }
 
@@ -307,42 +413,67 @@ impl Engine {
 
     /// Takes in what an exchange brought.
     fn learn(&mut self, answer: Answer) {
-        let Answer { ask, held, fetched, refused, untold } = answer;
+        let Answer { ask, held, found, fetched, refused, untold } = answer;
         let now = Instant::now();
         let took = now - self.last_exchange;
+        if fetched.is_err() && self.telling_trial {
+            self.lanes[ask.lane].tell_trial = true;
+        }
+        self.telling_trial = false;
         self.places.look_ahead(&mut self.lanes);
         metrics::histogram!("scale_queue_exchange_seconds").record(took.as_secs_f64());
         if let Some(held) = held {
             self.reconcile(ask.lane, held, &ask.done);
         }
+        match found {
+            Some(found) => self.take_missing(ask.lane, ask.missing, found),
+            None => self.lanes[ask.lane].missing.extend(ask.missing),
+        }
+        let ready = self.lanes[ask.lane].ready.len();
         let lane = &mut self.lanes[ask.lane];
         lane.settlements.extend(ask.settlements);
         let (mut fenced, total) = (refused, ask.done.len());
         match fetched {
             Ok(fetched) => {
-                self.pause = untold.then(|| longer_pause(self.pause, now));
+                self.pause = match self.pause {
+                    last if untold => Some(longer_pause(last, now)),
+                    // It has said what we hold; whether it gives more again is still to be seen.
+                    Some((_, wait)) if ask.unsure => Some((now, wait)),
+                    _ => None,
+                };
                 lane.unsure |= untold && ask.unsure;
                 fenced += total.saturating_sub(fetched.acknowledged);
+                // Whatever was at hand before this answer may begin.
+                lane.cleared = ready;
                 if ask.max > 0 {
-                    if fetched.armed {
+                    lane.handler_lines = fetched.lines.into_iter().filter(|line| handles(&self.routes, line)).collect();
+                    if fetched.armed && lane.handler_lines.is_empty() {
                         lane.arm(fetched.look_again, now, fastrand::f64());
                     } else {
                         lane.disarm();
                     }
+                    self.max_bytes = adapted(self.max_bytes, took, fetched.jobs.iter().map(Vec::len).sum());
                 }
                 for bytes in fetched.jobs {
-                    if fetched.cancelled.iter().any(|tag| tag == tag_of(&bytes)) {
+                    let tag = tag_of(&bytes);
+                    if fetched.cancelled.iter().any(|known| known == tag) {
                         self.give_up(ask.lane, bytes, CANCELLED);
+                    } else if fetched.overdue.iter().any(|known| known == tag) {
+                        let reason = format!("no worker could handle it within {:?}", self.hand_back_for);
+                        self.give_up(ask.lane, bytes, &reason);
                     } else {
-                        self.take(ask.lane, bytes);
+                        self.take(ask.lane, bytes, fetched.suspect);
                     }
                 }
+                let lane = &mut self.lanes[ask.lane];
+                lane.cleared = lane.ready.len().min(ready + ask.begins);
             }
             Err(error) => {
                 lane.keep_done(ask.done, now);
                 // Whether the store leased something to us before it fell silent is unknown.
                 lane.unsure |= ask.max > 0 || ask.unsure;
                 lane.disarm();
+                self.max_bytes = (self.max_bytes / 2).max(LEAST_BYTES);
                 self.pause = Some(longer_pause(self.pause, now));
                 tracing::warn!(%error, queue = &*ask.queue, "the queue's store failed; the worker goes on");
                 metrics::counter!("scale_queue_store_errors_total").increment(1);
@@ -364,40 +495,91 @@ impl Engine {
         })
     }
 
-    fn take(&mut self, lane: usize, bytes: Vec<u8>) {
-        match Envelope::decode(&bytes) {
+    fn take(&mut self, lane: usize, bytes: Vec<u8>, is_suspect: bool) {
+        let line = match Envelope::decode(&bytes) {
             // Lost and leased to us again while it still runs here: the run at hand will do.
-            Ok(envelope) if self.running.contains_key(&envelope.id) => {}
-            Ok(envelope) => self.lanes[lane].ready.push_back((envelope, bytes)),
+            Ok(envelope) if self.running.contains_key(&envelope.id) => return,
+            Ok(envelope) if self.routes.handles(&envelope.body.name) => {
+                if is_suspect {
+                    return self.try_alone(lane, envelope, bytes);
+                }
+                return self.lanes[lane].ready.push_back((envelope, bytes));
+            }
+            Ok(envelope) => format!("kind:{}", envelope.body.name),
+            Err(Unreadable::Version(version)) => format!("format:{version}"),
             Err(reason) => {
                 tracing::error!(%reason, "a job is dead");
                 let tag = tag_of(&bytes).to_vec();
                 let to = Destination::Dead(bytes, reason.to_string());
                 self.lanes[lane].settlements.push(Settlement { tag, unique: None, to }.into());
+                return;
             }
+        };
+        if self.hand_back_for.is_zero() {
+            return self.give_up(lane, bytes, &format!("no handler for `{line}` on this worker"));
+        }
+        tracing::warn!(line, "no handler for a job on this worker: it waits for one that has it");
+        metrics::counter!("scale_queue_unhandled_total", "queue" => Arc::clone(&self.lanes[lane].name)).increment(1);
+        let settlement = Settlement { tag: tag_of(&bytes).to_vec(), unique: None, to: Destination::Unhandled(line) };
+        self.lanes[lane].settlements.push(settlement.into());
+    }
+
+    /// Takes in a job that was next in line when one of ours ended, before all others: it has begun as far as the store knows.
+    fn take_over(&mut self, job: TakenOver) {
+        let TakenOver { queue, bytes, permit } = job;
+        let Some(lane) = self.lanes.iter().position(|lane| *lane.name == *queue) else { return };
+        match Envelope::decode(&bytes) {
+            Ok(envelope) if self.routes.handles(&envelope.body.name) && !self.running.contains_key(&envelope.id) => {
+                permit.and_then(|held| self.held.insert(envelope.id, held));
+                let lane = &mut self.lanes[lane];
+                lane.ready.push_front((envelope, bytes));
+                lane.cleared += 1;
+            }
+            // The permit is given back.
+            _ => self.take(lane, bytes, false),
         }
     }
 
     /// Sets right what we hold by what the store says we hold.
     fn reconcile(&mut self, lane: usize, held: Vec<Vec<u8>>, told: &[Vec<u8>]) {
-        let theirs: HashSet<&[u8]> = held.iter().map(|bytes| tag_of(bytes)).collect();
-        self.lanes[lane].ready.retain(|(_, bytes)| theirs.contains(tag_of(bytes)));
+        let theirs: HashSet<&[u8]> = held.iter().map(Vec::as_slice).collect();
+        self.lanes[lane].retain(|bytes| theirs.contains(tag_of(bytes)));
+        self.drop_unused_permits();
         for running in self.running.values().filter(|r| r.lane == lane && !theirs.contains(tag_of(&r.bytes))) {
-            running.cancel.cancel();
+            running.cancel.cancel(CancelReason::LeaseLost);
+        }
+        let known = &mut self.lanes[lane];
+        if known.suspect.as_ref().is_some_and(|(_, bytes)| !theirs.contains(tag_of(bytes))) {
+            known.suspect = None;
+            self.end_alone();
         }
         let known = &self.lanes[lane];
         let ours: HashSet<Vec<u8>> = known
             .ready
             .iter()
+            .chain(&known.suspect)
             .map(|(_, bytes)| tag_of(bytes).to_vec())
             .chain(self.running.values().map(|r| tag_of(&r.bytes).to_vec()))
             .chain(known.settlements.iter().map(|ended| ended.settlement.tag.clone()))
             .chain(known.done().iter().chain(told).cloned())
             .collect();
-        for bytes in held {
-            if !ours.contains(tag_of(&bytes)) {
-                self.take(lane, bytes);
-            }
+        self.lanes[lane].missing = held.into_iter().filter(|tag| !ours.contains(tag)).collect();
+    }
+
+    /// Gives back permits that were taken over for jobs which are not here to begin any more.
+    pub(super) fn drop_unused_permits(&mut self) {
+        let lanes = &self.lanes;
+        self.held.retain(|id, _| lanes.iter().any(|lane| lane.ready.iter().any(|(envelope, _)| envelope.id == *id)));
+    }
+
+    /// Jobs that were ours without our knowing; what did not fit the answer is asked for with the next exchange.
+    fn take_missing(&mut self, lane: usize, asked: Vec<Vec<u8>>, found: Vec<Vec<u8>>) {
+        if !found.is_empty() {
+            let got: HashSet<Vec<u8>> = found.iter().map(|bytes| tag_of(bytes).to_vec()).collect();
+            self.lanes[lane].missing.extend(asked.into_iter().filter(|tag| !got.contains(tag)));
+        }
+        for bytes in found {
+            self.take(lane, bytes, false);
         }
     }
 
@@ -430,6 +612,11 @@ impl Engine {
         })
     }
 
+    /// Nothing of this worker stays in the store.
+    async fn leave_for_good(&self) {
+        join_all(self.lanes.iter().map(|lane| self.store.leave(&lane.name, &self.worker))).await;
+    }
+
     /// Says that it is there, if that is news or has not been said for a while.
     fn announce(&mut self) -> Option<BoxFuture<'static, ()>> {
         let (now, running) = (Instant::now(), self.running.len());
@@ -450,7 +637,8 @@ impl Engine {
     }
 
     /// A sign of life for every queue that we hold jobs of.
-    fn beat(&self) -> BoxFuture<'static, Vec<(usize, bool)>> {
+    fn beat(&mut self) -> BoxFuture<'static, Vec<(usize, bool)>> {
+        self.drop_unused_permits();
         metrics::gauge!("scale_queue_running_jobs").set(self.running.len() as f64);
         let beats: Vec<_> = self
             .lanes
@@ -474,4 +662,24 @@ impl Engine {
 fn longer_pause(last: Option<(Instant, Duration)>, now: Instant) -> (Instant, Duration) {
     let wait = last.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(LONGEST_PAUSE));
     (now + wait.mul_f64(0.5 + fastrand::f64() / 2.0), wait)
+}
+
+/// Whether jobs of that line can be handled here.
+fn handles(routes: &Routes, line: &str) -> bool {
+    match line.split_once(':') {
+        Some(("kind", name)) => routes.handles(name),
+        Some(("format", version)) => version.parse().is_ok_and(|version: u8| Envelope::can_read(version)),
+        _ => false,
+    }
+}
+
+/// Bytes that the next fetch asks for, by how the last one went.
+fn adapted(max_bytes: usize, took: Duration, got: usize) -> usize {
+    if took > LATE && got > LEAST_BYTES {
+        (max_bytes.min(got) / 2).max(LEAST_BYTES)
+    } else if took < LATE / 2 {
+        (max_bytes + max_bytes / 4).min(MOST_BYTES)
+    } else {
+        max_bytes
+    }
 }

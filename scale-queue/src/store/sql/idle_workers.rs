@@ -1,4 +1,4 @@
-//! Workers of this process that wait for something to do.
+//! Idle workers of this process.
 
 use std::collections::HashMap;
 
@@ -10,19 +10,19 @@ use tokio::sync::mpsc;
 use crate::store::{Wake, WorkerId};
 
 #[derive(Debug, Default)]
-pub(super) struct Sleepers(Mutex<Inner>);
+pub(super) struct IdleWorkers(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     /// By queue; the last to fall asleep is woken first.
     asleep: HashMap<String, Vec<WorkerId>>,
-    ears: HashMap<WorkerId, mpsc::UnboundedSender<Wake>>,
+    listeners: HashMap<WorkerId, mpsc::UnboundedSender<Wake>>,
 }
 
-impl Sleepers {
+impl IdleWorkers {
     pub(super) fn listen(&self, worker: &WorkerId) -> BoxStream<'static, Wake> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.0.lock().ears.insert(worker.clone(), sender);
+        self.0.lock().listeners.insert(worker.clone(), sender);
         stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|wake| (wake, receiver)) }).boxed()
     }
 
@@ -40,27 +40,27 @@ impl Sleepers {
     }
 
     pub(super) fn wake(&self, queue: &str, mut count: usize) {
-        let Inner { asleep, ears } = &mut *self.0.lock();
+        let Inner { asleep, listeners } = &mut *self.0.lock();
         while count > 0
             && let Some(worker) = asleep.get_mut(queue).and_then(Vec::pop)
         {
-            if ears.get(&worker).is_some_and(|ear| ear.send(Wake::Queue(queue.to_owned())).is_ok()) {
+            if listeners.get(&worker).is_some_and(|listener| listener.send(Wake::Queue(queue.to_owned())).is_ok()) {
                 count -= 1;
             } else {
-                ears.remove(&worker);
+                listeners.remove(&worker);
             }
         }
     }
 
     /// Whoever holds the job ends it.
     pub(super) fn cancel(&self, tag: &[u8]) {
-        self.0.lock().ears.retain(|_, ear| ear.send(Wake::Cancel(tag.to_vec())).is_ok());
+        self.0.lock().listeners.retain(|_, listener| listener.send(Wake::Cancel(tag.to_vec())).is_ok());
     }
 
     /// News may have been missed.
     pub(super) fn wake_all(&self) {
         let mut inner = self.0.lock();
         inner.asleep.clear();
-        inner.ears.retain(|_, ear| ear.send(Wake::Unsure).is_ok());
+        inner.listeners.retain(|_, listener| listener.send(Wake::Unsure).is_ok());
     }
 }

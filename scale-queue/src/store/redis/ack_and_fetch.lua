@@ -1,0 +1,235 @@
+-- Removes what is done, lets what is due wait, leases what may begin; arms the worker if that was less than it asked for.
+-- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, timer, cancelled, promoted, suspects, blocked, lines,
+--       paces, unhandled, unbegun, trials, large
+-- ARGV  wake channel, queue, 1 in a Cluster, worker, most jobs (at most 1,000), lease (ms), bytes after which no further job is taken,
+--       how many of the jobs begin at once, 'running', 'elsewhere', 'none' or 'next' (suspect), how long jobs may be unhandled (ms),
+--       number of handler lines, their names, tags of jobs that are done
+-- Reply server time (ms), how many of the done were still held, 1 if armed, ms until the next look (-1: none needed), a worker whose lease
+--       has run out or '', ids of the cancelled among the jobs, ids of the overdue among them, 1 if the job is a suspect, names of
+--       handler lines, 1 if the queue has lines, the jobs
+-- Cost  O(jobs moved), at most 1,000 promoted and 1,000 leased or put in line; whatever the backlog
+local cluster = ARGV[3] == '1'
+local worker, most, lease = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
+local budget, begins, trial = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local names = tonumber(ARGV[11])
+local now = clock()
+-- Removals first: a full Redis lets a script finish that has begun to write. What was fetched before this call may begin now.
+redis.call('HDEL', KEYS[16], worker)
+if trial == 'elsewhere' then
+  redis.call('HSET', KEYS[17], worker, '!')
+elseif trial ~= 'running' then
+  redis.call('HDEL', KEYS[17], worker)
+end
+local removed = 0
+if #ARGV >= 12 + names then
+  removed = chunked('HDEL', KEYS[6], ARGV, 12 + names, #ARGV)
+  if removed > 0 then redis.call('HINCRBY', KEYS[7], 'done', removed) end
+end
+
+local function keep_lease()
+  redis.call('ZREM', KEYS[5], worker)
+  if redis.call('HLEN', KEYS[6]) > 0 then redis.call('ZADD', KEYS[5], now + lease, worker) end
+end
+
+if most == 0 then
+  keep_lease()
+  return { now, removed, 0, -1, '', '', '', 0, {}, redis.call('EXISTS', KEYS[13]), {} }
+end
+
+local due = redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE', 'LIMIT', 0, 1000)
+if #due > 0 then
+  redis.call('ZREM', KEYS[2], unpack(due))
+  redis.call('RPUSH', KEYS[1], unpack(due))
+end
+
+local paused = redis.call('EXISTS', KEYS[4]) == 1
+local jobs, fields, count, bytes, overdue = {}, {}, 0, 0, {}
+local suspect, more = false, false
+
+local function take(job)
+  count = count + 1
+  jobs[count] = job
+  fields[2 * count - 1] = tag_of(job)
+  fields[2 * count] = job
+  bytes = bytes + #job
+end
+
+local function has_room()
+  return count < most and (bytes < budget or count == 0)
+end
+
+-- Takes from the head of a line; says whether it is empty now.
+local function take_first(line, wanted)
+  while wanted > 0 and has_room() do
+    local step = math.min(wanted, 50)
+    local members = first_of(KEYS[12], line, step)
+    for _, member in ipairs(members) do
+      if not has_room() then return false end
+      redis.call('ZREM', KEYS[12], member)
+      take(job_of(member))
+    end
+    if #members < step then return true end
+    wanted = wanted - #members
+  end
+  return #first_of(KEYS[12], line, 1) == 0
+end
+
+local function drop_line(line)
+  redis.call('ZREM', KEYS[13], line)
+  redis.call('HDEL', KEYS[14], line)
+  redis.call('SREM', KEYS[15], line)
+end
+
+if not paused then
+  if trial == 'next' then
+    local job = redis.call('LPOP', KEYS[11])
+    if job then
+      take(job)
+      redis.call('HSET', KEYS[17], worker, tag_of(job))
+      suspect = true
+    end
+  end
+  local lined = not suspect and redis.call('ZCARD', KEYS[13]) > 0
+  if lined then
+    for n = 1, names do
+      local line = ARGV[11 + n]
+      if redis.call('SISMEMBER', KEYS[15], line) == 1 and take_first(line, most) then drop_line(line) end
+    end
+    for _, line in ipairs(redis.call('ZRANGE', KEYS[13], '-inf', now, 'BYSCORE', 'LIMIT', 0, 20)) do
+      if not has_room() then break end
+      if redis.call('SISMEMBER', KEYS[15], line) == 1 then
+        -- Of a handler line only those that are too old for it.
+        local prefix = line_prefix(line)
+        local old = redis.call('ZRANGEBYLEX', KEYS[12], '[' .. prefix, '(' .. prefix .. time_order(now - tonumber(ARGV[10]) + 1), 'LIMIT', 0, 50)
+        for _, member in ipairs(old) do
+          if not has_room() then break end
+          redis.call('ZREM', KEYS[12], member)
+          take(job_of(member))
+          overdue[#overdue + 1] = tag_of(jobs[count])
+        end
+        if #first_of(KEYS[12], line, 1) == 0 then
+          drop_line(line)
+        else
+          redis.call('ZADD', KEYS[13], #old < 50 and now + math.min(60000, tonumber(ARGV[10])) or now, line)
+        end
+      else
+        local pace = tonumber(redis.call('HGET', KEYS[14], line) or 0)
+        local at = tonumber(redis.call('ZSCORE', KEYS[13], line))
+        local wanted = 1
+        if pace > 0 then wanted = math.min(math.floor((now - at) / pace) + 1, 100) end
+        local before = count
+        if take_first(line, wanted) then
+          drop_line(line)
+        else
+          redis.call('ZADD', KEYS[13], pace > 0 and at + pace * (count - before) or now + 30000, line)
+        end
+      end
+    end
+    while has_room() do
+      local job = redis.call('LPOP', KEYS[10])
+      if not job then break end
+      take(job)
+    end
+  elseif not suspect and redis.call('EXISTS', KEYS[10]) == 1 then
+    while has_room() do
+      local job = redis.call('LPOP', KEYS[10])
+      if not job then break end
+      take(job)
+    end
+  end
+  if not suspect and has_room() then
+    local careful = redis.call('EXISTS', KEYS[18]) == 1
+    if not careful and not lined then
+      local popped = redis.call('LPOP', KEYS[1], most - count)
+      for _, job in ipairs(popped or {}) do take(job) end
+    else
+      local pops, seen_large = 0, false
+      while pops < 1000 and has_room() do
+        local job = redis.call('LPOP', KEYS[1])
+        if not job then break end
+        pops = pops + 1
+        seen_large = seen_large or #job > 16384
+        local line
+        if lined and string.byte(job) == 2 and #job > 27 then
+          line = 'limit:' .. string.sub(job, 28, 27 + struct.unpack('>H', string.sub(job, 26, 27)))
+          if not redis.call('ZSCORE', KEYS[13], line) then line = nil end
+        end
+        if line then
+          redis.call('ZADD', KEYS[12], 0, blocked_member(line, pushed_order(job), job))
+        else
+          take(job)
+        end
+      end
+      if careful and redis.call('EXISTS', KEYS[1]) == 0 then
+        redis.call('DEL', KEYS[18])
+      elseif seen_large then
+        redis.call('PEXPIRE', KEYS[18], 86400000)
+      end
+    end
+    more = redis.call('EXISTS', KEYS[1]) == 1
+  end
+end
+
+local cancelled = {}
+if count > 0 then
+  chunked('HSET', KEYS[6], fields, 1, 2 * count)
+  if not suspect and count > begins then
+    local unbegun = {}
+    for n = begins + 1, count do
+      if #fields[2 * n - 1] == 16 then unbegun[#unbegun + 1] = fields[2 * n - 1] end
+    end
+    redis.call('HSET', KEYS[16], worker, table.concat(unbegun))
+  end
+  if redis.call('EXISTS', KEYS[9]) == 1 then
+    for n = 1, count do
+      local tag = fields[2 * n - 1]
+      if redis.call('ZSCORE', KEYS[9], tag) then cancelled[#cancelled + 1] = tag end
+    end
+  end
+end
+keep_lease()
+
+-- Expired leases are looked at by every fetch, however long the backlog; those of workers that hold nothing go at once.
+local expired, first_lease = '', nil
+local holders = redis.call('ZRANGE', KEYS[5], 0, 19, 'WITHSCORES')
+for n = 1, #holders, 2 do
+  if tonumber(holders[n + 1]) > now then
+    first_lease = tonumber(holders[n + 1])
+    break
+  end
+  if holders[n] ~= worker then
+    if redis.call('EXISTS', string.sub(KEYS[6], 1, #KEYS[6] - #worker) .. holders[n]) == 1 then
+      expired = holders[n]
+      break
+    end
+    redis.call('ZREM', KEYS[5], holders[n])
+    redis.call('HDEL', KEYS[16], holders[n])
+    redis.call('HDEL', KEYS[17], holders[n])
+  end
+end
+
+local unhandled = not paused and redis.call('EXISTS', KEYS[15]) == 1 and redis.call('SRANDMEMBER', KEYS[15], 100) or {}
+local armed, wait = 0, -1
+if count < most and not more and not suspect then
+  armed = 1
+  redis.call('ZADD', KEYS[3], now, worker)
+  local first = tonumber(redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2])
+  if first_lease and (not first or first_lease < first) then first = first_lease end
+  local line = not paused and tonumber(redis.call('ZRANGE', KEYS[13], 0, 0, 'WITHSCORES')[2])
+  if line and (not first or line < first) then first = math.ceil(line) end
+  if first then
+    -- One sleeper sets its alarm for it, the others a second later: should that one die, they are there.
+    local timer = redis.call('GET', KEYS[8])
+    if timer ~= string.format('%d', first) .. worker and timer and string.sub(timer, 1, 13) == string.format('%d', first) then
+      first = first + 1000
+    else
+      redis.call('SET', KEYS[8], string.format('%d', first) .. worker, 'PX', math.max(first - now, 0) + 1000)
+    end
+    wait = math.max(first - now, 0)
+  end
+else
+  redis.call('ZREM', KEYS[3], worker)
+  -- What became due may be more than this worker takes.
+  if #due > 0 and not paused then wake(KEYS[3], ARGV[1], ARGV[2], math.min(#due, redis.call('LLEN', KEYS[1])), cluster) end
+end
+return { now, removed, armed, wait, expired, table.concat(cancelled), table.concat(overdue), suspect and 1 or 0, unhandled, redis.call('EXISTS', KEYS[13]), jobs }

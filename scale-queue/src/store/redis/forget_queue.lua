@@ -1,0 +1,8 @@
+-- Forgets that a queue has a line, unless it was said again since.
+-- KEYS  queues that have a line for the key
+-- ARGV  queue, when it was said
+-- Reply 1 or 0
+-- Cost  O(log queues)
+local said = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not said or tonumber(said) ~= tonumber(ARGV[2]) then return 0 end
+return redis.call('ZREM', KEYS[1], ARGV[1])

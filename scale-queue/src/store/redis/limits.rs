@@ -1,0 +1,165 @@
+//! Limits in Redis.
+//!
+//! | key | type | holds |
+//! | --- | --- | --- |
+//! | `{app}:queue:{limit:<key>}:holders` | sorted set | attempts that have a permit, by the end of their hold, ms |
+//! | `{app}:queue:{limit:<key>}:due` | string | when the next job of a rate is due, ms |
+//! | `{app}:queue:{limit:<key>}:queues` | sorted set | queues that have a line for the key, by when its first is to be tried, ms |
+//!
+//! All expire. A limit's keys share a slot of their own: one limit may serve several queues. So a permit and the line that waits for it
+//! cannot change in one step; the queues with a line are written down with each refusal, and a line is tried by itself when the
+//! next permit expires.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::Script;
+
+use super::{RedisStore, allowance, failed, millis};
+use crate::error::Error;
+use crate::limit::line_of;
+use crate::store::{Admission, LINE_RETRY, LimitStore, PassOn, PassedOn, PermitRequest, RateRequest};
+
+pub(super) struct Scripts {
+    acquire: Script,
+    renew: Script,
+    release: Script,
+    pass: Script,
+    take: Script,
+    check: Script,
+    forget: Script,
+    admit: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            acquire: Script::new(include_str!("acquire_permit.lua")),
+            renew: Script::new(include_str!("renew_permit.lua")),
+            release: Script::new(include_str!("release_permit.lua")),
+            pass: Script::new(include_str!("pass_permit.lua")),
+            take: Script::new(&format!("{}\n{}", include_str!("shared.lua"), include_str!("take_from_line.lua"))),
+            check: Script::new(include_str!("check_permits.lua")),
+            forget: Script::new(include_str!("forget_queue.lua")),
+            admit: Script::new(include_str!("admit_by_rate.lua")),
+        }
+    }
+}
+
+impl RedisStore {
+    fn limit_key(&self, key: &str, name: &str) -> String {
+        self.key(&line_of(key), name)
+    }
+
+    /// A queue that was said to have a line, and had none: unless that was said again meanwhile.
+    async fn forget_queue(&self, key: &str, queue: &str, said: f64) -> Result<(), Error> {
+        let mut call = self.limits.forget.key(self.limit_key(key, "queues"));
+        call.arg(queue).arg(said).invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+}
+
+#[async_trait]
+impl LimitStore for RedisStore {
+    async fn acquire(&self, request: PermitRequest<'_>) -> Result<Admission, Error> {
+        let PermitRequest { key, holder, queue, most, life } = request;
+        let mut call = self.limits.acquire.key(self.limit_key(key, "holders"));
+        call.key(self.limit_key(key, "queues")).arg(holder).arg(most).arg(millis(life)).arg(queue);
+        let wait: u64 = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(if wait == 0 { Admission::Now } else { Admission::Later(Duration::from_millis(wait).min(LINE_RETRY)) })
+    }
+
+    async fn renew(&self, key: &str, holder: &str, life: Duration) -> Result<bool, Error> {
+        let mut call = self.limits.renew.key(self.limit_key(key, "holders"));
+        call.arg(holder).arg(millis(life)).invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn release(&self, key: &str, holder: &str, order: &[String]) -> Result<(), Error> {
+        let mut call = self.limits.release.key(self.limit_key(key, "holders"));
+        call.key(self.limit_key(key, "queues")).arg(holder);
+        let mut queues: Vec<(String, f64)> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        let place = |(queue, _): &(String, f64)| order.iter().position(|known| known == queue).unwrap_or(usize::MAX);
+        queues.sort_by_key(place);
+        let line = line_of(key);
+        for (queue, said) in &queues {
+            if self.wake_line(queue, &line).await? {
+                return Ok(());
+            }
+            self.forget_queue(key, queue, *said).await?;
+        }
+        // A job that was put in line behind others was not refused a permit, so nobody said that its queue has a line.
+        for queue in order.iter().filter(|queue| self.has_lines(queue) && queues.iter().all(|(known, _)| known != *queue)) {
+            if self.wake_line(queue, &line).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn pass_on_permit(&self, pass: PassOn<'_>) -> Result<Option<PassedOn>, Error> {
+        let PassOn { key, holder, next, life, queues, worker, lease } = pass;
+        let mut call = self.limits.pass.key(self.limit_key(key, "holders"));
+        let lined: Vec<&String> = queues.iter().filter(|queue| self.has_lines(queue)).collect();
+        call.key(self.limit_key(key, "queues")).arg(holder).arg(next).arg(millis(life)).arg(u8::from(!lined.is_empty()));
+        let known: Vec<String> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        if known.first().is_none_or(|passed| passed == "0") {
+            return Ok(None);
+        }
+        for queue in queues.iter().filter(|queue| known[1..].contains(queue) || lined.contains(queue)) {
+            let mut call = self.keyed(&self.limits.take, queue, &["paused", "blocked", "lines", "paces", "leases"]);
+            call.key(self.held_key(queue, worker)).key(self.key(queue, "cancelled"));
+            call.arg(line_of(key)).arg(&**worker).arg(millis(lease));
+            let mut server = self.server.allowing(allowance(crate::queue::MAX_SIZE));
+            let job: Option<Vec<u8>> = call.invoke_async(&mut server).await.map_err(failed)?;
+            if let Some(bytes) = job {
+                return Ok(Some(PassedOn { queue: queue.clone(), bytes, has_permit: true }));
+            }
+        }
+        // Back to who had it, who releases it.
+        let mut call = self.limits.pass.key(self.limit_key(key, "holders"));
+        call.key(self.limit_key(key, "queues")).arg(next).arg(holder).arg(millis(life)).arg(1);
+        call.invoke_async::<Vec<String>>(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(None)
+    }
+
+    async fn wake_if_free(&self, key: &str, most: u32, queue: &str) -> Result<(), Error> {
+        let mut call = self.limits.check.key(self.limit_key(key, "holders"));
+        call.key(self.limit_key(key, "queues")).arg(most).arg(queue);
+        if call.invoke_async(&mut self.server.clone()).await.map_err(failed)? {
+            self.wake_line(queue, &line_of(key)).await?;
+        }
+        Ok(())
+    }
+
+    async fn admit(&self, request: RateRequest<'_>) -> Result<Admission, Error> {
+        let RateRequest { key, queue, spacing, burst, before } = request;
+        // Once more for each queue that turns out to have no line.
+        for _ in 0..=before.len() {
+            let mut call = self.limits.admit.key(self.limit_key(key, "due"));
+            call.key(self.limit_key(key, "queues")).arg(format!("{:.3}", spacing.as_secs_f64() * 1e3)).arg(burst).arg(queue);
+            for queue in before {
+                call.arg(queue);
+            }
+            let (wait, first, said): (u64, String, f64) = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+            if !first.is_empty() && !self.wake_line(&first, &line_of(key)).await? {
+                self.forget_queue(key, &first, said).await?;
+                continue;
+            }
+            return Ok(if wait == 0 { Admission::Now } else { Admission::Later(Duration::from_millis(wait)) });
+        }
+        Ok(Admission::Later(spacing))
+    }
+
+    async fn refund(&self, key: &str, spacing: Duration) -> Result<(), Error> {
+        use redis::AsyncCommands;
+        let (mut server, due) = (self.server.clone(), self.limit_key(key, "due"));
+        // Should it expire in between, it would stay for good: it is then long past, and changes nothing.
+        let mut pipe = redis::pipe();
+        pipe.atomic().incr(&due, -spacing.as_secs_f64() * 1e3).ignore();
+        pipe.pexpire(&due, millis(spacing.max(Duration::from_mins(1))) as i64).ignore();
+        let there: bool = server.exists(&due).await.map_err(failed)?;
+        if there {
+            pipe.query_async::<()>(&mut server).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+}

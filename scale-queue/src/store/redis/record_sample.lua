@@ -1,0 +1,14 @@
+-- Keeps the sample of a minute or hour, if there is none yet, and drops those that are too old.
+-- KEYS  samples by their time
+-- ARGV  time (ms), sample, step (ms), how many are kept
+-- Reply 1, or 0 if there was one
+-- Cost  O(samples) once they are too many: 2,160 at most
+if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[4]) then
+  local oldest = tonumber(ARGV[1]) - tonumber(ARGV[3]) * tonumber(ARGV[4])
+  for _, at in ipairs(redis.call('HKEYS', KEYS[1])) do
+    if tonumber(at) <= oldest then redis.call('HDEL', KEYS[1], at) end
+  end
+end
+redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[3]) * tonumber(ARGV[4]))
+return 1

@@ -1,0 +1,58 @@
+-- Ends one lease, if it is still the worker's.
+-- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, dead, graves, the job's unique key (or waiting, if it
+--       has none), cancelled, blocked, lines, paces, unhandled, unbegun, trials
+-- ARGV  wake channel, queue, 1 in a Cluster, worker, tag, where to ('done', 'removed', 'retry', 'deferred', 'dead', 'waiting', 'blocked',
+--       'unhandled'), 1 if it has a unique key, the job's new bytes or '' as it is, delay (ms), reason or line, most dead or pace (ms),
+--       age of the dead (ms)
+-- Reply 1, or 0 if the job is not the worker's any more (then nothing is done)
+-- Cost  O(log of what is scheduled, blocked or dead)
+local worker, tag, to, delay = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[9])
+local job = redis.call('HGET', KEYS[6], tag)
+if not job then return 0 end
+redis.call('HDEL', KEYS[6], tag)
+if redis.call('EXISTS', KEYS[6]) == 0 then
+  redis.call('ZREM', KEYS[5], worker)
+  redis.call('HDEL', KEYS[16], worker)
+  redis.call('HDEL', KEYS[17], worker)
+end
+if ARGV[8] ~= '' then job = ARGV[8] end
+local now = clock()
+local ready, gone = 0, false
+if to == 'done' then
+  redis.call('HINCRBY', KEYS[7], 'done', 1)
+  gone = true
+elseif to == 'removed' then
+  redis.call('HINCRBY', KEYS[7], 'removed', 1)
+  gone = true
+elseif to == 'waiting' then
+  redis.call('LPUSH', KEYS[1], job)
+  ready = 1
+elseif to == 'retry' or to == 'deferred' then
+  if to == 'retry' then redis.call('HINCRBY', KEYS[7], 'failed', 1) end
+  redis.call('ZADD', KEYS[2], now + delay, job)
+  ready = 1
+elseif to == 'blocked' then
+  local line, pace = ARGV[10], tonumber(ARGV[11])
+  redis.call('ZADD', KEYS[12], 0, blocked_member(line, pushed_order(job), job))
+  local is_new = redis.call('ZADD', KEYS[13], now + delay, line)
+  if pace > 0 then redis.call('HSET', KEYS[14], line, ARGV[11]) end
+  -- Somebody has to set an alarm for it.
+  ready = is_new
+elseif to == 'unhandled' then
+  redis.call('ZADD', KEYS[12], 0, blocked_member(ARGV[10], time_order(now), job))
+  redis.call('ZADD', KEYS[13], 'NX', now + 1000, ARGV[10])
+  -- Whoever can handle it has to hear of it.
+  if redis.call('SADD', KEYS[15], ARGV[10]) == 1 then ready = 1000 end
+else
+  redis.call('HINCRBY', KEYS[7], 'failed', 1)
+  redis.call('HINCRBY', KEYS[7], 'died', 1)
+  redis.call('ZADD', KEYS[8], now, tag)
+  redis.call('HSET', KEYS[9], tag, struct.pack('>Hc0', #ARGV[10], ARGV[10]) .. job)
+  trim_dead(KEYS[8], KEYS[9], now, tonumber(ARGV[11]), tonumber(ARGV[12]))
+  -- A set that is empty costs the next fetch nothing.
+  redis.call('ZREM', KEYS[11], tag)
+  gone = true
+end
+if gone and ARGV[7] == '1' and redis.call('GET', KEYS[10]) == tag then redis.call('DEL', KEYS[10]) end
+if ready > 0 and redis.call('EXISTS', KEYS[4]) == 0 then wake(KEYS[3], ARGV[1], ARGV[2], ready, ARGV[3] == '1') end
+return 1

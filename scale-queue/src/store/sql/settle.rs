@@ -1,0 +1,174 @@
+//! How leases end.
+
+use sqlx::{AnyConnection, Row};
+
+use super::{SqlStore, failed, hex, hex_list, is_refusal, key_text, millis};
+use crate::error::Error;
+use crate::store::Destination;
+use crate::store::{Settlement, Store, WorkerId};
+use std::{collections::HashSet, time::Duration};
+
+/// What a settlement is counted as.
+#[derive(Default)]
+struct Counts {
+    done: i64,
+    failed: i64,
+    ended: i64,
+    fetchable: usize,
+    lines: bool,
+}
+
+impl SqlStore {
+    /// One transaction for all; should the database refuse it, one for each, so that only the culprit fails.
+    pub(super) async fn settle_all(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        settlements: &[&Settlement],
+    ) -> Vec<Result<bool, Error>> {
+        if settlements.is_empty() {
+            return Vec::new();
+        }
+        match self.settle_together(queue, worker, settlements).await {
+            Ok(answers) => answers.into_iter().map(Ok).collect(),
+            Err(error) if settlements.len() > 1 && is_refusal(&error) => {
+                let mut answers = Vec::with_capacity(settlements.len());
+                for settlement in settlements {
+                    let one = self.settle_together(queue, worker, std::slice::from_ref(settlement)).await;
+                    answers.push(one.map(|answers| answers.first().copied().unwrap_or_default()));
+                }
+                answers
+            }
+            Err(error) => settlements.iter().map(|_| Err(error.repeat())).collect(),
+        }
+    }
+
+    async fn settle_together(&self, queue: &str, worker: &WorkerId, settlements: &[&Settlement]) -> Result<Vec<bool>, Error> {
+        let mut tx = self.begin().await?;
+        let mut counts = Counts::default();
+        let blocked = self.block_together(&mut tx, queue, worker, settlements, &mut counts).await?;
+        let mut answers = Vec::with_capacity(settlements.len());
+        for settlement in settlements {
+            answers.push(match settlement.to {
+                Destination::Blocked { .. } => blocked.contains(&hex(&settlement.tag)),
+                _ => self.settle_one(&mut tx, queue, worker, settlement, &mut counts).await?,
+            });
+        }
+        if counts.done + counts.failed + counts.ended > 0 {
+            let count = self.of(&self.texts.count_ended, queue).bind(worker.to_string());
+            let count = count.bind(counts.done).bind(counts.failed).bind(counts.ended);
+            count.execute(&mut *tx).await.map_err(failed)?;
+        }
+        if counts.fetchable > 0 {
+            self.notify(&mut tx, self.payload(queue)).await?;
+        }
+        tx.commit().await.map_err(failed)?;
+        if counts.lines {
+            // Jobs of the same line behind it are put there with the next fetch.
+            self.hint(queue, |hints| {
+                if !hints.lines {
+                    (hints.lines, hints.retry_ms) = (true, None);
+                }
+                (hints.blocked, hints.tended_ms) = (true, self.now_ms() as i64);
+            });
+        }
+        self.idle.wake(queue, counts.fetchable);
+        Ok(answers)
+    }
+
+    /// Puts jobs in line, all of a line in one statement. Returns the ids of those that were the worker's.
+    async fn block_together(
+        &self,
+        tx: &mut AnyConnection,
+        queue: &str,
+        worker: &WorkerId,
+        settlements: &[&Settlement],
+        counts: &mut Counts,
+    ) -> Result<HashSet<String>, Error> {
+        type Line<'s> = (&'s str, Duration, Option<Duration>, Vec<Vec<u8>>);
+        let mut lines: Vec<Line<'_>> = Vec::new();
+        for settlement in settlements {
+            if let Destination::Blocked { line, retry_in, pace } = &settlement.to {
+                match lines.iter_mut().find(|(name, ..)| name == line) {
+                    Some((_, soonest, known, tags)) => {
+                        (*soonest, *known) = ((*soonest).min(*retry_in), *pace);
+                        tags.push(settlement.tag.clone());
+                    }
+                    None => lines.push((line, *retry_in, *pace, vec![settlement.tag.clone()])),
+                }
+            }
+        }
+        let mut blocked = HashSet::new();
+        for (line, retry_in, pace, tags) in lines {
+            let pace_us = pace.map_or(0, |pace| i64::try_from(pace.as_micros()).unwrap_or(i64::MAX / 4).max(1));
+            let line = key_text(line);
+            // The line's row first: see `close_if_empty`.
+            let open = self.of(&self.texts.open_line, queue).bind(line.clone()).bind(millis(retry_in)).bind(pace_us);
+            open.bind(0_i64).execute(&mut *tx).await.map_err(failed)?;
+            let block = self.of(&self.texts.block, queue).bind(worker.to_string()).bind(hex_list(&tags)).bind(line);
+            for row in block.fetch_all(&mut *tx).await.map_err(failed)? {
+                blocked.insert(row.try_get(0).map_err(failed)?);
+            }
+            // Somebody has to set an alarm for it.
+            (counts.fetchable, counts.lines) = (counts.fetchable.max(1), true);
+        }
+        Ok(blocked)
+    }
+
+    async fn settle_one(
+        &self,
+        tx: &mut AnyConnection,
+        queue: &str,
+        worker: &WorkerId,
+        settlement: &Settlement,
+        counts: &mut Counts,
+    ) -> Result<bool, Error> {
+        let (id, worker) = (hex(&settlement.tag), worker.to_string());
+        let release = |body: Option<&Vec<u8>>, delay: i64| {
+            let release = self.of(&self.texts.release, queue).bind(worker.clone()).bind(id.clone());
+            release.bind(body.cloned()).bind(delay)
+        };
+        let ours = match &settlement.to {
+            Destination::Done | Destination::Removed | Destination::Dead(..) => {
+                let done = self.of(&self.texts.done, queue).bind(worker.clone()).bind(id.clone());
+                done.execute(&mut *tx).await
+            }
+            Destination::Retry(body, delay) => release(Some(body), millis(*delay)).execute(&mut *tx).await,
+            Destination::Deferred(body, delay) => release(body.as_ref(), millis(*delay)).execute(&mut *tx).await,
+            Destination::Waiting => release(None, -1).execute(&mut *tx).await,
+            // Done before, together.
+            Destination::Blocked { .. } => return Ok(false),
+            Destination::Unhandled(line) => {
+                let line = key_text(line);
+                let open = self.of(&self.texts.open_line, queue).bind(line.clone()).bind(1_000_i64).bind(0_i64);
+                open.bind(1_i64).execute(&mut *tx).await.map_err(failed)?;
+                counts.lines = true;
+                self.hint(queue, |hints| {
+                    if !hints.unhandled.contains(&line) {
+                        hints.unhandled.push(line.clone());
+                        counts.fetchable = usize::MAX;
+                    }
+                });
+                self.of(&self.texts.block, queue).bind(worker.clone()).bind(id.clone()).bind(line).execute(&mut *tx).await
+            }
+        };
+        if ours.map_err(failed)?.rows_affected() == 0 {
+            return Ok(false);
+        }
+        match &settlement.to {
+            Destination::Done => counts.done += 1,
+            Destination::Removed => counts.ended += 1,
+            Destination::Retry(..) => counts.failed += 1,
+            Destination::Dead(body, reason) => {
+                counts.failed += 1;
+                counts.ended += 1;
+                self.bury(tx, queue, &settlement.tag, reason, body).await?;
+            }
+            _ => {}
+        }
+        if matches!(settlement.to, Destination::Retry(..) | Destination::Deferred(..) | Destination::Waiting) {
+            counts.fetchable = counts.fetchable.saturating_add(1);
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,367 @@
+//! Asks for what a job's limits demand before its handler begins, and keeps its permits while it runs.
+//!
+//! A permit that cannot be proven any more is another job's soon: the handler is cancelled *before* it expires, by a margin, so that two
+//! never run on one permit.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::CancelReason;
+use crate::context::{Cancelled, Context};
+use crate::error::Error;
+use crate::limit::{Kind, Limit, line_of};
+use crate::outcome::Blocked;
+use crate::store::{Admission, PassOn, PermitRequest, RateRequest, Store, WorkerId};
+
+/// How a worker asks.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) worker: WorkerId,
+    /// How long a permit is kept without being renewed.
+    pub(crate) life: Duration,
+    /// The worker's queues, the most urgent first.
+    pub(crate) order: Vec<String>,
+    /// Whether jobs of an earlier queue go first.
+    pub(crate) strict: bool,
+    pub(crate) lease: Duration,
+    /// Where the next job in line goes that takes over a permit; ends when the worker takes nothing more.
+    pub(crate) passed_on: mpsc::UnboundedSender<TakenOver>,
+    pub(crate) stopping: CancellationToken,
+    /// By queue: whether a job that is next in line may be taken over.
+    pub(crate) doors: Vec<AtomicU8>,
+    /// Permits that are being passed on at the moment.
+    pub(crate) passing: AtomicUsize,
+}
+
+/// Whether a queue takes over jobs that are next in line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Door {
+    Closed,
+    /// In place of one of its own that ends.
+    Swap,
+    Open,
+}
+
+/// A job that was next in line, leased to this worker, with the permit of the one before it.
+#[derive(Debug)]
+pub(crate) struct TakenOver {
+    pub(crate) queue: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) permit: Option<Held>,
+}
+
+/// A permit that is held before its job begins.
+#[derive(Debug)]
+pub(crate) struct Held {
+    key: String,
+    most: u32,
+    permits: Permits,
+    pub(crate) cancelled: Cancelled,
+}
+
+impl Terms {
+    pub(crate) fn set_door(&self, queue: usize, door: Door) {
+        if let Some(known) = self.doors.get(queue) {
+            known.store(door as u8, Relaxed);
+        }
+    }
+
+    /// Queues whose jobs may be taken over when one of `ended` ends, the most urgent first.
+    fn open_to(&self, ended: &str) -> Vec<String> {
+        let is_open = |(queue, door): &(&String, &AtomicU8)| {
+            let door = door.load(Relaxed);
+            door == Door::Open as u8 || door == Door::Swap as u8 && **queue == ended
+        };
+        self.order.iter().zip(&self.doors).filter(is_open).map(|(queue, _)| queue.clone()).collect()
+    }
+
+    /// Queues that go before this one.
+    fn before(&self, queue: &str) -> &[String] {
+        let place = self.order.iter().position(|name| name == queue).filter(|_| self.strict);
+        &self.order[..place.unwrap_or(0)]
+    }
+}
+
+/// What a running job holds; given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Permits {
+    #[expect(dead_code, reason = "its drop is what it is for")]
+    ended: Option<DropGuard>,
+    passes_on: Arc<AtomicBool>,
+}
+
+impl Permits {
+    fn none() -> Self {
+        Self { ended: None, passes_on: Arc::default() }
+    }
+}
+
+/// What has been taken so far.
+#[derive(Default)]
+struct Taken<'l> {
+    permits: Vec<&'l str>,
+    rates: Vec<(&'l str, Duration)>,
+}
+
+/// Asks for everything a job needs, at the moment at which it would begin. `Err`: the store did not say; nothing is held.
+pub(crate) async fn admit(
+    terms: &Arc<Terms>,
+    context: &Context,
+    limits: &[Limit],
+    held: Option<Held>,
+) -> Result<Result<Permits, Blocked>, Error> {
+    if limits.is_empty() {
+        return Ok(Ok(Permits::none()));
+    }
+    if let Some(held) = held {
+        // Else it needs more, or something else: the permit is given back, unused, and all are asked.
+        if let [Limit { key, kind: Kind::Concurrent(most) }] = limits
+            && (key, *most) == (&held.key, held.most)
+        {
+            held.permits.passes_on.store(true, Relaxed);
+            return Ok(Ok(held.permits));
+        }
+    }
+    let (store, queue) = (&context.store, &*context.queue);
+    // Unique for each attempt: a permit of an attempt whose worker is thought dead is not this one's.
+    let holder = format!("{}/{}", terms.worker, context.id);
+    let asked = Instant::now();
+    let mut taken = Taken::default();
+    let outcome = ask(&**store, terms, queue, &holder, limits, &mut taken).await;
+    if !matches!(outcome, Ok(None)) {
+        for (key, spacing) in &taken.rates {
+            // Else its next job begins later than it could.
+            let _ = store.refund(key, *spacing).await;
+        }
+        let keys: Vec<String> = taken.permits.iter().map(|key| (*key).to_owned()).collect();
+        if !keys.is_empty() {
+            tokio::spawn(give_back(Arc::clone(store), Arc::clone(terms), vec![holder.clone()], keys));
+        }
+    }
+    Ok(match outcome? {
+        Some(blocked) => Err(blocked),
+        None if taken.permits.is_empty() => Ok(Permits::none()),
+        None => {
+            let keys = taken.permits.iter().map(|key| (*key).to_owned()).collect();
+            let ended = CancellationToken::new();
+            let most = match limits {
+                [Limit { kind: Kind::Concurrent(most), .. }] => Some(*most),
+                _ => None,
+            };
+            let passes_on = Arc::new(AtomicBool::new(most.is_some()));
+            let keeper = Keeper {
+                store: Arc::clone(store),
+                terms: Arc::clone(terms),
+                holder,
+                keys,
+                queue: queue.to_owned(),
+                most: most.unwrap_or(0),
+                cancelled: context.cancelled.clone(),
+                ended: ended.clone(),
+                passes_on: Arc::clone(&passes_on),
+            };
+            tokio::spawn(keeper.run(asked));
+            Ok(Permits { ended: Some(ended.drop_guard()), passes_on })
+        }
+    })
+}
+
+async fn ask<'l>(
+    store: &dyn Store,
+    terms: &Terms,
+    queue: &str,
+    holder: &str,
+    limits: &'l [Limit],
+    taken: &mut Taken<'l>,
+) -> Result<Option<Blocked>, Error> {
+    // Permits first: a rate's place that is taken is spent.
+    for limit in limits {
+        if let Kind::Concurrent(most) = limit.kind {
+            // If the answer is lost, it may be ours: it is given back with the others.
+            taken.permits.push(&limit.key);
+            let request = PermitRequest { key: &limit.key, holder, queue, most, life: terms.life };
+            if let Admission::Later(retry_in) = store.acquire(request).await? {
+                taken.permits.pop();
+                return Ok(Some(Blocked {
+                    line: line_of(&limit.key),
+                    retry_in,
+                    pace: None,
+                    permits: Some((limit.key.clone(), most)),
+                }));
+            }
+        }
+    }
+    for limit in limits {
+        if let Kind::Rate { spacing, burst } = limit.kind {
+            let request = RateRequest { key: &limit.key, queue, spacing, burst, before: terms.before(queue) };
+            if let Admission::Later(retry_in) = store.admit(request).await? {
+                return Ok(Some(Blocked { line: line_of(&limit.key), retry_in, pace: Some(spacing), permits: None }));
+            }
+            taken.rates.push((&limit.key, spacing));
+        }
+    }
+    Ok(None)
+}
+
+/// Gives permits back, and wakes who waits for them; tried again for as long as they would be kept otherwise.
+async fn give_back(store: Arc<dyn Store>, terms: Arc<Terms>, holders: Vec<String>, keys: Vec<String>) {
+    let end = Instant::now() + terms.life;
+    for key in &keys {
+        for holder in &holders {
+            let mut pause = Duration::from_millis(50);
+            while store.release(key, holder, &terms.order).await.is_err() && Instant::now() < end {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+        }
+    }
+}
+
+/// Renews the permits of a running job.
+struct Keeper {
+    store: Arc<dyn Store>,
+    terms: Arc<Terms>,
+    holder: String,
+    keys: Vec<String>,
+    /// The queue of the job.
+    queue: String,
+    /// Permits of the key.
+    most: u32,
+    cancelled: Cancelled,
+    ended: CancellationToken,
+    /// It is all that a job of its line needs, and was used: the next one may take it over.
+    passes_on: Arc<AtomicBool>,
+}
+
+impl Keeper {
+    /// `proven`: when the permits were last known to be ours. The store counts their life from a later moment.
+    fn run(self, proven: Instant) -> BoxFuture<'static, ()> {
+        Box::pin(self.keep(proven))
+    }
+
+    async fn keep(self, mut proven: Instant) {
+        let life = self.terms.life;
+        let mut next = proven + life / 3;
+        let mut lost = false;
+        loop {
+            let end = proven + life.mul_f64(0.8);
+            tokio::select! {
+                biased;
+                () = self.ended.cancelled() => break,
+                () = sleep_until(end) => {
+                    lost = true;
+                    break;
+                }
+                () = sleep_until(next) => {}
+            }
+            let asked = Instant::now();
+            let renewed = tokio::select! {
+                biased;
+                () = self.ended.cancelled() => break,
+                () = sleep_until(end) => {
+                    lost = true;
+                    break;
+                }
+                renewed = self.renew() => renewed,
+            };
+            match renewed {
+                Ok(true) => {
+                    proven = asked;
+                    next = asked + life / 3;
+                }
+                Ok(false) => {
+                    lost = true;
+                    break;
+                }
+                // Again soon, as long as the permits are certain.
+                Err(_) => next = Instant::now() + life / 20,
+            }
+        }
+        let mut holders = vec![self.holder.clone()];
+        if lost {
+            self.lose();
+        } else if self.passes_on.load(Relaxed) && !self.terms.stopping.is_cancelled() {
+            self.terms.passing.fetch_add(1, SeqCst);
+            let passed = self.pass_on(&mut holders).await;
+            self.terms.passing.fetch_sub(1, SeqCst);
+            if passed {
+                return;
+            }
+        }
+        give_back(self.store, self.terms, holders, self.keys).await;
+    }
+
+    /// Lets the next job in line take over the permit. `false`: there is none, or it is not certain; `holders` may have the permit then.
+    async fn pass_on(&self, holders: &mut Vec<String>) -> bool {
+        let [key] = &self.keys[..] else { return false };
+        let queues = self.terms.open_to(&self.queue);
+        if queues.is_empty() {
+            return false;
+        }
+        let next = format!("{}/{}", self.terms.worker, uuid::Uuid::now_v7().simple());
+        let asked = Instant::now();
+        let pass = PassOn {
+            key,
+            holder: &self.holder,
+            next: &next,
+            life: self.terms.life,
+            queues: &queues,
+            worker: &self.terms.worker,
+            lease: self.terms.lease,
+        };
+        let passed = match self.store.pass_on_permit(pass).await {
+            Ok(Some(passed)) => passed,
+            Ok(None) => return false,
+            Err(_) => {
+                // What was leased is found by asking what we hold.
+                holders.push(next);
+                return false;
+            }
+        };
+        let permit = passed.has_permit.then(|| {
+            let (ended, cancelled) = (CancellationToken::new(), Cancelled::default());
+            let passes_on = Arc::new(AtomicBool::new(false));
+            let keeper = Keeper {
+                store: Arc::clone(&self.store),
+                terms: Arc::clone(&self.terms),
+                holder: next,
+                keys: self.keys.clone(),
+                queue: passed.queue.clone(),
+                most: self.most,
+                cancelled: cancelled.clone(),
+                ended: ended.clone(),
+                passes_on: Arc::clone(&passes_on),
+            };
+            tokio::spawn(keeper.run(asked));
+            let permits = Permits { ended: Some(ended.drop_guard()), passes_on };
+            Held { key: key.clone(), most: self.most, permits, cancelled }
+        });
+        let has_permit = permit.is_some();
+        let taken = TakenOver { queue: passed.queue, bytes: passed.bytes, permit };
+        // If the worker is gone, its lease ends, and the permit is given back by the drop of what was to be sent.
+        let _ = self.terms.passed_on.send(taken);
+        has_permit
+    }
+
+    async fn renew(&self) -> Result<bool, Error> {
+        for key in &self.keys {
+            if !self.store.renew(key, &self.holder, self.terms.life).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn lose(&self) {
+        tracing::warn!(holder = self.holder, "a permit is not certain any more; its job is cancelled and handed back");
+        metrics::counter!("scale_queue_permits_lost_total").increment(1);
+        self.cancelled.cancel(CancelReason::PermitLost);
+    }
+}

@@ -1,0 +1,106 @@
+//! Suspects: jobs whose handler had begun when their worker died. Each is tried alone, so that the next death tells which one it was.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Engine;
+use crate::envelope::Envelope;
+use crate::job::JobId;
+
+/// How long a suspect runs alone after its first crash; four times as long after each further one.
+const FIRST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_secs(16);
+
+/// A suspect that is to run alone, or does.
+pub(super) struct Alone {
+    pub(super) lane: usize,
+    id: JobId,
+    time: Duration,
+    /// When it has run alone for long enough; `None`: it waits for the others to have.
+    until: Option<Instant>,
+}
+
+/// How long a job runs alone whose attempts failed so often.
+fn time_alone(failed: u16) -> Duration {
+    FIRST.saturating_mul(4_u32.saturating_pow(u32::from(failed.saturating_sub(1)))).min(LONGEST)
+}
+
+impl Engine {
+    /// Takes a suspect in: nothing else begins until it has run alone for long enough.
+    pub(super) fn try_alone(&mut self, lane: usize, envelope: Envelope, bytes: Vec<u8>) {
+        let (id, time) = (envelope.id, time_alone(envelope.failed));
+        tracing::warn!(job = envelope.body.name, %id, ?time, "a job's worker died: it is tried alone");
+        self.lanes[lane].suspect = Some((envelope, bytes));
+        self.alone = Some(Alone { lane, id, time, until: None });
+        // Should the worker die, nothing that it holds of other queues is to blame either.
+        for (n, other) in self.lanes.iter_mut().enumerate().filter(|(n, other)| *n != lane && other.holds() > 0) {
+            let _ = n;
+            other.tell_trial = true;
+        }
+    }
+
+    /// The store is told that nothing runs alone any more.
+    pub(super) fn end_alone(&mut self) {
+        if self.alone.take().is_some() {
+            self.lanes.iter_mut().filter(|lane| lane.holds() > 0).for_each(|lane| lane.tell_trial = true);
+        }
+    }
+
+    /// Lets a suspect begin when its time has come. `true`: no other job may begin now.
+    pub(super) fn tend_trial(&mut self) -> bool {
+        let (now, waits_until) = (Instant::now(), self.others_have_run_alone());
+        let is_untold = self.telling_trial || self.lanes.iter().any(|lane| lane.tell_trial);
+        let Some(alone) = &mut self.alone else { return false };
+        match alone.until {
+            Some(until) if now >= until => {
+                self.end_alone();
+                return false;
+            }
+            Some(_) => return true,
+            None if waits_until.is_some_and(|at| now < at) || is_untold => return true,
+            None => alone.until = Some(now + alone.time),
+        }
+        let lane = alone.lane;
+        let Some((envelope, bytes)) = self.lanes[lane].suspect.take() else {
+            self.end_alone();
+            return false;
+        };
+        let id = envelope.id;
+        self.start(lane, envelope, bytes);
+        // It may have been given up instead.
+        if !self.running.contains_key(&id) {
+            self.end_alone();
+        }
+        self.alone.is_some()
+    }
+
+    /// When every running job has run for as long as the suspect is to be alone, and its worker lives: it is none of them.
+    fn others_have_run_alone(&self) -> Option<Instant> {
+        let time = self.alone.as_ref()?.time;
+        self.running.values().map(|running| running.since + time).max()
+    }
+
+    pub(super) fn trial_alarm(&self) -> Option<Instant> {
+        self.alone.as_ref()?.until.or_else(|| self.others_have_run_alone())
+    }
+
+    /// A job has ended: if it was the one that ran alone, others may begin.
+    pub(super) fn end_trial(&mut self, id: JobId) {
+        if self.alone.as_ref().is_some_and(|alone| alone.id == id) {
+            self.end_alone();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_crash_makes_the_time_alone_longer() {
+        let times: Vec<_> = (1..=6).map(|failed| time_alone(failed).as_millis()).collect();
+        assert_eq!(times, [250, 1_000, 4_000, 16_000, 16_000, 16_000]);
+        assert_eq!(time_alone(u16::MAX), LONGEST);
+    }
+}
