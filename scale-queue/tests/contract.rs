@@ -132,7 +132,8 @@ impl Job for Misfit {
 async fn special_errors_have_their_meaning(queue: &Queue) -> Result<()> {
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
-    let worker = Worker::new(queue).queues(["special"]).handle(move |Special(word), context: Context| {
+    let worker = Worker::new(queue).queues(["special"]).hand_back_for(Duration::ZERO);
+    let worker = worker.handle(move |Special(word), context: Context| {
         let run = counted.fetch_add(1, SeqCst);
         async move {
             match word.as_str() {

@@ -86,7 +86,7 @@ async fn an_outbox_brings_jobs_to_redis_once() -> Result<()> {
         moved += count;
     }
     assert_eq!(moved, 800);
-    let columns = "id, queue, delay_ms, unique_key, unique_ms, body";
+    let columns = "app, id, queue, delay_ms, unique_key, unique_ms, body";
     let again = format!("insert into scale_queue_outbox ({columns}) select {columns} from again");
     sqlx::query(sqlx::AssertSqlSafe(again)).execute(&pool).await?;
     while step().await? > 0 {}

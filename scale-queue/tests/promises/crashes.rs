@@ -1,0 +1,325 @@
+//! What a dead worker leaves behind: every job comes back, soon, and only the guilty pay for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use parking_lot::Mutex;
+use scale_queue::{Context, Job, Queue, Retry, Worker};
+use serde::{Deserialize, Serialize};
+use testkit::eventually;
+
+use crate::on_every_store;
+use crate::server::{Running, Server, is_empty, run, until};
+
+/// Of workers that die.
+const LEASE: Duration = Duration::from_millis(400);
+/// Of those that live: longer than a busy machine keeps one of them from its heartbeat.
+const LONG_LEASE: Duration = Duration::from_secs(10);
+
+#[derive(Serialize, Deserialize)]
+struct Work {
+    n: usize,
+}
+
+impl Job for Work {
+    const NAME: &'static str = "work";
+}
+
+#[derive(Serialize, Deserialize)]
+struct Poison;
+
+impl Job for Poison {
+    const NAME: &'static str = "poison";
+    const RETRY: Retry = Retry::exponential(5);
+}
+
+/// A worker whose handlers never end; waits until `count` of them have begun, then it is killed.
+async fn die_holding(queue: &Queue, lease: Duration, concurrency: usize) -> Result<()> {
+    let begun = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&begun);
+    let worker = run(Worker::new(queue).concurrency(concurrency).lease(lease).handle(move |_: Work, _| {
+        count.fetch_add(1, SeqCst);
+        std::future::pending::<Result<(), std::io::Error>>()
+    }));
+    eventually("its jobs to begin", async || (begun.load(SeqCst) == concurrency).then_some(())).await?;
+    worker.kill().await;
+    Ok(())
+}
+
+fn counting(queue: &Queue, done: &Arc<Mutex<Vec<usize>>>) -> Worker {
+    let done = Arc::clone(done);
+    Worker::new(queue).concurrency(100).lease(LONG_LEASE).handle(move |job: Work, _| {
+        done.lock().push(job.n);
+        async { Ok::<(), std::io::Error>(()) }
+    })
+}
+
+/// 1: a worker that held thousands of jobs.
+async fn every_job_of_a_large_worker_comes_back(server: &Server) -> Result<()> {
+    const HELD: usize = 1_500;
+    let queue = server.queue().await?;
+    queue.push_many((0..HELD).map(|n| Work { n })).await?;
+    die_holding(&queue, LEASE, HELD).await?;
+    assert_eq!(queue.stats("default").await?.leased, HELD as u64);
+    let done = Arc::default();
+    let worker = run(counting(&server.queue().await?, &done));
+    until(&queue, "default", "all to be done", |stats| stats.done_total == HELD as u64 && is_empty(stats)).await?;
+    let mut all = done.lock().clone();
+    all.sort_unstable();
+    assert_eq!(all, (0..HELD).collect::<Vec<_>>());
+    worker.stop().await
+}
+
+/// 3: expired leases are looked at by every fetch, not only by those that are not filled.
+async fn a_dead_workers_jobs_do_not_wait_for_the_backlog(server: &Server) -> Result<()> {
+    const BACKLOG: usize = 3_000;
+    let queue = server.queue().await?;
+    queue.push_many((0..5).map(|n| Work { n })).await?;
+    die_holding(&queue, LEASE, 5).await?;
+    let died = Instant::now();
+    queue.push_many((5..BACKLOG).map(|n| Work { n })).await?;
+    let back: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let (seen, done) = (Arc::clone(&back), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&done);
+    // Slow enough that the backlog lasts for longer than the lease.
+    let worker = run(Worker::new(&queue).concurrency(10).lease(LONG_LEASE).handle(move |job: Work, _| {
+        if job.n < 5 {
+            seen.lock().push(Instant::now());
+        }
+        let count = Arc::clone(&count);
+        async move {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            count.fetch_add(1, SeqCst);
+            Ok::<(), std::io::Error>(())
+        }
+    }));
+    eventually("the five to be back", async || (back.lock().len() == 5).then_some(())).await?;
+    assert!(done.load(SeqCst) < BACKLOG - 5, "before the end of the backlog");
+    let last = *back.lock().iter().max().unwrap() - died;
+    // How soon is a matter of the machine; that it is not the backlog's length is not.
+    assert!(last < Duration::from_secs(10), "{last:?} after the death");
+    worker.stop().await
+}
+
+/// 4: workers that stop as they should leave nothing that delays a recovery.
+async fn clean_stops_leave_nothing_behind(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    for _ in 0..4 {
+        queue.push_many((0..5).map(|n| Work { n })).await?;
+        let (begun, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+        let (count, open) = (Arc::clone(&begun), Arc::clone(&gate));
+        let worker = run(Worker::new(&queue).concurrency(5).lease(LONG_LEASE).handle(move |_: Work, _| {
+            count.fetch_add(1, SeqCst);
+            let open = Arc::clone(&open);
+            async move { open.acquire().await.map(tokio::sync::SemaphorePermit::forget) }
+        }));
+        eventually("all to run", async || (begun.load(SeqCst) == 5).then_some(())).await?;
+        // It is told to stop while they run; they end within its grace.
+        let stopping = tokio::spawn(worker.stop());
+        tokio::task::yield_now().await;
+        gate.add_permits(5);
+        stopping.await??;
+    }
+    match server.kind {
+        "redis" => {
+            for key in ["leases", "unbegun", "trials", "sleepers"] {
+                let key = format!("test:queue:{{default}}:{key}");
+                assert_eq!(server.redis().command(&["EXISTS", &key]).await?, "0", "{key}");
+            }
+        }
+        "postgres" => {
+            let rows = server.postgres().node(0).sql("select count(*) from scale_queue_workers").await?;
+            assert_eq!(rows.trim(), "0");
+        }
+        _ => {}
+    }
+    let stats = queue.stats("default").await?;
+    assert_eq!((stats.done_total, stats.pushed_total), (20, 20), "what they did is still counted");
+    // One that dies now is recovered as if they had never been.
+    queue.push_many((0..3).map(|n| Work { n })).await?;
+    die_holding(&queue, LEASE, 3).await?;
+    let (died, done) = (Instant::now(), Arc::default());
+    let worker = run(counting(&queue, &done));
+    eventually("the three", async || (done.lock().len() == 3).then_some(())).await?;
+    assert!(died.elapsed() < Duration::from_secs(10), "{:?}: one look of 30 s for each of them would be more", died.elapsed());
+    worker.stop().await
+}
+
+/// 5: a job that kills its worker is tried alone, and those beside it live.
+async fn a_poison_job_dies_and_the_innocent_beside_it_live(server: &Server) -> Result<()> {
+    const INNOCENT: usize = 9;
+    let queue = server.queue().await?;
+    queue.push(Poison).await?;
+    queue.push_many((0..INNOCENT).map(|n| Work { n })).await?;
+    let (finished, most_failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut crashes = 0;
+    loop {
+        let poisoned = Arc::new(AtomicBool::new(false));
+        let (taken, ends, failed) = (Arc::clone(&poisoned), Arc::clone(&finished), Arc::clone(&most_failed));
+        let worker = Worker::new(&queue).concurrency(INNOCENT + 1).lease(Duration::from_millis(200));
+        let worker = run(worker
+            .handle(move |_: Poison, _| {
+                taken.store(true, SeqCst);
+                std::future::pending::<Result<(), std::io::Error>>()
+            })
+            .handle(move |_: Work, context: Context| {
+                failed.fetch_max(usize::from(context.attempt) - 1, SeqCst);
+                let ends = Arc::clone(&ends);
+                async move {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    ends.fetch_add(1, SeqCst);
+                    Ok::<(), std::io::Error>(())
+                }
+            }));
+        let over = async || {
+            let died = queue.stats("default").await.ok()?.dead > 0 && finished.load(SeqCst) >= INNOCENT;
+            (died || poisoned.load(SeqCst)).then_some(died)
+        };
+        let over = eventually("the poison to begin, or to be dead", over).await?;
+        worker.kill().await;
+        if over {
+            break;
+        }
+        crashes += 1;
+        assert!(crashes <= 10, "it is not given up");
+    }
+    let dead = queue.dead("default", 0, 100).await?;
+    assert!(dead.len() == 1 && dead[0].name == "poison", "{dead:?}");
+    assert_eq!((dead[0].failed, crashes), (5, 5), "each of its crashes is its own");
+    assert!(most_failed.load(SeqCst) <= 1, "an innocent one paid {} times", most_failed.load(SeqCst));
+    Ok(())
+}
+
+/// 5: what had begun is counted, once; nothing is counted that the worker did not hold.
+async fn jobs_that_had_begun_are_counted_once(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    // Fast ones teach the worker to prefetch; then one hangs in each place, with others leased behind.
+    queue.push_many((0..5_000).map(|n| Work { n })).await?;
+    let (done, hang) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (count, hanging) = (Arc::clone(&done), Arc::clone(&hang));
+    let begun: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let seen = Arc::clone(&begun);
+    let worker = run(Worker::new(&queue).concurrency(20).lease(LEASE).handle(move |job: Work, _| {
+        let hang = hanging.load(SeqCst);
+        if hang {
+            seen.lock().push(job.n);
+        }
+        count.fetch_add(1, SeqCst);
+        async move {
+            if hang {
+                std::future::pending::<()>().await;
+            }
+            Ok::<(), std::io::Error>(())
+        }
+    }));
+    eventually("some to be done", async || (done.load(SeqCst) > 1_000).then_some(())).await?;
+    hang.store(true, SeqCst);
+    eventually("every place to hang", async || (begun.lock().len() == 20).then_some(())).await?;
+    until(&queue, "default", "its acknowledgements", |stats| stats.leased >= 20).await?;
+    worker.kill().await;
+    let before = queue.stats("default").await?;
+    let attempts: Arc<Mutex<Vec<(usize, u16)>>> = Arc::default();
+    let seen = Arc::clone(&attempts);
+    let worker = run(Worker::new(&queue).concurrency(50).lease(LONG_LEASE).handle(move |job: Work, context: Context| {
+        seen.lock().push((job.n, context.attempt));
+        async { Ok::<(), std::io::Error>(()) }
+    }));
+    let stats = until(&queue, "default", "all to be done", |stats| stats.done_total == 5_000 && is_empty(stats)).await?;
+    worker.stop().await?;
+    let guilty: Vec<usize> = begun.lock().clone();
+    let attempts = attempts.lock().clone();
+    for (n, attempt) in &attempts {
+        if guilty.contains(n) {
+            assert_eq!(*attempt, 2, "{n} had begun");
+        }
+    }
+    let counted = attempts.iter().filter(|(_, attempt)| *attempt > 1).count();
+    assert!(counted <= before.leased as usize, "{counted} of {} held", before.leased);
+    assert_eq!(stats.failed_total, counted as u64);
+    Ok(())
+}
+
+/// 5: the same as the store sees it: of five jobs that a worker took, it said that two begin at once.
+async fn what_was_fetched_ahead_is_no_suspect(server: &Server) -> Result<()> {
+    use scale_queue::store::{RedisStore, Request, SqlStore, Store, Trial, WorkerId};
+
+    let queue = server.queue().await?;
+    queue.push_many((0..5).map(|n| Work { n })).await?;
+    let store: Box<dyn Store> = match server.kind {
+        "redis" => Box::new(RedisStore::new(scale_redis::Redis::connect(&server.url).await?, "test")),
+        _ => Box::new(SqlStore::connect(&server.url, "test").await?),
+    };
+    let request = |max: usize, trial: Trial| Request {
+        done: &[],
+        max,
+        max_bytes: usize::MAX / 2,
+        begins: 2,
+        lease: Duration::from_millis(50),
+        trial,
+        lines: &[],
+        unhandled_for: Duration::from_hours(1),
+    };
+    let (dies, lives): (WorkerId, WorkerId) = ("dies".into(), "lives".into());
+    assert_eq!(store.fetch("default", &dies, request(5, Trial::None)).await?.jobs.len(), 5);
+    let reclaimed = async || store.reclaim("default", &dies).await.ok().filter(|step| step.jobs == 5);
+    eventually("the lease to be over", reclaimed).await?;
+    assert_eq!(queue.stats("default").await?.failed_total, 2, "the two that had begun");
+    let first = store.fetch("default", &lives, request(5, Trial::Next)).await?;
+    assert!(first.suspect && first.jobs.len() == 1, "a suspect comes alone");
+    let second = store.fetch("default", &lives, request(5, Trial::Running)).await?;
+    assert!(!second.suspect && second.jobs.len() == 3, "those that had not begun are jobs like any other");
+    Ok(())
+}
+
+crate::on_stores! { ahead_on_redis: "redis"; what_was_fetched_ahead_is_no_suspect }
+crate::on_stores! { ahead_on_postgres: "postgres"; what_was_fetched_ahead_is_no_suspect }
+crate::on_stores! { ahead_on_sqlite: "sqlite"; what_was_fetched_ahead_is_no_suspect }
+
+on_every_store! {
+    every_job_of_a_large_worker_comes_back,
+    a_dead_workers_jobs_do_not_wait_for_the_backlog,
+    clean_stops_leave_nothing_behind,
+    a_poison_job_dies_and_the_innocent_beside_it_live,
+    jobs_that_had_begun_are_counted_once,
+}
+
+/// 1: a hash that Redis may not shrink, since it saves: pages of it are empty although it is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sparse_hash_of_held_jobs_is_emptied() -> Result<()> {
+    const HELD: usize = 4_000;
+    let server = Server::start("redis").await?;
+    let redis = server.redis();
+    // A child that lives for long: no table is resized meanwhile.
+    redis.command(&["CONFIG", "SET", "rdb-key-save-delay", "100000"]).await?;
+    let queue = server.queue().await?;
+    queue.push_many((0..HELD).map(|n| Work { n })).await?;
+    die_holding(&queue, LEASE, HELD).await?;
+    redis.command(&["BGSAVE"]).await?;
+    let done = Arc::default();
+    let worker = run(counting(&server.queue().await?, &done));
+    let all = |stats: &scale_queue::Stats| stats.done_total == HELD as u64 && is_empty(stats);
+    until(&queue, "default", "all to be done", all).await?;
+    worker.stop().await?;
+    assert_eq!(redis.command(&["KEYS", "*held:*"]).await?, "");
+    Ok(())
+}
+
+/// 1: what earlier versions left behind: jobs held by a worker that has no lease.
+async fn jobs_without_a_lease_are_found(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    queue.push_many((0..50).map(|n| Work { n })).await?;
+    die_holding(&queue, Duration::from_mins(10), 50).await?;
+    match server.kind {
+        "redis" => drop(server.redis().command(&["DEL", "test:queue:{default}:leases"]).await?),
+        _ => drop(server.postgres().node(0).sql("delete from scale_queue_workers").await?),
+    }
+    let done = Arc::default();
+    let worker: Running = run(counting(&server.queue().await?, &done));
+    until(&queue, "default", "all to be done", |stats| stats.done_total == 50 && is_empty(stats)).await?;
+    worker.stop().await
+}
+
+crate::on_stores! { orphans_of_redis: "redis"; jobs_without_a_lease_are_found }
+crate::on_stores! { orphans_of_postgres: "postgres"; jobs_without_a_lease_are_found }

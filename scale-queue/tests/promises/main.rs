@@ -1,0 +1,38 @@
+//! Promises that were once broken by an attack on one mechanism, on every store: each test plays the attack.
+#![cfg(all(feature = "redis", feature = "postgres", feature = "sqlite"))]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod crashes;
+mod growth;
+mod limits;
+mod pushes;
+mod rolling;
+#[cfg(feature = "schedule")]
+mod schedules;
+
+mod server;
+
+/// A test of each case on each store, so that each can be run alone: `cargo test --test promises crashes::redis::`.
+macro_rules! on_every_store {
+    ($($case:ident),* $(,)?) => {
+        crate::on_stores! { memory: "memory"; $($case),* }
+        crate::on_stores! { redis: "redis"; $($case),* }
+        crate::on_stores! { postgres: "postgres"; $($case),* }
+        crate::on_stores! { sqlite: "sqlite"; $($case),* }
+    };
+}
+pub(crate) use on_every_store;
+
+macro_rules! on_stores {
+    ($store:ident: $kind:literal; $($case:ident),* $(,)?) => {
+        mod $store {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() -> anyhow::Result<()> {
+                    super::$case(&crate::server::Server::start($kind).await?).await
+                }
+            )*
+        }
+    };
+}
+pub(crate) use on_stores;

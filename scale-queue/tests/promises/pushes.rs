@@ -1,0 +1,395 @@
+//! Pushes: each stored once or refused with a reason, and nobody's depends on a stranger's.
+
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use anyhow::Result;
+use futures_util::future::join_all;
+use scale_queue::{Discard, Error, Job, Queue, Retry, Worker};
+use serde::{Deserialize, Serialize};
+use sqlx::{Connection, PgConnection, SqliteConnection};
+use testkit::{Proxy, Redis, RedisSentinel, eventually};
+
+use crate::on_every_store;
+use crate::server::{Server, is_empty, run, until};
+
+#[derive(Serialize, Deserialize)]
+struct Plain {
+    n: usize,
+}
+
+impl Job for Plain {
+    const NAME: &'static str = "plain";
+    const RETRY: Retry = Retry::never();
+}
+
+#[derive(Serialize, Deserialize)]
+struct Keyed {
+    key: String,
+}
+
+impl Job for Keyed {
+    const NAME: &'static str = "keyed";
+    const RETRY: Retry = Retry::never();
+
+    fn unique_key(&self) -> Option<String> {
+        Some(self.key.clone())
+    }
+}
+
+fn keyed(key: &str) -> Keyed {
+    Keyed { key: key.into() }
+}
+
+/// 9: hostile keys, beside many good pushes that are gathered with them.
+async fn a_hostile_key_fails_no_other_push(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    // Longer than an index takes, and nothing that can be compressed.
+    let long: String = (0..20_000).map(|_| fastrand::alphanumeric()).collect();
+    let keys = ["a\0b", "a b", "\0", "", "ключ", "a,b", "a\\0b", "a'b\"c", long.as_str()];
+    let pushes = (0..400).map(|n| {
+        let queue = &queue;
+        async move {
+            let key = if n % 40 == 0 { keys[n / 40 % keys.len()].to_owned() } else { format!("good:{n}") };
+            queue.push(keyed(&key)).await.map(|pushed| pushed.is_new)
+        }
+    });
+    let plain = (0..100).map(|n| queue.push(Plain { n }).into_future());
+    let (keyed_answers, plain_answers) = tokio::join!(join_all(pushes), join_all(plain));
+    let failed: Vec<_> = keyed_answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(plain_answers.iter().all(Result::is_ok));
+    // Distinct keys are distinct, whatever is in them.
+    for key in keys {
+        queue.push(keyed(key)).await?;
+        assert!(!queue.push(keyed(key)).await?.is_new, "{key:?}");
+    }
+    assert_eq!(queue.stats("default").await?.waiting, 390 + 100 + keys.len() as u64);
+    Ok(())
+}
+
+/// 9: a key whose holder ends just now.
+async fn a_unique_push_that_races_its_holders_end_is_answered(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let ran = Arc::new(AtomicUsize::new(0));
+    let worker = || {
+        let ran = Arc::clone(&ran);
+        Worker::new(&queue).concurrency(20).handle(move |_: Keyed, _| {
+            ran.fetch_add(1, SeqCst);
+            async { Ok::<(), std::io::Error>(()) }
+        })
+    };
+    let (workers, other) = ([run(worker()), run(worker())], server.queue().await?);
+    let mut stored = 0;
+    for _ in 0..60 {
+        let pushes = (0..20).map(|n| {
+            let queue = if n % 2 == 0 { &queue } else { &other };
+            async move { queue.push(keyed("one")).await }
+        });
+        for answer in join_all(pushes).await {
+            stored += usize::from(answer?.is_new);
+        }
+    }
+    until(&queue, "default", "all to be done", is_empty).await?;
+    assert_eq!(ran.load(SeqCst), stored, "what was said to be stored was, once");
+    for worker in workers {
+        worker.stop().await?;
+    }
+    Ok(())
+}
+
+/// 10: one queue, two runtimes, one of which ends in the midst of a push.
+#[test]
+fn no_push_depends_on_a_strangers_runtime() -> Result<()> {
+    for kind in ["redis", "postgres", "memory"] {
+        let main = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let (server, queue) = main.block_on(async {
+            let server = Server::start(kind).await?;
+            let queue = server.queue().await?;
+            anyhow::Ok((server, queue))
+        })?;
+        for n in 0..100 {
+            let other = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            other.block_on(async {
+                let queue = queue.clone();
+                // As many turns as it takes to be somewhere in the midst of it.
+                drop(tokio::spawn(async move { drop(queue.push(Plain { n }).await) }));
+                for _ in 0..n % 5 {
+                    tokio::task::yield_now().await;
+                }
+            });
+            drop(other);
+            let push = main
+                .block_on(async { tokio::time::timeout(Duration::from_secs(20), queue.push(Plain { n }).into_future()).await });
+            push??;
+        }
+        drop(server);
+    }
+    Ok(())
+}
+
+/// 12: the name of the application separates, on every store that others can reach.
+async fn applications_are_apart(server: &Server) -> Result<()> {
+    let (shop, billing) = (server.queue_of("shop").await?, server.queue_of("billing").await?);
+    for n in 0..5 {
+        billing.push(Plain { n }).await?;
+    }
+    billing.push(keyed("one")).await?;
+    assert!(shop.push(keyed("one")).await?.is_new, "unique keys");
+    let (seen, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (plain, unique) = (Arc::clone(&seen), Arc::clone(&done));
+    let worker = Worker::new(&shop).lease(Duration::from_millis(300));
+    let worker = run(worker
+        .handle(move |_: Plain, _| {
+            plain.fetch_add(1, SeqCst);
+            async { Ok::<(), std::io::Error>(()) }
+        })
+        .handle(move |_: Keyed, _| {
+            unique.fetch_add(1, SeqCst);
+            async { Err::<(), _>(Discard::because("no")) }
+        }));
+    until(&shop, "default", "the shop's own", |stats| stats.dead == 1).await?;
+    assert_eq!(shop.stats("default").await?.pushed_total, 1);
+    assert_eq!((billing.stats("default").await?.waiting, seen.load(SeqCst), done.load(SeqCst)), (6, 0, 1));
+    assert!(billing.dead("default", 0, 10).await?.is_empty());
+    billing.pause("default").await?;
+    assert!(!shop.stats("default").await?.paused);
+    shop.batch().named("import").job(Plain { n: 1 }).push().await?;
+    assert_eq!(billing.batch_status("import").await?, None);
+    assert!(billing.batches(0, 10).await?.is_empty() && billing.workers().await?.is_empty());
+    assert_eq!(shop.workers().await?.len(), 1);
+    shop.drain("default").await?;
+    assert_eq!(billing.stats("default").await?.waiting, 6);
+    assert_eq!(billing.queues().await?, ["default"]);
+    worker.stop().await
+}
+
+/// 14: what a drain took before it died waits again, unharmed.
+async fn a_drain_that_dies_half_way_loses_nothing(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    queue.push(keyed("held")).await?;
+    let batch = queue.batch().allow_failures().jobs((0..2_500).map(|n| Plain { n })).push().await?;
+    queue.push(Plain { n: 0 }).delay(Duration::from_hours(1)).await?;
+    // Dropped at whichever await it has come to: as a process that dies.
+    for turns in 0..40 {
+        let mut drain = Box::pin(queue.drain("default"));
+        for _ in 0..turns {
+            if futures_util::poll!(&mut drain).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    queue.drain("default").await?;
+    let left = queue.stats("default").await?;
+    assert_eq!((left.waiting, left.scheduled, left.blocked, left.pushed_total), (0, 0, 0, 2_502), "none is in no state");
+    let counted = async || anyhow::Ok(queue.batch_status(&batch).await?.unwrap());
+    assert!(u64::from(counted().await?.dead) + left.leased >= 2_500);
+    // What those that died had leased comes back when the lease of a drain is over: the store is told that it is.
+    match server.kind {
+        "redis" => drop(server.redis().command(&["DEL", "test:queue:{default}:leases"]).await?),
+        "postgres" => drop(server.postgres().node(0).sql("update scale_queue_workers set until_ms = 0").await?),
+        _ => return Ok(()),
+    }
+    let worker = Worker::new(&queue).concurrency(50).handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) });
+    let worker = run(worker.handle(|_: Keyed, _| async { Ok::<(), std::io::Error>(()) }));
+    let all = async || {
+        let status = counted().await.ok()?;
+        (status.done + status.dead == 2_500).then_some(())
+    };
+    eventually("each to be counted", all).await?;
+    until(&queue, "default", "what came back to be done", |stats| stats.leased + stats.waiting == 0).await?;
+    assert!(queue.push(keyed("held")).await?.is_new, "its key is free");
+    worker.stop().await
+}
+
+/// 15: a revived job holds its key again; another that holds it by now keeps it.
+async fn a_revived_job_holds_its_key(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let worker = || Worker::new(&queue).handle(|_: Keyed, _| async { Err::<(), _>(std::io::Error::other("no")) });
+    queue.push(keyed("one")).await?;
+    let running = run(worker());
+    until(&queue, "default", "its death", |stats| stats.dead == 1).await?;
+    running.stop().await?;
+    let dead = queue.dead("default", 0, 1).await?.remove(0);
+    let other = queue.push(keyed("one")).await?;
+    assert!(other.is_new && !queue.revive("default", &dead).await?, "another holds it");
+    assert_eq!((queue.revive_all("default").await?, queue.stats("default").await?.dead), (0, 1));
+    queue.drain("default").await?;
+    assert!(queue.revive("default", &dead).await?);
+    let again = queue.push(keyed("one")).await?;
+    assert_eq!((again.is_new, Some(again.id)), (false, dead.id), "it is its own again");
+    Ok(())
+}
+
+/// 15: jobs of a megabyte among the dead.
+async fn large_dead_jobs_are_listed_and_revived(server: &Server) -> Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct Big {
+        text: String,
+    }
+    impl Job for Big {
+        const NAME: &'static str = "big";
+        const RETRY: Retry = Retry::never();
+    }
+    const JOBS: usize = 40;
+    let queue = server.queue().await?;
+    let worker = || Worker::new(&queue).handle(|_: Big, _| async { Err::<(), _>(std::io::Error::other("no")) });
+    queue.push_many((0..JOBS).map(|_| Big { text: "x".repeat(1_000_000) })).await?;
+    let running = run(worker());
+    until(&queue, "default", "all deaths", |stats| stats.dead == JOBS as u64).await?;
+    running.stop().await?;
+    let page = queue.dead("default", 0, 1_000).await?;
+    assert!(!page.is_empty() && page.len() < 10, "{} of them in one answer", page.len());
+    let (mut seen, mut offset) = (std::collections::HashSet::new(), 0);
+    loop {
+        let page = queue.dead("default", offset, 100).await?;
+        if page.is_empty() {
+            break;
+        }
+        offset += page.len();
+        seen.extend(page.iter().filter_map(|dead| dead.id));
+    }
+    assert_eq!(seen.len(), JOBS);
+    assert!(queue.revive("default", &page[0]).await?);
+    assert_eq!(queue.revive_all("default").await?, JOBS - 1);
+    let waiting = queue.jobs("default", scale_queue::State::Waiting, 0, 1_000).await?;
+    assert!(!waiting.is_empty() && waiting.len() < 10);
+    assert_eq!(queue.drain("default").await?, JOBS);
+    Ok(())
+}
+
+/// 15: keys of batches and chains go with them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ended_batches_and_chains_keep_no_keys() -> Result<()> {
+    let server = Server::start("redis").await?;
+    let queue = server.queue().await?;
+    // Keys that live for longer than the ten minutes that they are known for afterwards.
+    let count = async || -> Result<usize> {
+        let script = "local n = 0 for _, key in ipairs(redis.call('KEYS', '*once:*')) do \
+            if redis.call('TTL', key) > 600 then n = n + 1 end end return n";
+        Ok(server.redis().command(&["EVAL", script, "0"]).await?.trim().parse()?)
+    };
+    for n in 0..50 {
+        let chain = (0..5).fold(queue.chain(), |chain, _| chain.then(Plain { n }));
+        chain.push().await?;
+    }
+    let batch = queue.batch().jobs((0..1_500).map(|n| Plain { n })).then(Plain { n: 1 }).finally(Plain { n: 2 });
+    let batch = batch.push().await?;
+    assert!(count().await? >= 1_500);
+    let worker = run(Worker::new(&queue).concurrency(50).handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) }));
+    until(&queue, "default", "all to be done", |stats| stats.done_total == 250 + 1_500 + 2).await?;
+    eventually("no key of theirs that stays", async || (count().await.ok()? == 0).then_some(())).await?;
+    let bits = server.redis().command(&["KEYS", "*{batch:*"]).await?;
+    assert_eq!(bits.lines().count(), 1, "{bits}: its state alone, for a day");
+    let life: i64 = server.redis().command(&["TTL", bits.trim()]).await?.trim().parse()?;
+    assert!(life <= 24 * 3_600, "{life} s");
+    // Pushed again, it is over.
+    queue.batch().named(&batch).jobs((0..1_500).map(|n| Plain { n })).push().await?;
+    assert_eq!(queue.stats("default").await?.waiting, 0);
+    worker.stop().await
+}
+
+on_every_store! {
+    a_hostile_key_fails_no_other_push,
+    a_unique_push_that_races_its_holders_end_is_answered,
+    a_drain_that_dies_half_way_loses_nothing,
+    a_revived_job_holds_its_key,
+    large_dead_jobs_are_listed_and_revived,
+}
+mod apps {
+    use super::applications_are_apart;
+
+    crate::on_stores! { redis: "redis"; applications_are_apart }
+    crate::on_stores! { postgres: "postgres"; applications_are_apart }
+    crate::on_stores! { sqlite: "sqlite"; applications_are_apart }
+}
+
+/// 15: in a transaction of the application's, a key whose time is over is free, and one that is held says by whom.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_inside_a_transaction_knows_unique_keys() -> Result<()> {
+    async fn check(queue: &Queue, connection: &mut impl scale_queue::store::Enlist) -> Result<()> {
+        let first = queue.push(keyed("one")).unique_for(Duration::from_millis(30)).await?;
+        let held = queue.push_in(connection, keyed("one")).await?;
+        assert!(held.is_new || held.id == first.id);
+        let second = eventually("the key's time to be over", async || {
+            let pushed = queue.push_in(connection, keyed("one")).await.ok()?;
+            (pushed.id != first.id).then_some(pushed)
+        })
+        .await?;
+        let third = queue.push_in(connection, keyed("one")).await?;
+        assert_eq!((third.is_new, third.id), (false, second.id));
+        Ok(())
+    }
+    let server = Server::start("postgres").await?;
+    let mut connection = PgConnection::connect(&server.url).await?;
+    check(&server.queue().await?, &mut connection).await?;
+    let server = Server::start("sqlite").await?;
+    let mut connection = SqliteConnection::connect(&server.url).await?;
+    check(&server.queue().await?, &mut connection).await
+}
+
+/// 15: several processes make the outbox at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_outbox_is_made_once_by_many() -> Result<()> {
+    let server = Server::start("postgres").await?;
+    let migrations = (0..8).map(|_| async {
+        let mut connection = PgConnection::connect(&server.url).await?;
+        Ok::<_, anyhow::Error>(scale_queue::store::Relay::migrate(&mut connection).await?)
+    });
+    for migration in join_all(migrations).await {
+        migration?;
+    }
+    Ok(())
+}
+
+/// 2: payloads that take longer over their link than an answer may take at first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_payloads_over_a_slow_link_are_run() -> Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct Big {
+        text: String,
+    }
+    impl Job for Big {
+        const NAME: &'static str = "big";
+    }
+    let server = Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let near = Queue::connect(&server.url(), "test").await?;
+    near.push_many((0..60).map(|_| Big { text: "x".repeat(200 * 1024) })).await?;
+    proxy.throttle(4_000_000);
+    let far = Queue::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?;
+    let worker = || {
+        Worker::new(&far).concurrency(50).lease(Duration::from_secs(2)).handle(|_: Big, _| async { Ok::<(), std::io::Error>(()) })
+    };
+    let workers = [run(worker()), run(worker())];
+    let stats = until(&near, "default", "all to be done", |stats| stats.done_total == 60).await?;
+    assert_eq!(stats.failed_total, 0, "no lease was lost on the way");
+    for worker in workers {
+        worker.stop().await?;
+    }
+    // And a push that is larger than what the link takes within the time-out.
+    far.push_many((0..20).map(|_| Big { text: "x".repeat(200 * 1024) })).await?;
+    assert_eq!(near.stats("default").await?.waiting, 20);
+    Ok(())
+}
+
+/// A push that waits for replicas says when they have not got it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_waits_for_replicas() -> Result<()> {
+    let group = RedisSentinel::start().await?;
+    let within = Duration::from_millis(300);
+    let queue = Queue::builder(&group.url(), "test").replicas(1, within).connect().await?;
+    assert!(queue.push(Plain { n: 1 }).await?.is_new);
+    assert!(queue.push(keyed("one")).await?.is_new);
+    let picky = Queue::builder(&group.url(), "test").replicas(7, within).connect().await?;
+    let error = picky.push(Plain { n: 2 }).await.unwrap_err();
+    assert!(matches!(error, Error::Unacknowledged { wanted: 7, .. }), "{error:?}");
+    assert_eq!(queue.stats("default").await?.waiting, 3, "it is stored all the same");
+    for url in ["memory:", "sqlite://nowhere?mode=rwc"] {
+        assert!(matches!(Queue::builder(url, "test").replicas(1, within).connect().await, Err(Error::Setting(_))));
+    }
+    Ok(())
+}
