@@ -11,7 +11,7 @@ use crate::envelope::Failure;
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::queue::{Dead, Listing};
-use crate::store::State;
+use crate::store::{Resolution, State};
 
 /// Jobs, or batches, of one answer.
 const PAGE: usize = 50;
@@ -21,6 +21,8 @@ const STEP: usize = 100;
 const LOOKED_THROUGH: usize = 2_000;
 /// Among so many of the newest dead a job is looked for.
 const REACH: usize = 1_000;
+/// Queues whose history is shown together.
+const MOST_TOGETHER: usize = 50;
 /// Bytes of a payload that are shown.
 const SHOWN: usize = 16 * 1024;
 
@@ -42,6 +44,8 @@ struct Row {
     due_ms: Option<u64>,
     died_ms: Option<u64>,
     worker: Option<String>,
+    /// What a blocked one waits for.
+    blocked_by: Option<String>,
     progress: Option<Progress>,
 }
 
@@ -67,6 +71,7 @@ impl From<Dead> for Row {
             due_ms: None,
             died_ms: Some(dead.died_ms),
             worker: None,
+            blocked_by: None,
             progress: None,
         }
     }
@@ -87,6 +92,7 @@ impl From<Listing> for Row {
             due_ms: job.due_ms,
             died_ms: None,
             worker: job.worker,
+            blocked_by: job.blocked_by,
             progress: None,
         }
     }
@@ -94,8 +100,9 @@ impl From<Listing> for Row {
 
 impl Row {
     fn mentions(&self, text: &str) -> bool {
-        let fields = [self.id.as_ref(), Some(&self.name), Some(&self.payload), self.reason.as_ref(), self.worker.as_ref()];
-        fields.into_iter().flatten().any(|field| field.to_lowercase().contains(text))
+        let own = [self.id.as_ref(), self.reason.as_ref(), self.worker.as_ref(), self.blocked_by.as_ref()];
+        let fields = own.into_iter().chain([Some(&self.name), Some(&self.payload)]);
+        fields.flatten().any(|field| field.to_lowercase().contains(text))
     }
 }
 
@@ -103,6 +110,7 @@ impl Dashboard {
     pub(super) async fn api(&self, request: &Parts, segments: &[&str]) -> Answer {
         match (&request.method, segments) {
             (&Method::GET, ["queues"]) => self.overview(request).await,
+            (&Method::GET, ["history"]) => self.history(request).await,
             (&Method::GET, ["queues", queue, state]) => self.jobs(request, queue, state).await,
             (&Method::GET, ["workers"]) => Ok(json!({ "workers": self.queue.workers().await.map_err(told)? })),
             (&Method::GET, ["schedules"]) => Ok(json!({ "schedules": self.queue.schedules().await.map_err(told)? })),
@@ -165,6 +173,7 @@ impl Dashboard {
             "waiting" => Some(State::Waiting),
             "scheduled" => Some(State::Scheduled),
             "leased" => Some(State::Leased),
+            "blocked" => Some(State::Blocked),
             "dead" => None,
             _ => return Err((StatusCode::NOT_FOUND, "there is no such state".into())),
         };
@@ -173,7 +182,8 @@ impl Dashboard {
         let (mut found, mut at, mut next) = (Vec::new(), offset, None);
         'looking: while next.is_none() {
             let rows = self.rows(queue, state, at, step).await.map_err(told)?;
-            let is_last = rows.len() < step;
+            // A page of large jobs is short, and only one that is empty is the last.
+            let is_last = rows.is_empty();
             for row in rows {
                 if found.len() == PAGE {
                     next = Some(at);
@@ -187,7 +197,7 @@ impl Dashboard {
             if is_last {
                 break;
             }
-            next = (search.is_empty() || at - offset >= LOOKED_THROUGH).then_some(at);
+            next = (search.is_empty() && found.len() == PAGE || at - offset >= LOOKED_THROUGH).then_some(at);
         }
         if state == Some(State::Leased) {
             try_join_all(found.iter_mut().map(|row| self.follow(row))).await.map_err(told)?;
@@ -211,12 +221,42 @@ impl Dashboard {
     }
 
     async fn exhume(&self, queue: &str, id: &str, fate: &str) -> Result<bool, Error> {
-        let dead = self.queue.dead(queue, 0, REACH).await?;
-        match dead.iter().find(|dead| dead.id.is_some_and(|known| known.to_string() == id)) {
-            Some(dead) if fate == "forget" => self.queue.forget(queue, dead).await,
-            Some(dead) => self.queue.revive(queue, dead).await,
-            None => Ok(false),
+        let mut offset = 0;
+        while offset < REACH {
+            let page = self.queue.dead(queue, offset, REACH - offset).await?;
+            if page.is_empty() {
+                break;
+            }
+            offset += page.len();
+            if let Some(dead) = page.iter().find(|dead| dead.id.is_some_and(|known| known.to_string() == id)) {
+                return if fate == "forget" {
+                    self.queue.forget(queue, dead).await
+                } else {
+                    self.queue.revive(queue, dead).await
+                };
+            }
         }
+        Ok(false)
+    }
+
+    /// Samples of one queue, or of all together, by minute or hour.
+    async fn history(&self, request: &Parts) -> Answer {
+        let (mut queue, mut resolution) = (None, Resolution::Minute);
+        for (name, value) in form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes()) {
+            match (&*name, &*value) {
+                ("queue", name) => queue = Some(name.to_owned()),
+                ("by", "hour") => resolution = Resolution::Hour,
+                _ => {}
+            }
+        }
+        let names = match queue {
+            Some(name) => vec![name],
+            None => self.queue.queues().await.map_err(told)?.into_iter().take(MOST_TOGETHER).collect(),
+        };
+        let all = try_join_all(names.iter().map(|name| self.queue.history(name, resolution))).await.map_err(told)?;
+        let samples: Vec<Value> =
+            names.iter().zip(all).map(|(name, samples)| json!({ "name": name, "samples": samples })).collect();
+        Ok(json!({ "step_ms": resolution.step_ms(), "queues": samples }))
     }
 
     /// Whether a change may be made: by this person, from our own page.

@@ -6,9 +6,10 @@
 //! | request, below where it is mounted | answer |
 //! | --- | --- |
 //! | `GET /` | the page: no build step, nothing loaded from elsewhere |
-//! | `GET /api/queues` | `{"writable": bool, "queues": [{"name", "waiting", "scheduled", "leased", "dead", "done_total", "failed_total", "lag_ms", "paused"}]}` |
+//! | `GET /api/queues` | `{"writable": bool, "queues": [{"name", "waiting", "scheduled", "blocked", "leased", "dead", "pushed_total", "done_total", "failed_total", "lag_ms", "paused"}]}` |
 //! | `GET /api/events` | the same as server-sent events, every 2 s, for up to 10 minutes; the page asks by itself where that fails |
-//! | `GET /api/queues/{queue}/waiting?offset=0&search=`, `…/scheduled`, `…/leased`, `…/dead` | `{"jobs": [{"id", "name", "payload", "size", "failed", "failures", "reason", "pushed_ms", "due_ms", "died_ms", "worker", "progress"}], "next"}`: 50 at most, the dead newest first; go on at the offset `next`, if it is not null |
+//! | `GET /api/queues/{queue}/waiting?offset=0&search=`, `…/scheduled`, `…/blocked`, `…/leased`, `…/dead` | `{"jobs": [{"id", "name", "payload", "size", "failed", "failures", "reason", "pushed_ms", "due_ms", "died_ms", "worker", "blocked_by", "progress"}], "next"}`: 50 at most, the dead newest first; go on at the offset `next`, if it is not null |
+//! | `GET /api/history?queue=&by=minute` | `{"step_ms", "queues": [{"name", "samples": [{"at_ms", "pushed_total", "done_total", "failed_total", "waiting", "lag_ms"}]}]}`: of a day by minute, of 90 days by `hour`; without a queue, of the first 50 |
 //! | `GET /api/workers`, `/api/schedules` | `{"workers": [{"id", "queues", "concurrency", "running", "started_ms", "process"}]}`, `{"schedules": [{"name", "rule", "job", "queue", "next_ms"}]}` |
 //! | `GET /api/batches?offset=0` | `{"batches": [{"id", "pushed_ms", "total", "done", "dead", "cancelled"}], "next"}`, the newest first |
 //! | `GET /api/batches/{id}` | `{"total", "done", "dead", "cancelled"}` |
@@ -100,7 +101,18 @@ impl Dashboard {
         self.authorizer.as_ref().is_some_and(|allowed| allowed(request))
     }
 
-    async fn answer(self, request: Parts) -> Response<Body> {
+    /// A `HEAD` is a `GET` whose body is not sent.
+    async fn answer(self, mut request: Parts) -> Response<Body> {
+        if request.method == Method::HEAD {
+            request.method = Method::GET;
+            let mut response = Box::pin(self.answer_get(request)).await;
+            *response.body_mut() = Body::new(Full::default());
+            return response;
+        }
+        self.answer_get(request).await
+    }
+
+    async fn answer_get(self, request: Parts) -> Response<Body> {
         let path = request.uri.path();
         if request.method == Method::GET && path.ends_with("/api/events") {
             return self.events(request);
@@ -114,7 +126,7 @@ impl Dashboard {
             };
         }
         if request.method != Method::GET {
-            return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET here");
+            return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD here");
         }
         reply(StatusCode::OK, "text/html; charset=utf-8", PAGE.html.clone())
     }

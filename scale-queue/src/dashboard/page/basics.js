@@ -4,9 +4,13 @@
 const api = location.pathname.replace(/\/$/, "") + "/api/";
 const element = (id) => document.getElementById(id);
 
+// Text of a user is isolated: what it does to the direction of writing ends with it, and is made visible.
+const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const visible = (text) => String(text).replace(BIDI, (mark) => `\u27e8U+${mark.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}\u27e9`);
+
 function make(tag, text, attributes = {}) {
   const node = document.createElement(tag);
-  if (text !== undefined && text !== null) node.textContent = text;
+  if (text !== undefined && text !== null) node.textContent = visible(text);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   return node;
 }
@@ -39,6 +43,19 @@ async function ask(path, method = "GET") {
 }
 
 const number = (n) => n.toLocaleString("en");
+
+// The store does not answer: since when, until it does.
+let failing = null;
+function alive() {
+  failing = null;
+  element("trouble").hidden = true;
+}
+function trouble(text) {
+  failing ??= Date.now();
+  element("trouble").textContent = `${text}, since ${new Date(failing).toLocaleTimeString()}. What is shown is from before.`;
+  element("trouble").hidden = false;
+  say("Not live", true);
+}
 
 function time(ms) {
   if (ms < 1_000) return `${Math.round(ms)} ms`;

@@ -1,5 +1,5 @@
 // The jobs of one queue: by state, searched, each to be opened.
-const STATES = { waiting: "Waiting", leased: "Running", scheduled: "Scheduled", dead: "Dead" };
+const STATES = { waiting: "Waiting", leased: "Running", scheduled: "Scheduled", blocked: "Blocked", dead: "Dead" };
 let listing = 0; // which listing an answer belongs to: a late one of an earlier listing is dropped
 let next = null;
 
@@ -56,6 +56,7 @@ function card(queue, state, job) {
   }
   if (job.reason) head.append(make("p", job.reason, { class: "failed" }));
   node.append(head);
+  if (job.blocked_by) node.append(make("p", `waits for ${job.blocked_by}`));
   if (job.worker) node.append(make("p", `with ${job.worker}`));
   node.append(make("pre", pretty(job.payload), { tabindex: "0", "aria-label": "Payload" }));
   if (job.size > job.payload.length) node.append(make("p", `The beginning of ${number(job.size)} bytes.`));

@@ -9,6 +9,7 @@ function totals(queues) {
     ["longest lag", time(late)],
     ["running", number(sum("leased"))],
     ["scheduled", number(sum("scheduled"))],
+    ["blocked", number(sum("blocked"))],
     ["dead", number(sum("dead"))],
   ];
   element("totals").replaceChildren(
@@ -33,6 +34,7 @@ function queueRow(queue) {
       ["Lag", time(queue.lag_ms), queue.lag_ms > 60_000 && "late"],
       ["Running", link("leased", queue.leased)],
       ["Scheduled", link("scheduled", queue.scheduled)],
+      ["Blocked", link("blocked", queue.blocked)],
       ["Dead", link("dead", queue.dead)],
       ["Done", number(queue.done_total)],
     ),
@@ -108,13 +110,21 @@ function batchRow(batch) {
   return line;
 }
 
+const isTable = (view) => Object.hasOwn(ROWS, view);
 const ROWS = { queues: queueRow, workers: workerRow, schedules: scheduleRow, batches: batchRow };
 
+// New rows; what is under the keyboard stays there, by its row's name and its place in the row.
 function fill(view, rows) {
   const body = element(`${view}-rows`);
-  // A row under the keyboard stays where it is.
-  if (body.contains(document.activeElement)) return;
+  const focused = body.contains(document.activeElement) ? document.activeElement : null;
+  const row = focused?.closest("tr");
+  const name = row?.querySelector("th")?.textContent;
+  const place = row ? [...row.querySelectorAll("a, button")].indexOf(focused) : -1;
   body.replaceChildren(...rows.map(ROWS[view]));
+  if (name !== undefined) {
+    const again = [...body.rows].find((line) => line.querySelector("th")?.textContent === name);
+    [...(again?.querySelectorAll("a, button") ?? [])][place]?.focus({ preventScroll: true });
+  }
   element(`${view}-none`).hidden = rows.length > 0;
 }
 

@@ -1,12 +1,13 @@
 // Hears of news as server-sent events; where those fail, asks every two seconds, less often while nobody looks.
 function show(overview) {
+  alive();
   writable = overview.writable;
   sample(overview.queues);
   totals(overview.queues);
   drawAll();
   const [view] = where();
-  if (view in ROWS || !view) fill("queues", overview.queues);
-  if (view !== "queues" && view in ROWS) list(view).catch((error) => say(error.message, true));
+  if (isTable(view) || !view) fill("queues", overview.queues);
+  if (view !== "queues" && isTable(view)) list(view).catch((error) => say(error.message, true));
   say(`Live${writable ? "" : ", read-only"}`);
 }
 
@@ -18,7 +19,7 @@ async function poll() {
   try {
     await refresh();
   } catch (error) {
-    say(error.message, true);
+    trouble(error.message);
   }
   setTimeout(live, document.hidden ? 15_000 : 2_000);
 }
@@ -35,21 +36,23 @@ function live() {
   const hidden = () => document.hidden && end(poll);
   document.addEventListener("visibilitychange", hidden);
   events.onmessage = (event) => show(JSON.parse(event.data));
-  events.addEventListener("failed", (event) => say(event.data, true));
+  events.addEventListener("failed", (event) => trouble(event.data));
   events.onerror = () => end(poll);
 }
 
 // Shows what the address says.
 async function route() {
   const [view, queue, state, search] = where();
-  const shown = view === "jobs" || view in ROWS ? view : "queues";
+  const shown = view === "jobs" || isTable(view) ? view : "queues";
   for (const section of document.querySelectorAll("main > section[data-view]")) section.hidden = section.dataset.view !== shown;
   for (const tab of document.querySelectorAll("header nav a")) {
     if (tab.hash === `#${shown}` || (shown === "jobs" && tab.hash === "#queues")) tab.setAttribute("aria-current", "page");
     else tab.removeAttribute("aria-current");
   }
+  document.body.dataset.view = shown;
+  await past();
   drawAll();
-  if (shown === "jobs") await openJobs(queue, state in STATES ? state : "waiting", search);
+  if (shown === "jobs") await openJobs(queue, Object.hasOwn(STATES, state) ? state : "waiting", search);
   else if (shown !== "queues") await list(shown);
 }
 
@@ -88,4 +91,4 @@ document.addEventListener("keydown", (event) => {
 const routed = () => route().catch((error) => say(error.message, true));
 addEventListener("hashchange", routed);
 // Whether things may be changed is known with the first answer.
-refresh().catch((error) => say(error.message, true)).then(routed).then(live);
+refresh().catch((error) => trouble(error.message)).then(routed).then(past).then(live);
