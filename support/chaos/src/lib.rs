@@ -1,0 +1,3 @@
+//! Random faults played against the scale family, and what they did. See the README.
+
+pub mod queue;

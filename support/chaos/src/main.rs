@@ -1,0 +1,65 @@
+//! Random faults played against the family, for minutes, and a count of what they did. See the README.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand};
+use scale_chaos::queue::{self, Setting, StoreKind};
+
+#[derive(Parser)]
+#[command(name = "scale-chaos", about = "Random faults, and what they did")]
+struct Arguments {
+    #[command(subcommand)]
+    suite: Suite,
+}
+
+#[derive(Subcommand)]
+enum Suite {
+    /// Jobs: workers, servers and connections fail.
+    Queue {
+        /// How long faults are played on each store.
+        #[arg(long, default_value_t = 2.0)]
+        minutes: f64,
+        /// On these stores only.
+        #[arg(long, value_enum)]
+        store: Vec<StoreKind>,
+        /// Draws the same faults again.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// A worker process of the suite `queue`.
+    #[command(hide = true)]
+    QueueWorker {
+        /// Where the jobs are.
+        url: String,
+        /// Where it notes what it begins and ends.
+        journal: PathBuf,
+    },
+}
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> Result<()> {
+    match Arguments::parse().suite {
+        Suite::QueueWorker { url, journal } => queue::work(&url, &journal).await,
+        Suite::Queue { minutes, store, seed } => {
+            let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+            let stores = if store.is_empty() { StoreKind::ALL.to_vec() } else { store };
+            let mut broken = 0;
+            report(format_args!("seed {seed}, {minutes} minutes a store\n{}", queue::Outcome::HEAD));
+            for store in stores {
+                let time = Duration::from_secs_f64(minutes * 60.0);
+                let outcome = queue::run(Setting { store, time, seed, program: std::env::current_exe()? }).await?;
+                broken += outcome.broken();
+                report(format_args!("{outcome}"));
+            }
+            ensure!(broken == 0, "{broken} promises were broken");
+            Ok(())
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what this program is for")]
+fn report(line: std::fmt::Arguments<'_>) {
+    println!("{line}");
+}

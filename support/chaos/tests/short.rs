@@ -1,0 +1,30 @@
+//! A few seconds of faults on each store. Longer ones: `cargo run --release -p scale-chaos -- queue --minutes 10`.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use scale_chaos::queue::{Outcome, Setting, StoreKind, run};
+
+async fn play(store: StoreKind) -> Result<()> {
+    let seed = fastrand::u64(..);
+    let program = env!("CARGO_BIN_EXE_scale-chaos").into();
+    let outcome = run(Setting { store, time: Duration::from_secs(12), seed, program }).await?;
+    ensure!(outcome.broken() == 0, "seed {seed}\n{}\n{outcome}", Outcome::HEAD);
+    ensure!(outcome.pushed > 100, "{outcome}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis() -> Result<()> {
+    play(StoreKind::RedisEverysec).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres() -> Result<()> {
+    play(StoreKind::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite() -> Result<()> {
+    play(StoreKind::Sqlite).await
+}
