@@ -24,7 +24,7 @@ use crate::store::{End, Entry, NewBatch, Store, Tally};
 
 /// How long a batch is remembered after its last change.
 pub(crate) const LIFE: Duration = Duration::from_hours(7 * 24);
-/// How long one is listed that is done.
+/// A batch that is done is listed for this long.
 const LISTED: Duration = Duration::from_hours(24);
 /// Jobs at most: two bits each are kept of them.
 const LARGEST: usize = 10_000_000;

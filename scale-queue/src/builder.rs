@@ -1,4 +1,4 @@
-//! How a queue is connected.
+//! Connects a queue, with settings.
 
 use std::time::Duration;
 
@@ -45,13 +45,13 @@ impl QueueBuilder {
         }
     }
 
-    /// How long an answer of Redis may take. Default: 500 ms. An answer or a request of megabytes may take longer, a second for each.
+    /// Sets how long an answer of Redis may take. Default: 500 ms. An answer or a request of megabytes may take longer, a second for each.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit;
         self
     }
 
-    /// How long making a connection to Redis may take. Default: 500 ms.
+    /// Sets how long making a connection to Redis may take. Default: 500 ms.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
@@ -67,7 +67,7 @@ impl QueueBuilder {
         self
     }
 
-    /// How safely an SQLite file keeps what was acknowledged. Default: [`Synchronous::Full`].
+    /// Sets how safely an SQLite file keeps what was acknowledged. Default: [`Synchronous::Full`].
     #[cfg(feature = "sqlite")]
     pub fn synchronous(mut self, synchronous: Synchronous) -> Self {
         self.synchronous = synchronous;

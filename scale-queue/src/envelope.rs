@@ -70,7 +70,7 @@ pub(crate) struct Extra {
     /// How earlier attempts failed, the last [`REMEMBERED`] of them, the latest last.
     #[serde(default)]
     pub(crate) failures: Vec<Failure>,
-    /// How long its unique key is held at the longest, if that is not a day.
+    /// Longest time for which its unique key is held, if that is not a day.
     #[serde(default)]
     pub(crate) unique_ms: Option<u64>,
     /// When a worker first could not read its payload: ms since 1970.
@@ -157,7 +157,7 @@ impl Envelope {
         failures.push(Failure { at_ms, reason: reason.chars().take(REASON).collect() });
     }
 
-    /// Whether that version of the format is known here.
+    /// Returns whether that version of the format is known here.
     pub(crate) fn can_read(version: u8) -> bool {
         matches!(version, VERSION | GROUPED)
     }

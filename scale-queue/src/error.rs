@@ -71,7 +71,7 @@ impl Error {
         Self::Store(source.into())
     }
 
-    /// Whether the store has refused what was asked, so that nothing of it has happened.
+    /// Returns whether the store has refused what was asked, so that nothing of it has happened.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             #[cfg(any(feature = "postgres", feature = "sqlite"))]

@@ -123,7 +123,7 @@ pub(crate) enum Ending {
     Unfit(String),
 }
 
-/// What a job waits for.
+/// A line that a job waits in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Blocked {
     /// The name of the line.

@@ -433,3 +433,33 @@ pub(crate) fn within<T>(jobs: Vec<T>, max_bytes: usize, size: impl Fn(&T) -> usi
     jobs.truncate(count);
     jobs
 }
+
+/// Splits a push into portions of up to a thousand jobs and a few MiB: at least one job each.
+#[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
+fn portions(entries: &[Entry]) -> Vec<&[Entry]> {
+    let (mut portions, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (n, entry) in entries.iter().enumerate() {
+        if n > start && (n - start == 1_000 || bytes + entry.bytes.len() > PAGE_BYTES) {
+            portions.push(&entries[start..n]);
+            (start, bytes) = (n, 0);
+        }
+        bytes += entry.bytes.len();
+    }
+    portions.push(&entries[start..]);
+    portions
+}
+
+#[cfg(all(test, any(feature = "redis", feature = "postgres", feature = "sqlite")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn portions_are_bounded_by_number_and_bytes_and_lose_nothing() {
+        let entry = |size: usize| Entry { bytes: vec![0; size], delay: Duration::ZERO, unique: None, once: None };
+        let sizes = |entries: &[Entry]| portions(entries).iter().map(|portion| portion.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(&vec![entry(10); 2_500]), [1_000, 1_000, 500]);
+        assert_eq!(sizes(&vec![entry(1_500_000); 5]), [2, 2, 1]);
+        assert_eq!(sizes(&[entry(9_000_000), entry(1), entry(9_000_000)]), [1, 1, 1]);
+        assert_eq!(sizes(&[]), [0]);
+    }
+}

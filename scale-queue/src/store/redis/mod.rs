@@ -51,8 +51,6 @@ use crate::error::Error;
 
 /// A script's unit of work, so that none holds the server up.
 const BATCH: usize = 1_000;
-/// Bytes of jobs in one push.
-const PUSH_BYTES: usize = 4 * 1024 * 1024;
 /// Jobs from that size on are taken one by one. The same number is in `ack_and_fetch.lua`.
 const LARGE: usize = 16 * 1024;
 /// Cancellations remembered a queue; the oldest are forgotten, and their jobs run.
@@ -410,26 +408,12 @@ fn failed(error: RedisError) -> Error {
     if full { Error::Full } else { Error::store(error) }
 }
 
-/// Portions of up to a thousand jobs and a few MiB.
-fn portions(entries: &[Entry]) -> Vec<&[Entry]> {
-    let (mut portions, mut start, mut bytes) = (Vec::new(), 0, 0);
-    for (n, entry) in entries.iter().enumerate() {
-        if n > start && (n - start == BATCH || bytes + entry.bytes.len() > PUSH_BYTES) {
-            portions.push(&entries[start..n]);
-            (start, bytes) = (n, 0);
-        }
-        bytes += entry.bytes.len();
-    }
-    portions.push(&entries[start..]);
-    portions
-}
-
 #[async_trait]
 impl Store for RedisStore {
     async fn push(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error> {
         self.know(queue).await?;
         let mut answers = Vec::with_capacity(entries.len());
-        for portion in portions(entries) {
+        for portion in super::portions(entries) {
             answers.extend(self.push_batch(queue, portion).await?);
         }
         Ok(answers)
@@ -803,19 +787,4 @@ fn escaped(text: &str) -> String {
         pattern.push(character);
         pattern
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn portions_are_bounded_by_number_and_bytes_and_lose_nothing() {
-        let entry = |size: usize| Entry { bytes: vec![0; size], delay: Duration::ZERO, unique: None, once: None };
-        let sizes = |entries: &[Entry]| portions(entries).iter().map(|portion| portion.len()).collect::<Vec<_>>();
-        assert_eq!(sizes(&vec![entry(10); 2_500]), [1_000, 1_000, 500]);
-        assert_eq!(sizes(&vec![entry(1_500_000); 5]), [2, 2, 1]);
-        assert_eq!(sizes(&[entry(9_000_000), entry(1), entry(9_000_000)]), [1, 1, 1]);
-        assert_eq!(sizes(&[]), [0]);
-    }
 }

@@ -37,10 +37,8 @@ use super::{
 use crate::envelope::{count_failure, group_of, pushed_ms, tag_of, without_failures};
 use crate::error::Error;
 
-/// A push of more jobs goes in portions.
+/// Keys of one statement.
 const BATCH: usize = 1_000;
-/// And so does one of more bytes.
-const PUSH_BYTES: usize = 4 * 1024 * 1024;
 /// Of so many deaths one trims the dead: they are a little more than allowed at times.
 const TRIM_EVERY: u32 = 64;
 
@@ -358,20 +356,6 @@ impl SqlStore {
         Ok(super::within(sizes, PAGE_BYTES, |size| *size as usize).len())
     }
 
-    /// Portions of a push; see [`Store::push`].
-    fn portions(entries: &[Entry]) -> Vec<&[Entry]> {
-        let (mut portions, mut start, mut bytes) = (Vec::new(), 0, 0);
-        for (n, entry) in entries.iter().enumerate() {
-            if n > start && (n - start == BATCH || bytes + entry.bytes.len() > PUSH_BYTES) {
-                portions.push(&entries[start..n]);
-                (start, bytes) = (n, 0);
-            }
-            bytes += entry.bytes.len();
-        }
-        portions.push(&entries[start..]);
-        portions
-    }
-
     /// Many jobs without keys in one statement.
     #[cfg(feature = "postgres")]
     async fn push_plain(&self, queue: &str, entries: &[&Entry]) -> Result<(), Error> {
@@ -481,7 +465,7 @@ impl Store for SqlStore {
     async fn push(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error> {
         self.know(queue).await?;
         let mut answers = Vec::with_capacity(entries.len());
-        for portion in Self::portions(entries) {
+        for portion in super::portions(entries) {
             answers.extend(self.push_portion(queue, portion).await?);
             self.idle.wake(queue, portion.len());
         }
