@@ -102,7 +102,7 @@ impl Link {
     ) -> (String, Entry) {
         let Self { queue, name, payload, delay_ms, group } = self;
         let body = Body { name, payload, unique: None, last_error: None, then, extra };
-        let bytes = Envelope { id, failed: 0, pushed_ms, group, body }.encode();
+        let bytes = Envelope { id, failed: 0, suspect: false, pushed_ms, group, body }.encode();
         (queue, Entry { bytes, delay: Duration::from_millis(delay_ms), unique: None, once })
     }
 }

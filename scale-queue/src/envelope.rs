@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | 0 | the format's version |
 //! | 1 to 16 | the job's id |
-//! | 17, 18 | attempts that have failed, big endian |
+//! | 17, 18 | 1 bit: its worker died while its handler ran, so it is tried alone; 15 bits: attempts that have failed, big endian |
 //! | 19 to 24 | when it was pushed: ms since 1970, big endian, by the store's clock |
 //! | of version 2: 25, 26 and so many bytes more | length, big endian, and the key of the job's first limit: its group |
 //! | from there | MessagePack: name, payload (JSON), unique key, last error; where there is something to say, what comes after it in a chain; and [`Extra`] |
@@ -21,6 +21,8 @@ const VERSION: u8 = 1;
 /// With a group.
 const GROUPED: u8 = 2;
 const HEAD: usize = 25;
+/// Of the count of attempts, the bit of a suspect.
+const SUSPECT: u16 = 1 << 15;
 /// Bytes of a group; a job with a longer key has none in its head.
 const LONGEST_GROUP: usize = 512;
 /// Failures that a job carries along.
@@ -31,8 +33,10 @@ const REASON: usize = 300;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Envelope {
     pub(crate) id: JobId,
-    /// Attempts that have failed.
+    /// Attempts that have failed, at most 32,767.
     pub(crate) failed: u16,
+    /// Its worker died while its handler ran: it is to be tried alone.
+    pub(crate) suspect: bool,
     pub(crate) pushed_ms: u64,
     /// The key of its first limit.
     pub(crate) group: Option<String>,
@@ -151,7 +155,7 @@ pub(crate) enum Unreadable {
 impl Envelope {
     /// An attempt has failed: counts it.
     pub(crate) fn fail(&mut self, reason: &str, at_ms: u64) {
-        self.failed = self.failed.saturating_add(1);
+        self.failed = self.failed.saturating_add(1).min(!SUSPECT);
         let failures = &mut self.body.extra.failures;
         failures.drain(..(failures.len() + 1).saturating_sub(REMEMBERED));
         failures.push(Failure { at_ms, reason: reason.chars().take(REASON).collect() });
@@ -167,7 +171,8 @@ impl Envelope {
         let group = self.group.as_ref().filter(|group| group.len() <= LONGEST_GROUP);
         bytes.push(if group.is_some() { GROUPED } else { VERSION });
         bytes.extend_from_slice(self.id.bytes());
-        bytes.extend_from_slice(&self.failed.to_be_bytes());
+        let count = self.failed.min(!SUSPECT) | if self.suspect { SUSPECT } else { 0 };
+        bytes.extend_from_slice(&count.to_be_bytes());
         bytes.extend_from_slice(&self.pushed_ms.to_be_bytes()[2..]);
         if let Some(group) = group {
             bytes.extend_from_slice(&(group.len() as u16).to_be_bytes());
@@ -188,11 +193,13 @@ impl Envelope {
             }
             other => return Err(Unreadable::Version(other)),
         };
+        let count = u16::from_be_bytes([head[17], head[18]]);
         let id = head[1..17].try_into().map_err(|_| Unreadable::Body)?;
         let body = rmp_serde::from_slice(body).map_err(|_| Unreadable::Body)?;
         Ok(Self {
             id: JobId::from_bytes(id),
-            failed: u16::from_be_bytes([head[17], head[18]]),
+            failed: count & !SUSPECT,
+            suspect: count & SUSPECT != 0,
             pushed_ms: head[19..].iter().fold(0, |n, b| n << 8 | u64::from(*b)),
             group,
             body,
@@ -227,11 +234,11 @@ pub(crate) fn tag_of(bytes: &[u8]) -> &[u8] {
     bytes.get(1..17).unwrap_or(bytes)
 }
 
-/// One more failed attempt, for jobs whose worker died. Whatever is no envelope stays as it is.
+/// One more failed attempt of a job whose worker died, which makes it a suspect. Whatever is no envelope stays as it is.
 pub(crate) fn count_failure(bytes: &mut [u8]) {
     if let Some(count) = bytes.get_mut(17..19) {
-        let failed = u16::from_be_bytes([count[0], count[1]]).saturating_add(1);
-        count.copy_from_slice(&failed.to_be_bytes());
+        let failed = ((u16::from_be_bytes([count[0], count[1]]) & !SUSPECT) + 1).min(!SUSPECT);
+        count.copy_from_slice(&(failed | SUSPECT).to_be_bytes());
     }
 }
 
@@ -292,7 +299,7 @@ mod tests {
         };
         let body = Body { name: "n".into(), payload, unique: Some("u".into()), last_error: None, then, extra };
         let group = (body.payload.len() % 5 == 1).then(|| "account:7".to_owned());
-        Envelope { id: JobId::new(), failed: 3, pushed_ms: 1_790_000_000_123, group, body }
+        Envelope { id: JobId::new(), failed: 3, suspect: false, pushed_ms: 1_790_000_000_123, group, body }
     }
 
     #[test]

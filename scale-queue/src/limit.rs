@@ -19,7 +19,11 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
+
 /// A limit that a job asks for by [`Job::limits`](crate::Job::limits).
+///
+/// Two of one kind and key are one, the stricter: give each rate a key of its own.
 ///
 /// Put the narrowest first: a store finds the jobs of a full line by their first limit, whatever their number.
 ///
@@ -49,9 +53,9 @@ impl Limit {
         Self { key: bounded_key(key.into()), kind: Kind::Concurrent(most.max(1)) }
     }
 
-    /// At most so many jobs of this key begin in that time, evenly spaced.
+    /// At most so many jobs of this key begin in that time, at most ten years, evenly spaced.
     pub fn rate(key: impl Into<String>, jobs: u32, per: Duration) -> Self {
-        Self { key: bounded_key(key.into()), kind: Kind::Rate { spacing: per / jobs.max(1), burst: 1 } }
+        Self { key: bounded_key(key.into()), kind: Kind::Rate { spacing: per.min(LONGEST) / jobs.max(1), burst: 1 } }
     }
 
     /// So many of them may begin at once, after a quiet time. For rates.
@@ -61,6 +65,27 @@ impl Limit {
         }
         self
     }
+}
+
+/// The limits without those that another of the same kind and key makes superfluous: asking for one's own place twice would never end.
+pub(crate) fn strictest(limits: &[Limit]) -> Vec<Limit> {
+    let mut kept: Vec<Limit> = Vec::with_capacity(limits.len());
+    for limit in limits {
+        let same = |other: &&mut Limit| {
+            other.key == limit.key && std::mem::discriminant(&other.kind) == std::mem::discriminant(&limit.kind)
+        };
+        match kept.iter_mut().find(same) {
+            None => kept.push(limit.clone()),
+            Some(other) => match (&mut other.kind, limit.kind) {
+                (Kind::Concurrent(least), Kind::Concurrent(most)) => *least = most.min(*least),
+                (Kind::Rate { spacing, burst }, Kind::Rate { spacing: wider, burst: other }) => {
+                    (*spacing, *burst) = ((*spacing).max(wider), other.min(*burst));
+                }
+                _ => {}
+            },
+        }
+    }
+    kept
 }
 
 /// A key as it is up to 512 bytes, a longer one by its SHA-256: no store keeps keys of any length. Distinct ones stay distinct.

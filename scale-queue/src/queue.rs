@@ -336,7 +336,7 @@ impl Queue {
         let extra = Extra { carried: self.carried(), ..Extra::default() };
         let group = job.limits().into_iter().next().map(|limit| limit.key);
         let body = Body { name: J::NAME.into(), payload, unique, last_error: None, then: Vec::new(), extra };
-        Ok(Envelope { id: JobId::new(), failed: 0, pushed_ms: self.store.now_ms(), group, body })
+        Ok(Envelope { id: JobId::new(), failed: 0, suspect: false, pushed_ms: self.store.now_ms(), group, body })
     }
 
     pub(crate) async fn push_entry(&self, queue: &str, id: JobId, entry: Entry) -> Result<Pushed, Error> {

@@ -42,6 +42,8 @@ pub struct RateRequest<'a> {
 pub struct PassOn<'a> {
     /// The limit's key.
     pub key: &'a str,
+    /// Permits of the key: nothing is passed on while others hold more.
+    pub most: u32,
     /// Who has the permit.
     pub holder: &'a str,
     /// Who is to have it.

@@ -76,8 +76,8 @@ pub struct Request<'a> {
 /// Where a worker is with suspects: jobs whose handler had begun when a worker died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trial {
-    /// One runs alone now; should the worker die, it is that one's fault.
-    Running,
+    /// The one of this tag runs alone now; should the worker die, it is that one's fault.
+    Running([u8; 16]),
     /// One of another queue runs alone; should the worker die, nothing of this queue is at fault.
     Elsewhere,
     /// None runs alone; none is wanted now.
@@ -135,6 +135,8 @@ pub enum Destination {
     Dead(Vec<u8>, String),
     /// Back to the head of the queue, as it is.
     Waiting,
+    /// To the suspects, as it is: a worker tries it alone.
+    Suspect,
     /// Into a line, as it is, by its time of push.
     Blocked {
         /// The line's name.

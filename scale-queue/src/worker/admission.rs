@@ -15,7 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::CancelReason;
 use crate::context::{Cancelled, Context};
 use crate::error::Error;
-use crate::limit::{Kind, Limit, line_of};
+use crate::limit::{Kind, Limit, line_of, strictest};
 use crate::outcome::Blocked;
 use crate::store::{Admission, PassOn, PermitRequest, RateRequest, Store, WorkerId};
 
@@ -31,7 +31,7 @@ pub(crate) struct Terms {
     pub(crate) strict: bool,
     pub(crate) lease: Duration,
     /// Where the next job in line goes that takes over a permit; ends when the worker takes nothing more.
-    pub(crate) passed_on: mpsc::UnboundedSender<TakenOver>,
+    pub(crate) passed_on: mpsc::UnboundedSender<HandOver>,
     pub(crate) stopping: CancellationToken,
     /// By queue: whether a job that is next in line may be taken over.
     pub(crate) doors: Vec<AtomicU8>,
@@ -47,6 +47,14 @@ pub(crate) enum Door {
     /// In place of one of its own that ends.
     Swap,
     Open,
+}
+
+/// The end of an attempt to pass a permit on.
+#[derive(Debug)]
+pub(crate) enum HandOver {
+    Job(TakenOver),
+    /// The store did not answer: the first in line of one of these queues may be leased to this worker.
+    Unknown(Vec<String>),
 }
 
 /// A job that was next in line, leased to this worker, with the permit of the one before it.
@@ -117,6 +125,7 @@ pub(crate) async fn admit(
     limits: &[Limit],
     held: Option<Held>,
 ) -> Result<Result<Permits, Blocked>, Error> {
+    let limits = &strictest(limits)[..];
     if limits.is_empty() {
         return Ok(Ok(Permits::none()));
     }
@@ -309,6 +318,7 @@ impl Keeper {
         let asked = Instant::now();
         let pass = PassOn {
             key,
+            most: self.most,
             holder: &self.holder,
             next: &next,
             life: self.terms.life,
@@ -321,6 +331,7 @@ impl Keeper {
             Ok(None) => return false,
             Err(_) => {
                 // What was leased is found by asking what we hold.
+                let _ = self.terms.passed_on.send(HandOver::Unknown(queues));
                 holders.push(next);
                 return false;
             }
@@ -346,7 +357,7 @@ impl Keeper {
         let has_permit = permit.is_some();
         let taken = TakenOver { queue: passed.queue, bytes: passed.bytes, permit };
         // If the worker is gone, its lease ends, and the permit is given back by the drop of what was to be sent.
-        let _ = self.terms.passed_on.send(taken);
+        let _ = self.terms.passed_on.send(HandOver::Job(taken));
         has_permit
     }
 

@@ -1,12 +1,13 @@
 //! One queue as a worker sees it. Pure: the engine does the talking.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::envelope::{Envelope, Place};
+use crate::job::JobId;
 use crate::store::{End, Entry, Settlement};
 
 /// Looks at an armed queue once in a while all the same, in case a wake was lost.
@@ -51,7 +52,9 @@ pub(super) struct Lane {
     /// Jobs that have ended during the exchange.
     pub(super) ended: usize,
     /// Leased, not begun.
-    pub(super) ready: VecDeque<(Envelope, Vec<u8>)>,
+    ready: VecDeque<(Envelope, Vec<u8>)>,
+    /// Their ids: none is there twice.
+    ready_ids: HashSet<JobId>,
     /// So many of them, from the front on, may begin: the store knows that they do.
     pub(super) cleared: usize,
     /// A job whose handler had begun when its worker died: it is to run alone.
@@ -92,6 +95,7 @@ impl Lane {
             ahead: 0,
             ended: 0,
             ready: VecDeque::new(),
+            ready_ids: HashSet::new(),
             cleared: 0,
             suspect: None,
             tell_trial: false,
@@ -115,10 +119,43 @@ impl Lane {
         self.ready.len() + self.running + usize::from(self.suspect.is_some()) + self.missing.len()
     }
 
+    pub(super) fn ready(&self) -> &VecDeque<(Envelope, Vec<u8>)> {
+        &self.ready
+    }
+
+    /// Whether the job is here, and has not begun.
+    pub(super) fn has(&self, id: &JobId) -> bool {
+        self.ready_ids.contains(id) || self.suspect.as_ref().is_some_and(|(envelope, _)| envelope.id == *id)
+    }
+
+    /// Takes in a job, behind the others.
+    pub(super) fn push(&mut self, envelope: Envelope, bytes: Vec<u8>) {
+        if self.ready_ids.insert(envelope.id) {
+            self.ready.push_back((envelope, bytes));
+        }
+    }
+
+    /// Takes in a job that may begin, before the others.
+    pub(super) fn push_first(&mut self, envelope: Envelope, bytes: Vec<u8>) {
+        if self.ready_ids.insert(envelope.id) {
+            self.ready.push_front((envelope, bytes));
+            self.cleared += 1;
+        }
+    }
+
     /// Takes the next job that may begin.
     pub(super) fn next(&mut self) -> Option<(Envelope, Vec<u8>)> {
         self.cleared = self.cleared.checked_sub(1)?;
-        self.ready.pop_front()
+        let next = self.ready.pop_front()?;
+        self.ready_ids.remove(&next.0.id);
+        Some(next)
+    }
+
+    /// Takes all that have not begun, the suspect last.
+    pub(super) fn take_ready(&mut self) -> impl DoubleEndedIterator<Item = (Envelope, Vec<u8>)> + use<> {
+        self.cleared = 0;
+        self.ready_ids.clear();
+        std::mem::take(&mut self.ready).into_iter().chain(self.suspect.take())
     }
 
     /// Removes jobs that have not begun.
@@ -129,6 +166,7 @@ impl Lane {
                 cleared += usize::from(n < self.cleared);
                 self.ready.push_back((envelope, bytes));
             } else {
+                self.ready_ids.remove(&envelope.id);
                 removed.push(bytes);
             }
         }

@@ -59,6 +59,10 @@ pub enum Order {
     Balanced,
 }
 
+/// Whatever is longer than ten years is ten years.
+const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
+const MOST_PLACES: usize = 100_000;
+
 /// Runs handlers. Name its queues, give it handlers, then [`run`](Worker::run) it.
 ///
 /// ```
@@ -133,7 +137,7 @@ impl Worker {
     /// The queues it works on, each with its weight: of ten places, `[("high", 7), ("low", 3)]` gives three to `low`, however long jobs
     /// take. Who has nothing leaves its places to the others.
     pub fn weighted<N: Into<String>>(mut self, queues: impl IntoIterator<Item = (N, u32)>) -> Self {
-        self.lanes = distinct(queues.into_iter().map(|(name, weight)| (name.into(), weight.max(1))));
+        self.lanes = distinct(queues.into_iter().map(|(name, weight)| (name.into(), weight.clamp(1, 1_000_000))));
         self.order = Order::Weighted;
         self
     }
@@ -146,9 +150,9 @@ impl Worker {
         self
     }
 
-    /// How many jobs run at a time. Default: 10.
+    /// How many jobs run at a time, at most 100,000. Default: 10.
     pub fn concurrency(mut self, jobs: usize) -> Self {
-        self.concurrency = jobs.max(1);
+        self.concurrency = jobs.clamp(1, MOST_PLACES);
         self
     }
 
@@ -174,27 +178,27 @@ impl Worker {
             Bound::Excluded(more) => more.saturating_sub(1),
             Bound::Unbounded => usize::MAX,
         };
-        self.bounds.push((queue.into(), least, most.max(least).max(1)));
+        self.bounds.push((queue.into(), least.min(MOST_PLACES), most.max(least).max(1)));
         self
     }
 
     /// How long the store waits for a sign of life before it gives the worker's jobs to others; one is given three times as often.
     /// Default: 30 s. It bounds nothing about a job: that may run for hours.
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = lease.max(Duration::from_millis(100));
+        self.lease = lease.clamp(Duration::from_millis(100), LONGEST);
         self
     }
 
     /// How long running jobs may take to end once the worker is told to stop. Default: 25 s.
     pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+        self.grace = grace.min(LONGEST);
         self
     }
 
     /// How long jobs that this worker cannot handle or read are handed back to others before they are dead: a kind without a handler, a
     /// newer format, a payload that does not fit its type. Default: a day, which a rolling deploy does not take. Zero: dead at once.
     pub fn hand_back_for(mut self, time: Duration) -> Self {
-        self.hand_back_for = time;
+        self.hand_back_for = time.min(LONGEST);
         self
     }
 

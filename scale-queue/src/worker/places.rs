@@ -41,11 +41,11 @@ impl Places {
 
     /// Jobs that end within an exchange with the store are worth having two exchanges' worth of.
     pub(super) fn look_ahead(&self, lanes: &mut [Lane]) {
-        let weights: u32 = lanes.iter().map(|lane| lane.weight).sum();
+        let weights: usize = lanes.iter().map(|lane| lane.weight as usize).sum();
         for lane in lanes {
             let share = match self.order {
                 Order::Strict => self.concurrency,
-                Order::Weighted | Order::Balanced => self.concurrency * lane.weight as usize / weights as usize,
+                Order::Weighted | Order::Balanced => self.concurrency * lane.weight as usize / weights,
             };
             let ended = std::mem::take(&mut lane.ended);
             lane.ahead = if ended > share.min(lane.most) / 4 { (ended * 2).min(MOST_AHEAD) } else { 0 };
@@ -115,7 +115,7 @@ impl Places {
 
     /// The lane's share, by weight, of the places of all lanes that may have something. What is more than a lane may have goes to the others.
     fn share(&self, lanes: &[Lane], lane: usize, now: Instant) -> f64 {
-        let has = |n: usize| n == lane || !lanes[n].ready.is_empty() || lanes[n].wants_look(now);
+        let has = |n: usize| n == lane || !lanes[n].ready().is_empty() || lanes[n].wants_look(now);
         let others = (0..lanes.len()).filter(|n| !has(*n)).map(|n| lanes[n].running.max(lanes[n].least)).sum();
         let places = self.concurrency.saturating_sub(others);
         // Places for a weight of 1; it grows as lanes turn out to be bounded.
@@ -155,7 +155,7 @@ mod tests {
     fn job() -> Envelope {
         let (name, payload, then) = <_>::default();
         let body = Body { name, payload, unique: None, last_error: None, then, extra: Extra::default() };
-        Envelope { id: JobId::new(), failed: 0, pushed_ms: 0, group: None, body }
+        Envelope { id: JobId::new(), failed: 0, suspect: false, pushed_ms: 0, group: None, body }
     }
 
     /// What each lane runs once all places are taken, if each has something whenever it is asked.
@@ -228,7 +228,7 @@ mod tests {
         // Whatever was leased ahead begins within the same bounds.
         lanes[1].least = 9;
         let held = |lane: &mut Lane, count| {
-            lane.ready.extend((0..count).map(|_| (job(), Vec::new())));
+            (0..count).for_each(|_| lane.push(job(), Vec::new()));
             lane.cleared = count;
         };
         held(&mut lanes[0], 3);

@@ -268,7 +268,8 @@ async fn what_was_fetched_ahead_is_no_suspect(server: &Server) -> Result<()> {
     assert_eq!(queue.stats("default").await?.failed_total, 2, "the two that had begun");
     let first = store.fetch("default", &lives, request(5, Trial::Next)).await?;
     assert!(first.suspect && first.jobs.len() == 1, "a suspect comes alone");
-    let second = store.fetch("default", &lives, request(5, Trial::Running)).await?;
+    let tag = first.jobs[0][1..17].try_into()?;
+    let second = store.fetch("default", &lives, request(5, Trial::Running(tag))).await?;
     assert!(!second.suspect && second.jobs.len() == 3, "those that had not begun are jobs like any other");
     Ok(())
 }

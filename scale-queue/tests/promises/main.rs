@@ -5,6 +5,7 @@
 mod crashes;
 mod growth;
 mod limits;
+mod permits;
 mod pushes;
 mod rolling;
 #[cfg(feature = "schedule")]

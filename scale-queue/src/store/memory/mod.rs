@@ -128,16 +128,16 @@ impl MemoryStore {
         })
     }
 
-    /// Queues in which jobs wait in that line.
+    /// Queues in which jobs wait in that line, but for those that are paused.
     fn queues_of(&self, line: &str) -> Vec<String> {
         let queues = self.queues.lock();
-        queues.iter().filter(|(_, lane)| lane.lines.contains_key(line)).map(|(name, _)| name.clone()).collect()
+        queues.iter().filter(|(_, lane)| !lane.paused && lane.lines.contains_key(line)).map(|(name, _)| name.clone()).collect()
     }
 
     /// Whether the first in that line is to be tried within that time.
     fn is_due(&self, queue: &str, line: &str, within: Duration) -> bool {
         let queues = self.queues.lock();
-        let line = queues.get(queue).and_then(|lane| lane.lines.get(line));
+        let line = queues.get(queue).filter(|lane| !lane.paused).and_then(|lane| lane.lines.get(line));
         line.is_some_and(|line| line.retry_at <= Instant::now() + within)
     }
 
@@ -175,6 +175,7 @@ impl MemoryStore {
                 self.bury(lane, bytes.clone(), reason.clone());
             }
             Destination::Waiting => lane.waiting.push_front(stored),
+            Destination::Suspect => lane.suspects.push_back(stored),
             Destination::Blocked { line, retry_in, pace } => {
                 let order = pushed_ms(&stored).unwrap_or(0);
                 let retry_at = now + *retry_in;
@@ -367,7 +368,7 @@ impl Store for MemoryStore {
                 fetched.acknowledged = request.done.iter().filter(|tag| lease.jobs.remove(*tag).is_some()).count();
                 lease.unbegun.clear();
                 match request.trial {
-                    Trial::Running => {}
+                    Trial::Running(tag) => lease.trial = Some(tag.to_vec()),
                     Trial::Elsewhere => lease.trial = Some(ELSEWHERE.to_vec()),
                     Trial::None | Trial::Next => lease.trial = None,
                 }
@@ -498,6 +499,9 @@ impl Store for MemoryStore {
     async fn pause(&self, queue: &str, paused: bool) -> Result<(), Error> {
         self.with(queue, |lane| {
             lane.paused = paused;
+            let now = Instant::now();
+            // What came free during the pause, nobody was told.
+            lane.lines.values_mut().filter(|line| !paused && line.retry_at > now).for_each(|line| line.retry_at = now);
             self.wake(queue, lane, usize::MAX);
         });
         Ok(())

@@ -2,7 +2,7 @@
 -- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, timer, cancelled, promoted, suspects, blocked, lines,
 --       paces, unhandled, unbegun, trials, large
 -- ARGV  wake channel, queue, 1 in a Cluster, worker, most jobs (at most 1,000), lease (ms), bytes after which no further job is taken,
---       how many of the jobs begin at once, 'running', 'elsewhere', 'none' or 'next' (suspect), how long jobs may be unhandled (ms),
+--       how many of the jobs begin at once, 'running:' and the tag of a suspect that runs alone, 'elsewhere', 'none' or 'next', how long jobs may be unhandled (ms),
 --       number of handler lines, their names, tags of jobs that are done
 -- Reply server time (ms), how many of the done were still held, 1 if armed, ms until the next look (-1: none needed), a worker whose lease
 --       has run out or '', ids of the cancelled among the jobs, ids of the overdue among them, 1 if the job is a suspect, names of
@@ -17,7 +17,9 @@ local now = clock()
 redis.call('HDEL', KEYS[16], worker)
 if trial == 'elsewhere' then
   redis.call('HSET', KEYS[17], worker, '!')
-elseif trial ~= 'running' then
+elseif string.sub(trial, 1, 8) == 'running:' then
+  redis.call('HSET', KEYS[17], worker, string.sub(trial, 9))
+else
   redis.call('HDEL', KEYS[17], worker)
 end
 local removed = 0

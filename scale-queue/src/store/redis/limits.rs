@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::Script;
 
-use super::{RedisStore, allowance, failed, millis};
+use super::{LineWake, RedisStore, allowance, failed, millis};
 use crate::error::Error;
 use crate::limit::line_of;
 use crate::store::{Admission, LINE_RETRY, LimitStore, PassOn, PassedOn, PermitRequest, RateRequest};
@@ -81,14 +81,15 @@ impl LimitStore for RedisStore {
         queues.sort_by_key(place);
         let line = line_of(key);
         for (queue, said) in &queues {
-            if self.wake_line(queue, &line).await? {
-                return Ok(());
+            match self.wake_line(queue, &line).await? {
+                LineWake::Woken => return Ok(()),
+                LineWake::NoLine => self.forget_queue(key, queue, *said).await?,
+                LineWake::Paused => {}
             }
-            self.forget_queue(key, queue, *said).await?;
         }
         // A job that was put in line behind others was not refused a permit, so nobody said that its queue has a line.
         for queue in order.iter().filter(|queue| self.has_lines(queue) && queues.iter().all(|(known, _)| known != *queue)) {
-            if self.wake_line(queue, &line).await? {
+            if self.wake_line(queue, &line).await? == LineWake::Woken {
                 break;
             }
         }
@@ -96,10 +97,10 @@ impl LimitStore for RedisStore {
     }
 
     async fn pass_on_permit(&self, pass: PassOn<'_>) -> Result<Option<PassedOn>, Error> {
-        let PassOn { key, holder, next, life, queues, worker, lease } = pass;
+        let PassOn { key, most, holder, next, life, queues, worker, lease } = pass;
         let mut call = self.limits.pass.key(self.limit_key(key, "holders"));
         let lined: Vec<&String> = queues.iter().filter(|queue| self.has_lines(queue)).collect();
-        call.key(self.limit_key(key, "queues")).arg(holder).arg(next).arg(millis(life)).arg(u8::from(!lined.is_empty()));
+        call.key(self.limit_key(key, "queues")).arg(holder).arg(next).arg(millis(life)).arg(u8::from(!lined.is_empty())).arg(most);
         let known: Vec<String> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         if known.first().is_none_or(|passed| passed == "0") {
             return Ok(None);
@@ -116,7 +117,7 @@ impl LimitStore for RedisStore {
         }
         // Back to who had it, who releases it.
         let mut call = self.limits.pass.key(self.limit_key(key, "holders"));
-        call.key(self.limit_key(key, "queues")).arg(next).arg(holder).arg(millis(life)).arg(1);
+        call.key(self.limit_key(key, "queues")).arg(next).arg(holder).arg(millis(life)).arg(1).arg(u32::MAX);
         call.invoke_async::<Vec<String>>(&mut self.server.clone()).await.map_err(failed)?;
         Ok(None)
     }
@@ -132,17 +133,27 @@ impl LimitStore for RedisStore {
 
     async fn admit(&self, request: RateRequest<'_>) -> Result<Admission, Error> {
         let RateRequest { key, queue, spacing, burst, before } = request;
-        // Once more for each queue that turns out to have no line.
+        // Once more for each queue that turns out to have no line, or to be paused.
+        let mut before: Vec<&String> = before.iter().collect();
         for _ in 0..=before.len() {
             let mut call = self.limits.admit.key(self.limit_key(key, "due"));
             call.key(self.limit_key(key, "queues")).arg(format!("{:.3}", spacing.as_secs_f64() * 1e3)).arg(burst).arg(queue);
-            for queue in before {
-                call.arg(queue);
+            for queue in &before {
+                call.arg(*queue);
             }
             let (wait, first, said): (u64, String, f64) = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-            if !first.is_empty() && !self.wake_line(&first, &line_of(key)).await? {
-                self.forget_queue(key, &first, said).await?;
-                continue;
+            if !first.is_empty() {
+                match self.wake_line(&first, &line_of(key)).await? {
+                    LineWake::Woken => {}
+                    LineWake::NoLine => {
+                        self.forget_queue(key, &first, said).await?;
+                        continue;
+                    }
+                    LineWake::Paused => {
+                        before.retain(|queue| **queue != first);
+                        continue;
+                    }
+                }
             }
             return Ok(if wait == 0 { Admission::Now } else { Admission::Later(Duration::from_millis(wait)) });
         }

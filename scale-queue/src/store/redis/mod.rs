@@ -239,7 +239,7 @@ impl RedisStore {
         }
         let unique = settlement.unique.as_ref().map_or("waiting".to_owned(), |key| format!("unique:{key}"));
         call.key(self.key(queue, &unique));
-        for name in ["cancelled", "blocked", "lines", "paces", "unhandled", "unbegun", "trials"] {
+        for name in ["cancelled", "blocked", "lines", "paces", "unhandled", "unbegun", "trials", "suspects"] {
             call.key(self.key(queue, name));
         }
         call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
@@ -252,6 +252,7 @@ impl RedisStore {
             Destination::Deferred(bytes, delay) => ("deferred", bytes.as_ref().unwrap_or(&nothing), millis(*delay)),
             Destination::Dead(bytes, _) => ("dead", bytes, 0),
             Destination::Waiting => ("waiting", &nothing, 0),
+            Destination::Suspect => ("suspect", &nothing, 0),
             Destination::Blocked { retry_in, .. } => ("blocked", &nothing, millis(*retry_in)),
             Destination::Unhandled(_) => ("unhandled", &nothing, 0),
         };
@@ -335,11 +336,25 @@ impl RedisStore {
     }
 
     /// Moves the first in line to where it is taken next. `false`: there is no such line.
-    async fn wake_line(&self, queue: &str, line: &str) -> Result<bool, Error> {
+    async fn wake_line(&self, queue: &str, line: &str) -> Result<LineWake, Error> {
         let names = ["promoted", "sleepers", "paused", "blocked", "lines", "paces", "cancelled"];
         let mut call = self.call(&self.scripts.wake_line, queue, &names);
-        call.arg(line).invoke_async(&mut self.server.clone()).await.map_err(failed)
+        let woken: u8 = call.arg(line).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(match woken {
+            0 => LineWake::NoLine,
+            1 => LineWake::Woken,
+            _ => LineWake::Paused,
+        })
     }
+}
+
+/// The answer of a line whose first job was to be woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LineWake {
+    Woken,
+    NoLine,
+    /// The queue is paused: its line waits for the end of the pause.
+    Paused,
 }
 
 impl Replicas {
@@ -432,10 +447,10 @@ impl Store for RedisStore {
         }
         call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
         let trial = match request.trial {
-            Trial::Running => "running",
-            Trial::Elsewhere => "elsewhere",
-            Trial::None => "none",
-            Trial::Next => "next",
+            Trial::Running(tag) => [&b"running:"[..], &tag].concat(),
+            Trial::Elsewhere => b"elsewhere".to_vec(),
+            Trial::None => b"none".to_vec(),
+            Trial::Next => b"next".to_vec(),
         };
         call.arg(&**worker).arg(request.max.min(BATCH)).arg(millis(request.lease)).arg(request.max_bytes);
         call.arg(request.begins).arg(trial).arg(millis(request.unhandled_for)).arg(request.lines.len());
@@ -563,7 +578,7 @@ impl Store for RedisStore {
             return server.set(key, 1).await.map_err(failed);
         }
         server.del::<_, ()>(key).await.map_err(failed)?;
-        let mut call = self.call(&self.scripts.wake_workers, queue, &["sleepers", "paused"]);
+        let mut call = self.call(&self.scripts.wake_workers, queue, &["sleepers", "paused", "lines"]);
         call.arg(BATCH).invoke_async(&mut server).await.map_err(failed)
     }
 

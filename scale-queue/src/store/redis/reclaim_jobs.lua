@@ -30,7 +30,8 @@ for _ = 1, 100 do
         failed = failed + 1
         if trial then redis.call('HSET', KEYS[9], worker, '!') end
         if #job >= 19 then
-          local count = math.min(struct.unpack('>H', string.sub(job, 18, 19)) + 1, 65535)
+          -- The highest bit marks a suspect, wherever it goes from here.
+          local count = 32768 + math.min(struct.unpack('>H', string.sub(job, 18, 19)) % 32768 + 1, 32767)
           job = string.sub(job, 1, 17) .. struct.pack('>H', count) .. string.sub(job, 20)
         end
         redis.call('RPUSH', KEYS[7], job)

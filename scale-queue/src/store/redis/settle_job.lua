@@ -1,8 +1,8 @@
 -- Ends one lease, if it is still the worker's.
 -- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, dead, graves, the job's unique key (or waiting, if it
---       has none), cancelled, blocked, lines, paces, unhandled, unbegun, trials
--- ARGV  wake channel, queue, 1 in a Cluster, worker, tag, where to ('done', 'removed', 'retry', 'deferred', 'dead', 'waiting', 'blocked',
---       'unhandled'), 1 if it has a unique key, the job's new bytes or '' as it is, delay (ms), reason or line, most dead or pace (ms),
+--       has none), cancelled, blocked, lines, paces, unhandled, unbegun, trials, suspects
+-- ARGV  wake channel, queue, 1 in a Cluster, worker, tag, where to ('done', 'removed', 'retry', 'deferred', 'dead', 'waiting', 'suspect',
+--       'blocked', 'unhandled'), 1 if it has a unique key, the job's new bytes or '' as it is, delay (ms), reason or line, most dead or pace (ms),
 --       age of the dead (ms)
 -- Reply 1, or 0 if the job is not the worker's any more (then nothing is done)
 -- Cost  O(log of what is scheduled, blocked or dead)
@@ -26,6 +26,9 @@ elseif to == 'removed' then
   gone = true
 elseif to == 'waiting' then
   redis.call('LPUSH', KEYS[1], job)
+  ready = 1
+elseif to == 'suspect' then
+  redis.call('RPUSH', KEYS[18], job)
   ready = 1
 elseif to == 'retry' or to == 'deferred' then
   if to == 'retry' then redis.call('HINCRBY', KEYS[7], 'failed', 1) end

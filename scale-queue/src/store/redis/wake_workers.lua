@@ -1,8 +1,14 @@
 -- Wakes workers: one for another that takes nothing for now, many when a pause ends.
--- KEYS  sleepers, paused
+-- KEYS  sleepers, paused [, lines: their first are to be tried now]
 -- ARGV  wake channel, queue, 1 in a Cluster, how many [, a worker that is not to be woken any more]
 -- Reply 1
--- Cost  ZPOPMAX and PUBLISH for each worker woken
+-- Cost  ZPOPMAX and PUBLISH for each worker woken, ZADD for each line, at most 1,000
+if KEYS[3] then
+  local now = clock()
+  for _, line in ipairs(redis.call('ZRANGE', KEYS[3], '(' .. now, '+inf', 'BYSCORE', 'LIMIT', 0, 1000)) do
+    redis.call('ZADD', KEYS[3], now, line)
+  end
+end
 if ARGV[5] then redis.call('ZREM', KEYS[1], ARGV[5]) end
 if redis.call('EXISTS', KEYS[2]) == 0 then wake(KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[3] == '1') end
 return 1

@@ -3,7 +3,7 @@
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
-use super::{SWEEP_AFTER_MS, SqlStore, System, failed, hex_list, key_of, local_ms, millis, unhex};
+use super::{SWEEP_AFTER_MS, SqlStore, System, failed, hex, hex_list, key_of, local_ms, millis, unhex};
 use crate::error::Error;
 use crate::store::Trial;
 use crate::store::{Fetched, Request, Store, WorkerId};
@@ -53,26 +53,24 @@ impl SqlStore {
         request: &Request<'_>,
         fetched: &mut Fetched,
     ) -> Result<(), Error> {
-        let was_unbegun = self.unbegun.lock().contains(&(queue.to_owned(), worker.clone()));
-        if request.done.is_empty() && !was_unbegun && request.trial == Trial::Running {
-            return Ok(());
-        }
         let mut tx = self.begin().await?;
         if !request.done.is_empty() {
             fetched.acknowledged = self.remove_done(&mut tx, queue, worker, request).await?;
         }
         let begun = self.of(&self.texts.begun, queue).bind(worker.to_string()).bind(fetched.acknowledged as i64);
         begun.execute(&mut *tx).await.map_err(failed)?;
-        if request.trial == Trial::Elsewhere {
-            self.of(&self.texts.elsewhere, queue).bind(worker.to_string()).execute(&mut *tx).await.map_err(failed)?;
-        } else if request.trial != Trial::Running {
-            self.of(&self.texts.end_trial, queue).bind(worker.to_string()).execute(&mut *tx).await.map_err(failed)?;
-        }
+        let trial = match request.trial {
+            Trial::Running(tag) => hex(&tag),
+            Trial::Elsewhere => "!".to_owned(),
+            Trial::None | Trial::Next => String::new(),
+        };
+        let told = self.of(&self.texts.tell_trial, queue).bind(worker.to_string()).bind(trial);
+        told.execute(&mut *tx).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
         let key = (queue.to_owned(), worker.clone());
         let mut unbegun = self.unbegun.lock();
         // A word on a trial stays until it is cleared.
-        if matches!(request.trial, Trial::Running | Trial::Elsewhere) {
+        if matches!(request.trial, Trial::Running(_) | Trial::Elsewhere) {
             unbegun.insert(key)
         } else {
             unbegun.remove(&key)

@@ -28,7 +28,7 @@ impl LimitStore for SqlStore {
             if acquire.execute(&self.pool).await.map_err(failed)?.rows_affected() > 0 {
                 return Ok(Admission::Now);
             }
-            let taken = self.texts.taken.query().bind(self.app_text.clone()).bind(key_text(key)).bind(i64::from(most));
+            let taken = self.texts.taken.query().bind(self.app_text.clone()).bind(key_text(key));
             let row = taken.fetch_one(&self.pool).await.map_err(failed)?;
             let (taken, first): (i64, i64) = row.try_get(0).and_then(|taken| Ok((taken, row.try_get(1)?))).map_err(failed)?;
             if taken >= i64::from(most) {
@@ -83,13 +83,13 @@ impl LimitStore for SqlStore {
     }
 
     async fn pass_on_permit(&self, pass: PassOn<'_>) -> Result<Option<PassedOn>, Error> {
-        let PassOn { key, holder, next, life, queues, worker, lease } = pass;
+        let PassOn { key, most, holder, next, life, queues, worker, lease } = pass;
         let (text, line) = (key_text(key), key_text(&line_of(key)));
         #[cfg(feature = "postgres")]
         if self.system == System::Postgres {
             let pass = self.texts.pass_on.query().bind(self.app_text.clone()).bind(text).bind(line).bind(queues.join(","));
             let pass = pass.bind(worker.to_string()).bind(millis(lease)).bind(key_text(holder)).bind(key_text(next));
-            let row = pass.bind(millis(life)).fetch_optional(&self.pool).await.map_err(failed)?;
+            let row = pass.bind(millis(life)).bind(i64::from(most)).fetch_optional(&self.pool).await.map_err(failed)?;
             let passed = row.map(|row| {
                 let has_permit = row.try_get::<i64, _>(2)? > 0;
                 Ok(PassedOn { queue: row.try_get(0)?, bytes: row.try_get(1)?, has_permit })
@@ -101,7 +101,9 @@ impl LimitStore for SqlStore {
         let known: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed)?;
         for queue in queues.iter().filter(|queue| known.contains(queue)) {
             let mut tx = self.begin().await?;
-            if self.is_paused(&mut tx, queue).await? {
+            let taken = self.texts.taken.query().bind(self.app_text.clone()).bind(text.clone()).fetch_one(&mut *tx).await;
+            let taken: i64 = taken.and_then(|row| row.try_get(0)).map_err(failed)?;
+            if taken > i64::from(most) || self.is_paused(&mut tx, queue).await? {
                 continue;
             }
             let take = self.of(&self.texts.take_first, queue).bind(line.clone()).bind(worker.to_string());
@@ -119,7 +121,7 @@ impl LimitStore for SqlStore {
     }
 
     async fn wake_if_free(&self, key: &str, most: u32, queue: &str) -> Result<(), Error> {
-        let taken = self.texts.taken.query().bind(self.app_text.clone()).bind(key_text(key)).bind(i64::from(most));
+        let taken = self.texts.taken.query().bind(self.app_text.clone()).bind(key_text(key));
         let taken: i64 = taken.fetch_one(&self.pool).await.and_then(|row| row.try_get(0)).map_err(failed)?;
         if taken < i64::from(most) {
             self.wake_line(queue, &key_text(&line_of(key))).await?;

@@ -585,8 +585,14 @@ impl Store for SqlStore {
         let mut tx = self.begin().await?;
         self.of(&self.texts.know, queue).execute(&mut *tx).await.map_err(failed)?;
         self.of(&self.texts.pause, queue).bind(i64::from(paused)).execute(&mut *tx).await.map_err(failed)?;
+        if !paused {
+            self.of(&self.texts.try_lines, queue).execute(&mut *tx).await.map_err(failed)?;
+        }
         self.notify(&mut tx, self.payload(queue)).await?;
         tx.commit().await.map_err(failed)?;
+        if !paused {
+            self.hint(queue, |hints| hints.retry_ms = None);
+        }
         self.idle.wake(queue, usize::MAX);
         Ok(())
     }

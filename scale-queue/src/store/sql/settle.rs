@@ -136,6 +136,10 @@ impl SqlStore {
             Destination::Retry(body, delay) => release(Some(body), millis(*delay)).execute(&mut *tx).await,
             Destination::Deferred(body, delay) => release(body.as_ref(), millis(*delay)).execute(&mut *tx).await,
             Destination::Waiting => release(None, -1).execute(&mut *tx).await,
+            Destination::Suspect => {
+                self.hint(queue, |hints| hints.suspects = true);
+                self.of(&self.texts.suspect_again, queue).bind(worker.clone()).bind(id.clone()).execute(&mut *tx).await
+            }
             // Done before, together.
             Destination::Blocked { .. } => return Ok(false),
             Destination::Unhandled(line) => {
@@ -166,7 +170,10 @@ impl SqlStore {
             }
             _ => {}
         }
-        if matches!(settlement.to, Destination::Retry(..) | Destination::Deferred(..) | Destination::Waiting) {
+        if matches!(
+            settlement.to,
+            Destination::Retry(..) | Destination::Deferred(..) | Destination::Waiting | Destination::Suspect
+        ) {
             counts.fetchable = counts.fetchable.saturating_add(1);
         }
         Ok(true)

@@ -79,7 +79,8 @@ impl System {
         for n in 1..=9 {
             let list = match self {
                 #[cfg(feature = "postgres")]
-                Self::Postgres => format!("= any(string_to_array(${n}, ','))"),
+                // In a subquery, so that the list is read once, not once a row.
+                Self::Postgres => format!("= any(array(select unnest(string_to_array(${n}, ','))))"),
                 #[cfg(feature = "sqlite")]
                 Self::Sqlite => format!("in (select value from json_each('[\"' || replace(${n}, ',', '\",\"') || '\"]'))"),
             };
@@ -288,12 +289,9 @@ statements! {
         values ($1, $2, $3, {now} + $4, $5, $6, {now} + $7, $8) on conflict do nothing";
     // Postgres alone: ids, delays and ends of bodies as lists, bodies one after the other.
     push_plain = "with pushed as (insert into scale_queue_jobs (id, app, queue, due_ms, body) \
-        select job.id, $1, $2, {now} + job.delay, substr($6::bytea, job.start + 1, job.size) from (\
-            select ids.id, delays.delay::bigint, starts.start::int, sizes.size::int \
-            from unnest(string_to_array($3, ',')) with ordinality as ids(id, n) \
-            join unnest(string_to_array($4, ',')) with ordinality as delays(delay, n) using (n) \
-            join unnest(string_to_array($5, ',')) with ordinality as starts(start, n) using (n) \
-            join unnest(string_to_array($7, ',')) with ordinality as sizes(size, n) using (n)) as job \
+        select job.id, $1, $2, {now} + job.delay::bigint, substr($6::bytea, job.start::int + 1, job.size::int) \
+        from unnest(string_to_array($3, ','), string_to_array($4, ','), string_to_array($5, ','), string_to_array($7, ',')) \
+            as job(id, delay, start, size) \
         on conflict do nothing) select pg_notify('scale_queue', $8)::text";
     forget_late_once = "delete from scale_queue_once where app = $1 and queue = $2 and once_key = $3 and until_ms <= {now}";
     once = "insert into scale_queue_once (app, queue, once_key, id, until_ms) values ($1, $2, $3, $4, {now} + $5) \
@@ -307,17 +305,17 @@ statements! {
     ack_and_fetch = "with acked as (\
             delete from scale_queue_jobs where app = $1 and queue = $2 and worker = $3 and id {list:4} returning 1), \
         picked as (\
-            select id, due_ms, octet_length(body) as size from scale_queue_jobs \
+            select ctid as row, id, due_ms, octet_length(body) as size from scale_queue_jobs \
             where app = $1 and queue = $2 and worker is null and line is null and suspect = 0 and due_ms <= {now} \
             and not exists (select 1 from scale_queue_queues where app = $1 and queue = $2 and paused = 1) \
             and (group_key is null or not exists (select 1 from scale_queue_lines as known where known.app = $1 and known.queue = $2 \
                 and known.line = 'limit:' || group_key)) \
             order by due_ms, id limit $5 for update skip locked), \
         sized as (\
-            select id, row_number() over place as n, sum(size) over place - size as before from picked \
+            select row, id, row_number() over place as n, sum(size) over place - size as before from picked \
             window place as (order by due_ms, id)), \
         taken as (\
-            update scale_queue_jobs set worker = $3 where id = any(array(select id from sized where before < $6)) \
+            update scale_queue_jobs set worker = $3 where ctid = any(array(select row from sized where before < $6)) \
             returning id, body, cancelled), \
         leased as (\
             insert into scale_queue_workers (app, queue, worker, until_ms, done, failed, ended, unbegun, trial) \
@@ -347,8 +345,9 @@ statements! {
         until_ms = excluded.until_ms, done = scale_queue_workers.done + excluded.done, unbegun = excluded.unbegun, \
         trial = excluded.trial";
     begun = "update scale_queue_workers set unbegun = '', done = done + $4 where app = $1 and queue = $2 and worker = $3";
-    elsewhere = "update scale_queue_workers set trial = '!' where app = $1 and queue = $2 and worker = $3";
-    end_trial = "update scale_queue_workers set trial = '' where app = $1 and queue = $2 and worker = $3";
+    suspect_again = "update scale_queue_jobs set worker = null, suspect = 1 \
+        where app = $1 and queue = $2 and worker = $3 and id = $4";
+    tell_trial = "update scale_queue_workers set trial = $4 where app = $1 and queue = $2 and worker = $3";
     hints = "select coalesce((select worker from scale_queue_workers where app = $1 and queue = $2 and worker <> $3 \
             and until_ms <= {now} order by until_ms limit 1), ''), \
         (select count(*) from (select 1 from scale_queue_lines where app = $1 and queue = $2 limit 1) as first_one), \
@@ -369,7 +368,8 @@ statements! {
     limit_lines = "select line from scale_queue_lines where app = $1 and queue = $2 and unhandled = 0 order by retry_ms limit 1000";
     promote = "update scale_queue_jobs set line = null, group_key = null, due_ms = 0 where id {one_of}select id from scale_queue_jobs \
         where app = $1 and queue = $2 and line = $3 order by due_ms, id limit $4 {claim}{end}";
-    line_queues = "select queue from scale_queue_lines where app = $1 and line = $2 order by retry_ms limit 100";
+    line_queues = "select queue from scale_queue_lines where app = $1 and line = $2 \
+        and not exists (select 1 from scale_queue_queues as q where q.app = $1 and q.queue = scale_queue_lines.queue and q.paused = 1) order by retry_ms limit 100";
     block = "update scale_queue_jobs set worker = null, line = $5, since_ms = {now} \
         where app = $1 and queue = $2 and worker = $3 and id {list:4} returning id";
     open_line = "insert into scale_queue_lines (app, queue, line, retry_ms, pace_us, unhandled) values ($1, $2, $3, {now} + $4, $5, $6) \
@@ -411,6 +411,7 @@ statements! {
     orphans = "select distinct worker from scale_queue_jobs where app = $1 and queue = $2 and worker is not null and not exists \
         (select 1 from scale_queue_workers as known where known.app = $1 and known.queue = $2 and known.worker = scale_queue_jobs.worker)";
     fold = "update scale_queue_queues set done = done + $3, failed = failed + $4, ended = ended + $5 where app = $1 and queue = $2";
+    try_lines = "update scale_queue_lines set retry_ms = {now} where app = $1 and queue = $2 and retry_ms > {now}";
     pause = "update scale_queue_queues set paused = $3 where app = $1 and queue = $2";
     stats = "select \
         (select count(*) from scale_queue_jobs where app = $1 and queue = $2 and worker is null and line is null and suspect = 0 \
@@ -483,20 +484,25 @@ statements! {
         on conflict (app, id, number) do update set dead = excluded.dead";
     end_drop = "delete from scale_queue_batch_ends where app = $1 and id = $2";
     // A free permit is one that nobody has or whose time is over. Two that choose the same one at once: one of them gets nothing.
-    acquire = "with recursive permits(n) as (select 1 union all select n + 1 from permits where n < $5) \
+    // Of many permits, as few are looked at as there must be a free one among.
+    acquire = "with recursive bound(most) as (select case when count(*) * 2 + 64 < $5 then count(*) * 2 + 64 else $5 end \
+            from scale_queue_permits where app = $1 and limit_key = $2), \
+        permits(n) as (select 1 union all select n + 1 from permits where n < (select most from bound)) \
         insert into scale_queue_permits (app, limit_key, permit, holder, until_ms) \
         select $1, $2, n, $3, {now} + $4 from permits where not exists (select 1 from scale_queue_permits as taken \
             where taken.app = $1 and taken.limit_key = $2 and taken.permit = permits.n and taken.until_ms > {now}) \
+        and (select count(*) from scale_queue_permits as held where held.app = $1 and held.limit_key = $2 and held.until_ms > {now}) < $5 \
         order by random() limit 1 \
         on conflict (app, limit_key, permit) do update set holder = excluded.holder, until_ms = excluded.until_ms \
             where scale_queue_permits.until_ms <= {now}";
-    taken = "select count(*), coalesce(min(until_ms) - {now}, 0) from scale_queue_permits where app = $1 and limit_key = $2 and until_ms > {now} and permit <= $3";
+    taken = "select count(*), coalesce(min(until_ms) - {now}, 0) from scale_queue_permits where app = $1 and limit_key = $2 and until_ms > {now}";
     renew = "update scale_queue_permits set until_ms = {now} + $4 where app = $1 and limit_key = $2 and holder = $3 and until_ms > {now}";
     give_back = "delete from scale_queue_permits where app = $1 and limit_key = $2 and holder = $3";
     // Postgres alone: gives back, promotes the first in line and says so, in one round trip.
     release_and_wake = "with freed as (\
             delete from scale_queue_permits where app = $1 and limit_key = $2 and holder = $3 returning 1), \
         chosen as (select queue from scale_queue_lines where app = $1 and line = $4 \
+            and not exists (select 1 from scale_queue_queues as q where q.app = $1 and q.queue = scale_queue_lines.queue and q.paused = 1) \
             order by array_position(string_to_array($5, ','), queue) nulls last, retry_ms limit 1), \
         heads as (select job.id from chosen join scale_queue_jobs as job on job.app = $1 and job.queue = chosen.queue \
             and job.line = $4 order by job.due_ms, job.id limit 1 for update of job skip locked), \
@@ -509,6 +515,7 @@ statements! {
     // Postgres alone: leases the next in line and passes the permit on to it, in one round trip.
     pass_on = "with chosen as (select queue from scale_queue_lines where app = $1 and line = $3 and queue {list:4} \
             and not exists (select 1 from scale_queue_queues as q where q.app = $1 and q.queue = scale_queue_lines.queue and q.paused = 1) \
+            and (select count(*) from scale_queue_permits as held where held.app = $1 and held.limit_key = $2 and held.until_ms > {now}) <= $10 \
             order by array_position(string_to_array($4, ','), queue), retry_ms limit 1), \
         heads as (select job.id from chosen join scale_queue_jobs as job on job.app = $1 and job.queue = chosen.queue \
             and job.line = $3 order by job.due_ms, job.id limit 1 for update of job skip locked), \
@@ -527,7 +534,8 @@ statements! {
     take_first = "update scale_queue_jobs set worker = $4, line = null, group_key = null where id = (select id from scale_queue_jobs \
         where app = $1 and queue = $2 and line = $3 and cancelled = 0 order by due_ms, id limit 1 {claim}) returning body";
     admit = "insert into scale_queue_rates (app, limit_key, next_us) select $1, $2, {now_us} + $3 where not exists (\
-            select 1 from scale_queue_lines where app = $1 and line = $5 and queue {list:6} and retry_ms <= {now} + $7) \
+            select 1 from scale_queue_lines where app = $1 and line = $5 and queue {list:6} and retry_ms <= {now} + $7 \
+            and not exists (select 1 from scale_queue_queues as q where q.app = $1 and q.queue = scale_queue_lines.queue and q.paused = 1)) \
         on conflict (app, limit_key) do update set next_us = \
             case when scale_queue_rates.next_us > {now_us} then scale_queue_rates.next_us else {now_us} end + $3 \
             where scale_queue_rates.next_us - $4 <= {now_us}";

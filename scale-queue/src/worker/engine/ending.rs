@@ -77,6 +77,7 @@ impl Engine {
                 tracing::warn!(job = envelope.body.name, %id, attempt = envelope.failed + 1, ?delay, reason, "a job failed");
                 envelope.fail(&reason, self.store.now_ms());
                 envelope.body.last_error = Some(reason);
+                envelope.suspect = false;
                 Destination::Retry(envelope.encode(), delay)
             }
             Verdict::Dead { reason } => {
@@ -96,9 +97,7 @@ impl Engine {
         // Permits that were taken over go back with their jobs.
         self.held.clear();
         for lane in &mut self.lanes {
-            lane.cleared = 0;
-            let suspect = lane.suspect.take();
-            for (envelope, bytes) in lane.ready.drain(..).chain(suspect).rev() {
+            for (envelope, bytes) in lane.take_ready().rev() {
                 let tag = tag_of(&bytes).to_vec();
                 lane.settlements.push(Settlement { tag, unique: envelope.body.unique, to: Destination::Waiting }.into());
             }

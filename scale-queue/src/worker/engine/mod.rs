@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use self::trial::Alone;
 use super::CancelReason;
-use super::admission::{Door, Held, TakenOver, Terms};
+use super::admission::{Door, HandOver, Held, TakenOver, Terms};
 use super::exchange::{Answer, Ask, exchange};
 use super::handler::{Delivery, Routes, attempt};
 use super::lane::Lane;
@@ -45,6 +45,8 @@ const MAX_CRASHES: u16 = 5;
 const CRASHED: &str = "its workers died too often";
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often a worker asks what it holds, though nothing went wrong that it knows of.
+const AUDIT: Duration = Duration::from_mins(1);
 /// How often [`Order::Balanced`] looks how late its queues are.
 const WEIGH: Duration = Duration::from_secs(2);
 /// How long a worker that stops goes on trying to tell the store, after its grace.
@@ -72,7 +74,9 @@ pub(super) struct Engine {
     /// The store is being told of it.
     telling_trial: bool,
     /// Jobs that were next in line when one of ours ended.
-    taken_over: Option<mpsc::UnboundedReceiver<TakenOver>>,
+    taken_over: Option<mpsc::UnboundedReceiver<HandOver>>,
+    /// Tags of those that came since the exchange under way began: what it says of what we hold does not know of them.
+    taken_since: HashSet<Vec<u8>>,
     /// The permits that they took over, until they begin.
     held: HashMap<JobId, Held>,
     /// Bytes of jobs that the next fetch asks for.
@@ -147,6 +151,7 @@ impl Engine {
             alone: None,
             telling_trial: false,
             taken_over: Some(taken_over),
+            taken_since: HashSet::new(),
             held: HashMap::new(),
             max_bytes: MOST_BYTES,
             last_exchange: now,
@@ -167,6 +172,8 @@ impl Engine {
         let mut beats: OptionFuture<BoxFuture<'static, Vec<(usize, bool)>>> = None.into();
         let mut beat = tokio::time::interval(self.lease / 3);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut audit = tokio::time::interval_at(Instant::now() + AUDIT, AUDIT);
+        audit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stop = pin!(stop.fuse());
         let mut deadline: Option<Instant> = None;
         let mut leaving: OptionFuture<BoxFuture<'static, ()>> = None.into();
@@ -221,7 +228,7 @@ impl Engine {
                         self.end(id, ending);
                     }
                 }
-                Some(job) = taken_over.recv() => self.take_over(job),
+                Some(hand_over) = taken_over.recv() => self.take_over(hand_over),
                 Some(answer) = &mut exchange, if busy => {
                     exchange = None.into();
                     busy = false;
@@ -235,6 +242,8 @@ impl Engine {
                 }
                 _ = roll_call.tick(), if deadline.is_none() => said = self.announce().into(),
                 Some(()) = &mut said => said = None.into(),
+                // Should a lease have been granted whose answer was lost, it is found here at the latest.
+                _ = audit.tick(), if deadline.is_none() => self.lanes.iter_mut().for_each(|lane| lane.unsure = true),
                 _ = beat.tick() => beats = Some(self.beat()).into(),
                 Some(alive) = &mut beats => {
                     beats = None.into();
@@ -288,11 +297,11 @@ impl Engine {
         for (n, lane) in self.lanes.iter().enumerate() {
             let door = match () {
                 () if urgent => Door::Closed,
-                () if running < self.places.concurrency && lane.running + lane.ready.len() < lane.most => Door::Open,
+                () if running < self.places.concurrency && lane.running + lane.ready().len() < lane.most => Door::Open,
                 () => Door::Swap,
             };
             self.terms.set_door(n, door);
-            urgent |= self.terms.strict && (!lane.ready.is_empty() || lane.wants_look(now));
+            urgent |= self.terms.strict && (!lane.ready().is_empty() || lane.wants_look(now));
         }
     }
 
@@ -380,7 +389,7 @@ impl Engine {
         let max = if looks { self.places.portion(&self.lanes, lane, now) } else { 0 };
         let free = self.places.concurrency.saturating_sub(self.lanes.iter().map(|lane| lane.running).sum());
         let trial = match &self.alone {
-            Some(alone) if alone.lane == lane => Trial::Running,
+            Some(alone) if alone.lane == lane => Trial::Running(*alone.id.bytes()),
             Some(_) => Trial::Elsewhere,
             None if stopping => Trial::None,
             None => Trial::Next,
@@ -396,7 +405,7 @@ impl Engine {
             settlements: std::mem::take(&mut state.settlements),
             max,
             max_bytes,
-            begins: free.saturating_sub(state.ready.len()),
+            begins: free.saturating_sub(state.ready().len()),
             trial,
             lines: state.handler_lines.clone(),
             unhandled_for,
@@ -407,6 +416,7 @@ impl Engine {
 
     fn exchange(&mut self, ask: Ask) -> BoxFuture<'static, Answer> {
         self.last_exchange = Instant::now();
+        self.taken_since.clear();
         self.lanes.iter_mut().for_each(|lane| lane.ended = 0);
         Box::pin(exchange(Arc::clone(&self.store), self.worker.clone(), self.lease, ask))
     }
@@ -429,7 +439,7 @@ impl Engine {
             Some(found) => self.take_missing(ask.lane, ask.missing, found),
             None => self.lanes[ask.lane].missing.extend(ask.missing),
         }
-        let ready = self.lanes[ask.lane].ready.len();
+        let ready = self.lanes[ask.lane].ready().len();
         let lane = &mut self.lanes[ask.lane];
         lane.settlements.extend(ask.settlements);
         let (mut fenced, total) = (refused, ask.done.len());
@@ -466,7 +476,7 @@ impl Engine {
                     }
                 }
                 let lane = &mut self.lanes[ask.lane];
-                lane.cleared = lane.ready.len().min(ready + ask.begins);
+                lane.cleared = lane.ready().len().min(ready + ask.begins);
             }
             Err(error) => {
                 lane.keep_done(ask.done, now);
@@ -495,15 +505,21 @@ impl Engine {
         })
     }
 
+    /// Whether the job runs here, or is about to.
+    fn is_here(&self, id: &JobId) -> bool {
+        self.running.contains_key(id) || self.lanes.iter().any(|lane| lane.has(id))
+    }
+
     fn take(&mut self, lane: usize, bytes: Vec<u8>, is_suspect: bool) {
         let line = match Envelope::decode(&bytes) {
-            // Lost and leased to us again while it still runs here: the run at hand will do.
-            Ok(envelope) if self.running.contains_key(&envelope.id) => return,
+            // Lost and leased to us again while it is still here: once will do.
+            Ok(envelope) if self.is_here(&envelope.id) => return,
             Ok(envelope) if self.routes.handles(&envelope.body.name) => {
-                if is_suspect {
-                    return self.try_alone(lane, envelope, bytes);
+                // One that waited for its limit comes like any other.
+                if is_suspect || envelope.suspect {
+                    return self.try_alone(lane, envelope, bytes, is_suspect);
                 }
-                return self.lanes[lane].ready.push_back((envelope, bytes));
+                return self.lanes[lane].push(envelope, bytes);
             }
             Ok(envelope) => format!("kind:{}", envelope.body.name),
             Err(Unreadable::Version(version)) => format!("format:{version}"),
@@ -525,15 +541,25 @@ impl Engine {
     }
 
     /// Takes in a job that was next in line when one of ours ended, before all others: it has begun as far as the store knows.
-    fn take_over(&mut self, job: TakenOver) {
-        let TakenOver { queue, bytes, permit } = job;
+    fn take_over(&mut self, hand_over: HandOver) {
+        let TakenOver { queue, bytes, permit } = match hand_over {
+            HandOver::Job(job) => job,
+            HandOver::Unknown(queues) => {
+                let lanes = self.lanes.iter_mut().filter(|lane| queues.iter().any(|queue| **queue == *lane.name));
+                return lanes.for_each(|lane| lane.unsure = true);
+            }
+        };
         let Some(lane) = self.lanes.iter().position(|lane| *lane.name == *queue) else { return };
+        self.taken_since.insert(tag_of(&bytes).to_vec());
         match Envelope::decode(&bytes) {
             Ok(envelope) if self.routes.handles(&envelope.body.name) && !self.running.contains_key(&envelope.id) => {
                 permit.and_then(|held| self.held.insert(envelope.id, held));
-                let lane = &mut self.lanes[lane];
-                lane.ready.push_front((envelope, bytes));
-                lane.cleared += 1;
+                if envelope.suspect {
+                    self.try_alone(lane, envelope, bytes, false);
+                    // Another is tried: the permit is given back.
+                    return self.drop_unused_permits();
+                }
+                self.lanes[lane].push_first(envelope, bytes);
             }
             // The permit is given back.
             _ => self.take(lane, bytes, false),
@@ -542,7 +568,8 @@ impl Engine {
 
     /// Sets right what we hold by what the store says we hold.
     fn reconcile(&mut self, lane: usize, held: Vec<Vec<u8>>, told: &[Vec<u8>]) {
-        let theirs: HashSet<&[u8]> = held.iter().map(Vec::as_slice).collect();
+        let since = std::mem::take(&mut self.taken_since);
+        let theirs: HashSet<&[u8]> = held.iter().chain(&since).map(Vec::as_slice).collect();
         self.lanes[lane].retain(|bytes| theirs.contains(tag_of(bytes)));
         self.drop_unused_permits();
         for running in self.running.values().filter(|r| r.lane == lane && !theirs.contains(tag_of(&r.bytes))) {
@@ -555,7 +582,7 @@ impl Engine {
         }
         let known = &self.lanes[lane];
         let ours: HashSet<Vec<u8>> = known
-            .ready
+            .ready()
             .iter()
             .chain(&known.suspect)
             .map(|(_, bytes)| tag_of(bytes).to_vec())
@@ -569,7 +596,7 @@ impl Engine {
     /// Gives back permits that were taken over for jobs which are not here to begin any more.
     pub(super) fn drop_unused_permits(&mut self) {
         let lanes = &self.lanes;
-        self.held.retain(|id, _| lanes.iter().any(|lane| lane.ready.iter().any(|(envelope, _)| envelope.id == *id)));
+        self.held.retain(|id, _| lanes.iter().any(|lane| lane.has(id)));
     }
 
     /// Jobs that were ours without our knowing; what did not fit the answer is asked for with the next exchange.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Engine;
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, tag_of};
 use crate::job::JobId;
+use crate::store::{Destination, Settlement};
 
 /// How long a suspect runs alone after its first crash; four times as long after each further one.
 const FIRST: Duration = Duration::from_millis(250);
@@ -15,7 +16,7 @@ const LONGEST: Duration = Duration::from_secs(16);
 /// A suspect that is to run alone, or does.
 pub(super) struct Alone {
     pub(super) lane: usize,
-    id: JobId,
+    pub(super) id: JobId,
     time: Duration,
     /// When it has run alone for long enough; `None`: it waits for the others to have.
     until: Option<Instant>,
@@ -27,17 +28,20 @@ fn time_alone(failed: u16) -> Duration {
 }
 
 impl Engine {
-    /// Takes a suspect in: nothing else begins until it has run alone for long enough.
-    pub(super) fn try_alone(&mut self, lane: usize, envelope: Envelope, bytes: Vec<u8>) {
+    /// Takes a suspect in: nothing else begins until it has run alone for long enough. `is_told`: the store knows it.
+    pub(super) fn try_alone(&mut self, lane: usize, envelope: Envelope, bytes: Vec<u8>, is_told: bool) {
+        if self.alone.is_some() {
+            // One at a time.
+            let (tag, unique) = (tag_of(&bytes).to_vec(), envelope.body.unique);
+            return self.lanes[lane].settlements.push(Settlement { tag, unique, to: Destination::Suspect }.into());
+        }
         let (id, time) = (envelope.id, time_alone(envelope.failed));
         tracing::warn!(job = envelope.body.name, %id, ?time, "a job's worker died: it is tried alone");
         self.lanes[lane].suspect = Some((envelope, bytes));
         self.alone = Some(Alone { lane, id, time, until: None });
         // Should the worker die, nothing that it holds of other queues is to blame either.
-        for (n, other) in self.lanes.iter_mut().enumerate().filter(|(n, other)| *n != lane && other.holds() > 0) {
-            let _ = n;
-            other.tell_trial = true;
-        }
+        let others = self.lanes.iter_mut().enumerate().filter(|(n, other)| if *n == lane { !is_told } else { other.holds() > 0 });
+        others.for_each(|(_, other)| other.tell_trial = true);
     }
 
     /// The store is told that nothing runs alone any more.

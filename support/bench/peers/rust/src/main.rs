@@ -1,6 +1,7 @@
-//! `peers actix CASE PORT COUNT` or `peers underway URL COUNT`: one peer, one question; prints one number.
+//! `peers actix CASE PORT COUNT`, `peers underway URL COUNT` or `peers apalis FILE COUNT`: one peer, one question; prints one number.
 
 mod actix;
+mod apalis;
 mod underway;
 
 use anyhow::{Result, bail};
@@ -11,7 +12,8 @@ fn main() -> Result<()> {
     let figure = match words[..] {
         ["actix", case, port, count] => actix::run(case, port.parse()?, count.parse()?)?,
         ["underway", url, count] => underway::run(url, count.parse()?)?,
-        _ => bail!("peers actix CASE PORT COUNT, or peers underway URL COUNT"),
+        ["apalis", file, count] => apalis::run(file, count.parse()?)?,
+        _ => bail!("peers actix CASE PORT COUNT, peers underway URL COUNT, or peers apalis FILE COUNT"),
     };
     println!("{figure}");
     Ok(())

@@ -1,0 +1,299 @@
+//! Permits on their way from one job to the next: through stops, pauses, orders of queues, bounds that differ, and values nobody tried.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use anyhow::Result;
+use parking_lot::Mutex;
+use scale_queue::{Context, Job, Limit, Queue, Retry, Worker};
+use serde::{Deserialize, Serialize};
+use testkit::eventually;
+
+use crate::on_every_store;
+use crate::server::{Server, is_empty, run, until};
+
+/// A job with any limits.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Limited {
+    n: usize,
+    /// Key and number of permits.
+    concurrent: Vec<(String, u32)>,
+    /// Key, jobs and milliseconds.
+    rate: Vec<(String, u32, u64)>,
+    poison: bool,
+}
+
+impl Job for Limited {
+    const NAME: &'static str = "limited";
+    const RETRY: Retry = Retry::exponential(5);
+
+    fn limits(&self) -> Vec<Limit> {
+        let rate = self.rate.iter().map(|(key, jobs, ms)| Limit::rate(key.clone(), *jobs, Duration::from_millis(*ms)).burst(2));
+        self.concurrent.iter().map(|(key, most)| Limit::concurrent(key.clone(), *most)).chain(rate).collect()
+    }
+}
+
+fn one_of(key: &str, n: usize) -> Limited {
+    Limited { n, concurrent: vec![(key.into(), 1)], ..Limited::default() }
+}
+
+async fn push_all(queue: &Queue, name: &str, jobs: impl IntoIterator<Item = Limited>) -> Result<()> {
+    let pushes = jobs.into_iter().map(|job| async { queue.push(job).to(name).await });
+    futures_util::future::try_join_all(pushes).await?;
+    Ok(())
+}
+
+/// A worker that counts how often each job has run.
+fn counting(queue: &Queue, runs: &Arc<Mutex<HashMap<usize, usize>>>, each: Duration) -> Worker {
+    let runs = Arc::clone(runs);
+    Worker::new(queue).concurrency(4).handle(move |job: Limited, _| {
+        *runs.lock().entry(job.n).or_default() += 1;
+        async move {
+            tokio::time::sleep(each).await;
+            Ok::<(), std::io::Error>(())
+        }
+    })
+}
+
+/// Workers stop and start while permits change hands: every job runs once, and none is left behind.
+async fn stops_lose_no_job_on_its_way(server: &Server) -> Result<()> {
+    const JOBS: usize = 400;
+    let queue = server.queue().await?;
+    let keys = ["a", "b", "c", "d"];
+    queue.push_many((0..JOBS).map(|n| one_of(keys[n % 4], n))).await?;
+    let runs = Arc::default();
+    let stays = run(counting(&server.queue().await?, &runs, Duration::from_millis(1)));
+    for goal in (40..JOBS as u64 - 40).step_by(40) {
+        let comes_and_goes = run(counting(&server.queue().await?, &runs, Duration::from_millis(1)));
+        until(&queue, "default", "progress", |stats| stats.done_total >= goal).await?;
+        comes_and_goes.stop().await?;
+    }
+    until(&queue, "default", "all to be done", |stats| stats.done_total == JOBS as u64 && is_empty(stats)).await?;
+    stays.stop().await?;
+    let runs: Vec<usize> = runs.lock().values().copied().collect();
+    assert_eq!((runs.len(), runs.iter().max()), (JOBS, Some(&1)));
+    Ok(())
+}
+
+/// Many keys, few places, all doors open at once: nothing stands still.
+async fn a_worker_full_of_lines_goes_on(server: &Server) -> Result<()> {
+    const JOBS: usize = 1_200;
+    let queue = server.queue().await?;
+    for name in ["high", "low"] {
+        let jobs = (0..JOBS / 2).map(|n| one_of(&format!("k{}", n % 3), n + if name == "low" { JOBS } else { 0 }));
+        push_all(&queue, name, jobs).await?;
+    }
+    let runs = Arc::default();
+    let workers: Vec<_> = (0..3).map(|_| run(counting(&queue, &runs, Duration::ZERO).queues(["high", "low"]))).collect();
+    for name in ["high", "low"] {
+        until(&queue, name, "all to be done", |stats| stats.done_total == JOBS as u64 / 2 && is_empty(stats)).await?;
+    }
+    for worker in workers {
+        worker.stop().await?;
+    }
+    assert!(runs.lock().len() == JOBS && runs.lock().values().all(|count| *count == 1));
+    Ok(())
+}
+
+/// A pause holds up its queue alone, though others share its limit; what waits in it goes on when it ends.
+async fn a_paused_queue_holds_up_no_other(server: &Server) -> Result<()> {
+    for limited in
+        [|n| one_of("shared", n), |n| Limited { n, rate: vec![("shared rate".into(), 100, 1_000)], ..Limited::default() }]
+    {
+        let queue = server.queue().await?;
+        queue.resume("first").await?;
+        let before = (queue.stats("first").await?.done_total, queue.stats("second").await?.done_total);
+        push_all(&queue, "first", (0..40).map(limited)).await?;
+        let runs = Arc::default();
+        let worker = run(counting(&queue, &runs, Duration::from_millis(2)).queues(["first", "second"]));
+        until(&queue, "first", "a line", |stats| stats.blocked > 5 && stats.done_total > before.0 + 2).await?;
+        queue.pause("first").await?;
+        until(&queue, "first", "those under way to end", |stats| stats.leased == 0).await?;
+        let left = queue.stats("first").await?.blocked;
+        assert!(left > 0, "the pause came too late for this test to tell anything");
+        push_all(&queue, "second", (100..150).map(limited)).await?;
+        // Each of these would wait for half a minute.
+        until(&queue, "second", "the others to be done", |stats| stats.done_total == before.1 + 50).await?;
+        assert_eq!(queue.stats("first").await?.leased, 0);
+        queue.resume("first").await?;
+        until(&queue, "first", "the rest", |stats| stats.done_total == before.0 + 40 && is_empty(stats)).await?;
+        worker.stop().await?;
+    }
+    Ok(())
+}
+
+/// While every place is taken, a job of an earlier queue goes before the next one in a line of a later queue.
+async fn a_line_does_not_jump_the_order(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let (gate, order) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let (open, seen) = (Arc::clone(&gate), Arc::clone(&order));
+    let worker = Worker::new(&queue).queues(["high", "low"]).concurrency(2).handle(move |job: Limited, _| {
+        let open = Arc::clone(&open);
+        seen.lock().push(job.n);
+        async move { open.acquire().await.map(tokio::sync::SemaphorePermit::forget) }
+    });
+    // One of the two places is taken by the first of a line, then the other by a job without limits.
+    push_all(&queue, "low", (0..5).map(|n| one_of("k", n))).await?;
+    let worker = run(worker);
+    until(&queue, "low", "a line", |stats| stats.blocked == 4 && stats.leased == 1).await?;
+    queue.push(Limited { n: 999, ..Limited::default() }).to("low").await?;
+    until(&queue, "low", "both places to be taken", |stats| stats.blocked == 4 && stats.leased == 2).await?;
+    queue.push(Limited { n: 100, ..Limited::default() }).to("high").await?;
+    gate.add_permits(1);
+    eventually("the next to begin", async || (order.lock().len() >= 3).then_some(())).await?;
+    assert_eq!(order.lock()[2], 100, "{:?}", order.lock());
+    gate.add_permits(20);
+    until(&queue, "low", "all to be done", |stats| stats.done_total == 6 && is_empty(stats)).await?;
+    worker.stop().await
+}
+
+/// Jobs of one key that say different numbers: each begins only where its own number allows it.
+async fn each_job_keeps_its_own_bound(server: &Server) -> Result<()> {
+    const JOBS: usize = 120;
+    let queue = server.queue().await?;
+    let bound = |n: usize| if n.is_multiple_of(3) { 1 } else { 3 };
+    queue.push_many((0..JOBS).map(|n| Limited { n, concurrent: vec![("k".into(), bound(n))], ..Limited::default() })).await?;
+    let (running, worst) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(HashMap::<u32, usize>::new())));
+    let worker = || {
+        let (running, worst) = (Arc::clone(&running), Arc::clone(&worst));
+        Worker::new(&queue).concurrency(5).handle(move |job: Limited, _| {
+            let now = running.fetch_add(1, SeqCst) + 1;
+            let mut worst = worst.lock();
+            let most = worst.entry(job.concurrent[0].1).or_default();
+            *most = now.max(*most);
+            let running = Arc::clone(&running);
+            async move {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                running.fetch_sub(1, SeqCst);
+                Ok::<(), std::io::Error>(())
+            }
+        })
+    };
+    let workers = [run(worker()), run(worker())];
+    until(&queue, "default", "all to be done", |stats| stats.done_total == JOBS as u64 && is_empty(stats)).await?;
+    for worker in workers {
+        worker.stop().await?;
+    }
+    let worst = worst.lock().clone();
+    assert!(worst[&1] == 1 && worst[&3] <= 3, "{worst:?}");
+    Ok(())
+}
+
+/// A limit named twice is one, and numbers without sense are bounded: the jobs run.
+async fn any_numbers_are_taken(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let jobs = [
+        Limited { n: 0, rate: vec![("twice".into(), 1, 100), ("twice".into(), 1, 200)], ..Limited::default() },
+        Limited { n: 1, concurrent: vec![("many".into(), u32::MAX)], ..Limited::default() },
+        Limited { n: 2, rate: vec![("never again".into(), 1, u64::MAX)], ..Limited::default() },
+        Limited { n: 3, rate: vec![("at once".into(), u32::MAX, 0)], ..Limited::default() },
+        Limited { n: 4, concurrent: vec![("none".into(), 0), ("none".into(), 3)], ..Limited::default() },
+    ];
+    let count = jobs.len();
+    queue.push_many(jobs).await?;
+    let runs = Arc::default();
+    let worker = counting(&queue, &runs, Duration::ZERO).lease(Duration::MAX).grace(Duration::MAX).hand_back_for(Duration::MAX);
+    let worker = worker.weighted([("default", u32::MAX), ("other", u32::MAX)]).concurrency(usize::MAX);
+    let worker = run(worker.concurrency_of("default", usize::MAX..).concurrency_of("other", 1..));
+    until(&queue, "default", "all to be done", |stats| stats.done_total == count as u64 && is_empty(stats)).await?;
+    queue.push(Limited { n: 9, ..Limited::default() }).to("other").await?;
+    until(&queue, "other", "it to be done", |stats| stats.done_total == 1).await?;
+    worker.stop().await
+}
+
+/// A poison job whose limit makes it wait is still tried alone: those that wait beside it pay once at most.
+async fn a_poison_job_behind_a_limit_is_found(server: &Server) -> Result<()> {
+    const INNOCENT: usize = 12;
+    let queue = server.queue().await?;
+    let job = |n, poison| Limited { n, poison, concurrent: vec![("api".into(), 3)], ..Limited::default() };
+    queue.push_many((0..4).map(|n| job(n, false))).await?;
+    queue.push(job(100, true)).await?;
+    queue.push_many((4..INNOCENT).map(|n| job(n, false))).await?;
+    let (finished, most_failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut crashes = 0;
+    loop {
+        let poisoned = Arc::new(AtomicBool::new(false));
+        let (taken, ends, failed) = (Arc::clone(&poisoned), Arc::clone(&finished), Arc::clone(&most_failed));
+        let worker = Worker::new(&queue).concurrency(8).lease(Duration::from_millis(300));
+        let worker = run(worker.handle(move |job: Limited, context: Context| {
+            if job.poison {
+                taken.store(true, SeqCst);
+            } else {
+                failed.fetch_max(usize::from(context.attempt) - 1, SeqCst);
+            }
+            let ends = Arc::clone(&ends);
+            async move {
+                if job.poison {
+                    return std::future::pending().await;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                ends.fetch_add(1, SeqCst);
+                Ok::<(), std::io::Error>(())
+            }
+        }));
+        let over = async || {
+            let died = queue.stats("default").await.ok()?.dead > 0 && finished.load(SeqCst) >= INNOCENT;
+            (died || poisoned.load(SeqCst)).then_some(died)
+        };
+        let over = eventually("the poison to begin, or to be dead", over).await?;
+        if !over {
+            // It kills a while after its beginning.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        worker.kill().await;
+        if over {
+            break;
+        }
+        crashes += 1;
+        assert!(crashes <= 10, "it is not given up");
+    }
+    let dead = queue.dead("default", 0, 100).await?;
+    assert!(dead.len() == 1 && dead[0].failed == 5, "{dead:?}");
+    assert!(most_failed.load(SeqCst) <= 1, "an innocent one paid {} times", most_failed.load(SeqCst));
+    Ok(())
+}
+
+/// A poison job of one queue: those of another queue beside it pay once at most.
+async fn a_poison_job_of_another_queue_is_found(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    queue.push(Limited { poison: true, ..Limited::default() }).to("bad").await?;
+    let most_failed = Arc::new(AtomicUsize::new(0));
+    for crash in 1..=5 {
+        push_all(&queue, "good", (0..6).map(|n| Limited { n, ..Limited::default() })).await?;
+        let (poisoned, good) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (taken, begun, failed) = (Arc::clone(&poisoned), Arc::clone(&good), Arc::clone(&most_failed));
+        let worker = Worker::new(&queue).queues(["good", "bad"]).concurrency(10).lease(Duration::from_millis(300));
+        let worker = run(worker.handle(move |job: Limited, context: Context| {
+            if job.poison {
+                taken.store(true, SeqCst);
+            } else {
+                begun.fetch_add(1, SeqCst);
+                failed.fetch_max(usize::from(context.attempt) - 1, SeqCst);
+            }
+            // None ends before the worker dies.
+            std::future::pending::<Result<(), std::io::Error>>()
+        }));
+        eventually("the poison to begin", async || poisoned.load(SeqCst).then_some(())).await?;
+        worker.kill().await;
+        let blamed = most_failed.load(SeqCst);
+        assert!(blamed <= 1, "a job of the other queue paid {blamed} times in {crash} crashes");
+        // They are innocent, and done by somebody else.
+        let done = run(Worker::new(&queue).queues(["good"]).handle(|_: Limited, _| async { Ok::<(), std::io::Error>(()) }));
+        until(&queue, "good", "them to be done", is_empty).await?;
+        done.stop().await?;
+    }
+    Ok(())
+}
+
+on_every_store! {
+    stops_lose_no_job_on_its_way,
+    a_worker_full_of_lines_goes_on,
+    a_paused_queue_holds_up_no_other,
+    a_line_does_not_jump_the_order,
+    each_job_keeps_its_own_bound,
+    any_numbers_are_taken,
+    a_poison_job_behind_a_limit_is_found,
+    a_poison_job_of_another_queue_is_found,
+}
