@@ -100,7 +100,12 @@ impl LimitStore for RedisStore {
         let PassOn { key, most, holder, next, life, queues, worker, lease } = pass;
         let mut call = self.limits.pass.key(self.limit_key(key, "holders"));
         let lined: Vec<&String> = queues.iter().filter(|queue| self.has_lines(queue)).collect();
-        call.key(self.limit_key(key, "queues")).arg(holder).arg(next).arg(millis(life)).arg(u8::from(!lined.is_empty())).arg(most);
+        call.key(self.limit_key(key, "queues"))
+            .arg(holder)
+            .arg(next)
+            .arg(millis(life))
+            .arg(u8::from(!lined.is_empty()))
+            .arg(most);
         let known: Vec<String> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         if known.first().is_none_or(|passed| passed == "0") {
             return Ok(None);
