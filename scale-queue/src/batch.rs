@@ -247,25 +247,29 @@ pub(crate) async fn is_cancelled(store: &dyn Store, place: &Place) -> bool {
     matches!(store.batch(&place.id).await, Ok(Some((Tally { cancelled: true, .. }, _))))
 }
 
-/// Counts a job's end, and pushes what that brings about: before the store is told that it ended.
-pub(crate) async fn count(store: &dyn Store, place: &Place, end: End) -> Result<(), Error> {
-    let Some(tally) = store.mark(&place.id, place.number, end).await? else { return Ok(()) };
+/// Counts a job's end, and pushes what that brings about: before the store is told that it ended. Returns what
+/// was pushed.
+pub(crate) async fn count(store: &dyn Store, place: &Place, end: End) -> Result<Vec<JobId>, Error> {
+    let Some(tally) = store.mark(&place.id, place.number, end).await? else { return Ok(Vec::new()) };
     let (all_done, over) = (tally.done >= tally.total, tally.done + tally.dead >= tally.total);
     if tally.followed || !(all_done || over || tally.dead > 0) {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    let Some((_, plan)) = store.batch(&place.id).await? else { return Ok(()) };
-    let Ok(Plan { then, catch, finally, queues }) = rmp_serde::from_slice::<Plan>(&plan) else { return Ok(()) };
-    let mut keys = Vec::new();
+    let Some((_, plan)) = store.batch(&place.id).await? else { return Ok(Vec::new()) };
+    let Ok(Plan { then, catch, finally, queues }) = rmp_serde::from_slice::<Plan>(&plan) else { return Ok(Vec::new()) };
+    let (mut keys, mut pushed) = (Vec::new(), Vec::new());
     for (due, word, link) in [(all_done, "then", then), (tally.dead > 0, "catch", catch), (over, "finally", finally)] {
         if let Some(link) = link {
             let key = once_key(&place.id, word);
             keys.push((link.queue.clone(), key.clone()));
             if due {
                 let once = Some((key, LIFE));
-                let (queue, entry) = link.entry(JobId::new(), store.now_ms(), Vec::new(), Extra::default(), once);
+                let id = JobId::new();
+                let (queue, entry) = link.entry(id, store.now_ms(), Vec::new(), Extra::default(), once);
                 let holders = store.push(&queue, std::slice::from_ref(&entry)).await?;
-                crate::queue::count_pushed(&queue, holders.iter().filter(|holder| holder.is_none()).count());
+                let is_new = holders.iter().all(Option::is_none);
+                crate::queue::count_pushed(&queue, usize::from(is_new));
+                pushed.extend(is_new.then_some(id));
             }
         }
     }
@@ -282,5 +286,5 @@ pub(crate) async fn count(store: &dyn Store, place: &Place, end: End) -> Result<
             }
         }
     }
-    Ok(())
+    Ok(pushed)
 }

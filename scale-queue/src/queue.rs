@@ -1,5 +1,6 @@
 //! The handle: pushes jobs, and looks at what is there.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -244,9 +245,16 @@ impl Queue {
     pub async fn drain(&self, queue: &str) -> Result<usize, Error> {
         let (queue, mut count) = (checked(queue)?, 0);
         let worker: WorkerId = format!("drain-{}", uuid::Uuid::now_v7().simple()).into();
+        // What follows a batch that the drain brings to its end stays.
+        let (mut followers, mut back) = (HashSet::new(), Vec::new());
         loop {
             let jobs = self.store.take_all(queue, &worker, DRAIN_LEASE).await?;
+            let (stays, jobs): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| followers.contains(tag_of(job)));
+            back.extend(stays.iter().map(|job| Settlement { tag: tag_of(job).to_vec(), unique: None, to: Destination::Waiting }));
             if jobs.is_empty() {
+                for settled in self.store.settle(queue, &worker, &back.iter().collect::<Vec<_>>()).await {
+                    settled?;
+                }
                 self.store.leave(queue, &worker).await?;
                 return Ok(count);
             }
@@ -255,7 +263,8 @@ impl Queue {
                 let body = Envelope::decode(bytes).ok().map(|envelope| envelope.body);
                 let (unique, place) = body.map_or((None, None), |body| (body.unique, body.extra.batch));
                 if let Some(place) = place {
-                    batch::count(&*self.store, &place, End::Dead).await?;
+                    let pushed = batch::count(&*self.store, &place, End::Dead).await?;
+                    followers.extend(pushed.into_iter().map(|id| id.bytes().to_vec()));
                 }
                 settlements.push(Settlement { tag: tag_of(bytes).to_vec(), unique, to: Destination::Removed });
             }

@@ -369,8 +369,8 @@ pub trait Store: Ledger + LimitStore + std::fmt::Debug + 'static {
     /// Tells the worker when there is something to fetch, from now on.
     fn wakes(&self, worker: &WorkerId) -> BoxStream<'static, Wake>;
 
-    /// The worker takes nothing of the queue for now: it is not to be woken, and another one is, in case it was woken already.
-    async fn pass_on(&self, queue: &str, worker: &WorkerId) -> Result<(), Error>;
+    /// Wakes another worker, for one that was woken and takes nothing. Who `leaves` is not woken any more.
+    async fn pass_on(&self, queue: &str, leaves: Option<&WorkerId>) -> Result<(), Error>;
 
     /// The worker is gone for good and holds nothing: nothing of it stays.
     async fn leave(&self, queue: &str, worker: &WorkerId) -> Result<(), Error>;

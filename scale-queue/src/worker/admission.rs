@@ -35,6 +35,8 @@ pub(crate) struct Terms {
     pub(crate) stopping: CancellationToken,
     /// By queue: whether a job that is next in line may be taken over.
     pub(crate) doors: Vec<AtomicU8>,
+    /// By queue: whether this worker has no place for it.
+    pub(crate) full: Vec<AtomicBool>,
     /// Permits that are being passed on at the moment.
     pub(crate) passing: AtomicUsize,
 }
@@ -90,10 +92,11 @@ impl Terms {
         self.order.iter().zip(&self.doors).filter(is_open).map(|(queue, _)| queue.clone()).collect()
     }
 
-    /// Queues that go before this one.
-    fn before(&self, queue: &str) -> &[String] {
+    /// Queues that go before this one: but for those that this worker has no place for, whose jobs are for others.
+    fn before(&self, queue: &str) -> Vec<String> {
         let place = self.order.iter().position(|name| name == queue).filter(|_| self.strict);
-        &self.order[..place.unwrap_or(0)]
+        let earlier = self.order.iter().zip(&self.full).take(place.unwrap_or(0));
+        earlier.filter(|(_, full)| !full.load(Relaxed)).map(|(name, _)| name.clone()).collect()
     }
 }
 
@@ -209,7 +212,7 @@ async fn ask<'l>(
     }
     for limit in limits {
         if let Kind::Rate { spacing, burst } = limit.kind {
-            let request = RateRequest { key: &limit.key, queue, spacing, burst, before: terms.before(queue) };
+            let request = RateRequest { key: &limit.key, queue, spacing, burst, before: &terms.before(queue) };
             if let Admission::Later(retry_in) = store.admit(request).await? {
                 return Ok(Some(Blocked { line: line_of(&limit.key), retry_in, pace: Some(spacing), permits: None }));
             }

@@ -140,7 +140,7 @@ async fn settle(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> (usize, 
     }
     if for_others {
         // One of them wakes, and sets its alarm. Should this fail, they look by themselves.
-        let _ = store.pass_on(&ask.queue, worker).await;
+        let _ = store.pass_on(&ask.queue, Some(worker)).await;
     }
     // A permit may have come free between the question and the line. Should this fail, the line is tried by itself.
     join_all(full.iter().map(|(key, most)| store.wake_if_free(key, *most, &ask.queue))).await;

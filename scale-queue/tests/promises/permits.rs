@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use parking_lot::Mutex;
-use scale_queue::{Context, Job, Limit, Queue, Retry, Worker};
+use scale_queue::{Context, Job, Later, Limit, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 
@@ -200,6 +200,64 @@ async fn any_numbers_are_taken(server: &Server) -> Result<()> {
     until(&queue, "default", "all to be done", |stats| stats.done_total == count as u64 && is_empty(stats)).await?;
     queue.push(Limited { n: 9, ..Limited::default() }).to("other").await?;
     until(&queue, "other", "it to be done", |stats| stats.done_total == 1).await?;
+    worker.stop().await?;
+    // Delays without end, of a job that steps aside and of one that fails; both are still there.
+    #[derive(Serialize, Deserialize)]
+    struct Never(bool);
+    impl Job for Never {
+        const NAME: &'static str = "never";
+        const RETRY: Retry = Retry::exponential(3).first(Duration::MAX).longest(Duration::MAX);
+    }
+    queue.push(Never(true)).to("never").await?;
+    queue.push(Never(false)).to("never").await?;
+    let worker = run(Worker::new(&queue).queues(["never"]).grace(Duration::MAX).handle(|job: Never, _| async move {
+        if job.0 {
+            return Err::<(), Box<dyn std::error::Error + Send + Sync>>(Later::after(Duration::MAX).into());
+        }
+        Err("fails".into())
+    }));
+    until(&queue, "never", "both to be put off", |stats| stats.scheduled == 2 && stats.leased == 0).await?;
+    worker.stop().await
+}
+
+/// A rate of a queue whose places are all taken here: the queue behind it goes on.
+async fn a_full_queue_holds_up_no_other(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let open = Arc::clone(&gate);
+    let limited = |n| Limited { n, rate: vec![("shared".into(), 100, 1_000)], ..Limited::default() };
+    let worker = Worker::new(&queue).queues(["narrow", "wide"]).concurrency(8).concurrency_of("narrow", ..=1);
+    let worker = run(worker.handle(move |job: Limited, _| {
+        let open = Arc::clone(&open);
+        async move { if job.n < 100 { open.acquire().await.map(tokio::sync::SemaphorePermit::forget) } else { Ok(()) } }
+    }));
+    push_all(&queue, "narrow", (0..10).map(limited)).await?;
+    until(&queue, "narrow", "its place to be taken", |stats| stats.leased > 0).await?;
+    push_all(&queue, "wide", (100..130).map(limited)).await?;
+    until(&queue, "wide", "the others to be done", |stats| stats.done_total == 30).await?;
+    gate.add_permits(100);
+    until(&queue, "narrow", "the rest", |stats| stats.done_total == 10 && is_empty(stats)).await?;
+    worker.stop().await
+}
+
+/// A worker whose places fill and empty all the time sleeps only while there is nothing: a wake that it passes on late puts nobody to
+/// sleep.
+async fn no_wake_is_lost(server: &Server) -> Result<()> {
+    const JOBS: usize = 1_500;
+    let queue = server.queue().await?;
+    let runs = Arc::default();
+    let worker = run(counting(&queue, &runs, Duration::from_millis(4)));
+    let pushes = (0..JOBS).map(|n| {
+        let job = Limited { n, concurrent: vec![("k".into(), 4)], ..Limited::default() };
+        let queue = &queue;
+        async move {
+            tokio::time::sleep(Duration::from_millis(n as u64 * 2)).await;
+            queue.push(job).await
+        }
+    });
+    futures_util::future::try_join_all(pushes).await?;
+    // A lost wake costs half a minute at the least, which is longer than this waits.
+    until(&queue, "default", "all to be done", |stats| stats.done_total == JOBS as u64 && is_empty(stats)).await?;
     worker.stop().await
 }
 
@@ -294,6 +352,8 @@ on_every_store! {
     a_line_does_not_jump_the_order,
     each_job_keeps_its_own_bound,
     any_numbers_are_taken,
+    a_full_queue_holds_up_no_other,
+    no_wake_is_lost,
     a_poison_job_behind_a_limit_is_found,
     a_poison_job_of_another_queue_is_found,
 }

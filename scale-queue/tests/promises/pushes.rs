@@ -205,6 +205,52 @@ async fn a_drain_that_dies_half_way_loses_nothing(server: &Server) -> Result<()>
     worker.stop().await
 }
 
+/// 14: what follows a batch that the drain ends is not drained with it.
+async fn what_follows_a_drained_batch_runs(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    queue.batch().allow_failures().jobs((0..20).map(|n| Plain { n })).finally(keyed("after")).push().await?;
+    assert_eq!(queue.drain("default").await?, 20);
+    let done = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&done);
+    let worker = run(Worker::new(&queue).handle(move |_: Keyed, _| {
+        count.fetch_add(1, SeqCst);
+        async { Ok::<(), std::io::Error>(()) }
+    }));
+    until(&queue, "default", "it to be done", |stats| stats.done_total == 1 && is_empty(stats)).await?;
+    assert_eq!(done.load(SeqCst), 1);
+    worker.stop().await
+}
+
+/// 15: a job that is cancelled before it runs has not failed.
+async fn a_cancelled_job_has_not_failed(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    for n in 0..5 {
+        let pushed = queue.push(Plain { n }).await?;
+        assert!(queue.cancel("default", pushed.id).await?);
+    }
+    let worker = run(Worker::new(&queue).handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) }));
+    let stats = until(&queue, "default", "their end", |stats| stats.dead == 5 && is_empty(stats)).await?;
+    assert_eq!((stats.failed_total, stats.done_total), (0, 0));
+    worker.stop().await
+}
+
+/// A process that starts does not wait for a long transaction of the application, nor lets others wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_waits_for_no_transaction() -> Result<()> {
+    let server = Server::start("postgres").await?;
+    let queue = server.queue().await?;
+    let mut application = PgConnection::connect(&server.url).await?;
+    let mut transaction = application.begin().await?;
+    queue.push_in(&mut *transaction, Plain { n: 0 }).await?;
+    let starts = (0..5).map(|_| server.queue());
+    for started in tokio::time::timeout(Duration::from_secs(20), join_all(starts)).await? {
+        tokio::time::timeout(Duration::from_secs(20), started?.push(Plain { n: 1 }).into_future()).await??;
+    }
+    transaction.commit().await?;
+    assert_eq!(queue.stats("default").await?.waiting, 6);
+    Ok(())
+}
+
 /// 15: a revived job holds its key again; another that holds it by now keeps it.
 async fn a_revived_job_holds_its_key(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
@@ -296,6 +342,8 @@ on_every_store! {
     a_hostile_key_fails_no_other_push,
     a_unique_push_that_races_its_holders_end_is_answered,
     a_drain_that_dies_half_way_loses_nothing,
+    what_follows_a_drained_batch_runs,
+    a_cancelled_job_has_not_failed,
     a_revived_job_holds_its_key,
     large_dead_jobs_are_listed_and_revived,
 }
@@ -373,6 +421,35 @@ async fn large_payloads_over_a_slow_link_are_run() -> Result<()> {
     // And a push that is larger than what the link takes within the time-out.
     far.push_many((0..20).map(|_| Big { text: "x".repeat(200 * 1024) })).await?;
     assert_eq!(near.stats("default").await?.waiting, 20);
+    Ok(())
+}
+
+/// What a fail-over loses: pushes that no replica has. None of them was acknowledged to who waits for a replica.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fail_over_loses_what_no_replica_has() -> Result<()> {
+    let group = RedisSentinel::start().await?;
+    let hasty = Queue::connect(&group.url(), "hasty").await?;
+    let careful = Queue::builder(&group.url(), "careful").replicas(1, Duration::from_millis(50)).connect().await?;
+    for n in 0..20 {
+        hasty.push(Plain { n }).await?;
+        careful.push(Plain { n }).await?;
+    }
+    // The replica is cut off, and stays so: it presents a password that the master does not take.
+    group.server(1).command(&["CONFIG", "SET", "masterauth", "wrong"]).await?;
+    group.server(0).command(&["CLIENT", "KILL", "TYPE", "replica"]).await?;
+    let (mut hastily, mut carefully) = (0, 0);
+    for n in 20..40 {
+        hastily += u64::from(hasty.push(Plain { n }).await.is_ok());
+        carefully += u64::from(careful.push(Plain { n }).await.is_ok());
+    }
+    assert_eq!((hastily, carefully), (20, 0), "acknowledged");
+    group.server(0).kill()?;
+    let promoted = async || (group.master_port().await.ok()? == group.server(1).port()).then_some(());
+    eventually("the replica to be master", promoted).await?;
+    let left = async |queue: &Queue| eventually("the new master", async || queue.stats("default").await.ok()).await;
+    let left = (left(&hasty).await?.waiting, left(&careful).await?.waiting);
+    println!("acknowledged and lost: {} of 40 without, {} of 20 with a replica", 40 - left.0, 20 - left.1);
+    assert_eq!(left, (20, 20));
     Ok(())
 }
 

@@ -170,7 +170,7 @@ impl MemoryStore {
             }
             Destination::Deferred(bytes, delay) => lane.schedule(now + *delay, bytes.clone().unwrap_or(stored)),
             Destination::Dead(bytes, reason) => {
-                lane.failed += 1;
+                lane.failed += u64::from(reason != CANCELLED);
                 lane.ended += 1;
                 self.bury(lane, bytes.clone(), reason.clone());
             }
@@ -482,9 +482,9 @@ impl Store for MemoryStore {
         stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|wake| (wake, receiver)) }).boxed()
     }
 
-    async fn pass_on(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {
+    async fn pass_on(&self, queue: &str, leaves: Option<&WorkerId>) -> Result<(), Error> {
         self.with(queue, |lane| {
-            lane.asleep.retain(|w| w != worker);
+            lane.asleep.retain(|worker| Some(worker) != leaves);
             self.wake(queue, lane, 1);
         });
         Ok(())

@@ -43,8 +43,8 @@ use redis::{AsyncCommands, ErrorKind, RedisError, Script, ServerErrorKind, Value
 use scale_redis::{Event, Keys};
 
 use super::{
-    Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, ONCE_AFTER, PAGE_BYTES, Reclaimed, Request, Resolution,
-    Revival, Sample, Settlement, State, Stats, Store, Trial, Wake, WorkerId,
+    CANCELLED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, ONCE_AFTER, PAGE_BYTES, Reclaimed, Request,
+    Resolution, Revival, Sample, Settlement, State, Stats, Store, Trial, Wake, WorkerId,
 };
 use crate::envelope::pushed_ms;
 use crate::error::Error;
@@ -250,7 +250,7 @@ impl RedisStore {
             Destination::Removed => ("removed", &nothing, 0),
             Destination::Retry(bytes, delay) => ("retry", bytes, millis(*delay)),
             Destination::Deferred(bytes, delay) => ("deferred", bytes.as_ref().unwrap_or(&nothing), millis(*delay)),
-            Destination::Dead(bytes, _) => ("dead", bytes, 0),
+            Destination::Dead(bytes, reason) => (if reason == CANCELLED { "cancelled" } else { "dead" }, bytes, 0),
             Destination::Waiting => ("waiting", &nothing, 0),
             Destination::Suspect => ("suspect", &nothing, 0),
             Destination::Blocked { retry_in, .. } => ("blocked", &nothing, millis(*retry_in)),
@@ -562,9 +562,9 @@ impl Store for RedisStore {
         Box::pin(wakes)
     }
 
-    async fn pass_on(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {
+    async fn pass_on(&self, queue: &str, leaves: Option<&WorkerId>) -> Result<(), Error> {
         let mut call = self.call(&self.scripts.wake_workers, queue, &["sleepers", "paused"]);
-        call.arg(1).arg(&**worker).invoke_async(&mut self.server.clone()).await.map_err(failed)
+        call.arg(1).arg(leaves.map_or("", |worker| worker)).invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
     async fn leave(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {

@@ -9,6 +9,6 @@ if KEYS[3] then
     redis.call('ZADD', KEYS[3], now, line)
   end
 end
-if ARGV[5] then redis.call('ZREM', KEYS[1], ARGV[5]) end
+if ARGV[5] and ARGV[5] ~= '' then redis.call('ZREM', KEYS[1], ARGV[5]) end
 if redis.call('EXISTS', KEYS[2]) == 0 then wake(KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[3] == '1') end
 return 1

@@ -4,6 +4,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use super::{SWEEP_AFTER_MS, SqlStore, System, failed, hex, hex_list, key_of, local_ms, millis, unhex};
+use crate::envelope::tag_of;
 use crate::error::Error;
 use crate::store::Trial;
 use crate::store::{Fetched, Request, Store, WorkerId};
@@ -133,6 +134,21 @@ impl SqlStore {
         fetched: &mut Fetched,
     ) -> Result<(), Error> {
         let claim = self.of(&self.texts.claim, queue).bind(worker.to_string()).bind(ids.to_owned());
+        #[cfg(feature = "sqlite")]
+        if self.system == System::Sqlite {
+            claim.execute(&mut *tx).await.map_err(failed)?;
+            let claimed = self.of(&self.texts.claimed, queue).bind(worker.to_string()).bind(ids.to_owned());
+            let row = claimed.fetch_one(&mut *tx).await.map_err(failed)?;
+            let jobs: String = row.try_get(0).map_err(failed)?;
+            for job in jobs.split(',').filter(|job| !job.is_empty()) {
+                let bytes = unhex(&job[1..]);
+                if job.starts_with('1') {
+                    fetched.cancelled.push(tag_of(&bytes).to_vec());
+                }
+                fetched.jobs.push(bytes);
+            }
+            return Ok(());
+        }
         let rows = claim.fetch_all(tx).await.map_err(failed)?;
         // `returning` keeps no order; the ids have it.
         let mut jobs: Vec<(usize, Vec<u8>)> = Vec::with_capacity(rows.len());
@@ -236,11 +252,12 @@ impl SqlStore {
         if fetched.jobs.is_empty() && !request.done.is_empty() {
             fetched.acknowledged = self.remove_done(&mut tx, queue, worker, request).await?;
         }
-        let rows = self.of(&self.texts.pick, queue).bind(room as i64).fetch_all(&mut *tx).await.map_err(failed)?;
-        let sizes: Vec<(String, i64)> =
-            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, _>>().map_err(failed)?;
+        let row = self.of(&self.texts.pick, queue).bind(room as i64).fetch_one(&mut *tx).await.map_err(failed)?;
+        let (ids, sizes): (String, String) = row.try_get(0).and_then(|ids| Ok((ids, row.try_get(1)?))).map_err(failed)?;
+        let picked: Vec<(&str, usize)> =
+            ids.split(',').zip(sizes.split(',')).filter_map(|(id, size)| Some((id, size.parse().ok()?))).collect();
         let ids: Vec<_> =
-            crate::store::within(sizes, request.max_bytes, |(_, size)| *size as usize).into_iter().map(|(id, _)| id).collect();
+            crate::store::within(picked, request.max_bytes, |(_, size)| *size).into_iter().map(|(id, _)| id).collect();
         if !ids.is_empty() {
             self.claim(&mut tx, queue, worker, &ids.join(","), fetched).await?;
         }

@@ -90,11 +90,14 @@ impl LimitStore for SqlStore {
             let pass = self.texts.pass_on.query().bind(self.app_text.clone()).bind(text).bind(line).bind(queues.join(","));
             let pass = pass.bind(worker.to_string()).bind(millis(lease)).bind(key_text(holder)).bind(key_text(next));
             let row = pass.bind(millis(life)).bind(i64::from(most)).fetch_optional(&self.pool).await.map_err(failed)?;
-            let passed = row.map(|row| {
-                let has_permit = row.try_get::<i64, _>(2)? > 0;
-                Ok(PassedOn { queue: row.try_get(0)?, bytes: row.try_get(1)?, has_permit })
-            });
-            return passed.transpose().map_err(failed);
+            let Some(row) = row else { return Ok(None) };
+            let number = |n: usize| row.try_get::<i64, _>(n).map_err(failed);
+            let (queue, has_permit): (String, bool) = (row.try_get(0).map_err(failed)?, number(2)? > 0);
+            if number(4)? < i64::from(most) {
+                // Others are free as well. Should this fail, the next one that ends sees it.
+                let _ = self.wake_line(&queue, &key_text(&line_of(key))).await;
+            }
+            return Ok(Some(PassedOn { queue, bytes: row.try_get(1).map_err(failed)?, has_permit }));
         }
         let known = self.texts.line_queues.query().bind(self.app_text.clone()).bind(line.clone());
         let rows = known.fetch_all(&self.pool).await.map_err(failed)?;
@@ -115,6 +118,9 @@ impl LimitStore for SqlStore {
             let pass = pass.bind(key_text(next)).bind(millis(life));
             let has_permit = pass.execute(&mut *tx).await.map_err(failed)?.rows_affected() > 0;
             tx.commit().await.map_err(failed)?;
+            if taken < i64::from(most) {
+                let _ = self.wake_line(queue, &line).await;
+            }
             return Ok(Some(PassedOn { queue: queue.clone(), bytes, has_permit }));
         }
         Ok(None)

@@ -81,7 +81,12 @@ impl SqlStore {
             let line: String = row.try_get(0).map_err(failed)?;
             if let Some(group) = line.strip_prefix("limit:") {
                 let sweep = self.of(&self.texts.sweep_line, queue).bind(line.clone()).bind(group.to_owned());
-                sweep.execute(&mut *tx).await.map_err(failed)?;
+                if sweep.execute(&mut *tx).await.map_err(failed)?.rows_affected() > 0 {
+                    // A permit may have come free while these were in no line: the first asks.
+                    let ask = self.of(&self.texts.try_line, queue).bind(line.clone());
+                    ask.execute(&mut *tx).await.map_err(failed)?;
+                    next_retry = Some(0);
+                }
             }
         }
         tx.commit().await.map_err(failed)?;

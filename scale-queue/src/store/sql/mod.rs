@@ -110,16 +110,13 @@ fn local_ms() -> i64 {
 
 /// Ids and other tags as text.
 fn hex(tag: &[u8]) -> String {
-    use std::fmt::Write;
-    tag.iter().fold(String::with_capacity(tag.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    let digits = tag.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect()
 }
 
 fn unhex(text: &str) -> Vec<u8> {
-    let digits = text.as_bytes().chunks_exact(2);
-    digits.filter_map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+    let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    text.as_bytes().chunks_exact(2).filter_map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
 
 fn hex_list(tags: &[Vec<u8>]) -> String {
@@ -245,6 +242,9 @@ impl SqlStore {
 
     /// Several processes may start at once; Postgres does not like two to make one table.
     async fn migrate(&self) -> Result<(), Error> {
+        if self.is_complete().await? {
+            return Ok(());
+        }
         let mut tx = self.begin().await?;
         #[cfg(feature = "postgres")]
         if self.system == System::Postgres {
@@ -254,6 +254,17 @@ impl SqlStore {
             sqlx::raw_sql(sqlx::AssertSqlSafe(tables.text())).execute(&mut *tx).await.map_err(failed)?;
         }
         tx.commit().await.map_err(failed)
+    }
+
+    /// Whether every table and index is there: then no lock is taken that would wait for a long transaction and hold up all behind it.
+    async fn is_complete(&self) -> Result<bool, Error> {
+        let names = |text: Arc<str>| {
+            let after = |word: &'static str, line: &str| line.split_once(word)?.1.split_whitespace().next().map(str::to_owned);
+            text.lines().filter_map(|line| after(" if not exists ", line)).collect::<Vec<_>>()
+        };
+        let names = [names(self.texts.tables.text()), names(self.texts.shared_tables.text())].concat();
+        let row = self.texts.missing.query().bind(names.join(",")).fetch_one(&self.pool).await.map_err(failed)?;
+        Ok(row.try_get::<i64, _>(0).map_err(failed)? == 0)
     }
 
     fn listener(&self) -> Listener {
@@ -568,8 +579,8 @@ impl Store for SqlStore {
         self.idle.listen(worker)
     }
 
-    async fn pass_on(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {
-        self.idle.rise(queue, worker);
+    async fn pass_on(&self, queue: &str, leaves: Option<&WorkerId>) -> Result<(), Error> {
+        leaves.inspect(|worker| self.idle.rise(queue, worker));
         self.idle.wake(queue, 1);
         Ok(())
     }

@@ -4,7 +4,7 @@ use sqlx::{AnyConnection, Row};
 
 use super::{SqlStore, failed, hex, hex_list, is_refusal, key_text, millis};
 use crate::error::Error;
-use crate::store::Destination;
+use crate::store::{CANCELLED, Destination};
 use crate::store::{Settlement, Store, WorkerId};
 use std::{collections::HashSet, time::Duration};
 
@@ -98,6 +98,7 @@ impl SqlStore {
                 }
             }
         }
+        lines.sort_unstable_by_key(|(line, ..)| *line);
         let mut blocked = HashSet::new();
         for (line, retry_in, pace, tags) in lines {
             let pace_us = pace.map_or(0, |pace| i64::try_from(pace.as_micros()).unwrap_or(i64::MAX / 4).max(1));
@@ -164,7 +165,7 @@ impl SqlStore {
             Destination::Removed => counts.ended += 1,
             Destination::Retry(..) => counts.failed += 1,
             Destination::Dead(body, reason) => {
-                counts.failed += 1;
+                counts.failed += i64::from(reason != CANCELLED);
                 counts.ended += 1;
                 self.bury(tx, queue, &settlement.tag, reason, body).await?;
             }

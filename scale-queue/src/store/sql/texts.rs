@@ -47,7 +47,7 @@ impl System {
 
     /// Expands words in braces.
     fn expand(self, text: &str) -> Arc<str> {
-        let words: [(&str, &str); 9] = match self {
+        let words: [(&str, &str); 11] = match self {
             #[cfg(feature = "postgres")]
             Self::Postgres => [
                 ("{now}", "(extract(epoch from statement_timestamp()) * 1000)::bigint"),
@@ -58,6 +58,8 @@ impl System {
                 ("{bytes}", "bytea"),
                 ("{text}", "text collate \"C\""),
                 // An array is looked up in an index, whatever the planner thinks of how many a subquery returns.
+                ("{each}", "unnest(string_to_array($1, ','))"),
+                ("{absent}", "to_regclass(name) is null"),
                 ("{one_of}", "= any(array("),
                 ("{end}", "))"),
             ],
@@ -70,6 +72,8 @@ impl System {
                 ("{serial}", "integer primary key autoincrement"),
                 ("{bytes}", "blob"),
                 ("{text}", "text"),
+                ("{each}", "json_each('[\"' || replace($1, ',', '\",\"') || '\"]')"),
+                ("{absent}", "name.value not in (select known.name from sqlite_master as known)"),
                 ("{one_of}", "in ("),
                 ("{end}", ")"),
             ],
@@ -280,6 +284,7 @@ statements! {
             primary key (app, note_key)
         );
         create index if not exists scale_queue_notes_until on scale_queue_notes (until_ms);";
+    missing = "select count(*) from {each} as name where {absent}";
     clock = "select {now}";
     know = "insert into scale_queue_queues (app, queue, paused, done, failed, ended) values ($1, $2, 0, 0, 0, 0) \
         on conflict do nothing";
@@ -331,12 +336,18 @@ statements! {
                 and worker is null limit 1) as first_one), (select count(*) from leased) \
         union all select sized.n, taken.id, taken.body, taken.cancelled, 0, 0, 0 from taken join sized on sized.id = taken.id";
     // SQLite alone: the same in steps.
-    pick = "select id, length(body) from scale_queue_jobs \
-        where app = $1 and queue = $2 and worker is null and line is null and suspect = 0 and due_ms <= {now} \
-        and not exists (select 1 from scale_queue_queues where app = $1 and queue = $2 and paused = 1) \
+    // One row for all: a row costs SQLite's driver more than the job in it.
+    pick = "select coalesce(group_concat(id, ',' order by due_ms, id), ''), \
+            coalesce(group_concat(size, ',' order by due_ms, id), '') \
+        from (select id, due_ms, length(body) as size from scale_queue_jobs \
+            where app = $1 and queue = $2 and worker is null and line is null and suspect = 0 and due_ms <= {now} \
+            and not exists (select 1 from scale_queue_queues where app = $1 and queue = $2 and paused = 1) \
             and (group_key is null or not exists (select 1 from scale_queue_lines as known where known.app = $1 and known.queue = $2 \
                 and known.line = 'limit:' || group_key)) \
-        order by due_ms, id limit $3";
+            order by due_ms, id limit $3)";
+    claimed = "select coalesce(group_concat(job.cancelled || hex(job.body), ',' order by wanted.key), '') \
+        from json_each('[\"' || replace($4, ',', '\",\"') || '\"]') as wanted \
+        join scale_queue_jobs as job on job.id = wanted.value and app = $1 and queue = $2 and worker = $3";
     claim = "update scale_queue_jobs set worker = $3, line = null, suspect = 0 \
         where app = $1 and queue = $2 and worker is null and id {list:4} returning id, body, cancelled";
     is_paused = "select count(*) from scale_queue_queues where app = $1 and queue = $2 and paused = 1";
@@ -365,7 +376,9 @@ statements! {
     unhandled_lines = "select line from scale_queue_lines where app = $1 and queue = $2 and unhandled = 1 limit 100";
     sweep_line = "update scale_queue_jobs set line = $3 where id {one_of}select id from scale_queue_jobs \
         where app = $1 and queue = $2 and group_key = $4 and worker is null and line is null order by due_ms, id limit 5000 {claim}{end}";
-    limit_lines = "select line from scale_queue_lines where app = $1 and queue = $2 and unhandled = 0 order by retry_ms limit 1000";
+    // Locked in one order by all, so that nobody closes a line into which jobs are being put.
+    limit_lines = "select line from scale_queue_lines where app = $1 and queue = $2 and unhandled = 0 and line {one_of}select line \
+        from scale_queue_lines where app = $1 and queue = $2 and unhandled = 0 order by retry_ms limit 1000{end} order by line {lock}";
     promote = "update scale_queue_jobs set line = null, group_key = null, due_ms = 0 where id {one_of}select id from scale_queue_jobs \
         where app = $1 and queue = $2 and line = $3 order by due_ms, id limit $4 {claim}{end}";
     line_queues = "select queue from scale_queue_lines where app = $1 and line = $2 \
@@ -411,6 +424,8 @@ statements! {
     orphans = "select distinct worker from scale_queue_jobs where app = $1 and queue = $2 and worker is not null and not exists \
         (select 1 from scale_queue_workers as known where known.app = $1 and known.queue = $2 and known.worker = scale_queue_jobs.worker)";
     fold = "update scale_queue_queues set done = done + $3, failed = failed + $4, ended = ended + $5 where app = $1 and queue = $2";
+    try_line = "update scale_queue_lines set retry_ms = {now} where app = $1 and queue = $2 and line = $3 and pace_us = 0 \
+        and retry_ms > {now}";
     try_lines = "update scale_queue_lines set retry_ms = {now} where app = $1 and queue = $2 and retry_ms > {now}";
     pause = "update scale_queue_queues set paused = $3 where app = $1 and queue = $2";
     stats = "select \
@@ -526,7 +541,9 @@ statements! {
             on conflict (app, queue, worker) do update set until_ms = excluded.until_ms returning 1), \
         passed as (update scale_queue_permits set holder = $8, until_ms = {now} + $9 where app = $1 and limit_key = $2 and holder = $7 \
             and until_ms > {now} and exists (select 1 from taken) returning 1) \
-        select queue, body, (select count(*) from passed), (select count(*) from leased) from taken";
+        select queue, body, (select count(*) from passed), (select count(*) from leased), \
+            (select count(*) from scale_queue_permits as held where held.app = $1 and held.limit_key = $2 and held.until_ms > {now}) \
+        from taken";
     pass_permit = "update scale_queue_permits set holder = $4, until_ms = {now} + $5 \
         where app = $1 and limit_key = $2 and holder = $3 and until_ms > {now}";
     touch_lease = "insert into scale_queue_workers (app, queue, worker, until_ms, done, failed, ended, unbegun, trial) \

@@ -11,8 +11,8 @@ use crate::envelope::{Envelope, tag_of};
 use crate::job::JobId;
 use crate::outcome::{Blocked, Ending, Verdict};
 use crate::store::{CANCELLED, Destination, End, Settlement};
-use crate::worker::CancelReason;
 use crate::worker::lane::Ended;
+use crate::worker::{CancelReason, LONGEST};
 
 /// How long a job that cannot be read waits for its next worker.
 const UNFIT_AT_FIRST: Duration = Duration::from_millis(500);
@@ -49,7 +49,7 @@ impl Engine {
                 Destination::Dead(bytes, CANCELLED.into())
             }
             Verdict::HandBack => Destination::Waiting,
-            Verdict::Defer(delay) => Destination::Deferred(None, delay),
+            Verdict::Defer(delay) => Destination::Deferred(None, delay.min(LONGEST)),
             Verdict::Block(Blocked { line, retry_in, pace, permits }) => {
                 waits_for = permits;
                 lane.look_by(Instant::now() + retry_in);
@@ -78,7 +78,7 @@ impl Engine {
                 envelope.fail(&reason, self.store.now_ms());
                 envelope.body.last_error = Some(reason);
                 envelope.suspect = false;
-                Destination::Retry(envelope.encode(), delay)
+                Destination::Retry(envelope.encode(), delay.min(LONGEST))
             }
             Verdict::Dead { reason } => {
                 tracing::error!(job = envelope.body.name, %id, attempt = envelope.failed + 1, reason, "a job is dead");

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, OptionFuture, join_all};
@@ -133,6 +133,7 @@ impl Engine {
             lease: worker.lease,
             passed_on,
             stopping: CancellationToken::new(),
+            full: worker.lanes.iter().map(|_| AtomicBool::new(false)).collect(),
             doors: worker.lanes.iter().map(|_| AtomicU8::new(Door::Closed as u8)).collect(),
             passing: AtomicUsize::new(0),
         };
@@ -301,6 +302,7 @@ impl Engine {
                 () => Door::Swap,
             };
             self.terms.set_door(n, door);
+            self.terms.full[n].store(lane.running >= lane.most, Relaxed);
             urgent |= self.terms.strict && (!lane.ready().is_empty() || lane.wants_look(now));
         }
     }
@@ -621,9 +623,10 @@ impl Engine {
                 }
                 // The store has woken us for a job, and nobody else: who cannot take it must pass it on.
                 if stopping || lane.is_none_or(|lane| self.room(lane) == 0) {
-                    let (store, worker) = (Arc::clone(&self.store), self.worker.clone());
-                    // Should it fail, the job is found by the next who looks.
-                    tokio::spawn(async move { store.pass_on(&name, &worker).await });
+                    let store = Arc::clone(&self.store);
+                    // Should it fail, the job is found by the next who looks. It may arrive after this worker has fallen asleep again:
+                    // then this is a worker like any other.
+                    tokio::spawn(async move { store.pass_on(&name, None).await });
                 }
             }
         }
@@ -634,7 +637,7 @@ impl Engine {
         let (store, worker) = (Arc::clone(&self.store), self.worker.clone());
         let names: Vec<_> = self.lanes.iter().map(|lane| Arc::clone(&lane.name)).collect();
         Box::pin(async move {
-            join_all(names.iter().map(|name| store.pass_on(name, &worker))).await;
+            join_all(names.iter().map(|name| store.pass_on(name, Some(&worker)))).await;
             presence::withdraw(&*store, Kind::Worker, &worker).await;
         })
     }
