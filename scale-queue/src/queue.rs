@@ -143,6 +143,9 @@ impl Queue {
     pub async fn push_in<J: Job>(&self, connection: &mut impl crate::store::Enlist, job: J) -> Result<Pushed, Error> {
         let (id, entry) = self.entry(&job, Terms::default())?;
         let queue = checked(J::QUEUE)?;
+        if self.store.enlists() {
+            self.store.make_known(queue).await?;
+        }
         let holder = crate::store::sql::enlist(connection, self.store.app(), queue, &entry, self.store.enlists()).await?;
         let pushed = verdict(id, holder);
         count_pushed(queue, usize::from(pushed.is_new));

@@ -18,6 +18,9 @@ pub enum OnStoreError {
     Anonymous,
 }
 
+/// Whatever is longer than ten years is ten years.
+const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
+
 /// Settings of a [`SessionLayer`](crate::SessionLayer). The defaults are for a site with accounts.
 ///
 /// ```
@@ -40,6 +43,8 @@ pub struct Config {
     pub(crate) cookie: CookiePolicy,
     /// What happens when the store does not answer.
     pub(crate) on_store_error: OnStoreError,
+    /// Whether shared caches may keep responses that depend on a session.
+    pub(crate) unprotected_from_shared_caches: bool,
 }
 
 impl Default for Config {
@@ -50,6 +55,7 @@ impl Default for Config {
             rotation_grace: Duration::from_secs(10),
             cookie: CookiePolicy::default(),
             on_store_error: OnStoreError::default(),
+            unprotected_from_shared_caches: false,
         }
     }
 }
@@ -67,7 +73,7 @@ impl Config {
         self
     }
 
-    /// How long the old id still works after a rotation.
+    /// How long the old id still works after a rotation, and how long requests under way read the old state after a log-in.
     pub fn rotation_grace(mut self, grace: Duration) -> Self {
         self.rotation_grace = grace;
         self
@@ -85,8 +91,28 @@ impl Config {
         self
     }
 
+    /// Leaves `Cache-Control` and `Vary` as the application sets them, though the response depends on a session. Somebody else's page may
+    /// then come from a shared cache: only for sites that no such cache stands before.
+    pub fn unprotected_from_shared_caches(mut self) -> Self {
+        self.unprotected_from_shared_caches = true;
+        self
+    }
+
+    pub(crate) fn idle(&self) -> Duration {
+        self.idle_timeout.min(LONGEST)
+    }
+
+    pub(crate) fn absolute(&self) -> Duration {
+        self.absolute_timeout.min(LONGEST)
+    }
+
+    pub(crate) fn grace(&self) -> Duration {
+        self.rotation_grace.min(LONGEST)
+    }
+
     /// A session that is used is renewed when it was not for that long: once a minute, or a twentieth of the idle time-out.
     pub(crate) fn renewal(&self) -> Duration {
-        (self.idle_timeout / 20).max(Duration::from_mins(1)).min(self.idle_timeout / 2)
+        let idle = self.idle();
+        (idle / 20).max(Duration::from_mins(1)).min(idle / 2)
     }
 }

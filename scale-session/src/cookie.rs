@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use cookie::Cookie;
 use http::HeaderValue;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+
+use crate::error::Error;
 
 /// What makes a browser take a cookie from this host alone, over HTTPS alone, for all of its paths.
 const HOST: &str = "__Host-";
@@ -27,11 +29,27 @@ pub enum SameSite {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CookiePolicy {
+    #[serde(deserialize_with = "name")]
     name: String,
     same_site: SameSite,
     /// Whether the cookie is kept from plain HTTP. Without it the name loses its `__Host-`.
     secure: bool,
     partitioned: bool,
+}
+
+/// A token of RFC 9110, which is what the name of a cookie is.
+fn checked(name: &str) -> Result<&str, Error> {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if !name.is_empty() && name.len() <= 200 && name.bytes().all(is_token) {
+        return Ok(name);
+    }
+    Err(Error::Setting("a cookie's name has 1 to 200 letters, digits or signs of !#$%&'*+-.^_`|~"))
+}
+
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    checked(&name).map_err(serde::de::Error::custom)?;
+    Ok(name)
 }
 
 impl Default for CookiePolicy {
@@ -42,9 +60,12 @@ impl Default for CookiePolicy {
 
 impl CookiePolicy {
     /// The cookie's name, without the `__Host-` that is put before it.
-    pub fn name(mut self, name: &str) -> Self {
-        self.name = name.into();
-        self
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a name that no cookie can have: one of letters, digits and a few signs.
+    pub fn name(mut self, name: &str) -> Result<Self, Error> {
+        self.name = checked(name)?.into();
+        Ok(self)
     }
 
     /// See [`SameSite`].
@@ -71,8 +92,10 @@ impl CookiePolicy {
 
     /// The values of our cookies in a request's lines of them.
     fn ours<'l>(&self, lines: &'l [HeaderValue]) -> impl Iterator<Item = &'l str> {
-        let texts = lines.iter().filter_map(|line| line.to_str().ok());
-        let pairs = texts.flat_map(|line| line.split(';')).map(|pair| pair.trim().split_once('=').unwrap_or((pair.trim(), "")));
+        // Others may hold any bytes: each is looked at by itself.
+        let pairs = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+        let texts = pairs.filter_map(|pair| std::str::from_utf8(pair).ok()).map(str::trim);
+        let pairs = texts.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         pairs.filter(|(name, _)| self.is_named(name)).map(|(_, value)| value)
     }
 

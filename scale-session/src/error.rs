@@ -30,6 +30,15 @@ pub enum Error {
     /// The session was destroyed or has expired while it was being written.
     #[error("the session is gone")]
     Gone,
+    /// The client has signed in, or is somebody else, since this request began: it has another session now, and this one is only read.
+    #[error("the session was replaced by a log-in that came meanwhile")]
+    Replaced,
+    /// The response has been sent: what would be written with it can be no more.
+    #[error("the response has been sent; `update` and `increment` write at once, this does not")]
+    Closed,
+    /// A setting that cannot be.
+    #[error("{0}")]
+    Setting(&'static str),
     /// Of sessions that lie in their cookies ([`SessionLayer::irrevocable`](crate::SessionLayer)): nobody knows where the others are.
     #[error("a session that lies in its cookie can neither be listed nor ended from elsewhere")]
     Irrevocable,

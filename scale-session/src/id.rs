@@ -3,28 +3,35 @@
 use data_encoding::BASE64URL_NOPAD;
 use sha2::{Digest, Sha256};
 
-/// 256 random bits, and whose session it is. It exists in the cookie and in memory; what is stored is its [`Handle`].
+/// What a client holds: the session's family, 128 random bits that stay the same for as long as somebody is who they are; a secret,
+/// 128 random bits that change with each rotation; and whose session it is. It exists in the cookie and in memory; what is stored is a
+/// [`Handle`] and a [`Proof`].
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Id {
-    secret: [u8; 32],
+pub struct Id {
+    family: [u8; 16],
+    secret: [u8; 16],
     owner: Option<Owner>,
 }
 
-/// SHA-256 of a session id, and whose session it is: a dump of the store logs nobody in.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+/// Where a session lies: a hash of its family, and whose session it is. It survives rotations, and signs nobody in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Handle {
-    hash: [u8; 32],
+    family: [u8; 16],
     owner: Option<Owner>,
 }
+
+/// A hash of an [`Id`]'s secret: a dump of the store logs nobody in.
+#[derive(Clone, Copy)]
+pub struct Proof([u8; 16]);
 
 /// Who a session belongs to: a hash of the user's id. It is part of a session's id, so that a store finds the session and what is known of
 /// its owner in one step.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner([u8; 16]);
 
 /// The length of 32 and of 16 bytes as text.
-const SECRET: usize = 43;
-const OWNER: usize = 22;
+const LONG: usize = 43;
+const SHORT: usize = 22;
 
 impl Owner {
     /// Of a user, by whatever id the application has for them.
@@ -46,12 +53,12 @@ impl Owner {
     }
 }
 
-/// The one canonical form of a secret or a hash, and an owner if there is more.
-fn split(text: &str) -> Option<([u8; 32], Option<Owner>)> {
-    if !text.is_ascii() || (text.len() != SECRET && text.len() != SECRET + OWNER) {
+/// Reads the one canonical form of so many bytes, and of an owner if there is more.
+fn split<const N: usize>(text: &str, length: usize) -> Option<([u8; N], Option<Owner>)> {
+    if !text.is_ascii() || (text.len() != length && text.len() != length + SHORT) {
         return None;
     }
-    let (first, owner) = text.split_at(SECRET);
+    let (first, owner) = text.split_at(length);
     let bytes = BASE64URL_NOPAD.decode(first.as_bytes()).ok()?.try_into().ok()?;
     let owner = match owner {
         "" => None,
@@ -60,7 +67,7 @@ fn split(text: &str) -> Option<([u8; 32], Option<Owner>)> {
     Some((bytes, owner))
 }
 
-fn join(bytes: &[u8; 32], owner: Option<&Owner>) -> String {
+fn join(bytes: &[u8], owner: Option<&Owner>) -> String {
     let mut text = BASE64URL_NOPAD.encode(bytes);
     if let Some(owner) = owner {
         text.push_str(&owner.text());
@@ -68,26 +75,74 @@ fn join(bytes: &[u8; 32], owner: Option<&Owner>) -> String {
     text
 }
 
+fn hash(parts: &[&[u8]]) -> [u8; 16] {
+    let digest = parts.iter().fold(Sha256::new(), Sha256::chain_update).finalize();
+    let mut short = [0; 16];
+    short.copy_from_slice(&digest[..16]);
+    short
+}
+
 impl Id {
-    /// From the operating system's generator.
+    /// A new family, from the operating system's generator.
     pub(crate) fn random(owner: Option<Owner>) -> Result<Self, getrandom::Error> {
-        let mut secret = [0; 32];
+        let mut family = [0; 16];
+        getrandom::fill(&mut family)?;
+        Self { family, secret: family, owner }.rotated()
+    }
+
+    /// Returns the same family with a new secret.
+    pub(crate) fn rotated(&self) -> Result<Self, getrandom::Error> {
+        let mut secret = [0; 16];
         getrandom::fill(&mut secret)?;
-        Ok(Self { secret, owner })
+        Ok(Self { secret, ..*self })
     }
 
     /// Reads a cookie's value. Anything but the one canonical form is nobody's id, and never reaches a store.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (secret, owner) = split(text)?;
-        Some(Self { secret, owner })
+    pub fn parse(text: &str) -> Option<Self> {
+        let (bytes, owner) = split::<32>(text, LONG)?;
+        let (family, secret) = (bytes[..16].try_into().ok()?, bytes[16..].try_into().ok()?);
+        Some(Self { family, secret, owner })
     }
 
     pub(crate) fn text(&self) -> String {
-        join(&self.secret, self.owner.as_ref())
+        join(&[self.family, self.secret].concat(), self.owner.as_ref())
     }
 
-    pub(crate) fn handle(&self) -> Handle {
-        Handle { hash: Sha256::digest(self.secret).into(), owner: self.owner }
+    /// Where its session lies.
+    pub fn handle(&self) -> Handle {
+        Handle { family: hash(&[b"family", &self.family]), owner: self.owner }
+    }
+
+    /// What shows that whoever has it was given it.
+    pub fn proof(&self) -> Proof {
+        Proof(hash(&[b"secret", &self.family, &self.secret]))
+    }
+}
+
+impl Proof {
+    /// As it is stored.
+    pub fn text(&self) -> String {
+        BASE64URL_NOPAD.encode(&self.0)
+    }
+
+    /// Reads what [`text`](Self::text) wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(Self(BASE64URL_NOPAD.decode(text.as_bytes()).ok()?.try_into().ok()?))
+    }
+}
+
+/// In a time that does not tell where they differ.
+impl PartialEq for Proof {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).fold(0, |differs, (a, b)| std::hint::black_box(differs | (a ^ b))) == 0
+    }
+}
+
+impl Eq for Proof {}
+
+impl std::fmt::Debug for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Proof(hash)")
     }
 }
 
@@ -106,13 +161,13 @@ impl std::fmt::Debug for Owner {
 impl Handle {
     /// As it stands in keys.
     pub fn text(&self) -> String {
-        join(&self.hash, self.owner.as_ref())
+        join(&self.family, self.owner.as_ref())
     }
 
     /// Reads what [`text`](Self::text) wrote.
     pub fn parse(text: &str) -> Option<Self> {
-        let (hash, owner) = split(text)?;
-        Some(Self { hash, owner })
+        let (family, owner) = split(text, SHORT)?;
+        Some(Self { family, owner })
     }
 
     /// Whose session it is, if somebody's.
@@ -120,9 +175,9 @@ impl Handle {
         self.owner.as_ref()
     }
 
-    /// The hash alone.
-    pub fn hash(&self) -> String {
-        BASE64URL_NOPAD.encode(&self.hash)
+    /// The family's hash alone.
+    pub fn family(&self) -> String {
+        BASE64URL_NOPAD.encode(&self.family)
     }
 }
 
@@ -143,12 +198,15 @@ mod tests {
             assert_eq!(Id::parse(&id.text()), Some(id.clone()));
             assert_ne!(id, Id::random(owner).unwrap());
             assert_eq!(format!("{id:?}"), "Id(secret)");
-            assert_ne!(id.handle().text(), id.text());
+            assert!(!id.text().contains(&id.handle().family()) && !id.text().contains(&id.proof().text()));
+            let next = id.rotated().unwrap();
+            assert!(next.handle() == id.handle() && next.proof() != id.proof() && next.text() != id.text());
+            assert_eq!(Proof::parse(&id.proof().text()), Some(id.proof()));
             assert_eq!(Handle::parse(&id.handle().text()), Some(id.handle()));
         }
         // Somebody else's mark makes it another session, which is nobody's.
         let id = Id::random(Some(Owner::of("ann"))).unwrap();
-        let text = format!("{}{}", &id.text()[..SECRET], Owner::of("ben").text());
+        let text = format!("{}{}", &id.text()[..LONG], Owner::of("ben").text());
         assert_ne!(Id::parse(&text).unwrap().handle(), id.handle());
     }
 

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::header::{COOKIE, SET_COOKIE};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE, VARY};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use smallvec::SmallVec;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -83,7 +83,7 @@ impl SessionLayer {
                 Ok(Self::redis(redis, app, config))
             }
             #[cfg(any(feature = "postgres", feature = "sqlite"))]
-            _ if crate::sql::System::of(url).is_some() => Ok(Self::new(crate::store::SqlStore::connect(url).await?, config)),
+            _ if crate::sql::System::of(url).is_some() => Ok(Self::new(crate::store::SqlStore::connect(url, app).await?, config)),
             _ => {
                 let _ = app;
                 Err(Error::address(url))
@@ -145,18 +145,55 @@ where
         let session = self.layer.session(request.headers().get_all(COOKIE).into_iter().cloned().collect());
         request.extensions_mut().insert(session.clone());
         let response = self.inner.call(request);
+        let protects = !self.layer.config.unprotected_from_shared_caches;
         Box::pin(async move {
             let mut response = response.await?;
             // The session is written whatever the handler answered: a 5xx does not undo what it did.
-            match session.close().await {
-                Ok(Some(cookie)) => drop(response.headers_mut().append(SET_COOKIE, cookie)),
-                Ok(None) => {}
-                Err(_) => {
-                    response = Response::new(Res::default());
-                    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                }
+            let closed = session.close().await;
+            let cookie = closed.unwrap_or_else(|_| {
+                response = Response::new(Res::default());
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                None
+            });
+            if protects && (cookie.is_some() || session.was_asked().await) {
+                keep_from_shared_caches(response.headers_mut(), cookie.is_some());
+            }
+            if let Some(cookie) = cookie {
+                response.headers_mut().append(SET_COOKIE, cookie);
             }
             Ok(response)
         })
+    }
+}
+
+/// What depends on who asks is kept by nobody but their browser; what sets the cookie, by nobody at all.
+fn keep_from_shared_caches(headers: &mut HeaderMap, sets_cookie: bool) {
+    let says = |headers: &HeaderMap, name, word: &str| {
+        let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
+        lines.flat_map(|line| line.split(',')).any(|part| part.trim().eq_ignore_ascii_case(word))
+    };
+    if !says(headers, VARY, "cookie") && !says(headers, VARY, "*") {
+        headers.append(VARY, HeaderValue::from_static("cookie"));
+    }
+    if says(headers, CACHE_CONTROL, "no-store") {
+        return;
+    }
+    if sets_cookie {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    } else if !says(headers, CACHE_CONTROL, "private") {
+        let lines = headers.get_all(CACHE_CONTROL).into_iter().filter_map(|line| line.to_str().ok());
+        let is_for_shared = |part: &str| {
+            let name = part.split('=').next().unwrap_or_default().trim().to_ascii_lowercase();
+            matches!(name.as_str(), "public" | "s-maxage" | "proxy-revalidate" | "")
+        };
+        let kept: Vec<String> = lines
+            .flat_map(|line| line.split(','))
+            .filter(|part| !is_for_shared(part))
+            .map(|part| part.trim().to_owned())
+            .collect();
+        let words = ["private".to_owned()].into_iter().chain(kept).collect::<Vec<_>>().join(", ");
+        if let Ok(value) = HeaderValue::try_from(words) {
+            headers.insert(CACHE_CONTROL, value);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use serde::Serialize;
@@ -13,15 +13,13 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::changes::Changes;
 use crate::config::{Config, OnStoreError};
 use crate::error::Error;
-use crate::id::{Handle, Id};
-use crate::store::{Fields, Left, Lifetime, Owner, Saved, Store, Swapped};
-use crate::value::{decode, encode, is_ours};
+use crate::signed::BEFORE;
+use crate::store::{Fields, Handle, Id, Lifetime, Owner, Proof, Saved, Standing, Store, Swapped};
+use crate::value::{decode, encode, encode_number, is_ours};
 
 const MAX_FIELDS: usize = 128;
 /// How often an atomic update is tried against other writers.
 const MAX_SWAPS: u32 = 1_000;
-/// How often a session is copied to its new id, when others write to it meanwhile.
-const MAX_MOVES: u32 = 100;
 
 /// The session of one request. Clones share it. Nothing is loaded until a method asks for it; changes are written when the handler
 /// has returned, except for [`update`](Self::update) and [`increment`](Self::increment), which write at once.
@@ -43,20 +41,36 @@ struct Inner {
 }
 
 /// What this request knows and wants. The id a client presents is only believed once the store knows it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct State {
     cookies: SmallVec<[HeaderValue; 1]>,
     pub(crate) place: Place,
+    /// The id that the client presented, if the store knows it, or that this request has drawn.
+    id: Option<Id>,
     fields: Fields,
     changes: Changes,
     rotate: bool,
+    /// The id presented is that of the last rotation.
+    is_current: bool,
     /// Due whether it is time for it or not.
     renew: bool,
-    /// Whose it is to be, when it gets its next id.
-    owner: Option<Owner>,
+    /// Its client has sent its cookie, and the store does not know yet.
+    unseen: bool,
+    /// Whose it is to be from now on, under an id that nobody has seen.
+    becomes: Option<NewOwner>,
     /// Drawn by this request: the client must be told.
-    drawn: Option<Id>,
+    tell: bool,
+    /// Somebody has asked for the session: the response depends on it.
+    asked: bool,
+    /// The response has been sent.
+    closed: bool,
 }
 
+/// Whose a session is to be: a user's, or nobody's yet.
+#[derive(Clone, Copy)]
+struct NewOwner(Option<Owner>);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// Nobody has asked yet.
     Unread,
@@ -64,6 +78,8 @@ pub(crate) enum Place {
     Nowhere,
     /// Here, last renewed then.
     At(Handle, SystemTime),
+    /// The client has another session since: this one is read and not written, and the cookie is not this request's to change.
+    Replaced(Handle),
     /// Destroyed by this request.
     Destroyed,
     /// The store does not answer, and the request goes on without a session.
@@ -83,12 +99,17 @@ impl Session {
         let state = State {
             cookies,
             place: Place::Unread,
+            id: None,
             fields: Fields::default(),
             changes: Changes::default(),
             rotate: false,
+            is_current: false,
             renew: false,
-            owner: None,
-            drawn: None,
+            unseen: false,
+            becomes: None,
+            tell: false,
+            asked: false,
+            closed: false,
         };
         Self(Arc::new(Inner { store, config, state: Mutex::new(state) }))
     }
@@ -103,9 +124,13 @@ impl Session {
     }
 
     /// Sets a field. Fields that other requests of the session set meanwhile are kept.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`]; [`Error::Closed`] once the response has been sent; [`Error::Replaced`] if the client has signed in or out
+    /// meanwhile, and has another session.
     pub async fn insert<T: Serialize + ?Sized>(&self, field: &str, value: &T) -> Result<(), Error> {
         let bytes = encode(field, value)?;
-        let mut state = self.read().await?;
+        let mut state = self.writable().await?;
         if state.fields.len() >= MAX_FIELDS && !state.fields.contains_key(field) {
             return Err(Error::TooLarge("a session has at most 128 fields"));
         }
@@ -121,8 +146,11 @@ impl Session {
     }
 
     /// Removes a field.
+    ///
+    /// # Errors
+    /// As [`insert`](Self::insert).
     pub async fn remove(&self, field: &str) -> Result<(), Error> {
-        let mut state = self.read().await?;
+        let mut state = self.writable().await?;
         if !is_ours(field) && state.fields.contains_key(field) {
             state.write(field, None);
         }
@@ -165,12 +193,9 @@ impl Session {
         // What this request has set before but not yet written is what it builds upon.
         if state.changes.0.contains_key(field) {
             let pending = Changes([(field.to_owned(), expected.clone())].into());
-            if !self.save(&mut state, &pending, false).await? {
-                return Err(Error::Gone);
-            }
+            written(self.0.store.save(&handle, &pending, None).await?)?;
             state.changes.0.remove(field);
         }
-        let mut handle = handle;
         for _ in 0..MAX_SWAPS {
             let old = expected.as_deref().map(|bytes| decode(field, bytes)).transpose()?;
             let new = change(old);
@@ -184,65 +209,179 @@ impl Session {
                     return Ok(new);
                 }
                 Swapped::Found(found) => expected = found,
-                Swapped::Moved(to) => handle = to,
+                Swapped::Frozen => return Err(Error::Replaced),
                 Swapped::Gone => return Err(Error::Gone),
             }
         }
         Err(Error::Contended { field: field.into() })
     }
 
-    /// Adds to a number atomically and at once; an absent field counts as 0. Returns the sum.
+    /// Adds to a number atomically and at once, in one step however many do so; an absent field counts as 0. Returns the sum.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] if the field holds something else; [`Error::Gone`] and [`Error::Replaced`] as for [`update`](Self::update).
     pub async fn increment(&self, field: &str, by: i64) -> Result<i64, Error> {
+        encode(field, &by)?;
+        {
+            let mut state = self.read().await?;
+            if !state.changes.0.contains_key(field) {
+                let handle = self.establish(&mut state).await?;
+                match self.0.store.add(&handle, field, by).await? {
+                    None => {}
+                    Some(Ok(sum)) => {
+                        state.fields.insert(field.to_owned(), encode_number(sum));
+                        return Ok(sum);
+                    }
+                    Some(Err(Swapped::Frozen)) => return Err(Error::Replaced),
+                    Some(Err(_)) => return Err(Error::Gone),
+                }
+            }
+        }
         let sum = self.update(field, |n: Option<i64>| Some(n.unwrap_or(0).saturating_add(by))).await?;
         Ok(sum.unwrap_or(0))
     }
 
-    /// Gives the session a new id, at login and at every change of privilege: an id somebody else planted or saw is worth nothing then.
-    /// The old id works for a few seconds more, for requests under way.
+    /// Gives the session a new id, from time to time. The old one works for a few seconds more, for requests under way: so this is not for
+    /// a change of who somebody is; [`sign_in`](Self::sign_in) and its like leave no way from the old id to the new session.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] once the response has been sent; [`Error::Replaced`].
     pub async fn rotate(&self) -> Result<(), Error> {
-        self.read().await?.rotate = true;
+        self.writable().await?.rotate = true;
         Ok(())
     }
 
     /// Starts the idle time-out anew at the end of this request, though nothing has changed: for pages that only ask whether somebody is
     /// still there, do not.
+    ///
+    /// # Errors
+    /// As [`rotate`](Self::rotate).
     pub async fn renew(&self) -> Result<(), Error> {
-        self.read().await?.renew = true;
+        self.writable().await?.renew = true;
         Ok(())
     }
 
-    /// Removes the session and its cookie, at once: logout.
+    /// Removes the session and its cookie, at once: logout. However often the session has been rotated, by whichever of its ids.
+    ///
+    /// # Errors
+    /// [`Error::Store`]: it may live on. Whatever is [configured](Config::on_store_error): a logout is not pretended.
     pub async fn destroy(&self) -> Result<(), Error> {
         let mut state = self.read().await?;
-        // A rotation under way must not keep alive what is logged out here.
-        let mut next = match state.place {
-            Place::At(handle, _) => Some(handle),
-            _ => None,
-        };
-        while let Some(handle) = next {
-            next = self.0.store.destroy(&handle).await?;
+        match state.place {
+            Place::At(handle, _) => {
+                self.end_predecessors(&state).await?;
+                self.0.store.destroy(&handle).await?;
+                state.place = Place::Destroyed;
+            }
+            // It ends, and the client's other session is not this one's to end.
+            Place::Replaced(handle) => drop(self.0.store.destroy(&handle).await?),
+            Place::Unavailable => return Err(unavailable()),
+            Place::Unread | Place::Nowhere | Place::Destroyed => state.place = Place::Destroyed,
         }
-        state.place = Place::Destroyed;
-        state.drawn = None;
+        (state.id, state.tell, state.rotate, state.becomes) = (None, false, false, None);
         state.fields.clear();
         state.changes = Changes::default();
-        state.rotate = false;
-        state.owner = None;
         Ok(())
+    }
+
+    /// What was left for requests under way when the user proved who they are.
+    async fn end_predecessors(&self, state: &State) -> Result<(), Error> {
+        for handle in state.field(BEFORE).map(predecessors).unwrap_or_default() {
+            self.0.store.destroy(&handle).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the session anew: what a handle that lives for longer than a request, of a websocket or a stream of events, knows of it may
+    /// have been changed or ended elsewhere. What this handle has not written yet is kept.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn reload(&self) -> Result<(), Error> {
+        let mut state = self.0.state.lock().await;
+        let handle = match state.place {
+            Place::Unread | Place::Nowhere | Place::Destroyed => return Ok(()),
+            Place::Unavailable => {
+                state.place = Place::Unread;
+                return Ok(());
+            }
+            Place::At(handle, _) | Place::Replaced(handle) => handle,
+        };
+        let found = self.0.store.load(&handle, None).await?;
+        state.place = match &found {
+            Some(record) if record.standing == Standing::Live => Place::At(handle, record.renewed),
+            Some(_) => Place::Replaced(handle),
+            None => Place::Nowhere,
+        };
+        state.fields = match found {
+            Some(record) if record.standing == Standing::Live => record.fields,
+            // Whoever holds on to it is nobody now.
+            _ => Fields::default(),
+        };
+        let pending: Vec<_> = state.changes.iter().map(|(field, value)| (field.to_owned(), value.map(<[u8]>::to_vec))).collect();
+        for (field, value) in pending {
+            match value {
+                Some(value) => state.fields.insert(field, value),
+                None => state.fields.remove(&field),
+            };
+        }
+        Ok(())
+    }
+
+    /// Ends when the session belongs to somebody else than when it was called, or to nobody: signed out, revoked, expired. Asks the store
+    /// once every `period`; while the store does not answer it goes on.
+    ///
+    /// ```no_run
+    /// # async fn next_message() -> Option<String> { None }
+    /// # async fn talk(session: scale_session::Session) -> Result<(), scale_session::Error> {
+    /// let ended = session.watch(std::time::Duration::from_secs(5));
+    /// tokio::pin!(ended);
+    /// loop {
+    ///     tokio::select! {
+    ///         () = &mut ended => break, // close the socket
+    ///         message = next_message() => println!("{message:?}"),
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn watch(&self, period: Duration) {
+        let Ok(first) = self.user().await else { return };
+        loop {
+            tokio::time::sleep(period).await;
+            if self.reload().await.is_ok()
+                && let Ok(user) = self.user().await
+                && user != first
+            {
+                return;
+            }
+        }
     }
 
     pub(crate) fn store(&self) -> &dyn Store {
         &*self.0.store
     }
 
+    /// Lets the store know now that the client has sent its cookie, for what lists the user's devices.
+    pub(crate) async fn be_seen(&self) -> Result<(), Error> {
+        let mut state = self.read().await?;
+        if let Place::At(handle, _) = state.place
+            && state.unseen
+        {
+            self.0.store.save(&handle, &Changes::default(), Some(self.0.config.idle())).await?;
+            state.unseen = false;
+        }
+        Ok(())
+    }
+
     fn lifetime(&self) -> Lifetime {
-        Lifetime { idle: self.0.config.idle_timeout, absolute: self.0.config.absolute_timeout }
+        Lifetime { idle: self.0.config.idle(), absolute: self.0.config.absolute() }
     }
 
     /// Loads if nobody has yet.
     pub(crate) async fn read(&self) -> Result<MutexGuard<'_, State>, Error> {
         let mut state = self.0.state.lock().await;
-        if matches!(state.place, Place::Unread) {
+        state.asked = true;
+        if state.place == Place::Unread {
             match self.load(&mut state).await {
                 Err(error) if self.0.config.on_store_error == OnStoreError::Anonymous => {
                     tracing::warn!(%error, "the session cannot be read; the request goes on without");
@@ -255,22 +394,43 @@ impl Session {
         Ok(state)
     }
 
+    /// The same, for what is written at the end of the request.
+    async fn writable(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let state = self.read().await?;
+        if state.closed {
+            return Err(Error::Closed);
+        }
+        match state.place {
+            Place::Replaced(_) => Err(Error::Replaced),
+            _ => Ok(state),
+        }
+    }
+
+    /// The same, for a change of who somebody is: from whatever session there is, and never pretended.
+    pub(crate) async fn becoming(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let state = self.read().await?;
+        if state.closed {
+            return Err(Error::Closed);
+        }
+        if state.place == Place::Unavailable { Err(unavailable()) } else { Ok(state) }
+    }
+
     async fn load(&self, state: &mut State) -> Result<(), Error> {
-        let Some(mut handle) = self.0.config.cookie.read(&state.cookies).and_then(|cookie| self.0.store.presented(cookie)) else {
+        let presented = self.0.config.cookie.read(&state.cookies).and_then(|cookie| self.0.store.presented(cookie));
+        let Some(id) = presented else {
             state.place = Place::Nowhere;
             return Ok(());
         };
-        let mut found = self.0.store.load(&handle).await?;
-        // One rotation may have happened under way; a chain of them within the grace is nobody's ordinary life.
-        if let Some(to) = found.as_ref().and_then(|record| record.moved_to) {
-            handle = to;
-            found = self.0.store.load(&handle).await?.filter(|record| record.moved_to.is_none());
-        }
-        match found {
+        let handle = id.handle();
+        match self.0.store.load(&handle, Some(&id.proof())).await? {
             Some(record) => {
-                state.fields = record.fields;
-                state.owner = handle.owner().copied();
-                state.place = Place::At(handle, record.renewed);
+                state.place = match record.standing {
+                    Standing::Live => Place::At(handle, record.renewed),
+                    Standing::Frozen | Standing::Replaced => Place::Replaced(handle),
+                };
+                (state.fields, state.id, state.is_current) = (record.fields, Some(id), record.is_current);
+                // Its client has got the cookie: from now on it is one of the user's devices.
+                state.unseen = !record.seen;
             }
             None => state.place = Place::Nowhere,
         }
@@ -281,51 +441,82 @@ impl Session {
     async fn establish(&self, state: &mut State) -> Result<Handle, Error> {
         match state.place {
             Place::At(handle, _) => Ok(handle),
-            Place::Destroyed | Place::Unavailable => Err(Error::Gone),
+            Place::Replaced(_) => Err(Error::Replaced),
+            Place::Unavailable => Err(unavailable()),
+            Place::Destroyed => Err(Error::Gone),
+            // Nobody could be told of its id.
+            Place::Unread | Place::Nowhere if state.closed => Err(Error::Closed),
             Place::Unread | Place::Nowhere => {
-                let id = Id::random(state.owner).map_err(|e| Error::Store(Box::new(e)))?;
-                let handle = id.handle();
-                self.0.store.create(&handle, &state.changes, self.lifetime()).await?;
-                state.changes = Changes::default();
-                state.place = Place::At(handle, SystemTime::now());
-                state.drawn = Some(id);
-                state.rotate = false;
-                Ok(handle)
+                let owner = state.becomes.take().and_then(|NewOwner(owner)| owner);
+                let changes = std::mem::take(&mut state.changes);
+                self.make(state, owner, changes).await
             }
         }
     }
 
-    /// Saves where the session lives, following one rotation; `false` if it is gone.
-    async fn save(&self, state: &mut State, changes: &Changes, renew: bool) -> Result<bool, Error> {
-        let idle = renew.then_some(self.0.config.idle_timeout);
-        for _ in 0..2 {
-            let Place::At(handle, renewed) = state.place else { return Ok(false) };
-            match self.0.store.save(&handle, changes, idle).await? {
-                Saved::Done => return Ok(true),
-                Saved::Moved(to) => state.place = Place::At(to, renewed),
-                Saved::Gone => return Ok(false),
-            }
+    async fn make(&self, state: &mut State, owner: Option<Owner>, changes: Changes) -> Result<Handle, Error> {
+        let id = Id::random(owner).map_err(|e| Error::Store(Box::new(e)))?;
+        let handle = id.handle();
+        if let Err(error) = self.0.store.create(&handle, &id.proof(), &changes, self.lifetime()).await {
+            // Tried again at the end of the request, if there is one.
+            (state.changes, state.becomes) = (changes, state.becomes.or(owner.is_some().then_some(NewOwner(owner))));
+            return Err(error);
         }
-        Ok(false)
+        state.place = Place::At(handle, SystemTime::now());
+        (state.id, state.tell, state.is_current, state.rotate) = (Some(id), true, true, false);
+        Ok(handle)
     }
 
-    /// Writes what changed, whatever was answered, and returns the `Set-Cookie` to send, if there is one. The layer calls it when the
-    /// handler has returned.
+    /// Whoever it was becomes somebody else: a session of a family of its own, made of what the old one held. The old one is read by requests
+    /// under way for a while, as it was, and is written no more.
+    async fn replace(&self, state: &mut State, owner: Option<Owner>) -> Result<(), Error> {
+        let old = match state.place {
+            Place::At(handle, _) | Place::Replaced(handle) => Some(handle),
+            _ => None,
+        };
+        let mut all = Changes::default();
+        if let Some(old) = old {
+            let held = self.0.store.freeze(&old, self.0.config.grace()).await?.unwrap_or_default();
+            // Of the same user, it must not outlive the new one's logout.
+            let before = held.get(BEFORE).map(|bytes| predecessors(bytes)).unwrap_or_default();
+            for (field, value) in held.into_iter().filter(|(field, _)| field != BEFORE) {
+                all.set(&field, Some(value));
+            }
+            if owner.is_some() && old.owner() == owner.as_ref() {
+                all.set(BEFORE, Some(of_predecessors(old, before)));
+            }
+        }
+        for (field, value) in state.changes.iter() {
+            all.set(field, value.map(<[u8]>::to_vec));
+        }
+        all.0.retain(|_, value| value.is_some());
+        state.changes = Changes::default();
+        self.make(state, owner, all).await.map(drop)
+    }
+
+    /// Writes what changed, whatever was answered, and returns what the response must say. The layer calls it when the handler has returned.
     ///
     /// # Errors
-    /// The changes could not be saved: answer with 503. Not if it is [configured](Config::on_store_error) that requests go on without.
+    /// The changes could not be saved: answer with 503. Not if it is [configured](Config::on_store_error) that requests go on without;
+    /// but always of a sign-in.
     pub async fn close(&self) -> Result<Option<HeaderValue>, Error> {
-        let Config { cookie, absolute_timeout, on_store_error, .. } = &*self.0.config;
+        let Config { cookie, on_store_error, .. } = &*self.0.config;
         match self.finish().await {
             Ok(Verdict::Leave) => Ok(None),
-            Ok(Verdict::Set(value)) => Ok(cookie.set(&value, *absolute_timeout)),
+            Ok(Verdict::Set(value)) => Ok(cookie.set(&value, self.0.config.absolute())),
             Ok(Verdict::Clear) => Ok(cookie.clear()),
             Err(error) => {
                 tracing::error!(%error, "the session could not be saved");
                 metrics::counter!("scale_session_errors_total", "during" => "save").increment(1);
-                if *on_store_error == OnStoreError::Unavailable { Err(error) } else { Ok(None) }
+                let must_tell = self.0.state.lock().await.becomes.is_some();
+                if *on_store_error == OnStoreError::Unavailable || must_tell { Err(error) } else { Ok(None) }
             }
         }
+    }
+
+    /// Whether the response depends on the session: somebody has asked for it.
+    pub(crate) async fn was_asked(&self) -> bool {
+        self.0.state.lock().await.asked
     }
 
     async fn finish(&self) -> Result<Verdict, Error> {
@@ -337,67 +528,81 @@ impl Session {
 
     async fn settle(&self) -> Result<Verdict, Error> {
         let mut state = self.0.state.lock().await;
+        state.closed = true;
+        if let Some(NewOwner(owner)) = state.becomes
+            && !matches!(state.place, Place::Destroyed)
+        {
+            self.replace(&mut state, owner).await?;
+            state.becomes = None;
+            return Ok(state.told());
+        }
         match state.place {
-            Place::Unread | Place::Unavailable => return Ok(Verdict::Leave),
+            // The cookie of a client that has another session by now is that one's.
+            Place::Unread | Place::Unavailable | Place::Replaced(_) => return Ok(Verdict::Leave),
             Place::Destroyed => return Ok(self.farewell(&state)),
             Place::Nowhere if state.changes.is_empty() => return Ok(self.farewell(&state)),
-            Place::Nowhere => drop(self.establish(&mut state).await?),
-            Place::At(handle, _) if state.rotate => return self.relocate(&mut state, handle).await,
-            Place::At(_, renewed) => {
-                let renew =
-                    state.renew || SystemTime::now().duration_since(renewed).unwrap_or_default() >= self.0.config.renewal();
+            Place::Nowhere => {
                 let changes = std::mem::take(&mut state.changes);
-                if (renew || !changes.is_empty()) && !self.save(&mut state, &changes, renew).await? {
-                    // Logged out meanwhile: the write is dropped, as that request would have it.
-                    metrics::counter!("scale_session_writes_dropped_total").increment(1);
-                    return Ok(Verdict::Clear);
+                self.make(&mut state, None, changes).await?;
+            }
+            Place::At(handle, renewed) => {
+                let due = SystemTime::now().duration_since(renewed).unwrap_or_default() >= self.0.config.renewal();
+                let renew = (state.renew || state.unseen || due) && !state.tell;
+                let changes = std::mem::take(&mut state.changes);
+                if renew || !changes.is_empty() {
+                    let idle = renew.then(|| self.0.config.idle());
+                    if self.0.store.save(&handle, &changes, idle).await? != Saved::Done {
+                        // Logged out, or somebody else, meanwhile: the write is dropped, as that request would have it, and the cookie is
+                        // not this one's any more.
+                        metrics::counter!("scale_session_writes_dropped_total").increment(1);
+                        return Ok(Verdict::Leave);
+                    }
+                }
+                if state.rotate
+                    && state.is_current
+                    && !state.tell
+                    && let Some(id) = &state.id
+                {
+                    let next = id.rotated().map_err(|e| Error::Store(Box::new(e)))?;
+                    let (from, to): (Proof, Proof) = (id.proof(), next.proof());
+                    // If another request has rotated it, that one's id stands.
+                    if self.0.store.rotate(&handle, &from, &to, self.0.config.grace()).await? == Saved::Done {
+                        (state.id, state.tell) = (Some(next), true);
+                    }
                 }
             }
         }
-        Ok(state.drawn.take().map_or(Verdict::Leave, |id| Verdict::Set(id.text())))
+        Ok(state.told())
     }
 
     /// There is no session: whatever cookie was sent is worth nothing.
     fn farewell(&self, state: &State) -> Verdict {
         if self.0.config.cookie.presents(&state.cookies) { Verdict::Clear } else { Verdict::Leave }
     }
+}
 
-    /// New id: the copy stands, with all that was written by then, before the pointer to it is left. So a request under way always finds one
-    /// of the two, and nothing in it that is older than what it has seen.
-    async fn relocate(&self, state: &mut State, old: Handle) -> Result<Verdict, Error> {
-        let Some(mut held) = self.0.store.load(&old).await? else { return Ok(Verdict::Leave) };
-        for _ in 0..MAX_MOVES {
-            // Rotated by another request: that one's id stands. A log-in that comes second is none.
-            if let Some(to) = held.moved_to {
-                if state.owner.as_ref() == old.owner() {
-                    state.place = Place::At(to, held.renewed);
-                    let changes = std::mem::take(&mut state.changes);
-                    self.save(state, &changes, true).await?;
-                }
-                return Ok(Verdict::Leave);
-            }
-            let id = Id::random(state.owner).map_err(|e| Error::Store(Box::new(e)))?;
-            let new = id.handle();
-            let mut copy = Changes(held.fields.iter().map(|(field, value)| (field.clone(), Some(value.clone()))).collect());
-            for (field, value) in state.changes.iter() {
-                copy.set(field, value.map(<[u8]>::to_vec));
-            }
-            copy.0.retain(|_, value| value.is_some());
-            self.0.store.create(&new, &copy, self.lifetime()).await?;
-            let left = self.0.store.leave(&old, &new, &held.fields, self.0.config.rotation_grace).await?;
-            if left == Left::Done {
-                return Ok(Verdict::Set(id.text()));
-            }
-            self.0.store.destroy(&new).await?;
-            held = match left {
-                Left::Changed(record) => record,
-                _ => match self.0.store.load(&old).await? {
-                    Some(record) => record,
-                    None => return Ok(Verdict::Leave),
-                },
-            };
-        }
-        Err(Error::Contended { field: "id".into() })
+/// What was left for requests under way, remembered at most.
+const PREDECESSORS: usize = 4;
+
+pub(crate) fn predecessors(bytes: &[u8]) -> Vec<Handle> {
+    let texts: Vec<String> = decode(BEFORE, bytes).unwrap_or_default();
+    texts.iter().filter_map(|text| Handle::parse(text)).collect()
+}
+
+fn of_predecessors(old: Handle, before: Vec<Handle>) -> Vec<u8> {
+    let texts: Vec<String> = [old].into_iter().chain(before).take(PREDECESSORS).map(|handle| handle.text()).collect();
+    crate::value::encode_ours(BEFORE, &texts).unwrap_or_default()
+}
+
+fn unavailable() -> Error {
+    Error::Store("the session's store does not answer".into())
+}
+
+fn written(saved: Saved) -> Result<(), Error> {
+    match saved {
+        Saved::Done => Ok(()),
+        Saved::Frozen => Err(Error::Replaced),
+        Saved::Stale | Saved::Gone => Err(Error::Gone),
     }
 }
 
@@ -406,10 +611,19 @@ impl State {
         self.fields.get(name).map(Vec::as_slice)
     }
 
-    /// A new id, of a session that belongs to somebody or nobody.
-    pub(crate) fn move_to(&mut self, owner: Option<Owner>) {
-        self.owner = owner;
-        self.rotate = true;
+    /// Somebody else from now on, or nobody.
+    pub(crate) fn become_of(&mut self, owner: Option<Owner>) {
+        if matches!(self.place, Place::Destroyed) {
+            self.place = Place::Nowhere;
+        }
+        self.becomes = Some(NewOwner(owner));
+    }
+
+    fn told(&mut self) -> Verdict {
+        match &self.id {
+            Some(id) if std::mem::take(&mut self.tell) => Verdict::Set(id.text()),
+            _ => Verdict::Leave,
+        }
     }
 
     pub(crate) fn write(&mut self, field: &str, value: Option<Vec<u8>>) {

@@ -8,8 +8,10 @@
 //!
 //! | when | then |
 //! | --- | --- |
-//! | a session is signed in, or begins to be | it gets a new id: what somebody planted or saw before is worth nothing |
-//! | it is signed in | it is one of its user's devices, until it expires or is destroyed |
+//! | somebody signs in, begins to, proves who they are anew, or is another user | there is a new session with what the old one held, and no way to it from an id that somebody planted or saw before; requests under way with the old id read the old state for a few seconds, and their writes end in [`Error::Replaced`] |
+//! | two log-ins of one anonymous session at once | two sessions, each signed in as who it said |
+//! | a session is signed in, and its client has sent its cookie once | it is one of its user's devices, until it expires or is destroyed |
+//! | [`destroy`](Session::destroy), [`revoke`](Session::revoke) | the session ends in one step, by whichever of its ids, however often it is rotated meanwhile |
 //! | [`revoke_others`](Session::revoke_others), [`revoke_all`](Session::revoke_all) | one step in the store, however many there are; the others are gone for every request that has not loaded them yet |
 //! | a log-in is under way meanwhile | if its session is made later, it stands: check the password again, or use [`SignIns`](crate::auth::SignIns) around it |
 //! | Redis loses what it knows of an owner (eviction) | all that owner's sessions are gone: nobody could say which were revoked |
@@ -20,12 +22,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::layer::SessionLayer;
-use crate::session::{Place, Session};
+use crate::session::{Place, Session, predecessors};
 use crate::store::{Handle, Owner, Store};
 use crate::value::{decode, encode_ours};
 
 /// The field it is kept in.
 pub(crate) const FIELD: &str = ".signed";
+/// The field of the same user's sessions that this one replaced: they end with it.
+pub(crate) const BEFORE: &str = ".before";
 /// How long a second factor is waited for.
 const PENDING_FOR: Duration = Duration::from_mins(10);
 /// A device's name is cut after so many characters.
@@ -82,9 +86,9 @@ impl Session {
         let device = device.chars().take(LONGEST_NAME).collect();
         let signed = Signed { user: user.to_owned(), pending, device, since: now(), proved: now() };
         let bytes = encode_ours(FIELD, &signed)?;
-        let mut state = self.read().await?;
+        let mut state = self.becoming().await?;
+        state.become_of((!pending).then(|| Owner::of(user)));
         state.write(FIELD, Some(bytes));
-        state.move_to((!pending).then(|| Owner::of(user)));
         Ok(())
     }
 
@@ -116,15 +120,16 @@ impl Session {
         let Some(signed) = self.signed().await?.filter(|signed| !signed.pending) else { return Ok(false) };
         let owner = Owner::of(&signed.user);
         let bytes = encode_ours(FIELD, &Signed { proved: now(), ..signed })?;
-        let mut state = self.read().await?;
+        let mut state = self.becoming().await?;
+        state.become_of(Some(owner));
         state.write(FIELD, Some(bytes));
-        state.move_to(Some(owner));
         Ok(true)
     }
 
     /// Every session of the user signed in, this one first, then the last used. Empty if nobody is. Two round trips.
     pub async fn devices(&self) -> Result<Vec<Device>, Error> {
         let Some(user) = self.user().await? else { return Ok(Vec::new()) };
+        self.be_seen().await?;
         let mut devices = list(self.store(), &user, self.handle().await?.as_ref()).await?;
         devices.sort_by_key(|device| std::cmp::Reverse((device.is_this, device.last_used)));
         Ok(devices)
@@ -133,14 +138,17 @@ impl Session {
     /// Ends one session of the user, by its [`Device::id`]: this one, too. `false`: it is none of theirs.
     pub async fn revoke(&self, id: &str) -> Result<bool, Error> {
         let Some(user) = self.user().await? else { return Ok(false) };
+        self.be_seen().await?;
         let theirs = self.store().owned(&Owner::of(&user)).await?;
-        let Some((handle, _)) = theirs.into_iter().find(|(handle, _)| public(handle) == id) else { return Ok(false) };
+        let Some((handle, record)) = theirs.into_iter().find(|(handle, _)| public(handle) == id) else { return Ok(false) };
         if Some(handle) == self.handle().await? {
             self.destroy().await?;
-        } else {
-            self.store().destroy(&handle).await?;
+            return Ok(true);
         }
-        Ok(true)
+        for before in record.fields.get(BEFORE).map(|bytes| predecessors(bytes)).unwrap_or_default() {
+            self.store().destroy(&before).await?;
+        }
+        self.store().destroy(&handle).await
     }
 
     /// Ends all other sessions of the user, in one step: after a change of the password, say.
@@ -192,9 +200,9 @@ async fn list(store: &dyn Store, user: &str, this: Option<&Handle>) -> Result<Ve
     Ok(sessions.into_iter().filter_map(device).collect())
 }
 
-/// Enough of a hash of a hash to tell a user's devices apart.
+/// The hash of the session's family: it stays the same however often the id changes, and signs nobody in.
 fn public(handle: &Handle) -> String {
-    handle.hash()[..22].to_owned()
+    handle.family()
 }
 
 fn now() -> u64 {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::AnyPoolOptions;
-use sqlx::{Any, AnyPool, AssertSqlSafe, Transaction};
+use sqlx::{Any, AnyPool, AssertSqlSafe, Row, Transaction};
 
 use crate::error::Error;
 
@@ -34,6 +34,7 @@ impl System {
             Self::Postgres => [
                 ("{now}", "(extract(epoch from clock_timestamp()) * 1000)::bigint"),
                 ("{bytes}", "bytea"),
+                ("{text}", "text collate \"C\""),
                 ("{least}", "least"),
                 ("{lock}", "for update"),
                 ("{one_at_a_time}", "select pg_advisory_xact_lock(7222013)"),
@@ -42,6 +43,7 @@ impl System {
             Self::Sqlite => [
                 ("{now}", "cast(unixepoch('subsec') * 1000 as integer)"),
                 ("{bytes}", "blob"),
+                ("{text}", "text"),
                 ("{least}", "min"),
                 ("{lock}", ""),
                 // Its transactions are, by themselves.
@@ -89,6 +91,22 @@ fn one_writer(options: AnyPoolOptions) -> AnyPoolOptions {
     })
 }
 
+/// Row locks are what orders writers here, whatever isolation the database is set to by default.
+#[cfg(feature = "postgres")]
+fn read_committed(options: AnyPoolOptions) -> AnyPoolOptions {
+    options.after_connect(|connection, _| {
+        Box::pin(async move {
+            let setting = "set session characteristics as transaction isolation level read committed";
+            sqlx::raw_sql(setting).execute(connection).await.map(drop)
+        })
+    })
+}
+
+/// A name as text that every system takes, distinct ones as distinct texts: Postgres takes no zero byte.
+pub(crate) fn text_of(name: &str) -> String {
+    name.replace('\\', "\\\\").replace('\0', "\\0")
+}
+
 impl Database {
     /// Connects, and makes the tables if they are not there.
     pub(crate) async fn connect(url: &str, tables: &Arc<str>) -> Result<Self, Error> {
@@ -97,9 +115,14 @@ impl Database {
         let options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(2));
         #[cfg(feature = "sqlite")]
         let options = if system == System::Sqlite { one_writer(options) } else { options };
+        #[cfg(feature = "postgres")]
+        let options = if system == System::Postgres { read_committed(options) } else { options };
         // sqlx's words may hold the password.
         let pool = options.connect_lazy(url).map_err(|_| Error::Address("a database address that cannot be read".into()))?;
         let database = Self { pool, system };
+        if database.has(tables).await? {
+            return Ok(database);
+        }
         let mut tx = database.begin().await?;
         #[cfg(feature = "postgres")]
         if system == System::Postgres {
@@ -109,6 +132,23 @@ impl Database {
         sqlx::raw_sql(AssertSqlSafe(Arc::clone(tables))).execute(&mut *tx).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
         Ok(database)
+    }
+
+    /// Whether every table and index is there: then no lock is taken that would wait for a long transaction and hold up all behind it.
+    async fn has(&self, tables: &Arc<str>) -> Result<bool, Error> {
+        let name = |line: &str| line.split_once(" if not exists ")?.1.split_whitespace().next().map(str::to_owned);
+        let names: Vec<String> = tables.lines().filter_map(name).collect();
+        let text = match self.system {
+            #[cfg(feature = "postgres")]
+            System::Postgres => "select count(*) from unnest(string_to_array($1, ',')) as name where to_regclass(name) is null",
+            #[cfg(feature = "sqlite")]
+            System::Sqlite => {
+                "select count(*) from json_each('[\"' || replace($1, ',', '\",\"') || '\"]') as name \
+                where name.value not in (select known.name from sqlite_master as known)"
+            }
+        };
+        let row = sqlx::query(AssertSqlSafe(text)).bind(names.join(",")).fetch_one(&self.pool).await.map_err(failed)?;
+        Ok(row.try_get::<i64, _>(0).map_err(failed)? == 0)
     }
 
     pub(crate) fn pool(&self) -> &AnyPool {

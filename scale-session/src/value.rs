@@ -5,15 +5,15 @@ use serde::de::DeserializeOwned;
 
 use crate::error::Error;
 
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 /// The largest encoded value, bytes.
 pub(crate) const MAX_VALUE: usize = 64 * 1024;
 /// The longest field name, bytes.
 const MAX_NAME: usize = 128;
 
 pub(crate) fn encode<T: Serialize + ?Sized>(field: &str, value: &T) -> Result<Vec<u8>, Error> {
-    if field.is_empty() || field.len() > MAX_NAME || is_ours(field) {
-        return Err(Error::TooLarge("a field's name has 1 to 128 bytes and does not start with a dot or a zero byte"));
+    if field.is_empty() || field.len() > MAX_NAME || is_ours(field) || field.contains('\0') {
+        return Err(Error::TooLarge("a field's name has 1 to 128 bytes, does not start with a dot and has no zero byte"));
     }
     encode_ours(field, value)
 }
@@ -31,6 +31,19 @@ pub(crate) fn encode_ours<T: Serialize + ?Sized>(field: &str, value: &T) -> Resu
         return Err(Error::TooLarge("a value has at most 64 KiB"));
     }
     Ok(bytes)
+}
+
+/// A number as [`encode`] writes it.
+pub(crate) fn encode_number(number: i64) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    // Into a Vec: there is nothing that can fail.
+    let _ = rmp_serde::encode::write_named(&mut bytes, &number);
+    bytes
+}
+
+/// `None`: it is no number that fits.
+pub(crate) fn decode_number(bytes: &[u8]) -> Option<i64> {
+    decode("", bytes).ok()
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(field: &str, bytes: &[u8]) -> Result<T, Error> {

@@ -210,11 +210,11 @@ fn helper_that_lets_people_in() -> Result<()> {
 }
 
 /// Sixty-four submissions at two processes.
-fn once_over_two_processes(url: &str) -> Result<()> {
+fn once_over_two_processes(url: &str, ledger: &Ledger) -> Result<()> {
     const ROUNDS: usize = 20;
     let mut doors = [Door::open(url)?, Door::open(url)?];
     let made = recovery::generate()?;
-    let tokens = Tokens::new(Keys::new(&[7; 32])?, &Ledger::memory());
+    let tokens = Tokens::new(Keys::new(&[7; 32])?, ledger);
     for round in 0..ROUNDS {
         let secret = Totp::generate()?.secret();
         let lines = [
@@ -265,7 +265,7 @@ async fn postgres() -> Result<()> {
     let server = testkit::Postgres::start(0).await?;
     let url = server.node(0).url();
     contract(Ledger::connect(&url, "test").await?, Ledger::connect(&url, "test").await?).await?;
-    once_over_two_processes(&url)
+    once_over_two_processes(&url, &Ledger::connect(&url, "test").await?)
 }
 
 #[cfg(feature = "redis")]
@@ -277,7 +277,7 @@ mod redis {
     async fn standalone() -> Result<()> {
         let server = Redis::start().await?;
         contract(Ledger::connect(&server.url(), "test").await?, Ledger::connect(&server.url(), "test").await?).await?;
-        once_over_two_processes(&server.url())?;
+        once_over_two_processes(&server.url(), &Ledger::connect(&server.url(), "test").await?)?;
         // Nothing that was typed lies there.
         let keys = server.command(&["KEYS", "*"]).await?;
         assert!(!keys.is_empty() && !keys.contains("ann") && !keys.contains("drop table"), "{keys}");
@@ -331,7 +331,7 @@ async fn an_audit_log_in_a_database_is_one_chain() -> Result<()> {
     for url in [server.node(0).url(), sqlite] {
         let keys = Keys::new(&[7; 32])?;
         // Two processes.
-        let logs = [AuditLog::connect(&url, keys.clone()).await?, AuditLog::connect(&url, keys.clone()).await?];
+        let logs = [AuditLog::connect(&url, "test", keys.clone()).await?, AuditLog::connect(&url, "test", keys.clone()).await?];
         let writers: Vec<_> = (0..8)
             .map(|n| {
                 let log = logs[n % 2].clone();

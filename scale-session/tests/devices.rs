@@ -27,6 +27,13 @@ async fn signed_in(layer: &SessionLayer, user: &'static str, device: &'static st
     send(layer, None, sign_in(user, device)).await.2.unwrap()
 }
 
+/// The same, by a browser that has got the cookie and sends it.
+async fn seen(layer: &SessionLayer, user: &'static str, device: &'static str) -> String {
+    let cookie = signed_in(layer, user, device).await;
+    assert_eq!(is(layer, &cookie).await, user);
+    cookie
+}
+
 async fn is(layer: &SessionLayer, cookie: &str) -> String {
     send(layer, Some(cookie), who()).await.1
 }
@@ -118,11 +125,8 @@ async fn states_follow_one_another(layer: &SessionLayer) -> Result<()> {
 }
 
 async fn devices_are_listed_and_ended(layer: &SessionLayer) -> Result<()> {
-    let (phone, tablet, desk) = (
-        signed_in(layer, "cleo", "Phone").await,
-        signed_in(layer, "cleo", "Tablet").await,
-        signed_in(layer, "cleo", "Desk").await,
-    );
+    let (phone, tablet, desk) =
+        (seen(layer, "cleo", "Phone").await, seen(layer, "cleo", "Tablet").await, seen(layer, "cleo", "Desk").await);
     let other = signed_in(layer, "dan", "Phone").await;
     assert_eq!(names(layer, &phone).await, ["Desk", "Phone*", "Tablet"]);
     let listed: Vec<Device> = layer.devices_of("cleo").await?;
@@ -298,7 +302,7 @@ mod redis {
         let mut costs = Vec::new();
         for (user, sessions) in [("one", 1_usize), ("many", 10_000)] {
             for chunk in (0..sessions).collect::<Vec<_>>().chunks(100) {
-                futures_util::future::join_all(chunk.iter().map(|_| signed_in(&layer, user, "x"))).await;
+                futures_util::future::join_all(chunk.iter().map(|_| seen(&layer, user, "x"))).await;
             }
             assert_eq!(layer.devices_of(user).await?.len(), sessions.min(1_000));
             let before = calls(&server).await?;

@@ -117,7 +117,7 @@ async fn users_sign_in_and_cannot_be_ended_from_elsewhere() -> Result<()> {
 
 #[tokio::test]
 async fn what_a_cookie_has_no_room_for_is_refused_when_it_is_put_there() -> Result<()> {
-    let policy = CookiePolicy::default().name(&"n".repeat(40)).partitioned();
+    let policy = CookiePolicy::default().name(&"n".repeat(40))?.partitioned();
     let layer = SessionLayer::irrevocable(CookieKeys::new(&[1; 32]), Config::default().cookie(policy));
     let fill = action(|s| async move {
         let mut count = 0;

@@ -413,6 +413,13 @@ pub trait Store: Ledger + LimitStore + std::fmt::Debug + 'static {
     /// The store's clock: ms since 1970.
     fn now_ms(&self) -> u64;
 
+    /// Makes a queue known to the dashboard before the first job of a transaction: whoever pushes to it meanwhile must not wait for the end
+    /// of that transaction.
+    async fn make_known(&self, queue: &str) -> Result<(), Error> {
+        let _ = queue;
+        Ok(())
+    }
+
     /// Whether jobs can be pushed straight into it through a connection to the application's database, which must be the same.
     fn enlists(&self) -> bool {
         false

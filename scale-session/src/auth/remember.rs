@@ -83,7 +83,7 @@ impl Remember {
     /// [`Error::Ledger`]; [`Error::Random`]; [`Error::Setting`] for a subject of over 256 bytes.
     pub async fn begin(&self, subject: &str, bound: &str) -> Result<String, Error> {
         let said = Said { expires: now() + self.time.as_secs(), nonce: random()?, number: 0, subject: subject.to_owned() };
-        let cookie = said.seal(&self.keys, PURPOSE, bound)?;
+        let cookie = said.seal(&self.keys, PURPOSE, &self.ledger.binding(bound))?;
         self.ledger.open(&family(&said), self.time).await?;
         Ok(cookie)
     }
@@ -98,11 +98,11 @@ impl Remember {
     /// # Errors
     /// [`Error::Ledger`].
     pub async fn exchange(&self, cookie: &str, bound: &str) -> Result<Exchange, Error> {
-        let Some(said) = Said::open(cookie, &self.keys, PURPOSE, bound) else { return Ok(Exchange::No) };
+        let Some(said) = Said::open(cookie, &self.keys, PURPOSE, &self.ledger.binding(bound)) else { return Ok(Exchange::No) };
         match self.ledger.turn(&family(&said), said.number, self.grace).await? {
             Turn::Taken => {
                 let next = Said { number: said.number + 1, ..said };
-                let cookie = next.seal(&self.keys, PURPOSE, bound)?;
+                let cookie = next.seal(&self.keys, PURPOSE, &self.ledger.binding(bound))?;
                 Ok(Exchange::Good { subject: next.subject, cookie })
             }
             Turn::Repeated => {
@@ -119,7 +119,7 @@ impl Remember {
     /// # Errors
     /// [`Error::Ledger`].
     pub async fn end(&self, cookie: &str, bound: &str) -> Result<(), Error> {
-        match Said::open(cookie, &self.keys, PURPOSE, bound) {
+        match Said::open(cookie, &self.keys, PURPOSE, &self.ledger.binding(bound)) {
             Some(said) => self.ledger.close(&family(&said)).await,
             None => Ok(()),
         }

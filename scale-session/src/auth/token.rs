@@ -50,7 +50,7 @@ impl Tokens {
     /// [`Error::Random`]; [`Error::Setting`] for a subject that is too long.
     pub fn make(&self, purpose: &str, subject: &str, bound: &[&str], time: Duration) -> Result<String, Error> {
         let said = Said { expires: now() + time.as_secs(), nonce: random()?, number: 0, subject: subject.to_owned() };
-        said.seal(&self.keys, &named(purpose), &joined(bound))
+        said.seal(&self.keys, &named(purpose), &self.ledger.binding(&joined(bound)))
     }
 
     /// For whom a token says it is: to find what it is bound to. Anybody can have written it.
@@ -64,7 +64,9 @@ impl Tokens {
     /// # Errors
     /// [`Error::Ledger`].
     pub async fn redeem(&self, purpose: &str, token: &str, bound: &[&str]) -> Result<Option<String>, Error> {
-        let Some(said) = Said::open(token, &self.keys, &named(purpose), &joined(bound)) else { return Ok(None) };
+        let Some(said) = Said::open(token, &self.keys, &named(purpose), &self.ledger.binding(&joined(bound))) else {
+            return Ok(None);
+        };
         let nonce = data_encoding::HEXLOWER.encode(&said.nonce);
         // Remembered longer than it is good, clocks being what they are.
         let claimed = self.ledger.claim("token", &nonce, said.left() + Duration::from_hours(1)).await?;

@@ -1,15 +1,14 @@
 -- Makes a session.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- ARGV  idle (ms), absolute (ms), the handle's hash, a random text, then field and value by turns
+-- ARGV  idle (ms), absolute (ms), the family's hash, a random text, the proof, then field and value by turns
 -- Reply 1
 -- Cost  TIME, HSET, PEXPIRE; O(fields); with an owner O(log of their sessions) more
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local now = clock()
 local idle, absolute = tonumber(ARGV[1]), tonumber(ARGV[2])
 local left = math.min(idle, absolute)
-redis.call('HSET', KEYS[1], '\0ends', now + absolute, '\0renewed', now)
+redis.call('HSET', KEYS[1], '\0ends', now + absolute, '\0renewed', now, '\0proofs', ARGV[5])
 -- So many that Lua's stack holds them.
-for i = 5, #ARGV, 200 do
+for i = 6, #ARGV, 200 do
   redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 199, #ARGV)))
 end
 redis.call('PEXPIRE', KEYS[1], left)

@@ -1,24 +1,27 @@
 //! Sessions of one process, gone with it.
 
-use std::collections::{HashMap, HashSet};
-use std::time::{Duration, SystemTime};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Changes, Fields, Handle, Left, Lifetime, Owner, Record, Saved, Store, Swapped};
+use super::{Changes, Fields, Handle, Lifetime, Owner, Proof, Proofs, REPLACED_FOR, Record, Saved, Standing, Store, Swapped};
 use crate::error::Error;
+use crate::value::{self, decode_number};
 
 /// Beyond it the session nearest to its end goes first.
 const MAX_SESSIONS: usize = 100_000;
-const SAMPLE: usize = 32;
 
 #[derive(Debug)]
 struct Entry {
     fields: Fields,
+    proofs: Proofs,
     renewed: SystemTime,
-    moved_to: Option<Handle>,
+    /// Until when it may be read by requests under way, of one that was replaced.
+    frozen: Option<Instant>,
+    seen: bool,
     expires: Instant,
     ends: Instant,
 }
@@ -30,11 +33,24 @@ pub struct MemoryStore(Mutex<All>);
 #[derive(Debug, Default)]
 struct All {
     sessions: HashMap<Handle, Entry>,
+    /// The same by their ends, the next one first.
+    ends: BTreeSet<(Instant, Handle)>,
     owned: HashMap<Owner, HashSet<Handle>>,
 }
 
 impl All {
+    fn insert(&mut self, handle: Handle, entry: Entry) {
+        self.remove(&handle);
+        if let Some(owner) = handle.owner() {
+            self.owned.entry(*owner).or_default().insert(handle);
+        }
+        self.ends.insert((entry.expires, handle));
+        self.sessions.insert(handle, entry);
+    }
+
     fn remove(&mut self, handle: &Handle) -> Option<Entry> {
+        let entry = self.sessions.remove(handle)?;
+        self.ends.remove(&(entry.expires, *handle));
         if let Some(owner) = handle.owner()
             && let Some(handles) = self.owned.get_mut(owner)
         {
@@ -43,7 +59,7 @@ impl All {
                 self.owned.remove(owner);
             }
         }
-        self.sessions.remove(handle)
+        Some(entry)
     }
 }
 
@@ -55,24 +71,32 @@ impl MemoryStore {
 
     /// Works on a living entry.
     fn with<T>(&self, handle: &Handle, work: impl FnOnce(&mut Entry) -> T) -> Option<T> {
-        let mut all = self.0.lock();
+        let all = &mut *self.0.lock();
         let entry = all.sessions.get_mut(handle)?;
-        if entry.expires <= Instant::now() {
+        let before = entry.expires;
+        if before <= Instant::now() {
             all.remove(handle);
             return None;
         }
-        Some(work(entry))
+        let done = work(entry);
+        if entry.expires != before {
+            all.ends.remove(&(before, *handle));
+            all.ends.insert((entry.expires, *handle));
+        }
+        Some(done)
     }
 }
 
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
+}
+
 impl Entry {
-    fn apply(&mut self, changes: &Changes) {
-        for (field, value) in changes.iter() {
-            match value {
-                Some(value) => self.fields.insert(field.to_owned(), value.to_owned()),
-                None => self.fields.remove(field),
-            };
-        }
+    fn set(&mut self, field: &str, value: Option<&[u8]>) {
+        match value {
+            Some(value) => self.fields.insert(field.to_owned(), value.to_owned()),
+            None => self.fields.remove(field),
+        };
     }
 
     fn renew(&mut self, idle: Duration) {
@@ -80,50 +104,57 @@ impl Entry {
         self.expires = (Instant::now() + idle).min(self.ends);
     }
 
-    fn record(&self) -> Record {
-        Record { fields: self.fields.clone(), renewed: self.renewed, moved_to: self.moved_to }
+    fn standing(&self) -> Standing {
+        match self.frozen {
+            None => Standing::Live,
+            Some(until) if Instant::now() < until => Standing::Frozen,
+            Some(_) => Standing::Replaced,
+        }
+    }
+
+    fn record(&self, proof: Option<&Proof>) -> Record {
+        let standing = self.standing();
+        let fields = if standing == Standing::Replaced { Fields::default() } else { self.fields.clone() };
+        let is_current = proof.is_none_or(|proof| self.proofs.is_current(proof));
+        Record { fields, renewed: self.renewed, standing, is_current, seen: self.seen }
     }
 }
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error> {
-        Ok(self.with(handle, |entry| entry.record()))
+    async fn load(&self, handle: &Handle, proof: Option<&Proof>) -> Result<Option<Record>, Error> {
+        let record = self.with(handle, |entry| {
+            let known = proof.is_none_or(|proof| entry.proofs.accepts(proof, now_ms()));
+            known.then(|| entry.record(proof))
+        });
+        Ok(record.flatten())
     }
 
-    async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
-        let now = Instant::now();
-        let ends = now + lifetime.absolute;
-        let mut entry = Entry { fields: Fields::default(), renewed: SystemTime::now(), moved_to: None, expires: ends, ends };
-        entry.apply(changes);
+    async fn create(&self, handle: &Handle, proof: &Proof, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
+        let ends = Instant::now() + lifetime.absolute;
+        let (fields, renewed) = (Fields::default(), SystemTime::now());
+        let mut entry = Entry { fields, proofs: Proofs::new(*proof), renewed, frozen: None, seen: false, expires: ends, ends };
+        changes.iter().for_each(|(field, value)| entry.set(field, value));
         entry.renew(lifetime.idle);
         let mut all = self.0.lock();
-        if all.sessions.len() >= MAX_SESSIONS {
-            let late: Vec<_> = all.sessions.iter().filter(|(_, e)| e.expires <= now).map(|(handle, _)| *handle).collect();
-            for handle in &late {
-                all.remove(handle);
-            }
-            while all.sessions.len() >= MAX_SESSIONS {
-                let sample = all.sessions.iter().take(SAMPLE);
-                let Some(oldest) = sample.min_by_key(|(_, e)| e.expires).map(|(handle, _)| *handle) else { break };
-                all.remove(&oldest);
-            }
+        while all.sessions.len() >= MAX_SESSIONS
+            && let Some((_, next)) = all.ends.first().copied()
+        {
+            all.remove(&next);
         }
-        if let Some(owner) = handle.owner() {
-            all.owned.entry(*owner).or_default().insert(*handle);
-        }
-        all.sessions.insert(*handle, entry);
+        all.insert(*handle, entry);
         Ok(())
     }
 
     async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error> {
         let saved = self.with(handle, |entry| {
-            if let Some(to) = entry.moved_to {
-                return Saved::Moved(to);
+            if entry.frozen.is_some() {
+                return Saved::Frozen;
             }
-            entry.apply(changes);
+            changes.iter().for_each(|(field, value)| entry.set(field, value));
             if let Some(idle) = idle {
                 entry.renew(idle);
+                entry.seen = true;
             }
             Saved::Done
         });
@@ -132,45 +163,59 @@ impl Store for MemoryStore {
 
     async fn swap(&self, handle: &Handle, field: &str, expected: Option<&[u8]>, new: Option<&[u8]>) -> Result<Swapped, Error> {
         let swapped = self.with(handle, |entry| {
-            if let Some(to) = entry.moved_to {
-                return Swapped::Moved(to);
+            if entry.frozen.is_some() {
+                return Swapped::Frozen;
             }
             let found = entry.fields.get(field).map(Vec::as_slice);
             if found != expected {
                 return Swapped::Found(found.map(<[u8]>::to_vec));
             }
-            match new {
-                Some(new) => entry.fields.insert(field.to_owned(), new.to_vec()),
-                None => entry.fields.remove(field),
-            };
+            entry.set(field, new);
             Swapped::Done
         });
         Ok(swapped.unwrap_or(Swapped::Gone))
     }
 
-    async fn leave(&self, handle: &Handle, to: &Handle, expected: &Fields, grace: Duration) -> Result<Left, Error> {
-        let left = self.with(handle, |entry| {
-            if entry.moved_to.is_some() {
-                return Left::Gone;
+    async fn add(&self, handle: &Handle, field: &str, by: i64) -> Result<Option<Result<i64, Swapped>>, Error> {
+        let added = self.with(handle, |entry| {
+            if entry.frozen.is_some() {
+                return Some(Err(Swapped::Frozen));
             }
-            if entry.fields != *expected {
-                return Left::Changed(entry.record());
-            }
-            entry.fields.clear();
-            entry.moved_to = Some(*to);
-            entry.expires = Instant::now() + grace;
-            Left::Done
+            let sum = entry.fields.get(field).map_or(Some(0), |bytes| decode_number(bytes))?.saturating_add(by);
+            entry.set(field, Some(&value::encode_number(sum)));
+            Some(Ok(sum))
         });
-        Ok(left.unwrap_or(Left::Gone))
+        Ok(added.unwrap_or(Some(Err(Swapped::Gone))))
+    }
+
+    async fn rotate(&self, handle: &Handle, from: &Proof, to: &Proof, grace: Duration) -> Result<Saved, Error> {
+        let saved = self.with(handle, |entry| match entry.frozen {
+            Some(_) => Saved::Frozen,
+            None if entry.proofs.rotate(from, *to, now_ms(), grace) => Saved::Done,
+            None => Saved::Stale,
+        });
+        Ok(saved.unwrap_or(Saved::Gone))
+    }
+
+    async fn freeze(&self, handle: &Handle, grace: Duration) -> Result<Option<Fields>, Error> {
+        let frozen = self.with(handle, |entry| {
+            if entry.frozen.is_none() {
+                let until = Instant::now() + grace;
+                (entry.frozen, entry.expires) = (Some(until), until + REPLACED_FOR);
+            }
+            let record = entry.record(None);
+            (record.standing == Standing::Frozen).then_some(record.fields)
+        });
+        Ok(frozen.flatten())
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
         let (now, all) = (Instant::now(), self.0.lock());
         let entries = all.owned.get(owner).into_iter().flatten().filter_map(|handle| Some((*handle, all.sessions.get(handle)?)));
-        let living = entries.filter(|(_, entry)| entry.expires > now && entry.moved_to.is_none());
+        let living = entries.filter(|(_, entry)| entry.expires > now && entry.frozen.is_none() && entry.seen);
         let own = |(handle, entry): (Handle, &Entry)| {
-            let mut record = entry.record();
-            record.fields.retain(|field, _| crate::value::is_ours(field));
+            let mut record = entry.record(None);
+            record.fields.retain(|field, _| value::is_ours(field));
             (handle, record)
         };
         Ok(living.take(1_000).map(own).collect())
@@ -187,8 +232,8 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<Option<Handle>, Error> {
-        Ok(self.0.lock().remove(handle).and_then(|entry| entry.moved_to))
+    async fn destroy(&self, handle: &Handle) -> Result<bool, Error> {
+        Ok(self.0.lock().remove(handle).is_some())
     }
 }
 
@@ -199,9 +244,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn idle_and_absolute_time_outs_hold() {
-        let (store, handle) = (MemoryStore::new(), Id::random(None).unwrap().handle());
+        let (store, id) = (MemoryStore::new(), Id::random(None).unwrap());
+        let handle = id.handle();
         let lifetime = Lifetime { idle: Duration::from_mins(1), absolute: Duration::from_secs(100) };
-        store.create(&handle, &Changes::default(), lifetime).await.unwrap();
+        store.create(&handle, &id.proof(), &Changes::default(), lifetime).await.unwrap();
         let (none, idle) = (Changes::default(), Some(lifetime.idle));
         tokio::time::advance(Duration::from_secs(59)).await;
         assert_eq!(store.save(&handle, &none, idle).await.unwrap(), Saved::Done);
@@ -209,5 +255,23 @@ mod tests {
         assert_eq!(store.save(&handle, &none, idle).await.unwrap(), Saved::Done);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(store.save(&handle, &none, idle).await.unwrap(), Saved::Gone, "its hundred seconds are over");
+    }
+    #[tokio::test(start_paused = true)]
+    async fn at_its_cap_the_session_nearest_to_its_end_goes() {
+        let store = MemoryStore::new();
+        let create = async |idle: u64| {
+            let id = Id::random(None).unwrap();
+            let lifetime = Lifetime { idle: Duration::from_secs(idle), absolute: Duration::from_hours(1) };
+            store.create(&id.handle(), &id.proof(), &Changes::default(), lifetime).await.unwrap();
+            id
+        };
+        let (short, long) = (create(60).await, create(600).await);
+        for _ in 0..MAX_SESSIONS {
+            create(300).await;
+        }
+        let lives = async |id: &Id| store.load(&id.handle(), Some(&id.proof())).await.unwrap().is_some();
+        assert!(!lives(&short).await && lives(&long).await);
+        let all = store.0.lock();
+        assert_eq!((all.sessions.len(), all.ends.len()), (MAX_SESSIONS, MAX_SESSIONS));
     }
 }

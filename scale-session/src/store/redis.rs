@@ -2,10 +2,10 @@
 //!
 //! | key | type | holds | expires |
 //! | --- | --- | --- | --- |
-//! | `{app}:session:{<hash>}:s` | hash | the fields; `\0ends`, `\0renewed` (ms, server clock); `\0moved` after a rotation | idle time-out, never past the absolute one |
-//! | `{app}:session:{<owner>}:s:<hash>` | hash | the same of a session that belongs to somebody, and `\0turn`, its number | as above |
+//! | `{app}:session:{<family>}:s` | hash | the fields; `\0ends`, `\0renewed` (ms, server clock), `\0proofs`; `\0seen` once its client has sent its cookie; `\0frozen` (ms), until when it may be read, once it is replaced | idle time-out, never past the absolute one; an hour after it was replaced |
+//! | `{app}:session:{<owner>}:s:<family>` | hash | the same of a session that belongs to somebody, and `\0turn`, its number | as above |
 //! | `{app}:session:{<owner>}:owner` | hash | the last number given out, and up to which they are revoked | a second after the last session can |
-//! | `{app}:session:{<owner>}:all` | sorted set | hashes of the owner's sessions, by when they expire | with the last of them |
+//! | `{app}:session:{<owner>}:all` | sorted set | families of the owner's sessions, by when they expire | with the last of them |
 
 use std::time::{Duration, SystemTime};
 
@@ -13,8 +13,11 @@ use async_trait::async_trait;
 use redis::{AsyncCommands, RedisError, Script, ScriptInvocation, Value};
 use scale_redis::Keys;
 
-use super::{Changes, Fields, Handle, Left, Lifetime, Owner, Record, Saved, Store, Swapped};
+use super::{
+    Changes, Fields, Handle, Lifetime, OLD_PROOFS, Owner, Proof, Proofs, REPLACED_FOR, Record, Saved, Standing, Store, Swapped,
+};
 use crate::error::Error;
+use crate::signed::{BEFORE, FIELD};
 
 /// Sessions of one owner shown at most.
 const LISTED: isize = 1_000;
@@ -27,7 +30,9 @@ pub struct RedisStore {
     create: Script,
     save: Script,
     swap: Script,
-    leave: Script,
+    add: Script,
+    rotate: Script,
+    freeze: Script,
     revoke: Script,
     destroy: Script,
 }
@@ -48,7 +53,9 @@ impl RedisStore {
             create: script(include_str!("create.lua")),
             save: script(include_str!("save.lua")),
             swap: script(include_str!("swap.lua")),
-            leave: script(include_str!("leave.lua")),
+            add: script(include_str!("add.lua")),
+            rotate: script(include_str!("rotate.lua")),
+            freeze: script(include_str!("freeze.lua")),
             revoke: script(include_str!("revoke.lua")),
             destroy: script(include_str!("destroy.lua")),
         }
@@ -56,8 +63,8 @@ impl RedisStore {
 
     fn key(&self, handle: &Handle) -> String {
         match handle.owner() {
-            None => self.keys.tagged(&handle.hash(), "s"),
-            Some(owner) => self.keys.tagged(&owner.text(), &format!("s:{}", handle.hash())),
+            None => self.keys.tagged(&handle.family(), "s"),
+            Some(owner) => self.keys.tagged(&owner.text(), &format!("s:{}", handle.family())),
         }
     }
 
@@ -82,6 +89,11 @@ impl RedisStore {
         if held.is_empty() || stands(held.get("\0turn"), &word) {
             return Ok(held);
         }
+        self.load_with_time(handle).await
+    }
+
+    /// The same with the server's time.
+    async fn load_with_time(&self, handle: &Handle) -> Result<Fields, RedisError> {
         self.call(&self.load, handle).invoke_async(&mut self.server.clone()).await.map(fields)
     }
 
@@ -116,16 +128,46 @@ fn stands(turn: Option<&Vec<u8>>, [life, revoked]: &[Option<Vec<u8>>; 2]) -> boo
     life.as_deref() == Some(&turn[..colon]) && number(&turn[colon + 1..]).zip(revoked).is_some_and(|(own, revoked)| own > revoked)
 }
 
-/// `None` for an empty hash: there is no such session.
-fn read(mut fields: Fields) -> Option<Record> {
-    if fields.is_empty() {
+/// A number in a field of ours.
+fn number(fields: &mut Fields, name: &str) -> Option<u64> {
+    fields.remove(name).and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok())
+}
+
+/// `None`: there is no such session, or the proof is none of its.
+fn read(mut fields: Fields, proof: Option<&Proof>) -> Option<Record> {
+    let proofs = fields.remove("\0proofs").and_then(|text| Proofs::parse(std::str::from_utf8(&text).ok()?))?;
+    let now = number(&mut fields, "\0now");
+    if proof.is_some_and(|proof| !proofs.accepts(proof, now.unwrap_or(u64::MAX))) {
         return None;
     }
-    let moved_to = fields.remove("\0moved").and_then(|h| Handle::parse(std::str::from_utf8(&h).ok()?));
-    let renewed = fields.remove("\0renewed").and_then(|ms| std::str::from_utf8(&ms).ok()?.parse().ok()).unwrap_or(0);
-    fields.remove("\0ends");
-    fields.remove("\0turn");
-    Some(Record { fields, renewed: SystemTime::UNIX_EPOCH + Duration::from_millis(renewed), moved_to })
+    let frozen = number(&mut fields, "\0frozen");
+    let standing = match (frozen, now) {
+        (None, _) => Standing::Live,
+        (Some(until), Some(now)) if now < until => Standing::Frozen,
+        (Some(_), _) => Standing::Replaced,
+    };
+    let renewed = SystemTime::UNIX_EPOCH + Duration::from_millis(number(&mut fields, "\0renewed").unwrap_or(0));
+    let seen = fields.remove("\0seen").is_some();
+    fields.retain(|field, _| !field.starts_with('\0') && standing != Standing::Replaced);
+    Some(Record { fields, renewed, standing, is_current: proof.is_none_or(|proof| proofs.is_current(proof)), seen })
+}
+
+/// Whether the server's time decides: of a replaced session, or an earlier proof.
+fn needs_time(fields: &Fields, proof: Option<&Proof>) -> bool {
+    let current = fields.get("\0proofs").and_then(|text| Proofs::parse(std::str::from_utf8(text).ok()?));
+    !fields.is_empty()
+        && (fields.contains_key("\0frozen")
+            || proof.is_some_and(|proof| current.is_none_or(|current| !current.is_current(proof))))
+}
+
+fn saved(reply: &str) -> Result<Saved, Error> {
+    match reply {
+        "done" => Ok(Saved::Done),
+        "stale" => Ok(Saved::Stale),
+        "frozen" => Ok(Saved::Frozen),
+        "gone" => Ok(Saved::Gone),
+        _ => Err(unreadable()),
+    }
 }
 
 /// Of a map, or of a list by turns: names and values are moved, not copied.
@@ -191,17 +233,25 @@ fn millis(time: Duration) -> u64 {
 
 #[async_trait]
 impl Store for RedisStore {
-    async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error> {
+    async fn load(&self, handle: &Handle, proof: Option<&Proof>) -> Result<Option<Record>, Error> {
         let found = match handle.owner() {
             None => self.load_anonymous(handle).await,
             Some(owner) => self.load_owned(handle, owner).await,
         };
-        Ok(read(found.map_err(failed)?))
+        let mut found = found.map_err(failed)?;
+        if !found.contains_key("\0now") && needs_time(&found, proof) {
+            found = self.load_with_time(handle).await.map_err(failed)?;
+        }
+        Ok(read(found, proof))
     }
 
-    async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
+    async fn create(&self, handle: &Handle, proof: &Proof, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
         let mut call = self.call(&self.create, handle);
-        call.arg(millis(lifetime.idle)).arg(millis(lifetime.absolute)).arg(handle.hash()).arg(fastrand::u64(..));
+        call.arg(millis(lifetime.idle))
+            .arg(millis(lifetime.absolute))
+            .arg(handle.family())
+            .arg(fastrand::u64(..))
+            .arg(proof.text());
         for (field, value) in changes.iter() {
             if let Some(value) = value {
                 call.arg(field).arg(value);
@@ -213,7 +263,7 @@ impl Store for RedisStore {
     async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error> {
         let mut call = self.call(&self.save, handle);
         let set = changes.iter().filter(|(_, value)| value.is_some()).count();
-        call.arg(idle.map_or(0, millis)).arg(handle.hash()).arg(set);
+        call.arg(idle.map_or(0, millis)).arg(handle.family()).arg(set);
         for (field, value) in changes.iter() {
             if let Some(value) = value {
                 call.arg(field).arg(value);
@@ -223,11 +273,7 @@ impl Store for RedisStore {
             call.arg(field);
         }
         let reply: String = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-        match reply.as_str() {
-            "done" => Ok(Saved::Done),
-            "gone" => Ok(Saved::Gone),
-            handle => Handle::parse(handle).map(Saved::Moved).ok_or_else(unreadable),
-        }
+        saved(&reply)
     }
 
     async fn swap(&self, handle: &Handle, field: &str, expected: Option<&[u8]>, new: Option<&[u8]>) -> Result<Swapped, Error> {
@@ -240,24 +286,37 @@ impl Store for RedisStore {
             Some(b"done") => Ok(Swapped::Done),
             Some(b"gone") => Ok(Swapped::Gone),
             Some(b"found") => Ok(Swapped::Found(reply.next())),
-            Some(b"moved") => {
-                let handle = reply.next().and_then(|h| Handle::parse(std::str::from_utf8(&h).ok()?));
-                handle.map(Swapped::Moved).ok_or_else(unreadable)
-            }
+            Some(b"frozen") => Ok(Swapped::Frozen),
             _ => Err(unreadable()),
         }
     }
 
-    async fn leave(&self, handle: &Handle, to: &Handle, expected: &Fields, grace: Duration) -> Result<Left, Error> {
-        let mut call = self.call(&self.leave, handle);
-        call.arg(to.text()).arg(millis(grace)).arg(handle.hash());
-        for (field, value) in expected {
-            call.arg(field).arg(value);
+    async fn add(&self, handle: &Handle, field: &str, by: i64) -> Result<Option<Result<i64, Swapped>>, Error> {
+        let mut call = self.call(&self.add, handle);
+        call.arg(field).arg(by).arg(&[crate::value::VERSION][..]);
+        let reply: Vec<String> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["done", sum] => sum.parse().map(|sum| Some(Ok(sum))).map_err(|_| unreadable()),
+            ["gone"] => Ok(Some(Err(Swapped::Gone))),
+            ["frozen"] => Ok(Some(Err(Swapped::Frozen))),
+            ["other"] => Ok(None),
+            _ => Err(unreadable()),
         }
-        match call.invoke_async(&mut self.server.clone()).await.map_err(failed)? {
-            Value::Array(one) if one.len() == 1 => Ok(Left::Done),
-            held => Ok(read(fields(held)).map_or(Left::Gone, Left::Changed)),
-        }
+    }
+
+    async fn rotate(&self, handle: &Handle, from: &Proof, to: &Proof, grace: Duration) -> Result<Saved, Error> {
+        let mut call = self.call(&self.rotate, handle);
+        call.arg(from.text()).arg(to.text()).arg(grace.as_millis() as u64).arg(OLD_PROOFS + 1);
+        let reply: String = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        saved(&reply)
+    }
+
+    async fn freeze(&self, handle: &Handle, grace: Duration) -> Result<Option<Fields>, Error> {
+        let mut call = self.call(&self.freeze, handle);
+        call.arg(grace.as_millis() as u64).arg(millis(REPLACED_FOR)).arg(handle.family());
+        let held = fields(call.invoke_async(&mut self.server.clone()).await.map_err(failed)?);
+        let own = |held: Fields| held.into_iter().filter(|(field, _)| !field.starts_with('\0')).collect();
+        Ok((!held.is_empty()).then(|| own(held)))
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
@@ -270,7 +329,7 @@ impl Store for RedisStore {
         let mut pipe = redis::pipe();
         pipe.hmget(self.owner_key(owner, "owner"), &["life", "revoked"][..]);
         for handle in &handles {
-            pipe.hmget(self.key(handle), &["\0turn", "\0renewed", crate::signed::FIELD][..]);
+            pipe.hmget(self.key(handle), &["\0turn", "\0renewed", "\0seen", "\0frozen", FIELD, BEFORE][..]);
         }
         let mut rows: Vec<Vec<Option<Vec<u8>>>> = pipe.query_async(&mut server).await.map_err(failed)?;
         let text = |value: &Option<Vec<u8>>| value.as_deref().and_then(|v| std::str::from_utf8(v).ok()).map(str::to_owned);
@@ -284,8 +343,12 @@ impl Store for RedisStore {
                 return None;
             }
             let renewed = SystemTime::UNIX_EPOCH + Duration::from_millis(text(row.get(1)?)?.parse().ok()?);
-            let field = row.into_iter().nth(2).flatten().map(|value| (crate::signed::FIELD.to_owned(), value));
-            Some((handle, Record { fields: field.into_iter().collect(), renewed, moved_to: None }))
+            if row.get(2)?.is_none() || row.get(3)?.is_some() {
+                return None;
+            }
+            let fields = [FIELD, BEFORE].into_iter().zip(row.into_iter().skip(4));
+            let fields = fields.filter_map(|(field, value)| Some((field.to_owned(), value?))).collect();
+            Some((handle, Record { fields, renewed, standing: Standing::Live, is_current: true, seen: true }))
         };
         Ok(handles.into_iter().zip(rows).filter_map(record).collect())
     }
@@ -293,14 +356,13 @@ impl Store for RedisStore {
     async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<(), Error> {
         let keys = (self.owner_key(owner, "owner"), self.owner_key(owner, "all"));
         let mut call = self.revoke.key(except.map_or_else(|| keys.0.clone(), |handle| self.key(handle)));
-        call.key(keys.0).key(keys.1).arg(except.map(Handle::hash).unwrap_or_default());
+        call.key(keys.0).key(keys.1).arg(except.map(Handle::family).unwrap_or_default());
         call.invoke_async::<i64>(&mut self.server.clone()).await.map(drop).map_err(failed)
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<Option<Handle>, Error> {
+    async fn destroy(&self, handle: &Handle) -> Result<bool, Error> {
         let mut call = self.call(&self.destroy, handle);
-        let moved: Option<String> = call.arg(handle.hash()).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-        Ok(moved.and_then(|h| Handle::parse(&h)))
+        call.arg(handle.family()).invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 }
 

@@ -1,23 +1,22 @@
 -- Writes the changed fields of a session that still exists; renews it if asked to.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- ARGV  idle (ms; 0: the time-out goes on as it is), the handle's hash, number of fields to set, field and value by turns, then fields to
+-- ARGV  idle (ms; 0: the time-out goes on as it is), the family's hash, number of fields to set, field and value by turns, then fields to
 --       remove
--- Reply 'done'; 'gone', or the handle it has moved to (then nothing is written)
+-- Reply 'done'; 'gone' or 'frozen' (then nothing is written)
 -- Cost  HMGET, HSET, HDEL; to renew, TIME, HSET, PEXPIRE more; O(changed fields)
 if revoked() then return 'gone' end
-local meta = redis.call('HMGET', KEYS[1], '\0ends', '\0moved')
-if meta[2] then return meta[2] end
+local meta = redis.call('HMGET', KEYS[1], '\0ends', '\0frozen')
 if not meta[1] then return 'gone' end
+if meta[2] then return 'frozen' end
 local idle = tonumber(ARGV[1])
 if idle > 0 then
-  local time = redis.call('TIME')
-  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local now = clock()
   local left = math.min(idle, tonumber(meta[1]) - now)
   if left <= 0 then
     redis.call('DEL', KEYS[1])
     return 'gone'
   end
-  redis.call('HSET', KEYS[1], '\0renewed', now)
+  redis.call('HSET', KEYS[1], '\0renewed', now, '\0seen', 1)
   redis.call('PEXPIRE', KEYS[1], left)
   if KEYS[2] then
     redis.call('ZADD', KEYS[3], 'XX', now + left, ARGV[2])

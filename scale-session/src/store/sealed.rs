@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Changes, Fields, Handle, Left, Lifetime, Owner, Record, Saved, Store, Swapped};
+use super::{Changes, Fields, Handle, Lifetime, Owner, Proof, Record, Saved, Standing, Store, Swapped};
 use crate::error::Error;
 use crate::id::Id;
 
@@ -139,7 +139,7 @@ fn millis(time: Duration) -> u64 {
 impl Held {
     fn record(&self) -> Record {
         let renewed = UNIX_EPOCH + Duration::from_millis(self.renewed);
-        Record { fields: self.fields.clone(), renewed, moved_to: None }
+        Record { fields: self.fields.clone(), renewed, standing: Standing::Live, is_current: true, seen: true }
     }
 
     fn apply<'c>(&mut self, changes: impl IntoIterator<Item = (&'c str, Option<&'c [u8]>)>) -> Result<(), Error> {
@@ -187,7 +187,7 @@ impl Store for SealedStore {
         Some(Arc::new(Self::new(self.keys.clone())))
     }
 
-    fn presented(&self, cookie: &str) -> Option<Handle> {
+    fn presented(&self, cookie: &str) -> Option<Id> {
         let held: Held = rmp_serde::from_slice(&self.keys.open(cookie)?).ok()?;
         if held.expires.min(held.ends) <= now() {
             return None;
@@ -197,11 +197,11 @@ impl Store for SealedStore {
             None => None,
         };
         // In a request it goes by a name of its own, as elsewhere.
-        let handle = Id::random(owner).ok()?.handle();
+        let id = Id::random(owner).ok()?;
         let mut inside = self.inside.lock();
-        inside.sessions.insert(handle, held);
-        inside.current = Some(handle);
-        Some(handle)
+        inside.sessions.insert(id.handle(), held);
+        inside.current = Some(id.handle());
+        Some(id)
     }
 
     fn room(&self) -> Option<usize> {
@@ -216,11 +216,11 @@ impl Store for SealedStore {
         self.keys.seal(&content).map(Some)
     }
 
-    async fn load(&self, handle: &Handle) -> Result<Option<Record>, Error> {
+    async fn load(&self, handle: &Handle, _: Option<&Proof>) -> Result<Option<Record>, Error> {
         Ok(self.inside.lock().sessions.get(handle).map(Held::record))
     }
 
-    async fn create(&self, handle: &Handle, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
+    async fn create(&self, handle: &Handle, _: &Proof, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
         let ends = now().saturating_add(millis(lifetime.absolute));
         let owner = handle.owner().map(Owner::text);
         let mut held = Held { renewed: 0, expires: 0, ends, owner, fields: Fields::default() };
@@ -254,16 +254,13 @@ impl Store for SealedStore {
         Ok(swapped.unwrap_or(Swapped::Gone))
     }
 
-    async fn leave(&self, handle: &Handle, _: &Handle, expected: &Fields, _: Duration) -> Result<Left, Error> {
-        let mut inside = self.inside.lock();
-        match inside.sessions.get(handle) {
-            None => Ok(Left::Gone),
-            Some(held) if held.fields != *expected => Ok(Left::Changed(held.record())),
-            Some(_) => {
-                inside.sessions.remove(handle);
-                Ok(Left::Done)
-            }
-        }
+    async fn rotate(&self, handle: &Handle, _: &Proof, _: &Proof, _: Duration) -> Result<Saved, Error> {
+        // Each cookie is encrypted anew.
+        Ok(self.with(handle, |_| Ok(()))?.map_or(Saved::Gone, |()| Saved::Done))
+    }
+
+    async fn freeze(&self, handle: &Handle, _: Duration) -> Result<Option<Fields>, Error> {
+        Ok(self.inside.lock().sessions.remove(handle).map(|held| held.fields))
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
@@ -277,13 +274,12 @@ impl Store for SealedStore {
         Err(Error::Irrevocable)
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<Option<Handle>, Error> {
+    async fn destroy(&self, handle: &Handle) -> Result<bool, Error> {
         let mut inside = self.inside.lock();
-        inside.sessions.remove(handle);
         if inside.current == Some(*handle) {
             inside.current = None;
         }
-        Ok(None)
+        Ok(inside.sessions.remove(handle).is_some())
     }
 }
 
@@ -315,8 +311,8 @@ mod tests {
         #[test]
         fn any_cookie_is_survived(text in ".{0,200}", bytes: Vec<u8>) {
             let store = SealedStore::new(CookieKeys::new(&[1; 32]));
-            proptest::prop_assert_eq!(store.presented(&text), None);
-            proptest::prop_assert_eq!(store.presented(&BASE64URL_NOPAD.encode(&bytes)), None);
+            proptest::prop_assert!(store.presented(&text).is_none());
+            proptest::prop_assert!(store.presented(&BASE64URL_NOPAD.encode(&bytes)).is_none());
             // Made here, and yet no session.
             let sealed = store.keys.seal(&bytes).unwrap();
             let _ = store.presented(&sealed);

@@ -1,12 +1,12 @@
 -- Writes one field if it still holds what is expected.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
 -- ARGV  field, 1 if a value is expected, that value, 1 if a value is to be set, that value
--- Reply {'done'}, {'gone'}, {'moved', handle}, {'found'} (the field is absent) or {'found', value}
+-- Reply {'done'}, {'gone'}, {'frozen'}, {'found'} (the field is absent) or {'found', value}
 -- Cost  HMGET and one HSET or HDEL; O(1)
 if revoked() then return { 'gone' } end
-local found = redis.call('HMGET', KEYS[1], '\0ends', '\0moved', ARGV[1])
-if found[2] then return { 'moved', found[2] } end
+local found = redis.call('HMGET', KEYS[1], '\0ends', '\0frozen', ARGV[1])
 if not found[1] then return { 'gone' } end
+if found[2] then return { 'frozen' } end
 local expected = ARGV[2] == '1' and ARGV[3] or false
 if found[3] ~= expected then
   return found[3] and { 'found', found[3] } or { 'found' }

@@ -764,6 +764,16 @@ impl Store for SqlStore {
         (local_ms() + self.offset.load(Relaxed)).max(0) as u64
     }
 
+    async fn make_known(&self, queue: &str) -> Result<(), Error> {
+        match self.system {
+            #[cfg(feature = "postgres")]
+            System::Postgres => self.know(queue).await,
+            // There is one writer, and that may be the application's transaction.
+            #[cfg(feature = "sqlite")]
+            System::Sqlite => Ok(()),
+        }
+    }
+
     fn enlists(&self) -> bool {
         true
     }

@@ -163,7 +163,10 @@ pub(crate) async fn enlist(
         connection.insert(texts.outbox_put.text(), row()).await.map_err(failed)?;
         return Ok(None);
     }
-    connection.run(texts.know.text(), &[&app, queue]).await.map_err(failed)?;
+    #[cfg(feature = "sqlite")]
+    if system == System::Sqlite {
+        connection.run(texts.know.text(), &[&app, queue]).await.map_err(failed)?;
+    }
     // As in a push: a key whose time is over is free, and a holder may end in between.
     for _ in 0..10 {
         if let Some((key, _)) = &entry.unique {

@@ -176,7 +176,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use scale_session::auth::{AuditLog, audit::{Event, Keys}};
 ///
-/// let log = AuditLog::memory(Keys::new(&[7; 32])?); // or AuditLog::connect("postgres://…", keys)
+/// let log = AuditLog::memory(Keys::new(&[7; 32])?); // or AuditLog::connect("postgres://…", "shop", keys)
 /// log.append(Event::new("ann", "role.grant").to("ben").details("admin")).await?;
 /// let anchor = log.head().await?.to_string(); // keep it elsewhere
 ///
@@ -186,6 +186,7 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 /// ```
 #[derive(Clone, Debug)]
 pub struct AuditLog {
+    app: String,
     store: Arc<dyn Store>,
     keys: Keys,
 }
@@ -193,7 +194,7 @@ pub struct AuditLog {
 impl AuditLog {
     /// In a store of your choice.
     pub fn new(store: impl Store, keys: Keys) -> Self {
-        Self { store: Arc::new(store), keys }
+        Self { app: String::new(), store: Arc::new(store), keys }
     }
 
     /// Of this process, gone with it.
@@ -201,14 +202,14 @@ impl AuditLog {
         Self::new(MemoryAudit::default(), keys)
     }
 
-    /// In a Postgres or SQLite database: the table `scale_audit`, made if it is not there. The role that the application connects as
+    /// The log of `app` in a Postgres or SQLite database: the table `scale_audit`, made if it is not there. The role that the application connects as
     /// needs to insert and select, nothing else.
     ///
     /// # Errors
     /// [`Error::Setting`] for an address that is none; [`Error::Ledger`] if nobody answers there.
     #[cfg(any(feature = "postgres", feature = "sqlite"))]
-    pub async fn connect(url: &str, keys: Keys) -> Result<Self, Error> {
-        Ok(Self::new(SqlAudit::connect(url).await?, keys))
+    pub async fn connect(url: &str, app: &str, keys: Keys) -> Result<Self, Error> {
+        Ok(Self { app: app.into(), ..Self::new(SqlAudit::connect(url, app).await?, keys) })
     }
 
     /// Writes down what happened.
@@ -293,7 +294,9 @@ impl AuditLog {
         let (number, at_ms) = (number.to_be_bytes(), at_ms.to_be_bytes());
         let Event { actor, action, object, details } = event;
         let texts = [actor, action, object, details].map(String::as_bytes);
-        let parts = [&[VERSION][..], &last.seal.key, &last.seal.mac, &number, &at_ms, texts[0], texts[1], texts[2], texts[3]];
+        let app = self.app.as_bytes();
+        let parts =
+            [&[VERSION][..], app, &last.seal.key, &last.seal.mac, &number, &at_ms, texts[0], texts[1], texts[2], texts[3]];
         let (key, mac) = self.keys.mac("audit", &parts, key)?;
         Ok(Seal { key, mac })
     }

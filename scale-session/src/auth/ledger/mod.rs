@@ -74,12 +74,15 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Ledger(Arc<dyn Store>);
+pub struct Ledger {
+    store: Arc<dyn Store>,
+    app: Arc<str>,
+}
 
 impl Ledger {
     /// In a store of your choice.
     pub fn new(store: impl Store) -> Self {
-        Self(Arc::new(store))
+        Self { store: Arc::new(store), app: "".into() }
     }
 
     /// Of this process alone.
@@ -97,10 +100,10 @@ impl Ledger {
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
                 let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Ledger(Box::new(e)))?;
-                Ok(Self::new(RedisLedger::new(redis, app)))
+                Ok(Self::new(RedisLedger::new(redis, app)).of(app))
             }
             #[cfg(any(feature = "postgres", feature = "sqlite"))]
-            _ if crate::sql::System::of(url).is_some() => Ok(Self::new(SqlLedger::connect(url).await?)),
+            _ if crate::sql::System::of(url).is_some() => Ok(Self::new(SqlLedger::connect(url, app).await?).of(app)),
             _ => {
                 let _ = app;
                 Err(Error::Setting("that is no address of a ledger"))
@@ -113,27 +116,37 @@ impl Ledger {
     /// # Errors
     /// [`Error::Ledger`]: nobody can know. Refuse.
     pub async fn claim(&self, scope: &str, key: &str, time: Duration) -> Result<bool, Error> {
-        self.0.claim(&hashed(scope, key), time).await
+        self.store.claim(&hashed(scope, key), time).await
+    }
+
+    #[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
+    fn of(self, app: &str) -> Self {
+        Self { app: app.into(), ..self }
+    }
+
+    /// What a token of this application is bound to beside `bound`: one of another application is none here, though the keys are the same.
+    pub(super) fn binding(&self, bound: &str) -> String {
+        format!("{}:{}{bound}", self.app.len(), self.app)
     }
 
     pub(super) async fn open(&self, family: &str, time: Duration) -> Result<(), Error> {
-        self.0.open(&hashed("family", family), time).await
+        self.store.open(&hashed("family", family), time).await
     }
 
     pub(super) async fn turn(&self, family: &str, turn: u64, grace: Duration) -> Result<Turn, Error> {
-        self.0.turn(&hashed("family", family), turn, grace).await
+        self.store.turn(&hashed("family", family), turn, grace).await
     }
 
     pub(super) async fn close(&self, family: &str) -> Result<(), Error> {
-        self.0.close(&hashed("family", family)).await
+        self.store.close(&hashed("family", family)).await
     }
 
     pub(super) async fn count(&self, scope: &str, key: &str, keep: Option<Duration>) -> Result<u64, Error> {
-        self.0.count(&hashed(scope, key), keep).await
+        self.store.count(&hashed(scope, key), keep).await
     }
 
     pub(super) async fn advance(&self, scope: &str, key: &str, keep: Duration) -> Result<u64, Error> {
-        self.0.advance(&hashed(scope, key), keep).await
+        self.store.advance(&hashed(scope, key), keep).await
     }
 }
 

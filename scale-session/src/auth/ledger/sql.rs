@@ -8,7 +8,7 @@ use sqlx::{Any, AssertSqlSafe, Row, Transaction};
 
 use super::{Store, Turn, judge};
 use crate::auth::error::Error;
-use crate::sql::{Database, System, statements};
+use crate::sql::{Database, System, statements, text_of};
 
 /// One in so many claims sweeps.
 const SWEEP: u32 = 100;
@@ -16,30 +16,33 @@ const SWEEP: u32 = 100;
 statements! {
     tables = "
         create table if not exists scale_ledger (
-            key text primary key,
+            app {text} not null,
+            key {text} not null,
             next bigint not null,
             taken_ms bigint not null,
-            ends_ms bigint not null
+            ends_ms bigint not null,
+            primary key (app, key)
         );
         create index if not exists scale_ledger_end on scale_ledger (ends_ms);";
-    claim = "insert into scale_ledger (key, next, taken_ms, ends_ms) values ($1, 0, {now}, {now} + $2) \
-        on conflict (key) do update set taken_ms = excluded.taken_ms, ends_ms = excluded.ends_ms \
+    claim = "insert into scale_ledger (app, key, next, taken_ms, ends_ms) values ($1, $2, 0, {now}, {now} + $3) \
+        on conflict (app, key) do update set taken_ms = excluded.taken_ms, ends_ms = excluded.ends_ms \
         where scale_ledger.ends_ms <= {now}";
-    open = "insert into scale_ledger (key, next, taken_ms, ends_ms) values ($1, 0, {now}, {now} + $2)";
-    family = "select next, {now} - taken_ms from scale_ledger where key = $1 and ends_ms > {now} {lock}";
-    take = "update scale_ledger set next = $2, taken_ms = {now} where key = $1";
-    count = "select next from scale_ledger where key = $1 and ends_ms > {now}";
-    keep = "update scale_ledger set ends_ms = {now} + $2 where key = $1 and ends_ms > {now} returning next";
-    advance = "insert into scale_ledger (key, next, taken_ms, ends_ms) values ($1, 1, {now}, {now} + $2) \
-        on conflict (key) do update set next = scale_ledger.next + 1, taken_ms = excluded.taken_ms, ends_ms = excluded.ends_ms \
+    open = "insert into scale_ledger (app, key, next, taken_ms, ends_ms) values ($1, $2, 0, {now}, {now} + $3)";
+    family = "select next, {now} - taken_ms from scale_ledger where app = $1 and key = $2 and ends_ms > {now} {lock}";
+    take = "update scale_ledger set next = $3, taken_ms = {now} where app = $1 and key = $2";
+    count = "select next from scale_ledger where app = $1 and key = $2 and ends_ms > {now}";
+    keep = "update scale_ledger set ends_ms = {now} + $3 where app = $1 and key = $2 and ends_ms > {now} returning next";
+    advance = "insert into scale_ledger (app, key, next, taken_ms, ends_ms) values ($1, $2, 1, {now}, {now} + $3) \
+        on conflict (app, key) do update set next = scale_ledger.next + 1, taken_ms = excluded.taken_ms, ends_ms = excluded.ends_ms \
         returning next";
-    close = "delete from scale_ledger where key = $1";
-    sweep = "delete from scale_ledger where key in (select key from scale_ledger where ends_ms <= {now} limit 100)";
+    close = "delete from scale_ledger where app = $1 and key = $2";
+    sweep = "delete from scale_ledger where (app, key) in (select app, key from scale_ledger where ends_ms <= {now} limit 100)";
 }
 
 /// A ledger in a PostgreSQL or SQLite database.
 #[derive(Debug)]
 pub struct SqlLedger {
+    app: String,
     database: Database,
     texts: Texts,
 }
@@ -53,15 +56,19 @@ fn millis(time: Duration) -> i64 {
 }
 
 impl SqlLedger {
-    /// Connects, and makes the table if it is not there.
+    /// Connects, for the ledger of `app`, and makes the table if it is not there.
     ///
     /// # Errors
     /// [`Error::Setting`] for an address that cannot be read; [`Error::Ledger`] if nobody answers there.
-    pub async fn connect(url: &str) -> Result<Self, Error> {
+    pub async fn connect(url: &str, app: &str) -> Result<Self, Error> {
         let system = System::of(url).ok_or(Error::Setting("that is no address of a ledger"))?;
         let texts = Texts::new(system);
         let database = Database::connect(url, &texts.tables).await.map_err(|e| Error::Ledger(Box::new(e)))?;
-        Ok(Self { database, texts })
+        Ok(Self { app: text_of(app), database, texts })
+    }
+
+    fn on(&self, text: &std::sync::Arc<str>, key: &str) -> sqlx::query::Query<'static, Any, sqlx::any::AnyArguments> {
+        query(text).bind(self.app.clone()).bind(key.to_owned())
     }
 
     async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
@@ -82,7 +89,7 @@ fn counted(row: &AnyRow) -> Result<u64, Error> {
 #[async_trait]
 impl Store for SqlLedger {
     async fn claim(&self, key: &str, time: Duration) -> Result<bool, Error> {
-        let claim = query(&self.texts.claim).bind(key.to_owned()).bind(millis(time));
+        let claim = self.on(&self.texts.claim, key).bind(millis(time));
         let done = claim.execute(self.database.pool()).await.map_err(failed)?.rows_affected() > 0;
         if fastrand::u32(..SWEEP) == 0
             && let Err(error) = query(&self.texts.sweep).execute(self.database.pool()).await
@@ -93,22 +100,22 @@ impl Store for SqlLedger {
     }
 
     async fn open(&self, key: &str, time: Duration) -> Result<(), Error> {
-        let open = query(&self.texts.open).bind(key.to_owned()).bind(millis(time));
+        let open = self.on(&self.texts.open, key).bind(millis(time));
         open.execute(self.database.pool()).await.map(drop).map_err(failed)
     }
 
     async fn turn(&self, key: &str, turn: u64, grace: Duration) -> Result<Turn, Error> {
         let mut tx = self.begin().await?;
-        let row = query(&self.texts.family).bind(key.to_owned()).fetch_optional(&mut *tx).await.map_err(failed)?;
+        let row = self.on(&self.texts.family, key).fetch_optional(&mut *tx).await.map_err(failed)?;
         let Some(row) = row else { return Ok(Turn::Gone) };
         let (next, since): (i64, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
         let judged = judge(next.max(0) as u64, Duration::from_millis(since.max(0) as u64), turn, grace);
         match judged {
             Turn::Taken if turn == next.max(0) as u64 => {
-                query(&self.texts.take).bind(key.to_owned()).bind(next + 1).execute(&mut *tx).await.map_err(failed)?;
+                self.on(&self.texts.take, key).bind(next + 1).execute(&mut *tx).await.map_err(failed)?;
             }
             Turn::Repeated => {
-                query(&self.texts.close).bind(key.to_owned()).execute(&mut *tx).await.map_err(failed)?;
+                self.on(&self.texts.close, key).execute(&mut *tx).await.map_err(failed)?;
             }
             _ => {}
         }
@@ -117,20 +124,20 @@ impl Store for SqlLedger {
     }
 
     async fn close(&self, key: &str) -> Result<(), Error> {
-        query(&self.texts.close).bind(key.to_owned()).execute(self.database.pool()).await.map(drop).map_err(failed)
+        self.on(&self.texts.close, key).execute(self.database.pool()).await.map(drop).map_err(failed)
     }
 
     async fn count(&self, key: &str, keep: Option<Duration>) -> Result<u64, Error> {
         let count = match keep {
-            Some(keep) => query(&self.texts.keep).bind(key.to_owned()).bind(millis(keep)),
-            None => query(&self.texts.count).bind(key.to_owned()),
+            Some(keep) => self.on(&self.texts.keep, key).bind(millis(keep)),
+            None => self.on(&self.texts.count, key),
         };
         let row = count.fetch_optional(self.database.pool()).await.map_err(failed)?;
         row.map_or(Ok(0), |row| counted(&row))
     }
 
     async fn advance(&self, key: &str, keep: Duration) -> Result<u64, Error> {
-        let advance = query(&self.texts.advance).bind(key.to_owned()).bind(millis(keep));
+        let advance = self.on(&self.texts.advance, key).bind(millis(keep));
         counted(&advance.fetch_one(self.database.pool()).await.map_err(failed)?)
     }
 }

@@ -7,6 +7,7 @@
 //! | `laravel` | `RedisQueue` with phpredis, one process as PHP is, a pop and a delete for each job, without `queue:work`'s events and signals | reserved jobs come back after 90 s |
 //! | `sidekiq` | Debian's 6.4, one process of ten threads, its default | nothing: a job that is under way when the process is killed is lost |
 //! | `rusty-sidekiq` | a hundred workers, a connection each; it pushes one job at a time | the same |
+//! | `apalis-sqlite` | 1.0 in a process of its own, a file with WAL and `synchronous=full` as ours, concurrency 100, batches of 1,000, no results kept | tasks locked by row, orphans taken back by heartbeat |
 //! | `graphile_worker` | Postgres, concurrency 100, its local queue of 500 | `skip locked`, attempts counted at the start |
 //! | `underway` | the same Postgres, 0.2 in a process of its own, concurrency 100 over 20 connections | one transaction a job, held while it runs |
 //! | `bullmq` | one worker, concurrency 100, `removeOnComplete`, `addBulk` by 1,000 | locks by job, stalled check every 30 s |
@@ -88,6 +89,22 @@ async fn sql_process(server: &Postgres, count: usize) -> Result<f64> {
     let queue = Queue::connect(&format!("{}?options=-csearch_path%3Dours", server.node(0).url()), "bench").await?;
     queue.push_many((0..count).map(small)).await?;
     process(&queue, count).await
+}
+
+/// The same on a file of SQLite, which has a commit wait for the disk, as it does by default.
+async fn sqlite_process(count: usize) -> Result<f64> {
+    let folder = tempfile::tempdir()?;
+    let queue = Queue::connect(&format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display()), "bench").await?;
+    for batch in 0..count / 1_000 {
+        queue.push_many((0..1_000).map(|n| small(batch * 1_000 + n))).await?;
+    }
+    process(&queue, count).await
+}
+
+async fn sqlite_peer(count: usize) -> Result<f64> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("jobs.db").display().to_string();
+    peer::rust(["apalis".into(), file, count.to_string()]).await
 }
 
 /// The same, with a backlog that stays: what is done is pushed again behind it.
@@ -253,6 +270,11 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("scale-queue", move || sql_process(p, few))
         .subject("graphile_worker", move || peers::graphile_process(p, few))
         .subject("underway", move || peer::rust(["underway".into(), url.clone(), (few / 10).to_string()]))
+        .measure(effort, &mut report)
+        .await;
+    Case::new("sqlite_process", "jobs/s", Better::Higher)
+        .subject("scale-queue", move || sqlite_process(few))
+        .subject("apalis-sqlite", move || sqlite_peer(few))
         .measure(effort, &mut report)
         .await;
     let b = &big;

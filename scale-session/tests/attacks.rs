@@ -1,0 +1,526 @@
+//! Attacks that once succeeded, and accidents that look like them, on every store.
+#![cfg(all(feature = "redis", feature = "postgres", feature = "sqlite"))]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use http::StatusCode;
+use scale_session::{Config, Error, OnStoreError, SessionLayer};
+use testkit::{Postgres, Proxy, Redis};
+use tokio::sync::Semaphore;
+
+use common::{Action, action, get, put, send};
+
+const GRACE: Duration = Duration::from_millis(1_500);
+
+/// A store of one kind, and whatever keeps it alive.
+struct Server {
+    url: String,
+    keep: Box<dyn Any + Send + Sync>,
+}
+
+impl Server {
+    async fn start(kind: &str) -> Result<Self> {
+        let (url, keep): (_, Box<dyn Any + Send + Sync>) = match kind {
+            "redis" => {
+                let server = Redis::start().await?;
+                (server.url(), Box::new(server))
+            }
+            "postgres" => {
+                let server = Postgres::start(0).await?;
+                (server.node(0).url(), Box::new(server))
+            }
+            "sqlite" => {
+                let folder = tempfile::tempdir()?;
+                (format!("sqlite://{}/s.db?mode=rwc", folder.path().display()), Box::new(folder))
+            }
+            _ => ("memory:".to_owned(), Box::new(())),
+        };
+        Ok(Self { url, keep })
+    }
+
+    async fn layer(&self) -> Result<SessionLayer> {
+        Ok(SessionLayer::connect(&self.url, "test", Config::default().rotation_grace(GRACE)).await?)
+    }
+}
+
+macro_rules! on_every_store {
+    ($($case:ident),* $(,)?) => {
+        on_stores! { memory: "memory"; $($case),* }
+        on_stores! { redis: "redis"; $($case),* }
+        on_stores! { postgres: "postgres"; $($case),* }
+        on_stores! { sqlite: "sqlite"; $($case),* }
+    };
+}
+
+macro_rules! on_stores {
+    ($store:ident: $kind:literal; $($case:ident),* $(,)?) => {
+        mod $store {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() -> anyhow::Result<()> {
+                    super::$case(&super::Server::start($kind).await?).await
+                }
+            )*
+        }
+    };
+}
+
+fn who() -> Action {
+    action(|s| async move { Ok(s.user().await?.unwrap_or_else(|| "nobody".into())) })
+}
+
+fn sign_in(user: &'static str) -> Action {
+    action(move |s| async move {
+        s.sign_in(user, "browser").await?;
+        Ok(s.user().await?.unwrap_or_default())
+    })
+}
+
+fn sign_out() -> Action {
+    action(|s| async move { Ok(s.destroy().await.map(|()| String::new())?) })
+}
+
+fn rotate() -> Action {
+    action(|s| async move { Ok(s.rotate().await.map(|()| String::new())?) })
+}
+
+async fn is(layer: &SessionLayer, cookie: &str) -> String {
+    send(layer, Some(cookie), who()).await.1
+}
+
+async fn anonymous(layer: &SessionLayer) -> String {
+    send(layer, None, put("cart".into(), "shoes")).await.2.unwrap()
+}
+
+/// An action that is under way: it has begun, and does what is given when it is let go.
+fn slow(then: Action) -> (Action, Arc<Semaphore>, Arc<Semaphore>) {
+    let (begun, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (begins, goes) = (Arc::clone(&begun), Arc::clone(&go));
+    let act = action(move |s| {
+        let (begins, goes, then) = (Arc::clone(&begins), Arc::clone(&goes), Arc::clone(&then));
+        async move {
+            s.get::<String>("cart").await?;
+            begins.add_permits(1);
+            goes.acquire().await?.forget();
+            then(s).await
+        }
+    });
+    (act, begun, go)
+}
+
+/// 1, ASVS 7.2.4: somebody plants the id of an anonymous session of theirs, and waits for the victim to sign in with it.
+async fn a_planted_id_leads_nowhere(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let steps: [Vec<Action>; 3] = [
+        vec![sign_in("victim")],
+        vec![action(|s| async move { Ok(s.await_second_factor("victim").await.map(|()| String::new())?) }), sign_in("victim")],
+        vec![sign_in("somebody"), sign_in("victim")],
+    ];
+    for steps in steps {
+        let planted = anonymous(&layer).await;
+        let mut theirs = planted.clone();
+        for step in steps {
+            let before = theirs.clone();
+            theirs = send(&layer, Some(&before), step).await.2.unwrap();
+            // Whatever the attacker does with an id that the victim had before.
+            for id in [&planted, &before] {
+                assert_ne!(is(&layer, id).await, "victim");
+                let (_, _, cookie) = send(&layer, Some(id), rotate()).await;
+                assert!(cookie.is_none_or(|cookie| cookie.is_empty()), "an id of their own");
+                let devices = action(|s| async move { Ok(s.devices().await?.len().to_string()) });
+                assert_eq!(send(&layer, Some(id), devices).await.1, "0");
+                send(&layer, Some(id), sign_out()).await;
+            }
+        }
+        assert_eq!(is(&layer, &theirs).await, "victim");
+        assert_eq!(send(&layer, Some(&theirs), get("cart")).await.1, "shoes", "what was in the cart is kept");
+        tokio::time::sleep(GRACE).await;
+        assert_eq!([is(&layer, &planted).await, is(&layer, &theirs).await], ["nobody", "victim"]);
+    }
+    Ok(())
+}
+
+/// 1: requests under way with the old id see the old state, and change nothing.
+async fn requests_under_way_see_the_old_state(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let old = anonymous(&layer).await;
+    let new = send(&layer, Some(&old), sign_in("ann")).await.2.unwrap();
+    assert_eq!(send(&layer, Some(&old), get("cart")).await, (StatusCode::OK, "shoes".into(), None));
+    let write = action(|s| async move { Ok(format!("{:?}", s.insert("cart", "hat").await.unwrap_err())) });
+    assert_eq!(send(&layer, Some(&old), write).await, (StatusCode::OK, "Replaced".into(), None));
+    let update = action(|s| async move { Ok(format!("{:?}", s.increment("n", 1).await.unwrap_err())) });
+    assert_eq!(send(&layer, Some(&old), update).await.1, "Replaced");
+    assert_eq!(send(&layer, Some(&new), get("cart")).await.1, "shoes");
+    tokio::time::sleep(GRACE).await;
+    assert_eq!(send(&layer, Some(&old), get("cart")).await, (StatusCode::OK, "none".into(), None), "and then nothing");
+    // Who never got the new cookie signs in again.
+    let again = send(&layer, Some(&old), sign_in("ann")).await.2.unwrap();
+    assert_eq!([is(&layer, &again).await, is(&layer, &new).await], ["ann", "ann"]);
+    Ok(())
+}
+
+/// 1: a user who proves who they are has a new session; the one before is read for a moment, and ends with the new one's logout.
+async fn a_step_up_leaves_nothing_behind_a_logout(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let prove = || action(|s| async move { Ok(s.prove().await?.to_string()) });
+    let first = send(&layer, None, sign_in("ann")).await.2.unwrap();
+    let second = send(&layer, Some(&first), prove()).await.2.unwrap();
+    let third = send(&layer, Some(&second), prove()).await.2.unwrap();
+    assert_eq!([is(&layer, &first).await, is(&layer, &second).await], ["ann", "ann"], "under way");
+    assert!(send(&layer, Some(&first), prove()).await.2.is_some(), "proved on its own, not by the other");
+    send(&layer, Some(&third), sign_out()).await;
+    for id in [&first, &second, &third] {
+        assert_eq!(is(&layer, id).await, "nobody");
+    }
+    Ok(())
+}
+
+/// 2: one database, two applications: nothing of one is anything in the other.
+async fn applications_share_nothing(server: &Server) -> Result<()> {
+    use scale_session::auth::{AuditLog, Ledger, Remember, SignIns, Tokens, audit, remember::Exchange, token::Keys};
+
+    let day = Duration::from_hours(24);
+    let of = async |app: &str| SessionLayer::connect(&server.url, app, Config::default()).await;
+    let (forum, admin) = (of("forum").await?, of("admin").await?);
+    let cookie = send(&forum, None, sign_in("1")).await.2.unwrap();
+    assert_eq!([is(&forum, &cookie).await, is(&admin, &cookie).await], ["1", "nobody"]);
+    send(&admin, None, sign_in("1")).await;
+    admin.revoke_all_of("1").await?;
+    assert_eq!((is(&forum, &cookie).await.as_str(), forum.devices_of("1").await?.len()), ("1", 1));
+    if server.url == "memory:" {
+        return Ok(());
+    }
+    let (ours, theirs) = (Ledger::connect(&server.url, "forum").await?, Ledger::connect(&server.url, "admin").await?);
+    let (here, there) = (SignIns::new(&ours, day), SignIns::new(&theirs, day));
+    let stamp = here.stamp("1").await?;
+    there.end_all("1").await?;
+    assert!(here.holds("1", stamp).await?);
+    assert!(ours.claim("x", "y", day).await? && theirs.claim("x", "y", day).await?);
+    let keys = Keys::new(&[7; 32])?;
+    let token = Tokens::new(keys.clone(), &ours).make("reset", "1", &["hash"], day)?;
+    assert!(Tokens::new(keys.clone(), &theirs).redeem("reset", &token, &["hash"]).await?.is_none(), "keys alone make no token");
+    assert!(Tokens::new(keys.clone(), &ours).redeem("reset", &token, &["hash"]).await?.is_some());
+    let stays = Remember::new(keys.clone(), &ours, day).begin("1", "hash").await?;
+    assert_eq!(Remember::new(keys, &theirs, day).exchange(&stays, "hash").await?, Exchange::No);
+    if !server.keep.is::<Redis>() {
+        let log = async |app: &str| AuditLog::connect(&server.url, app, audit::Keys::new(&[7; 32]).unwrap()).await;
+        let (ours, theirs) = (log("forum").await?, log("admin").await?);
+        ours.append(audit::Event::new("ann", "a")).await?;
+        let head = ours.append(audit::Event::new("ann", "b")).await?;
+        assert_eq!(theirs.append(audit::Event::new("ben", "c")).await?.number, 1);
+        assert_eq!((ours.verify(Some(head)).await?, theirs.verify(None).await?), (Ok(2), Ok(1)));
+    }
+    Ok(())
+}
+
+/// 4: a double click on "Log in", and two users from one anonymous session: each gets a session of its own.
+async fn log_ins_at_once_are_each_who_they_say(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    for (one, other) in [("ann", "ann"), ("ann", "ben")] {
+        let old = anonymous(&layer).await;
+        let ((first, begun, go), (second, begun_too, go_too)) = (slow(sign_in(one)), slow(sign_in(other)));
+        let request = |act: Action| {
+            let (layer, old) = (layer.clone(), old.clone());
+            tokio::spawn(async move { send(&layer, Some(&old), act).await })
+        };
+        let (first, second) = (request(first), request(second));
+        begun.acquire().await?.forget();
+        begun_too.acquire().await?.forget();
+        go.add_permits(1);
+        let first = first.await?;
+        go_too.add_permits(1);
+        let second = second.await?;
+        for ((status, said, cookie), user) in [(first, one), (second, other)] {
+            assert_eq!((status, said.as_str()), (StatusCode::OK, user));
+            let cookie = cookie.unwrap();
+            assert_eq!([is(&layer, &cookie).await, send(&layer, Some(&cookie), get("cart")).await.1], [user, "shoes"]);
+        }
+    }
+    Ok(())
+}
+
+/// 4: requests that began before a log-in and end long after it leave the new cookie alone.
+async fn slow_requests_leave_the_new_cookie_alone(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    for then in [put("uploaded".into(), "1"), who(), rotate()] {
+        let old = anonymous(&layer).await;
+        // One that has asked for the session, and one that has not yet.
+        let (asked, begun, go) = slow(Arc::clone(&then));
+        let upload = {
+            let (layer, old) = (layer.clone(), old.clone());
+            tokio::spawn(async move { send(&layer, Some(&old), asked).await })
+        };
+        begun.acquire().await?.forget();
+        let new = send(&layer, Some(&old), sign_in("ann")).await.2.unwrap();
+        tokio::time::sleep(GRACE).await;
+        go.add_permits(1);
+        assert_eq!(upload.await?.2, None, "no cookie is set or cleared");
+        assert_eq!(send(&layer, Some(&old), Arc::clone(&then)).await.2, None);
+        assert_eq!(is(&layer, &new).await, "ann");
+    }
+    Ok(())
+}
+
+/// 4: a log-in whose anonymous session has ended meanwhile has a session all the same.
+async fn a_log_in_does_not_need_the_old_session(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let old = anonymous(&layer).await;
+    let (act, begun, go) = slow(sign_in("ann"));
+    let log_in = {
+        let (layer, old) = (layer.clone(), old.clone());
+        tokio::spawn(async move { send(&layer, Some(&old), act).await })
+    };
+    begun.acquire().await?.forget();
+    send(&layer, Some(&old), sign_out()).await;
+    go.add_permits(1);
+    let (status, said, cookie) = log_in.await?;
+    assert_eq!((status, said.as_str()), (StatusCode::OK, "ann"));
+    assert_eq!(is(&layer, &cookie.unwrap()).await, "ann");
+    Ok(())
+}
+
+/// 5: logouts and revocations beside rotations, by ids of any age.
+async fn a_logout_ends_what_is_rotated_meanwhile(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    for round in 0..12 {
+        let mut ids = vec![send(&layer, None, sign_in("ann")).await.2.unwrap()];
+        assert_eq!(is(&layer, &ids[0]).await, "ann");
+        for _ in 0..fastrand::usize(1..4) {
+            ids.push(send(&layer, ids.last().map(String::as_str), rotate()).await.2.unwrap());
+        }
+        let device = layer.devices_of("ann").await?;
+        assert_eq!(device.len(), 1, "a session is one device, however often it was rotated");
+        let other = send(&layer, None, sign_in("ann")).await.2.unwrap();
+        assert_eq!(is(&layer, &other).await, "ann");
+        // Slow requests rotate and write while one of the ids signs out, or another device revokes it.
+        let slow_ones: Vec<_> = (0..8)
+            .map(|n| {
+                let (layer, id) = (layer.clone(), ids[fastrand::usize(..ids.len())].clone());
+                let act = if n % 2 == 0 { rotate() } else { put("late".into(), "x") };
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_micros(fastrand::u64(..3_000))).await;
+                    send(&layer, Some(&id), act).await.2
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_micros(fastrand::u64(..2_000))).await;
+        if round % 2 == 0 {
+            let id = ids[fastrand::usize(..ids.len())].clone();
+            send(&layer, Some(&id), sign_out()).await;
+        } else {
+            let id = device[0].id.clone();
+            let revoke = action(move |s| {
+                let id = id.clone();
+                async move { Ok(s.revoke(&id).await?.to_string()) }
+            });
+            assert_eq!(send(&layer, Some(&other), revoke).await.1, "true");
+        }
+        for one in slow_ones {
+            ids.extend(one.await?.filter(|cookie| !cookie.is_empty()));
+        }
+        for id in &ids {
+            assert_ne!(is(&layer, id).await, "ann", "round {round}: an id of a session that has ended");
+        }
+        layer.revoke_all_of("ann").await?;
+    }
+    Ok(())
+}
+
+/// 6: with the store away, what must not be pretended is an error, though requests go on without a session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_pretended_while_the_store_is_away() -> Result<()> {
+    let server = Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let config = Config::default().on_store_error(OnStoreError::Anonymous);
+    let layer = SessionLayer::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test", config).await?;
+    let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
+    proxy.refuse();
+    assert_eq!(is(&layer, &cookie).await, "nobody", "the request goes on");
+    assert_eq!(send(&layer, Some(&cookie), put("a".into(), "b")).await, (StatusCode::OK, String::new(), None));
+    for act in
+        [sign_out(), sign_in("ann"), action(|s| async move { Ok(s.await_second_factor("ann").await.map(|()| String::new())?) })]
+    {
+        let (status, _, cookie) = send(&layer, Some(&cookie), act).await;
+        assert_eq!((status, cookie), (StatusCode::INTERNAL_SERVER_ERROR, None), "the handler is told");
+    }
+    // Without a cookie nothing is read first: it fails at the end, and is told there.
+    let (status, _, new) = send(&layer, None, sign_in("ann")).await;
+    assert_eq!((status, new), (StatusCode::SERVICE_UNAVAILABLE, None));
+    proxy.heal();
+    testkit::eventually("the session", async || (is(&layer, &cookie).await == "ann").then_some(())).await?;
+    Ok(())
+}
+
+/// 8: cookies of others may hold any bytes.
+#[tokio::test]
+async fn any_cookie_beside_ours_is_survived() -> Result<()> {
+    use tower::{Layer, ServiceExt, service_fn};
+
+    let layer = SessionLayer::memory(Config::default());
+    let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
+    let cases: [Vec<Vec<u8>>; 5] = [
+        vec![format!("name=Zoë; {cookie}").into()],
+        vec![[b"a=\xe9; ".as_slice(), cookie.as_bytes()].concat()],
+        vec!["name=Zoë".into(), cookie.clone().into()],
+        vec![format!("a=b;{cookie};c=d").into()],
+        vec![[cookie.as_bytes(), b"; \xff\xfe"].concat()],
+    ];
+    for lines in cases {
+        let mut request = http::Request::new(());
+        for line in &lines {
+            request.headers_mut().append("cookie", http::HeaderValue::from_bytes(line)?);
+        }
+        let handler = service_fn(|request: http::Request<()>| async move {
+            let session = request.extensions().get::<scale_session::Session>().unwrap().clone();
+            Ok::<_, std::convert::Infallible>(http::Response::new(session.user().await.unwrap().unwrap_or_default()))
+        });
+        assert_eq!(layer.layer(handler).oneshot(request).await?.into_body(), "ann", "{lines:?}");
+    }
+    Ok(())
+}
+
+/// 9: what cannot be written any more is an error; what writes at once is written.
+async fn after_the_response_nothing_is_lost_silently(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
+    let (kept, got) = tokio::sync::mpsc::unbounded_channel();
+    let keep = action(move |s| {
+        let kept = kept.clone();
+        async move {
+            s.user().await?;
+            kept.send(s)?;
+            Ok(String::new())
+        }
+    });
+    let mut got = got;
+    send(&layer, Some(&cookie), Arc::clone(&keep)).await;
+    let late = got.recv().await.unwrap();
+    assert!(matches!(late.insert("a", "b").await, Err(Error::Closed)));
+    assert!(matches!(late.remove("a").await, Err(Error::Closed)));
+    assert!(matches!(late.rotate().await, Err(Error::Closed)));
+    assert!(matches!(late.sign_in("ben", "x").await, Err(Error::Closed)));
+    assert_eq!(late.increment("n", 2).await?, 2);
+    let n = action(|s| async move { Ok(format!("{:?}", s.get::<i64>("n").await?)) });
+    assert_eq!(send(&layer, Some(&cookie), n).await.1, "Some(2)");
+    // Of a session that was never made, nobody could be told.
+    send(&layer, None, keep).await;
+    assert!(matches!(got.recv().await.unwrap().increment("n", 1).await, Err(Error::Closed)));
+    Ok(())
+}
+
+/// 9: a handle that lives on hears of a rotation, of a revocation, and of nothing else.
+async fn a_long_lived_handle_is_told(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
+    let (kept, mut got) = tokio::sync::mpsc::unbounded_channel();
+    let keep = action(move |s| {
+        let kept = kept.clone();
+        async move {
+            s.user().await?;
+            kept.send(s)?;
+            Ok(String::new())
+        }
+    });
+    send(&layer, Some(&cookie), keep).await;
+    let handle = got.recv().await.unwrap();
+    let watch = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.watch(Duration::from_millis(20)).await }
+    });
+    send(&layer, Some(&cookie), rotate()).await;
+    tokio::time::sleep(GRACE + Duration::from_millis(200)).await;
+    assert!(!watch.is_finished() && handle.user().await?.as_deref() == Some("ann"), "a rotation is nothing to it");
+    layer.revoke_all_of("ann").await?;
+    tokio::time::timeout(Duration::from_secs(10), watch).await??;
+    handle.reload().await?;
+    assert_eq!((handle.user().await?, handle.is_proved_within(Duration::from_hours(1)).await?), (None, false));
+    assert!(handle.increment("n", 1).await.is_err());
+    Ok(())
+}
+
+/// 9: a log-in whose answer never arrived is no device.
+async fn an_aborted_log_in_is_no_device(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    for _ in 0..5 {
+        send(&layer, None, sign_in("ann")).await;
+    }
+    let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
+    assert!(layer.devices_of("ann").await?.is_empty());
+    assert_eq!(is(&layer, &cookie).await, "ann");
+    assert_eq!(layer.devices_of("ann").await?.len(), 1);
+    layer.revoke_all_of("ann").await?;
+    assert_eq!(is(&layer, &cookie).await, "nobody");
+    Ok(())
+}
+
+/// 9: many add at once: each in one step, whatever isolation the database has by default.
+async fn many_add_at_once(server: &Server) -> Result<()> {
+    const AT_ONCE: i64 = 64;
+    if let Some(postgres) = server.keep.downcast_ref::<Postgres>() {
+        postgres.node(0).sql("alter role postgres set default_transaction_isolation = 'repeatable read'").await?;
+    }
+    let layer = server.layer().await?;
+    let cookie = send(&layer, None, put("cart".into(), "shoes")).await.2.unwrap();
+    let add = || action(|s| async move { Ok(s.increment("n", 1).await?.to_string()) });
+    assert_eq!(send(&layer, Some(&cookie), add()).await.1, "1");
+    if let Some(redis) = server.keep.downcast_ref::<Redis>() {
+        redis.command(&["CONFIG", "RESETSTAT"]).await?;
+    }
+    let answers = futures_util::future::join_all((0..AT_ONCE).map(|_| send(&layer, Some(&cookie), add()))).await;
+    let mut sums: Vec<i64> = answers.iter().map(|(_, body, _)| body.parse().unwrap_or_else(|_| panic!("{body}"))).collect();
+    sums.sort_unstable();
+    assert_eq!(sums, (2..=AT_ONCE + 1).collect::<Vec<_>>());
+    if let Some(redis) = server.keep.downcast_ref::<Redis>() {
+        let scripts = redis.calls(&["evalsha", "eval"]).await?;
+        assert_eq!(scripts, AT_ONCE as u64, "one each");
+    }
+    // Beyond what a script counts exactly, it is still exact.
+    let far = action(|s| async move {
+        s.increment("far", i64::MAX - 5).await?;
+        Ok(format!("{} {}", s.increment("far", 2).await? == i64::MAX - 3, s.increment("far", 9).await? == i64::MAX))
+    });
+    assert_eq!(send(&layer, Some(&cookie), far).await.1, "true true");
+    let text = action(|s| async move { Ok(format!("{:?}", s.increment("cart", 1).await.is_err())) });
+    assert_eq!(send(&layer, Some(&cookie), text).await.1, "true");
+    Ok(())
+}
+
+/// 9: values without sense are refused at once, or bounded.
+async fn any_settings_are_taken_or_refused(server: &Server) -> Result<()> {
+    use scale_session::CookiePolicy;
+
+    for name in ["", "my; session", "a\nb", "a=b", "ä"] {
+        assert!(matches!(CookiePolicy::default().name(name), Err(Error::Setting(_))), "{name:?}");
+    }
+    let config = Config::default().idle_timeout(Duration::MAX).absolute_timeout(Duration::MAX).rotation_grace(Duration::MAX);
+    let layer = SessionLayer::connect(&server.url, "test", config).await?;
+    let cookie = send(&layer, None, sign_in("a\0b")).await.2.unwrap();
+    assert_eq!(is(&layer, &cookie).await, "a\0b");
+    let new = send(&layer, Some(&cookie), rotate()).await.2.unwrap();
+    assert_eq!([is(&layer, &cookie).await, is(&layer, &new).await], ["a\0b", "a\0b"]);
+    let field = action(|s| async move { Ok(format!("{:?}", matches!(s.insert("a\0b", "x").await, Err(Error::TooLarge(_))))) });
+    assert_eq!(send(&layer, Some(&new), field).await.1, "true");
+    Ok(())
+}
+
+on_every_store! {
+    a_planted_id_leads_nowhere,
+    requests_under_way_see_the_old_state,
+    a_step_up_leaves_nothing_behind_a_logout,
+    applications_share_nothing,
+    log_ins_at_once_are_each_who_they_say,
+    slow_requests_leave_the_new_cookie_alone,
+    a_log_in_does_not_need_the_old_session,
+    a_logout_ends_what_is_rotated_meanwhile,
+    after_the_response_nothing_is_lost_silently,
+    a_long_lived_handle_is_told,
+    an_aborted_log_in_is_no_device,
+    many_add_at_once,
+    any_settings_are_taken_or_refused,
+}
