@@ -347,7 +347,7 @@ statements! {
             order by due_ms, id limit $3)";
     claimed = "select coalesce(group_concat(job.cancelled || hex(job.body), ',' order by wanted.key), '') \
         from json_each('[\"' || replace($4, ',', '\",\"') || '\"]') as wanted \
-        join scale_queue_jobs as job on job.id = wanted.value and app = $1 and queue = $2 and worker = $3";
+        cross join scale_queue_jobs as job on job.id = wanted.value and app = $1 and queue = $2 and worker = $3";
     claim = "update scale_queue_jobs set worker = $3, line = null, suspect = 0 \
         where app = $1 and queue = $2 and worker is null and id {list:4} returning id, body, cancelled";
     is_paused = "select count(*) from scale_queue_queues where app = $1 and queue = $2 and paused = 1";
