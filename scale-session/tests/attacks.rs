@@ -509,6 +509,52 @@ async fn any_settings_are_taken_or_refused(server: &Server) -> Result<()> {
     Ok(())
 }
 
+/// 3: an HTTP cache around the sessions: what depends on one, or sets its cookie, is nobody else's.
+#[tokio::test]
+async fn a_shared_cache_keeps_nothing_of_a_session() -> Result<()> {
+    use http::{Request, Response, header};
+    use http_body_util::Full;
+    use scale_cache::{Cache, http::HttpCacheLayer};
+    use tower::{Layer, ServiceExt, service_fn};
+
+    type Body = Full<bytes::Bytes>;
+    let site = service_fn(|request: Request<Body>| async move {
+        let session = request.extensions().get::<scale_session::Session>().unwrap().clone();
+        let body = match request.uri().path() {
+            "/product" => session.insert("last_seen", "mug").await.map(|()| "a mug".to_owned()),
+            "/login" => session.sign_in("victim", "x").await.map(|()| "in".to_owned()),
+            "/me" => session.user().await.map(Option::unwrap_or_default),
+            _ => Ok("the same for all".to_owned()),
+        };
+        let answer = Response::builder().header(header::CACHE_CONTROL, "public, max-age=60, s-maxage=60");
+        Ok::<_, std::convert::Infallible>(answer.body(Body::from(body.unwrap())).unwrap())
+    });
+    let cache = Cache::connect("memory:", "test").await?;
+    let app = HttpCacheLayer::new(&cache).layer(SessionLayer::memory(Config::default()).layer(site));
+    let ask = async |path: &str, cookie: Option<&str>| {
+        let mut request = Request::builder().uri(path).header(header::HOST, "shop.example");
+        if let Some(cookie) = cookie {
+            request = request.header(header::COOKIE, cookie);
+        }
+        let response = app.clone().oneshot(request.body(Body::default()).unwrap()).await.unwrap();
+        let text = |name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        let cookie = text(header::SET_COOKIE).map(|cookie| cookie.split(';').next().unwrap().to_owned());
+        (cookie, text(header::CACHE_CONTROL), text(header::VARY), text(header::HeaderName::from_static("cache-status")))
+    };
+    let (first, second) = (ask("/product", None).await, ask("/product", None).await);
+    assert!(first.0.is_some() && first.0 != second.0, "each visitor has a session of their own: {first:?} {second:?}");
+    assert_eq!((first.1.as_deref(), first.2.as_deref()), (Some("no-store"), Some("cookie")));
+    let victim = ask("/login", first.0.as_deref()).await.0;
+    let (asked, again) = (ask("/me", victim.as_deref()).await, ask("/me", victim.as_deref()).await);
+    assert_eq!((asked.1.as_deref(), asked.2.as_deref()), (Some("private, max-age=60"), Some("cookie")));
+    assert!(again.3.is_none_or(|status| !status.contains("hit")), "a page of somebody");
+    // A page that has not asked for the session stays everybody's.
+    let all = ask("/about", None).await;
+    assert_eq!((all.0, all.1.as_deref(), all.2), (None, Some("public, max-age=60, s-maxage=60"), None));
+    assert!(ask("/about", None).await.3.is_some_and(|status| status.contains("hit")));
+    Ok(())
+}
+
 on_every_store! {
     a_planted_id_leads_nowhere,
     requests_under_way_see_the_old_state,

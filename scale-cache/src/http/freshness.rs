@@ -153,8 +153,12 @@ pub(super) fn judge(
     if wishes.authorized && !shared && !said.has("must-revalidate") {
         return None;
     }
-    // What somebody's cookies may have made, or what makes somebody a cookie, is everybody's only if the origin says so.
-    if !rules.as_the_standard_permits && (wishes.cookies || headers.contains_key(SET_COOKIE)) && !shared {
+    // A cookie is for one client, whatever the origin says of the answer that sets it.
+    if headers.contains_key(SET_COOKIE) {
+        return None;
+    }
+    // What somebody's cookies may have made is everybody's only if the origin says so.
+    if !rules.as_the_standard_permits && wishes.cookies && !shared {
         return None;
     }
     let date = date_of(headers, &DATE).unwrap_or(received);
@@ -264,8 +268,9 @@ mod tests {
             (vec![("cookie", "a=b")], vec![public], false, true),
             (vec![("cookie", "a=b")], vec![("cache-control", "s-maxage=60")], false, true),
             (vec![], vec![fresh, ("set-cookie", "a=b")], false, false),
-            (vec![], vec![public, ("set-cookie", "a=b")], false, true),
-            (vec![], vec![fresh, ("set-cookie", "a=b")], true, true),
+            (vec![], vec![public, ("set-cookie", "a=b")], false, false),
+            (vec![], vec![fresh, ("set-cookie", "a=b")], true, false),
+            (vec![], vec![("cache-control", "s-maxage=60"), ("set-cookie", "a=b")], true, false),
             // Credentials, under either rule.
             (vec![("authorization", "x")], vec![fresh], true, false),
             (vec![("authorization", "x")], vec![("expires", "Fri, 01 Jan 2038 01:01:01 GMT")], true, false),

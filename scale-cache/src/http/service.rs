@@ -58,9 +58,9 @@ impl HttpCacheLayer {
         Self { largest: bytes, ..self }
     }
 
-    /// Stores what RFC 9111 permits even where the origin did not say that it is for all: answers with `Set-Cookie` or to requests with
-    /// cookies that have a `max-age`, and answers without any, for a tenth of the time since they last changed. For origins that know HTTP
-    /// caching and say `private` where they mean it.
+    /// Stores what RFC 9111 permits even where the origin did not say that it is for all: answers to requests with cookies that have a
+    /// `max-age`, and answers without any, for a tenth of the time since they last changed. For origins that know HTTP caching and say
+    /// `private` where they mean it. What sets a cookie is never stored.
     pub fn as_the_standard_permits(self) -> Self {
         Self { rules: Rules { as_the_standard_permits: true }, ..self }
     }

@@ -126,6 +126,9 @@ impl From<SigningKey> for VerifyingKey {
     }
 }
 
+/// Claims that are not an application's to add.
+const REGISTERED: [&str; 7] = ["sub", "iss", "aud", "exp", "iat", "nbf", "jti"];
+
 /// What a token says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -179,13 +182,20 @@ impl Access {
     /// A token about `subject`, with claims of the application's: a map or a struct, whose names are none of the registered ones.
     ///
     /// # Errors
-    /// [`Error::Setting`] if there is no key that signs, or the claims are no map.
+    /// [`Error::Setting`] if there is no key that signs, or the claims are no map, or name a registered claim.
     pub fn issue<T: Serialize>(&self, subject: &str, more: &T) -> Result<String, Error> {
         let key = self.keys.first().and_then(|key| Some((key, key.signs.as_ref()?)));
         let (key, signs) = key.ok_or(Error::Setting("there is no key that signs"))?;
         let header = Header { kid: Some(key.id.clone()), ..Header::new(key.algorithm) };
         let iat = now();
         let exp = iat + self.lifetime.as_secs();
+        let no_map = Error::Setting("the claims cannot be written as a map");
+        let Ok(serde_json::Value::Object(more)) = serde_json::to_value(more) else { return Err(no_map) };
+        if REGISTERED.iter().any(|name| more.contains_key(*name)) {
+            return Err(Error::Setting(
+                "the claims of an application are none of the registered ones: sub, iss, aud, exp, iat, nbf, jti",
+            ));
+        }
         let claims = Claims { sub: subject.into(), iss: self.issuer.clone(), aud: self.audience.clone(), exp, iat, more };
         jsonwebtoken::encode(&header, &claims, signs).map_err(|_| Error::Setting("the claims cannot be written as a map"))
     }
@@ -196,6 +206,14 @@ impl Access {
             return None;
         }
         let header = jsonwebtoken::decode_header(token).ok()?;
+        // RFC 8725, 3.11, and RFC 7515, 4.1.11: another kind of token is none of ours, and we know no extension that must be understood.
+        if !header.typ.as_deref().is_some_and(|typ| typ.eq_ignore_ascii_case("JWT") || typ.eq_ignore_ascii_case("at+jwt")) {
+            return None;
+        }
+        let text = data_encoding::BASE64URL_NOPAD.decode(token.split('.').next()?.as_bytes()).ok()?;
+        if serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&text).ok()?.contains_key("crit") {
+            return None;
+        }
         let id = header.kid?;
         let key = self.keys.iter().find(|key| key.id == id)?;
         let mut rules = Validation::new(key.algorithm);
@@ -252,6 +270,18 @@ mod tests {
         assert_eq!((read.sub.as_str(), &read.more["scope"], read.exp - read.iat), ("ann", &json!("orders"), 300));
         assert!(good(&forged(&header(), &claims(), &SECRET)), "the forger of these tests does it right");
         assert!(access().issue("ann", &7).is_err(), "no map");
+        for name in REGISTERED {
+            assert!(access().issue("ann", &json!({ name: "x" })).is_err(), "twice `{name}`");
+        }
+        let with = |name: &str, value: Value| {
+            let mut header = header();
+            header[name] = value;
+            forged(&header, &claims(), &SECRET)
+        };
+        assert!(
+            good(&with("typ", json!("at+jwt"))) && !good(&with("typ", json!("dpop+jwt"))) && !good(&with("typ", Value::Null))
+        );
+        assert!(!good(&with("crit", json!(["exp"]))));
         assert_eq!(format!("{:?}", access()), r#"Access { issuer: "me", keys: ["k1"], .. }"#);
     }
 

@@ -4,7 +4,7 @@
 //! that changes something is refused if it says that it comes from elsewhere. What says neither is no browser's of the last years, and
 //! nobody's in whose name a browser acts. (As Go's `http.CrossOriginProtection`, after Filippo Valsorda's "Cross-Site Request Forgery".)
 //!
-//! `GET` and `HEAD` pass: they must not change anything.
+//! `GET` and `HEAD` pass: they must not change anything. The handshake of a websocket does not.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::header::{HOST, ORIGIN};
+use http::header::{HOST, ORIGIN, UPGRADE};
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -47,7 +47,8 @@ impl CsrfLayer {
         self
     }
 
-    /// Requests to paths that begin so are not looked at: those that do not go by cookies.
+    /// Requests to this path, or to those below it, are not looked at: those that do not go by cookies. A path that is not written plainly
+    /// (`..`, `//`, percent signs in its separators or dots) is below none.
     pub fn except(mut self, path: &str) -> Self {
         Arc::make_mut(&mut self.0).except.push(path.to_owned());
         self
@@ -56,7 +57,9 @@ impl CsrfLayer {
 
 impl Rules {
     fn allow(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
-        if method.is_safe() || self.except.iter().any(|path| uri.path().starts_with(path.as_str())) {
+        // A handshake is a GET, and opens a way for what changes something.
+        let upgrades = headers.get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        if method.is_safe() && !upgrades || self.except.iter().any(|path| is_below(uri.path(), path)) {
             return true;
         }
         let origin = headers.get(ORIGIN).map(|o| String::from_utf8_lossy(o.as_bytes()).to_ascii_lowercase());
@@ -74,6 +77,16 @@ impl Rules {
         // The scheme cannot be known behind a proxy; a page of the same host is taken for ours.
         host.is_some_and(|host| origin.split_once("://").is_some_and(|(_, theirs)| theirs.eq_ignore_ascii_case(host)))
     }
+}
+
+/// Whether a path is this one or below it, however a server behind us reads it.
+fn is_below(path: &str, above: &str) -> bool {
+    let lower = path.to_ascii_lowercase();
+    let is_plain = !["//", "/./", "/../", "%2e", "%2f", "%5c", "\\"].iter().any(|odd| lower.contains(odd))
+        && !lower.ends_with("/..")
+        && !lower.ends_with("/.");
+    let rest = path.strip_prefix(above);
+    is_plain && rest.is_some_and(|rest| rest.is_empty() || above.ends_with('/') || rest.starts_with('/'))
 }
 
 impl<S> Layer<S> for CsrfLayer {
@@ -145,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_table_of_requests_from_other_sites() {
-        let layer = CsrfLayer::new().trust("https://Trusted.example/").except("/hooks/");
+        let layer = CsrfLayer::new().trust("https://Trusted.example/").except("/hooks/").except("/api");
         for (method, path, headers, allowed) in [
             // Browsers that say where a request comes from.
             ("POST", "/", &[("sec-fetch-site", "same-origin")][..], true),
@@ -174,6 +187,19 @@ mod tests {
             ("POST", "/", &[("sec-fetch-site", "cross-site"), ("origin", "https://trusted.example")], true),
             ("POST", "/hooks/pay", &[("sec-fetch-site", "cross-site")], true),
             ("POST", "/hook", &[("sec-fetch-site", "cross-site")], false),
+            ("POST", "/hooks/../admin", &[("sec-fetch-site", "cross-site")], false),
+            ("POST", "/hooks/%2e%2E/admin", &[("sec-fetch-site", "cross-site")], false),
+            ("POST", "/hooks/..%2fadmin", &[("sec-fetch-site", "cross-site")], false),
+            ("POST", "/hooks//x", &[("sec-fetch-site", "cross-site")], false),
+            ("POST", "/hooks/..", &[("sec-fetch-site", "cross-site")], false),
+            ("POST", "/api", &[("sec-fetch-site", "cross-site")], true),
+            ("POST", "/api/x", &[("sec-fetch-site", "cross-site")], true),
+            ("POST", "/apis", &[("sec-fetch-site", "cross-site")], false),
+            // Websockets.
+            ("GET", "/", &[("upgrade", "websocket"), ("sec-fetch-site", "cross-site")], false),
+            ("GET", "/", &[("upgrade", "WebSocket"), ("origin", "https://evil.example")], false),
+            ("GET", "/", &[("upgrade", "websocket"), ("origin", "https://shop.example")], true),
+            ("GET", "/", &[("upgrade", "websocket"), ("origin", "https://trusted.example")], true),
         ] {
             let mut map = HeaderMap::new();
             map.insert(HOST, "shop.example".parse().unwrap());

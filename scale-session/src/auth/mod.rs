@@ -29,7 +29,7 @@
 //! | the ledger does not answer | [`Error::Ledger`]: nobody is let in on a guess |
 //! | all sign-ins of a user end | no stamp taken before holds on any server; one taken after does |
 //! | a permission is taken away, an account deleted | the next request that the application says so to is refused, on every server; of a deleted one the session ends |
-//! | a cookie to stay signed in is used twice | the family is revoked, unless it is the lost answer of a moment ago |
+//! | a cookie to stay signed in is used twice | the family is revoked, unless it is a lost answer or a late tab of the last 30 s |
 //!
 //! # Against OWASP ASVS 5.0
 //!
@@ -42,13 +42,13 @@
 //! | 6.3.8 no valid users told by timing | dummy work | `nobody_takes_as_long_as_somebody` |
 //! | 6.5.1 codes used once | the ledger | `a_code_is_good_once_whoever_sends_it` |
 //! | 6.5.2, 6.5.3 recovery codes random and hashed | 120 bits from the system's generator, SHA-256 | `recovery_codes_are_random_and_stored_hashed` |
-//! | 6.5.5 short-lived codes | 30 s; a step of skew must be asked for ([`Totp::skew`]) | `codes_of_rfc_6238` |
+//! | 6.5.5 short-lived codes | 30 s, and one step before and after ([`Totp::skew`]) | `codes_of_rfc_6238` |
 //! | 6.4.1, 6.4.3 resets that are random, expire and are good once | purpose, subject, end and what it is bound to are part of a token | `a_token_is_good_for_what_it_was_made_for` |
 //! | 7.4.2, 7.4.3, 7.5.2 ending all sessions, after a change of password for one | [`SignIns::end_all`] | `all_sign_ins_end_in_one_step` |
 //! | 7.4.5 administrators end a user's sessions | [`SessionLayer::revoke_all_of`](crate::SessionLayer::revoke_all_of) | `devices_are_listed_and_ended` |
 //! | 7.5.2 users see and end their sessions | [`Session::devices`](crate::Session::devices), [`revoke`](crate::Session::revoke) | `devices_are_listed_and_ended` |
 //! | 7.5.3 proved again before what matters | [`Session::is_proved_within`](crate::Session::is_proved_within) | `states_follow_one_another` |
-//! | 7.2.4 a new id at each sign-in | [`Session::sign_in`](crate::Session::sign_in) | `states_follow_one_another` |
+//! | 7.2.4 a new id at each sign-in, and no way to it from the old one | [`Session::sign_in`](crate::Session::sign_in) | `a_planted_id_leads_nowhere` |
 //! | 7.4.2 sessions of a deleted account end; 8.3.1 permissions are enforced by the server | [`Permissions`] | `a_permission_taken_away_and_a_deleted_user_count_on_all_servers` |
 //! | 9.1.1 tokens verified before they are believed, 9.1.2 algorithms allowed, 9.1.3 keys from here alone | [`Access`] | `algorithms_and_keys_are_ours_to_choose` |
 //! | 9.2.1 to 9.2.3 validity, type and audience of tokens | [`Access`] | `claims_are_there_and_what_they_should_be` |

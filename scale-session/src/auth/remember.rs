@@ -2,8 +2,7 @@
 //!
 //! Each sign-in begins a *family*. Its cookie is good once: using it gives the next one. So when a cookie has been stolen, thief and
 //! owner will sooner or later present the same one, and the second of them is found out: the family ends, and both must sign in. A cookie
-//! that is presented again within a grace time is the answer that got lost, or a second request of the same page, and gets the same next
-//! cookie. (After Barry Jaspan's "Improved Persistent Login Cookie Best Practice", and the refresh token rotation of RFC 9700, 4.14.2.)
+//! that is presented again within a grace time is the answer that got lost, or a tab that others came before, and gets the latest cookie. (After Barry Jaspan's "Improved Persistent Login Cookie Best Practice", and the refresh token rotation of RFC 9700, 4.14.2.)
 //!
 //! Cookies are derived from a key: the ledger knows how often a family was used, not what opens it. A family can be bound, to the present
 //! password hash for example, and ends when that changes.
@@ -83,7 +82,8 @@ impl Remember {
     /// [`Error::Ledger`]; [`Error::Random`]; [`Error::Setting`] for a subject of over 256 bytes.
     pub async fn begin(&self, subject: &str, bound: &str) -> Result<String, Error> {
         let said = Said { expires: now() + self.time.as_secs(), nonce: random()?, number: 0, subject: subject.to_owned() };
-        let cookie = said.seal(&self.keys, PURPOSE, &self.ledger.binding(bound))?;
+        let binding = self.binding(subject, bound, Some(self.time)).await?;
+        let cookie = said.seal(&self.keys, PURPOSE, &binding)?;
         self.ledger.open(&family(&said), self.time).await?;
         Ok(cookie)
     }
@@ -98,11 +98,12 @@ impl Remember {
     /// # Errors
     /// [`Error::Ledger`].
     pub async fn exchange(&self, cookie: &str, bound: &str) -> Result<Exchange, Error> {
-        let Some(said) = Said::open(cookie, &self.keys, PURPOSE, &self.ledger.binding(bound)) else { return Ok(Exchange::No) };
+        let Some(said) = self.open(cookie, bound).await? else { return Ok(Exchange::No) };
         match self.ledger.turn(&family(&said), said.number, self.grace).await? {
-            Turn::Taken => {
-                let next = Said { number: said.number + 1, ..said };
-                let cookie = next.seal(&self.keys, PURPOSE, &self.ledger.binding(bound))?;
+            Turn::Taken(number) => {
+                let next = Said { number, ..said };
+                let binding = self.binding(&next.subject, bound, None).await?;
+                let cookie = next.seal(&self.keys, PURPOSE, &binding)?;
                 Ok(Exchange::Good { subject: next.subject, cookie })
             }
             Turn::Repeated => {
@@ -119,10 +120,30 @@ impl Remember {
     /// # Errors
     /// [`Error::Ledger`].
     pub async fn end(&self, cookie: &str, bound: &str) -> Result<(), Error> {
-        match Said::open(cookie, &self.keys, PURPOSE, &self.ledger.binding(bound)) {
+        match self.open(cookie, bound).await? {
             Some(said) => self.ledger.close(&family(&said)).await,
             None => Ok(()),
         }
+    }
+
+    /// Ends all families of a user, in one step: with [`Session::revoke_all`](crate::Session::revoke_all), or a cookie brings back what that
+    /// ended.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`]: they may have ended or not. Try again.
+    pub async fn end_all(&self, subject: &str) -> Result<(), Error> {
+        self.ledger.advance(PURPOSE, subject, self.time).await.map(drop)
+    }
+
+    /// What a cookie is good for: as long as its user's families have not ended, and what it is bound to has not changed.
+    async fn binding(&self, subject: &str, bound: &str, keep: Option<Duration>) -> Result<String, Error> {
+        let ends = self.ledger.count(PURPOSE, subject, keep).await?;
+        Ok(self.ledger.binding(&format!("{ends}\0{bound}")))
+    }
+
+    async fn open(&self, cookie: &str, bound: &str) -> Result<Option<Said>, Error> {
+        let Some(subject) = Self::subject(cookie) else { return Ok(None) };
+        Ok(Said::open(cookie, &self.keys, PURPOSE, &self.binding(&subject, bound, None).await?))
     }
 }
 
@@ -182,11 +203,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn within_the_grace_only_the_last_cookie_is_forgiven() {
+    async fn a_tab_a_few_turns_late_is_no_theft() {
         let remember = remember();
-        let first = remember.begin("user:7", "hash").await.unwrap();
-        let second = good(remember.exchange(&first, "hash").await.unwrap());
-        good(remember.exchange(&second, "hash").await.unwrap());
-        assert!(matches!(remember.exchange(&first, "hash").await.unwrap(), Exchange::Stolen { .. }));
+        let mut cookies = vec![remember.begin("user:7", "hash").await.unwrap()];
+        for _ in 0..4 {
+            cookies.push(good(remember.exchange(cookies.last().unwrap(), "hash").await.unwrap()));
+        }
+        for late in &cookies[1..4] {
+            assert_eq!(good(remember.exchange(late, "hash").await.unwrap()), cookies[4], "the latest one");
+        }
+        assert!(
+            matches!(remember.exchange(&cookies[0], "hash").await.unwrap(), Exchange::Stolen { .. }),
+            "four turns are too many"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_families_of_a_user_end_at_once() {
+        let remember = remember();
+        let begin = async |user: &str| remember.begin(user, "hash").await.unwrap();
+        let (one, two, other) = (begin("user:7").await, begin("user:7").await, begin("user:8").await);
+        remember.end_all("user:7").await.unwrap();
+        for cookie in [&one, &two] {
+            assert_eq!(remember.exchange(cookie, "hash").await.unwrap(), Exchange::No);
+        }
+        assert!(matches!(remember.exchange(&other, "hash").await.unwrap(), Exchange::Good { .. }));
+        good(remember.exchange(&begin("user:7").await, "hash").await.unwrap());
     }
 }

@@ -58,6 +58,19 @@ impl Tokens {
         Said::peek(token).map(|said| said.subject)
     }
 
+    /// The subject, if [`redeem`](Self::redeem) would say so now; the token stays good. For the page that a link leads to, which scanners of
+    /// mails open too: let it show a form whose `POST` redeems.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`].
+    pub async fn peek(&self, purpose: &str, token: &str, bound: &[&str]) -> Result<Option<String>, Error> {
+        let Some(said) = Said::open(token, &self.keys, &named(purpose), &self.ledger.binding(&joined(bound))) else {
+            return Ok(None);
+        };
+        let claimed = self.ledger.claimed("token", &data_encoding::HEXLOWER.encode(&said.nonce)).await?;
+        Ok((!claimed).then_some(said.subject))
+    }
+
     /// The subject, if the token is good: made here, for this purpose, bound to this, not expired, and not redeemed before. `None` does not
     /// say which of them it is; neither should an answer.
     ///
@@ -104,12 +117,17 @@ mod tests {
             assert_eq!(tokens.redeem(purpose, &token, bound).await.unwrap(), None, "{purpose} {bound:?}");
         }
         let bound = ["ann@example.com", "hash"];
+        for _ in 0..3 {
+            assert_eq!(tokens.peek("reset", &token, &bound).await.unwrap().as_deref(), Some("user:7"), "a look uses nothing up");
+        }
+        assert_eq!(tokens.peek("confirm", &token, &bound).await.unwrap(), None);
         assert_eq!(
             tokens.redeem("reset", &token, &bound).await.unwrap().as_deref(),
             Some("user:7"),
             "wrong tries did not use it up"
         );
         assert_eq!(tokens.redeem("reset", &token, &bound).await.unwrap(), None);
+        assert_eq!(tokens.peek("reset", &token, &bound).await.unwrap(), None);
         assert!(tokens.redeem("reset", &make("reset"), &bound).await.unwrap().is_some(), "another one");
         let expired = tokens.make("reset", "user:7", &bound, Duration::ZERO).unwrap();
         assert_eq!(tokens.redeem("reset", &expired, &bound).await.unwrap(), None);

@@ -65,6 +65,11 @@ impl Store for MemoryLedger {
         Ok(true)
     }
 
+    async fn claimed(&self, key: &str) -> Result<bool, Error> {
+        let now = Instant::now();
+        Ok(self.0.lock().claims.get(key).is_some_and(|ends| *ends > now))
+    }
+
     async fn open(&self, key: &str, time: Duration) -> Result<(), Error> {
         let now = Instant::now();
         let mut entries = self.0.lock();
@@ -79,7 +84,7 @@ impl Store for MemoryLedger {
         let Some(family) = entries.families.get_mut(key).filter(|f| f.ends > now) else { return Ok(Turn::Gone) };
         let judged = judge(family.next, now - family.taken, turn, grace);
         match judged {
-            Turn::Taken if turn == family.next => (family.next, family.taken) = (turn + 1, now),
+            Turn::Taken(_) if turn == family.next => (family.next, family.taken) = (turn + 1, now),
             Turn::Repeated => drop(entries.families.remove(key)),
             _ => {}
         }

@@ -31,8 +31,8 @@ use super::error::Error;
 /// What came of taking a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// It was the next one, or the last one within the grace.
-    Taken,
+    /// It was the next one, or one of the last few within the grace: the number of the one to give out.
+    Taken(u64),
     /// It was taken before; the family is closed now.
     Repeated,
     /// There is no such family.
@@ -45,10 +45,14 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Whether nobody has claimed this before; remembered for `time`.
     async fn claim(&self, key: &str, time: Duration) -> Result<bool, Error>;
 
+    /// Whether this is claimed.
+    async fn claimed(&self, key: &str) -> Result<bool, Error>;
+
     /// Begins a family at turn 0, for `time`.
     async fn open(&self, key: &str, time: Duration) -> Result<(), Error>;
 
-    /// Takes a turn of a family. The last one taken may be taken again for `grace`; any other that was taken before closes the family.
+    /// Takes a turn of a family. The last three taken may be taken again for `grace` after the last; any other that was taken before closes
+    /// the family.
     async fn turn(&self, key: &str, turn: u64, grace: Duration) -> Result<Turn, Error>;
 
     /// Ends a family.
@@ -129,6 +133,10 @@ impl Ledger {
         format!("{}:{}{bound}", self.app.len(), self.app)
     }
 
+    pub(super) async fn claimed(&self, scope: &str, key: &str) -> Result<bool, Error> {
+        self.store.claimed(&hashed(scope, key)).await
+    }
+
     pub(super) async fn open(&self, family: &str, time: Duration) -> Result<(), Error> {
         self.store.open(&hashed("family", family), time).await
     }
@@ -155,11 +163,14 @@ fn hashed(scope: &str, key: &str) -> String {
     HEXLOWER.encode(&digest[..20])
 }
 
+/// Turns that may be late: a lost answer, or tabs of one browser that came in between.
+const LATE: u64 = 3;
+
 /// What a turn is worth, given the next one and how long ago the last one was taken.
 fn judge(next: u64, since: Duration, turn: u64, grace: Duration) -> Turn {
     match turn {
-        turn if turn == next => Turn::Taken,
-        turn if turn + 1 == next && since <= grace => Turn::Taken,
+        turn if turn == next => Turn::Taken(next + 1),
+        turn if turn < next && next - turn <= LATE && since <= grace => Turn::Taken(next),
         turn if turn < next => Turn::Repeated,
         // Signed, and yet ahead of us: the ledger has lost something.
         _ => Turn::Gone,

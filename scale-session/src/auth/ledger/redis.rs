@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use redis::{RedisError, Script};
 use scale_redis::Keys;
 
-use super::{Store, Turn};
+use super::{LATE, Store, Turn};
 use crate::auth::error::Error;
 
 /// A ledger in Redis: standalone, Sentinel or Cluster.
@@ -46,6 +46,10 @@ impl Store for RedisLedger {
         Ok(set.is_some())
     }
 
+    async fn claimed(&self, key: &str) -> Result<bool, Error> {
+        redis::cmd("EXISTS").arg(self.keys.tagged(key, "c")).query_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
     async fn open(&self, key: &str, time: Duration) -> Result<(), Error> {
         let key = self.keys.tagged(key, "f");
         let mut both = redis::pipe();
@@ -56,11 +60,12 @@ impl Store for RedisLedger {
 
     async fn turn(&self, key: &str, turn: u64, grace: Duration) -> Result<Turn, Error> {
         let mut call = self.turn.key(self.keys.tagged(key, "f"));
-        let reply: String = call.arg(turn).arg(millis(grace)).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        let reply: String =
+            call.arg(turn).arg(millis(grace)).arg(LATE).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         match reply.as_str() {
-            "taken" => Ok(Turn::Taken),
             "repeated" => Ok(Turn::Repeated),
-            _ => Ok(Turn::Gone),
+            "gone" => Ok(Turn::Gone),
+            next => next.parse().map(Turn::Taken).map_err(|_| Error::Ledger("the script's reply cannot be read".into())),
         }
     }
 

@@ -27,6 +27,7 @@ statements! {
     claim = "insert into scale_ledger (app, key, next, taken_ms, ends_ms) values ($1, $2, 0, {now}, {now} + $3) \
         on conflict (app, key) do update set taken_ms = excluded.taken_ms, ends_ms = excluded.ends_ms \
         where scale_ledger.ends_ms <= {now}";
+    claimed = "select count(*) from scale_ledger where app = $1 and key = $2 and ends_ms > {now}";
     open = "insert into scale_ledger (app, key, next, taken_ms, ends_ms) values ($1, $2, 0, {now}, {now} + $3)";
     family = "select next, {now} - taken_ms from scale_ledger where app = $1 and key = $2 and ends_ms > {now} {lock}";
     take = "update scale_ledger set next = $3, taken_ms = {now} where app = $1 and key = $2";
@@ -99,6 +100,10 @@ impl Store for SqlLedger {
         Ok(done)
     }
 
+    async fn claimed(&self, key: &str) -> Result<bool, Error> {
+        counted(&self.on(&self.texts.claimed, key).fetch_one(self.database.pool()).await.map_err(failed)?).map(|count| count > 0)
+    }
+
     async fn open(&self, key: &str, time: Duration) -> Result<(), Error> {
         let open = self.on(&self.texts.open, key).bind(millis(time));
         open.execute(self.database.pool()).await.map(drop).map_err(failed)
@@ -111,7 +116,7 @@ impl Store for SqlLedger {
         let (next, since): (i64, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
         let judged = judge(next.max(0) as u64, Duration::from_millis(since.max(0) as u64), turn, grace);
         match judged {
-            Turn::Taken if turn == next.max(0) as u64 => {
+            Turn::Taken(_) if turn == next.max(0) as u64 => {
                 self.on(&self.texts.take, key).bind(next + 1).execute(&mut *tx).await.map_err(failed)?;
             }
             Turn::Repeated => {

@@ -1,7 +1,7 @@
 -- Takes a turn of a family.
 -- KEYS  the family's hash
--- ARGV  the turn, grace (ms)
--- Reply 'taken', 'repeated' (the family is removed) or 'gone'
+-- ARGV  the turn, grace (ms), how many turns one may be late
+-- Reply the number of the next one, 'repeated' (the family is removed) or 'gone'
 -- Cost  TIME, HMGET and one write; O(1)
 local family = redis.call('HMGET', KEYS[1], 'next', 'taken')
 if not family[1] then return 'gone' end
@@ -10,9 +10,9 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local turn, next = tonumber(ARGV[1]), tonumber(family[1])
 if turn == next then
   redis.call('HSET', KEYS[1], 'next', turn + 1, 'taken', now)
-  return 'taken'
+  return tostring(turn + 1)
 end
-if turn + 1 == next and now - tonumber(family[2]) <= tonumber(ARGV[2]) then return 'taken' end
+if turn < next and next - turn <= tonumber(ARGV[3]) and now - tonumber(family[2]) <= tonumber(ARGV[2]) then return tostring(next) end
 if turn < next then
   redis.call('DEL', KEYS[1])
   return 'repeated'
