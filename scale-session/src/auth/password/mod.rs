@@ -4,6 +4,8 @@
 //! threads of its own, as many at once as were allowed and, on Linux, at a low priority; its memory is taken once and reused, since filling
 //! 19 MiB anew costs as much as the hash.
 
+#[cfg(feature = "foreign-hashes")]
+mod foreign;
 mod phc;
 mod rules;
 mod threads;
@@ -14,8 +16,12 @@ use std::time::{Duration, Instant};
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use parking_lot::Mutex;
+#[cfg(feature = "foreign-hashes")]
+use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, oneshot};
 
+#[cfg(feature = "foreign-hashes")]
+use self::foreign::Foreign;
 use self::phc::Phc;
 pub use self::rules::Rules;
 use self::threads::Threads;
@@ -120,6 +126,39 @@ struct Inner {
     /// Memory that nobody hashes in just now.
     memory: Mutex<Vec<Vec<Block>>>,
     threads: Arc<Threads>,
+    /// Kinds of hashes that accounts were seen to have, and how often.
+    #[cfg(feature = "foreign-hashes")]
+    seen: Mutex<Vec<(Kind, u64)>>,
+}
+
+/// What verifying an account's hash costs.
+#[cfg(feature = "foreign-hashes")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Own,
+    Foreign(Foreign),
+}
+
+/// Kinds that are told apart, and how often all are seen before the oldest sightings count half.
+#[cfg(feature = "foreign-hashes")]
+const KINDS: usize = 8;
+#[cfg(feature = "foreign-hashes")]
+const SEEN: u64 = 100_000;
+
+/// A hash as it is stored.
+enum Stored {
+    Own(Phc),
+    #[cfg(feature = "foreign-hashes")]
+    Foreign(Foreign),
+}
+
+impl Stored {
+    fn read(text: &str) -> Option<Self> {
+        let own = Phc::read(text).map(Self::Own);
+        #[cfg(feature = "foreign-hashes")]
+        let own = own.or_else(|| Foreign::read(text).map(Self::Foreign));
+        own
+    }
 }
 
 impl std::fmt::Debug for Passwords {
@@ -149,6 +188,8 @@ impl Passwords {
             queue: at_once * 20,
             memory: Mutex::default(),
             threads: Arc::default(),
+            #[cfg(feature = "foreign-hashes")]
+            seen: Mutex::default(),
         }))
     }
 
@@ -163,6 +204,8 @@ impl Passwords {
             queue: old.queue,
             memory: Mutex::default(),
             threads: Arc::default(),
+            #[cfg(feature = "foreign-hashes")]
+            seen: Mutex::default(),
         };
         change(&mut inner);
         inner.permits = Semaphore::new(inner.at_once);
@@ -210,15 +253,52 @@ impl Passwords {
         self.run(move |inner, blocks| inner.make(&password, blocks)).await?
     }
 
-    /// Whether a password fits what is stored; `None` if there is no such account, or it has no password. Takes the same time for all.
+    /// Whether a password fits what is stored; `None` if there is no such account, or it has no password. Takes the same time for all. While
+    /// accounts have hashes of another system, use [`verify_for`](Self::verify_for).
     ///
     /// # Errors
     /// [`Error::Busy`].
     pub async fn verify(&self, password: &str, stored: Option<&str>) -> Result<Verified, Error> {
+        self.verify_for("", password, stored).await
+    }
+
+    /// The same for the name that was typed in. With feature `foreign-hashes` what is stored may come from Laravel, Rails, Django or ASP.NET;
+    /// once it fits, [`Verified::Yes`] has a hash of ours to store instead. Such hashes cost what they cost: so a name without an account
+    /// takes as long as one of the kinds of hashes that accounts were seen to have, the same for a name each time, and one kind for as many
+    /// names as accounts have it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`].
+    pub async fn verify_for(&self, account: &str, password: &str, stored: Option<&str>) -> Result<Verified, Error> {
         // Too long, too, is an answer that takes its time.
         let (password, fits) = if password.len() > LONGEST { ("", false) } else { (password, true) };
-        let (password, stored) = (password.to_owned(), stored.and_then(Phc::read));
+        let (password, stored, account) = (password.to_owned(), stored.and_then(Stored::read), account.to_owned());
         self.run(move |inner, blocks| {
+            let stored = match stored {
+                #[cfg(feature = "foreign-hashes")]
+                Some(Stored::Foreign(foreign)) => {
+                    inner.saw(Kind::Foreign(foreign.of_nobody()));
+                    let fits = foreign.fits(&password, blocks) && fits;
+                    let rehashed = fits.then(|| inner.make(&password, blocks)).transpose()?;
+                    return Ok(rehashed.map_or(Verified::No, |hash| Verified::Yes { rehashed: Some(hash) }));
+                }
+                #[cfg(feature = "foreign-hashes")]
+                None => {
+                    if let Some(Kind::Foreign(nobody)) = inner.kind_of(&account) {
+                        nobody.fits(&password, blocks);
+                        return Ok(Verified::No);
+                    }
+                    None
+                }
+                #[cfg(not(feature = "foreign-hashes"))]
+                None => None,
+                Some(Stored::Own(phc)) => {
+                    #[cfg(feature = "foreign-hashes")]
+                    inner.saw(Kind::Own);
+                    Some(phc)
+                }
+            };
+            let _ = account;
             let secret = stored.as_ref().map(|phc| inner.pepper_of(phc.pepper.as_deref()));
             let (Some(phc), Some(Some(secret))) = (stored, secret) else {
                 compute(inner.cost, inner.newest().1, &password, &[0; SALT], blocks)?;
@@ -294,6 +374,37 @@ struct Place(Arc<Inner>);
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.permits.add_permits(1);
+    }
+}
+
+#[cfg(feature = "foreign-hashes")]
+impl Inner {
+    /// An account has a hash of this kind.
+    fn saw(&self, kind: Kind) {
+        let mut seen = self.seen.lock();
+        if let Some((_, count)) = seen.iter_mut().find(|(known, _)| *known == kind) {
+            *count += 1;
+        } else if seen.len() < KINDS {
+            seen.push((kind, 1));
+        }
+        if seen.iter().map(|(_, count)| count).sum::<u64>() > SEEN {
+            seen.iter_mut().for_each(|(_, count)| *count /= 2);
+            seen.retain(|(_, count)| *count > 0);
+        }
+    }
+
+    /// The kind that a name without an account is taken for.
+    fn kind_of(&self, account: &str) -> Option<Kind> {
+        let seen = self.seen.lock();
+        let all: u64 = seen.iter().map(|(_, count)| count).sum();
+        let digest = Sha256::digest([b"account:", account.as_bytes()].concat());
+        let mut place = u64::from_be_bytes(digest[..8].try_into().ok()?).checked_rem(all)?;
+        let kind = seen.iter().find(|(_, count)| {
+            let is_here = place < *count;
+            place = place.saturating_sub(*count);
+            is_here
+        });
+        kind.map(|(kind, _)| kind.clone())
     }
 }
 
@@ -473,5 +584,38 @@ mod tests {
         let broken: Result<(), _> = passwords.run(|_, _| panic!("a bug")).await;
         assert!(matches!(broken, Err(Error::Busy { .. })));
         assert!(threads.insert(passwords.run(|_, _| std::thread::current().id()).await.unwrap()), "that one is gone");
+    }
+
+    #[cfg(feature = "foreign-hashes")]
+    #[tokio::test]
+    async fn accounts_of_another_system_move_in() {
+        let passwords = cheap();
+        for stored in foreign::tests::MADE {
+            let verified = passwords.verify_for("ann", "Pässwörd 1", Some(stored)).await.unwrap();
+            let Verified::Yes { rehashed: Some(own) } = verified else { panic!("{stored}: {verified:?}") };
+            assert!(own.starts_with("$argon2id$v=19$m=64,"), "{own}");
+            assert_eq!(passwords.verify_for("ann", "Pässwörd 1", Some(&own)).await.unwrap(), Verified::Yes { rehashed: None });
+            assert_eq!(passwords.verify_for("ann", "wrong", Some(stored)).await.unwrap(), Verified::No);
+        }
+        // What asks for too much is nobody's.
+        let dear = "$2y$31$.n6Yy84.NdvagA8W2oq0LOvCvmdEo9TOXGNOpYE7KJ93Gw2JRs/2.";
+        assert_eq!(passwords.verify_for("ann", "Pässwörd 1", Some(dear)).await.unwrap(), Verified::No);
+    }
+
+    /// Names without an account cost what accounts cost, each the same each time, in the proportion seen.
+    #[cfg(feature = "foreign-hashes")]
+    #[tokio::test]
+    async fn the_cost_of_a_name_tells_nothing() {
+        let passwords = cheap();
+        let own = passwords.hash("secret").await.unwrap();
+        for n in 0..40 {
+            let stored = if n % 4 == 0 { own.as_str() } else { foreign::tests::MADE[0] };
+            passwords.verify_for("somebody", "guess", Some(stored)).await.unwrap();
+        }
+        let is_foreign = |n: u32| matches!(passwords.0.kind_of(&format!("nobody{n}")), Some(Kind::Foreign(_)));
+        let foreign = (0..1_000).filter(|n| is_foreign(*n)).count();
+        assert!((650..850).contains(&foreign), "{foreign} of 1,000, where three in four accounts have such a hash");
+        assert_eq!((0..1_000).filter(|n| is_foreign(*n)).count(), foreign, "each time the same");
+        assert_eq!(passwords.verify_for("nobody1", "guess", None).await.unwrap(), Verified::No);
     }
 }
