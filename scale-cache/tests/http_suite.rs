@@ -5,7 +5,7 @@
 //!
 //! | | required | optimal |
 //! | --- | --- | --- |
-//! | **scale-cache** | 153 | 78 |
+//! | **scale-cache** | 151 | 77 |
 //! | Squid | 134 | 49 |
 //! | Apache | 124 | 60 |
 //! | Traffic Server | 119 | 57 |
@@ -28,7 +28,7 @@ const REQUIRED: usize = 157;
 const OPTIMAL: usize = 86;
 
 /// The tests that are not passed.
-const MISSED: [(&str, &str); 12] = [
+const MISSED: [(&str, &str); 15] = [
     // The origin hangs up, so nothing but an error can be answered; the suite takes whatever has no number of the origin's for stored.
     // No cache whose results are published passes them.
     ("stale-close-must-revalidate", "the answer is 502, which the suite cannot tell from a stored one"),
@@ -41,6 +41,9 @@ const MISSED: [(&str, &str); 12] = [
     ("partial-store-partial-reuse-partial-absent", "likewise"),
     ("partial-store-partial-reuse-partial-suffix", "likewise"),
     ("partial-store-partial-complete", "likewise"),
+    ("headers-store-Set-Cookie", "a cookie is for one client: what sets one is never stored, whatever the origin says"),
+    ("304-etag-update-response-Set-Cookie", "likewise"),
+    ("other-set-cookie", "likewise"),
     ("method-POST", "answers to POST are not stored: what changes something is not worth caching"),
     (
         "conditional-lm-fresh-no-lm",
@@ -123,6 +126,6 @@ async fn the_public_suite() -> Result<()> {
     }
     ensure!((required.1, optimal.1) == (REQUIRED, OPTIMAL), "another version of the suite: {required:?} {optimal:?}");
     ensure!(wrong.is_empty(), "not as stated:\n{}", wrong.join("\n"));
-    ensure!(required.0 >= 153 && optimal.0 >= 70, "{required:?} {optimal:?}");
+    ensure!(required.0 >= 151 && optimal.0 >= 69, "{required:?} {optimal:?}");
     Ok(())
 }

@@ -110,6 +110,7 @@ impl Proofs {
         Self { current, old: Vec::new() }
     }
 
+    #[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(';');
         let current = Proof::parse(parts.next()?)?;
