@@ -175,12 +175,11 @@ fn keep_from_shared_caches(headers: &mut HeaderMap, sets_cookie: bool) {
     if !says(headers, VARY, "cookie") && !says(headers, VARY, "*") {
         headers.append(VARY, HeaderValue::from_static("cookie"));
     }
-    if says(headers, CACHE_CONTROL, "no-store") {
-        return;
-    }
-    if sets_cookie {
+    // What cannot be taken apart safely may have said more than `private`.
+    let is_odd = headers.get_all(CACHE_CONTROL).into_iter().any(|line| line.to_str().map_or(true, |line| line.contains('"')));
+    if sets_cookie || is_odd {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    } else if !says(headers, CACHE_CONTROL, "private") {
+    } else if !says(headers, CACHE_CONTROL, "private") && !says(headers, CACHE_CONTROL, "no-store") {
         let lines = headers.get_all(CACHE_CONTROL).into_iter().filter_map(|line| line.to_str().ok());
         let is_for_shared = |part: &str| {
             let name = part.split('=').next().unwrap_or_default().trim().to_ascii_lowercase();

@@ -14,7 +14,9 @@ use crate::changes::Changes;
 use crate::config::{Config, OnStoreError};
 use crate::error::Error;
 use crate::signed::BEFORE;
-use crate::store::{Fields, Handle, Id, Lifetime, Owner, Proof, Saved, Standing, Store, Swapped};
+use crate::store::{
+    Destroyed, Fields, Handle, Id, Lifetime, Owner, Proof, Record, Renewal, Saved, Standing, Store, Succession, Swapped,
+};
 use crate::value::{decode, encode, encode_number, is_ours};
 
 const MAX_FIELDS: usize = 128;
@@ -66,9 +68,14 @@ pub(crate) struct State {
     closed: bool,
 }
 
-/// Whose a session is to be: a user's, or nobody's yet.
+/// Whose a session is to be.
 #[derive(Clone, Copy)]
-struct NewOwner(Option<Owner>);
+enum NewOwner {
+    /// Somebody has shown who they are: a user's, or nobody's yet while a second factor is missing.
+    SignedIn(Option<Owner>),
+    /// The user of this session has proved to be themselves anew.
+    Same,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -80,6 +87,8 @@ pub(crate) enum Place {
     At(Handle, SystemTime),
     /// The client has another session since: this one is read and not written, and the cookie is not this request's to change.
     Replaced(Handle),
+    /// The client has shown a later id of this session: nothing is read, and the cookie is not this request's to change.
+    Stale(Handle),
     /// Destroyed by this request.
     Destroyed,
     /// The store does not answer, and the request goes on without a session.
@@ -131,9 +140,7 @@ impl Session {
     pub async fn insert<T: Serialize + ?Sized>(&self, field: &str, value: &T) -> Result<(), Error> {
         let bytes = encode(field, value)?;
         let mut state = self.writable().await?;
-        if state.fields.len() >= MAX_FIELDS && !state.fields.contains_key(field) {
-            return Err(Error::TooLarge("a session has at most 128 fields"));
-        }
+        state.has_room_for(field)?;
         if let Some(room) = self.0.store.room() {
             let others = state.fields.iter().filter(|(name, _)| *name != field);
             let taken: usize = others.map(|(name, value)| name.len() + value.len()).sum();
@@ -151,7 +158,8 @@ impl Session {
     /// As [`insert`](Self::insert).
     pub async fn remove(&self, field: &str) -> Result<(), Error> {
         let mut state = self.writable().await?;
-        if !is_ours(field) && state.fields.contains_key(field) {
+        // Another request may have set it since this one looked.
+        if !is_ours(field) && (state.fields.contains_key(field) || matches!(state.place, Place::At(..))) {
             state.write(field, None);
         }
         Ok(())
@@ -188,6 +196,7 @@ impl Session {
             return Err(Error::TooLarge("a field's name does not start with a dot or a zero byte"));
         }
         let mut state = self.read().await?;
+        state.has_room_for(field)?;
         let handle = self.establish(&mut state).await?;
         let mut expected = state.fields.get(field).cloned();
         // What this request has set before but not yet written is what it builds upon.
@@ -224,6 +233,7 @@ impl Session {
         encode(field, &by)?;
         {
             let mut state = self.read().await?;
+            state.has_room_for(field)?;
             if !state.changes.0.contains_key(field) {
                 let handle = self.establish(&mut state).await?;
                 match self.0.store.add(&handle, field, by).await? {
@@ -268,27 +278,29 @@ impl Session {
     pub async fn destroy(&self) -> Result<(), Error> {
         let mut state = self.read().await?;
         match state.place {
-            Place::At(handle, _) => {
-                self.end_predecessors(&state).await?;
-                self.0.store.destroy(&handle).await?;
-                state.place = Place::Destroyed;
+            Place::At(handle, _) | Place::Stale(handle) | Place::Replaced(handle) => {
+                for before in state.field(BEFORE).map(predecessors).unwrap_or_default() {
+                    self.0.store.destroy(&before).await?;
+                }
+                // Where the user has proved to be themselves meanwhile, it goes on in another one.
+                let mut next = Some(handle);
+                while let Some(handle) = next.take() {
+                    match self.0.store.destroy(&handle).await? {
+                        Destroyed::Done | Destroyed::Gone => state.place = Place::Destroyed,
+                        Destroyed::Replaced(Some(other)) if handle.owner().is_some() && other.owner() == handle.owner() => {
+                            next = Some(other)
+                        }
+                        // The client's other session is not this one's to end, nor its cookie.
+                        Destroyed::Replaced(_) => state.place = Place::Replaced(handle),
+                    }
+                }
             }
-            // It ends, and the client's other session is not this one's to end.
-            Place::Replaced(handle) => drop(self.0.store.destroy(&handle).await?),
             Place::Unavailable => return Err(unavailable()),
             Place::Unread | Place::Nowhere | Place::Destroyed => state.place = Place::Destroyed,
         }
         (state.id, state.tell, state.rotate, state.becomes) = (None, false, false, None);
         state.fields.clear();
         state.changes = Changes::default();
-        Ok(())
-    }
-
-    /// What was left for requests under way when the user proved who they are.
-    async fn end_predecessors(&self, state: &State) -> Result<(), Error> {
-        for handle in state.field(BEFORE).map(predecessors).unwrap_or_default() {
-            self.0.store.destroy(&handle).await?;
-        }
         Ok(())
     }
 
@@ -305,18 +317,20 @@ impl Session {
                 state.place = Place::Unread;
                 return Ok(());
             }
-            Place::At(handle, _) | Place::Replaced(handle) => handle,
+            Place::At(handle, _) | Place::Replaced(handle) | Place::Stale(handle) => handle,
         };
         let found = self.0.store.load(&handle, None).await?;
-        state.place = match &found {
-            Some(record) if record.standing == Standing::Live => Place::At(handle, record.renewed),
-            Some(_) => Place::Replaced(handle),
-            None => Place::Nowhere,
+        // Where the same user has proved to be themselves, it goes on in another one.
+        let next = found.as_ref().and_then(|record| record.next);
+        let next = next.filter(|next| next.owner().is_some() && next.owner() == handle.owner());
+        let (handle, found) = match next {
+            Some(next) => (next, self.0.store.load(&next, None).await?),
+            None => (handle, found),
         };
-        state.fields = match found {
-            Some(record) if record.standing == Standing::Live => record.fields,
-            // Whoever holds on to it is nobody now.
-            _ => Fields::default(),
+        (state.place, state.fields) = match found {
+            Some(record) if record.standing == Standing::Live => (Place::At(handle, record.renewed), record.fields),
+            // Whoever holds on to it is nobody now, and the client's cookie is not this request's to change.
+            _ => (Place::Stale(handle), Fields::default()),
         };
         let pending: Vec<_> = state.changes.iter().map(|(field, value)| (field.to_owned(), value.map(<[u8]>::to_vec))).collect();
         for (field, value) in pending {
@@ -345,15 +359,15 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub async fn watch(&self, period: Duration) {
-        let Ok(first) = self.user().await else { return };
+        let mut first = None;
         loop {
-            tokio::time::sleep(period).await;
-            if self.reload().await.is_ok()
-                && let Ok(user) = self.user().await
-                && user != first
-            {
-                return;
+            if let Ok(user) = self.user().await {
+                if *first.get_or_insert_with(|| user.clone()) != user {
+                    return;
+                }
             }
+            tokio::time::sleep(period).await;
+            let _ = self.reload().await;
         }
     }
 
@@ -367,10 +381,14 @@ impl Session {
         if let Place::At(handle, _) = state.place
             && state.unseen
         {
-            self.0.store.save(&handle, &Changes::default(), Some(self.0.config.idle())).await?;
+            self.0.store.save(&handle, &Changes::default(), Some(self.renewal())).await?;
             state.unseen = false;
         }
         Ok(())
+    }
+
+    fn renewal(&self) -> Renewal {
+        Renewal { idle: self.0.config.idle(), grace: self.0.config.grace() }
     }
 
     fn lifetime(&self) -> Lifetime {
@@ -401,7 +419,8 @@ impl Session {
             return Err(Error::Closed);
         }
         match state.place {
-            Place::Replaced(_) => Err(Error::Replaced),
+            // What is written after a sign-in of this request goes into the session that comes of it.
+            Place::Replaced(_) | Place::Stale(_) if state.becomes.is_none() => Err(Error::Replaced),
             _ => Ok(state),
         }
     }
@@ -426,28 +445,46 @@ impl Session {
             Some(record) => {
                 state.place = match record.standing {
                     Standing::Live => Place::At(handle, record.renewed),
+                    Standing::Stale => Place::Stale(handle),
+                    Standing::Replaced if self.is_lost(&record).await? => Place::Nowhere,
                     Standing::Frozen | Standing::Replaced => Place::Replaced(handle),
                 };
+                // Its client has got the cookie: from now on it is one of the user's devices, and its earlier ids end.
+                state.unseen = record.is_current && (!record.seen || record.is_unconfirmed);
                 (state.fields, state.id, state.is_current) = (record.fields, Some(id), record.is_current);
-                // Its client has got the cookie: from now on it is one of the user's devices.
-                state.unseen = !record.seen;
             }
             None => state.place = Place::Nowhere,
         }
         Ok(())
     }
 
+    /// Whether the client of a session that was replaced has never shown the id of the other one: the answer that had it was lost.
+    async fn is_lost(&self, replaced: &Record) -> Result<bool, Error> {
+        let Some(next) = &replaced.next else { return Ok(false) };
+        Ok(self.0.store.load(next, None).await?.is_none_or(|record| record.standing == Standing::Live && !record.seen))
+    }
+
     /// The session's handle; makes the session if there is none. The id presented is never adopted: a new one is drawn.
     async fn establish(&self, state: &mut State) -> Result<Handle, Error> {
+        // What is written at once after a sign-in goes into the session that comes of it, not into the one that others may know.
+        if !state.closed
+            && matches!(state.place, Place::At(..) | Place::Replaced(_) | Place::Stale(_))
+            && let Some(owner) = state.becomes.take()
+        {
+            return self.replace(state, owner).await?.ok_or(Error::Replaced);
+        }
         match state.place {
             Place::At(handle, _) => Ok(handle),
-            Place::Replaced(_) => Err(Error::Replaced),
+            Place::Replaced(_) | Place::Stale(_) => Err(Error::Replaced),
             Place::Unavailable => Err(unavailable()),
             Place::Destroyed => Err(Error::Gone),
             // Nobody could be told of its id.
             Place::Unread | Place::Nowhere if state.closed => Err(Error::Closed),
             Place::Unread | Place::Nowhere => {
-                let owner = state.becomes.take().and_then(|NewOwner(owner)| owner);
+                let owner = match state.becomes.take() {
+                    Some(NewOwner::SignedIn(owner)) => owner,
+                    _ => None,
+                };
                 let changes = std::mem::take(&mut state.changes);
                 self.make(state, owner, changes).await
             }
@@ -459,7 +496,7 @@ impl Session {
         let handle = id.handle();
         if let Err(error) = self.0.store.create(&handle, &id.proof(), &changes, self.lifetime()).await {
             // Tried again at the end of the request, if there is one.
-            (state.changes, state.becomes) = (changes, state.becomes.or(owner.is_some().then_some(NewOwner(owner))));
+            (state.changes, state.becomes) = (changes, state.becomes.or(owner.is_some().then_some(NewOwner::SignedIn(owner))));
             return Err(error);
         }
         state.place = Place::At(handle, SystemTime::now());
@@ -467,31 +504,85 @@ impl Session {
         Ok(handle)
     }
 
-    /// Whoever it was becomes somebody else: a session of a family of its own, made of what the old one held. The old one is read by requests
-    /// under way for a while, as it was, and is written no more.
-    async fn replace(&self, state: &mut State, owner: Option<Owner>) -> Result<(), Error> {
+    /// Whoever it was becomes somebody else, or proves to be who they are: a session of a family of its own, made of what the old one held.
+    /// The old one is read by requests under way for a while, as it was, and is written no more. `None`: there is nobody to go on as.
+    async fn replace(&self, state: &mut State, owner: NewOwner) -> Result<Option<Handle>, Error> {
+        match owner {
+            NewOwner::SignedIn(owner) => self.sign_in_anew(state, owner).await.map(Some),
+            NewOwner::Same => self.go_on(state).await,
+        }
+    }
+
+    async fn sign_in_anew(&self, state: &mut State, owner: Option<Owner>) -> Result<Handle, Error> {
         let old = match state.place {
-            Place::At(handle, _) | Place::Replaced(handle) => Some(handle),
+            Place::At(handle, _) => Some(handle),
             _ => None,
         };
         let mut all = Changes::default();
-        if let Some(old) = old {
-            let held = self.0.store.freeze(&old, self.0.config.grace()).await?.unwrap_or_default();
-            // Of the same user, it must not outlive the new one's logout.
-            let before = held.get(BEFORE).map(|bytes| predecessors(bytes)).unwrap_or_default();
-            for (field, value) in held.into_iter().filter(|(field, _)| field != BEFORE) {
-                all.set(&field, Some(value));
+        for (field, value) in state.fields.iter().filter(|(field, _)| *field != BEFORE) {
+            all.set(field, Some(value.clone()));
+        }
+        // Of the same user, it must not outlive the new one's logout.
+        if let Some(old) = old.filter(|old| owner.is_some() && old.owner() == owner.as_ref()) {
+            let before = state.field(BEFORE).map(predecessors).unwrap_or_default();
+            all.set(BEFORE, Some(of_predecessors(old, before)));
+        }
+        let own = std::mem::take(&mut state.changes);
+        let made = self.make(state, owner, all.clone()).await;
+        let handle = match made {
+            Ok(handle) => handle,
+            Err(error) => {
+                (state.changes, state.becomes) = (own, Some(NewOwner::SignedIn(owner)));
+                return Err(error);
             }
-            if owner.is_some() && old.owner() == owner.as_ref() {
-                all.set(BEFORE, Some(of_predecessors(old, before)));
+        };
+        let Some(old) = old else { return Ok(handle) };
+        let held = match self.0.store.freeze(&old, &handle, self.0.config.grace()).await {
+            Ok(held) => held.unwrap_or_default(),
+            Err(error) => {
+                // The old one stays what it was.
+                let _ = self.0.store.destroy(&handle).await;
+                (state.place, state.tell, state.becomes) =
+                    (Place::At(old, SystemTime::now()), false, Some(NewOwner::SignedIn(owner)));
+                return Err(error);
+            }
+        };
+        // What others have written, or ended, since this request looked.
+        let mut late = Changes::default();
+        for (field, value) in held.iter().filter(|(field, _)| !is_ours(field) && !own.0.contains_key(*field)) {
+            if state.fields.get(field) != Some(value) {
+                late.set(field, Some(value.clone()));
             }
         }
-        for (field, value) in state.changes.iter() {
-            all.set(field, value.map(<[u8]>::to_vec));
+        for field in
+            state.fields.keys().filter(|field| !is_ours(field) && !own.0.contains_key(*field) && !held.contains_key(*field))
+        {
+            late.set(field, None);
         }
-        all.0.retain(|_, value| value.is_some());
-        state.changes = Changes::default();
-        self.make(state, owner, all).await.map(drop)
+        if !late.is_empty() {
+            self.0.store.save(&handle, &late, None).await?;
+        }
+        Ok(handle)
+    }
+
+    /// The same user's session under an id that nobody has seen, if it is still theirs: it ends when the old one would have.
+    async fn go_on(&self, state: &mut State) -> Result<Option<Handle>, Error> {
+        let Place::At(old, _) = state.place else { return Ok(None) };
+        let id = Id::random(old.owner().copied()).map_err(|e| Error::Store(Box::new(e)))?;
+        let (handle, proof) = (id.handle(), id.proof());
+        let mut changes = std::mem::take(&mut state.changes);
+        let before = state.field(BEFORE).map(predecessors).unwrap_or_default();
+        changes.set(BEFORE, Some(of_predecessors(old, before)));
+        let next = Succession { handle: &handle, proof: &proof, idle: self.0.config.idle(), grace: self.0.config.grace() };
+        if self.0.store.succeed(&old, &next, &changes).await? != Saved::Done {
+            // Logged out or revoked meanwhile, or another request has come first: that one's session stands.
+            state.place = Place::Replaced(old);
+            metrics::counter!("scale_session_writes_dropped_total").increment(1);
+            return Ok(None);
+        }
+        state.place = Place::At(handle, SystemTime::now());
+        (state.id, state.tell, state.is_current, state.rotate) = (Some(id), true, true, false);
+        Ok(Some(handle))
     }
 
     /// Writes what changed, whatever was answered, and returns what the response must say. The layer calls it when the handler has returned.
@@ -529,7 +620,7 @@ impl Session {
     async fn settle(&self) -> Result<Verdict, Error> {
         let mut state = self.0.state.lock().await;
         state.closed = true;
-        if let Some(NewOwner(owner)) = state.becomes
+        if let Some(owner) = state.becomes
             && !matches!(state.place, Place::Destroyed)
         {
             self.replace(&mut state, owner).await?;
@@ -538,7 +629,7 @@ impl Session {
         }
         match state.place {
             // The cookie of a client that has another session by now is that one's.
-            Place::Unread | Place::Unavailable | Place::Replaced(_) => return Ok(Verdict::Leave),
+            Place::Unread | Place::Unavailable | Place::Replaced(_) | Place::Stale(_) => return Ok(Verdict::Leave),
             Place::Destroyed => return Ok(self.farewell(&state)),
             Place::Nowhere if state.changes.is_empty() => return Ok(self.farewell(&state)),
             Place::Nowhere => {
@@ -550,8 +641,8 @@ impl Session {
                 let renew = (state.renew || state.unseen || due) && !state.tell;
                 let changes = std::mem::take(&mut state.changes);
                 if renew || !changes.is_empty() {
-                    let idle = renew.then(|| self.0.config.idle());
-                    if self.0.store.save(&handle, &changes, idle).await? != Saved::Done {
+                    let renewal = renew.then(|| self.renewal());
+                    if self.0.store.save(&handle, &changes, renewal).await? != Saved::Done {
                         // Logged out, or somebody else, meanwhile: the write is dropped, as that request would have it, and the cookie is
                         // not this one's any more.
                         metrics::counter!("scale_session_writes_dropped_total").increment(1);
@@ -566,7 +657,7 @@ impl Session {
                     let next = id.rotated().map_err(|e| Error::Store(Box::new(e)))?;
                     let (from, to): (Proof, Proof) = (id.proof(), next.proof());
                     // If another request has rotated it, that one's id stands.
-                    if self.0.store.rotate(&handle, &from, &to, self.0.config.grace()).await? == Saved::Done {
+                    if self.0.store.rotate(&handle, &from, &to).await? == Saved::Done {
                         (state.id, state.tell) = (Some(next), true);
                     }
                 }
@@ -582,7 +673,7 @@ impl Session {
 }
 
 /// What was left for requests under way, remembered at most.
-const PREDECESSORS: usize = 4;
+const PREDECESSORS: usize = 16;
 
 pub(crate) fn predecessors(bytes: &[u8]) -> Vec<Handle> {
     let texts: Vec<String> = decode(BEFORE, bytes).unwrap_or_default();
@@ -616,7 +707,24 @@ impl State {
         if matches!(self.place, Place::Destroyed) {
             self.place = Place::Nowhere;
         }
-        self.becomes = Some(NewOwner(owner));
+        self.becomes = Some(NewOwner::SignedIn(owner));
+    }
+
+    pub(crate) fn is_becoming(&self) -> bool {
+        self.becomes.is_some()
+    }
+
+    /// The same, under an id that nobody has seen.
+    pub(crate) fn become_itself(&mut self) {
+        // A sign-in of the same request has done as much.
+        self.becomes = self.becomes.or(Some(NewOwner::Same));
+    }
+
+    fn has_room_for(&self, field: &str) -> Result<(), Error> {
+        if self.fields.len() >= MAX_FIELDS && !self.fields.contains_key(field) {
+            return Err(Error::TooLarge("a session has at most 128 fields"));
+        }
+        Ok(())
     }
 
     fn told(&mut self) -> Verdict {

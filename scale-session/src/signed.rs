@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::layer::SessionLayer;
 use crate::session::{Place, Session, predecessors};
-use crate::store::{Handle, Owner, Store};
+use crate::store::{Destroyed, Handle, Owner, Store};
 use crate::value::{decode, encode_ours};
 
 /// The field it is kept in.
@@ -118,10 +118,9 @@ impl Session {
     /// The user has just given their password or second factor again. The session gets a new id. `false`: nobody is signed in.
     pub async fn prove(&self) -> Result<bool, Error> {
         let Some(signed) = self.signed().await?.filter(|signed| !signed.pending) else { return Ok(false) };
-        let owner = Owner::of(&signed.user);
         let bytes = encode_ours(FIELD, &Signed { proved: now(), ..signed })?;
         let mut state = self.becoming().await?;
-        state.become_of(Some(owner));
+        state.become_itself();
         state.write(FIELD, Some(bytes));
         Ok(true)
     }
@@ -148,22 +147,50 @@ impl Session {
         for before in record.fields.get(BEFORE).map(|bytes| predecessors(bytes)).unwrap_or_default() {
             self.store().destroy(&before).await?;
         }
-        self.store().destroy(&handle).await
+        // Where its user has proved to be themselves meanwhile, it goes on in another one.
+        let mut next = Some(handle);
+        while let Some(handle) = next.take() {
+            if let Destroyed::Replaced(Some(other)) = self.store().destroy(&handle).await?
+                && other.owner() == handle.owner()
+            {
+                next = Some(other);
+            }
+        }
+        Ok(true)
     }
 
     /// Ends all other sessions of the user, in one step: after a change of the password, say.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] if this one has been ended or replaced meanwhile, and nobody can say which is to stay; [`Error::Store`]. Nothing is
+    /// pretended: the others may live on.
     pub async fn revoke_others(&self) -> Result<(), Error> {
-        let Some(owner) = self.user().await?.map(|user| Owner::of(&user)) else { return Ok(()) };
+        let Some(owner) = self.reachable_user().await?.map(|user| Owner::of(&user)) else { return Ok(()) };
         // One that was signed in by this very request is not among them yet, and comes after.
         let this = self.handle().await?.filter(|handle| handle.owner() == Some(&owner));
-        self.store().revoke(&owner, this.as_ref()).await
+        let is_signing_in = self.becoming().await?.is_becoming();
+        if this.is_none() && !is_signing_in {
+            return Err(Error::Replaced);
+        }
+        if self.store().revoke(&owner, this.as_ref()).await? { Ok(()) } else { Err(Error::Replaced) }
     }
 
     /// Ends all sessions of the user in one step, this one included.
+    ///
+    /// # Errors
+    /// [`Error::Store`]: they may live on.
     pub async fn revoke_all(&self) -> Result<(), Error> {
-        let Some(user) = self.user().await? else { return Ok(()) };
+        let Some(user) = self.reachable_user().await? else { return Ok(()) };
         self.store().revoke(&Owner::of(&user), None).await?;
         self.destroy().await
+    }
+
+    /// Who is signed in; an error if nobody can say, whatever is configured.
+    async fn reachable_user(&self) -> Result<Option<String>, Error> {
+        if matches!(self.becoming().await?.place, Place::Stale(_)) {
+            return Err(Error::Replaced);
+        }
+        self.user().await
     }
 
     /// Where the session lives, if it does.
@@ -186,7 +213,7 @@ impl SessionLayer {
 
     /// Ends all sessions of a user in one step: when the account is closed, or taken back from a thief.
     pub async fn revoke_all_of(&self, user: &str) -> Result<(), Error> {
-        self.store().revoke(&Owner::of(user), None).await
+        self.store().revoke(&Owner::of(user), None).await.map(drop)
     }
 }
 

@@ -36,6 +36,7 @@ impl System {
                 ("{bytes}", "bytea"),
                 ("{text}", "text collate \"C\""),
                 ("{least}", "least"),
+                ("{most}", "greatest"),
                 ("{lock}", "for update"),
                 ("{one_at_a_time}", "select pg_advisory_xact_lock(7222013)"),
             ],
@@ -45,6 +46,7 @@ impl System {
                 ("{bytes}", "blob"),
                 ("{text}", "text"),
                 ("{least}", "min"),
+                ("{most}", "max"),
                 ("{lock}", ""),
                 // Its transactions are, by themselves.
                 ("{one_at_a_time}", "select 1"),
@@ -96,7 +98,8 @@ fn one_writer(options: AnyPoolOptions) -> AnyPoolOptions {
 fn read_committed(options: AnyPoolOptions) -> AnyPoolOptions {
     options.after_connect(|connection, _| {
         Box::pin(async move {
-            let setting = "set session characteristics as transaction isolation level read committed";
+            // Nobody waits for longer than they would for a connection: one that is stuck must not take the others.
+            let setting = "set session characteristics as transaction isolation level read committed; set lock_timeout = '2s'";
             sqlx::raw_sql(setting).execute(connection).await.map(drop)
         })
     })

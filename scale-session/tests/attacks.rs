@@ -173,7 +173,7 @@ async fn a_step_up_leaves_nothing_behind_a_logout(server: &Server) -> Result<()>
     let second = send(&layer, Some(&first), prove()).await.2.unwrap();
     let third = send(&layer, Some(&second), prove()).await.2.unwrap();
     assert_eq!([is(&layer, &first).await, is(&layer, &second).await], ["ann", "ann"], "under way");
-    assert!(send(&layer, Some(&first), prove()).await.2.is_some(), "proved on its own, not by the other");
+    assert_eq!(send(&layer, Some(&first), prove()).await.2, None, "a second click makes no second session");
     send(&layer, Some(&third), sign_out()).await;
     for id in [&first, &second, &third] {
         assert_eq!(is(&layer, id).await, "nobody");
@@ -258,6 +258,7 @@ async fn slow_requests_leave_the_new_cookie_alone(server: &Server) -> Result<()>
         };
         begun.acquire().await?.forget();
         let new = send(&layer, Some(&old), sign_in("ann")).await.2.unwrap();
+        assert_eq!(is(&layer, &new).await, "ann");
         tokio::time::sleep(GRACE).await;
         go.add_permits(1);
         assert_eq!(upload.await?.2, None, "no cookie is set or cleared");
@@ -332,6 +333,186 @@ async fn a_logout_ends_what_is_rotated_meanwhile(server: &Server) -> Result<()> 
     Ok(())
 }
 
+/// An action that has looked at the session and waits, for a request that is under way while others act.
+fn under_way(
+    layer: &SessionLayer,
+    id: &str,
+    act: Action,
+) -> (tokio::task::JoinHandle<(StatusCode, String, Option<String>)>, Arc<Semaphore>, Arc<Semaphore>) {
+    let (act, begun, go) = slow(act);
+    let (layer, id) = (layer.clone(), id.to_owned());
+    (tokio::spawn(async move { send(&layer, Some(&id), act).await }), begun, go)
+}
+
+/// What a request does that had looked at the session before somebody logged out, or proved to be themselves.
+async fn a_step_up_and_an_end_meet(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let prove = || action(|s| async move { Ok(s.prove().await?.to_string()) });
+    // The end came first: nobody is signed in by a step-up that had begun before.
+    for by_admin in [true, false] {
+        let id = send(&layer, None, sign_in("ann")).await.2.unwrap();
+        let (task, begun, go) = under_way(&layer, &id, prove());
+        begun.acquire().await?.forget();
+        if by_admin {
+            layer.revoke_all_of("ann").await?;
+        } else {
+            send(&layer, Some(&id), sign_out()).await;
+        }
+        go.add_permits(1);
+        assert_eq!(task.await?.2, None);
+        assert_eq!(is(&layer, &id).await, "nobody");
+        assert!(layer.devices_of("ann").await?.is_empty());
+    }
+    // The step-up came first: a logout that had begun before ends what came of it.
+    let id = send(&layer, None, sign_in("ben")).await.2.unwrap();
+    let (task, begun, go) = under_way(&layer, &id, sign_out());
+    begun.acquire().await?.forget();
+    let next = send(&layer, Some(&id), prove()).await.2.unwrap();
+    go.add_permits(1);
+    assert_eq!(task.await?.2, Some(String::new()));
+    assert_eq!([is(&layer, &id).await, is(&layer, &next).await], ["nobody", "nobody"]);
+    // And an end of all others is told that it cannot say which are the others.
+    let id = send(&layer, None, sign_in("cem")).await.2.unwrap();
+    let others = action(|s| async move { Ok(format!("{:?}", s.revoke_others().await.err())) });
+    let (task, begun, go) = under_way(&layer, &id, others);
+    begun.acquire().await?.forget();
+    let next = send(&layer, Some(&id), prove()).await.2.unwrap();
+    go.add_permits(1);
+    assert_eq!(task.await?.1, "Some(Replaced)");
+    assert_eq!(is(&layer, &next).await, "cem");
+    Ok(())
+}
+
+/// What is written at once after a sign-in is in the user's session, not in the one that somebody may have planted.
+async fn nothing_of_a_user_goes_into_the_old_session(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let planted = anonymous(&layer).await;
+    let log_in = action(|s| async move {
+        s.sign_in("ann", "browser").await?;
+        s.insert("card", "4711").await?;
+        s.update("address", |_: Option<String>| Some("Ann's street 7".to_owned())).await?;
+        s.update("card", |card: Option<String>| card).await?;
+        Ok(s.increment("orders", 2).await?.to_string())
+    });
+    let theirs = send(&layer, Some(&planted), log_in).await.2.unwrap();
+    for field in ["address", "card"] {
+        assert_eq!(send(&layer, Some(&planted), get(field)).await.1, "none");
+    }
+    assert_eq!(send(&layer, Some(&theirs), get("address")).await.1, "Ann's street 7");
+    assert_eq!(send(&layer, Some(&theirs), get("card")).await.1, "4711");
+    Ok(())
+}
+
+/// A logout that had looked at an anonymous session before somebody signed in leaves them signed in, and their cookie alone.
+async fn a_late_logout_of_nobody_ends_nobody(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let old = anonymous(&layer).await;
+    let (late, begun, go) = under_way(&layer, &old, sign_out());
+    begun.acquire().await?.forget();
+    let new = send(&layer, Some(&old), sign_in("ann")).await.2.unwrap();
+    go.add_permits(1);
+    assert_eq!(late.await?.2, None);
+    assert_eq!(is(&layer, &new).await, "ann");
+    assert_eq!(send(&layer, Some(&old), put("a".into(), "b")).await.2, None, "it is still known as replaced");
+    assert_eq!(send(&layer, Some(&old), get("cart")).await.1, "none", "and is not read any more");
+    Ok(())
+}
+
+/// An answer with a cookie that never arrived locks nobody out: of a log-in, and of a rotation.
+async fn a_lost_answer_locks_nobody_out(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let old = anonymous(&layer).await;
+    send(&layer, Some(&old), sign_in("ann")).await;
+    tokio::time::sleep(GRACE).await;
+    let (status, _, fresh) = send(&layer, Some(&old), put("cart".into(), "hat")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(send(&layer, fresh.as_deref(), get("cart")).await.1, "hat");
+
+    let old = send(&layer, None, sign_in("ben")).await.2.unwrap();
+    assert_eq!(is(&layer, &old).await, "ben");
+    let new = send(&layer, Some(&old), rotate()).await.2.unwrap();
+    tokio::time::sleep(GRACE).await;
+    assert_eq!(is(&layer, &old).await, "ben", "its client has no other");
+    assert_eq!(is(&layer, &new).await, "ben");
+    assert_eq!(is(&layer, &old).await, "ben", "under way");
+    tokio::time::sleep(GRACE).await;
+    for act in [who(), put("late".into(), "x"), rotate()] {
+        assert_eq!(send(&layer, Some(&old), act).await.2, None, "a late request leaves the new cookie alone");
+    }
+    assert_eq!([is(&layer, &old).await, is(&layer, &new).await], ["nobody", "ben"]);
+    // A logout by it ends the session all the same.
+    send(&layer, Some(&old), sign_out()).await;
+    assert_eq!(is(&layer, &new).await, "nobody");
+    Ok(())
+}
+
+/// Small things: what follows a sign-in in its request, fields by number, fields set meanwhile, a grace of nothing.
+async fn what_is_said_to_be_written_is_written(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let old = anonymous(&layer).await;
+    send(&layer, Some(&old), sign_in("ann")).await;
+    let again = action(|s| async move {
+        s.sign_in("ann", "again").await?;
+        s.insert("a", "b").await?;
+        Ok(s.increment("n", 3).await?.to_string())
+    });
+    let (status, said, cookie) = send(&layer, Some(&old), again).await;
+    assert_eq!((status, said.as_str()), (StatusCode::OK, "3"));
+    let cookie = cookie.unwrap();
+    assert_eq!([is(&layer, &cookie).await, send(&layer, Some(&cookie), get("a")).await.1], ["ann", "b"]);
+
+    let many = action(|s| async move {
+        for n in 0..128 {
+            s.insert(&format!("f{n}"), &n).await?;
+        }
+        let refused = |result: Result<i64, Error>| matches!(result, Err(Error::TooLarge(_)));
+        let update = s.update("more", |_: Option<i64>| Some(1)).await.map(|_| 0);
+        Ok(format!("{} {}", refused(s.increment("more", 1).await), refused(update)))
+    });
+    assert_eq!(send(&layer, None, many).await.1, "true true");
+
+    // One sets a field that another has looked for in vain, and removes.
+    let id = anonymous(&layer).await;
+    let remove = action(|s| async move { Ok(s.remove("theme").await.map(|()| String::new())?) });
+    let (late, begun, go) = under_way(&layer, &id, remove);
+    begun.acquire().await?.forget();
+    send(&layer, Some(&id), put("theme".into(), "dark")).await;
+    go.add_permits(1);
+    late.await?;
+    assert_eq!(send(&layer, Some(&id), get("theme")).await.1, "none");
+
+    // What another request writes during a log-in is there after it.
+    let id = anonymous(&layer).await;
+    let (late, begun, go) = under_way(&layer, &id, sign_in("ben"));
+    begun.acquire().await?.forget();
+    send(&layer, Some(&id), put("coupon".into(), "X")).await;
+    go.add_permits(1);
+    let new = late.await?.2.unwrap();
+    assert_eq!(send(&layer, Some(&new), get("coupon")).await.1, "X");
+
+    let strict = SessionLayer::connect(&server.url, "strict", Config::default().rotation_grace(Duration::ZERO)).await?;
+    let id = anonymous(&strict).await;
+    let new = send(&strict, Some(&id), sign_in("ann")).await.2.unwrap();
+    assert_eq!([send(&strict, Some(&new), get("cart")).await.1, is(&strict, &id).await], ["shoes", "nobody"]);
+    Ok(())
+}
+
+/// A step-up does not prolong a session's life.
+async fn a_step_up_does_not_begin_anew(server: &Server) -> Result<()> {
+    let life = Duration::from_millis(2_500);
+    let layer = SessionLayer::connect(&server.url, "short", Config::default().absolute_timeout(life)).await?;
+    let mut id = send(&layer, None, sign_in("ann")).await.2.unwrap();
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < life {
+        let prove = action(|s| async move { Ok(s.prove().await?.to_string()) });
+        if let Some(next) = send(&layer, Some(&id), prove).await.2.filter(|next| !next.is_empty()) {
+            id = next;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    testkit::eventually("its end", async || (is(&layer, &id).await == "nobody").then_some(())).await
+}
+
 /// 6: with the store away, what must not be pretended is an error, though requests go on without a session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_pretended_while_the_store_is_away() -> Result<()> {
@@ -343,9 +524,10 @@ async fn nothing_is_pretended_while_the_store_is_away() -> Result<()> {
     proxy.refuse();
     assert_eq!(is(&layer, &cookie).await, "nobody", "the request goes on");
     assert_eq!(send(&layer, Some(&cookie), put("a".into(), "b")).await, (StatusCode::OK, String::new(), None));
-    for act in
-        [sign_out(), sign_in("ann"), action(|s| async move { Ok(s.await_second_factor("ann").await.map(|()| String::new())?) })]
-    {
+    let all = action(|s| async move { Ok(s.revoke_all().await.map(|()| String::new())?) });
+    let others = action(|s| async move { Ok(s.revoke_others().await.map(|()| String::new())?) });
+    let half = action(|s| async move { Ok(s.await_second_factor("ann").await.map(|()| String::new())?) });
+    for act in [sign_out(), sign_in("ann"), half, all, others] {
         let (status, _, cookie) = send(&layer, Some(&cookie), act).await;
         assert_eq!((status, cookie), (StatusCode::INTERNAL_SERVER_ERROR, None), "the handler is told");
     }
@@ -354,6 +536,17 @@ async fn nothing_is_pretended_while_the_store_is_away() -> Result<()> {
     assert_eq!((status, new), (StatusCode::SERVICE_UNAVAILABLE, None));
     proxy.heal();
     testkit::eventually("the session", async || (is(&layer, &cookie).await == "ann").then_some(())).await?;
+    // A log-in that fails on its way leaves the old session as it was.
+    let old = anonymous(&layer).await;
+    let (log_in, begun, go) = under_way(&layer, &old, sign_in("ben"));
+    begun.acquire().await?.forget();
+    proxy.refuse();
+    go.add_permits(1);
+    assert_eq!(log_in.await?.0, StatusCode::SERVICE_UNAVAILABLE);
+    proxy.heal();
+    testkit::eventually("the store", async || (is(&layer, &cookie).await == "ann").then_some(())).await?;
+    assert_eq!(send(&layer, Some(&old), put("cart".into(), "hat")).await.0, StatusCode::OK);
+    assert_eq!(send(&layer, Some(&old), get("cart")).await.1, "hat");
     Ok(())
 }
 
@@ -559,6 +752,12 @@ on_every_store! {
     a_planted_id_leads_nowhere,
     requests_under_way_see_the_old_state,
     a_step_up_leaves_nothing_behind_a_logout,
+    a_step_up_and_an_end_meet,
+    a_step_up_does_not_begin_anew,
+    nothing_of_a_user_goes_into_the_old_session,
+    a_late_logout_of_nobody_ends_nobody,
+    a_lost_answer_locks_nobody_out,
+    what_is_said_to_be_written_is_written,
     applications_share_nothing,
     log_ins_at_once_are_each_who_they_say,
     slow_requests_leave_the_new_cookie_alone,

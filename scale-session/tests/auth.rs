@@ -75,10 +75,15 @@ async fn contract(here: Ledger, there: Ledger) -> Result<()> {
         };
     }
     assert_eq!(seen.len(), 1);
-    let second = seen.into_iter().next().unwrap();
-    assert!(matches!(b.exchange(&second, "hash").await?, Exchange::Good { .. }));
-    assert!(matches!(a.exchange(&first, "hash").await?, Exchange::Stolen { .. }));
-    assert_eq!(b.exchange(&second, "hash").await?, Exchange::No);
+    let mut latest = seen.into_iter().next().unwrap();
+    for n in 0..3 {
+        match (if n % 2 == 0 { &b } else { &a }).exchange(&latest, "hash").await? {
+            Exchange::Good { cookie, .. } => latest = cookie,
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
+    assert!(matches!(a.exchange(&first, "hash").await?, Exchange::Stolen { .. }), "four turns late");
+    assert_eq!(b.exchange(&latest, "hash").await?, Exchange::No);
     let third = a.begin("user:7", "hash").await?;
     b.end(&third, "hash").await?;
     assert_eq!(a.exchange(&third, "hash").await?, Exchange::No);

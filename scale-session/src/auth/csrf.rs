@@ -58,7 +58,8 @@ impl CsrfLayer {
 impl Rules {
     fn allow(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
         // A handshake is a GET, and opens a way for what changes something.
-        let upgrades = headers.get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        let protocols = headers.get_all(UPGRADE).into_iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+        let upgrades = protocols.into_iter().any(|name| name.trim_ascii().eq_ignore_ascii_case(b"websocket"));
         if method.is_safe() && !upgrades || self.except.iter().any(|path| is_below(uri.path(), path)) {
             return true;
         }
@@ -82,11 +83,11 @@ impl Rules {
 /// Whether a path is this one or below it, however a server behind us reads it.
 fn is_below(path: &str, above: &str) -> bool {
     let lower = path.to_ascii_lowercase();
-    let is_plain = !["//", "/./", "/../", "%2e", "%2f", "%5c", "\\"].iter().any(|odd| lower.contains(odd))
+    let is_plain = !["//", "/./", "/../", "%2e", "%2f", "%5c", "%25", "%c0", ";", "\\"].iter().any(|odd| lower.contains(odd))
         && !lower.ends_with("/..")
         && !lower.ends_with("/.");
     let rest = path.strip_prefix(above);
-    is_plain && rest.is_some_and(|rest| rest.is_empty() || above.ends_with('/') || rest.starts_with('/'))
+    is_plain && !above.is_empty() && rest.is_some_and(|rest| rest.is_empty() || above.ends_with('/') || rest.starts_with('/'))
 }
 
 impl<S> Layer<S> for CsrfLayer {
@@ -158,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_table_of_requests_from_other_sites() {
-        let layer = CsrfLayer::new().trust("https://Trusted.example/").except("/hooks/").except("/api");
+        let layer = CsrfLayer::new().trust("https://Trusted.example/").except("/hooks/").except("/api").except("");
         for (method, path, headers, allowed) in [
             // Browsers that say where a request comes from.
             ("POST", "/", &[("sec-fetch-site", "same-origin")][..], true),
@@ -190,6 +191,9 @@ mod tests {
             ("POST", "/hooks/../admin", &[("sec-fetch-site", "cross-site")], false),
             ("POST", "/hooks/%2e%2E/admin", &[("sec-fetch-site", "cross-site")], false),
             ("POST", "/hooks/..%2fadmin", &[("sec-fetch-site", "cross-site")], false),
+            ("POST", "/hooks/%252e%252e/admin", &[("sec-fetch-site", "cross-site")], false),
+            ("POST", "/hooks/..;/admin", &[("sec-fetch-site", "cross-site")], false),
+            ("GET", "/", &[("upgrade", "h2c, websocket"), ("sec-fetch-site", "cross-site")], false),
             ("POST", "/hooks//x", &[("sec-fetch-site", "cross-site")], false),
             ("POST", "/hooks/..", &[("sec-fetch-site", "cross-site")], false),
             ("POST", "/api", &[("sec-fetch-site", "cross-site")], true),

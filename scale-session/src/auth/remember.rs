@@ -81,7 +81,8 @@ impl Remember {
     /// # Errors
     /// [`Error::Ledger`]; [`Error::Random`]; [`Error::Setting`] for a subject of over 256 bytes.
     pub async fn begin(&self, subject: &str, bound: &str) -> Result<String, Error> {
-        let said = Said { expires: now() + self.time.as_secs(), nonce: random()?, number: 0, subject: subject.to_owned() };
+        let said =
+            Said { expires: now().saturating_add(self.time.as_secs()), nonce: random()?, number: 0, subject: subject.to_owned() };
         let binding = self.binding(subject, bound, Some(self.time)).await?;
         let cookie = said.seal(&self.keys, PURPOSE, &binding)?;
         self.ledger.open(&family(&said), self.time).await?;

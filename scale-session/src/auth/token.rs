@@ -49,7 +49,8 @@ impl Tokens {
     /// # Errors
     /// [`Error::Random`]; [`Error::Setting`] for a subject that is too long.
     pub fn make(&self, purpose: &str, subject: &str, bound: &[&str], time: Duration) -> Result<String, Error> {
-        let said = Said { expires: now() + time.as_secs(), nonce: random()?, number: 0, subject: subject.to_owned() };
+        let said =
+            Said { expires: now().saturating_add(time.as_secs()), nonce: random()?, number: 0, subject: subject.to_owned() };
         said.seal(&self.keys, &named(purpose), &self.ledger.binding(&joined(bound)))
     }
 

@@ -9,7 +9,9 @@ if not found[1] then return { 'gone' } end
 if found[2] then return { 'frozen' } end
 local number = 0
 if found[3] then
-  if string.sub(found[3], 1, 1) ~= ARGV[3] then return { 'other' } end
+  -- Two marks of MessagePack are those of fractions.
+  local mark = string.byte(found[3], 2)
+  if string.sub(found[3], 1, 1) ~= ARGV[3] or mark == 202 or mark == 203 then return { 'other' } end
   local fine, held = pcall(cmsgpack.unpack, string.sub(found[3], 2))
   if not fine or type(held) ~= 'number' or held ~= math.floor(held) then return { 'other' } end
   number = held

@@ -17,8 +17,7 @@ if KEYS[2] then
   redis.call('HSET', KEYS[1], '\0turn', redis.call('HGET', KEYS[2], 'life') .. ':' .. redis.call('HINCRBY', KEYS[2], 'last', 1))
   -- What is revoked is known for as long as any session may live.
   longer(KEYS[2], absolute + 1000)
+  -- It is listed once its client has sent its cookie.
   redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
-  redis.call('ZADD', KEYS[3], now + left, ARGV[3])
-  longer(KEYS[3], left)
 end
 return 1

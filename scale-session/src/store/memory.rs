@@ -7,7 +7,10 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Changes, Fields, Handle, Lifetime, Owner, Proof, Proofs, REPLACED_FOR, Record, Saved, Standing, Store, Swapped};
+use super::{
+    Changes, Destroyed, Fields, Handle, Lifetime, Owner, Proof, Proofs, REPLACED_FOR, Record, Renewal, Saved, Standing, Store,
+    Succession, Swapped,
+};
 use crate::error::Error;
 use crate::value::{self, decode_number};
 
@@ -21,6 +24,7 @@ struct Entry {
     renewed: SystemTime,
     /// Until when it may be read by requests under way, of one that was replaced.
     frozen: Option<Instant>,
+    next: Option<Handle>,
     seen: bool,
     expires: Instant,
     ends: Instant,
@@ -113,27 +117,38 @@ impl Entry {
     }
 
     fn record(&self, proof: Option<&Proof>) -> Record {
-        let standing = self.standing();
-        let fields = if standing == Standing::Replaced { Fields::default() } else { self.fields.clone() };
-        let is_current = proof.is_none_or(|proof| self.proofs.is_current(proof));
-        Record { fields, renewed: self.renewed, standing, is_current, seen: self.seen }
+        let is_known = proof.is_none_or(|proof| self.proofs.accepts(proof, now_ms()));
+        let standing = if is_known { self.standing() } else { Standing::Stale };
+        let is_read = matches!(standing, Standing::Live | Standing::Frozen);
+        Record {
+            fields: if is_read { self.fields.clone() } else { Fields::default() },
+            renewed: self.renewed,
+            standing,
+            is_current: proof.is_none_or(|proof| self.proofs.is_current(proof)),
+            seen: self.seen,
+            is_unconfirmed: self.proofs.is_unconfirmed(),
+            next: self.next,
+        }
+    }
+
+    /// What is left of it once its client has another one.
+    fn freeze(&mut self, next: Handle, grace: Duration) {
+        let until = (Instant::now() + grace).min(self.ends);
+        (self.frozen, self.next, self.expires) = (Some(until), Some(next), Instant::now() + grace + REPLACED_FOR);
     }
 }
 
 #[async_trait]
 impl Store for MemoryStore {
     async fn load(&self, handle: &Handle, proof: Option<&Proof>) -> Result<Option<Record>, Error> {
-        let record = self.with(handle, |entry| {
-            let known = proof.is_none_or(|proof| entry.proofs.accepts(proof, now_ms()));
-            known.then(|| entry.record(proof))
-        });
-        Ok(record.flatten())
+        Ok(self.with(handle, |entry| entry.record(proof)))
     }
 
     async fn create(&self, handle: &Handle, proof: &Proof, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
         let ends = Instant::now() + lifetime.absolute;
         let (fields, renewed) = (Fields::default(), SystemTime::now());
-        let mut entry = Entry { fields, proofs: Proofs::new(*proof), renewed, frozen: None, seen: false, expires: ends, ends };
+        let proofs = Proofs::new(*proof);
+        let mut entry = Entry { fields, proofs, renewed, frozen: None, next: None, seen: false, expires: ends, ends };
         changes.iter().for_each(|(field, value)| entry.set(field, value));
         entry.renew(lifetime.idle);
         let mut all = self.0.lock();
@@ -146,14 +161,15 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error> {
+    async fn save(&self, handle: &Handle, changes: &Changes, renewal: Option<Renewal>) -> Result<Saved, Error> {
         let saved = self.with(handle, |entry| {
             if entry.frozen.is_some() {
                 return Saved::Frozen;
             }
             changes.iter().for_each(|(field, value)| entry.set(field, value));
-            if let Some(idle) = idle {
+            if let Some(Renewal { idle, grace }) = renewal {
                 entry.renew(idle);
+                entry.proofs.confirm(now_ms(), grace);
                 entry.seen = true;
             }
             Saved::Done
@@ -188,25 +204,63 @@ impl Store for MemoryStore {
         Ok(added.unwrap_or(Some(Err(Swapped::Gone))))
     }
 
-    async fn rotate(&self, handle: &Handle, from: &Proof, to: &Proof, grace: Duration) -> Result<Saved, Error> {
+    async fn rotate(&self, handle: &Handle, from: &Proof, to: &Proof) -> Result<Saved, Error> {
         let saved = self.with(handle, |entry| match entry.frozen {
             Some(_) => Saved::Frozen,
-            None if entry.proofs.rotate(from, *to, now_ms(), grace) => Saved::Done,
+            None if entry.proofs.rotate(from, *to, now_ms()) => Saved::Done,
             None => Saved::Stale,
         });
         Ok(saved.unwrap_or(Saved::Gone))
     }
 
-    async fn freeze(&self, handle: &Handle, grace: Duration) -> Result<Option<Fields>, Error> {
-        let frozen = self.with(handle, |entry| {
-            if entry.frozen.is_none() {
-                let until = Instant::now() + grace;
-                (entry.frozen, entry.expires) = (Some(until), until + REPLACED_FOR);
+    async fn freeze(&self, handle: &Handle, next: &Handle, grace: Duration) -> Result<Option<Fields>, Error> {
+        let frozen = self.with(handle, |entry| match entry.standing() {
+            Standing::Live => {
+                entry.freeze(*next, grace);
+                Some(entry.fields.clone())
             }
-            let record = entry.record(None);
-            (record.standing == Standing::Frozen).then_some(record.fields)
+            Standing::Frozen => Some(entry.fields.clone()),
+            Standing::Replaced | Standing::Stale => None,
         });
         Ok(frozen.flatten())
+    }
+
+    async fn succeed(&self, handle: &Handle, next: &Succession<'_>, changes: &Changes) -> Result<Saved, Error> {
+        let made = self.with(handle, |entry| {
+            if entry.frozen.is_some() {
+                return Err(Saved::Frozen);
+            }
+            let mut made = Entry {
+                fields: entry.fields.clone(),
+                proofs: Proofs::new(*next.proof),
+                renewed: SystemTime::now(),
+                frozen: None,
+                next: None,
+                seen: false,
+                expires: entry.ends,
+                ends: entry.ends,
+            };
+            changes.iter().for_each(|(field, value)| made.set(field, value));
+            made.renew(next.idle);
+            Ok(made)
+        });
+        match made {
+            None => Ok(Saved::Gone),
+            Some(Err(saved)) => Ok(saved),
+            Some(Ok(made)) => {
+                let mut all = self.0.lock();
+                // Unless it was ended in between.
+                let Some(mut old) = all.remove(handle) else { return Ok(Saved::Gone) };
+                if old.frozen.is_some() {
+                    all.insert(*handle, old);
+                    return Ok(Saved::Frozen);
+                }
+                old.freeze(*next.handle, next.grace);
+                all.insert(*handle, old);
+                all.insert(*next.handle, made);
+                Ok(Saved::Done)
+            }
+        }
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
@@ -221,19 +275,33 @@ impl Store for MemoryStore {
         Ok(living.take(1_000).map(own).collect())
     }
 
-    async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<(), Error> {
+    async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<bool, Error> {
         let mut all = self.0.lock();
+        let lives = |handle: &Handle| all.sessions.get(handle).is_some_and(|entry| entry.frozen.is_none());
+        if except.is_some_and(|handle| !lives(handle)) {
+            return Ok(false);
+        }
         // In process, removing them is the one step.
         for handle in all.owned.get(owner).cloned().unwrap_or_default() {
             if Some(&handle) != except {
                 all.remove(&handle);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<bool, Error> {
-        Ok(self.0.lock().remove(handle).is_some())
+    async fn destroy(&self, handle: &Handle) -> Result<Destroyed, Error> {
+        let replaced = self.with(handle, |entry| {
+            entry.frozen.map(|_| {
+                entry.frozen = Some(Instant::now());
+                entry.fields.clear();
+                entry.next
+            })
+        });
+        if let Some(Some(next)) = replaced {
+            return Ok(Destroyed::Replaced(next));
+        }
+        Ok(self.0.lock().remove(handle).map_or(Destroyed::Gone, |_| Destroyed::Done))
     }
 }
 
@@ -248,13 +316,13 @@ mod tests {
         let handle = id.handle();
         let lifetime = Lifetime { idle: Duration::from_mins(1), absolute: Duration::from_secs(100) };
         store.create(&handle, &id.proof(), &Changes::default(), lifetime).await.unwrap();
-        let (none, idle) = (Changes::default(), Some(lifetime.idle));
+        let (none, renewal) = (Changes::default(), Some(Renewal { idle: lifetime.idle, grace: Duration::ZERO }));
         tokio::time::advance(Duration::from_secs(59)).await;
-        assert_eq!(store.save(&handle, &none, idle).await.unwrap(), Saved::Done);
+        assert_eq!(store.save(&handle, &none, renewal).await.unwrap(), Saved::Done);
         tokio::time::advance(Duration::from_secs(40)).await;
-        assert_eq!(store.save(&handle, &none, idle).await.unwrap(), Saved::Done);
+        assert_eq!(store.save(&handle, &none, renewal).await.unwrap(), Saved::Done);
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(store.save(&handle, &none, idle).await.unwrap(), Saved::Gone, "its hundred seconds are over");
+        assert_eq!(store.save(&handle, &none, renewal).await.unwrap(), Saved::Gone, "its hundred seconds are over");
     }
     #[tokio::test(start_paused = true)]
     async fn at_its_cap_the_session_nearest_to_its_end_goes() {

@@ -21,3 +21,11 @@ local function clock()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
+
+-- What is left of the session in KEYS[1] once its client has another one: it is read for a while, at the most until its own end, and known
+-- as replaced for some time after that.
+local function freeze(now, grace, known, next)
+  local ends = tonumber(redis.call('HGET', KEYS[1], '\0ends'))
+  redis.call('HSET', KEYS[1], '\0frozen', string.format('%d', math.min(now + grace, ends)), '\0next', next)
+  redis.call('PEXPIRE', KEYS[1], string.format('%d', grace + known))
+end

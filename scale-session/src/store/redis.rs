@@ -14,7 +14,8 @@ use redis::{AsyncCommands, RedisError, Script, ScriptInvocation, Value};
 use scale_redis::Keys;
 
 use super::{
-    Changes, Fields, Handle, Lifetime, OLD_PROOFS, Owner, Proof, Proofs, REPLACED_FOR, Record, Saved, Standing, Store, Swapped,
+    Changes, Destroyed, Fields, Handle, Lifetime, OLD_PROOFS, Owner, Proof, Proofs, REPLACED_FOR, Record, Renewal, Saved,
+    Standing, Store, Succession, Swapped,
 };
 use crate::error::Error;
 use crate::signed::{BEFORE, FIELD};
@@ -33,6 +34,7 @@ pub struct RedisStore {
     add: Script,
     rotate: Script,
     freeze: Script,
+    succeed: Script,
     revoke: Script,
     destroy: Script,
 }
@@ -56,6 +58,7 @@ impl RedisStore {
             add: script(include_str!("add.lua")),
             rotate: script(include_str!("rotate.lua")),
             freeze: script(include_str!("freeze.lua")),
+            succeed: script(include_str!("succeed.lua")),
             revoke: script(include_str!("revoke.lua")),
             destroy: script(include_str!("destroy.lua")),
         }
@@ -133,23 +136,25 @@ fn number(fields: &mut Fields, name: &str) -> Option<u64> {
     fields.remove(name).and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok())
 }
 
-/// `None`: there is no such session, or the proof is none of its.
+/// `None`: there is no such session.
 fn read(mut fields: Fields, proof: Option<&Proof>) -> Option<Record> {
     let proofs = fields.remove("\0proofs").and_then(|text| Proofs::parse(std::str::from_utf8(&text).ok()?))?;
     let now = number(&mut fields, "\0now");
-    if proof.is_some_and(|proof| !proofs.accepts(proof, now.unwrap_or(u64::MAX))) {
-        return None;
-    }
+    let is_known = proof.is_none_or(|proof| proofs.accepts(proof, now.unwrap_or(u64::MAX - 1)));
     let frozen = number(&mut fields, "\0frozen");
     let standing = match (frozen, now) {
+        _ if !is_known => Standing::Stale,
         (None, _) => Standing::Live,
         (Some(until), Some(now)) if now < until => Standing::Frozen,
         (Some(_), _) => Standing::Replaced,
     };
     let renewed = SystemTime::UNIX_EPOCH + Duration::from_millis(number(&mut fields, "\0renewed").unwrap_or(0));
     let seen = fields.remove("\0seen").is_some();
-    fields.retain(|field, _| !field.starts_with('\0') && standing != Standing::Replaced);
-    Some(Record { fields, renewed, standing, is_current: proof.is_none_or(|proof| proofs.is_current(proof)), seen })
+    let next = fields.remove("\0next").and_then(|text| Handle::parse(std::str::from_utf8(&text).ok()?));
+    let is_read = matches!(standing, Standing::Live | Standing::Frozen);
+    fields.retain(|field, _| !field.starts_with('\0') && is_read);
+    let (is_current, is_unconfirmed) = (proof.is_none_or(|proof| proofs.is_current(proof)), proofs.is_unconfirmed());
+    Some(Record { fields, renewed, standing, is_current, seen, is_unconfirmed, next })
 }
 
 /// Whether the server's time decides: of a replaced session, or an earlier proof.
@@ -260,10 +265,12 @@ impl Store for RedisStore {
         call.invoke_async::<i64>(&mut self.server.clone()).await.map(drop).map_err(failed)
     }
 
-    async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error> {
+    async fn save(&self, handle: &Handle, changes: &Changes, renewal: Option<Renewal>) -> Result<Saved, Error> {
         let mut call = self.call(&self.save, handle);
         let set = changes.iter().filter(|(_, value)| value.is_some()).count();
-        call.arg(idle.map_or(0, millis)).arg(handle.family()).arg(set);
+        call.arg(renewal.map_or(0, |renewal| millis(renewal.idle)))
+            .arg(renewal.map_or(0, |renewal| renewal.grace.as_millis() as u64));
+        call.arg(handle.family()).arg(set);
         for (field, value) in changes.iter() {
             if let Some(value) = value {
                 call.arg(field).arg(value);
@@ -304,19 +311,36 @@ impl Store for RedisStore {
         }
     }
 
-    async fn rotate(&self, handle: &Handle, from: &Proof, to: &Proof, grace: Duration) -> Result<Saved, Error> {
+    async fn rotate(&self, handle: &Handle, from: &Proof, to: &Proof) -> Result<Saved, Error> {
         let mut call = self.call(&self.rotate, handle);
-        call.arg(from.text()).arg(to.text()).arg(grace.as_millis() as u64).arg(OLD_PROOFS + 1);
+        call.arg(from.text()).arg(to.text()).arg(OLD_PROOFS);
         let reply: String = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         saved(&reply)
     }
 
-    async fn freeze(&self, handle: &Handle, grace: Duration) -> Result<Option<Fields>, Error> {
+    async fn freeze(&self, handle: &Handle, next: &Handle, grace: Duration) -> Result<Option<Fields>, Error> {
         let mut call = self.call(&self.freeze, handle);
-        call.arg(grace.as_millis() as u64).arg(millis(REPLACED_FOR)).arg(handle.family());
+        call.arg(grace.as_millis() as u64).arg(millis(REPLACED_FOR)).arg(handle.family()).arg(next.text());
         let held = fields(call.invoke_async(&mut self.server.clone()).await.map_err(failed)?);
         let own = |held: Fields| held.into_iter().filter(|(field, _)| !field.starts_with('\0')).collect();
         Ok((!held.is_empty()).then(|| own(held)))
+    }
+
+    async fn succeed(&self, handle: &Handle, next: &Succession<'_>, changes: &Changes) -> Result<Saved, Error> {
+        let mut call = self.call(&self.succeed, handle);
+        call.key(self.key(next.handle)).arg(next.proof.text()).arg(millis(next.idle)).arg(next.grace.as_millis() as u64);
+        call.arg(millis(REPLACED_FOR)).arg(handle.family()).arg(next.handle.text());
+        call.arg(changes.iter().filter(|(_, value)| value.is_some()).count());
+        for (field, value) in changes.iter() {
+            if let Some(value) = value {
+                call.arg(field).arg(value);
+            }
+        }
+        for (field, _) in changes.iter().filter(|(_, value)| value.is_none()) {
+            call.arg(field);
+        }
+        let reply: String = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        saved(&reply)
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
@@ -348,21 +372,28 @@ impl Store for RedisStore {
             }
             let fields = [FIELD, BEFORE].into_iter().zip(row.into_iter().skip(4));
             let fields = fields.filter_map(|(field, value)| Some((field.to_owned(), value?))).collect();
-            Some((handle, Record { fields, renewed, standing: Standing::Live, is_current: true, seen: true }))
+            let standing = Standing::Live;
+            Some((handle, Record { fields, renewed, standing, is_current: true, seen: true, is_unconfirmed: false, next: None }))
         };
         Ok(handles.into_iter().zip(rows).filter_map(record).collect())
     }
 
-    async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<(), Error> {
+    async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<bool, Error> {
         let keys = (self.owner_key(owner, "owner"), self.owner_key(owner, "all"));
         let mut call = self.revoke.key(except.map_or_else(|| keys.0.clone(), |handle| self.key(handle)));
         call.key(keys.0).key(keys.1).arg(except.map(Handle::family).unwrap_or_default());
-        call.invoke_async::<i64>(&mut self.server.clone()).await.map(drop).map_err(failed)
+        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<bool, Error> {
+    async fn destroy(&self, handle: &Handle) -> Result<Destroyed, Error> {
         let mut call = self.call(&self.destroy, handle);
-        call.arg(handle.family()).invoke_async(&mut self.server.clone()).await.map_err(failed)
+        let reply: Vec<String> = call.arg(handle.family()).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["done"] => Ok(Destroyed::Done),
+            ["gone"] => Ok(Destroyed::Gone),
+            ["frozen", next] => Ok(Destroyed::Replaced(Handle::parse(next))),
+            _ => Err(unreadable()),
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 -- Ends every session of an owner but one.
 -- KEYS  the one's hash (or the owner's hash, if there is none), the owner's hash, the owner's sessions
 -- ARGV  the one's hash, or ''
--- Reply 1, or 0 if the owner has no session
+-- Reply 1, or 0 if the one that is to stay is no living session of the owner's: then nothing is done
 -- Cost  O(1); the list of sessions goes in the background
 local life = redis.call('HGET', KEYS[2], 'life')
-if not life then return 0 end
-local keep = ARGV[1] ~= '' and not revoked() and redis.call('HEXISTS', KEYS[1], '\0turn') == 1
+if not life then return ARGV[1] == '' and 1 or 0 end
+local keep = ARGV[1] ~= ''
+if keep and (revoked() or redis.call('HEXISTS', KEYS[1], '\0turn') == 0 or redis.call('HEXISTS', KEYS[1], '\0frozen') == 1) then return 0 end
 local score = keep and redis.call('ZSCORE', KEYS[3], ARGV[1])
 redis.call('HSET', KEYS[2], 'revoked', redis.call('HINCRBY', KEYS[2], 'last', 1))
 redis.call('UNLINK', KEYS[3])

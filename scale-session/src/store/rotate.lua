@@ -1,6 +1,7 @@
--- Replaces a session's proof, if nobody has done so before.
+-- Replaces a session's proof, if nobody has done so before. The one before is good until its client has shown the new one, and for a
+-- while from then on.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- ARGV  the proof that stands, the next one, grace of the earlier ones (ms), how many of them are remembered
+-- ARGV  the proof that stands, the next one, how many of those before are remembered
 -- Reply 'done', 'stale', 'frozen' or 'gone'
 -- Cost  HMGET, HSET; O(1)
 if revoked() then return 'gone' end
@@ -11,10 +12,10 @@ local parts = {}
 for part in string.gmatch(held[1], '[^;]+') do parts[#parts + 1] = part end
 if parts[1] ~= ARGV[1] then return 'stale' end
 local now = clock()
-local proofs = { ARGV[2], ARGV[1] .. '@' .. string.format('%d', now + tonumber(ARGV[3])) }
+local proofs = { ARGV[2], ARGV[1] .. '@?' }
 for i = 2, #parts do
-  local ends = string.match(parts[i], '@(%d+)$')
-  if #proofs <= tonumber(ARGV[4]) - 1 and tonumber(ends) > now then proofs[#proofs + 1] = parts[i] end
+  local ends = string.match(parts[i], '@(.+)$')
+  if #proofs <= tonumber(ARGV[3]) and (ends == '?' or tonumber(ends) > now) then proofs[#proofs + 1] = parts[i] end
 end
 redis.call('HSET', KEYS[1], '\0proofs', table.concat(proofs, ';'))
 return 'done'

@@ -1,11 +1,11 @@
 -- Writes the changed fields of a session that still exists; renews it if asked to.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- ARGV  idle (ms; 0: the time-out goes on as it is), the family's hash, number of fields to set, field and value by turns, then fields to
+-- ARGV  idle (ms; 0: the time-out goes on as it is), grace of proofs before the last rotation (ms), the family's hash, number of fields to set, field and value by turns, then fields to
 --       remove
 -- Reply 'done'; 'gone' or 'frozen' (then nothing is written)
 -- Cost  HMGET, HSET, HDEL; to renew, TIME, HSET, PEXPIRE more; O(changed fields)
 if revoked() then return 'gone' end
-local meta = redis.call('HMGET', KEYS[1], '\0ends', '\0frozen')
+local meta = redis.call('HMGET', KEYS[1], '\0ends', '\0frozen', '\0proofs')
 if not meta[1] then return 'gone' end
 if meta[2] then return 'frozen' end
 local idle = tonumber(ARGV[1])
@@ -17,15 +17,19 @@ if idle > 0 then
     return 'gone'
   end
   redis.call('HSET', KEYS[1], '\0renewed', now, '\0seen', 1)
+  -- Its client has shown the last proof: from now on the earlier ones end.
+  if string.find(meta[3], '@?', 1, true) then
+    redis.call('HSET', KEYS[1], '\0proofs', (string.gsub(meta[3], '@%?', '@' .. string.format('%d', now + tonumber(ARGV[2])))))
+  end
   redis.call('PEXPIRE', KEYS[1], left)
   if KEYS[2] then
-    redis.call('ZADD', KEYS[3], 'XX', now + left, ARGV[2])
+    redis.call('ZADD', KEYS[3], now + left, ARGV[3])
     longer(KEYS[3], left)
   end
 end
-local last = 3 + 2 * tonumber(ARGV[3])
+local last = 4 + 2 * tonumber(ARGV[4])
 -- So many that Lua's stack holds them.
-for i = 4, last, 200 do
+for i = 5, last, 200 do
   redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 199, last)))
 end
 for i = last + 1, #ARGV do

@@ -21,7 +21,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Changes, Fields, Handle, Lifetime, Owner, Proof, Record, Saved, Standing, Store, Swapped};
+use super::{
+    Changes, Destroyed, Fields, Handle, Lifetime, Owner, Proof, Record, Renewal, Saved, Standing, Store, Succession, Swapped,
+};
 use crate::error::Error;
 use crate::id::Id;
 
@@ -139,7 +141,8 @@ fn millis(time: Duration) -> u64 {
 impl Held {
     fn record(&self) -> Record {
         let renewed = UNIX_EPOCH + Duration::from_millis(self.renewed);
-        Record { fields: self.fields.clone(), renewed, standing: Standing::Live, is_current: true, seen: true }
+        let (fields, standing) = (self.fields.clone(), Standing::Live);
+        Record { fields, renewed, standing, is_current: true, seen: true, is_unconfirmed: false, next: None }
     }
 
     fn apply<'c>(&mut self, changes: impl IntoIterator<Item = (&'c str, Option<&'c [u8]>)>) -> Result<(), Error> {
@@ -232,9 +235,9 @@ impl Store for SealedStore {
         Ok(())
     }
 
-    async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error> {
+    async fn save(&self, handle: &Handle, changes: &Changes, renewal: Option<Renewal>) -> Result<Saved, Error> {
         let saved = self.with(handle, |held| {
-            if let Some(idle) = idle {
+            if let Some(Renewal { idle, .. }) = renewal {
                 held.renew(idle);
             }
             held.apply(changes.iter())
@@ -254,13 +257,23 @@ impl Store for SealedStore {
         Ok(swapped.unwrap_or(Swapped::Gone))
     }
 
-    async fn rotate(&self, handle: &Handle, _: &Proof, _: &Proof, _: Duration) -> Result<Saved, Error> {
+    async fn rotate(&self, handle: &Handle, _: &Proof, _: &Proof) -> Result<Saved, Error> {
         // Each cookie is encrypted anew.
         Ok(self.with(handle, |_| Ok(()))?.map_or(Saved::Gone, |()| Saved::Done))
     }
 
-    async fn freeze(&self, handle: &Handle, _: Duration) -> Result<Option<Fields>, Error> {
+    async fn freeze(&self, handle: &Handle, _: &Handle, _: Duration) -> Result<Option<Fields>, Error> {
         Ok(self.inside.lock().sessions.remove(handle).map(|held| held.fields))
+    }
+
+    async fn succeed(&self, handle: &Handle, next: &Succession<'_>, changes: &Changes) -> Result<Saved, Error> {
+        let mut inside = self.inside.lock();
+        let Some(mut held) = inside.sessions.remove(handle) else { return Ok(Saved::Gone) };
+        held.apply(changes.iter())?;
+        held.renew(next.idle);
+        inside.sessions.insert(*next.handle, held);
+        (inside.current, inside.changed) = (Some(*next.handle), true);
+        Ok(Saved::Done)
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
@@ -270,16 +283,16 @@ impl Store for SealedStore {
         Ok(inside.sessions.get(&handle).map(|held| (handle, held.record())).into_iter().collect())
     }
 
-    async fn revoke(&self, _: &Owner, _: Option<&Handle>) -> Result<(), Error> {
+    async fn revoke(&self, _: &Owner, _: Option<&Handle>) -> Result<bool, Error> {
         Err(Error::Irrevocable)
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<bool, Error> {
+    async fn destroy(&self, handle: &Handle) -> Result<Destroyed, Error> {
         let mut inside = self.inside.lock();
         if inside.current == Some(*handle) {
             inside.current = None;
         }
-        Ok(inside.sessions.remove(handle).is_some())
+        Ok(inside.sessions.remove(handle).map_or(Destroyed::Gone, |_| Destroyed::Done))
     }
 }
 

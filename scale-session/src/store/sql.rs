@@ -16,7 +16,10 @@ use async_trait::async_trait;
 use sqlx::any::AnyArguments;
 use sqlx::{Any, AnyConnection, AssertSqlSafe, Row, Transaction};
 
-use super::{Changes, Fields, Handle, Lifetime, Owner, Proof, Proofs, REPLACED_FOR, Record, Saved, Standing, Store, Swapped};
+use super::{
+    Changes, Destroyed, Fields, Handle, Lifetime, Owner, Proof, Proofs, REPLACED_FOR, Record, Renewal, Saved, Standing, Store,
+    Succession, Swapped,
+};
 use crate::error::Error;
 use crate::sql::{Database, System, statements, text_of};
 use crate::value::{decode_number, encode_number};
@@ -43,6 +46,7 @@ statements! {
             ends_ms bigint not null,
             seen bigint not null default 0,
             frozen_ms bigint,
+            next {text},
             owner {text},
             number bigint not null default 0,
             primary key (app, handle)
@@ -65,7 +69,7 @@ statements! {
             value {bytes} not null,
             primary key (app, handle, field)
         );";
-    load = concat!("select s.proofs, s.renewed_ms, s.frozen_ms, s.seen, {now}, f.field, f.value from scale_sessions s \
+    load = concat!("select s.proofs, s.renewed_ms, s.frozen_ms, s.seen, {now}, f.field, f.value, s.next from scale_sessions s \
         left join scale_session_fields f on f.app = s.app and f.handle = s.handle where ", lives!());
     number = "insert into scale_session_owners (app, owner, last, revoked, until_ms) values ($1, $2, 1, 0, {now} + $3) \
         on conflict (app, owner) do update set last = scale_session_owners.last + 1, \
@@ -73,24 +77,33 @@ statements! {
         returning last";
     create = "insert into scale_sessions (app, handle, proofs, renewed_ms, expires_ms, ends_ms, owner, number) \
         values ($1, $2, $3, {now}, {now} + $4, {now} + $5, $6, $7)";
-    owned = "select s.handle, s.renewed_ms, f.field, f.value from scale_sessions s \
+    owned = "select s.handle, s.renewed_ms, f.field, f.value from (select app, handle, renewed_ms from scale_sessions \
+            where app = $1 and owner = $2 and expires_ms > {now} and frozen_ms is null and seen = 1 \
+            and number > (select revoked from scale_session_owners where app = $1 and owner = $2) \
+            order by renewed_ms desc, handle limit 1000) s \
         left join scale_session_fields f on f.app = s.app and f.handle = s.handle and f.field like '.%' \
-        where s.app = $1 and s.owner = $2 and s.expires_ms > {now} and s.frozen_ms is null and s.seen = 1 \
-        and s.number > (select revoked from scale_session_owners where app = $1 and owner = $2) order by s.renewed_ms desc limit 1000";
+        order by s.renewed_ms desc, s.handle";
     revoke = "update scale_session_owners set last = last + 1, revoked = last + 1 where app = $1 and owner = $2 returning last";
     keep = "update scale_sessions set number = $3 where app = $1 and handle = $2 and expires_ms > {now} and frozen_ms is null and number > \
         (select revoked from scale_session_owners o where o.app = scale_sessions.app and o.owner = scale_sessions.owner)";
     sweep_owners = "delete from scale_session_owners where until_ms <= {now}";
-    renew = "update scale_sessions set renewed_ms = {now}, expires_ms = {least}({now} + $3, ends_ms), seen = 1 \
+    renew = "update scale_sessions set renewed_ms = {now}, expires_ms = {least}({now} + $3, ends_ms), seen = 1, proofs = $4 \
         where app = $1 and handle = $2";
-    lock = concat!("select s.frozen_ms, s.proofs, {now} from scale_sessions s where ", lives!(), " {lock}");
+    lock = concat!("select s.frozen_ms, s.proofs, {now}, s.ends_ms, s.number, s.next from scale_sessions s where ", lives!(), " {lock}");
     field = "select value from scale_session_fields where app = $1 and handle = $2 and field = $3";
     all_fields = "select field, value from scale_session_fields where app = $1 and handle = $2";
     set = "insert into scale_session_fields (app, handle, field, value) values ($1, $2, $3, $4) \
         on conflict (app, handle, field) do update set value = excluded.value";
     unset = "delete from scale_session_fields where app = $1 and handle = $2 and field = $3";
     rotate = "update scale_sessions set proofs = $3 where app = $1 and handle = $2";
-    freeze = "update scale_sessions set frozen_ms = {now} + $3, expires_ms = {now} + $3 + $4 where app = $1 and handle = $2";
+    freeze = "update scale_sessions set frozen_ms = {least}({now} + $3, ends_ms), expires_ms = {now} + $3 + $4, next = $5 \
+        where app = $1 and handle = $2";
+    succeed = "insert into scale_sessions (app, handle, proofs, renewed_ms, expires_ms, ends_ms, owner, number) \
+        select app, $3, $4, {now}, {least}({now} + $5, ends_ms), ends_ms, owner, number from scale_sessions where app = $1 and handle = $2";
+    copy_fields = "insert into scale_session_fields (app, handle, field, value) \
+        select app, $3, field, value from scale_session_fields where app = $1 and handle = $2";
+    remember_owner = "update scale_session_owners set until_ms = {most}(until_ms, {now} + $3) where app = $1 and owner = $2";
+    unread = "update scale_sessions set frozen_ms = 0 where app = $1 and handle = $2";
     drop_fields = "delete from scale_session_fields where app = $1 and handle = $2";
     destroy = "delete from scale_sessions where app = $1 and handle = $2";
     expired = "select app, handle from scale_sessions where expires_ms <= {now} limit 100";
@@ -160,8 +173,31 @@ impl SqlStore {
     /// Locks the session's row; `None` if it is gone.
     async fn lock(&self, connection: &mut AnyConnection, handle: &Handle) -> Result<Option<Locked>, Error> {
         let row = self.on(&self.texts.lock, handle).fetch_optional(connection).await.map_err(failed)?;
-        let locked = row.map(|row| Ok(Locked { frozen_ms: row.try_get(0)?, proofs: row.try_get(1)?, now_ms: row.try_get(2)? }));
+        let locked = row.map(|row| {
+            let next: Option<String> = row.try_get(5)?;
+            let next = next.and_then(|text| Handle::parse(&text));
+            Ok(Locked { frozen_ms: row.try_get(0)?, proofs: row.try_get(1)?, now_ms: row.try_get(2)?, next })
+        });
         locked.transpose().map_err(failed)
+    }
+
+    async fn freeze_in(
+        &self,
+        connection: &mut AnyConnection,
+        handle: &Handle,
+        next: &Handle,
+        grace: Duration,
+    ) -> Result<(), Error> {
+        let grace = i64::try_from(grace.as_millis()).unwrap_or(i64::MAX / 4);
+        let freeze = self.on(&self.texts.freeze, handle).bind(grace).bind(millis(REPLACED_FOR)).bind(next.text());
+        freeze.execute(&mut *connection).await.map_err(failed)?;
+        if let Some(owner) = handle.owner() {
+            // What is revoked is known for as long as it may be asked for.
+            let known = self.ask(&self.texts.remember_owner).bind(owner.text());
+            let known = known.bind(grace.saturating_add(millis(REPLACED_FOR)).saturating_add(1_000));
+            known.execute(connection).await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     async fn held(&self, connection: &mut AnyConnection, handle: &Handle) -> Result<Fields, Error> {
@@ -190,6 +226,7 @@ struct Locked {
     frozen_ms: Option<i64>,
     proofs: String,
     now_ms: i64,
+    next: Option<Handle>,
 }
 
 #[async_trait]
@@ -199,23 +236,24 @@ impl Store for SqlStore {
         let Some(first) = rows.first() else { return Ok(None) };
         let number = |column: usize| first.try_get::<i64, _>(column).map_err(failed);
         let (renewed, seen, now_ms) = (time(number(1)?), number(3)? == 1, number(4)?);
-        let proofs = Proofs::parse(&first.try_get::<String, _>(0).map_err(failed)?);
-        let Some(proofs) = proofs.filter(|proofs| proof.is_none_or(|proof| proofs.accepts(proof, now_ms.max(0) as u64))) else {
-            return Ok(None);
-        };
+        let Some(proofs) = Proofs::parse(&first.try_get::<String, _>(0).map_err(failed)?) else { return Ok(None) };
+        let is_known = proof.is_none_or(|proof| proofs.accepts(proof, now_ms.max(0) as u64));
         let standing = match first.try_get::<Option<i64>, _>(2).map_err(failed)? {
+            _ if !is_known => Standing::Stale,
             None => Standing::Live,
             Some(until) if now_ms < until => Standing::Frozen,
             Some(_) => Standing::Replaced,
         };
         let mut fields = Fields::default();
-        for row in rows.iter().filter(|_| standing != Standing::Replaced) {
+        for row in rows.iter().filter(|_| matches!(standing, Standing::Live | Standing::Frozen)) {
             if let Some(field) = row.try_get::<Option<String>, _>(5).map_err(failed)? {
                 fields.insert(field, row.try_get(6).map_err(failed)?);
             }
         }
-        let is_current = proof.is_none_or(|proof| proofs.is_current(proof));
-        Ok(Some(Record { fields, renewed, standing, is_current, seen }))
+        let next: Option<String> = first.try_get(7).map_err(failed)?;
+        let next = next.and_then(|text| Handle::parse(&text));
+        let (is_current, is_unconfirmed) = (proof.is_none_or(|proof| proofs.is_current(proof)), proofs.is_unconfirmed());
+        Ok(Some(Record { fields, renewed, standing, is_current, seen, is_unconfirmed, next }))
     }
 
     async fn create(&self, handle: &Handle, proof: &Proof, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
@@ -243,15 +281,17 @@ impl Store for SqlStore {
         Ok(())
     }
 
-    async fn save(&self, handle: &Handle, changes: &Changes, idle: Option<Duration>) -> Result<Saved, Error> {
+    async fn save(&self, handle: &Handle, changes: &Changes, renewal: Option<Renewal>) -> Result<Saved, Error> {
         let mut tx = self.begin().await?;
-        match self.lock(&mut tx, handle).await? {
+        let locked = match self.lock(&mut tx, handle).await? {
             None => return Ok(Saved::Gone),
             Some(Locked { frozen_ms: Some(_), .. }) => return Ok(Saved::Frozen),
-            Some(_) => {}
-        }
-        if let Some(idle) = idle {
-            self.on(&self.texts.renew, handle).bind(millis(idle)).execute(&mut *tx).await.map_err(failed)?;
+            Some(locked) => locked,
+        };
+        if let Some(Renewal { idle, grace }) = renewal {
+            let Some(mut proofs) = Proofs::parse(&locked.proofs) else { return Ok(Saved::Gone) };
+            proofs.confirm(locked.now_ms.max(0) as u64, grace);
+            self.on(&self.texts.renew, handle).bind(millis(idle)).bind(proofs.text()).execute(&mut *tx).await.map_err(failed)?;
         }
         self.apply(&mut tx, handle, changes).await?;
         tx.commit().await.map_err(failed)?;
@@ -294,7 +334,7 @@ impl Store for SqlStore {
         Ok(Some(Ok(sum)))
     }
 
-    async fn rotate(&self, handle: &Handle, from: &Proof, to: &Proof, grace: Duration) -> Result<Saved, Error> {
+    async fn rotate(&self, handle: &Handle, from: &Proof, to: &Proof) -> Result<Saved, Error> {
         let mut tx = self.begin().await?;
         let locked = match self.lock(&mut tx, handle).await? {
             None => return Ok(Saved::Gone),
@@ -302,7 +342,7 @@ impl Store for SqlStore {
             Some(locked) => locked,
         };
         let Some(mut proofs) = Proofs::parse(&locked.proofs) else { return Ok(Saved::Gone) };
-        if !proofs.rotate(from, *to, locked.now_ms.max(0) as u64, grace) {
+        if !proofs.rotate(from, *to, locked.now_ms.max(0) as u64) {
             return Ok(Saved::Stale);
         }
         self.on(&self.texts.rotate, handle).bind(proofs.text()).execute(&mut *tx).await.map_err(failed)?;
@@ -310,20 +350,35 @@ impl Store for SqlStore {
         Ok(Saved::Done)
     }
 
-    async fn freeze(&self, handle: &Handle, grace: Duration) -> Result<Option<Fields>, Error> {
+    async fn freeze(&self, handle: &Handle, next: &Handle, grace: Duration) -> Result<Option<Fields>, Error> {
         let mut tx = self.begin().await?;
-        let Some(locked) = self.lock(&mut tx, handle).await? else { return Ok(None) };
-        if locked.frozen_ms.is_some_and(|until| until <= locked.now_ms) {
+        let Some(Locked { frozen_ms, now_ms, .. }) = self.lock(&mut tx, handle).await? else { return Ok(None) };
+        if frozen_ms.is_some_and(|until| until <= now_ms) {
             return Ok(None);
         }
         let fields = self.held(&mut tx, handle).await?;
-        if locked.frozen_ms.is_none() {
-            let grace = i64::try_from(grace.as_millis()).unwrap_or(i64::MAX / 4);
-            let freeze = self.on(&self.texts.freeze, handle).bind(grace).bind(millis(REPLACED_FOR));
-            freeze.execute(&mut *tx).await.map_err(failed)?;
+        if frozen_ms.is_some() {
+            return Ok(Some(fields));
         }
+        self.freeze_in(&mut tx, handle, next, grace).await?;
         tx.commit().await.map_err(failed)?;
         Ok(Some(fields))
+    }
+
+    async fn succeed(&self, handle: &Handle, next: &Succession<'_>, changes: &Changes) -> Result<Saved, Error> {
+        let mut tx = self.begin().await?;
+        match self.lock(&mut tx, handle).await? {
+            None => return Ok(Saved::Gone),
+            Some(Locked { frozen_ms: Some(_), .. }) => return Ok(Saved::Frozen),
+            Some(_) => {}
+        }
+        let made = self.on(&self.texts.succeed, handle).bind(next.handle.text()).bind(Proofs::new(*next.proof).text());
+        made.bind(millis(next.idle)).execute(&mut *tx).await.map_err(failed)?;
+        self.on(&self.texts.copy_fields, handle).bind(next.handle.text()).execute(&mut *tx).await.map_err(failed)?;
+        self.apply(&mut tx, next.handle, changes).await?;
+        self.freeze_in(&mut tx, handle, next.handle, next.grace).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Saved::Done)
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
@@ -334,7 +389,9 @@ impl Store for SqlStore {
             if found.last().is_none_or(|(last, _)| *last != handle) {
                 let renewed = time(row.try_get(1).map_err(failed)?);
                 let (fields, standing) = (Fields::default(), Standing::Live);
-                found.push((handle, Record { fields, renewed, standing, is_current: true, seen: true }));
+                let record =
+                    Record { fields, renewed, standing, is_current: true, seen: true, is_unconfirmed: false, next: None };
+                found.push((handle, record));
             }
             if let Some((_, record)) = found.last_mut()
                 && let Some(field) = row.try_get::<Option<String>, _>(2).map_err(failed)?
@@ -345,26 +402,36 @@ impl Store for SqlStore {
         Ok(found)
     }
 
-    async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<(), Error> {
+    async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<bool, Error> {
         let mut tx = self.begin().await?;
         let number = || self.ask(&self.texts.number).bind(owner.text()).bind(0_i64);
         // Before the others are revoked: one that is already stays so. The number is after theirs.
         if let Some(handle) = except {
             let last: i64 = number().fetch_one(&mut *tx).await.and_then(|row| row.try_get(0)).map_err(failed)?;
-            self.on(&self.texts.keep, handle).bind(last + 2).execute(&mut *tx).await.map_err(failed)?;
+            let kept = self.on(&self.texts.keep, handle).bind(last + 2).execute(&mut *tx).await.map_err(failed)?;
+            if kept.rows_affected() == 0 {
+                return Ok(false);
+            }
         }
         self.ask(&self.texts.revoke).bind(owner.text()).fetch_optional(&mut *tx).await.map_err(failed)?;
         if except.is_some() {
             number().execute(&mut *tx).await.map_err(failed)?;
         }
-        tx.commit().await.map_err(failed)
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<bool, Error> {
+    async fn destroy(&self, handle: &Handle) -> Result<Destroyed, Error> {
         let mut tx = self.begin().await?;
+        if let Some(Locked { frozen_ms: Some(_), next, .. }) = self.lock(&mut tx, handle).await? {
+            self.on(&self.texts.unread, handle).execute(&mut *tx).await.map_err(failed)?;
+            self.on(&self.texts.drop_fields, handle).execute(&mut *tx).await.map_err(failed)?;
+            tx.commit().await.map_err(failed)?;
+            return Ok(Destroyed::Replaced(next));
+        }
         let removed = self.on(&self.texts.destroy, handle).execute(&mut *tx).await.map_err(failed)?.rows_affected();
         self.on(&self.texts.drop_fields, handle).execute(&mut *tx).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
-        Ok(removed > 0)
+        Ok(if removed > 0 { Destroyed::Done } else { Destroyed::Gone })
     }
 }

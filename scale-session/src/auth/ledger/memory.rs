@@ -101,7 +101,7 @@ impl Store for MemoryLedger {
         let mut entries = self.0.lock();
         let Some((count, ends)) = entries.counters.get_mut(key).filter(|(_, ends)| *ends > now) else { return Ok(0) };
         if let Some(keep) = keep {
-            *ends = after(now, keep);
+            *ends = after(now, keep).max(*ends);
         }
         Ok(*count)
     }
@@ -113,7 +113,7 @@ impl Store for MemoryLedger {
             entries.room(now)?;
         }
         let counter = entries.counters.entry(key.to_owned()).or_insert((0, now));
-        *counter = (counter.0 + 1, after(now, keep));
+        *counter = (counter.0 + 1, after(now, keep).max(counter.1));
         Ok(counter.0)
     }
 }

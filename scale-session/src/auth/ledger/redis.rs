@@ -14,6 +14,7 @@ pub struct RedisLedger {
     server: scale_redis::Redis,
     keys: Keys,
     turn: Script,
+    count: Script,
 }
 
 impl std::fmt::Debug for RedisLedger {
@@ -33,7 +34,12 @@ fn millis(time: Duration) -> u64 {
 impl RedisLedger {
     /// The ledger of `app`.
     pub fn new(redis: scale_redis::Redis, app: &str) -> Self {
-        Self { server: redis, keys: Keys::new(app, "auth"), turn: Script::new(include_str!("turn.lua")) }
+        Self {
+            server: redis,
+            keys: Keys::new(app, "auth"),
+            turn: Script::new(include_str!("turn.lua")),
+            count: Script::new(include_str!("count.lua")),
+        }
     }
 }
 
@@ -74,20 +80,17 @@ impl Store for RedisLedger {
     }
 
     async fn count(&self, key: &str, keep: Option<Duration>) -> Result<u64, Error> {
-        let mut get = redis::cmd(if keep.is_some() { "GETEX" } else { "GET" });
-        get.arg(self.keys.tagged(key, "n"));
-        if let Some(keep) = keep {
-            get.arg("PX").arg(millis(keep));
+        let key = self.keys.tagged(key, "n");
+        let count: Option<u64> = match keep {
+            None => redis::cmd("GET").arg(&key).query_async(&mut self.server.clone()).await,
+            Some(keep) => self.count.key(&key).arg(millis(keep)).arg(0).invoke_async(&mut self.server.clone()).await,
         }
-        let count: Option<u64> = get.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        .map_err(failed)?;
         Ok(count.unwrap_or(0))
     }
 
     async fn advance(&self, key: &str, keep: Duration) -> Result<u64, Error> {
         let key = self.keys.tagged(key, "n");
-        let mut both = redis::pipe();
-        both.atomic().incr(&key, 1).cmd("PEXPIRE").arg(&key).arg(millis(keep)).ignore();
-        let (count,) = both.query_async(&mut self.server.clone()).await.map_err(failed)?;
-        Ok(count)
+        self.count.key(&key).arg(millis(keep)).arg(1).invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 }

@@ -32,9 +32,10 @@ statements! {
     family = "select next, {now} - taken_ms from scale_ledger where app = $1 and key = $2 and ends_ms > {now} {lock}";
     take = "update scale_ledger set next = $3, taken_ms = {now} where app = $1 and key = $2";
     count = "select next from scale_ledger where app = $1 and key = $2 and ends_ms > {now}";
-    keep = "update scale_ledger set ends_ms = {now} + $3 where app = $1 and key = $2 and ends_ms > {now} returning next";
+    keep = "update scale_ledger set ends_ms = {most}({now} + $3, ends_ms) where app = $1 and key = $2 and ends_ms > {now} returning next";
     advance = "insert into scale_ledger (app, key, next, taken_ms, ends_ms) values ($1, $2, 1, {now}, {now} + $3) \
-        on conflict (app, key) do update set next = scale_ledger.next + 1, taken_ms = excluded.taken_ms, ends_ms = excluded.ends_ms \
+        on conflict (app, key) do update set next = scale_ledger.next + 1, taken_ms = excluded.taken_ms, \
+        ends_ms = {most}(excluded.ends_ms, scale_ledger.ends_ms) \
         returning next";
     close = "delete from scale_ledger where app = $1 and key = $2";
     sweep = "delete from scale_ledger where (app, key) in (select app, key from scale_ledger where ends_ms <= {now} limit 100)";
@@ -72,6 +73,14 @@ impl SqlLedger {
         query(text).bind(self.app.clone()).bind(key.to_owned())
     }
 
+    async fn sweep_now_and_then(&self) {
+        if fastrand::u32(..SWEEP) == 0
+            && let Err(error) = query(&self.texts.sweep).execute(self.database.pool()).await
+        {
+            tracing::warn!(%error, "ended entries of the ledger could not be removed");
+        }
+    }
+
     async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
         self.database.begin().await.map_err(|e| Error::Ledger(Box::new(e)))
     }
@@ -92,11 +101,7 @@ impl Store for SqlLedger {
     async fn claim(&self, key: &str, time: Duration) -> Result<bool, Error> {
         let claim = self.on(&self.texts.claim, key).bind(millis(time));
         let done = claim.execute(self.database.pool()).await.map_err(failed)?.rows_affected() > 0;
-        if fastrand::u32(..SWEEP) == 0
-            && let Err(error) = query(&self.texts.sweep).execute(self.database.pool()).await
-        {
-            tracing::warn!(%error, "ended entries of the ledger could not be removed");
-        }
+        self.sweep_now_and_then().await;
         Ok(done)
     }
 
@@ -106,7 +111,9 @@ impl Store for SqlLedger {
 
     async fn open(&self, key: &str, time: Duration) -> Result<(), Error> {
         let open = self.on(&self.texts.open, key).bind(millis(time));
-        open.execute(self.database.pool()).await.map(drop).map_err(failed)
+        open.execute(self.database.pool()).await.map_err(failed)?;
+        self.sweep_now_and_then().await;
+        Ok(())
     }
 
     async fn turn(&self, key: &str, turn: u64, grace: Duration) -> Result<Turn, Error> {
@@ -143,6 +150,8 @@ impl Store for SqlLedger {
 
     async fn advance(&self, key: &str, keep: Duration) -> Result<u64, Error> {
         let advance = self.on(&self.texts.advance, key).bind(millis(keep));
-        counted(&advance.fetch_one(self.database.pool()).await.map_err(failed)?)
+        let count = counted(&advance.fetch_one(self.database.pool()).await.map_err(failed)?);
+        self.sweep_now_and_then().await;
+        count
     }
 }
