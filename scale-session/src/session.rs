@@ -288,7 +288,7 @@ impl Session {
                     match self.0.store.destroy(&handle).await? {
                         Destroyed::Done | Destroyed::Gone => state.place = Place::Destroyed,
                         Destroyed::Replaced(Some(other)) if handle.owner().is_some() && other.owner() == handle.owner() => {
-                            next = Some(other)
+                            next = Some(other);
                         }
                         // The client's other session is not this one's to end, nor its cookie.
                         Destroyed::Replaced(_) => state.place = Place::Replaced(handle),
@@ -361,10 +361,10 @@ impl Session {
     pub async fn watch(&self, period: Duration) {
         let mut first = None;
         loop {
-            if let Ok(user) = self.user().await {
-                if *first.get_or_insert_with(|| user.clone()) != user {
-                    return;
-                }
+            if let Ok(user) = self.user().await
+                && *first.get_or_insert_with(|| user.clone()) != user
+            {
+                return;
             }
             tokio::time::sleep(period).await;
             let _ = self.reload().await;
