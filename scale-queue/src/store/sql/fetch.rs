@@ -4,6 +4,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row};
 
 use super::{SWEEP_AFTER_MS, SqlStore, System, failed, hex, hex_list, key_of, local_ms, millis, unhex};
+#[cfg(feature = "sqlite")]
 use crate::envelope::tag_of;
 use crate::error::Error;
 use crate::store::Trial;

@@ -765,6 +765,7 @@ impl Store for SqlStore {
     }
 
     async fn make_known(&self, queue: &str) -> Result<(), Error> {
+        let _ = queue;
         match self.system {
             #[cfg(feature = "postgres")]
             System::Postgres => self.know(queue).await,
