@@ -357,3 +357,11 @@ on_every_store! {
     a_poison_job_behind_a_limit_is_found,
     a_poison_job_of_another_queue_is_found,
 }
+
+/// A database whose transactions are `repeatable read` by default: the row locks of this crate order its writers all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strict_default_isolation_changes_nothing() -> Result<()> {
+    let server = Server::start("postgres").await?;
+    server.postgres().node(0).sql("alter role postgres set default_transaction_isolation = 'repeatable read'").await?;
+    stops_lose_no_job_on_its_way(&server).await
+}

@@ -180,6 +180,17 @@ pub fn statements(system: &str) -> Vec<(&'static str, Arc<str>)> {
     System::of(&format!("{system}:")).map(|system| Texts::new(system).all()).unwrap_or_default()
 }
 
+/// Row locks are what orders writers here, whatever isolation the database is set to by default.
+#[cfg(feature = "postgres")]
+fn read_committed(options: AnyPoolOptions) -> AnyPoolOptions {
+    options.after_connect(|connection, _| {
+        Box::pin(async move {
+            let setting = "set session characteristics as transaction isolation level read committed";
+            sqlx::raw_sql(setting).execute(connection).await.map(drop)
+        })
+    })
+}
+
 impl SqlStore {
     /// Connects, and makes the tables if they are not there.
     pub async fn connect(url: &str, app: &str) -> Result<Self, Error> {
@@ -203,6 +214,8 @@ impl SqlStore {
         let options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(5));
         #[cfg(feature = "sqlite")]
         let options = if system == System::Sqlite { one_writer(options) } else { options };
+        #[cfg(feature = "postgres")]
+        let options = if system == System::Postgres { read_committed(options) } else { options };
         // sqlx's words may hold the password.
         let pool = options.connect_lazy(url).map_err(|_| Error::Address("a database address that cannot be read".into()))?;
         let store = Self {
