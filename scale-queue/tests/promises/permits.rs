@@ -124,28 +124,39 @@ async fn a_paused_queue_holds_up_no_other(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// While every place is taken, a job of an earlier queue goes before the next one in a line of a later queue.
+/// While every place is taken, a job of an earlier queue does not wait for the end of a line in a later one.
 async fn a_line_does_not_jump_the_order(server: &Server) -> Result<()> {
+    const LINE: usize = 50;
+    const FILLS: usize = 1_000;
+    const URGENT: usize = 1_001;
     let queue = server.queue().await?;
-    let (gate, order) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(Mutex::new(Vec::new())));
-    let (open, seen) = (Arc::clone(&gate), Arc::clone(&order));
+    let gates = Arc::new([(); 2].map(|()| tokio::sync::Semaphore::new(0)));
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let (open, seen) = (Arc::clone(&gates), Arc::clone(&order));
     let worker = Worker::new(&queue).queues(["high", "low"]).concurrency(2).handle(move |job: Limited, _| {
         let open = Arc::clone(&open);
         seen.lock().push(job.n);
-        async move { open.acquire().await.map(tokio::sync::SemaphorePermit::forget) }
+        async move { open[usize::from(job.n == FILLS)].acquire().await.map(tokio::sync::SemaphorePermit::forget) }
     });
     // One of the two places is taken by the first of a line, then the other by a job without limits.
-    push_all(&queue, "low", (0..5).map(|n| one_of("k", n))).await?;
+    push_all(&queue, "low", (0..LINE).map(|n| one_of("k", n))).await?;
     let worker = run(worker);
-    until(&queue, "low", "a line", |stats| stats.blocked == 4 && stats.leased == 1).await?;
-    queue.push(Limited { n: 999, ..Limited::default() }).to("low").await?;
-    until(&queue, "low", "both places to be taken", |stats| stats.blocked == 4 && stats.leased == 2).await?;
-    queue.push(Limited { n: 100, ..Limited::default() }).to("high").await?;
-    gate.add_permits(1);
-    eventually("the next to begin", async || (order.lock().len() >= 3).then_some(())).await?;
-    assert_eq!(order.lock()[2], 100, "{:?}", order.lock());
-    gate.add_permits(20);
-    until(&queue, "low", "all to be done", |stats| stats.done_total == 6 && is_empty(stats)).await?;
+    until(&queue, "low", "a line", |stats| stats.blocked == LINE as u64 - 1 && stats.leased == 1).await?;
+    queue.push(Limited { n: FILLS, ..Limited::default() }).to("low").await?;
+    until(&queue, "low", "both places to be taken", |stats| stats.leased == 2).await?;
+    queue.push(Limited { n: URGENT, ..Limited::default() }).to("high").await?;
+    // The worker hears of it while the line moves on, long before the line's end.
+    for begun in 3..=LINE {
+        gates[0].add_permits(1);
+        eventually("the next to begin", async || (order.lock().len() >= begun).then_some(())).await?;
+        if order.lock().contains(&URGENT) {
+            break;
+        }
+    }
+    let begun = order.lock().clone();
+    assert!(begun.contains(&URGENT), "{begun:?}");
+    gates.iter().for_each(|gate| gate.add_permits(LINE));
+    until(&queue, "low", "all to be done", |stats| stats.done_total == LINE as u64 + 1 && is_empty(stats)).await?;
     worker.stop().await
 }
 
