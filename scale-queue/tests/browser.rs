@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use fantoccini::key::Key;
 use fantoccini::{Client, ClientBuilder, Locator};
-use scale_queue::{Dashboard, Job, Queue, Retry, Worker};
+use scale_queue::{Dashboard, Job, Queue, Retry, Scheduler, Worker};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use testkit::{Redis, eventually};
@@ -36,6 +36,10 @@ struct Browser {
 
 impl Browser {
     async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    async fn start_with(more: &[&str]) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
         let mut driver = Command::new("chromedriver");
         driver.arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
@@ -46,6 +50,7 @@ impl Browser {
             "--disable-component-update", "--disable-sync", "--window-size=1200,900",
         ];
         let mut arguments: Vec<String> = arguments.map(String::from).to_vec();
+        arguments.extend(more.iter().map(ToString::to_string));
         arguments.push(format!("--user-data-dir={}", home.path().display()));
         let capabilities = json!({ "goog:chromeOptions": { "args": arguments } });
         let client = eventually("a browser", async || {
@@ -200,7 +205,7 @@ async fn a_person_uses_the_dashboard() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pictures_for_people() -> Result<()> {
     let Ok(folder) = std::env::var("SHOTS") else { return Ok(()) };
-    let (server, browser) = tokio::try_join!(Redis::start(), Browser::start())?;
+    let server = Redis::start().await?;
     let queue = Queue::connect(&server.url(), "test").await?;
     for n in 0..50_u64 {
         let jobs = (0..=n).map(|n| Mail { to: format!("{n}@example.org") });
@@ -210,17 +215,31 @@ async fn pictures_for_people() -> Result<()> {
     }
     queue.push(Mail { to: "x".into() }).to("a-queue-with-a-name-of-sixty-four-characters-as-long-as-it-can").await?;
     queue.push_many((0..100_313).map(|n| Mail { to: format!("user{n}@example.org") })).await?;
+    queue.batch().named("newsletter").jobs((0..500).map(|n| Mail { to: format!("reader{n}@example.org") })).push().await?;
+    let schedules = Scheduler::new(&queue).every("ping", Duration::from_secs(60), || Mail { to: "ping@example.org".into() });
+    tokio::spawn(schedules.run(std::future::pending()));
+    let worker = Worker::new(&queue).concurrency(8).handle(|job: Mail, _| async move {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if job.to.starts_with("user7") { Err(format!("550 5.1.1 no such mailbox: {}", job.to)) } else { Ok(()) }
+    });
+    let worker = tokio::spawn(worker.run(std::future::pending()));
     let url = serve(&queue).await?;
-    browser.client.goto(&url).await?;
-    browser.until("charts", "document.querySelectorAll('#charts canvas').length === 2").await?;
-    for (page, name) in [("#queues", "queues"), ("#jobs/default/waiting", "jobs"), ("#workers", "workers")] {
-        browser.client.goto(&format!("{url}{page}")).await?;
-        for width in [390, 768, 1200] {
-            browser.client.set_window_size(width, 900).await?;
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            std::fs::write(format!("{folder}/{name}-{width}.png"), browser.client.screenshot().await?)?;
+    for (mode, scheme) in [("light", "1"), ("dark", "0")] {
+        let browser = Browser::start_with(&[&format!("--blink-settings=preferredColorScheme={scheme}")]).await?;
+        browser.client.goto(&url).await?;
+        browser.until("charts", "document.querySelectorAll('#charts canvas').length === 2").await?;
+        let pages = ["queues", "jobs/default/waiting", "jobs/default/dead", "jobs/default/leased", "workers", "schedules", "batches"];
+        for page in pages {
+            browser.client.goto(&format!("{url}#{page}")).await?;
+            for width in [390, 768, 1200] {
+                browser.client.set_window_size(width, 900).await?;
+                tokio::time::sleep(Duration::from_millis(2_500)).await;
+                let file = format!("{folder}/{mode}-{}-{width}.png", page.replace('/', "-"));
+                std::fs::write(file, browser.client.screenshot().await?)?;
+            }
         }
+        browser.client.clone().close().await?;
     }
-    browser.client.clone().close().await?;
+    worker.abort();
     Ok(())
 }
