@@ -1,28 +1,34 @@
-//! The extractors for axum: take a [`Session`], or a [`SignedIn`] user, as a handler's argument.
+//! Axum: the extractors [`Session`], [`SignedIn`] and `Option<SignedIn>`, and errors as responses.
 
-use axum_core::extract::FromRequestParts;
-use http::StatusCode;
+use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum_core::response::{IntoResponse, Response};
+use http::header::RETRY_AFTER;
 use http::request::Parts;
+use http::{HeaderValue, StatusCode};
 
+use crate::error::Error;
 use crate::session::Session;
-
-type Rejection = (StatusCode, &'static str);
 
 impl<S: Sync> FromRequestParts<S> for Session {
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
-        let missing = (StatusCode::INTERNAL_SERVER_ERROR, "no SessionLayer stands around this route");
-        parts.extensions.get::<Self>().cloned().ok_or(missing)
+        parts.extensions.get::<Self>().cloned().ok_or(Rejection::NoLayer)
     }
 }
 
 /// A user who is signed in with all factors. Others get a 401, and a 503 if the store does not answer: a route that takes this cannot be
-/// entered half-way.
+/// entered half-way. `Option<SignedIn>` lets everybody in and says who is signed in; it is still a 503 if nobody can say.
 ///
 /// ```
-/// async fn orders(scale_session::SignedIn { user, .. }: scale_session::SignedIn) -> String {
+/// use scale_session::SignedIn;
+///
+/// async fn orders(SignedIn { user, .. }: SignedIn) -> String {
 ///     format!("orders of {user}")
+/// }
+///
+/// async fn home(signed_in: Option<SignedIn>) -> String {
+///     signed_in.map_or("please sign in".into(), |signed_in| format!("hello, {}", signed_in.user))
 /// }
 /// ```
 #[derive(Clone, Debug)]
@@ -38,14 +44,84 @@ impl<S: Sync> FromRequestParts<S> for SignedIn {
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Rejection> {
-        let session = Session::from_request_parts(parts, state).await?;
-        match session.user().await {
-            Ok(Some(user)) => Ok(Self { user, session }),
-            Ok(None) => Err((StatusCode::UNAUTHORIZED, "please sign in")),
-            Err(error) => {
-                tracing::warn!(%error, "nobody can say who is signed in");
-                Err((StatusCode::SERVICE_UNAVAILABLE, "please try again"))
+        let found = <Self as OptionalFromRequestParts<S>>::from_request_parts(parts, state).await?;
+        found.ok_or(Rejection::Nobody)
+    }
+}
+
+impl<S: Sync> OptionalFromRequestParts<S> for SignedIn {
+    type Rejection = Rejection;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Option<Self>, Rejection> {
+        let session = <Session as FromRequestParts<S>>::from_request_parts(parts, state).await?;
+        let user = session.user().await.map_err(Rejection::Session)?;
+        Ok(user.map(|user| Self { user, session }))
+    }
+}
+
+/// Why a handler that takes a [`Session`] or a [`SignedIn`] was not entered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// There is no [`SessionLayer`](crate::SessionLayer) around the route: 500.
+    #[error("no SessionLayer around this route: add `.layer(sessions)` to its router, outside of what reads the session")]
+    NoLayer,
+    /// Nobody is signed in: 401.
+    #[error("nobody is signed in")]
+    Nobody,
+    /// The session cannot be read.
+    #[error(transparent)]
+    Session(Error),
+}
+
+impl IntoResponse for Rejection {
+    fn into_response(self) -> Response {
+        match self {
+            Self::NoLayer => {
+                tracing::error!("{self}");
+                (StatusCode::INTERNAL_SERVER_ERROR, "something went wrong").into_response()
             }
+            Self::Nobody => (StatusCode::UNAUTHORIZED, "please sign in").into_response(),
+            Self::Session(error) => error.into_response(),
         }
     }
+}
+
+/// The [status](Error::status) and a sentence without any of the error's words, which go into the log.
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        answer(self.status(), &self, None)
+    }
+}
+
+/// The [status](crate::auth::Error::status) and a sentence without any of the error's words, which go into the log: except for a password
+/// that does not keep the rules, whose words are for its user.
+#[cfg(feature = "auth")]
+impl IntoResponse for crate::auth::Error {
+    fn into_response(self) -> Response {
+        use crate::auth::Error as Auth;
+        match self {
+            Auth::Session(error) => error.into_response(),
+            Auth::Password(_) => (self.status(), self.to_string()).into_response(),
+            Auth::Busy { retry_after } => answer(self.status(), &self, Some(retry_after.as_secs().max(1))),
+            _ => answer(self.status(), &self, None),
+        }
+    }
+}
+
+fn answer(status: StatusCode, error: &dyn std::fmt::Display, retry_after: Option<u64>) -> Response {
+    let text = match status {
+        StatusCode::SERVICE_UNAVAILABLE => "please try again in a moment",
+        StatusCode::CONFLICT => "you have signed in or out meanwhile; please load the page anew",
+        StatusCode::PAYLOAD_TOO_LARGE => "that is too much to keep",
+        _ => "something went wrong",
+    };
+    if status.is_server_error() {
+        tracing::error!(%error, %status, "a request cannot be answered");
+    }
+    let mut response = (status, text).into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_after.unwrap_or(1)));
+    }
+    response
 }

@@ -1,5 +1,6 @@
 //! How long sessions live, and what happens when the store does not answer.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -16,6 +17,31 @@ pub enum OnStoreError {
     Unavailable,
     /// An empty session, and changes that are dropped with a warning. The cookie stays: nobody is logged out for good.
     Anonymous,
+}
+
+/// What a browser is told to forget when somebody signs out (`Clear-Site-Data`). Browsers obey over HTTPS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ClearSiteData {
+    /// The session's cookie alone.
+    #[default]
+    Nothing,
+    /// Its cache of this site's pages: nobody who uses the browser next finds them by "back".
+    Cache,
+    /// Its cache, and what scripts have stored (local storage, databases, workers), but cookies: ones that keep somebody signed in are the
+    /// application's to clear.
+    CacheAndStorage,
+}
+
+impl ClearSiteData {
+    pub(crate) fn header(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing => None,
+            Self::Cache => Some("\"cache\""),
+            Self::CacheAndStorage => Some("\"cache\", \"storage\""),
+        }
+    }
 }
 
 /// Whatever is longer than ten years is ten years.
@@ -43,6 +69,10 @@ pub struct Config {
     pub(crate) cookie: CookiePolicy,
     /// What happens when the store does not answer.
     pub(crate) on_store_error: OnStoreError,
+    /// How many sessions a user may have. Default: as many as they like.
+    pub(crate) sessions_per_user: Option<NonZeroU32>,
+    /// What browsers are told to forget at a logout.
+    pub(crate) clear_site_data: ClearSiteData,
     /// Whether shared caches may keep responses that depend on a session.
     pub(crate) unprotected_from_shared_caches: bool,
 }
@@ -55,6 +85,8 @@ impl Default for Config {
             rotation_grace: Duration::from_secs(10),
             cookie: CookiePolicy::default(),
             on_store_error: OnStoreError::default(),
+            sessions_per_user: None,
+            clear_site_data: ClearSiteData::default(),
             unprotected_from_shared_caches: false,
         }
     }
@@ -88,6 +120,18 @@ impl Config {
     /// What happens when the store does not answer.
     pub fn on_store_error(mut self, choice: OnStoreError) -> Self {
         self.on_store_error = choice;
+        self
+    }
+
+    /// Ends a user's least recently used sessions when a sign-in makes more than that. Costs one look at the user's sessions a sign-in.
+    pub fn sessions_per_user(mut self, most: NonZeroU32) -> Self {
+        self.sessions_per_user = Some(most);
+        self
+    }
+
+    /// What browsers are told to forget at a logout.
+    pub fn clear_site_data(mut self, what: ClearSiteData) -> Self {
+        self.clear_site_data = what;
         self
     }
 

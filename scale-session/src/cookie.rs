@@ -10,6 +10,8 @@ use crate::error::Error;
 
 /// What makes a browser take a cookie from this host alone, over HTTPS alone, for all of its paths.
 const HOST: &str = "__Host-";
+/// What makes a browser take a cookie over HTTPS alone.
+const SECURE: &str = "__Secure-";
 
 /// When browsers send the cookie along with requests that come from other sites.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -35,6 +37,11 @@ pub struct CookiePolicy {
     /// Whether the cookie is kept from plain HTTP. Without it the name loses its `__Host-`.
     secure: bool,
     partitioned: bool,
+    /// Sent to the hosts below this one, too.
+    #[serde(deserialize_with = "domain")]
+    domain: Option<String>,
+    /// Gone when the browser is closed.
+    ends_with_browser: bool,
 }
 
 /// A token of RFC 9110, which is what the name of a cookie is.
@@ -52,9 +59,25 @@ fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
     Ok(name)
 }
 
+/// The name of a host with a dot in it: browsers take a cookie for no whole top-level domain.
+fn checked_domain(domain: &str) -> Result<String, Error> {
+    let labels: Vec<&str> = domain.trim_start_matches('.').split('.').collect();
+    let is_label = |label: &&str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if labels.len() > 1 && domain.len() <= 253 && labels.iter().all(is_label) {
+        return Ok(labels.join(".").to_ascii_lowercase());
+    }
+    Err(Error::Setting("a cookie's domain is the name of a host with a dot in it, as `example.com`"))
+}
+
+fn domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let domain = Option::<String>::deserialize(deserializer)?;
+    domain.as_deref().map(checked_domain).transpose().map_err(serde::de::Error::custom)
+}
+
 impl Default for CookiePolicy {
     fn default() -> Self {
-        Self { name: "session".into(), same_site: SameSite::Lax, secure: true, partitioned: false }
+        let (same_site, name) = (SameSite::Lax, "session".into());
+        Self { name, same_site, secure: true, partitioned: false, domain: None, ends_with_browser: false }
     }
 }
 
@@ -80,14 +103,42 @@ impl CookiePolicy {
         self
     }
 
+    /// Sends the cookie to `domain` and to every host below it: `app.example.com` and `www.example.com` share their sessions. Whoever may
+    /// answer at one of them can then plant a cookie for the others, so the name's prefix is `__Secure-` and no longer `__Host-`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no name of a host with a dot in it.
+    pub fn shared_with_subdomains_of(mut self, domain: &str) -> Result<Self, Error> {
+        self.domain = Some(checked_domain(domain)?);
+        Ok(self)
+    }
+
+    /// Ends the session when the browser is closed, as far as the browser says so: one that restores its tabs keeps it. The time-outs stay.
+    pub fn ends_with_browser(mut self) -> Self {
+        self.ends_with_browser = true;
+        self
+    }
+
     /// For development over plain HTTP only: anybody on the way can read the cookie.
     pub fn insecure(mut self) -> Self {
         self.secure = false;
         self
     }
 
+    pub(crate) fn is_secure(&self) -> bool {
+        self.secure
+    }
+
     fn full_name(&self) -> String {
-        if self.secure { format!("{HOST}{}", self.name) } else { self.name.clone() }
+        format!("{}{}", self.prefix(), self.name)
+    }
+
+    fn prefix(&self) -> &'static str {
+        match &self.domain {
+            _ if !self.secure => "",
+            Some(_) => SECURE,
+            None => HOST,
+        }
     }
 
     /// The values of our cookies in a request's lines of them.
@@ -100,7 +151,7 @@ impl CookiePolicy {
     }
 
     fn is_named(&self, name: &str) -> bool {
-        if self.secure { name.strip_prefix(HOST) == Some(&self.name) } else { name == self.name }
+        name.strip_prefix(self.prefix()) == Some(&self.name)
     }
 
     /// What a request presents. Two cookies of the name are a sign of a planted one: none is believed.
@@ -130,8 +181,17 @@ impl CookiePolicy {
             .http_only(true)
             .secure(self.secure)
             .same_site(same_site)
-            .partitioned(self.partitioned)
-            .max_age(cookie::time::Duration::seconds(lifetime.as_secs() as i64));
+            .partitioned(self.partitioned);
+        let cookie = match &self.domain {
+            Some(domain) => cookie.domain(domain),
+            None => cookie,
+        };
+        // One that is cleared has a time in any case.
+        let cookie = if self.ends_with_browser && !lifetime.is_zero() {
+            cookie
+        } else {
+            cookie.max_age(cookie::time::Duration::seconds(lifetime.as_secs() as i64))
+        };
         HeaderValue::try_from(cookie.build().to_string()).ok()
     }
 }
@@ -156,6 +216,21 @@ mod tests {
         assert!(!policy.presents(&other("session=x; __Host-session2=x; x__Host-session=x")));
         assert!(policy.presents(&other("a; __Host-session")));
         assert!(policy.clone().insecure().presents(&other("session=")));
+    }
+
+    #[test]
+    fn shared_with_subdomains_or_gone_with_the_browser() {
+        let policy = CookiePolicy::default().shared_with_subdomains_of(".Example.com").unwrap().ends_with_browser();
+        let (day, text) = (Duration::from_hours(24), |value: Option<HeaderValue>| value.unwrap().to_str().unwrap().to_owned());
+        let set = text(policy.set("x", day));
+        assert_eq!(set, "__Secure-session=x; HttpOnly; SameSite=Lax; Secure; Path=/; Domain=example.com");
+        assert!(text(policy.clear()).ends_with("Domain=example.com; Max-Age=0") || text(policy.clear()).contains("Max-Age=0"));
+        let lines = |name: &str| [HeaderValue::try_from(format!("{name}=x")).unwrap()];
+        assert!(policy.presents(&lines("__Secure-session")) && !policy.presents(&lines("__Host-session")));
+        assert!(text(policy.insecure().set("x", day)).starts_with("session=x;"));
+        for bad in ["com", "", ".", "a..b", "evil.com; Path=/", "a b.com", "localhost"] {
+            assert!(CookiePolicy::default().shared_with_subdomains_of(bad).is_err(), "{bad}");
+        }
     }
 
     proptest::proptest! {

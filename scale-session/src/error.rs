@@ -1,4 +1,6 @@
-//! What can go wrong with a session.
+//! Errors of sessions.
+
+use http::StatusCode;
 
 /// Why a session could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +53,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns the status to answer with: 503 if it may work later, 409 if the client has another session by now, 413 for a value that is
+    /// too large, 500 for a mistake of the application.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Store(_) | Self::Contended { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Gone | Self::Replaced => StatusCode::CONFLICT,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Address(_)
+            | Self::Encode { .. }
+            | Self::Decode { .. }
+            | Self::Closed
+            | Self::Setting(_)
+            | Self::Irrevocable => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
     /// Names the scheme alone: the rest may hold a password.
     pub(crate) fn address(url: &str) -> Self {
         let scheme = url.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| !scheme.is_empty());

@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE, VARY};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use smallvec::SmallVec;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::config::Config;
 use crate::error::Error;
+use crate::plain_http::PlainHttp;
 use crate::session::Session;
 use crate::store::{MemoryStore, Store};
 
-/// Gives every request a [`Session`]. Cloning costs two reference counts.
+const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
+
+/// Gives every request a [`Session`]. Cloning costs three reference counts.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_session::Error> {
@@ -28,12 +31,13 @@ use crate::store::{MemoryStore, Store};
 pub struct SessionLayer {
     store: Arc<dyn Store>,
     config: Arc<Config>,
+    plain_http: Arc<PlainHttp>,
 }
 
 impl SessionLayer {
     /// Sessions in a store of your choice.
     pub fn new(store: impl Store, config: Config) -> Self {
-        Self { store: Arc::new(store), config: Arc::new(config) }
+        Self { store: Arc::new(store), config: Arc::new(config), plain_http: Arc::default() }
     }
 
     /// Sessions of this process alone.
@@ -143,6 +147,7 @@ where
     fn call(&mut self, mut request: Request<Req>) -> Self::Future {
         // Looked at when somebody asks for the session.
         let session = self.layer.session(request.headers().get_all(COOKIE).into_iter().cloned().collect());
+        let plain = self.layer.plain_http.look_for(&request, &self.layer.config);
         request.extensions_mut().insert(session.clone());
         let response = self.inner.call(request);
         let protects = !self.layer.config.unprotected_from_shared_caches;
@@ -159,7 +164,13 @@ where
                 keep_from_shared_caches(response.headers_mut(), cookie.is_some());
             }
             if let Some(cookie) = cookie {
+                if let Some(host) = plain {
+                    host.warn();
+                }
                 response.headers_mut().append(SET_COOKIE, cookie);
+            }
+            if let Some(what) = session.forgets().await {
+                response.headers_mut().insert(CLEAR_SITE_DATA, HeaderValue::from_static(what));
             }
             Ok(response)
         })

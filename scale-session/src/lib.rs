@@ -10,6 +10,7 @@ mod cookie;
 mod error;
 mod id;
 pub mod layer;
+mod plain_http;
 mod session;
 mod signed;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -18,8 +19,8 @@ pub mod store;
 mod value;
 
 #[cfg(feature = "axum")]
-pub use self::axum::SignedIn;
-pub use config::{Config, OnStoreError};
+pub use self::axum::{Rejection, SignedIn};
+pub use config::{ClearSiteData, Config, OnStoreError};
 pub use cookie::{CookiePolicy, SameSite};
 pub use error::Error;
 pub use layer::SessionLayer;

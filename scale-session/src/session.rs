@@ -383,6 +383,7 @@ impl Session {
         {
             self.0.store.save(&handle, &Changes::default(), Some(self.renewal())).await?;
             state.unseen = false;
+            self.end_those_beyond(&handle).await;
         }
         Ok(())
     }
@@ -501,7 +502,27 @@ impl Session {
         }
         state.place = Place::At(handle, SystemTime::now());
         (state.id, state.tell, state.is_current, state.rotate) = (Some(id), true, true, false);
+        self.end_those_beyond(&handle).await;
         Ok(handle)
+    }
+
+    /// Ends a user's least recently used sessions, if there are more than configured: when one is made, and when its client first shows its
+    /// cookie, since before that it is not listed. Two at once end the same ones.
+    async fn end_those_beyond(&self, this: &Handle) {
+        let (Some(owner), Some(most)) = (this.owner(), self.0.config.sessions_per_user) else { return };
+        let most = most.get() as usize;
+        let ended = async {
+            let mut others = self.0.store.owned(owner).await?;
+            others.retain(|(handle, _)| handle != this);
+            others.sort_by_key(|(_, record)| std::cmp::Reverse(record.renewed));
+            for (handle, _) in others.iter().skip(most - 1) {
+                self.0.store.destroy(handle).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = ended.await {
+            tracing::warn!(%error, "a user may have more sessions than configured until the next sign-in");
+        }
     }
 
     /// Whoever it was becomes somebody else, or proves to be who they are: a session of a family of its own, made of what the old one held.
@@ -610,6 +631,12 @@ impl Session {
         self.0.state.lock().await.asked
     }
 
+    /// What the browser is to forget: whoever was signed in has signed out.
+    pub(crate) async fn forgets(&self) -> Option<&'static str> {
+        let what = self.0.config.clear_site_data.header()?;
+        (self.0.state.lock().await.place == Place::Destroyed).then_some(what)
+    }
+
     async fn finish(&self) -> Result<Verdict, Error> {
         match self.settle().await? {
             Verdict::Clear => Ok(Verdict::Clear),
@@ -647,6 +674,9 @@ impl Session {
                         // not this one's any more.
                         metrics::counter!("scale_session_writes_dropped_total").increment(1);
                         return Ok(Verdict::Leave);
+                    }
+                    if std::mem::take(&mut state.unseen) {
+                        self.end_those_beyond(&handle).await;
                     }
                 }
                 if state.rotate

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use http::StatusCode;
-use scale_session::{Config, Error, OnStoreError, SessionLayer};
+use scale_session::{ClearSiteData, Config, Error, OnStoreError, SessionLayer};
 use testkit::{Postgres, Proxy, Redis};
 use tokio::sync::Semaphore;
 
@@ -69,6 +69,54 @@ macro_rules! on_stores {
             )*
         }
     };
+}
+
+/// However many log-ins a user's password is good for, so many sessions are left as configured: the last used ones.
+async fn sessions_beyond_the_cap_end(server: &Server) -> Result<()> {
+    let config = Config::default().rotation_grace(GRACE).sessions_per_user(std::num::NonZeroU32::new(2).unwrap());
+    let layer = SessionLayer::connect(&server.url, "capped", config).await?;
+    // Log-ins whose cookies are kept for later, and shown one after the other.
+    let mut cookies = Vec::new();
+    for _ in 0..5 {
+        cookies.push(send(&layer, None, sign_in("ann")).await.2.unwrap());
+    }
+    let other = send(&layer, None, sign_in("ben")).await.2.unwrap();
+    for cookie in &cookies {
+        send(&layer, Some(cookie), who()).await;
+    }
+    let mut users = Vec::new();
+    for cookie in &cookies {
+        users.push(send(&layer, Some(cookie), who()).await.1);
+    }
+    assert!(users.iter().filter(|user| *user == "ann").count() <= 2, "{users:?}");
+    assert_eq!(users[4], "ann", "the last one stays: {users:?}");
+    assert_eq!(layer.devices_of("ann").await?.len(), users.iter().filter(|user| *user == "ann").count());
+    assert_eq!(send(&layer, Some(&other), who()).await.1, "ben");
+    Ok(())
+}
+
+/// A logout tells the browser what to forget, and nothing else does.
+async fn a_logout_clears_what_is_configured(server: &Server) -> Result<()> {
+    let config = Config::default().clear_site_data(ClearSiteData::CacheAndStorage);
+    let layer = SessionLayer::connect(&server.url, "clears", config).await?;
+    let header = async |cookie: Option<&str>, act: Action| {
+        let handler = tower::service_fn(move |request: http::Request<()>| {
+            let answer = act(request.extensions().get::<scale_session::Session>().unwrap().clone());
+            async move { answer.await.map(http::Response::new).map_err(|error| error.to_string()) }
+        });
+        let mut request = http::Request::new(());
+        if let Some(cookie) = cookie {
+            request.headers_mut().insert(http::header::COOKIE, cookie.parse().unwrap());
+        }
+        let response = tower::ServiceExt::oneshot(tower::Layer::layer(&layer, handler), request).await.unwrap();
+        response.headers().get("clear-site-data").map(|value| value.to_str().unwrap().to_owned())
+    };
+    let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
+    assert_eq!(header(Some(&cookie), who()).await, None);
+    assert_eq!(header(None, sign_in("ben")).await, None);
+    let out = action(|s| async move { Ok(s.destroy().await.map(|()| String::new())?) });
+    assert_eq!(header(Some(&cookie), out).await.as_deref(), Some("\"cache\", \"storage\""));
+    Ok(())
 }
 
 fn who() -> Action {
@@ -749,6 +797,8 @@ async fn a_shared_cache_keeps_nothing_of_a_session() -> Result<()> {
 }
 
 on_every_store! {
+    sessions_beyond_the_cap_end,
+    a_logout_clears_what_is_configured,
     a_planted_id_leads_nowhere,
     requests_under_way_see_the_old_state,
     a_step_up_leaves_nothing_behind_a_logout,

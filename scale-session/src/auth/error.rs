@@ -1,6 +1,8 @@
-//! What can go wrong with signing in, besides that somebody is not let in.
+//! Errors of signing in, besides that somebody is not let in.
 
 use std::time::Duration;
+
+use http::StatusCode;
 
 /// Why a question could not be answered.
 #[derive(Debug, thiserror::Error)]
@@ -30,4 +32,20 @@ pub enum Error {
     /// A key or a cost that makes no sense.
     #[error("{0}")]
     Setting(&'static str),
+    /// The session could not be read or written.
+    #[error(transparent)]
+    Session(#[from] crate::Error),
+}
+
+impl Error {
+    /// Returns the status to answer with: 503 if it may work later, 422 for a password that does not keep the rules, 500 for a mistake of
+    /// the application.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Busy { .. } | Self::Ledger(_) | Self::Permissions(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Password(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Stored(_) | Self::Random | Self::Setting(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Session(error) => error.status(),
+        }
+    }
 }

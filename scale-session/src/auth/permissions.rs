@@ -104,13 +104,12 @@ impl Permissions {
     /// # Errors
     /// [`Error::Permissions`]: nobody can say, so they may not.
     pub async fn may(&self, session: &Session, permission: &str) -> Result<May, Error> {
-        let unknown = |error: crate::Error| Error::Permissions(Box::new(error));
-        let Some(user) = session.user().await.map_err(unknown)? else { return Ok(May::Nobody) };
+        let Some(user) = session.user().await? else { return Ok(May::Nobody) };
         match (self.0)(user).await.map_err(Error::Permissions)? {
             Some(granted) if granted.allows(permission) => Ok(May::Yes),
             Some(_) => Ok(May::No),
             None => {
-                session.destroy().await.map_err(unknown)?;
+                session.destroy().await?;
                 Ok(May::Nobody)
             }
         }
