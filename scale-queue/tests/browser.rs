@@ -228,7 +228,8 @@ async fn pictures_for_people() -> Result<()> {
         let browser = Browser::start_with(&[&format!("--blink-settings=preferredColorScheme={scheme}")]).await?;
         browser.client.goto(&url).await?;
         browser.until("charts", "document.querySelectorAll('#charts canvas').length === 2").await?;
-        let pages = ["queues", "jobs/default/waiting", "jobs/default/dead", "jobs/default/leased", "workers", "schedules", "batches"];
+        let pages =
+            ["queues", "jobs/default/waiting", "jobs/default/dead", "jobs/default/leased", "workers", "schedules", "batches"];
         for page in pages {
             browser.client.goto(&format!("{url}#{page}")).await?;
             for width in [390, 768, 1200] {
