@@ -66,6 +66,10 @@ pub enum Rejection {
     /// There is no [`SessionLayer`](crate::SessionLayer) around the route: 500.
     #[error("no SessionLayer around this route: add `.layer(sessions)` to its router, outside of what reads the session")]
     NoLayer,
+    /// There is no [`ApiTokenLayer`](crate::auth::api_token::ApiTokenLayer) around the route: 500.
+    #[cfg(feature = "auth")]
+    #[error("no ApiTokenLayer around this route: add `.layer(tokens.layer())` to its router")]
+    NoApiTokenLayer,
     /// Nobody is signed in: 401.
     #[error("nobody is signed in")]
     Nobody,
@@ -77,13 +81,20 @@ pub enum Rejection {
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         match self {
-            Self::NoLayer => {
-                tracing::error!("{self}");
-                (StatusCode::INTERNAL_SERVER_ERROR, "something went wrong").into_response()
-            }
             Self::Nobody => (StatusCode::UNAUTHORIZED, "please sign in").into_response(),
             Self::Session(error) => error.into_response(),
+            _ => answer(StatusCode::INTERNAL_SERVER_ERROR, &self, None),
         }
+    }
+}
+
+/// The API token that let the request through.
+#[cfg(feature = "auth")]
+impl<S: Sync> FromRequestParts<S> for crate::auth::api_token::ApiToken {
+    type Rejection = Rejection;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
+        parts.extensions.get::<Self>().cloned().ok_or(Rejection::NoApiTokenLayer)
     }
 }
 

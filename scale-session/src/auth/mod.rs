@@ -13,6 +13,7 @@
 //! | [`SignIns`] | sign out everywhere, in one step |
 //! | [`CsrfLayer`] | refuses what another site's page sends |
 //! | [`Access`] (feature `jwt`) | tokens for APIs: signed, short-lived, read without asking anybody |
+//! | [`ApiTokens`] | secrets that users give to programs: with abilities, an end, a list to revoke them in |
 //! | [`Permissions`] | what somebody may do, asked of the application and its cache; a layer that lets through who may |
 //! | [`AuditLog`] | what happened, in an order and in words that nobody can change unseen |
 //!
@@ -57,12 +58,14 @@
 
 #[cfg(feature = "jwt")]
 pub mod access;
+pub mod api_token;
 pub mod audit;
 pub mod csrf;
 mod error;
 pub mod ledger;
 pub mod password;
 pub mod permissions;
+pub mod records;
 pub mod recovery;
 pub mod remember;
 mod seal;
@@ -72,12 +75,14 @@ pub mod totp;
 
 #[cfg(feature = "jwt")]
 pub use self::access::Access;
+pub use self::api_token::ApiTokens;
 pub use self::audit::AuditLog;
 pub use self::csrf::CsrfLayer;
 pub use self::error::Error;
 pub use self::ledger::Ledger;
 pub use self::password::Passwords;
 pub use self::permissions::Permissions;
+pub use self::records::Records;
 pub use self::remember::Remember;
 pub use self::sign_ins::SignIns;
 pub use self::token::Tokens;
