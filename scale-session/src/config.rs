@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cookie::CookiePolicy;
+use crate::error::Error;
 
 /// What a request gets whose session cannot be read or written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -73,6 +74,10 @@ pub struct Config {
     pub(crate) sessions_per_user: Option<NonZeroU32>,
     /// What browsers are told to forget at a logout.
     pub(crate) clear_site_data: ClearSiteData,
+    /// Who stays signed in: ended with all of a user's sessions.
+    #[cfg(feature = "auth")]
+    #[serde(skip)]
+    pub(crate) remember: Option<crate::auth::Remember>,
     /// Whether shared caches may keep responses that depend on a session.
     pub(crate) unprotected_from_shared_caches: bool,
 }
@@ -87,6 +92,8 @@ impl Default for Config {
             on_store_error: OnStoreError::default(),
             sessions_per_user: None,
             clear_site_data: ClearSiteData::default(),
+            #[cfg(feature = "auth")]
+            remember: None,
             unprotected_from_shared_caches: false,
         }
     }
@@ -140,6 +147,16 @@ impl Config {
     pub fn unprotected_from_shared_caches(mut self) -> Self {
         self.unprotected_from_shared_caches = true;
         self
+    }
+
+    /// Ends who stays signed in: first, so that no cookie brings back what ends after it.
+    pub(crate) async fn end_remembered(&self, user: &str) -> Result<(), Error> {
+        #[cfg(feature = "auth")]
+        if let Some(remember) = &self.remember {
+            return remember.end_all(user).await.map_err(|error| Error::Store(Box::new(error)));
+        }
+        let _ = user;
+        Ok(())
     }
 
     pub(crate) fn idle(&self) -> Duration {

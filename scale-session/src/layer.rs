@@ -97,6 +97,19 @@ impl SessionLayer {
 }
 
 impl SessionLayer {
+    /// Ends who stays signed in by [`Remember`](crate::auth::Remember) wherever all of a user's sessions end:
+    /// [`Session::revoke_all`], [`Session::revoke_others`], [`revoke_all_of`](Self::revoke_all_of). Its subjects are the ids that users are
+    /// signed in by.
+    #[cfg(feature = "auth")]
+    pub fn remember(mut self, remember: &crate::auth::Remember) -> Self {
+        Arc::make_mut(&mut self.config).remember = Some(remember.clone());
+        self
+    }
+
+    pub(crate) async fn end_remembered(&self, user: &str) -> Result<(), Error> {
+        self.config.end_remembered(user).await
+    }
+
     /// A request's session, by its `Cookie` headers, for frameworks that tower does not reach; [`Session::close`] it when the request has
     /// been answered. Nothing is asked of the store yet. `examples/actix` shows it.
     pub fn open<'c>(&self, cookies: impl IntoIterator<Item = &'c [u8]>) -> Session {

@@ -371,6 +371,10 @@ impl Session {
         }
     }
 
+    pub(crate) fn config(&self) -> &Config {
+        &self.0.config
+    }
+
     pub(crate) fn store(&self) -> &dyn Store {
         &*self.0.store
     }

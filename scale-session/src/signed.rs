@@ -159,7 +159,8 @@ impl Session {
         Ok(true)
     }
 
-    /// Ends all other sessions of the user, in one step: after a change of the password, say.
+    /// Ends all other sessions of the user, in one step: after a change of the password, say. With
+    /// [`SessionLayer::remember`](crate::SessionLayer::remember) also whoever stays signed in, on this device too: give it a new cookie.
     ///
     /// # Errors
     /// [`Error::Replaced`] if this one has been ended or replaced meanwhile, and nobody can say which is to stay; [`Error::Store`]. Nothing is
@@ -172,6 +173,9 @@ impl Session {
         if this.is_none() && !is_signing_in {
             return Err(Error::Replaced);
         }
+        if let Some(user) = self.user().await? {
+            self.config().end_remembered(&user).await?;
+        }
         if self.store().revoke(&owner, this.as_ref()).await? { Ok(()) } else { Err(Error::Replaced) }
     }
 
@@ -181,6 +185,7 @@ impl Session {
     /// [`Error::Store`]: they may live on.
     pub async fn revoke_all(&self) -> Result<(), Error> {
         let Some(user) = self.reachable_user().await? else { return Ok(()) };
+        self.config().end_remembered(&user).await?;
         self.store().revoke(&Owner::of(&user), None).await?;
         self.destroy().await
     }
@@ -213,6 +218,7 @@ impl SessionLayer {
 
     /// Ends all sessions of a user in one step: when the account is closed, or taken back from a thief.
     pub async fn revoke_all_of(&self, user: &str) -> Result<(), Error> {
+        self.end_remembered(user).await?;
         self.store().revoke(&Owner::of(user), None).await.map(drop)
     }
 }

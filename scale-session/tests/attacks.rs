@@ -95,6 +95,33 @@ async fn sessions_beyond_the_cap_end(server: &Server) -> Result<()> {
     Ok(())
 }
 
+/// "Sign out everywhere" means it: no cookie that keeps somebody signed in brings them back.
+async fn signing_out_everywhere_ends_who_stays_signed_in(server: &Server) -> Result<()> {
+    use scale_session::auth::remember::Exchange;
+    use scale_session::auth::token::Keys;
+    use scale_session::auth::{Ledger, Records, Remember};
+    let (ledger, records) = (Ledger::connect(&server.url, "out").await?, Records::connect(&server.url, "out").await?);
+    let remember = Remember::new(Keys::new(&[7; 32])?, &ledger, Duration::from_hours(24)).listed_in(&records);
+    let layer = SessionLayer::connect(&server.url, "out", Config::default()).await?.remember(&remember);
+    let everywhere: [(&str, Action); 2] = [
+        ("all", action(|s| async move { Ok(s.revoke_all().await.map(|()| String::new())?) })),
+        ("others", action(|s| async move { Ok(s.revoke_others().await.map(|()| String::new())?) })),
+    ];
+    for (name, act) in everywhere {
+        let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
+        let (anns, bens) = (remember.begin_on("ann", "hash", "phone").await?, remember.begin("ben", "hash").await?);
+        assert_eq!(remember.families("ann").await?.len(), 1);
+        assert_eq!(send(&layer, Some(&cookie), act).await.0, StatusCode::OK);
+        assert_eq!(remember.exchange(&anns, "hash").await?, Exchange::No, "{name}");
+        assert!(matches!(remember.exchange(&bens, "hash").await?, Exchange::Good { .. }), "{name}");
+        assert!(remember.families("ann").await?.is_empty(), "{name}");
+    }
+    let anns = remember.begin("ann", "hash").await?;
+    layer.revoke_all_of("ann").await?;
+    assert_eq!(remember.exchange(&anns, "hash").await?, Exchange::No);
+    Ok(())
+}
+
 /// A logout tells the browser what to forget, and nothing else does.
 async fn a_logout_clears_what_is_configured(server: &Server) -> Result<()> {
     let config = Config::default().clear_site_data(ClearSiteData::CacheAndStorage);
@@ -797,6 +824,7 @@ async fn a_shared_cache_keeps_nothing_of_a_session() -> Result<()> {
 }
 
 on_every_store! {
+    signing_out_everywhere_ends_who_stays_signed_in,
     sessions_beyond_the_cap_end,
     a_logout_clears_what_is_configured,
     a_planted_id_leads_nowhere,

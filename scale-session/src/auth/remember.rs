@@ -10,10 +10,12 @@
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use super::ledger::{Ledger, Turn};
 use super::random;
+use super::records::{Owner, Records};
 use super::seal::{Keys, Said, now};
 
 /// For a request under way twice, or an answer that got lost.
@@ -44,6 +46,23 @@ pub struct Remember {
     ledger: Ledger,
     time: Duration,
     grace: Duration,
+    records: Option<Records>,
+}
+
+/// A browser that stays signed in, as its user sees it in a list. Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Family {
+    /// For [`Remember::end_family`]. It signs nobody in.
+    pub id: String,
+    /// What it was called when it began.
+    pub device: String,
+    /// When it began.
+    pub since: u64,
+    /// When its cookie was last exchanged.
+    pub last_used: u64,
+    /// When it ends.
+    pub expires: u64,
 }
 
 /// What came of presenting a cookie.
@@ -68,7 +87,12 @@ pub enum Exchange {
 impl Remember {
     /// Families end `time` after they began, however much they are used.
     pub fn new(keys: Keys, ledger: &Ledger, time: Duration) -> Self {
-        Self { keys, ledger: ledger.clone(), time, grace: GRACE }
+        Self { keys, ledger: ledger.clone(), time, grace: GRACE, records: None }
+    }
+
+    /// Keeps a list of each user's families among these records: see [`families`](Self::families).
+    pub fn listed_in(self, records: &Records) -> Self {
+        Self { records: Some(records.clone()), ..self }
     }
 
     /// For how long a cookie that was used gets the same next one again. Default: 30 s.
@@ -81,11 +105,24 @@ impl Remember {
     /// # Errors
     /// [`Error::Ledger`]; [`Error::Random`]; [`Error::Setting`] for a subject of over 256 bytes.
     pub async fn begin(&self, subject: &str, bound: &str) -> Result<String, Error> {
+        self.begin_on(subject, bound, "").await
+    }
+
+    /// The first cookie of a family on a device, with a name that its user will know it by.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub async fn begin_on(&self, subject: &str, bound: &str, device: &str) -> Result<String, Error> {
         let said =
             Said { expires: now().saturating_add(self.time.as_secs()), nonce: random()?, number: 0, subject: subject.to_owned() };
         let binding = self.binding(subject, bound, Some(self.time)).await?;
         let cookie = said.seal(&self.keys, PURPOSE, &binding)?;
         self.ledger.open(&family(&said), self.time).await?;
+        if let Some(records) = &self.records {
+            let device = device.chars().take(LONGEST_NAME).collect();
+            let family = Family { id: family(&said), device, since: now(), last_used: now(), expires: said.expires };
+            records.store().put(&Owner::of(PURPOSE, subject), &family.id, &family.bytes()?, Some(self.time)).await?;
+        }
         Ok(cookie)
     }
 
@@ -105,11 +142,13 @@ impl Remember {
                 let next = Said { number, ..said };
                 let binding = self.binding(&next.subject, bound, None).await?;
                 let cookie = next.seal(&self.keys, PURPOSE, &binding)?;
+                self.mark_used(&next).await;
                 Ok(Exchange::Good { subject: next.subject, cookie })
             }
             Turn::Repeated => {
                 metrics::counter!("scale_session_stolen_cookies_total").increment(1);
                 tracing::warn!(subject = said.subject, "a cookie to stay signed in was used twice; its family is revoked");
+                self.unlist(&said.subject, &family(&said)).await?;
                 Ok(Exchange::Stolen { subject: said.subject })
             }
             Turn::Gone => Ok(Exchange::No),
@@ -122,18 +161,74 @@ impl Remember {
     /// [`Error::Ledger`].
     pub async fn end(&self, cookie: &str, bound: &str) -> Result<(), Error> {
         match self.open(cookie, bound).await? {
-            Some(said) => self.ledger.close(&family(&said)).await,
+            Some(said) => {
+                self.ledger.close(&family(&said)).await?;
+                self.unlist(&said.subject, &family(&said)).await.map(drop)
+            }
             None => Ok(()),
         }
     }
 
-    /// Ends all families of a user, in one step: with [`Session::revoke_all`](crate::Session::revoke_all), or a cookie brings back what that
-    /// ended.
+    /// Returns a user's families, the last used first; none without [`listed_in`](Self::listed_in). One that ended because what it was bound
+    /// to has changed is listed until its time is over.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`]; [`Error::Stored`].
+    pub async fn families(&self, subject: &str) -> Result<Vec<Family>, Error> {
+        let Some(records) = &self.records else { return Ok(Vec::new()) };
+        let listed = records.store().list(&Owner::of(PURPOSE, subject)).await?;
+        let mut families = listed.iter().map(|(_, bytes)| Family::read(bytes)).collect::<Result<Vec<_>, _>>()?;
+        families.retain(|family| family.expires > now());
+        families.sort_by_key(|family| std::cmp::Reverse(family.last_used));
+        Ok(families)
+    }
+
+    /// Ends one family of a user, by its [`Family::id`]. Returns `false` if it is none of theirs.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`]: it may live on.
+    pub async fn end_family(&self, subject: &str, id: &str) -> Result<bool, Error> {
+        let Some(records) = &self.records else { return Ok(false) };
+        if records.store().get(&Owner::of(PURPOSE, subject), id).await?.is_none() {
+            return Ok(false);
+        }
+        self.ledger.close(id).await?;
+        self.unlist(subject, id).await
+    }
+
+    /// Ends all families of a user, in one step. [`SessionLayer::remember`](crate::SessionLayer::remember) lets
+    /// [`Session::revoke_all`](crate::Session::revoke_all) and its like do it: otherwise a cookie brings back what they ended.
     ///
     /// # Errors
     /// [`Error::Ledger`]: they may have ended or not. Try again.
     pub async fn end_all(&self, subject: &str) -> Result<(), Error> {
-        self.ledger.advance(PURPOSE, subject, self.time).await.map(drop)
+        self.ledger.advance(PURPOSE, subject, self.time).await?;
+        if let Some(records) = &self.records {
+            records.store().remove_all(&Owner::of(PURPOSE, subject)).await?;
+        }
+        Ok(())
+    }
+
+    /// A list that is a little behind is no reason to let nobody in.
+    async fn mark_used(&self, said: &Said) {
+        let Some(records) = &self.records else { return };
+        let owner = Owner::of(PURPOSE, &said.subject);
+        let marked = async {
+            let Some(bytes) = records.store().get(&owner, &family(said)).await? else { return Ok(()) };
+            let used = Family { last_used: now(), ..Family::read(&bytes)? };
+            records.store().update(&owner, &used.id, &used.bytes()?).await.map(drop)
+        };
+        if let Err(error) = marked.await {
+            let _: &Error = &error;
+            tracing::warn!(%error, "the list of those who stay signed in is behind");
+        }
+    }
+
+    async fn unlist(&self, subject: &str, id: &str) -> Result<bool, Error> {
+        match &self.records {
+            Some(records) => records.store().remove(&Owner::of(PURPOSE, subject), id).await,
+            None => Ok(false),
+        }
     }
 
     /// What a cookie is good for: as long as its user's families have not ended, and what it is bound to has not changed.
@@ -149,6 +244,18 @@ impl Remember {
 }
 
 const PURPOSE: &str = "remember";
+/// A device's name is cut after so many characters.
+const LONGEST_NAME: usize = 200;
+
+impl Family {
+    fn read(bytes: &[u8]) -> Result<Self, Error> {
+        rmp_serde::from_slice(bytes).map_err(|_| Error::Stored("list of those who stay signed in"))
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, Error> {
+        rmp_serde::to_vec_named(self).map_err(|_| Error::Stored("list of those who stay signed in"))
+    }
+}
 
 fn family(said: &Said) -> String {
     HEXLOWER.encode(&said.nonce)
@@ -217,6 +324,28 @@ mod tests {
             matches!(remember.exchange(&cookies[0], "hash").await.unwrap(), Exchange::Stolen { .. }),
             "four turns are too many"
         );
+    }
+
+    #[tokio::test]
+    async fn families_are_listed_and_ended() {
+        let remember = remember().listed_in(&Records::memory());
+        let begin = async |user: &str, device: &str| remember.begin_on(user, "hash", device).await.unwrap();
+        let (phone, laptop, other) =
+            (begin("user:7", "phone").await, begin("user:7", "laptop").await, begin("user:8", "x").await);
+        let laptop = good(remember.exchange(&laptop, "hash").await.unwrap());
+        let listed = remember.families("user:7").await.unwrap();
+        let id = |device: &str| listed.iter().find(|family| family.device == device).unwrap().id.clone();
+        assert_eq!(listed.len(), 2, "{listed:?}");
+        assert!(!remember.end_family("user:8", &id("phone")).await.unwrap(), "somebody else's");
+        assert!(remember.end_family("user:7", &id("phone")).await.unwrap());
+        assert!(!remember.end_family("user:7", &id("phone")).await.unwrap());
+        assert_eq!(remember.exchange(&phone, "hash").await.unwrap(), Exchange::No);
+        let laptop = good(remember.exchange(&laptop, "hash").await.unwrap());
+        remember.end(&laptop, "hash").await.unwrap();
+        assert!(remember.families("user:7").await.unwrap().is_empty());
+        remember.end_all("user:8").await.unwrap();
+        assert!(remember.families("user:8").await.unwrap().is_empty());
+        assert_eq!(remember.exchange(&other, "hash").await.unwrap(), Exchange::No);
     }
 
     #[tokio::test(start_paused = true)]
