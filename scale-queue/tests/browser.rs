@@ -216,7 +216,7 @@ async fn pictures_for_people() -> Result<()> {
     queue.push(Mail { to: "x".into() }).to("a-queue-with-a-name-of-sixty-four-characters-as-long-as-it-can").await?;
     queue.push_many((0..100_313).map(|n| Mail { to: format!("user{n}@example.org") })).await?;
     queue.batch().named("newsletter").jobs((0..500).map(|n| Mail { to: format!("reader{n}@example.org") })).push().await?;
-    let schedules = Scheduler::new(&queue).every("ping", Duration::from_secs(60), || Mail { to: "ping@example.org".into() });
+    let schedules = Scheduler::new(&queue).every("ping", Duration::from_mins(1), || Mail { to: "ping@example.org".into() });
     tokio::spawn(schedules.run(std::future::pending()));
     let worker = Worker::new(&queue).concurrency(8).handle(|job: Mail, _| async move {
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -149,7 +149,7 @@ async fn a_router_asks_for_tokens_and_abilities() -> Result<()> {
         (response.status().as_u16(), challenge.unwrap_or_default())
     };
     let good = format!("Bearer {reads}");
-    assert_eq!(ask("/me", &[good.clone()]).await, (200, String::new()));
+    assert_eq!(ask("/me", std::slice::from_ref(&good)).await, (200, String::new()));
     assert_eq!(ask("/orders", &[format!("bearer  {reads}")]).await.0, 200);
     assert_eq!(ask("/me", &[]).await, (401, "Bearer".into()));
     assert_eq!(ask("/me", &["Basic abc".into()]).await, (401, "Bearer".into()));
@@ -162,7 +162,7 @@ async fn a_router_asks_for_tokens_and_abilities() -> Result<()> {
         assert_eq!(ask("/me", &bad).await, (401, "Bearer error=\"invalid_token\"".into()));
     }
     let scope = "Bearer error=\"insufficient_scope\", scope=\"orders.refund\"";
-    assert_eq!(ask("/refund", &[good.clone()]).await, (403, scope.into()));
+    assert_eq!(ask("/refund", std::slice::from_ref(&good)).await, (403, scope.into()));
     assert_eq!(ask("/open", &[good]).await.0, StatusCode::INTERNAL_SERVER_ERROR.as_u16(), "no layer: not entered");
     Ok(())
 }
