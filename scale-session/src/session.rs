@@ -60,6 +60,8 @@ pub(crate) struct State {
     unseen: bool,
     /// Whose it is to be from now on, under an id that nobody has seen.
     becomes: Option<NewOwner>,
+    /// What the session held was another user's: the new one has nothing of it.
+    starts_empty: bool,
     /// Drawn by this request: the client must be told.
     tell: bool,
     /// Somebody has asked for the session: the response depends on it.
@@ -116,6 +118,7 @@ impl Session {
             renew: false,
             unseen: false,
             becomes: None,
+            starts_empty: false,
             tell: false,
             asked: false,
             closed: false,
@@ -574,6 +577,9 @@ impl Session {
         };
         // What others have written, or ended, since this request looked.
         let mut late = Changes::default();
+        if std::mem::take(&mut state.starts_empty) {
+            return Ok(handle);
+        }
         for (field, value) in held.iter().filter(|(field, _)| !is_ours(field) && !own.0.contains_key(*field)) {
             if state.fields.get(field) != Some(value) {
                 late.set(field, Some(value.clone()));
@@ -742,6 +748,13 @@ impl State {
             self.place = Place::Nowhere;
         }
         self.becomes = Some(NewOwner::SignedIn(owner));
+    }
+
+    /// Keeps what this request has written, and forgets what the session held before it: that was another user's.
+    pub(crate) fn start_empty(&mut self) {
+        let Self { fields, changes, .. } = self;
+        fields.retain(|field, _| changes.0.contains_key(field));
+        self.starts_empty = true;
     }
 
     pub(crate) fn is_becoming(&self) -> bool {

@@ -9,6 +9,7 @@
 //! | when | then |
 //! | --- | --- |
 //! | somebody signs in, begins to, proves who they are anew, or is another user | there is a new session with what the old one held, and no way to it from an id that somebody planted or saw before; requests under way with the old id read the old state for a few seconds, and their writes end in [`Error::Replaced`] |
+//! | somebody signs in where another user was | the new session holds nothing of the old one but what this request has written |
 //! | two log-ins of one anonymous session at once | two sessions, each signed in as who it said |
 //! | a session is signed in, and its client has sent its cookie once | it is one of its user's devices, until it expires or is destroyed |
 //! | [`destroy`](Session::destroy), [`revoke`](Session::revoke) | the session ends in one step, by whichever of its ids, however often it is rotated meanwhile |
@@ -32,6 +33,8 @@ pub(crate) const FIELD: &str = ".signed";
 pub(crate) const BEFORE: &str = ".before";
 /// How long a second factor is waited for.
 const PENDING_FOR: Duration = Duration::from_mins(10);
+/// How long somebody may act as another user.
+const IMPERSONATED_FOR: Duration = Duration::from_hours(1);
 /// A device's name is cut after so many characters.
 const LONGEST_NAME: usize = 200;
 
@@ -44,6 +47,21 @@ struct Signed {
     /// When it was signed in; when somebody last proved to be the user. Seconds since 1970.
     since: u64,
     proved: u64,
+    /// Who acts as the user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+}
+
+impl Signed {
+    /// Signed in now, who has proved nothing.
+    fn new(user: &str) -> Self {
+        Self { user: user.to_owned(), pending: false, device: String::new(), since: now(), proved: 0, by: None }
+    }
+
+    /// Nobody acts as somebody else for longer than an hour.
+    fn stands(&self) -> bool {
+        !self.pending && (self.by.is_none() || now().saturating_sub(self.since) <= IMPERSONATED_FOR.as_secs())
+    }
 }
 
 /// A session as its user sees it in a list of devices.
@@ -73,21 +91,25 @@ impl Session {
     /// # Ok(()) }
     /// ```
     pub async fn sign_in(&self, user: &str, device: &str) -> Result<(), Error> {
-        self.become_signed(user, device, false).await
+        self.become_signed(Signed { device: device.to_owned(), proved: now(), ..Signed::new(user) }).await
     }
 
     /// The password was right, a second factor is missing: [`user`](Self::user) is nobody until [`sign_in`](Self::sign_in). The session gets
     /// a new id.
     pub async fn await_second_factor(&self, user: &str) -> Result<(), Error> {
-        self.become_signed(user, "", true).await
+        self.become_signed(Signed { pending: true, ..Signed::new(user) }).await
     }
 
-    async fn become_signed(&self, user: &str, device: &str, pending: bool) -> Result<(), Error> {
-        let device = device.chars().take(LONGEST_NAME).collect();
-        let signed = Signed { user: user.to_owned(), pending, device, since: now(), proved: now() };
+    async fn become_signed(&self, signed: Signed) -> Result<(), Error> {
+        let device = signed.device.chars().take(LONGEST_NAME).collect();
+        let signed = Signed { device, ..signed };
         let bytes = encode_ours(FIELD, &signed)?;
         let mut state = self.becoming().await?;
-        state.become_of((!pending).then(|| Owner::of(user)));
+        let before: Option<Signed> = state.field(FIELD).map(|bytes| decode(FIELD, bytes)).transpose()?;
+        if before.is_some_and(|before| before.user != signed.user) {
+            state.start_empty();
+        }
+        state.become_of((!signed.pending).then(|| Owner::of(&signed.user)));
         state.write(FIELD, Some(bytes));
         Ok(())
     }
@@ -99,7 +121,50 @@ impl Session {
 
     /// Who is signed in, with all factors.
     pub async fn user(&self) -> Result<Option<String>, Error> {
-        Ok(self.signed().await?.filter(|signed| !signed.pending).map(|signed| signed.user))
+        Ok(self.signed().await?.filter(Signed::stands).map(|signed| signed.user))
+    }
+
+    /// Lets whoever is signed in act as another user, for an hour at most: to see what a customer sees. The session gets a new id, is one of
+    /// that user's devices under the name `device`, and ends with theirs. Written into the audit log before it happens. Whether they may is
+    /// the application's to check. Returns `false` if nobody is signed in, or acts as somebody already.
+    ///
+    /// # Errors
+    /// [`auth::Error::Ledger`](crate::auth::Error::Ledger) if it cannot be written down: then it does not happen.
+    #[cfg(feature = "auth")]
+    pub async fn impersonate(
+        &self,
+        user: &str,
+        device: &str,
+        reason: &str,
+        audit: &crate::auth::AuditLog,
+    ) -> Result<bool, crate::auth::Error> {
+        let Some(Signed { user: own, by: None, .. }) = self.signed().await?.filter(Signed::stands) else { return Ok(false) };
+        let event = crate::auth::audit::Event::new(&own, "impersonate.begin").to(user).details(reason);
+        audit.append(event).await?;
+        self.become_signed(Signed { device: device.to_owned(), by: Some(own), ..Signed::new(user) }).await?;
+        Ok(true)
+    }
+
+    /// Signs whoever acts as another user in as themselves again, on a device of that name, having [proved](Self::is_proved_within) nothing
+    /// lately. Returns `false` if nobody acts as somebody else.
+    ///
+    /// # Errors
+    /// As [`impersonate`](Self::impersonate).
+    #[cfg(feature = "auth")]
+    pub async fn stop_impersonating(&self, device: &str, audit: &crate::auth::AuditLog) -> Result<bool, crate::auth::Error> {
+        let Some(Signed { user, by: Some(own), .. }) = self.signed().await?.filter(Signed::stands) else { return Ok(false) };
+        audit.append(crate::auth::audit::Event::new(&own, "impersonate.end").to(&user)).await?;
+        let signed = Signed { device: device.to_owned(), ..Signed::new(&own) };
+        self.become_signed(signed).await?;
+        Ok(true)
+    }
+
+    /// Returns who acts as the [`user`](Self::user): for a banner, and for what they must not do in that user's name.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub async fn impersonator(&self) -> Result<Option<String>, Error> {
+        Ok(self.signed().await?.filter(Signed::stands).and_then(|signed| signed.by))
     }
 
     /// Whose second factor is missing, if the first was given within the last 10 minutes.
@@ -109,15 +174,16 @@ impl Session {
     }
 
     /// Whether the user has proved to be who they are within that time, at sign-in or by [`prove`](Self::prove): ask for the password again
-    /// before what matters if not.
+    /// before what matters if not. Never of who [acts as somebody else](Self::impersonator).
     pub async fn is_proved_within(&self, time: Duration) -> Result<bool, Error> {
-        let signed = self.signed().await?.filter(|signed| !signed.pending);
+        let signed = self.signed().await?.filter(|signed| signed.stands() && signed.by.is_none());
         Ok(signed.is_some_and(|signed| now().saturating_sub(signed.proved) <= time.as_secs()))
     }
 
-    /// The user has just given their password or second factor again. The session gets a new id. `false`: nobody is signed in.
+    /// The user has just given their password or second factor again. The session gets a new id. `false`: nobody is signed in,
+    /// or somebody [acts as the user](Self::impersonator).
     pub async fn prove(&self) -> Result<bool, Error> {
-        let Some(signed) = self.signed().await?.filter(|signed| !signed.pending) else { return Ok(false) };
+        let Some(signed) = self.signed().await?.filter(|signed| signed.stands() && signed.by.is_none()) else { return Ok(false) };
         let bytes = encode_ours(FIELD, &Signed { proved: now(), ..signed })?;
         let mut state = self.becoming().await?;
         state.become_itself();

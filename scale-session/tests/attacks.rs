@@ -122,6 +122,95 @@ async fn signing_out_everywhere_ends_who_stays_signed_in(server: &Server) -> Res
     Ok(())
 }
 
+/// Somebody who acts as a user is known by it, proves nothing, ends with the user, and gets nothing of theirs back home.
+async fn somebody_acts_as_a_user(server: &Server) -> Result<()> {
+    use scale_session::auth::{AuditLog, audit::Keys};
+    let layer = SessionLayer::connect(&server.url, "acts", Config::default().rotation_grace(GRACE)).await?;
+    let audit = AuditLog::memory(Keys::new(&[7; 32])?);
+    let log = audit.clone();
+    let begin = action(move |s| {
+        let log = log.clone();
+        async move { Ok(s.impersonate("ann", "support", "ticket 7", &log).await?.to_string()) }
+    });
+    let log = audit.clone();
+    let stop = action(move |s| {
+        let log = log.clone();
+        async move { Ok(s.stop_impersonating("office", &log).await?.to_string()) }
+    });
+    let state = || {
+        action(|s| async move {
+            let hour = Duration::from_hours(1);
+            Ok(format!(
+                "{:?} {:?} {} {}",
+                s.user().await?,
+                s.impersonator().await?,
+                s.is_proved_within(hour).await?,
+                s.prove().await?
+            ))
+        })
+    };
+    assert_eq!(send(&layer, None, begin.clone()).await.1, "false", "nobody is signed in");
+    let root = send(&layer, None, sign_in("root")).await.2.unwrap();
+    let (_, began, acting) = send(&layer, Some(&root), begin.clone()).await;
+    let acting = acting.unwrap();
+    assert_eq!(began, "true");
+    assert_eq!(send(&layer, Some(&acting), state()).await.1, "Some(\"ann\") Some(\"root\") false false");
+    assert_eq!(send(&layer, Some(&acting), begin.clone()).await.1, "false", "not as two");
+    assert_eq!(layer.devices_of("ann").await?.len(), 1, "the user sees it");
+    let (_, ended, home) = send(&layer, Some(&acting), stop).await;
+    assert_eq!(ended, "true");
+    let seen = send(
+        &layer,
+        home.as_deref(),
+        action(|s| async move {
+            Ok(format!(
+                "{:?} {:?} {}",
+                s.user().await?,
+                s.impersonator().await?,
+                s.is_proved_within(Duration::from_hours(1)).await?
+            ))
+        }),
+    );
+    assert_eq!(seen.await.1, "Some(\"root\") None false");
+    assert_eq!(layer.devices_of("ann").await?.len(), 0);
+    // Once more, and the user ends it.
+    let acting = send(&layer, home.as_deref(), begin).await.2.unwrap();
+    send(&layer, Some(&acting), who()).await;
+    layer.revoke_all_of("ann").await?;
+    assert_eq!(send(&layer, Some(&acting), who()).await.1, "nobody");
+    let actions: Vec<_> = audit.records(0, 10).await?.into_iter().map(|record| record.event).collect();
+    assert_eq!(
+        actions.iter().map(|event| event.action.as_str()).collect::<Vec<_>>(),
+        ["impersonate.begin", "impersonate.end", "impersonate.begin"]
+    );
+    assert!(actions.iter().all(|event| event.actor == "root" && event.object == "ann"));
+    Ok(())
+}
+
+/// On a shared computer, who signs in after somebody who has not signed out finds nothing of theirs.
+async fn another_user_finds_nothing_of_the_first(server: &Server) -> Result<()> {
+    let layer = server.layer().await?;
+    let cookie = send(&layer, None, put("seen".into(), "by nobody")).await.2.unwrap();
+    let cookie = send(&layer, Some(&cookie), sign_in("ann")).await.2.unwrap();
+    assert_eq!(send(&layer, Some(&cookie), get("seen")).await.1, "by nobody", "what one had before signing in is kept");
+    send(&layer, Some(&cookie), put("cart".into(), "a surprise for ben")).await;
+    let again = send(&layer, Some(&cookie), sign_in("ann")).await.2.unwrap();
+    assert_eq!(send(&layer, Some(&again), get("cart")).await.1, "a surprise for ben", "the same user");
+    let bens = action(|s| async move {
+        s.insert("own", "of ben").await?;
+        s.sign_in("ben", "browser").await?;
+        s.insert("later", "of ben").await?;
+        Ok(s.get::<String>("cart").await?.unwrap_or_else(|| "none".into()))
+    });
+    let (_, cart, cookie) = send(&layer, Some(&again), bens).await;
+    assert_eq!(cart, "none");
+    for (field, holds) in [("cart", "none"), ("seen", "none"), ("own", "of ben"), ("later", "of ben")] {
+        assert_eq!(send(&layer, cookie.as_deref(), get(field)).await.1, holds, "{field}");
+    }
+    assert_eq!(send(&layer, cookie.as_deref(), who()).await.1, "ben");
+    Ok(())
+}
+
 /// A logout tells the browser what to forget, and nothing else does.
 async fn a_logout_clears_what_is_configured(server: &Server) -> Result<()> {
     let config = Config::default().clear_site_data(ClearSiteData::CacheAndStorage);
@@ -197,7 +286,7 @@ async fn a_planted_id_leads_nowhere(server: &Server) -> Result<()> {
         vec![action(|s| async move { Ok(s.await_second_factor("victim").await.map(|()| String::new())?) }), sign_in("victim")],
         vec![sign_in("somebody"), sign_in("victim")],
     ];
-    for steps in steps {
+    for (steps, kept) in steps.into_iter().zip(["shoes", "shoes", "none"]) {
         let planted = anonymous(&layer).await;
         let mut theirs = planted.clone();
         for step in steps {
@@ -214,7 +303,7 @@ async fn a_planted_id_leads_nowhere(server: &Server) -> Result<()> {
             }
         }
         assert_eq!(is(&layer, &theirs).await, "victim");
-        assert_eq!(send(&layer, Some(&theirs), get("cart")).await.1, "shoes", "what was in the cart is kept");
+        assert_eq!(send(&layer, Some(&theirs), get("cart")).await.1, kept, "the cart of nobody is kept, another user's is not");
         tokio::time::sleep(GRACE).await;
         assert_eq!([is(&layer, &planted).await, is(&layer, &theirs).await], ["nobody", "victim"]);
     }
@@ -824,6 +913,8 @@ async fn a_shared_cache_keeps_nothing_of_a_session() -> Result<()> {
 }
 
 on_every_store! {
+    another_user_finds_nothing_of_the_first,
+    somebody_acts_as_a_user,
     signing_out_everywhere_ends_who_stays_signed_in,
     sessions_beyond_the_cap_end,
     a_logout_clears_what_is_configured,

@@ -26,6 +26,9 @@ pub enum Error {
     /// What somebody may do could not be asked: nobody may.
     #[error("permissions: {0}")]
     Permissions(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The list of breached passwords did not answer.
+    #[error("the list of breached passwords: {0}")]
+    Breaches(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The operating system gave no random bytes.
     #[error("the operating system gives no random bytes")]
     Random,
@@ -42,7 +45,7 @@ impl Error {
     /// the application.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Busy { .. } | Self::Ledger(_) | Self::Permissions(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy { .. } | Self::Ledger(_) | Self::Permissions(_) | Self::Breaches(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Password(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Stored(_) | Self::Random | Self::Setting(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Session(error) => error.status(),

@@ -9,6 +9,8 @@
 //! | [`Passwords`] | argon2id by OWASP's numbers, with bounded memory, equal time for unknown users, pepper, rehash |
 //! | [`Totp`], [`recovery`] | second factors: codes of an app, used once; codes on paper, used once |
 //! | [`Tokens`] | links by mail that end when used, when expired, and when what they were made for has changed |
+//! | [`AccountLinks`] | mails with links: verify or change an address, reset a password, sign in |
+//! | [`KnownDevices`] | tells a new device, for a notice of its sign-in |
 //! | [`Remember`] | a cookie that keeps signed in, exchanged at each use: who steals one is found out |
 //! | [`SignIns`] | sign out everywhere, in one step |
 //! | [`CsrfLayer`] | refuses what another site's page sends |
@@ -58,10 +60,12 @@
 
 #[cfg(feature = "jwt")]
 pub mod access;
+pub mod account_links;
 pub mod api_token;
 pub mod audit;
 pub mod csrf;
 mod error;
+pub mod known_devices;
 pub mod ledger;
 pub mod password;
 pub mod permissions;
@@ -75,10 +79,12 @@ pub mod totp;
 
 #[cfg(feature = "jwt")]
 pub use self::access::Access;
+pub use self::account_links::AccountLinks;
 pub use self::api_token::ApiTokens;
 pub use self::audit::AuditLog;
 pub use self::csrf::CsrfLayer;
 pub use self::error::Error;
+pub use self::known_devices::KnownDevices;
 pub use self::ledger::Ledger;
 pub use self::password::Passwords;
 pub use self::permissions::Permissions;

@@ -103,7 +103,7 @@ impl Remember {
     /// The first cookie of a family.
     ///
     /// # Errors
-    /// [`Error::Ledger`]; [`Error::Random`]; [`Error::Setting`] for a subject of over 256 bytes.
+    /// [`Error::Ledger`]; [`Error::Random`]; [`Error::Setting`] for a subject of over 600 bytes.
     pub async fn begin(&self, subject: &str, bound: &str) -> Result<String, Error> {
         self.begin_on(subject, bound, "").await
     }

@@ -44,7 +44,7 @@ impl Tokens {
         Self { keys, ledger: ledger.clone() }
     }
 
-    /// A token for a subject (an account's id, at most 256 bytes), good for `time`.
+    /// A token for a subject (an account's id, at most 600 bytes), good for `time`.
     ///
     /// # Errors
     /// [`Error::Random`]; [`Error::Setting`] for a subject that is too long.

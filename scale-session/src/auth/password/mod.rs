@@ -4,6 +4,7 @@
 //! threads of its own, as many at once as were allowed and, on Linux, at a low priority; its memory is taken once and reused, since filling
 //! 19 MiB anew costs as much as the hash.
 
+mod breaches;
 #[cfg(feature = "foreign-hashes")]
 mod foreign;
 mod phc;
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, oneshot};
 
+pub use self::breaches::{BreachedPasswords, breaches};
 #[cfg(feature = "foreign-hashes")]
 use self::foreign::Foreign;
 use self::phc::Phc;
