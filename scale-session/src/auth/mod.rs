@@ -14,7 +14,7 @@
 //! | [`Remember`] | a cookie that keeps signed in, exchanged at each use: who steals one is found out |
 //! | [`SignIns`] | sign out everywhere, in one step |
 //! | [`CsrfLayer`] | refuses what another site's page sends |
-//! | [`Access`] (feature `jwt`) | tokens for APIs: signed, short-lived, read without asking anybody |
+//! | [`Access`] (feature `jwt`) | tokens for APIs: signed (EdDSA, ES256, RS256, HS256), short-lived, read without asking anybody; publishes its keys |
 //! | [`ApiTokens`] | secrets that users give to programs: with abilities, an end, a list to revoke them in |
 //! | [`Permissions`] | what somebody may do, asked of the application and its cache; a layer that lets through who may |
 //! | [`AuditLog`] | what happened, in an order and in words that nobody can change unseen |

@@ -13,25 +13,31 @@
 //! Nothing ends an access token before its time, so give it minutes. What lasts is the refresh token, and that is
 //! [`Remember`](super::Remember)'s: exchanged at each use, its family ended when one comes back a second time (RFC 9700, 4.14.2).
 //! To end a user's tokens sooner, put [a stamp](super::SignIns) into the claims.
+//!
+//! | key | algorithm | for |
+//! | --- | --- | --- |
+//! | [`SigningKey::secret`] | HS256 | one service, or a few that share the secret |
+//! | [`SigningKey::ed25519`] | EdDSA | readers that cannot make tokens; the one to choose |
+//! | [`SigningKey::es256`], [`SigningKey::rs256`] | ES256, RS256 | readers that know no EdDSA |
+//!
+//! [`Access::jwks`] is what others verify with, to be served at `/.well-known/jwks.json`.
+
+mod keys;
+mod ring;
 
 use std::time::Duration;
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Header, Validation};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::keys::Key;
+pub use self::keys::{SigningKey, VerifyingKey};
 use super::error::Error;
 use super::seal::now;
 
 /// Longer ones are not looked at.
 const LONGEST: usize = 8 * 1_024;
-
-struct Key {
-    id: String,
-    algorithm: Algorithm,
-    signs: Option<EncodingKey>,
-    verifies: DecodingKey,
-}
 
 /// Makes and reads access tokens.
 ///
@@ -44,7 +50,7 @@ struct Key {
 /// #[derive(Clone, Serialize, Deserialize)]
 /// struct Scope { scope: String }
 ///
-/// let key = SigningKey::secret("2026-11", &[7; 32])?; // or SigningKey::ed25519("2026-11", PRIVATE_PEM, PUBLIC_PEM)
+/// let key = SigningKey::secret("2026-11", &[7; 32])?; // or SigningKey::ed25519("2026-11", PRIVATE_PEM)
 /// let access = Access::new("https://id.example.org", "shop-api", key).lifetime(Duration::from_secs(300));
 ///
 /// let token = access.issue("user:7", &Scope { scope: "orders".into() })?;
@@ -64,65 +70,6 @@ impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let keys: Vec<_> = self.keys.iter().map(|key| &key.id).collect();
         f.debug_struct("Access").field("issuer", &self.issuer).field("keys", &keys).finish_non_exhaustive()
-    }
-}
-
-/// A key that signs, with the name (`kid`) that tokens call it by.
-pub struct SigningKey(Key);
-
-/// A key that only verifies.
-pub struct VerifyingKey(Key);
-
-impl std::fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SigningKey({})", self.0.id)
-    }
-}
-
-impl std::fmt::Debug for VerifyingKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "VerifyingKey({})", self.0.id)
-    }
-}
-
-impl SigningKey {
-    /// HMAC-SHA-256, for those who both make and read tokens.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for less than 32 bytes.
-    pub fn secret(id: &str, secret: &[u8]) -> Result<Self, Error> {
-        if secret.len() < 32 {
-            return Err(Error::Setting("a key has at least 32 bytes"));
-        }
-        let (signs, verifies) = (Some(EncodingKey::from_secret(secret)), DecodingKey::from_secret(secret));
-        Ok(Self(Key { id: id.into(), algorithm: Algorithm::HS256, signs, verifies }))
-    }
-
-    /// Ed25519, so that others can read tokens and not make them. Both halves as PEM.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for what is no such key.
-    pub fn ed25519(id: &str, private_pem: &[u8], public_pem: &[u8]) -> Result<Self, Error> {
-        let signs = EncodingKey::from_ed_pem(private_pem).map_err(|_| Error::Setting("that is no private Ed25519 key"))?;
-        let VerifyingKey(key) = VerifyingKey::ed25519(id, public_pem)?;
-        Ok(Self(Key { signs: Some(signs), ..key }))
-    }
-}
-
-impl VerifyingKey {
-    /// The public half of an Ed25519 key, as PEM.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] for what is no such key.
-    pub fn ed25519(id: &str, public_pem: &[u8]) -> Result<Self, Error> {
-        let verifies = DecodingKey::from_ed_pem(public_pem).map_err(|_| Error::Setting("that is no public Ed25519 key"))?;
-        Ok(Self(Key { id: id.into(), algorithm: Algorithm::EdDSA, signs: None, verifies }))
-    }
-}
-
-impl From<SigningKey> for VerifyingKey {
-    fn from(key: SigningKey) -> Self {
-        Self(Key { signs: None, ..key.0 })
     }
 }
 
@@ -198,6 +145,15 @@ impl Access {
         }
         let claims = Claims { sub: subject.into(), iss: self.issuer.clone(), aud: self.audience.clone(), exp, iat, more };
         jsonwebtoken::encode(&header, &claims, signs).map_err(|_| Error::Setting("the claims cannot be written as a map"))
+    }
+
+    /// Returns the public halves of all keys as a JSON Web Key Set (RFC 7517), for those who verify tokens with other programs. Secrets of
+    /// HMAC are not in it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a key that cannot be written so.
+    pub fn jwks(&self) -> Result<String, Error> {
+        keys::written(&self.keys)
     }
 
     /// What a token says, if it is one of ours and its time has not passed.
@@ -313,7 +269,7 @@ mod tests {
         assert!(!good(&unsigned[..=unsigned.rfind('.').unwrap()]));
         assert!(!good(&forged(&header(), &claims(), &[8; 32])), "another secret");
         // Key confusion: signed with HMAC under the public half of a key pair.
-        let pair = Access::new("me", "api", SigningKey::ed25519("k1", PRIVATE, PUBLIC).unwrap());
+        let pair = Access::new("me", "api", SigningKey::ed25519("k1", PRIVATE).unwrap());
         let confused = forged(&header(), &claims(), PUBLIC);
         assert!(pair.verify::<Value>(&confused).is_none());
         assert!(!good(&pair.issue("ann", &json!({})).unwrap()));
@@ -348,7 +304,7 @@ mod tests {
     #[test]
     fn keys_change_and_readers_only_read() {
         let old = access();
-        let new = || SigningKey::ed25519("k2", PRIVATE, PUBLIC).unwrap();
+        let new = || SigningKey::ed25519("k2", PRIVATE).unwrap();
         let both = Access::new("me", "api", new()).older(SigningKey::secret("k1", &SECRET).unwrap());
         assert!(both.verify::<Value>(&old.issue("ann", &json!({})).unwrap()).is_some());
         let token = both.issue("ann", &json!({})).unwrap();
@@ -357,6 +313,60 @@ mod tests {
         assert!(reader.verify::<Value>(&token).is_some() && reader.issue("ann", &json!({})).is_err());
         assert!(SigningKey::secret("k", &[7; 31]).is_err() && VerifyingKey::ed25519("k", b"junk").is_err());
         assert!(both.verify::<Value>(&"a".repeat(LONGEST + 1)).is_none());
+    }
+
+    #[test]
+    fn every_algorithm_signs_and_is_read_by_the_public_half_alone() {
+        let rsa = || SigningKey::rs256("rsa", include_bytes!("test_keys/rsa.pem")).unwrap();
+        let ec = || SigningKey::es256("ec", include_bytes!("test_keys/ec.pem")).unwrap();
+        let ed = || SigningKey::ed25519("ed", PRIVATE).unwrap();
+        let all = Access::new("me", "api", rsa()).older(ec()).older(ed()).older(SigningKey::secret("hs", &SECRET).unwrap());
+        let jwks = all.jwks().unwrap();
+        let set: Value = serde_json::from_str(&jwks).unwrap();
+        let ids: Vec<_> = set["keys"].as_array().unwrap().iter().map(|key| key["kid"].as_str().unwrap()).collect();
+        assert_eq!(ids, ["rsa", "ec", "ed"], "no secret is published");
+        assert!(!jwks.contains("\"d\"") && !jwks.contains("\"k\"") && jwks.contains("\"use\":\"sig\""), "{jwks}");
+        for key in [rsa(), ec(), ed()] {
+            let id = format!("{key:?}");
+            let maker = Access::new("me", "api", key);
+            let token = maker.issue("ann", &json!({ "scope": "x" })).unwrap();
+            let read = VerifyingKey::from_jwks(&jwks).unwrap().into_iter();
+            let readers: Vec<bool> = read.map(|key| Access::reader("me", "api", key).verify::<Value>(&token).is_some()).collect();
+            assert_eq!(readers.iter().filter(|read| **read).count(), 1, "{id}");
+            assert!(all.verify::<Value>(&token).is_some(), "{id}");
+            let end = token.len() - 10;
+            let other = if token.as_bytes()[end] == b'A' { "B" } else { "A" };
+            assert!(all.verify::<Value>(&format!("{}{other}{}", &token[..end], &token[end + 1..])).is_none(), "{id}");
+        }
+        // Tokens that Node.js has signed with the same keys.
+        let publics = [
+            (include_str!("test_keys/rsa.jwt"), VerifyingKey::rs256("rsa", include_bytes!("test_keys/rsa.pub.pem"))),
+            (include_str!("test_keys/ec.jwt"), VerifyingKey::es256("ec", include_bytes!("test_keys/ec.pub.pem"))),
+        ];
+        for (token, key) in publics {
+            let reader = Access::reader("node", "api", key.unwrap());
+            let read = reader.verify::<Value>(token.trim()).unwrap();
+            let again = VerifyingKey::from_jwks(&reader.jwks().unwrap()).unwrap().remove(0);
+            assert!(Access::reader("node", "api", again).verify::<Value>(token.trim()).is_some());
+            assert_eq!((read.sub.as_str(), &read.more["scope"]), ("ann", &json!("x")));
+        }
+        // Keys of one kind given as another.
+        assert!(SigningKey::rs256("x", PRIVATE).is_err() && SigningKey::es256("x", include_bytes!("test_keys/rsa.pem")).is_err());
+        assert!(VerifyingKey::es256("x", PUBLIC).is_err() && SigningKey::ed25519("x", b"").is_err());
+    }
+
+    #[test]
+    fn key_sets_of_others_are_read_with_care() {
+        let read = |keys: Value| VerifyingKey::from_jwks(&json!({ "keys": keys }).to_string()).map(|keys| keys.len());
+        let ed = json!({ "kty": "OKP", "crv": "Ed25519", "kid": "a", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo" });
+        let secret = json!({ "kty": "oct", "kid": "b", "k": "AAAA" });
+        let enc = json!({ "kty": "OKP", "crv": "Ed25519", "kid": "c", "use": "enc", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo" });
+        let unnamed = json!({ "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo" });
+        let unknown = json!({ "kty": "XYZ", "kid": "d" });
+        assert_eq!(read(json!([ed, secret, enc, unnamed, unknown])).unwrap(), 1, "what cannot verify here is left out");
+        for bad in ["", "{}", "[]", "{\"keys\":7}", &"x".repeat(2_000_000)] {
+            assert!(VerifyingKey::from_jwks(bad).is_err(), "{bad:.20}");
+        }
     }
 
     proptest::proptest! {

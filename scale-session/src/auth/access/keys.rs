@@ -1,0 +1,174 @@
+//! Keys of access tokens: made of PEM, read from and written as JSON Web Key Sets.
+
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
+
+use super::ring;
+use crate::auth::error::Error;
+
+/// A longer set is not looked at.
+const LONGEST_SET: usize = 256 * 1_024;
+
+pub(super) struct Key {
+    pub(super) id: String,
+    pub(super) algorithm: Algorithm,
+    pub(super) signs: Option<EncodingKey>,
+    pub(super) verifies: DecodingKey,
+}
+
+/// A key that signs, with the name (`kid`) that tokens call it by.
+pub struct SigningKey(pub(super) Key);
+
+/// A key that only verifies.
+pub struct VerifyingKey(pub(super) Key);
+
+impl std::fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SigningKey({})", self.0.id)
+    }
+}
+
+impl std::fmt::Debug for VerifyingKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "VerifyingKey({})", self.0.id)
+    }
+}
+
+impl SigningKey {
+    /// HMAC-SHA-256, for those who both make and read tokens.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for less than 32 bytes.
+    pub fn secret(id: &str, secret: &[u8]) -> Result<Self, Error> {
+        ring::install();
+        if secret.len() < 32 {
+            return Err(Error::Setting("a key has at least 32 bytes"));
+        }
+        let (signs, verifies) = (Some(EncodingKey::from_secret(secret)), DecodingKey::from_secret(secret));
+        Ok(Self(Key { id: id.into(), algorithm: Algorithm::HS256, signs, verifies }))
+    }
+
+    /// Ed25519: a private key in PEM, as `openssl genpkey -algorithm ed25519` makes it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no such key.
+    pub fn ed25519(id: &str, private_pem: &[u8]) -> Result<Self, Error> {
+        let wrong = Error::Setting("that is no private Ed25519 key in PEM");
+        Self::of(id, Algorithm::EdDSA, EncodingKey::from_ed_pem(private_pem), wrong)
+    }
+
+    /// ECDSA on P-256: a private key in PEM, as `openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256` makes it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no such key.
+    pub fn es256(id: &str, private_pem: &[u8]) -> Result<Self, Error> {
+        let wrong = Error::Setting("that is no private P-256 key in PEM (PKCS #8)");
+        Self::of(id, Algorithm::ES256, EncodingKey::from_ec_pem(private_pem), wrong)
+    }
+
+    /// RSA with SHA-256: a private key in PEM, of 2,048 to 4,096 bits, as `openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072`
+    /// makes it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no such key.
+    pub fn rs256(id: &str, private_pem: &[u8]) -> Result<Self, Error> {
+        let wrong = Error::Setting("that is no private RSA key of 2,048 to 4,096 bits in PEM");
+        Self::of(id, Algorithm::RS256, EncodingKey::from_rsa_pem(private_pem), wrong)
+    }
+
+    fn of(id: &str, algorithm: Algorithm, key: jsonwebtoken::errors::Result<EncodingKey>, wrong: Error) -> Result<Self, Error> {
+        ring::install();
+        let Some((signs, verifies)) = key.ok().and_then(|key| ring::public_half(algorithm, &key).map(|public| (key, public)))
+        else {
+            return Err(wrong);
+        };
+        Ok(Self(Key { id: id.into(), algorithm, signs: Some(signs), verifies }))
+    }
+}
+
+impl VerifyingKey {
+    /// Ed25519: a public key in PEM.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no such key.
+    pub fn ed25519(id: &str, public_pem: &[u8]) -> Result<Self, Error> {
+        let wrong = Error::Setting("that is no public Ed25519 key in PEM");
+        Self::of(id, Algorithm::EdDSA, DecodingKey::from_ed_pem(public_pem), wrong)
+    }
+
+    /// ECDSA on P-256: a public key in PEM.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no such key.
+    pub fn es256(id: &str, public_pem: &[u8]) -> Result<Self, Error> {
+        Self::of(id, Algorithm::ES256, DecodingKey::from_ec_pem(public_pem), Error::Setting("that is no public P-256 key in PEM"))
+    }
+
+    /// RSA with SHA-256: a public key in PEM.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no such key.
+    pub fn rs256(id: &str, public_pem: &[u8]) -> Result<Self, Error> {
+        Self::of(id, Algorithm::RS256, DecodingKey::from_rsa_pem(public_pem), Error::Setting("that is no public RSA key in PEM"))
+    }
+
+    /// Reads a JSON Web Key Set of somebody else's. Keys that cannot verify here are left out: secrets, keys for encryption, keys without a
+    /// name, and of other algorithms than RS256, ES256 and EdDSA.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what is no such set, or one of over 256 KiB.
+    pub fn from_jwks(json: &str) -> Result<Vec<Self>, Error> {
+        ring::install();
+        let wrong = || Error::Setting("that is no JSON Web Key Set");
+        if json.len() > LONGEST_SET {
+            return Err(wrong());
+        }
+        // One by one: a key of a kind that nobody knows yet is no reason to refuse the others.
+        let set: serde_json::Value = serde_json::from_str(json).map_err(|_| wrong())?;
+        let keys = set.get("keys").and_then(serde_json::Value::as_array).ok_or_else(wrong)?;
+        Ok(keys.iter().filter_map(|key| Self::from_jwk(&serde_json::from_value(key.clone()).ok()?)).collect())
+    }
+
+    fn from_jwk(jwk: &Jwk) -> Option<Self> {
+        let algorithm = match &jwk.algorithm {
+            AlgorithmParameters::RSA(_) => Algorithm::RS256,
+            AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => Algorithm::ES256,
+            AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
+            _ => return None,
+        };
+        let is_other = jwk.common.key_algorithm.is_some_and(|stated| stated != KeyAlgorithm::from(algorithm));
+        if is_other || !matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) {
+            return None;
+        }
+        Self::of(jwk.common.key_id.as_deref()?, algorithm, DecodingKey::from_jwk(jwk), Error::Random).ok()
+    }
+
+    fn of(id: &str, algorithm: Algorithm, key: jsonwebtoken::errors::Result<DecodingKey>, wrong: Error) -> Result<Self, Error> {
+        ring::install();
+        match key {
+            Ok(verifies) if ring::is_sound(algorithm, &verifies) => {
+                Ok(Self(Key { id: id.into(), algorithm, signs: None, verifies }))
+            }
+            _ => Err(wrong),
+        }
+    }
+}
+
+impl From<SigningKey> for VerifyingKey {
+    fn from(key: SigningKey) -> Self {
+        Self(Key { signs: None, ..key.0 })
+    }
+}
+
+/// The public halves, as a set.
+pub(super) fn written(keys: &[Key]) -> Result<String, Error> {
+    let mut set = JwkSet::default();
+    for key in keys.iter().filter(|key| key.algorithm != Algorithm::HS256) {
+        let wrong = |_| Error::Setting("a key cannot be written as a JSON Web Key");
+        let mut jwk = Jwk::from_decoding_key(&key.verifies, Some(key.algorithm)).map_err(wrong)?;
+        jwk.common.key_id = Some(key.id.clone());
+        jwk.common.public_key_use = Some(PublicKeyUse::Signature);
+        set.keys.push(jwk);
+    }
+    serde_json::to_string(&set).map_err(|_| Error::Setting("the keys cannot be written as a set"))
+}
