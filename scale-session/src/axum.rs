@@ -114,6 +114,7 @@ impl IntoResponse for crate::auth::Error {
         match self {
             Auth::Session(error) => error.into_response(),
             Auth::Password(_) => (self.status(), self.to_string()).into_response(),
+            Auth::Denied(_) => (self.status(), "you were not signed in; please try again").into_response(),
             Auth::Busy { retry_after } => answer(self.status(), &self, Some(retry_after.as_secs().max(1))),
             _ => answer(self.status(), &self, None),
         }

@@ -110,6 +110,15 @@ pub(crate) fn text_of(name: &str) -> String {
     name.replace('\\', "\\\\").replace('\0', "\\0")
 }
 
+/// The address of an SQLite file that is made if it is not there, unless the address says otherwise.
+#[cfg(feature = "sqlite")]
+fn creating(url: &str, system: System) -> std::borrow::Cow<'_, str> {
+    if system != System::Sqlite || url.contains("mode=") || url.contains(":memory:") {
+        return url.into();
+    }
+    format!("{url}{}mode=rwc", if url.contains('?') { '&' } else { '?' }).into()
+}
+
 impl Database {
     /// Connects, and makes the tables if they are not there.
     pub(crate) async fn connect(url: &str, tables: &Arc<str>) -> Result<Self, Error> {
@@ -121,6 +130,8 @@ impl Database {
         #[cfg(feature = "postgres")]
         let options = if system == System::Postgres { read_committed(options) } else { options };
         // sqlx's words may hold the password.
+        #[cfg(feature = "sqlite")]
+        let url = &*creating(url, system);
         let pool = options.connect_lazy(url).map_err(|_| Error::Address("a database address that cannot be read".into()))?;
         let database = Self { pool, system };
         if database.has(tables).await? {

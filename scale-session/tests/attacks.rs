@@ -37,7 +37,7 @@ impl Server {
             }
             "sqlite" => {
                 let folder = tempfile::tempdir()?;
-                (format!("sqlite://{}/s.db?mode=rwc", folder.path().display()), Box::new(folder))
+                (format!("sqlite://{}/s.db", folder.path().display()), Box::new(folder))
             }
             _ => ("memory:".to_owned(), Box::new(())),
         };

@@ -29,6 +29,12 @@ pub enum Error {
     /// The list of breached passwords did not answer.
     #[error("the list of breached passwords: {0}")]
     Breaches(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A provider of accounts did not answer, or with what it must not.
+    #[error("the provider: {0}")]
+    Provider(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Somebody who comes back from a provider of accounts is not let in: they, or it, said no, or this is no answer to a log-in of theirs.
+    #[error("not let in: {0}")]
+    Denied(String),
     /// The operating system gave no random bytes.
     #[error("the operating system gives no random bytes")]
     Random,
@@ -41,11 +47,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns the status to answer with: 503 if it may work later, 422 for a password that does not keep the rules, 500 for a mistake of
+    /// Returns the status to answer with: 503 if it may work later, 422 for a password that does not keep the rules, 403 for who is denied by a provider, 500 for a mistake of
     /// the application.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Busy { .. } | Self::Ledger(_) | Self::Permissions(_) | Self::Breaches(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy { .. } | Self::Ledger(_) | Self::Permissions(_) | Self::Breaches(_) | Self::Provider(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Denied(_) => StatusCode::FORBIDDEN,
             Self::Password(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Stored(_) | Self::Random | Self::Setting(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Session(error) => error.status(),

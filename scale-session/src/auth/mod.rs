@@ -16,6 +16,7 @@
 //! | [`CsrfLayer`] | refuses what another site's page sends |
 //! | [`Access`] (feature `jwt`) | tokens for APIs: signed (EdDSA, ES256, RS256, HS256), short-lived, read without asking anybody; publishes its keys |
 //! | [`ApiTokens`] | secrets that users give to programs: with abilities, an end, a list to revoke them in |
+//! | `OidcClient` (feature `oidc`) | log-in with an account elsewhere: OpenID Connect with PKCE |
 //! | [`Permissions`] | what somebody may do, asked of the application and its cache; a layer that lets through who may |
 //! | [`AuditLog`] | what happened, in an order and in words that nobody can change unseen |
 //!
@@ -67,6 +68,8 @@ pub mod csrf;
 mod error;
 pub mod known_devices;
 pub mod ledger;
+#[cfg(feature = "oidc")]
+pub mod oidc;
 pub mod password;
 pub mod permissions;
 pub mod records;
@@ -86,6 +89,8 @@ pub use self::csrf::CsrfLayer;
 pub use self::error::Error;
 pub use self::known_devices::KnownDevices;
 pub use self::ledger::Ledger;
+#[cfg(feature = "oidc")]
+pub use self::oidc::OidcClient;
 pub use self::password::Passwords;
 pub use self::permissions::Permissions;
 pub use self::records::Records;

@@ -9,18 +9,18 @@ use crate::auth::error::Error;
 /// A longer set is not looked at.
 const LONGEST_SET: usize = 256 * 1_024;
 
-pub(super) struct Key {
-    pub(super) id: String,
-    pub(super) algorithm: Algorithm,
+pub(in crate::auth) struct Key {
+    pub(in crate::auth) id: String,
+    pub(in crate::auth) algorithm: Algorithm,
     pub(super) signs: Option<EncodingKey>,
-    pub(super) verifies: DecodingKey,
+    pub(in crate::auth) verifies: DecodingKey,
 }
 
 /// A key that signs, with the name (`kid`) that tokens call it by.
 pub struct SigningKey(pub(super) Key);
 
 /// A key that only verifies.
-pub struct VerifyingKey(pub(super) Key);
+pub struct VerifyingKey(pub(in crate::auth) Key);
 
 impl std::fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -112,8 +112,7 @@ impl VerifyingKey {
         Self::of(id, Algorithm::RS256, DecodingKey::from_rsa_pem(public_pem), Error::Setting("that is no public RSA key in PEM"))
     }
 
-    /// Reads a JSON Web Key Set of somebody else's. Keys that cannot verify here are left out: secrets, keys for encryption, keys without a
-    /// name, and of other algorithms than RS256, ES256 and EdDSA.
+    /// Reads a JSON Web Key Set of somebody else's. Keys that cannot verify here are left out: secrets, keys for encryption, and of other algorithms than RS256, ES256 and EdDSA.
     ///
     /// # Errors
     /// [`Error::Setting`] for what is no such set, or one of over 256 KiB.
@@ -140,7 +139,7 @@ impl VerifyingKey {
         if is_other || !matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) {
             return None;
         }
-        Self::of(jwk.common.key_id.as_deref()?, algorithm, DecodingKey::from_jwk(jwk), Error::Random).ok()
+        Self::of(jwk.common.key_id.as_deref().unwrap_or_default(), algorithm, DecodingKey::from_jwk(jwk), Error::Random).ok()
     }
 
     fn of(id: &str, algorithm: Algorithm, key: jsonwebtoken::errors::Result<DecodingKey>, wrong: Error) -> Result<Self, Error> {

@@ -1,0 +1,413 @@
+//! Log-in with an account elsewhere: OpenID Connect, by authorization code with PKCE.
+//!
+//! | step | holds against |
+//! | --- | --- |
+//! | [`begin`](OidcClient::begin) keeps `state`, `nonce` and the PKCE verifier in the visitor's session, for 10 minutes | a callback that somebody else began (log-in CSRF), a code that was stolen |
+//! | [`finish`](OidcClient::finish) takes them out before it asks anybody | a callback sent twice |
+//! | the ID token's signature is verified by the provider's keys: RS256, ES256 or EdDSA, never `none` or HMAC | a token that somebody else made |
+//! | keys are fetched again when a token names an unknown one, once a minute at most | rotation of keys; a flood of such tokens |
+//! | issuer, audience, authorized party, end and nonce are what they should be | a token of another provider, site or log-in (mix-up) |
+//! | answers of over 1 MiB are refused | a provider that went mad |
+//!
+//! The callback comes from another site: the session's cookie must be `SameSite=Lax`, the default, not `Strict`. Users stay in the
+//! application's tables: find them by [`Identity::issuer`] and [`Identity::subject`] together, never by an address alone, which may be
+//! somebody else's there by tomorrow.
+
+mod id_token;
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use http::{Request, Response};
+use oauth2::basic::{BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse, BasicTokenType};
+use oauth2::{
+    AsyncHttpClient, AuthUrl, AuthorizationCode, Client, ClientId, ClientSecret, CsrfToken, EndpointNotSet, EndpointSet,
+    ExtraTokenFields, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, Scope, StandardRevocableToken, StandardTokenResponse,
+    TokenUrl,
+};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use self::id_token::IdToken;
+use super::access::VerifyingKey;
+use super::error::Error;
+use super::{random, same};
+use crate::session::Session;
+
+/// How long somebody may take at the provider's.
+const PATIENCE: Duration = Duration::from_mins(10);
+/// Log-ins that one session may have under way: tabs.
+const MOST_PENDING: usize = 5;
+/// Longer answers are refused.
+const LONGEST_ANSWER: usize = 1_024 * 1_024;
+/// Keys are fetched again that often at most.
+const KEYS_APART: Duration = Duration::from_mins(1);
+/// Keys are used so long without being fetched again.
+const KEYS_LAST: Duration = Duration::from_hours(1);
+/// Longer parameters of a callback are refused.
+const LONGEST_QUERY: usize = 8 * 1_024;
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// Sends requests to the provider: with whichever HTTP client the application has. It follows no redirects, gives up after some seconds, and
+/// reads no more than 1 MiB.
+///
+/// ```
+/// # use scale_session::auth::oidc::HttpClient;
+/// struct Client; // of reqwest, say
+/// impl HttpClient for Client {
+///     async fn send(
+///         &self,
+///         request: http::Request<Vec<u8>>,
+///     ) -> Result<http::Response<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+///         # let _ = request;
+///         // let response = self.0.execute(request.try_into()?).await?;
+///         Err("no network in an example".into())
+///     }
+/// }
+/// ```
+pub trait HttpClient: Send + Sync {
+    /// Returns the answer, whatever its status.
+    fn send(&self, request: Request<Vec<u8>>) -> impl Future<Output = Result<Response<Vec<u8>>, BoxError>> + Send;
+}
+
+/// A provider that users log in with. Have one in a process for each.
+///
+/// ```no_run
+/// # use scale_session::auth::{Error, oidc::{HttpClient, OidcClient}};
+/// # use scale_session::Session;
+/// # async fn example(http: impl HttpClient, session: Session, query: &str) -> Result<(), Error> {
+/// let google = OidcClient::discover(&http, "https://accounts.google.com", "client id", Some("client secret"), "https://shop.example.com/log-in/google").await?;
+///
+/// // GET /log-in/google/begin: redirect there.
+/// let address = google.begin(&session, &["email"]).await?;
+///
+/// // GET /log-in/google, with the query that the browser brought.
+/// let identity = google.finish(&http, &session, query).await?;
+/// let user = format!("find or create the user of {} {}", identity.issuer, identity.subject);
+/// session.sign_in(&user, "a browser").await?;
+/// # Ok(()) }
+/// ```
+pub struct OidcClient {
+    issuer: String,
+    client_id: String,
+    oauth: OauthClient,
+    jwks_uri: String,
+    keys: Mutex<Keys>,
+}
+
+impl std::fmt::Debug for OidcClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OidcClient").field("issuer", &self.issuer).field("client_id", &self.client_id).finish_non_exhaustive()
+    }
+}
+
+/// Who somebody is at the provider's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Identity {
+    /// The provider.
+    pub issuer: String,
+    /// Who it is there: the same for ever.
+    pub subject: String,
+    /// Their address, with scope `email`.
+    pub email: Option<String>,
+    /// Whether the provider says that the address is theirs.
+    pub email_verified: bool,
+    /// Their name, with scope `profile`.
+    pub name: Option<String>,
+    /// All claims of the ID token.
+    pub claims: serde_json::Map<String, serde_json::Value>,
+}
+
+type OauthClient = Client<
+    BasicErrorResponse,
+    StandardTokenResponse<IdTokenField, BasicTokenType>,
+    BasicTokenIntrospectionResponse,
+    StandardRevocableToken,
+    BasicRevocationErrorResponse,
+    EndpointSet,
+    EndpointNotSet,
+    EndpointNotSet,
+    EndpointNotSet,
+    EndpointSet,
+>;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct IdTokenField {
+    id_token: Option<String>,
+}
+
+impl ExtraTokenFields for IdTokenField {}
+
+#[derive(Default)]
+struct Keys {
+    known: Vec<std::sync::Arc<VerifyingKey>>,
+    fetched: Option<Instant>,
+    /// When a token last named a key that nobody knew.
+    missed: Option<Instant>,
+}
+
+/// A log-in under way, in the visitor's session.
+#[derive(Clone, Serialize, Deserialize)]
+struct Pending {
+    issuer: String,
+    state: String,
+    nonce: String,
+    verifier: String,
+    since: u64,
+}
+
+/// The field of a session that log-ins under way are kept in.
+const FIELD: &str = "oidc";
+
+#[derive(Deserialize)]
+struct Discovery {
+    issuer: String,
+    authorization_endpoint: String,
+    token_endpoint: String,
+    jwks_uri: String,
+}
+
+impl OidcClient {
+    /// Asks the provider for its addresses. `redirect` is this site's callback, as registered there; without a secret the client is public,
+    /// and PKCE alone protects the code.
+    ///
+    /// # Errors
+    /// [`Error::Provider`] if it does not answer, or answers in the name of another; [`Error::Setting`] for addresses that are none.
+    pub async fn discover(
+        http: &impl HttpClient,
+        issuer: &str,
+        client_id: &str,
+        client_secret: Option<&str>,
+        redirect: &str,
+    ) -> Result<Self, Error> {
+        let found: Discovery =
+            get_json(http, &format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))).await?;
+        if found.issuer != issuer {
+            return Err(Error::Provider("the provider answers in the name of another issuer".into()));
+        }
+        let wrong = |_| Error::Setting("an address of the provider, or the one to come back to, is none");
+        let mut oauth = Client::new(ClientId::new(client_id.into()))
+            .set_auth_uri(AuthUrl::new(found.authorization_endpoint).map_err(wrong)?)
+            .set_token_uri(TokenUrl::new(found.token_endpoint).map_err(wrong)?)
+            .set_redirect_uri(RedirectUrl::new(redirect.into()).map_err(wrong)?);
+        if let Some(secret) = client_secret {
+            oauth = oauth.set_client_secret(ClientSecret::new(secret.into()));
+        }
+        let client = Self {
+            issuer: found.issuer,
+            client_id: client_id.to_owned(),
+            oauth,
+            jwks_uri: found.jwks_uri,
+            keys: Mutex::default(),
+        };
+        client.fetch_keys(http).await?;
+        Ok(client)
+    }
+
+    /// Returns the address to send the visitor to. `openid` is among the scopes in any case.
+    ///
+    /// # Errors
+    /// [`Error::Session`]; [`Error::Random`].
+    pub async fn begin(&self, session: &Session, scopes: &[&str]) -> Result<String, Error> {
+        let secret = || Ok::<_, Error>(data_encoding::BASE64URL_NOPAD.encode(&random::<32>()?));
+        let (state, nonce) = (secret()?, secret()?);
+        let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
+        let (issuer, since) = (self.issuer.clone(), super::seal::now());
+        let pending = Pending { issuer, state: state.clone(), nonce: nonce.clone(), verifier: verifier.secret().clone(), since };
+        session
+            .update(FIELD, move |known: Option<Vec<Pending>>| {
+                let mut all: Vec<Pending> = known.unwrap_or_default().into_iter().filter(Pending::is_fresh).collect();
+                all.push(pending.clone());
+                all.drain(..all.len().saturating_sub(MOST_PENDING));
+                Some(all)
+            })
+            .await?;
+        let request =
+            self.oauth.authorize_url(|| CsrfToken::new(state)).set_pkce_challenge(challenge).add_extra_param("nonce", nonce);
+        let scopes = scopes.iter().filter(|scope| **scope != "openid").map(|scope| Scope::new((*scope).into()));
+        let (address, _) = request.add_scope(Scope::new("openid".into())).add_scopes(scopes).url();
+        Ok(address.into())
+    }
+
+    /// Returns who came back. `query` is that of the callback, without its question mark.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] if the visitor, or the provider for them, said no, or this is no callback to a log-in that this session has begun;
+    /// [`Error::Provider`] if the provider does not answer, or with what it must not; [`Error::Session`].
+    pub async fn finish(&self, http: &impl HttpClient, session: &Session, query: &str) -> Result<Identity, Error> {
+        let parameters = Parameters::read(query)?;
+        let pending = self.take(session, &parameters.state).await?;
+        if let Some(error) = parameters.error {
+            return Err(Error::Denied(error));
+        }
+        if parameters.issuer.is_some_and(|issuer| issuer != self.issuer) {
+            return Err(Error::Denied("the callback is of another provider".into()));
+        }
+        let code = parameters.code.ok_or_else(|| Error::Denied("the callback has no code".into()))?;
+        let client = ForOauth(http);
+        let asked =
+            self.oauth.exchange_code(AuthorizationCode::new(code)).set_pkce_verifier(PkceCodeVerifier::new(pending.verifier));
+        let answer = asked.request_async(&client).await.map_err(|error| Error::Provider(refusal(&error).into()))?;
+        let token = answer.extra_fields().id_token.clone().ok_or_else(|| Error::Provider("there is no ID token".into()))?;
+        let token = IdToken::read(&token).ok_or_else(|| Error::Provider("the ID token cannot be read".into()))?;
+        let claims = self.verify(http, &token).await?;
+        token.check(&claims, &self.issuer, &self.client_id, &pending.nonce).map_err(|why| Error::Provider(why.into()))?;
+        Ok(identity(&self.issuer, claims))
+    }
+
+    /// Takes the log-in out of the session: it is good once.
+    async fn take(&self, session: &Session, state: &str) -> Result<Pending, Error> {
+        let mut found = None;
+        session
+            .update(FIELD, |known: Option<Vec<Pending>>| {
+                let (mine, others): (Vec<_>, Vec<_>) = known
+                    .unwrap_or_default()
+                    .into_iter()
+                    .filter(Pending::is_fresh)
+                    .partition(|pending| same(pending.state.as_bytes(), state.as_bytes()));
+                found = mine.into_iter().next();
+                (!others.is_empty()).then_some(others)
+            })
+            .await?;
+        let found = found.filter(|pending| pending.issuer == self.issuer);
+        found.ok_or_else(|| Error::Denied("this session has begun no such log-in, or too long ago".into()))
+    }
+
+    /// The claims of a token that the provider has signed.
+    async fn verify(&self, http: &impl HttpClient, token: &IdToken) -> Result<serde_json::Map<String, serde_json::Value>, Error> {
+        let is_old = self.keys.lock().fetched.is_none_or(|at| at.elapsed() > KEYS_LAST);
+        if is_old {
+            self.fetch_keys(http).await?;
+        }
+        if let Some(key) = self.key(token) {
+            return token.claims(&key).ok_or_else(|| Error::Provider("the ID token is not signed by the provider".into()));
+        }
+        let may_ask = {
+            let mut keys = self.keys.lock();
+            let may_ask = keys.missed.is_none_or(|at| at.elapsed() > KEYS_APART);
+            if may_ask {
+                keys.missed = Some(Instant::now());
+            }
+            may_ask
+        };
+        if may_ask {
+            self.fetch_keys(http).await?;
+        }
+        let claims = self.key(token).and_then(|key| token.claims(&key));
+        claims.ok_or_else(|| Error::Provider("the ID token is signed by no key of the provider".into()))
+    }
+
+    fn key(&self, token: &IdToken) -> Option<std::sync::Arc<VerifyingKey>> {
+        self.keys.lock().known.iter().find(|key| token.is_by(key)).cloned()
+    }
+
+    async fn fetch_keys(&self, http: &impl HttpClient) -> Result<(), Error> {
+        let json = get(http, &self.jwks_uri).await?;
+        let text = String::from_utf8(json).map_err(|_| Error::Provider("the provider's keys are no text".into()))?;
+        let known = VerifyingKey::from_jwks(&text).map_err(|error| Error::Provider(Box::new(error)))?;
+        let known = known.into_iter().map(std::sync::Arc::new).collect();
+        let mut keys = self.keys.lock();
+        (keys.known, keys.fetched) = (known, Some(Instant::now()));
+        Ok(())
+    }
+}
+
+impl Pending {
+    fn is_fresh(&self) -> bool {
+        super::seal::now().saturating_sub(self.since) <= PATIENCE.as_secs()
+    }
+}
+
+/// What a callback brings.
+struct Parameters {
+    state: String,
+    code: Option<String>,
+    error: Option<String>,
+    issuer: Option<String>,
+}
+
+impl Parameters {
+    fn read(query: &str) -> Result<Self, Error> {
+        let mut found = Self { state: String::new(), code: None, error: None, issuer: None };
+        if query.len() > LONGEST_QUERY {
+            return Err(Error::Denied("the callback's query is too long".into()));
+        }
+        for (name, value) in oauth2::url::form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "state" => found.state = value.into_owned(),
+                "code" => found.code = Some(value.into_owned()),
+                "iss" => found.issuer = Some(value.into_owned()),
+                "error" => found.error = Some(value.chars().filter(char::is_ascii_graphic).take(100).collect()),
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn identity(issuer: &str, claims: serde_json::Map<String, serde_json::Value>) -> Identity {
+    let text = |name: &str| claims.get(name).and_then(serde_json::Value::as_str).map(ToOwned::to_owned);
+    // Some say it in quotes.
+    let verified =
+        claims.get("email_verified").is_some_and(|value| value.as_bool() == Some(true) || value.as_str() == Some("true"));
+    Identity {
+        issuer: issuer.to_owned(),
+        subject: text("sub").unwrap_or_default(),
+        email: text("email"),
+        email_verified: verified,
+        name: text("name"),
+        claims,
+    }
+}
+
+async fn get_json<T: serde::de::DeserializeOwned>(http: &impl HttpClient, address: &str) -> Result<T, Error> {
+    serde_json::from_slice(&get(http, address).await?).map_err(|error| Error::Provider(Box::new(error)))
+}
+
+async fn get(http: &impl HttpClient, address: &str) -> Result<Vec<u8>, Error> {
+    let request = Request::get(address).header(http::header::ACCEPT, "application/json").body(Vec::new());
+    let request = request.map_err(|_| Error::Setting("an address of the provider is none"))?;
+    let response = bounded(http.send(request).await).map_err(|error| Error::Provider(Box::new(error)))?;
+    if !response.status().is_success() {
+        return Err(Error::Provider(format!("the provider answered {} for {address}", response.status()).into()));
+    }
+    Ok(response.into_body())
+}
+
+/// The application's client, as `oauth2` asks for one.
+struct ForOauth<'h, H>(&'h H);
+
+impl<'c, H: HttpClient> AsyncHttpClient<'c> for ForOauth<'_, H> {
+    type Error = Failed;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Vec<u8>>, Failed>> + Send + 'c>>;
+
+    fn call(&'c self, request: Request<Vec<u8>>) -> Self::Future {
+        Box::pin(async move { bounded(self.0.send(request).await) })
+    }
+}
+
+/// What went wrong with a request.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Failed(BoxError);
+
+fn bounded(answer: Result<Response<Vec<u8>>, BoxError>) -> Result<Response<Vec<u8>>, Failed> {
+    match answer {
+        Ok(response) if response.body().len() > LONGEST_ANSWER => Err(Failed("the answer is longer than 1 MiB".into())),
+        other => other.map_err(Failed),
+    }
+}
+
+/// Without the answer's body: it may hold tokens.
+fn refusal(error: &oauth2::RequestTokenError<Failed, BasicErrorResponse>) -> String {
+    match error {
+        oauth2::RequestTokenError::ServerResponse(said) => format!("the provider refused the code: {}", said.error()),
+        oauth2::RequestTokenError::Request(failed) => format!("the provider does not answer: {failed}"),
+        _ => "the provider's answer cannot be read".to_owned(),
+    }
+}
