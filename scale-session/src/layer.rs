@@ -84,6 +84,7 @@ impl SessionLayer {
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
                 let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Store(Box::new(e)))?;
+                redis.warn_of_eviction("sessions").await;
                 Ok(Self::redis(redis, app, config))
             }
             #[cfg(any(feature = "postgres", feature = "sqlite"))]

@@ -33,6 +33,10 @@
 //! | the ledger does not answer | [`Error::Ledger`]: nobody is let in on a guess |
 //! | all sign-ins of a user end | no stamp taken before holds on any server; one taken after does |
 //! | a permission is taken away, an account deleted | the next request that the application says so to is refused, on every server; of a deleted one the session ends |
+//! | all of a user's sessions end ([`SessionLayer::remember`](crate::SessionLayer::remember)) | no cookie to stay signed in brings them back |
+//! | an API token is revoked | the next request with it is refused, on every server |
+//! | a link by mail is opened by a scanner, sent twice, or kept until the password has changed | nothing; good once; refused |
+//! | a callback of a provider comes to a browser that has not begun it | refused, and nobody is asked |
 //! | a cookie to stay signed in is used twice | the family is revoked, unless it is a lost answer or a late tab of the last 30 s |
 //!
 //! # Against OWASP ASVS 5.0
@@ -54,6 +58,12 @@
 //! | 7.5.3 proved again before what matters | [`Session::is_proved_within`](crate::Session::is_proved_within) | `states_follow_one_another` |
 //! | 7.2.4 a new id at each sign-in, and no way to it from the old one | [`Session::sign_in`](crate::Session::sign_in) | `a_planted_id_leads_nowhere` |
 //! | 7.4.2 sessions of a deleted account end; 8.3.1 permissions are enforced by the server | [`Permissions`] | `a_permission_taken_away_and_a_deleted_user_count_on_all_servers` |
+//! | 6.2.12 breached passwords | [`breaches`](password::breaches()) | `breached_passwords_are_found_by_the_rest_of_their_hash` |
+//! | 6.4.1, 6.4.3 links for a reset | [`AccountLinks`] | `a_reset_ends_with_the_password_it_was_for` |
+//! | 6.3.5, 6.3.7 users are told of new devices and changes | [`KnownDevices`], [`AccountLinks::new_device`], [`AccountLinks::password_changed`] | `a_browser_is_known_by_the_last_users_of_it` |
+//! | 10.2.1, 10.5.1 to 10.5.3 state, PKCE, nonce, issuer and audience of log-ins elsewhere | `OidcClient` | `somebody_logs_in_with_an_account_elsewhere`, `what_comes_back_must_be_what_was_begun`, `claims_are_those_of_this_log_in` |
+//! | 7.1.2 a bound on sessions of a user | [`Config::sessions_per_user`](crate::Config::sessions_per_user) | `sessions_beyond_the_cap_end` |
+//! | 14.3.1 data in the browser is cleared at a logout | [`Config::clear_site_data`](crate::Config::clear_site_data) | `a_logout_clears_what_is_configured` |
 //! | 9.1.1 tokens verified before they are believed, 9.1.2 algorithms allowed, 9.1.3 keys from here alone | [`Access`] | `algorithms_and_keys_are_ours_to_choose` |
 //! | 9.2.1 to 9.2.3 validity, type and audience of tokens | [`Access`] | `claims_are_there_and_what_they_should_be` |
 //! | 16.4.2 logs that cannot be changed | [`AuditLog`]: found out, not prevented | `of_a_million_records_any_change_is_found` |
@@ -68,6 +78,9 @@ pub mod csrf;
 mod error;
 pub mod known_devices;
 pub mod ledger;
+#[cfg(all(any(doc, doctest), feature = "foreign-hashes"))]
+#[doc = include_str!("../../MIGRATION.md")]
+pub mod migration {}
 #[cfg(feature = "oidc")]
 pub mod oidc;
 pub mod password;

@@ -89,6 +89,22 @@ impl Redis {
         answer.map_err(|source| Error::Redis { address: self.inner.address.to_string(), source })
     }
 
+    /// Warns in the log, if the server forgets keys when its memory is full, instead of refusing new ones: `what` is lost then. Asks once,
+    /// for whoever keeps there what must last. Where the server does not say (`INFO` may be forbidden), there is no word.
+    pub async fn warn_of_eviction(&self, what: &str) -> bool {
+        let mut info = redis::cmd("INFO");
+        info.arg("memory");
+        let Ok(answer) = self.command_near(info, "eviction").await else { return false };
+        let text: String = redis::from_redis_value(answer).unwrap_or_default();
+        let field = |name: &str| text.lines().find_map(|line| line.trim().strip_prefix(name));
+        let policy = field("maxmemory_policy:").unwrap_or("noeviction");
+        let evicts = policy != "noeviction" && field("maxmemory:").is_some_and(|bytes| bytes != "0");
+        if evicts {
+            tracing::warn!(address = %self.inner.address, policy, "this Redis forgets keys when its memory is full, and {what} with them: set maxmemory-policy noeviction");
+        }
+        evicts
+    }
+
     /// Whether this is a Cluster: a script's keys must then share a hash tag.
     pub fn is_cluster(&self) -> bool {
         matches!(self.inner.route, Route::Cluster(_))

@@ -150,3 +150,17 @@ async fn a_wrong_address_and_a_dead_server_are_told_apart() {
     assert!(matches!(error, scale_redis::Error::Redis { .. }));
     assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_server_that_forgets_keys_is_told_from_one_that_refuses() -> Result<()> {
+    for (arguments, evicts) in [
+        (&["--maxmemory", "8mb", "--maxmemory-policy", "allkeys-lru"][..], true),
+        (&["--maxmemory", "8mb", "--maxmemory-policy", "volatile-ttl"], true),
+        (&["--maxmemory", "8mb", "--maxmemory-policy", "noeviction"], false),
+        (&["--maxmemory-policy", "allkeys-lru"], false),
+    ] {
+        let server = testkit::Redis::start_with(arguments).await?;
+        assert_eq!(Redis::connect(&server.url()).await?.warn_of_eviction("jobs").await, evicts, "{arguments:?}");
+    }
+    Ok(())
+}

@@ -104,6 +104,7 @@ impl Ledger {
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
                 let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Ledger(Box::new(e)))?;
+                redis.warn_of_eviction("what was used once: tokens and codes would be good again").await;
                 Ok(Self::new(RedisLedger::new(redis, app)).of(app))
             }
             #[cfg(any(feature = "postgres", feature = "sqlite"))]

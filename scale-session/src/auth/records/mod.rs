@@ -106,6 +106,7 @@ impl Records {
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
                 let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Ledger(Box::new(e)))?;
+                redis.warn_of_eviction("API tokens").await;
                 Ok(Self::new(RedisRecords::new(redis, app)))
             }
             #[cfg(any(feature = "postgres", feature = "sqlite"))]
