@@ -93,6 +93,7 @@ impl QueueBuilder {
                 let config = scale_redis::Config::new(&self.url);
                 let config = config.response_timeout(self.response_timeout).connect_timeout(self.connect_timeout);
                 let redis = config.clone().connect().await.map_err(Error::store)?;
+                redis.warn_of_eviction("jobs").await;
                 let mut store = crate::store::RedisStore::new(redis.clone(), &self.app);
                 store.synchronise().await?;
                 if self.replicas > 0 {

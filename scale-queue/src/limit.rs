@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
+pub(crate) const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// A limit that a job asks for by [`Job::limits`](crate::Job::limits).
 ///

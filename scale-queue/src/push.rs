@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::Error;
 use crate::job::{Job, JobId};
+use crate::limit::LONGEST;
 use crate::limit::bounded_key;
 use crate::queue::Queue;
 use crate::store::Entry;
@@ -113,7 +114,8 @@ impl Queue {
         extra.timeout_ms = terms.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
         extra.unique_ms = (unique.is_some() && terms.unique_for != UNIQUE_FOR)
             .then(|| u64::try_from(terms.unique_for.as_millis()).unwrap_or(u64::MAX));
-        let unique = unique.map(|key| (key, terms.unique_for));
-        Ok((envelope.id, Entry { bytes: envelope.encode(), delay: terms.delay, unique, once: None }))
+        // No store's clock goes beyond that.
+        let unique = unique.map(|key| (key, terms.unique_for.min(LONGEST)));
+        Ok((envelope.id, Entry { bytes: envelope.encode(), delay: terms.delay.min(LONGEST), unique, once: None }))
     }
 }

@@ -131,8 +131,15 @@ pub enum Destination {
     Retry(Vec<u8>, Duration),
     /// Into the schedule, as these bytes or as it is, due after the delay; no attempt is counted.
     Deferred(Option<Vec<u8>>, Duration),
-    /// To the dead, as these bytes, for this reason.
-    Dead(Vec<u8>, String),
+    /// To the dead.
+    Dead {
+        /// The job, as it is kept there.
+        bytes: Vec<u8>,
+        /// Why it is dead.
+        reason: String,
+        /// An attempt has failed now; one of a job that is given up has not, or was counted before.
+        has_failed: bool,
+    },
     /// Back to the head of the queue, as it is.
     Waiting,
     /// To the suspects, as it is: a worker tries it alone.
@@ -336,6 +343,8 @@ pub(crate) const PAGE_BYTES: usize = 4 * 1024 * 1024;
 pub const ONCE_AFTER: Duration = Duration::from_mins(10);
 /// How often the first in a line is tried if nothing wakes it, and nothing is known of when a permit expires.
 pub(crate) const LINE_RETRY: Duration = Duration::from_secs(30);
+/// Jobs of a line that are woken at once when permits are free; each that begins wakes more.
+pub(crate) const WAKES: u32 = 16;
 
 /// A store of jobs.
 #[async_trait]

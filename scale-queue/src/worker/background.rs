@@ -19,7 +19,7 @@ const SAMPLES_APART: Duration = Duration::from_secs(45);
 pub(super) async fn reclaim_orphans(store: Arc<dyn Store>, queues: Vec<Arc<str>>) {
     loop {
         for queue in &queues {
-            let key = format!("orphans of {queue}");
+            let key = format!("\0orphans of {queue}");
             let turn = RateRequest { key: &key, queue, spacing: LOOK_FOR_ORPHANS, burst: LOOKS_AT_ONCE, before: &[] };
             if !matches!(store.admit(turn).await, Ok(Admission::Now)) {
                 continue;
@@ -43,7 +43,7 @@ pub(super) async fn keep_history(store: Arc<dyn Store>, queues: Vec<Arc<str>>) {
     loop {
         tokio::time::sleep(SAMPLE.mul_f64(0.5 + fastrand::f64())).await;
         for queue in &queues {
-            let key = format!("samples of {queue}");
+            let key = format!("\0samples of {queue}");
             let turn = RateRequest { key: &key, queue, spacing: SAMPLES_APART, burst: 1, before: &[] };
             if !matches!(store.admit(turn).await, Ok(Admission::Now)) {
                 continue;

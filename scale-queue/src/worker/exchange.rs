@@ -1,7 +1,7 @@
 //! One exchange with the store: what has ended is told, what is held is asked for if in doubt, more is fetched, and a dead worker's jobs
 //! are taken back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::lane::Ended;
 use crate::batch;
 use crate::error::Error;
 use crate::queue::count_pushed;
-use crate::store::{Fetched, Request, Store, Trial, WorkerId};
+use crate::store::{End, Fetched, Request, Store, Trial, WorkerId};
 
 /// Steps of a hundred jobs each in which those of a dead worker are taken back, within one exchange.
 const RECLAIM_STEPS: usize = 10;
@@ -22,6 +22,10 @@ pub(super) struct Ask {
     pub(super) queue: Arc<str>,
     pub(super) done: Vec<Vec<u8>>,
     pub(super) settlements: Vec<Ended>,
+    /// The store has not been heard of for so long that what we held may be somebody else's.
+    pub(super) doubtful: bool,
+    /// Whether jobs of a dead worker may be taken back: not while the living could not say that they live.
+    pub(super) may_reclaim: bool,
     pub(super) max: usize,
     pub(super) max_bytes: usize,
     /// How many of the jobs that come begin at once.
@@ -70,7 +74,9 @@ pub(super) async fn exchange(store: Arc<dyn Store>, worker: WorkerId, lease: Dur
             (held, found, store.fetch(&ask.queue, &worker, request).await)
         }
     };
-    if let Ok(Fetched { expired: Some(expired), .. }) = &fetched {
+    if ask.may_reclaim
+        && let Ok(Fetched { expired: Some(expired), .. }) = &fetched
+    {
         reclaim(&*store, &ask.queue, expired).await;
     }
     Answer { ask, held, found, fetched, refused, untold }
@@ -110,6 +116,7 @@ pub(super) async fn reclaim(store: &dyn Store, queue: &str, expired: &WorkerId) 
 
 /// Tells how jobs ended. Returns how many were somebody else's by now, and whether something could not be told: that stays in the ask.
 async fn settle(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> (usize, bool) {
+    let Ok(lost) = drop_lost(store, worker, ask).await else { return (0, true) };
     let announced = join_all(ask.settlements.iter().map(|ended| announce(store, ended))).await;
     let (mut told, mut untold) = (Vec::new(), Vec::new());
     for (ended, announced) in std::mem::take(&mut ask.settlements).into_iter().zip(announced) {
@@ -117,7 +124,7 @@ async fn settle(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> (usize, 
     }
     let settlements: Vec<_> = told.iter().map(|ended| &ended.settlement).collect();
     let settled = store.settle(&ask.queue, worker, &settlements).await;
-    let mut refused = 0;
+    let mut refused = lost;
     let mut keys: HashMap<String, Vec<String>> = HashMap::new();
     let mut full: HashMap<String, u32> = HashMap::new();
     let mut for_others = false;
@@ -148,6 +155,23 @@ async fn settle(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> (usize, 
     join_all(keys.iter().map(|(queue, keys)| store.expire_once(queue, keys))).await;
     ask.settlements = untold;
     (refused, !ask.settlements.is_empty())
+}
+
+/// An end that others hear of first, in their batch or as the next of their chain, must be that of a job that is still ours: who was cut off
+/// for longer than a lease may report one that somebody else runs. A success is one whoever reports it, unless that is long ago; that a job
+/// is dead, and its batch with it, is always asked. Returns how many were not ours.
+async fn drop_lost(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> Result<usize, Error> {
+    let doubtful = ask.doubtful;
+    let is_asked = |ended: &Ended| {
+        matches!(ended.counts, Some((_, End::Dead))) || doubtful && (ended.counts.is_some() || ended.next.is_some())
+    };
+    if !ask.settlements.iter().any(is_asked) {
+        return Ok(0);
+    }
+    let held: HashSet<Vec<u8>> = store.held(&ask.queue, worker).await?.into_iter().collect();
+    let all = ask.settlements.len();
+    ask.settlements.retain(|ended| !is_asked(ended) || held.contains(&ended.settlement.tag));
+    Ok(all - ask.settlements.len())
 }
 
 /// What a job's end brings about, before the store is told of the end.

@@ -81,6 +81,8 @@ pub(super) struct Lane {
     line_at: Option<Instant>,
     /// Others are to look first: a job was handed back that cannot be read here.
     steps_back_until: Option<Instant>,
+    /// Since when each fetch has found a lease that has run out.
+    pub(super) expired_since: Option<Instant>,
     /// What we hold may differ from what the store thinks: ask before the next fetch.
     pub(super) unsure: bool,
 }
@@ -110,6 +112,7 @@ impl Lane {
             look_at: now,
             line_at: None,
             steps_back_until: None,
+            expired_since: None,
             unsure: false,
         }
     }

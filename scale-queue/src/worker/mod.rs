@@ -10,10 +10,10 @@
 //! | no handler of that name is here, or its format is newer | it waits for a worker that has one, no attempt counted; dead after [`hand_back_for`](Worker::hand_back_for) |
 //! | the job's content does not fit its type | handed back with a growing delay, no attempt counted: another worker may be newer; dead after [`hand_back_for`](Worker::hand_back_for), with the reason |
 //! | the worker is told to stop | what has not begun is handed back at once; what runs may end until the deadline, then it is handed back |
-//! | the worker dies | its jobs wait again when its lease has run out; one attempt is counted of those whose handler had begun or could begin without another word to the store, and they become suspects; not of those fetched ahead |
+//! | the worker dies | its jobs wait again when its lease has run out; one attempt is counted of those whose handler had begun, or could have begun since the worker last spoke to the store, and they become suspects: with jobs of a millisecond that may be hundreds |
 //! | a job is a suspect | it is tried alone: its worker begins no other until all that run have run for 250 ms, and for as long again; four times as long after each further crash, 16 s at most. Should the worker die meanwhile, the attempt is counted of this one alone |
 //! | a job kills its worker later than that | those that had begun beside it pay too, until its time alone is longer |
-//! | a job's workers died under it, and its attempts are used up | it is dead, after five crashes at the least |
+//! | a job's workers died under it, and its attempts are used up | it is dead, once it has been tried five times at the least; a crash counts like a failure |
 //! | the network is cut for longer than a lease | the jobs are somebody else's: their handlers are cancelled, and what they still report is refused |
 //! | a job is [cancelled](crate::Queue::cancel) | its handler's future is dropped, and it lies among the dead with the reason `cancelled` |
 //! | its [batch](crate::Queue::batch) was cancelled before it began | it ends unrun, and counts as done |
@@ -44,6 +44,7 @@ pub use crate::context::CancelReason;
 use crate::context::Context;
 use crate::error::Error;
 use crate::job::Job;
+use crate::limit::LONGEST;
 pub use crate::outcome::BoxError;
 use crate::queue::{Queue, checked};
 
@@ -59,8 +60,6 @@ pub enum Order {
     Balanced,
 }
 
-/// Whatever is longer than ten years is ten years.
-const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
 const MOST_PLACES: usize = 100_000;
 
 /// Runs handlers. Name its queues, give it handlers, then [`run`](Worker::run) it.

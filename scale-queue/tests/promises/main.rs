@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod crashes;
+mod fences;
 mod growth;
 mod limits;
 mod permits;

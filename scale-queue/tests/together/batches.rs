@@ -178,7 +178,7 @@ pub(crate) async fn a_job_that_kills_its_workers_is_given_up_and_its_batch_hears
     let workers = running([worker()]);
     seen.after(&["catch", "finally"]).await?;
     let dead = eventually("its death", async || queue.dead("deadly", 0, 10).await.ok()?.pop()).await?;
-    assert_eq!((dead.reason.as_str(), dead.failed), ("its workers died too often", 20));
+    assert_eq!((dead.reason.as_str(), dead.failed), ("its worker died, and its attempts are used up", 20));
     assert_eq!(last.load(SeqCst), 20, "it was tried once more");
     let status = queue.batch_status(&id).await?.unwrap();
     assert_eq!((status.done, status.dead), (0, 1));

@@ -9,10 +9,8 @@ use tokio::time::Instant;
 
 use super::MemoryStore;
 use crate::error::Error;
+use crate::limit::LONGEST;
 use crate::store::{End, Ledger, MOST_PRESENT, NewBatch, Tally};
-
-/// Longer than anybody waits: moments stay within what a clock can say.
-pub(super) const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
 
 #[derive(Debug, Default)]
 pub(super) struct Shared {

@@ -7,10 +7,10 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::MemoryStore;
-use super::ledger::{LONGEST, sweep};
+use super::ledger::sweep;
 use crate::error::Error;
-use crate::limit::line_of;
-use crate::store::{Admission, LINE_RETRY, LimitStore, PermitRequest, RateRequest};
+use crate::limit::{LONGEST, line_of};
+use crate::store::{Admission, LINE_RETRY, LimitStore, PermitRequest, RateRequest, WAKES};
 
 #[derive(Debug, Default)]
 pub(super) struct Limits {
@@ -31,6 +31,12 @@ impl LimitStore for MemoryStore {
             return Ok(Admission::Later(first.min(LINE_RETRY) + Duration::from_millis(1)));
         }
         holders.insert(request.holder.to_owned(), now + request.life.min(LONGEST));
+        let is_free = holders.len() < request.most as usize;
+        drop(limits);
+        if is_free {
+            // The next in line need not wait for this one's end.
+            self.wake_line(request.queue, &line_of(request.key));
+        }
         Ok(Admission::Now)
     }
 
@@ -63,7 +69,7 @@ impl LimitStore for MemoryStore {
         let now = Instant::now();
         let taken =
             self.limits.lock().permits.get(key).map_or(0, |holders| holders.values().filter(|until| **until > now).count());
-        if taken < most as usize {
+        for _ in 0..(most as usize).saturating_sub(taken).min(WAKES as usize) {
             self.wake_line(queue, &line_of(key));
         }
         Ok(())

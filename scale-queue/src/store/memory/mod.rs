@@ -21,7 +21,7 @@ use super::{
 };
 use crate::envelope::{Envelope, count_failure, group_of, pushed_ms, tag_of, without_failures};
 use crate::error::Error;
-use crate::limit::line_of;
+use crate::limit::{LONGEST, line_of};
 
 /// In place of the tag of a suspect that runs alone: it is of another queue.
 const ELSEWHERE: &[u8] = b"!";
@@ -169,12 +169,13 @@ impl MemoryStore {
                 lane.schedule(now + *delay, bytes.clone());
             }
             Destination::Deferred(bytes, delay) => lane.schedule(now + *delay, bytes.clone().unwrap_or(stored)),
-            Destination::Dead(bytes, reason) => {
-                lane.failed += u64::from(reason != CANCELLED);
+            Destination::Dead { bytes, reason, has_failed } => {
+                lane.failed += u64::from(*has_failed);
                 lane.ended += 1;
                 self.bury(lane, bytes.clone(), reason.clone());
             }
-            Destination::Waiting => lane.waiting.push_front(stored),
+            // Not behind a line that it may have been the first of: nobody else would be tried.
+            Destination::Waiting => lane.promoted.push_front(stored),
             Destination::Suspect => lane.suspects.push_back(stored),
             Destination::Blocked { line, retry_in, pace } => {
                 let order = pushed_ms(&stored).unwrap_or(0);
@@ -193,7 +194,7 @@ impl MemoryStore {
             }
         }
         match settlement.to {
-            Destination::Done | Destination::Removed | Destination::Dead(..) => {
+            Destination::Done | Destination::Removed | Destination::Dead { .. } => {
                 lane.free(settlement.unique.as_ref(), &settlement.tag);
             }
             Destination::Unhandled(_) => {}
@@ -343,12 +344,12 @@ impl Store for MemoryStore {
                     if !keys.is_empty() && fastrand::u8(..64) == 0 {
                         lane.unique.retain(|_, (_, until)| *until > now);
                     }
-                    lane.unique.extend(keys.into_iter().map(|(key, life)| (key, (tag.clone(), now + life))));
+                    lane.unique.extend(keys.into_iter().map(|(key, life)| (key, (tag.clone(), now + life.min(LONGEST)))));
                     if entry.delay.is_zero() {
                         lane.waiting.push_back(entry.bytes.clone());
                         ready += 1;
                     } else {
-                        let due = now + entry.delay;
+                        let due = now + entry.delay.min(LONGEST);
                         earlier |= lane.scheduled.keys().next().is_none_or(|(first, _)| due < *first);
                         lane.schedule(due, entry.bytes.clone());
                     }
@@ -463,7 +464,7 @@ impl Store for MemoryStore {
                     count_failure(&mut bytes);
                     lane.suspects.push_back(bytes);
                 } else {
-                    lane.waiting.push_front(bytes);
+                    lane.promoted.push_front(bytes);
                 }
             }
             self.wake(queue, lane, jobs);

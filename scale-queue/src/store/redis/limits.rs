@@ -18,7 +18,7 @@ use redis::Script;
 use super::{LineWake, RedisStore, allowance, failed, millis};
 use crate::error::Error;
 use crate::limit::line_of;
-use crate::store::{Admission, LINE_RETRY, LimitStore, PassOn, PassedOn, PermitRequest, RateRequest};
+use crate::store::{Admission, LINE_RETRY, LimitStore, PassOn, PassedOn, PermitRequest, RateRequest, WAKES};
 
 pub(super) struct Scripts {
     acquire: Script,
@@ -107,9 +107,7 @@ impl LimitStore for RedisStore {
             .arg(u8::from(!lined.is_empty()))
             .arg(most);
         let known: Vec<String> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-        if known.first().is_none_or(|passed| passed == "0") {
-            return Ok(None);
-        }
+        let Some(free) = known.first().and_then(|passed| passed.parse::<u32>().ok()?.checked_sub(1)) else { return Ok(None) };
         for queue in queues.iter().filter(|queue| known[1..].contains(queue) || lined.contains(queue)) {
             let mut call = self.keyed(&self.limits.take, queue, &["paused", "blocked", "lines", "paces", "leases"]);
             call.key(self.held_key(queue, worker)).key(self.key(queue, "cancelled"));
@@ -117,6 +115,10 @@ impl LimitStore for RedisStore {
             let mut server = self.server.allowing(allowance(crate::queue::MAX_SIZE));
             let job: Option<Vec<u8>> = call.invoke_async(&mut server).await.map_err(failed)?;
             if let Some(bytes) = job {
+                if free > 0 {
+                    // Others are free as well. Should this fail, the next one that ends sees it.
+                    let _ = self.wake_line(queue, &line_of(key)).await;
+                }
                 return Ok(Some(PassedOn { queue: queue.clone(), bytes, has_permit: true }));
             }
         }
@@ -130,8 +132,11 @@ impl LimitStore for RedisStore {
     async fn wake_if_free(&self, key: &str, most: u32, queue: &str) -> Result<(), Error> {
         let mut call = self.limits.check.key(self.limit_key(key, "holders"));
         call.key(self.limit_key(key, "queues")).arg(most).arg(queue);
-        if call.invoke_async(&mut self.server.clone()).await.map_err(failed)? {
-            self.wake_line(queue, &line_of(key)).await?;
+        let free: u32 = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        for _ in 0..free.min(WAKES) {
+            if self.wake_line(queue, &line_of(key)).await? != LineWake::Woken {
+                break;
+            }
         }
         Ok(())
     }

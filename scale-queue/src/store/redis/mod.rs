@@ -43,8 +43,8 @@ use redis::{AsyncCommands, ErrorKind, RedisError, Script, ServerErrorKind, Value
 use scale_redis::{Event, Keys};
 
 use super::{
-    CANCELLED, Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, ONCE_AFTER, PAGE_BYTES, Reclaimed, Request,
-    Resolution, Revival, Sample, Settlement, State, Stats, Store, Trial, Wake, WorkerId,
+    Cancellation, Corpse, Destination, Entry, Fetched, History, Listed, ONCE_AFTER, PAGE_BYTES, Reclaimed, Request, Resolution,
+    Revival, Sample, Settlement, State, Stats, Store, Trial, Wake, WorkerId,
 };
 use crate::envelope::pushed_ms;
 use crate::error::Error;
@@ -232,7 +232,7 @@ impl RedisStore {
     }
 
     async fn settle_one(&self, queue: &str, worker: &WorkerId, settlement: &Settlement) -> Result<bool, Error> {
-        let mut call = self.keyed(&self.scripts.settle_job, queue, &["waiting", "scheduled", "sleepers", "paused", "leases"]);
+        let mut call = self.keyed(&self.scripts.settle_job, queue, &["promoted", "scheduled", "sleepers", "paused", "leases"]);
         call.key(self.held_key(queue, worker));
         for name in ["totals", "died", "graves"] {
             call.key(self.key(queue, name));
@@ -250,7 +250,7 @@ impl RedisStore {
             Destination::Removed => ("removed", &nothing, 0),
             Destination::Retry(bytes, delay) => ("retry", bytes, millis(*delay)),
             Destination::Deferred(bytes, delay) => ("deferred", bytes.as_ref().unwrap_or(&nothing), millis(*delay)),
-            Destination::Dead(bytes, reason) => (if reason == CANCELLED { "cancelled" } else { "dead" }, bytes, 0),
+            Destination::Dead { bytes, has_failed, .. } => (if *has_failed { "dead" } else { "given_up" }, bytes, 0),
             Destination::Waiting => ("waiting", &nothing, 0),
             Destination::Suspect => ("suspect", &nothing, 0),
             Destination::Blocked { retry_in, .. } => ("blocked", &nothing, millis(*retry_in)),
@@ -258,7 +258,7 @@ impl RedisStore {
         };
         call.arg(to).arg(u8::from(settlement.unique.is_some())).arg(bytes).arg(delay);
         match &settlement.to {
-            Destination::Dead(_, reason) => call.arg(reason).arg(self.history.dead).arg(millis(self.history.age)),
+            Destination::Dead { reason, .. } => call.arg(reason).arg(self.history.dead).arg(millis(self.history.age)),
             Destination::Blocked { line, pace, .. } => {
                 self.note_lines(queue, true);
                 call.arg(line).arg(pace.map_or(0.0, |pace| pace.as_secs_f64() * 1e3)).arg(0)
@@ -507,7 +507,7 @@ impl Store for RedisStore {
     async fn reclaim(&self, queue: &str, expired: &WorkerId) -> Result<Reclaimed, Error> {
         let (mut jobs, mut cursor) = (0, "0".to_owned());
         loop {
-            let mut call = self.keyed(&self.scripts.reclaim_jobs, queue, &["waiting", "sleepers", "paused", "leases"]);
+            let mut call = self.keyed(&self.scripts.reclaim_jobs, queue, &["promoted", "sleepers", "paused", "leases"]);
             call.key(self.held_key(queue, expired));
             for name in ["totals", "suspects", "unbegun", "trials"] {
                 call.key(self.key(queue, name));

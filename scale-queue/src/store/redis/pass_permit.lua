@@ -1,7 +1,7 @@
 -- Passes a permit on, if it has not expired.
 -- KEYS  holders by the end of their hold, queues that have a line for the key
 -- ARGV  who has it, who is to have it, life (ms), 1 to pass it on though no queue is known to have a line, permits
--- Reply 1, then queues that have a line, at most 100; or 0 if there is none, the permit has expired, or more than so many are held: then nothing is passed on
+-- Reply 1 and how many permits are free beside it, then queues that have a line, at most 100; or 0 if there is none, the permit has expired, or more than so many are held: then nothing is passed on
 -- Cost  O(log holders)
 local queues = redis.call('ZRANGE', KEYS[2], 0, 99)
 if #queues == 0 and ARGV[4] ~= '1' then return { 0 } end
@@ -9,9 +9,10 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not score or tonumber(score) <= now then return { 0 } end
-if redis.call('ZCOUNT', KEYS[1], '(' .. now, '+inf') > tonumber(ARGV[5]) then return { 0 } end
+local held, most = redis.call('ZCOUNT', KEYS[1], '(' .. now, '+inf'), tonumber(ARGV[5])
+if held > most then return { 0 } end
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[2])
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
-table.insert(queues, 1, 1)
+table.insert(queues, 1, 1 + most - held)
 return queues

@@ -1,5 +1,5 @@
 -- Takes back jobs of a worker whose lease has run out or is not there; called until nothing is left.
--- KEYS  waiting, sleepers, paused, leases, held by that worker, totals, suspects, unbegun, trials
+-- KEYS  promoted, sleepers, paused, leases, held by that worker, totals, suspects, unbegun, trials
 -- ARGV  wake channel, queue, 1 in a Cluster, that worker, cursor (0 at first)
 -- Reply how many were taken back in this step, where to go on, how many are left
 -- Cost  about 100 jobs a step; of a hash that has many empty buckets, as while Redis saves, up to 10,000 buckets a step
@@ -36,6 +36,7 @@ for _ = 1, 100 do
         end
         redis.call('RPUSH', KEYS[7], job)
       else
+        -- Not behind a line that it may have been the first of: nobody else would be tried.
         redis.call('LPUSH', KEYS[1], job)
       end
     end

@@ -1,7 +1,7 @@
 -- Ends one lease, if it is still the worker's.
--- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, dead, graves, the job's unique key (or waiting, if it
+-- KEYS  promoted, scheduled, sleepers, paused, leases, held by this worker, totals, dead, graves, the job's unique key (or waiting, if it
 --       has none), cancelled, blocked, lines, paces, unhandled, unbegun, trials, suspects
--- ARGV  wake channel, queue, 1 in a Cluster, worker, tag, where to ('done', 'removed', 'retry', 'deferred', 'dead', 'cancelled', 'waiting', 'suspect',
+-- ARGV  wake channel, queue, 1 in a Cluster, worker, tag, where to ('done', 'removed', 'retry', 'deferred', 'dead', 'given_up' (dead, though no attempt has failed now), 'waiting', 'suspect',
 --       'blocked', 'unhandled'), 1 if it has a unique key, the job's new bytes or '' as it is, delay (ms), reason or line, most dead or pace (ms),
 --       age of the dead (ms)
 -- Reply 1, or 0 if the job is not the worker's any more (then nothing is done)
@@ -25,6 +25,7 @@ elseif to == 'removed' then
   redis.call('HINCRBY', KEYS[7], 'removed', 1)
   gone = true
 elseif to == 'waiting' then
+  -- Not behind a line that it may have been the first of: nobody else would be tried.
   redis.call('LPUSH', KEYS[1], job)
   ready = 1
 elseif to == 'suspect' then
@@ -47,7 +48,7 @@ elseif to == 'unhandled' then
   -- Whoever can handle it has to hear of it.
   if redis.call('SADD', KEYS[15], ARGV[10]) == 1 then ready = 1000 end
 else
-  if to ~= 'cancelled' then redis.call('HINCRBY', KEYS[7], 'failed', 1) end
+  if to ~= 'given_up' then redis.call('HINCRBY', KEYS[7], 'failed', 1) end
   redis.call('HINCRBY', KEYS[7], 'died', 1)
   redis.call('ZADD', KEYS[8], now, tag)
   redis.call('HSET', KEYS[9], tag, struct.pack('>Hc0', #ARGV[10], ARGV[10]) .. job)

@@ -10,7 +10,7 @@ use super::System;
 use super::{SqlStore, failed, key_text, millis};
 use crate::error::Error;
 use crate::limit::line_of;
-use crate::store::{Admission, LINE_RETRY, LimitStore, PassOn, PassedOn, PermitRequest, RateRequest};
+use crate::store::{Admission, LINE_RETRY, LimitStore, PassOn, PassedOn, PermitRequest, RateRequest, WAKES};
 
 fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX / 4).min(i64::MAX / 4)
@@ -129,8 +129,10 @@ impl LimitStore for SqlStore {
     async fn wake_if_free(&self, key: &str, most: u32, queue: &str) -> Result<(), Error> {
         let taken = self.texts.taken.query().bind(self.app_text.clone()).bind(key_text(key));
         let taken: i64 = taken.fetch_one(&self.pool).await.and_then(|row| row.try_get(0)).map_err(failed)?;
-        if taken < i64::from(most) {
-            self.wake_line(queue, &key_text(&line_of(key))).await?;
+        for _ in 0..(i64::from(most) - taken).clamp(0, i64::from(WAKES)) {
+            if !self.wake_line(queue, &key_text(&line_of(key))).await? {
+                break;
+            }
         }
         Ok(())
     }

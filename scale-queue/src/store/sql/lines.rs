@@ -74,6 +74,9 @@ impl SqlStore {
             };
             fetched.acknowledged = done;
             let unbegun = ids.get(request.begins..).unwrap_or_default().join(",");
+            if !unbegun.is_empty() {
+                self.unbegun.lock().insert((queue.to_owned(), worker.clone()));
+            }
             self.lease(&mut tx, queue, worker, request, done, unbegun, String::new()).await?;
         }
         let rows = self.of(&self.texts.limit_lines, queue).fetch_all(&mut *tx).await.map_err(failed)?;

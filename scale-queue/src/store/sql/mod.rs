@@ -174,6 +174,15 @@ fn one_writer(options: AnyPoolOptions) -> AnyPoolOptions {
     })
 }
 
+/// The address of an SQLite file that is made if it is not there, unless the address says otherwise.
+#[cfg(feature = "sqlite")]
+fn creating(url: &str, system: System) -> std::borrow::Cow<'_, str> {
+    if system != System::Sqlite || url.contains("mode=") || url.contains(":memory:") {
+        return url.into();
+    }
+    format!("{url}{}mode=rwc", if url.contains('?') { '&' } else { '?' }).into()
+}
+
 /// The statements that a store runs on such a database, by name: for tests of their plans, and for people who want to know.
 #[doc(hidden)]
 pub fn statements(system: &str) -> Vec<(&'static str, Arc<str>)> {
@@ -217,6 +226,8 @@ impl SqlStore {
         #[cfg(feature = "postgres")]
         let options = if system == System::Postgres { read_committed(options) } else { options };
         // sqlx's words may hold the password.
+        #[cfg(feature = "sqlite")]
+        let url = &*creating(url, system);
         let pool = options.connect_lazy(url).map_err(|_| Error::Address("a database address that cannot be read".into()))?;
         let store = Self {
             pool,

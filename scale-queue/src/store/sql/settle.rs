@@ -4,7 +4,7 @@ use sqlx::{AnyConnection, Row};
 
 use super::{SqlStore, failed, hex, hex_list, is_refusal, key_text, millis};
 use crate::error::Error;
-use crate::store::{CANCELLED, Destination};
+use crate::store::Destination;
 use crate::store::{Settlement, Store, WorkerId};
 use std::{collections::HashSet, time::Duration};
 
@@ -130,7 +130,7 @@ impl SqlStore {
             release.bind(body.cloned()).bind(delay)
         };
         let ours = match &settlement.to {
-            Destination::Done | Destination::Removed | Destination::Dead(..) => {
+            Destination::Done | Destination::Removed | Destination::Dead { .. } => {
                 let done = self.of(&self.texts.done, queue).bind(worker.clone()).bind(id.clone());
                 done.execute(&mut *tx).await
             }
@@ -164,10 +164,10 @@ impl SqlStore {
             Destination::Done => counts.done += 1,
             Destination::Removed => counts.ended += 1,
             Destination::Retry(..) => counts.failed += 1,
-            Destination::Dead(body, reason) => {
-                counts.failed += i64::from(reason != CANCELLED);
+            Destination::Dead { bytes, reason, has_failed } => {
+                counts.failed += i64::from(*has_failed);
                 counts.ended += 1;
-                self.bury(tx, queue, &settlement.tag, reason, body).await?;
+                self.bury(tx, queue, &settlement.tag, reason, bytes).await?;
             }
             _ => {}
         }

@@ -46,7 +46,7 @@ impl Engine {
             }
             Verdict::HandBack if withdrawn => {
                 counts = Some(End::Dead);
-                Destination::Dead(bytes, CANCELLED.into())
+                Destination::Dead { bytes, reason: CANCELLED.into(), has_failed: false }
             }
             Verdict::HandBack => Destination::Waiting,
             Verdict::Defer(delay) => Destination::Deferred(None, delay.min(LONGEST)),
@@ -63,7 +63,7 @@ impl Engine {
                     tracing::error!(job = envelope.body.name, %id, reason, "a job is dead");
                     envelope.fail(&reason, now_ms);
                     counts = Some(End::Dead);
-                    Destination::Dead(envelope.encode(), reason)
+                    Destination::Dead { bytes: envelope.encode(), reason, has_failed: false }
                 } else {
                     tracing::warn!(job = envelope.body.name, %id, reason, "a job does not fit; it is handed back");
                     envelope.body.last_error = Some(reason);
@@ -84,7 +84,7 @@ impl Engine {
                 tracing::error!(job = envelope.body.name, %id, attempt = envelope.failed + 1, reason, "a job is dead");
                 envelope.fail(&reason, self.store.now_ms());
                 counts = Some(End::Dead);
-                Destination::Dead(envelope.encode(), reason)
+                Destination::Dead { bytes: envelope.encode(), reason, has_failed: true }
             }
         };
         let counts = envelope.body.extra.batch.zip(counts);
@@ -108,7 +108,7 @@ impl Engine {
     pub(super) fn give_up(&mut self, lane: usize, bytes: Vec<u8>, reason: &str) {
         let (tag, envelope) = (tag_of(&bytes).to_vec(), Envelope::decode(&bytes).ok());
         let (unique, place) = envelope.map_or((None, None), |e| (e.body.unique, e.body.extra.batch));
-        let settlement = Settlement { tag, unique, to: Destination::Dead(bytes, reason.into()) };
+        let settlement = Settlement { tag, unique, to: Destination::Dead { bytes, reason: reason.into(), has_failed: false } };
         let counts = place.map(|place| (place, End::Dead));
         self.lanes[lane].settlements.push(Ended { settlement, next: None, counts, permits: None, for_others: false });
     }

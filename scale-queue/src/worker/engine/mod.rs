@@ -42,7 +42,15 @@ use crate::store::{CANCELLED, Destination, Settlement, Stats, Store, Trial, Wake
 
 /// A job whose workers died so often is taken to be what kills them, unless it may be tried more often.
 const MAX_CRASHES: u16 = 5;
-const CRASHED: &str = "its workers died too often";
+const CRASHED: &str = "its worker died, and its attempts are used up";
+/// Leases after which a store that is always late is no reason any more to leave the jobs of dead workers alone.
+const OUTAGE: u32 = 10;
+/// So long after a failure of the store nothing is taken back.
+const CALM: Duration = Duration::from_secs(2);
+/// So long a lease is seen to have run out before its jobs are taken back.
+const CONFIRM: Duration = Duration::from_millis(400);
+/// When a sign of life that failed is given again.
+const BEAT_AGAIN: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often a worker asks what it holds, though nothing went wrong that it knows of.
@@ -82,6 +90,10 @@ pub(super) struct Engine {
     /// Bytes of jobs that the next fetch asks for.
     max_bytes: usize,
     last_exchange: Instant,
+    /// When the store last answered.
+    heard: Instant,
+    /// Since when, and when last, the store has failed or was late by a lease.
+    trouble: Option<(Instant, Instant)>,
     /// The store failed: no exchange before that.
     pause: Option<(Instant, Duration)>,
     /// When it last said that it is there, and how many jobs it ran then.
@@ -156,6 +168,8 @@ impl Engine {
             held: HashMap::new(),
             max_bytes: MOST_BYTES,
             last_exchange: now,
+            heard: now,
+            trouble: None,
             pause: None,
             announced: None,
             started_ms: worker.queue.store().now_ms(),
@@ -170,7 +184,7 @@ impl Engine {
         let mut wakes = self.store.wakes(&self.worker).fuse();
         let mut exchange: OptionFuture<BoxFuture<'static, Answer>> = None.into();
         let mut busy = false;
-        let mut beats: OptionFuture<BoxFuture<'static, Vec<(usize, bool)>>> = None.into();
+        let mut beats: OptionFuture<BoxFuture<'static, Vec<(usize, Option<bool>)>>> = None.into();
         let mut beat = tokio::time::interval(self.lease / 3);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut audit = tokio::time::interval_at(Instant::now() + AUDIT, AUDIT);
@@ -249,7 +263,10 @@ impl Engine {
                 Some(alive) = &mut beats => {
                     beats = None.into();
                     for (lane, alive) in alive {
-                        self.lanes[lane].unsure |= !alive && self.lanes[lane].holds() > 0;
+                        match alive {
+                            Some(alive) => self.lanes[lane].unsure |= !alive && self.lanes[lane].holds() > 0,
+                            None => beat.reset_after(BEAT_AGAIN.min(self.lease / 3)),
+                        }
                     }
                 }
                 () = &mut stop, if deadline.is_none() => {
@@ -397,6 +414,7 @@ impl Engine {
             None => Trial::Next,
         };
         let (max_bytes, unhandled_for) = (self.max_bytes, self.hand_back_for);
+        let may_reclaim = self.may_reclaim(lane, now);
         let state = &mut self.lanes[lane];
         state.begin_look();
         self.telling_trial = std::mem::take(&mut state.tell_trial);
@@ -405,6 +423,8 @@ impl Engine {
             queue: Arc::clone(&state.name),
             done: state.take_done(),
             settlements: std::mem::take(&mut state.settlements),
+            doubtful: now - self.heard > self.lease / 2,
+            may_reclaim,
             max,
             max_bytes,
             begins: free.saturating_sub(state.ready().len()),
@@ -414,6 +434,24 @@ impl Engine {
             unsure: std::mem::take(&mut state.unsure),
             missing: std::mem::take(&mut state.missing),
         })
+    }
+
+    /// After an outage, which this worker may have slept through, the leases of the living have run out too: they get a moment to renew
+    /// them. An outage that has no end is none.
+    fn may_reclaim(&self, lane: usize, now: Instant) -> bool {
+        let is_calm = |(first, last)| now - last >= self.lease.min(CALM) || now - first >= self.lease * OUTAGE;
+        self.trouble.is_none_or(is_calm) && self.lanes[lane].expired_since.is_some_and(|since| now - since >= CONFIRM)
+    }
+
+    /// What an exchange tells of the store itself.
+    fn note_health(&mut self, now: Instant, is_answered: bool) {
+        if is_answered {
+            self.heard = self.last_exchange;
+        }
+        if !is_answered || now - self.last_exchange > self.lease {
+            let first = self.trouble.filter(|(_, last)| now - *last < self.lease).map_or(now, |(first, _)| first);
+            self.trouble = Some((first, now));
+        }
     }
 
     fn exchange(&mut self, ask: Ask) -> BoxFuture<'static, Answer> {
@@ -428,6 +466,7 @@ impl Engine {
         let Answer { ask, held, found, fetched, refused, untold } = answer;
         let now = Instant::now();
         let took = now - self.last_exchange;
+        self.note_health(now, fetched.is_ok());
         if fetched.is_err() && self.telling_trial {
             self.lanes[ask.lane].tell_trial = true;
         }
@@ -457,6 +496,12 @@ impl Engine {
                 fenced += total.saturating_sub(fetched.acknowledged);
                 // Whatever was at hand before this answer may begin.
                 lane.cleared = ready;
+                if ask.max > 0 && fetched.expired.is_some() {
+                    lane.expired_since.get_or_insert(now);
+                    lane.look_by(now + CONFIRM);
+                } else if ask.max > 0 {
+                    lane.expired_since = None;
+                }
                 if ask.max > 0 {
                     lane.handler_lines = fetched.lines.into_iter().filter(|line| handles(&self.routes, line)).collect();
                     if fetched.armed && lane.handler_lines.is_empty() {
@@ -528,7 +573,7 @@ impl Engine {
             Err(reason) => {
                 tracing::error!(%reason, "a job is dead");
                 let tag = tag_of(&bytes).to_vec();
-                let to = Destination::Dead(bytes, reason.to_string());
+                let to = Destination::Dead { bytes, reason: reason.to_string(), has_failed: false };
                 self.lanes[lane].settlements.push(Settlement { tag, unique: None, to }.into());
                 return;
             }
@@ -622,7 +667,7 @@ impl Engine {
                     self.lanes[lane].wake();
                 }
                 // The store has woken us for a job, and nobody else: who cannot take it must pass it on.
-                if stopping || lane.is_none_or(|lane| self.room(lane) == 0) {
+                if stopping || self.alone.is_some() || lane.is_none_or(|lane| self.room(lane) == 0) {
                     let store = Arc::clone(&self.store);
                     // Should it fail, the job is found by the next who looks. It may arrive after this worker has fallen asleep again:
                     // then this is a worker like any other.
@@ -630,6 +675,15 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// While a job is tried alone nothing is fetched: nobody is to wake us, and what we were woken for is somebody else's.
+    pub(super) fn stop_sleeping(&mut self) {
+        self.lanes.iter_mut().for_each(Lane::disarm);
+        let (store, worker) = (Arc::clone(&self.store), self.worker.clone());
+        let names: Vec<_> = self.lanes.iter().map(|lane| Arc::clone(&lane.name)).collect();
+        // Should it fail, a wake that comes is passed on.
+        tokio::spawn(async move { join_all(names.iter().map(|name| store.pass_on(name, Some(&worker)))).await });
     }
 
     /// Nothing more is taken: whatever we were woken for and have not fetched is somebody else's.
@@ -667,7 +721,7 @@ impl Engine {
     }
 
     /// A sign of life for every queue that we hold jobs of.
-    fn beat(&mut self) -> BoxFuture<'static, Vec<(usize, bool)>> {
+    fn beat(&mut self) -> BoxFuture<'static, Vec<(usize, Option<bool>)>> {
         self.drop_unused_permits();
         metrics::gauge!("scale_queue_running_jobs").set(self.running.len() as f64);
         let beats: Vec<_> = self
@@ -681,7 +735,7 @@ impl Engine {
         Box::pin(async move {
             let beats = beats.into_iter().map(|(n, name)| {
                 let (store, worker) = (&store, &worker);
-                async move { (n, store.beat(&name, worker, lease).await.unwrap_or(true)) }
+                async move { (n, store.beat(&name, worker, lease).await.ok()) }
             });
             join_all(beats).await
         })

@@ -42,6 +42,7 @@ impl Engine {
         // Should the worker die, nothing that it holds of other queues is to blame either.
         let others = self.lanes.iter_mut().enumerate().filter(|(n, other)| if *n == lane { !is_told } else { other.holds() > 0 });
         others.for_each(|(_, other)| other.tell_trial = true);
+        self.stop_sleeping();
     }
 
     /// The store is told that nothing runs alone any more.
