@@ -108,24 +108,18 @@ impl Browser {
         let (mut address, mut form) = (address.to_owned(), None);
         for _ in 0..12 {
             let response = self.ask(&address, form.take().as_deref()).await?;
-            match response.headers().get(LOCATION) {
-                Some(next) => {
-                    address = next.to_str()?.to_owned();
-                    if let Some(query) = address.strip_prefix(&format!("{REDIRECT}?")) {
-                        return Ok(query.to_owned());
-                    }
+            if let Some(next) = response.headers().get(LOCATION) {
+                next.to_str()?.clone_into(&mut address);
+                if let Some(query) = address.strip_prefix(&format!("{REDIRECT}?")) {
+                    return Ok(query.to_owned());
                 }
-                None => {
-                    let page = String::from_utf8_lossy(response.body()).into_owned();
-                    let (_, rest) = page.split_once("action=\"").with_context(|| page.clone())?;
-                    rest.split('"').next().unwrap_or_default().clone_into(&mut address);
-                    form = Some(if page.contains("value=\"login\"") {
-                        format!("prompt=login&login={user}&password=any")
-                    } else {
-                        "prompt=consent".to_owned()
-                    });
-                }
+                continue;
             }
+            let page = String::from_utf8_lossy(response.body()).into_owned();
+            let (_, rest) = page.split_once("action=\"").with_context(|| page.clone())?;
+            rest.split('"').next().unwrap_or_default().clone_into(&mut address);
+            let is_log_in = page.contains("value=\"login\"");
+            form = Some(if is_log_in { format!("prompt=login&login={user}&password=any") } else { "prompt=consent".to_owned() });
         }
         anyhow::bail!("it never comes back")
     }

@@ -9,7 +9,7 @@ use scale_limit::client::ClientIp;
 use scale_limit::{Limiter, LoginGuard};
 use scale_queue::Queue;
 use scale_session::SessionLayer;
-use scale_session::auth::Passwords;
+use scale_session::auth::{Passkeys, Passwords, Records};
 use sqlx::Any;
 
 use crate::config::Config;
@@ -26,6 +26,8 @@ pub(crate) struct App {
     pub(crate) limiter: Limiter,
     pub(crate) logins: LoginGuard,
     pub(crate) passwords: Passwords,
+    /// Where the address that browsers see is known.
+    pub(crate) passkeys: Option<Passkeys>,
     /// Finds out who asks.
     pub(crate) clients: ClientIp,
     /// Cookies over plain HTTP too.
@@ -44,7 +46,15 @@ impl App {
             config.session.settings.clone()
         };
         let limiter = Limiter::connect(&config.limit.url, NAME).await.context("[limit]")?;
+        let passkeys = match &config.origin {
+            Some(origin) => {
+                let records = Records::connect(&config.session.url, NAME).await.context("[session]")?;
+                Some(Passkeys::new("Fathom & Field", origin, &records).context("origin")?)
+            }
+            None => None,
+        };
         Ok(Self {
+            passkeys,
             db: config.database.clone().connect().await.context("[database]")?,
             cache: config.cache.clone().connect(NAME).await.context("[cache]")?,
             queue: Queue::connect(&config.queue.url, NAME).await.context("[queue]")?,

@@ -14,6 +14,8 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// Cookies over plain HTTP too: for development on the loopback interface.
     pub(crate) plain_http: bool,
+    /// The address that browsers see, which passkeys are for: `https://shop.example.com`.
+    pub(crate) origin: Option<String>,
     /// Proxies in front, whose forwarding headers are believed.
     pub(crate) clients: scale_limit::client::ClientIp,
     pub(crate) database: scale_db::Config,
@@ -63,6 +65,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             plain_http: false,
+            origin: None,
             clients: scale_limit::client::ClientIp::direct(),
             database: scale_db::Config::new(DATABASE),
             cache: scale_cache::Config::new("memory:"),
@@ -99,7 +102,7 @@ impl Default for Limit {
 impl Config {
     /// One process, nothing to install.
     pub(crate) fn laptop() -> Self {
-        Self { plain_http: true, ..Self::default() }
+        Self { plain_http: true, origin: Some("http://localhost:3000".into()), ..Self::default() }
     }
 
     pub(crate) fn read(path: &Path) -> Result<Self> {

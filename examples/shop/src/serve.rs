@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 
 use crate::app::App;
 use crate::config::Config;
-use crate::pages::{account, cart, catalogue, checkout, devices, orders};
+use crate::pages::{account, cart, catalogue, checkout, devices, orders, passkeys};
 
 /// Serves until told to stop, and then what is under way.
 pub(crate) async fn run(app: App, config: &Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
@@ -71,6 +71,13 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         .route("/login", get(account::form).post(account::log_in))
         .route("/logout", post(account::log_out))
         .route("/devices", get(devices::list).post(devices::end))
+        .route("/passkeys.js", get(passkeys::script))
+        .route("/passkeys", get(passkeys::list))
+        .route("/passkeys/begin", post(passkeys::begin_registration))
+        .route("/passkeys/finish", post(passkeys::finish_registration))
+        .route("/passkeys/remove", post(passkeys::remove))
+        .route("/login/passkey/begin", post(passkeys::begin_log_in))
+        .route("/login/passkey/finish", post(passkeys::finish_log_in))
         .nest_service("/admin/queues", admin)
         .fallback(|| async { (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")) })
         .layer(app.sessions.clone())
@@ -123,7 +130,7 @@ async fn hardened(request: Request, next: Next) -> Response {
     let headers = response.headers_mut();
     headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(header::HeaderValue::from_static("nosniff"));
     headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(header::HeaderValue::from_static(
-        "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+        "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     ));
     response
 }

@@ -16,6 +16,7 @@
 //! | [`CsrfLayer`] | refuses what another site's page sends |
 //! | [`Access`] (feature `jwt`) | tokens for APIs: signed (EdDSA, ES256, RS256, HS256), short-lived, read without asking anybody; publishes its keys |
 //! | [`ApiTokens`] | secrets that users give to programs: with abilities, an end, a list to revoke them in |
+//! | `Passkeys` (feature `passkeys`) | log-in by a device that its user unlocks: WebAuthn, with or without a name |
 //! | `OidcClient` (feature `oidc`) | log-in with an account elsewhere: OpenID Connect with PKCE |
 //! | [`Permissions`] | what somebody may do, asked of the application and its cache; a layer that lets through who may |
 //! | [`AuditLog`] | what happened, in an order and in words that nobody can change unseen |
@@ -36,6 +37,7 @@
 //! | all of a user's sessions end ([`SessionLayer::remember`](crate::SessionLayer::remember)) | no cookie to stay signed in brings them back |
 //! | an API token is revoked | the next request with it is refused, on every server |
 //! | a link by mail is opened by a scanner, sent twice, or kept until the password has changed | nothing; good once; refused |
+//! | a passkey's device has not verified who holds it, or the passkey was removed | refused |
 //! | a callback of a provider comes to a browser that has not begun it | refused, and nobody is asked |
 //! | a cookie to stay signed in is used twice | the family is revoked, unless it is a lost answer or a late tab of the last 30 s |
 //!
@@ -61,6 +63,7 @@
 //! | 6.2.12 breached passwords | [`breaches`](password::breaches()) | `breached_passwords_are_found_by_the_rest_of_their_hash` |
 //! | 6.4.1, 6.4.3 links for a reset | [`AccountLinks`] | `a_reset_ends_with_the_password_it_was_for` |
 //! | 6.3.5, 6.3.7 users are told of new devices and changes | [`KnownDevices`], [`AccountLinks::new_device`], [`AccountLinks::password_changed`] | `a_browser_is_known_by_the_last_users_of_it` |
+//! | 6.3.3, 6.5.7 a second factor that phishing does not get, with its user verified | `Passkeys` | the shop's `a_person_logs_in_by_a_passkey` |
 //! | 10.2.1, 10.5.1 to 10.5.3 state, PKCE, nonce, issuer and audience of log-ins elsewhere | `OidcClient` | `somebody_logs_in_with_an_account_elsewhere`, `what_comes_back_must_be_what_was_begun`, `claims_are_those_of_this_log_in` |
 //! | 7.1.2 a bound on sessions of a user | [`Config::sessions_per_user`](crate::Config::sessions_per_user) | `sessions_beyond_the_cap_end` |
 //! | 14.3.1 data in the browser is cleared at a logout | [`Config::clear_site_data`](crate::Config::clear_site_data) | `a_logout_clears_what_is_configured` |
@@ -83,6 +86,8 @@ pub mod ledger;
 pub mod migration {}
 #[cfg(feature = "oidc")]
 pub mod oidc;
+#[cfg(feature = "passkeys")]
+pub mod passkeys;
 pub mod password;
 pub mod permissions;
 pub mod records;
@@ -104,6 +109,8 @@ pub use self::known_devices::KnownDevices;
 pub use self::ledger::Ledger;
 #[cfg(feature = "oidc")]
 pub use self::oidc::OidcClient;
+#[cfg(feature = "passkeys")]
+pub use self::passkeys::Passkeys;
 pub use self::password::Passwords;
 pub use self::permissions::Permissions;
 pub use self::records::Records;

@@ -33,3 +33,10 @@ pub(crate) async fn log_in(db: &Database, passwords: &Passwords, email: &str, pa
     }
     Ok(Some(Account { email, name: user.name }))
 }
+
+/// The account of that address.
+pub(crate) async fn find(db: &Database, email: &str) -> Result<Option<Account>> {
+    let name: Option<String> =
+        sqlx::query_scalar("select name from users where email = $1").bind(email.to_owned()).fetch_optional(db).await?;
+    Ok(name.map(|name| Account { email: email.to_owned(), name }))
+}

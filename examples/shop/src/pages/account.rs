@@ -11,7 +11,7 @@ use scale_limit::guard::login::Attempt;
 use scale_session::Session;
 use serde::Deserialize;
 
-use super::{Failure, Page, USER, devices as devices_page, layout};
+use super::{Failure, Page, USER, devices as devices_page, layout, passkeys};
 use crate::app::App;
 use crate::db::{devices, seed, users};
 
@@ -24,11 +24,11 @@ pub(crate) struct Login {
 /// The cookie of a browser that has logged in before.
 const DEVICE: &str = "device";
 
-pub(crate) async fn form(session: Session) -> Page {
-    Ok(page(&session, None).await?.into_response())
+pub(crate) async fn form(State(app): State<App>, session: Session) -> Page {
+    Ok(page(&app, &session, None).await?.into_response())
 }
 
-async fn page(session: &Session, wrong: Option<&str>) -> Result<Markup, Failure> {
+async fn page(app: &App, session: &Session, wrong: Option<&str>) -> Result<Markup, Failure> {
     let content = html! {
         section.narrow {
             h1 { "Log in" }
@@ -38,6 +38,7 @@ async fn page(session: &Session, wrong: Option<&str>) -> Result<Markup, Failure>
                 label { "Password" input type="password" name="password" required autocomplete="current-password"; }
                 button { "Log in" }
             }
+            (passkeys::button(app))
             p.soft { "To try it: " code { (seed::EMAIL) } ", “" code { (seed::PASSWORD) } "”" }
         }
     };
@@ -57,13 +58,15 @@ pub(crate) async fn log_in(State(app): State<App>, session: Session, request: Pa
         Ok(pending) => pending,
         Err(too_many) => {
             let seconds = too_many.retry_after.as_secs() + 1;
-            let page = page(&session, Some("Too many attempts have failed. Please wait a while.")).await?;
+            let page = page(&app, &session, Some("Too many attempts have failed. Please wait a while.")).await?;
             return Ok((StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, seconds.to_string())], page).into_response());
         }
     };
     let account = users::log_in(&app.db, &app.passwords, &login.email, &login.password).await?;
     let Some(account) = account else {
-        return Ok((StatusCode::UNAUTHORIZED, page(&session, Some("E-mail and password do not fit.")).await?).into_response());
+        return Ok(
+            (StatusCode::UNAUTHORIZED, page(&app, &session, Some("E-mail and password do not fit.")).await?).into_response()
+        );
     };
     pending.succeeded().await;
     session.insert(USER, &account).await?;

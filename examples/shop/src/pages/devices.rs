@@ -1,6 +1,7 @@
 //! Where the user is logged in, and an end to it.
 
 use axum::Form;
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::USER_AGENT;
 use axum::http::request::Parts;
@@ -10,6 +11,7 @@ use scale_session::{Session, SignedIn};
 use serde::Deserialize;
 
 use super::{Page, layout, problem};
+use crate::app::App;
 
 /// What a browser calls itself, as people say it.
 pub(crate) fn name(request: &Parts) -> String {
@@ -25,7 +27,7 @@ pub(crate) fn name(request: &Parts) -> String {
     }
 }
 
-pub(crate) async fn list(SignedIn { session, .. }: SignedIn) -> Page {
+pub(crate) async fn list(State(app): State<App>, SignedIn { session, .. }: SignedIn) -> Page {
     let devices = session.devices().await?;
     let content = html! {
         section.narrow {
@@ -44,6 +46,7 @@ pub(crate) async fn list(SignedIn { session, .. }: SignedIn) -> Page {
                     }
                 }
             }
+            @if app.passkeys.is_some() { p { a href="/passkeys" { "Passkeys" } } }
             @if devices.len() > 1 {
                 form method="post" action="/devices" {
                     input type="hidden" name="end" value="others";
@@ -71,7 +74,7 @@ pub(crate) async fn end(session: Session, Form(End { end }): Form<End>) -> Page 
 }
 
 /// A day, as ISO 8601 writes it.
-fn date(seconds: u64) -> String {
+pub(super) fn date(seconds: u64) -> String {
     let moment = jiff::Timestamp::from_second(i64::try_from(seconds).unwrap_or_default()).unwrap_or_default();
     moment.strftime("%Y-%m-%d").to_string()
 }

@@ -7,6 +7,7 @@ pub(crate) mod checkout;
 pub(crate) mod devices;
 mod drawing;
 pub(crate) mod orders;
+pub(crate) mod passkeys;
 
 use axum::http::StatusCode;
 use axum::http::header::RETRY_AFTER;

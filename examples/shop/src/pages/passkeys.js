@@ -1,0 +1,33 @@
+// Speaks with the device: what the server asks goes to it, what it answers goes back.
+const ask = async (path, answer) => {
+  const body = answer && new URLSearchParams({ answer: JSON.stringify(answer) });
+  const response = await fetch(path, { method: "POST", body });
+  if (!response.ok) throw new Error(`${path}: ${response.status}`);
+  return response;
+};
+
+const onClick = (id, work, next) => {
+  document.getElementById(id)?.addEventListener("click", async () => {
+    try {
+      await work();
+      location.assign(next);
+    } catch (error) {
+      console.error(error);
+      document.getElementById("passkey-failed").hidden = false;
+    }
+  });
+};
+
+onClick("passkey-add", async () => {
+  const { publicKey } = await (await ask("/passkeys/begin")).json();
+  const options = PublicKeyCredential.parseCreationOptionsFromJSON(publicKey);
+  const made = await navigator.credentials.create({ publicKey: options });
+  await ask("/passkeys/finish", made.toJSON());
+}, "/passkeys");
+
+onClick("passkey-login", async () => {
+  const { publicKey } = await (await ask("/login/passkey/begin")).json();
+  const options = PublicKeyCredential.parseRequestOptionsFromJSON(publicKey);
+  const answer = await navigator.credentials.get({ publicKey: options });
+  await ask("/login/passkey/finish", answer.toJSON());
+}, "/");

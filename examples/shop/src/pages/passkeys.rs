@@ -1,0 +1,139 @@
+//! Passkeys: a list of them, and the two steps of making one and of logging in by one. The script that speaks with the device is
+//! `passkeys.js`.
+
+use axum::Form;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Redirect, Response};
+use maud::{Markup, html};
+use scale_session::auth::{Error, Passkeys};
+use scale_session::{Session, SignedIn};
+use serde::Deserialize;
+
+use super::{Failure, Page, USER, devices, layout, problem};
+use crate::app::App;
+use crate::db::users;
+
+const SCRIPT: &str = include_str!("passkeys.js");
+
+pub(crate) async fn script() -> Response {
+    ([(CONTENT_TYPE, HeaderValue::from_static("text/javascript"))], SCRIPT).into_response()
+}
+
+/// A button for the log-in page, where the shop has an address that passkeys can be for.
+pub(super) fn button(app: &App) -> Markup {
+    html! {
+        @if app.passkeys.is_some() {
+            p { button.plain type="button" id="passkey-login" { "Log in with a passkey" } }
+            p.note id="passkey-failed" hidden { "That did not work. Please try again, or log in with your password." }
+            script src="/passkeys.js" defer {}
+        }
+    }
+}
+
+fn passkeys(app: &App) -> Result<&Passkeys, Failure> {
+    app.passkeys.as_ref().ok_or_else(|| anyhow::anyhow!("the configuration has no `origin`, which passkeys are for").into())
+}
+
+fn json(text: String) -> Response {
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response()
+}
+
+/// A device's answer that is not good is no failure of ours.
+fn refused<T>(answer: Result<T, Error>) -> Result<Result<T, Response>, Failure> {
+    match answer {
+        Ok(good) => Ok(Ok(good)),
+        Err(error @ Error::Denied(_)) => {
+            tracing::info!("a passkey was refused: {error}");
+            Ok(Err((StatusCode::FORBIDDEN, problem("That passkey does not fit.")).into_response()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(crate) async fn list(State(app): State<App>, SignedIn { user, session, .. }: SignedIn) -> Page {
+    let passkeys = passkeys(&app)?.list(&user).await?;
+    let content = html! {
+        section.narrow {
+            h1 { "Your passkeys" }
+            table {
+                @for passkey in &passkeys {
+                    tr {
+                        td { (passkey.name) }
+                        td.soft { "since " (devices::date(passkey.created)) }
+                        td.number {
+                            form method="post" action="/passkeys/remove" {
+                                input type="hidden" name="id" value=(passkey.id);
+                                button.plain { "Remove" }
+                            }
+                        }
+                    }
+                }
+            }
+            p { button type="button" id="passkey-add" { "Add a passkey" } }
+            p.note id="passkey-failed" hidden { "That did not work. Please try again." }
+            script src="/passkeys.js" defer {}
+        }
+    };
+    Ok(layout(&session, "Your passkeys", content).await?.into_response())
+}
+
+pub(crate) async fn begin_registration(State(app): State<App>, SignedIn { user, session, .. }: SignedIn) -> Page {
+    Ok(json(passkeys(&app)?.begin_registration(&session, &user, &user).await?))
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Answer {
+    answer: String,
+}
+
+pub(crate) async fn finish_registration(
+    State(app): State<App>,
+    SignedIn { user, session, .. }: SignedIn,
+    request: Parts,
+    Form(Answer { answer }): Form<Answer>,
+) -> Page {
+    let made = passkeys(&app)?.finish_registration(&session, &user, &devices::name(&request), &answer).await;
+    Ok(match refused(made)? {
+        Ok(_) => StatusCode::NO_CONTENT.into_response(),
+        Err(response) => response,
+    })
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Remove {
+    id: String,
+}
+
+pub(crate) async fn remove(State(app): State<App>, SignedIn { user, .. }: SignedIn, Form(Remove { id }): Form<Remove>) -> Page {
+    passkeys(&app)?.remove(&user, &id).await?;
+    Ok(Redirect::to("/passkeys").into_response())
+}
+
+pub(crate) async fn begin_log_in(State(app): State<App>, session: Session) -> Page {
+    Ok(json(passkeys(&app)?.begin_sign_in(&session, None).await?))
+}
+
+pub(crate) async fn finish_log_in(
+    State(app): State<App>,
+    session: Session,
+    request: Parts,
+    Form(Answer { answer }): Form<Answer>,
+) -> Page {
+    let who = match refused(passkeys(&app)?.finish_sign_in(&session, &answer).await)? {
+        Ok(who) => who,
+        Err(response) => return Ok(response),
+    };
+    let account = match who {
+        Some(email) => users::find(&app.db, &email).await?,
+        None => None,
+    };
+    let Some(account) = account else {
+        return Ok((StatusCode::FORBIDDEN, problem("Nobody here has that passkey.")).into_response());
+    };
+    session.insert(USER, &account).await?;
+    session.sign_in(&account.email, &devices::name(&request)).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}

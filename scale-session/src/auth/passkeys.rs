@@ -1,0 +1,356 @@
+//! Passkeys (WebAuthn): log-in by a device that its user unlocks, with or without a name, alone or as a second factor.
+//!
+//! | step | in the browser | here |
+//! | --- | --- | --- |
+//! | register, signed in | `navigator.credentials.create` | [`begin_registration`](Passkeys::begin_registration), [`finish_registration`](Passkeys::finish_registration) |
+//! | sign in | `navigator.credentials.get` | [`begin_sign_in`](Passkeys::begin_sign_in), [`finish_sign_in`](Passkeys::finish_sign_in) |
+//!
+//! What begins a step returns JSON for the browser: `PublicKeyCredential.parseCreationOptionsFromJSON` and `parseRequestOptionsFromJSON`
+//! read its `publicKey`; what they make is sent back as `credential.toJSON()`.
+//!
+//! | when | then |
+//! | --- | --- |
+//! | a step begins | its challenge lies in the visitor's session, for 5 minutes, and is good once |
+//! | a device answers without having verified its user (PIN, finger, face) | refused: a passkey is two factors |
+//! | an answer is for another site, another challenge, another user | refused |
+//! | a passkey was removed meanwhile | refused |
+//! | the counter of a device does not go on | refused: it may be a copy |
+//! | a user has ten passkeys | no more; remove one first |
+//!
+//! Passkeys are kept as [`Records`] of their users: public keys, no secrets. The domain is a part of each: they are lost with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use webauthn_rs::prelude::{
+    DiscoverableAuthentication, Passkey, PasskeyAuthentication, PasskeyRegistration, PublicKeyCredential,
+    RegisterPublicKeyCredential, Url, Uuid, Webauthn, WebauthnBuilder, WebauthnError,
+};
+
+use super::error::Error;
+use super::records::{Owner, Records};
+use super::same;
+use super::seal::now;
+use crate::session::Session;
+
+const KIND: &str = "passkey";
+/// The field of a session that steps under way are kept in.
+const FIELD: &str = "passkey";
+/// How long somebody may take with their device.
+const PATIENCE: Duration = Duration::from_mins(5);
+/// Steps that one session may have under way: tabs.
+const MOST_PENDING: usize = 4;
+/// Passkeys of a user at most.
+const MOST: usize = 10;
+const LONGEST_NAME: usize = 200;
+/// Longer answers are not looked at.
+const LONGEST_ANSWER: usize = 64 * 1_024;
+
+/// Registers passkeys, and signs in by them. Cloning costs two reference counts.
+///
+/// ```no_run
+/// # use scale_session::{Session, auth::{Error, Passkeys, Records}};
+/// # async fn example(session: Session, records: Records, answer: &str) -> Result<(), Error> {
+/// let passkeys = Passkeys::new("Shop", "https://shop.example.com", &records)?;
+///
+/// // Signed in: GET /passkeys/new, then POST what the browser made of it.
+/// let options = passkeys.begin_registration(&session, "7", "ann@example.com").await?;
+/// let passkey = passkeys.finish_registration(&session, "7", "Ann's phone", answer).await?;
+///
+/// // Nobody yet: GET /log-in/passkey, then POST what the browser made of it.
+/// let options = passkeys.begin_sign_in(&session, None).await?;
+/// if let Some(user) = passkeys.finish_sign_in(&session, answer).await? {
+///     session.sign_in(&user, "a browser").await?;
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Passkeys {
+    webauthn: Arc<Webauthn>,
+    records: Records,
+}
+
+/// A passkey as its user sees it in a list. Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PasskeyInfo {
+    /// For [`Passkeys::remove`]. It signs nobody in.
+    pub id: String,
+    /// What its user calls it.
+    pub name: String,
+    /// When it was registered.
+    pub created: u64,
+    /// When it was last used.
+    pub last_used: Option<u64>,
+}
+
+/// A passkey as it is kept.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    version: u8,
+    user: String,
+    name: String,
+    created: u64,
+    last_used: Option<u64>,
+    /// As JSON: the form that the library keeps stable.
+    passkey: String,
+}
+
+/// A step under way.
+#[derive(Clone, Serialize, Deserialize)]
+struct Pending {
+    challenge: String,
+    /// Whose passkey it is to be, or who is to sign in, if that is known.
+    user: Option<String>,
+    since: u64,
+    /// As JSON.
+    state: String,
+}
+
+#[derive(Serialize, Deserialize)]
+enum State {
+    Registration(PasskeyRegistration),
+    SignIn(PasskeyAuthentication),
+    Discovery(DiscoverableAuthentication),
+}
+
+impl Passkeys {
+    /// `site` is its name in the browser's dialogs, `origin` the address that pages come from. Passkeys are good for its host alone.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for an origin that is not `https://` and a host, or `http://localhost`.
+    pub fn new(site: &str, origin: &str, records: &Records) -> Result<Self, Error> {
+        let wrong = Error::Setting("the origin of passkeys is https:// and a host, or http://localhost");
+        let Ok(url) = Url::parse(origin) else { return Err(wrong) };
+        let Some(host) = url.domain().filter(|host| url.scheme() == "https" || *host == "localhost") else { return Err(wrong) };
+        let webauthn = WebauthnBuilder::new(host, &url).and_then(|builder| builder.rp_name(site).build());
+        Ok(Self { webauthn: Arc::new(webauthn.map_err(|_| wrong)?), records: records.clone() })
+    }
+
+    /// Returns what `navigator.credentials.create` is to be called with, for a user who is signed in: by the id they are signed in by, and
+    /// the name that the browser shows. Ask for the password, or another passkey, anew before.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the user has ten; [`Error::Ledger`]; [`Error::Session`].
+    pub async fn begin_registration(&self, session: &Session, user: &str, shown: &str) -> Result<String, Error> {
+        let known = self.records_of(user).await?;
+        if known.len() >= MOST {
+            return Err(Error::Setting("a user has at most ten passkeys; remove one first"));
+        }
+        let ids = known.iter().map(|(_, _, passkey)| passkey.cred_id().clone()).collect();
+        let begun = self.webauthn.start_passkey_registration(handle(user), shown, shown, Some(ids));
+        let (options, state) = begun.map_err(|error| failed(&error))?;
+        let mut options = serde_json::to_value(options).map_err(unwritable)?;
+        // One that is found without a name.
+        if let Some(selection) = options.pointer_mut("/publicKey/authenticatorSelection") {
+            selection["residentKey"] = "required".into();
+            selection["requireResidentKey"] = true.into();
+        }
+        self.pend(session, &options, Some(user), &State::Registration(state)).await?;
+        Ok(options.to_string())
+    }
+
+    /// Keeps the passkey that the browser has made, under a name that its user will know it by.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] if this is no answer to what this session has begun for that user; [`Error::Ledger`]; [`Error::Session`].
+    pub async fn finish_registration(
+        &self,
+        session: &Session,
+        user: &str,
+        name: &str,
+        answer: &str,
+    ) -> Result<PasskeyInfo, Error> {
+        let answer: RegisterPublicKeyCredential = read(answer)?;
+        let pending = self.take(session, answer.response.client_data_json.as_ref()).await?;
+        let (State::Registration(state), true) = (pending.state()?, pending.user.as_deref() == Some(user)) else {
+            return Err(Error::Denied("the answer is to another question".into()));
+        };
+        let passkey = self.webauthn.finish_passkey_registration(&answer, &state).map_err(|error| failed(&error))?;
+        let (id, name) = (public_id(passkey.cred_id().as_ref()), name.chars().take(LONGEST_NAME).collect());
+        let passkey = serde_json::to_string(&passkey).map_err(unwritable)?;
+        let record = Record { version: 1, user: user.to_owned(), name, created: now(), last_used: None, passkey };
+        self.records.store().put(&Owner::of(KIND, user), &id, &record.bytes()?, None).await?;
+        Ok(record.info(id))
+    }
+
+    /// Returns what `navigator.credentials.get` is to be called with: for this user, or for whoever the device knows. As a second factor,
+    /// for [`Session::pending_user`]. A user without passkeys gets a question that no device answers, as one that nobody has.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`]; [`Error::Session`].
+    pub async fn begin_sign_in(&self, session: &Session, user: Option<&str>) -> Result<String, Error> {
+        let known = match user {
+            Some(user) => self.records_of(user).await?,
+            None => Vec::new(),
+        };
+        let (mut options, state) = if known.is_empty() {
+            let (options, state) = self.webauthn.start_discoverable_authentication().map_err(|error| failed(&error))?;
+            (serde_json::to_value(options).map_err(unwritable)?, State::Discovery(state))
+        } else {
+            let passkeys: Vec<Passkey> = known.into_iter().map(|(_, _, passkey)| passkey).collect();
+            let (options, state) = self.webauthn.start_passkey_authentication(&passkeys).map_err(|error| failed(&error))?;
+            (serde_json::to_value(options).map_err(unwritable)?, State::SignIn(state))
+        };
+        // Whether the browser asks at once, or offers it in a field, is the page's choice.
+        if let Some(options) = options.as_object_mut() {
+            options.remove("mediation");
+        }
+        self.pend(session, &options, user, &state).await?;
+        Ok(options.to_string())
+    }
+
+    /// Returns who has signed in, with both factors; `None` if the device knows nobody here. Then call [`Session::sign_in`].
+    ///
+    /// # Errors
+    /// [`Error::Denied`] if this is no good answer to what this session has begun; [`Error::Ledger`]; [`Error::Session`].
+    pub async fn finish_sign_in(&self, session: &Session, answer: &str) -> Result<Option<String>, Error> {
+        let answer: PublicKeyCredential = read(answer)?;
+        let pending = self.take(session, answer.response.client_data_json.as_ref()).await?;
+        let id = public_id(answer.raw_id.as_ref());
+        let state = pending.state()?;
+        let owner = match (&state, &pending.user) {
+            (State::SignIn(_), Some(user)) => Owner::of(KIND, user),
+            (State::Discovery(_), _) => {
+                let (user, _) = self.webauthn.identify_discoverable_authentication(&answer).map_err(|error| failed(&error))?;
+                Owner(user.into_bytes())
+            }
+            _ => return Err(Error::Denied("the answer is to another question".into())),
+        };
+        // Removed since, or never registered here.
+        let Some(bytes) = self.records.store().get(&owner, &id).await? else { return Ok(None) };
+        let (mut record, mut passkey) = Record::read(&bytes)?;
+        if pending.user.as_ref().is_some_and(|user| *user != record.user) {
+            return Err(Error::Denied("the passkey is another user's".into()));
+        }
+        let result = match state {
+            State::SignIn(state) => self.webauthn.finish_passkey_authentication(&answer, &state),
+            State::Discovery(state) => self.webauthn.finish_discoverable_authentication_v2(&answer, state, &passkey),
+            State::Registration(_) => return Err(Error::Denied("the answer is to another question".into())),
+        };
+        let result = result.map_err(|error| failed(&error))?;
+        if !result.user_verified() {
+            return Err(Error::Denied("the device has not verified its user".into()));
+        }
+        passkey.update_credential(&result);
+        record.last_used = Some(now());
+        record.passkey = serde_json::to_string(&passkey).map_err(unwritable)?;
+        let is_there = self.records.store().update(&owner, &id, &record.bytes()?).await?;
+        Ok(is_there.then_some(record.user))
+    }
+
+    /// Returns a user's passkeys, the newest first.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`]; [`Error::Stored`].
+    pub async fn list(&self, user: &str) -> Result<Vec<PasskeyInfo>, Error> {
+        let mut all: Vec<_> = self.records_of(user).await?.into_iter().map(|(id, record, _)| record.info(id)).collect();
+        all.sort_by(|a, b| (b.created, &b.id).cmp(&(a.created, &a.id)));
+        Ok(all)
+    }
+
+    /// Removes one passkey of a user, by its [`PasskeyInfo::id`]. Returns `false` if it is none of theirs. Leave them another way in.
+    ///
+    /// # Errors
+    /// [`Error::Ledger`]: it may still be good.
+    pub async fn remove(&self, user: &str, id: &str) -> Result<bool, Error> {
+        self.records.store().remove(&Owner::of(KIND, user), id).await
+    }
+
+    async fn records_of(&self, user: &str) -> Result<Vec<(String, Record, Passkey)>, Error> {
+        let records = self.records.store().list(&Owner::of(KIND, user)).await?;
+        let read = |(id, bytes): (String, Vec<u8>)| Record::read(&bytes).map(|(record, passkey)| (id, record, passkey));
+        records.into_iter().map(read).collect()
+    }
+
+    async fn pend(&self, session: &Session, options: &Value, user: Option<&str>, state: &State) -> Result<(), Error> {
+        let challenge = options.pointer("/publicKey/challenge").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let state = serde_json::to_string(state).map_err(unwritable)?;
+        let pending = Pending { challenge, user: user.map(ToOwned::to_owned), since: now(), state };
+        session
+            .update(FIELD, move |known: Option<Vec<Pending>>| {
+                let mut all: Vec<Pending> = known.unwrap_or_default().into_iter().filter(Pending::is_fresh).collect();
+                all.push(pending.clone());
+                all.drain(..all.len().saturating_sub(MOST_PENDING));
+                Some(all)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Takes the step out of the session: its challenge is good once.
+    async fn take(&self, session: &Session, client_data: &[u8]) -> Result<Pending, Error> {
+        let client_data: Value = serde_json::from_slice(client_data).map_err(|_| unreadable())?;
+        let challenge = client_data.get("challenge").and_then(Value::as_str).ok_or_else(unreadable)?;
+        let mut found = None;
+        session
+            .update(FIELD, |known: Option<Vec<Pending>>| {
+                let all = known.unwrap_or_default().into_iter().filter(Pending::is_fresh);
+                let (mine, others): (Vec<_>, Vec<_>) =
+                    all.partition(|pending| same(pending.challenge.as_bytes(), challenge.trim_end_matches('=').as_bytes()));
+                found = mine.into_iter().next();
+                (!others.is_empty()).then_some(others)
+            })
+            .await?;
+        found.ok_or_else(|| Error::Denied("this session has asked no such question, or too long ago".into()))
+    }
+}
+
+impl Pending {
+    fn is_fresh(&self) -> bool {
+        now().saturating_sub(self.since) <= PATIENCE.as_secs()
+    }
+
+    fn state(&self) -> Result<State, Error> {
+        serde_json::from_str(&self.state).map_err(|_| Error::Stored("passkey's challenge"))
+    }
+}
+
+impl Record {
+    fn read(bytes: &[u8]) -> Result<(Self, Passkey), Error> {
+        let wrong = || Error::Stored("passkey");
+        let record: Self = rmp_serde::from_slice(bytes).map_err(|_| wrong())?;
+        let passkey = serde_json::from_str(&record.passkey).map_err(|_| wrong())?;
+        Ok((record, passkey))
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, Error> {
+        rmp_serde::to_vec_named(self).map_err(|_| Error::Stored("passkey"))
+    }
+
+    fn info(self, id: String) -> PasskeyInfo {
+        PasskeyInfo { id, name: self.name, created: self.created, last_used: self.last_used }
+    }
+}
+
+/// What devices know a user by: no name, and the same for all of their passkeys.
+fn handle(user: &str) -> Uuid {
+    Uuid::from_bytes(Owner::of(KIND, user).0)
+}
+
+fn public_id(credential: &[u8]) -> String {
+    HEXLOWER.encode(&Sha256::digest(credential)[..20])
+}
+
+fn read<T: serde::de::DeserializeOwned>(answer: &str) -> Result<T, Error> {
+    if answer.len() > LONGEST_ANSWER {
+        return Err(unreadable());
+    }
+    serde_json::from_str(answer).map_err(|_| unreadable())
+}
+
+fn unreadable() -> Error {
+    Error::Denied("the browser's answer cannot be read".into())
+}
+
+fn unwritable(_: serde_json::Error) -> Error {
+    Error::Stored("passkey")
+}
+
+fn failed(error: &WebauthnError) -> Error {
+    Error::Denied(format!("the device's answer is refused: {error:?}").chars().take(200).collect())
+}
