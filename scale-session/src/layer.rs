@@ -192,7 +192,7 @@ where
 }
 
 /// What depends on who asks is kept by nobody but their browser; what sets the cookie, by nobody at all.
-fn keep_from_shared_caches(headers: &mut HeaderMap, sets_cookie: bool) {
+pub(crate) fn keep_from_shared_caches(headers: &mut HeaderMap, sets_cookie: bool) {
     let says = |headers: &HeaderMap, name, word: &str| {
         let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
         lines.flat_map(|line| line.split(',')).any(|part| part.trim().eq_ignore_ascii_case(word))

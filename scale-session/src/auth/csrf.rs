@@ -4,18 +4,36 @@
 //! that changes something is refused if it says that it comes from elsewhere. What says neither is no browser's of the last years, and
 //! nobody's in whose name a browser acts. (As Go's `http.CrossOriginProtection`, after Filippo Valsorda's "Cross-Site Request Forgery".)
 //!
+//! For sites that must serve such browsers all the same, [`CsrfLayer::tokens`] asks them for a token: a cookie, and a text made of it by a
+//! key, which a form's address carries (`action="/cart?_csrf=…"`), or a script's `X-CSRF-Token`.
+//!
 //! `GET` and `HEAD` pass: they must not change anything. The handshake of a websocket does not.
 
 use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
-use http::header::{HOST, ORIGIN, UPGRADE};
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
+use data_encoding::BASE64URL_NOPAD;
+use http::header::{COOKIE, HOST, ORIGIN, SET_COOKIE, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use tower_layer::Layer;
 use tower_service::Service;
+
+use super::error::Error;
+use super::seal::Keys;
+use super::{random, same};
+use crate::layer::keep_from_shared_caches;
+
+const X_CSRF_TOKEN: HeaderName = HeaderName::from_static("x-csrf-token");
+const PURPOSE: &str = "csrf";
+const COOKIE_NAME: &str = "__Host-csrf";
+const PARAMETER: &str = "_csrf";
+/// Letters of the cookie, and of a token.
+const COOKIE_LETTERS: usize = 22;
+const LONGEST_TOKEN: usize = 100;
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -33,6 +51,80 @@ pub struct CsrfLayer(Arc<Rules>);
 struct Rules {
     trusted: HashSet<String>,
     except: Vec<String>,
+    tokens: Option<Keys>,
+}
+
+/// Makes tokens for the browser that asks: in the extensions of each request, with [`CsrfLayer::tokens`].
+#[derive(Clone)]
+pub struct CsrfToken(Arc<Browser>);
+
+struct Browser {
+    keys: Keys,
+    /// The cookie's value, its own or to be set.
+    cookie: String,
+    is_new: bool,
+    is_used: AtomicBool,
+}
+
+impl std::fmt::Debug for CsrfToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CsrfToken")
+    }
+}
+
+impl CsrfToken {
+    /// Returns a token for a form of this browser: another text each time, all good as long as its cookie is kept.
+    ///
+    /// # Errors
+    /// [`Error::Random`].
+    pub fn token(&self) -> Result<String, Error> {
+        self.0.is_used.store(true, Relaxed);
+        let nonce = random::<16>()?;
+        let (key, mac) = self.0.keys.mac(PURPOSE, &[self.0.cookie.as_bytes(), &nonce], None)?;
+        Ok(BASE64URL_NOPAD.encode(&[&key[..], &nonce, &mac].concat()))
+    }
+
+    /// The browser's, or one that it is to have.
+    fn of(keys: &Keys, headers: &HeaderMap) -> Option<Self> {
+        let known = cookie(headers).map(ToOwned::to_owned);
+        let is_new = known.is_none();
+        let cookie = match known {
+            Some(cookie) => cookie,
+            None => BASE64URL_NOPAD.encode(&random::<16>().ok()?),
+        };
+        Some(Self(Arc::new(Browser { keys: keys.clone(), cookie, is_new, is_used: AtomicBool::new(false) })))
+    }
+
+    /// What the response is to set, if a token was made that the browser has no cookie for.
+    fn set_cookie(&self) -> Option<HeaderValue> {
+        let is_due = self.0.is_new && self.0.is_used.load(Relaxed);
+        let text = format!("{COOKIE_NAME}={}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age=31536000", self.0.cookie);
+        is_due.then(|| HeaderValue::try_from(text).ok()).flatten()
+    }
+}
+
+/// The cookie of tokens, if there is one of the right form: two are a sign of a planted one.
+fn cookie(headers: &HeaderMap) -> Option<&str> {
+    let lines = headers.get_all(COOKIE).into_iter().filter_map(|line| line.to_str().ok());
+    let mut ours =
+        lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().strip_prefix(COOKIE_NAME)?.strip_prefix('='));
+    let value = ours.next().filter(|value| value.len() == COOKIE_LETTERS)?;
+    ours.next().is_none().then_some(value)
+}
+
+/// Whether a request has a token that fits its cookie.
+fn fits(keys: &Keys, uri: &Uri, headers: &HeaderMap) -> bool {
+    let parameter = || uri.query()?.split('&').find_map(|pair| pair.strip_prefix(PARAMETER)?.strip_prefix('='));
+    let token = headers.get(X_CSRF_TOKEN).and_then(|token| token.to_str().ok()).or_else(parameter);
+    let read = || {
+        let (cookie, token) = (cookie(headers)?, token.filter(|token| token.len() <= LONGEST_TOKEN)?);
+        let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
+        let (key, rest) = bytes.split_first_chunk::<4>()?;
+        let (nonce, mac) = rest.split_first_chunk::<16>()?;
+        let (_, right) = keys.mac(PURPOSE, &[cookie.as_bytes(), nonce], Some(*key)).ok()?;
+        Some(same(&right, mac))
+    };
+    read().unwrap_or(false)
 }
 
 impl CsrfLayer {
@@ -44,6 +136,20 @@ impl CsrfLayer {
     /// Pages of that origin (scheme, host and port, as browsers write it) may send requests here.
     pub fn trust(mut self, origin: &str) -> Self {
         Arc::make_mut(&mut self.0).trusted.insert(origin.trim_end_matches('/').to_ascii_lowercase());
+        self
+    }
+
+    /// Asks requests for a token that come with cookies and say neither `Sec-Fetch-Site` nor `Origin`, as browsers before 2020 did. Pages
+    /// put [`CsrfToken::token`] into the addresses of their forms. Over HTTPS alone, as the cookie is.
+    ///
+    /// ```
+    /// use scale_session::auth::{CsrfLayer, token::Keys};
+    /// # fn main() -> Result<(), scale_session::auth::Error> {
+    /// let layer = CsrfLayer::new().tokens(Keys::new(&[7; 32])?);
+    /// # Ok(()) }
+    /// ```
+    pub fn tokens(mut self, keys: Keys) -> Self {
+        Arc::make_mut(&mut self.0).tokens = Some(keys);
         self
     }
 
@@ -73,7 +179,9 @@ impl Rules {
             (Some(_), Some(_)) => return false,
             (None, _) => {}
         }
-        let Some(origin) = origin else { return true };
+        let Some(origin) = origin else {
+            return self.tokens.as_ref().is_none_or(|keys| !headers.contains_key(COOKIE) || fits(keys, uri, headers));
+        };
         let host = uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(HOST)?.to_str().ok());
         // The scheme cannot be known behind a proxy; a page of the same host is taken for ours.
         host.is_some_and(|host| origin.split_once("://").is_some_and(|(_, theirs)| theirs.eq_ignore_ascii_case(host)))
@@ -118,12 +226,16 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Req>) -> Self::Future {
-        if self.layer.0.allow(request.method(), request.uri(), request.headers()) {
-            return CsrfFuture { allowed: Some(self.inner.call(request)) };
+    fn call(&mut self, mut request: Request<Req>) -> Self::Future {
+        if !self.layer.0.allow(request.method(), request.uri(), request.headers()) {
+            metrics::counter!("scale_session_forged_requests_total").increment(1);
+            return CsrfFuture { allowed: None, token: None };
         }
-        metrics::counter!("scale_session_forged_requests_total").increment(1);
-        CsrfFuture { allowed: None }
+        let token = self.layer.0.tokens.as_ref().and_then(|keys| CsrfToken::of(keys, request.headers()));
+        if let Some(token) = &token {
+            request.extensions_mut().insert(token.clone());
+        }
+        CsrfFuture { allowed: Some(self.inner.call(request)), token }
     }
 }
 
@@ -133,6 +245,7 @@ pin_project_lite::pin_project! {
     pub struct CsrfFuture<F> {
         #[pin]
         allowed: Option<F>,
+        token: Option<CsrfToken>,
     }
 }
 
@@ -144,8 +257,19 @@ where
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        if let Some(allowed) = self.project().allowed.as_pin_mut() {
-            return Poll::Ready(ready!(allowed.poll(cx)));
+        let this = self.project();
+        if let Some(allowed) = this.allowed.as_pin_mut() {
+            let mut answer = ready!(allowed.poll(cx));
+            if let (Ok(response), Some(token)) = (&mut answer, this.token.as_ref().filter(|token| token.0.is_used.load(Relaxed)))
+            {
+                let cookie = token.set_cookie();
+                // The page is this browser's alone.
+                keep_from_shared_caches(response.headers_mut(), cookie.is_some());
+                if let Some(cookie) = cookie {
+                    response.headers_mut().append(SET_COOKIE, cookie);
+                }
+            }
+            return Poll::Ready(answer);
         }
         let mut response = Response::new(Res::default());
         *response.status_mut() = StatusCode::FORBIDDEN;
@@ -156,6 +280,47 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn browsers_that_say_nothing_need_a_token() {
+        let keys = || Keys::new(&[7; 32]).unwrap();
+        let layer = CsrfLayer::new().tokens(keys());
+        let headers = |lines: &[(&'static str, &str)]| {
+            let mut map = HeaderMap::new();
+            map.insert(HOST, "shop.example".parse().unwrap());
+            for (name, value) in lines {
+                map.append(*name, value.parse().unwrap());
+            }
+            map
+        };
+        let first = CsrfToken::of(&keys(), &headers(&[])).unwrap();
+        assert!(first.set_cookie().is_none(), "no cookie for who needs no token");
+        let token = first.token().unwrap();
+        assert_ne!(token, first.token().unwrap());
+        let set = first.set_cookie().unwrap().to_str().unwrap().to_owned();
+        let cookie = set.split(';').next().unwrap();
+        assert!(CsrfToken::of(&keys(), &headers(&[("cookie", cookie)])).unwrap().set_cookie().is_none(), "it has one");
+        let allow =
+            |uri: &str, lines: &[(&'static str, &str)]| layer.0.allow(&Method::POST, &uri.parse().unwrap(), &headers(lines));
+        let with = format!("/cart?a=b&_csrf={token}");
+        let both = format!("session=x; {cookie}");
+        assert!(allow(&with, &[("cookie", &both)]) && allow("/cart", &[("cookie", &both), ("x-csrf-token", &token)]));
+        assert!(allow("/cart", &[]), "no cookie: nobody's name is used");
+        assert!(!allow("/cart", &[("cookie", &both)]) && !allow(&with, &[("cookie", "session=x")]));
+        let other = CsrfToken::of(&keys(), &headers(&[])).unwrap().token().unwrap();
+        assert!(!allow("/cart", &[("cookie", &both), ("x-csrf-token", &other)]), "another browser's");
+        assert!(!allow(&with, &[("cookie", &format!("{both}; {cookie}"))]), "two cookies");
+        let mut forged = token.clone().into_bytes();
+        forged[50] = if forged[50] == b'A' { b'B' } else { b'A' };
+        let forged = String::from_utf8(forged).unwrap();
+        for bad in ["", "x", &forged, &token[..token.len() - 1], &"x".repeat(10_000)] {
+            assert!(!allow("/cart", &[("cookie", &both), ("x-csrf-token", bad)]), "{bad:.20}");
+        }
+        // Who says where it comes from needs none, and no token helps who says it comes from elsewhere.
+        assert!(allow("/cart", &[("cookie", &both), ("sec-fetch-site", "same-origin")]));
+        assert!(!allow(&with, &[("cookie", &both), ("sec-fetch-site", "cross-site")]));
+        assert!(!allow(&with, &[("cookie", &both), ("origin", "https://evil.example")]));
+    }
 
     #[test]
     fn a_table_of_requests_from_other_sites() {

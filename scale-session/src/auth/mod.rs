@@ -70,7 +70,7 @@
 //! | 9.1.1 tokens verified before they are believed, 9.1.2 algorithms allowed, 9.1.3 keys from here alone | [`Access`] | `algorithms_and_keys_are_ours_to_choose` |
 //! | 9.2.1 to 9.2.3 validity, type and audience of tokens | [`Access`] | `claims_are_there_and_what_they_should_be` |
 //! | 16.4.2 logs that cannot be changed | [`AuditLog`]: found out, not prevented | `of_a_million_records_any_change_is_found` |
-//! | 3.5.1, 3.5.2 forged requests | [`CsrfLayer`] | `a_table_of_requests_from_other_sites` |
+//! | 3.5.1, 3.5.2 forged requests | [`CsrfLayer`] | `a_table_of_requests_from_other_sites`, `browsers_that_say_nothing_need_a_token` |
 
 #[cfg(feature = "jwt")]
 pub mod access;
