@@ -6,8 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::Error;
 use crate::job::{Job, JobId};
-use crate::limit::LONGEST;
-use crate::limit::bounded_key;
+use crate::limit::{LONGEST, bounded_key};
 use crate::queue::Queue;
 use crate::store::Entry;
 

@@ -165,6 +165,20 @@ impl Job for Narrow {
     }
 }
 
+/// A worker with more places than permits that notes how many ran at once.
+fn counting_most(queue: &Queue, most: &Arc<AtomicUsize>) -> Worker {
+    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::clone(most));
+    Worker::new(queue).concurrency(12).handle(move |_: Narrow, _| {
+        let running = Arc::clone(&running);
+        most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+        async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            running.fetch_sub(1, SeqCst);
+            Ok::<(), std::io::Error>(())
+        }
+    })
+}
+
 /// Ten permits come free by themselves at once: the line becomes as wide as it may be, and does not wait for the next look.
 async fn a_line_becomes_as_wide_as_its_permits(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
@@ -176,17 +190,8 @@ async fn a_line_becomes_as_wide_as_its_permits(server: &Server) -> Result<()> {
         std::future::pending::<Result<(), std::io::Error>>()
     }));
     eventually("ten to begin", async || (begun.load(SeqCst) == 10).then_some(())).await?;
-    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (runs, peak) = (Arc::clone(&running), Arc::clone(&most));
-    let worker = run(Worker::new(&queue).concurrency(12).handle(move |_: Narrow, _| {
-        let runs = Arc::clone(&runs);
-        peak.fetch_max(runs.fetch_add(1, SeqCst) + 1, SeqCst);
-        async move {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            runs.fetch_sub(1, SeqCst);
-            Ok::<(), std::io::Error>(())
-        }
-    }));
+    let most = Arc::new(AtomicUsize::new(0));
+    let worker = run(counting_most(&queue, &most));
     queue.push_many((0..2_000).map(|_| Narrow)).await?;
     until(&queue, "default", "a line", |stats| stats.blocked > 10).await?;
     holder.kill().await;
@@ -203,17 +208,8 @@ async fn a_line_becomes_as_wide_as_its_permits(server: &Server) -> Result<()> {
 async fn a_pause_makes_no_line_narrow(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     queue.push_many((0..3_000).map(|_| Narrow)).await?;
-    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let (runs, peak) = (Arc::clone(&running), Arc::clone(&most));
-    let worker = run(Worker::new(&queue).concurrency(12).handle(move |_: Narrow, _| {
-        let runs = Arc::clone(&runs);
-        peak.fetch_max(runs.fetch_add(1, SeqCst) + 1, SeqCst);
-        async move {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            runs.fetch_sub(1, SeqCst);
-            Ok::<(), std::io::Error>(())
-        }
-    }));
+    let most = Arc::new(AtomicUsize::new(0));
+    let worker = run(counting_most(&queue, &most));
     until(&queue, "default", "a line", |stats| stats.blocked > 10 && stats.done_total > 10).await?;
     queue.pause("default").await?;
     until(&queue, "default", "nothing to run", |stats| stats.leased == 0).await?;

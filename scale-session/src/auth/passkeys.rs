@@ -179,7 +179,8 @@ impl Passkeys {
     }
 
     /// Returns what `navigator.credentials.get` is to be called with: for this user, or for whoever the device knows. As a second factor,
-    /// for [`Session::pending_user`]. A user without passkeys gets a question that no device answers, as one that nobody has.
+    /// for [`Session::pending_user`]. A user without passkeys gets the question that anybody gets, and no
+    /// answer to it signs them in. The options list a user's passkeys: who asks by a name learns whether it has any.
     ///
     /// # Errors
     /// [`Error::Ledger`]; [`Error::Session`].
