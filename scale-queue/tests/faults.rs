@@ -360,11 +360,11 @@ async fn a_hundred_idle_workers_cost_little() -> Result<()> {
         let calls = |line: &str| line.split_once(":calls=")?.1.split(',').next()?.parse::<u64>().ok();
         Ok(stats.lines().filter_map(calls).sum())
     };
-    // Most of it is subscriptions that check their link.
+    // Most of it is subscriptions that check their link, once a second each.
     let (before, time) = (commands().await?, Duration::from_secs(3));
     tokio::time::sleep(time).await;
     let rate = (commands().await? - before) as f64 / time.as_secs_f64();
-    assert!(rate <= 100.0, "{rate} commands a second");
+    assert!(rate <= 120.0, "{rate} commands a second");
     println!("100 idle workers: {rate:.0} commands a second");
 
     // One push wakes one worker.

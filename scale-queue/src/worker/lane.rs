@@ -227,8 +227,10 @@ impl Lane {
         self.woken = true;
     }
 
-    pub(super) fn begin_look(&mut self) {
+    /// What is due by now is looked at with this look, and with no other.
+    pub(super) fn begin_look(&mut self, now: Instant) {
         self.woken = false;
+        self.line_at = self.line_at.filter(|at| *at > now);
     }
 
     /// `dice` between 0 and 1 keeps workers from looking all at once.
@@ -236,7 +238,6 @@ impl Lane {
         self.armed = !self.woken;
         let safety = SAFETY.mul_f64(1.0 + dice / 4.0);
         self.look_at = now + look_again.map_or(safety, |wait| wait.mul_f64(1.0 + dice / 16.0).min(safety));
-        self.line_at = self.line_at.filter(|at| *at > now);
         self.look_at = self.line_at.map_or(self.look_at, |at| self.look_at.min(at));
         self.steps_back_until = self.steps_back_until.filter(|until| *until > now);
         self.look_at = self.steps_back_until.map_or(self.look_at, |until| self.look_at.max(until));
@@ -273,11 +274,11 @@ mod tests {
     async fn a_wake_that_overtakes_the_answer_of_a_look_is_not_lost() {
         let now = Instant::now();
         let mut lane = Lane::new("notes", 1, now);
-        lane.begin_look();
+        lane.begin_look(now);
         lane.wake();
         lane.arm(None, now, 0.0);
         assert!(lane.wants_look(now));
-        lane.begin_look();
+        lane.begin_look(now);
         lane.arm(None, now, 0.0);
         assert!(!lane.wants_look(now));
         assert!(lane.wants_look(now + SAFETY), "a lost wake costs that long");
@@ -287,11 +288,30 @@ mod tests {
     async fn a_line_that_opens_during_a_look_is_not_slept_through() {
         let (now, soon) = (Instant::now(), Duration::from_millis(50));
         let mut lane = Lane::new("notes", 1, now);
-        lane.begin_look();
+        lane.begin_look(now);
         lane.look_by(now + soon);
         lane.arm(None, now, 0.0);
         assert!(!lane.wants_look(now) && lane.wants_look(now + soon));
+        lane.begin_look(now + soon);
         lane.arm(None, now + soon * 2, 0.0);
         assert!(!lane.wants_look(now + soon * 2), "once");
+    }
+
+    #[tokio::test]
+    async fn a_look_asked_for_during_another_is_not_slept_through() {
+        let (now, soon) = (Instant::now(), Duration::from_millis(50));
+        let mut lane = Lane::new("notes", 1, now);
+        for round in 0..3 {
+            // Each look finds that one more is needed.
+            let now = now + soon * round;
+            lane.begin_look(now);
+            lane.look_by(now + soon);
+            lane.arm(None, now, 0.0);
+            assert!(!lane.wants_look(now) && lane.wants_look(now + soon), "round {round}");
+        }
+        lane.begin_look(now + soon * 3);
+        lane.look_by(now + soon * 4);
+        lane.arm(None, now + soon * 5, 0.0);
+        assert!(lane.wants_look(now + soon * 5), "the answer came later than that");
     }
 }

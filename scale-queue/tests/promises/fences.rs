@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use parking_lot::Mutex;
+use scale_queue::store::{RedisStore, Request, Store, Trial, WorkerId};
 use scale_queue::{Context, Job, Limit, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::{Proxy, eventually};
@@ -15,11 +16,17 @@ use crate::{on_every_store, on_stores};
 
 /// A connection that can be cut.
 async fn cuttable(server: &Server) -> Result<(Proxy, Queue)> {
+    let (proxy, url) = proxied(server).await?;
+    Ok((proxy, Queue::connect(&url, "test").await?))
+}
+
+/// A proxy before the server, and the URL that goes through it.
+async fn proxied(server: &Server) -> Result<(Proxy, String)> {
     let (_, rest) = server.url.rsplit_once(':').unwrap_or_default();
     let port = rest.split(['/', '?']).next().unwrap_or_default();
     let proxy = Proxy::start(port.parse()?).await?;
     let url = server.url.replacen(&format!(":{port}"), &format!(":{}", proxy.port()), 1);
-    Ok((proxy, Queue::connect(&url, "test").await?))
+    Ok((proxy, url))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -152,6 +159,94 @@ async fn an_outage_kills_no_long_job(server: &Server) -> Result<()> {
     for worker in workers {
         worker.stop().await?;
     }
+    Ok(())
+}
+
+on_stores! { slow_redis: "redis"; a_slow_link_hides_no_dead_worker }
+on_stores! { slow_postgres: "postgres"; a_slow_link_hides_no_dead_worker }
+
+/// Each answer takes longer than a lease, as after an outage. The jobs of a dead worker are left alone for a moment, and not until the next
+/// safety look, half a minute later.
+async fn a_slow_link_hides_no_dead_worker(server: &Server) -> Result<()> {
+    let near = server.queue().await?;
+    near.push(Plain(1)).await?;
+    let begun = Arc::new(tokio::sync::Semaphore::new(0));
+    let begins = Arc::clone(&begun);
+    let dies = run(Worker::new(&near).lease(Duration::from_millis(500)).handle(move |_: Plain, _| {
+        begins.add_permits(1);
+        std::future::pending::<Result<(), std::io::Error>>()
+    }));
+    begun.acquire().await?.forget();
+    dies.kill().await;
+    let died = Instant::now();
+    let (proxy, url) = proxied(server).await?;
+    // Postgres is asked several times in one exchange.
+    proxy.delay(Duration::from_millis(if server.kind == "redis" { 300 } else { 100 }));
+    let far = Queue::builder(&url, "test").response_timeout(Duration::from_secs(5)).connect_timeout(Duration::from_secs(5));
+    let far = far.connect().await?;
+    let lives = Worker::new(&far).lease(Duration::from_millis(500)).handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) });
+    let lives = run(lives);
+    until(&near, "default", "it to be done", |stats| stats.done_total == 1 && is_empty(stats)).await?;
+    assert!(died.elapsed() < Duration::from_secs(25), "{:?}", died.elapsed());
+    proxy.delay(Duration::ZERO);
+    lives.stop().await
+}
+
+/// Redis is away for a while; a worker whose jobs ended meanwhile is stopped, and Redis comes back within its grace. It says how they ended,
+/// and nobody is blamed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_during_an_outage_blames_no_job() -> Result<()> {
+    let server = Server::start("redis").await?;
+    let queue = server.queue().await?;
+    for round in 0..3 {
+        let (begun, go) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+        let (begins, goes) = (Arc::clone(&begun), Arc::clone(&go));
+        let worker = Worker::new(&server.queue().await?).concurrency(4).grace(Duration::from_secs(1));
+        let worker = run(worker.lease(Duration::from_secs(30)).handle(move |_: Plain, _| {
+            begins.add_permits(1);
+            let goes = Arc::clone(&goes);
+            async move { goes.acquire().await.map(tokio::sync::SemaphorePermit::forget) }
+        }));
+        queue.push_many((0..4).map(Plain)).await?;
+        begun.acquire_many(4).await?.forget();
+        server.redis().pause()?;
+        go.add_permits(4);
+        // The outage itself: the worker has tried a few times, and tries rarely now.
+        tokio::time::sleep(Duration::from_millis(4_000)).await;
+        let redis = server.redis();
+        let (stopped, ()) = tokio::join!(worker.stop(), async {
+            tokio::time::sleep(Duration::from_millis(2_400)).await;
+            let _ = redis.resume();
+        });
+        stopped?;
+        let stats = queue.stats("default").await?;
+        assert_eq!((stats.done_total, stats.leased, stats.failed_total), ((round + 1) * 4, 0, 0), "round {round}: {stats:?}");
+    }
+    Ok(())
+}
+
+/// A fetch that was held up on its way arrives after its worker has left: nothing is leased to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_fetch_leases_nothing_to_a_worker_that_has_left() -> Result<()> {
+    let server = Server::start("redis").await?;
+    let queue = server.queue().await?;
+    queue.push_many((0..4).map(Plain)).await?;
+    let store = RedisStore::new(scale_redis::Redis::connect(&server.url).await?, "test");
+    let request = || Request {
+        done: &[],
+        max: 2,
+        max_bytes: usize::MAX / 2,
+        begins: 2,
+        lease: Duration::from_secs(1),
+        trial: Trial::Next,
+        lines: &[],
+        unhandled_for: Duration::from_hours(1),
+    };
+    let (leaves, stays): (WorkerId, WorkerId) = ("leaves".into(), "stays".into());
+    assert_eq!(store.fetch("default", &stays, request()).await?.jobs.len(), 2);
+    store.leave("default", &leaves).await?;
+    assert!(store.fetch("default", &leaves, request()).await?.jobs.is_empty());
+    assert_eq!(store.fetch("default", &stays, request()).await?.jobs.len(), 2);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 -- Removes what is done, lets what is due wait, leases what may begin; arms the worker if that was less than it asked for.
 -- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, timer, cancelled, promoted, suspects, blocked, lines,
---       paces, unhandled, unbegun, trials, large
+--       paces, unhandled, unbegun, trials, large, a mark that the worker has left
 -- ARGV  wake channel, queue, 1 in a Cluster, worker, most jobs (at most 1,000), lease (ms), bytes after which no further job is taken,
 --       how many of the jobs begin at once, 'running:' and the tag of a suspect that runs alone, 'elsewhere', 'none' or 'next', how long jobs may be unhandled (ms),
 --       number of handler lines, their names, tags of jobs that are done
@@ -13,6 +13,8 @@ local worker, most, lease = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local budget, begins, trial = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 local names = tonumber(ARGV[11])
 local now = clock()
+-- A call that was held up on its way leases nothing to a worker that is gone.
+if redis.call('EXISTS', KEYS[19]) == 1 then most, trial = 0, 'none' end
 -- Removals first: a full Redis lets a script finish that has begun to write. What was fetched before this call may begin now.
 redis.call('HDEL', KEYS[16], worker)
 if trial == 'elsewhere' then

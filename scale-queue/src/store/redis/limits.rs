@@ -110,7 +110,7 @@ impl LimitStore for RedisStore {
         let Some(free) = known.first().and_then(|passed| passed.parse::<u32>().ok()?.checked_sub(1)) else { return Ok(None) };
         for queue in queues.iter().filter(|queue| known[1..].contains(queue) || lined.contains(queue)) {
             let mut call = self.keyed(&self.limits.take, queue, &["paused", "blocked", "lines", "paces", "leases"]);
-            call.key(self.held_key(queue, worker)).key(self.key(queue, "cancelled"));
+            call.key(self.held_key(queue, worker)).key(self.key(queue, "cancelled")).key(self.left_key(queue, worker));
             call.arg(line_of(key)).arg(&**worker).arg(millis(lease));
             let mut server = self.server.allowing(allowance(crate::queue::MAX_SIZE));
             let job: Option<Vec<u8>> = call.invoke_async(&mut server).await.map_err(failed)?;

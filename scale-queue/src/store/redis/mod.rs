@@ -13,6 +13,7 @@
 //! | `{app}:queue:{<queue>}:paces` | hash | of lines of rates: ms between two jobs |
 //! | `{app}:queue:{<queue>}:unhandled` | set | lines of jobs that no worker could handle |
 //! | `{app}:queue:{<queue>}:held:<worker>` | hash | jobs by id, leased to that worker |
+//! | `{app}:queue:{<queue>}:left:<worker>` | string | the worker has left: nothing is leased to it any more; for 5 minutes |
 //! | `{app}:queue:{<queue>}:leases` | sorted set | workers that hold jobs, by the end of their lease, ms |
 //! | `{app}:queue:{<queue>}:unbegun` | hash | by worker: ids of jobs whose handler has not begun |
 //! | `{app}:queue:{<queue>}:trials` | hash | by worker: the id of the suspect that runs alone |
@@ -51,6 +52,8 @@ use crate::error::Error;
 
 /// A script's unit of work, so that none holds the server up.
 const BATCH: usize = 1_000;
+/// So late a command may arrive that was held up on its way.
+const LATE: Duration = Duration::from_mins(5);
 /// Jobs from that size on are taken one by one. The same number is in `ack_and_fetch.lua`.
 const LARGE: usize = 16 * 1024;
 /// Cancellations remembered a queue; the oldest are forgotten, and their jobs run.
@@ -159,6 +162,10 @@ impl RedisStore {
 
     fn held_key(&self, queue: &str, worker: &str) -> String {
         self.keys.tagged(queue, &format!("held:{worker}"))
+    }
+
+    fn left_key(&self, queue: &str, worker: &str) -> String {
+        self.keys.tagged(queue, &format!("left:{worker}"))
     }
 
     fn channel(&self) -> String {
@@ -445,6 +452,7 @@ impl Store for RedisStore {
         for name in names {
             call.key(self.key(queue, name));
         }
+        call.key(self.left_key(queue, worker));
         call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
         let trial = match request.trial {
             Trial::Running(tag) => [&b"running:"[..], &tag].concat(),
@@ -569,7 +577,10 @@ impl Store for RedisStore {
 
     async fn leave(&self, queue: &str, worker: &WorkerId) -> Result<(), Error> {
         // Its lease ends with its last job.
-        self.server.clone().zrem(self.key(queue, "sleepers"), &**worker).await.map_err(failed)
+        let mut pipe = redis::pipe();
+        pipe.zrem(self.key(queue, "sleepers"), &**worker).ignore();
+        pipe.pset_ex(self.left_key(queue, worker), 1, millis(LATE)).ignore();
+        pipe.query_async(&mut self.server.clone()).await.map_err(failed)
     }
 
     async fn pause(&self, queue: &str, paused: bool) -> Result<(), Error> {

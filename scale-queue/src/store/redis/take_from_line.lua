@@ -1,9 +1,9 @@
 -- Leases the first in line.
--- KEYS  paused, blocked, lines, paces, leases, held by this worker, cancelled
+-- KEYS  paused, blocked, lines, paces, leases, held by this worker, cancelled, a mark that the worker has left
 -- ARGV  line, worker, lease (ms)
 -- Reply the job, or nil if there is none that may be taken now
 -- Cost  O(log blocked)
-if redis.call('EXISTS', KEYS[1]) == 1 then return false end
+if redis.call('EXISTS', KEYS[1], KEYS[8]) > 0 then return false end
 local members = first_of(KEYS[2], ARGV[1], 2)
 if #members < 2 then
   redis.call('ZREM', KEYS[3], ARGV[1])

@@ -53,6 +53,8 @@ const CONFIRM: Duration = Duration::from_millis(400);
 const BEAT_AGAIN: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Of a worker that stops: it has no more than its grace to tell how its jobs ended.
+const LONGEST_LAST_PAUSE: Duration = Duration::from_millis(100);
 /// How often a worker asks what it holds, though nothing went wrong that it knows of.
 const AUDIT: Duration = Duration::from_mins(1);
 /// How often [`Order::Balanced`] looks how late its queues are.
@@ -270,7 +272,9 @@ impl Engine {
                     }
                 }
                 () = &mut stop, if deadline.is_none() => {
-                    deadline = Some(Instant::now() + self.grace);
+                    let now = Instant::now();
+                    deadline = Some(now + self.grace);
+                    self.pause = self.pause.map(|(until, _)| (until.min(now + LONGEST_LAST_PAUSE), LONGEST_LAST_PAUSE));
                     self.terms.stopping.cancel();
                     said = None.into();
                     leaving = Some(self.leave()).into();
@@ -416,7 +420,7 @@ impl Engine {
         let (max_bytes, unhandled_for) = (self.max_bytes, self.hand_back_for);
         let may_reclaim = self.may_reclaim(lane, now);
         let state = &mut self.lanes[lane];
-        state.begin_look();
+        state.begin_look(now);
         self.telling_trial = std::mem::take(&mut state.tell_trial);
         Some(Ask {
             lane,
@@ -449,9 +453,17 @@ impl Engine {
             self.heard = self.last_exchange;
         }
         if !is_answered || now - self.last_exchange > self.lease {
-            let first = self.trouble.filter(|(_, last)| now - *last < self.lease).map_or(now, |(first, _)| first);
+            let goes_on = |(_, last): &(Instant, Instant)| self.last_exchange - *last < self.lease.max(CALM);
+            let first = self.trouble.filter(goes_on).map_or(now, |(first, _)| first);
             self.trouble = Some((first, now));
         }
+    }
+
+    /// Until when not to talk to a store that failed again.
+    fn longer_pause(&self, now: Instant) -> (Instant, Duration) {
+        let longest = if self.terms.stopping.is_cancelled() { LONGEST_LAST_PAUSE } else { LONGEST_PAUSE };
+        let wait = self.pause.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(longest));
+        (now + wait.mul_f64(0.5 + fastrand::f64() / 2.0), wait)
     }
 
     fn exchange(&mut self, ask: Ask) -> BoxFuture<'static, Answer> {
@@ -481,13 +493,14 @@ impl Engine {
             None => self.lanes[ask.lane].missing.extend(ask.missing),
         }
         let ready = self.lanes[ask.lane].ready().len();
+        let longer_pause = self.longer_pause(now);
         let lane = &mut self.lanes[ask.lane];
         lane.settlements.extend(ask.settlements);
         let (mut fenced, total) = (refused, ask.done.len());
         match fetched {
             Ok(fetched) => {
                 self.pause = match self.pause {
-                    last if untold => Some(longer_pause(last, now)),
+                    _ if untold => Some(longer_pause),
                     // It has said what we hold; whether it gives more again is still to be seen.
                     Some((_, wait)) if ask.unsure => Some((now, wait)),
                     _ => None,
@@ -531,7 +544,7 @@ impl Engine {
                 lane.unsure |= ask.max > 0 || ask.unsure;
                 lane.disarm();
                 self.max_bytes = (self.max_bytes / 2).max(LEAST_BYTES);
-                self.pause = Some(longer_pause(self.pause, now));
+                self.pause = Some(longer_pause);
                 tracing::warn!(%error, queue = &*ask.queue, "the queue's store failed; the worker goes on");
                 metrics::counter!("scale_queue_store_errors_total").increment(1);
             }
@@ -740,12 +753,6 @@ impl Engine {
             join_all(beats).await
         })
     }
-}
-
-/// Until when not to talk to a store that failed again.
-fn longer_pause(last: Option<(Instant, Duration)>, now: Instant) -> (Instant, Duration) {
-    let wait = last.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(LONGEST_PAUSE));
-    (now + wait.mul_f64(0.5 + fastrand::f64() / 2.0), wait)
 }
 
 /// Whether jobs of that line can be handled here.
