@@ -5,19 +5,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::header::{CACHE_CONTROL, COOKIE, SET_COOKIE, VARY};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::header::COOKIE;
+use http::{HeaderValue, Request, Response, StatusCode};
 use smallvec::SmallVec;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::config::Config;
 use crate::error::Error;
+use crate::headers::keep_from_shared_caches;
 use crate::plain_http::PlainHttp;
 use crate::session::Session;
 use crate::store::{MemoryStore, Store};
-
-const CLEAR_SITE_DATA: HeaderName = HeaderName::from_static("clear-site-data");
 
 /// Gives every request a [`Session`]. Cloning costs three reference counts.
 ///
@@ -112,7 +111,7 @@ impl SessionLayer {
     }
 
     /// A request's session, by its `Cookie` headers, for frameworks that tower does not reach; [`Session::close`] it when the request has
-    /// been answered. Nothing is asked of the store yet. `examples/actix` shows it.
+    /// been answered. Nothing is asked of the store yet. `examples/actix` and `examples/poem` show it.
     pub fn open<'c>(&self, cookies: impl IntoIterator<Item = &'c [u8]>) -> Session {
         let cookies = cookies.into_iter().filter_map(|cookie| HeaderValue::from_bytes(cookie).ok()).collect();
         self.session(cookies)
@@ -164,60 +163,22 @@ where
         let plain = self.layer.plain_http.look_for(&request, &self.layer.config);
         request.extensions_mut().insert(session.clone());
         let response = self.inner.call(request);
-        let protects = !self.layer.config.unprotected_from_shared_caches;
         Box::pin(async move {
             let mut response = response.await?;
             // The session is written whatever the handler answered: a 5xx does not undo what it did.
-            let closed = session.close().await;
-            let cookie = closed.unwrap_or_else(|_| {
-                response = Response::new(Res::default());
-                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                None
-            });
-            if protects && (cookie.is_some() || session.was_asked().await) {
-                keep_from_shared_caches(response.headers_mut(), cookie.is_some());
-            }
-            if let Some(cookie) = cookie {
-                if let Some(host) = plain {
-                    host.warn();
+            match session.end_response(response.headers_mut()).await {
+                Ok(has_cookie) => {
+                    if let Some(host) = plain.filter(|_| has_cookie) {
+                        host.warn();
+                    }
                 }
-                response.headers_mut().append(SET_COOKIE, cookie);
-            }
-            if let Some(what) = session.forgets().await {
-                response.headers_mut().insert(CLEAR_SITE_DATA, HeaderValue::from_static(what));
+                Err(_) => {
+                    response = Response::new(Res::default());
+                    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                    keep_from_shared_caches(response.headers_mut(), true);
+                }
             }
             Ok(response)
         })
-    }
-}
-
-/// What depends on who asks is kept by nobody but their browser; what sets the cookie, by nobody at all.
-pub(crate) fn keep_from_shared_caches(headers: &mut HeaderMap, sets_cookie: bool) {
-    let says = |headers: &HeaderMap, name, word: &str| {
-        let lines = headers.get_all(name).into_iter().filter_map(|line| line.to_str().ok());
-        lines.flat_map(|line| line.split(',')).any(|part| part.trim().eq_ignore_ascii_case(word))
-    };
-    if !says(headers, VARY, "cookie") && !says(headers, VARY, "*") {
-        headers.append(VARY, HeaderValue::from_static("cookie"));
-    }
-    // What cannot be taken apart safely may have said more than `private`.
-    let is_odd = headers.get_all(CACHE_CONTROL).into_iter().any(|line| line.to_str().map_or(true, |line| line.contains('"')));
-    if sets_cookie || is_odd {
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    } else if !says(headers, CACHE_CONTROL, "private") && !says(headers, CACHE_CONTROL, "no-store") {
-        let lines = headers.get_all(CACHE_CONTROL).into_iter().filter_map(|line| line.to_str().ok());
-        let is_for_shared = |part: &str| {
-            let name = part.split('=').next().unwrap_or_default().trim().to_ascii_lowercase();
-            matches!(name.as_str(), "public" | "s-maxage" | "proxy-revalidate" | "")
-        };
-        let kept: Vec<String> = lines
-            .flat_map(|line| line.split(','))
-            .filter(|part| !is_for_shared(part))
-            .map(|part| part.trim().to_owned())
-            .collect();
-        let words = ["private".to_owned()].into_iter().chain(kept).collect::<Vec<_>>().join(", ");
-        if let Ok(value) = HeaderValue::try_from(words) {
-            headers.insert(CACHE_CONTROL, value);
-        }
     }
 }

@@ -8,6 +8,7 @@ mod changes;
 mod config;
 mod cookie;
 mod error;
+mod headers;
 mod id;
 pub mod layer;
 mod plain_http;

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::HeaderValue;
+use http::header::SET_COOKIE;
+use http::{HeaderMap, HeaderValue};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smallvec::SmallVec;
@@ -13,6 +14,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::changes::Changes;
 use crate::config::{Config, OnStoreError};
 use crate::error::Error;
+use crate::headers::{CLEAR_SITE_DATA, keep_from_shared_caches};
 use crate::signed::BEFORE;
 use crate::store::{
     Destroyed, Fields, Handle, Id, Lifetime, Owner, Proof, Record, Renewal, Saved, Standing, Store, Succession, Swapped,
@@ -616,12 +618,39 @@ impl Session {
         Ok(Some(handle))
     }
 
-    /// Writes what changed, whatever was answered, and returns what the response must say. The layer calls it when the handler has returned.
+    /// Writes what changed, whatever was answered, and adds what the response must say to its headers: the cookie, that no shared cache
+    /// keeps what depends on it, and after a logout what the browser is to forget. The layer calls it when the handler has returned; where
+    /// there is no layer, the application does. `headers` hold the response's `Cache-Control` and `Vary`, if it has any.
     ///
     /// # Errors
     /// The changes could not be saved: answer with 503. Not if it is [configured](Config::on_store_error) that requests go on without;
     /// but always of a sign-in.
-    pub async fn close(&self) -> Result<Option<HeaderValue>, Error> {
+    pub async fn close(&self, headers: &mut HeaderMap) -> Result<(), Error> {
+        self.end_response(headers).await.map(drop)
+    }
+
+    /// The same; says whether a cookie was set or cleared.
+    pub(crate) async fn end_response(&self, headers: &mut HeaderMap) -> Result<bool, Error> {
+        let config = &*self.0.config;
+        let closed = self.cookie_of_the_end().await;
+        let cookie = closed.as_ref().ok().and_then(Option::as_ref);
+        let (asked, forgets) = {
+            let state = self.0.state.lock().await;
+            (state.asked, config.clear_site_data.header().filter(|_| state.place == Place::Destroyed))
+        };
+        if !config.unprotected_from_shared_caches && (cookie.is_some() || asked) {
+            keep_from_shared_caches(headers, cookie.is_some());
+        }
+        if let Some(cookie) = cookie {
+            headers.append(SET_COOKIE, cookie.clone());
+        }
+        if let Some(what) = forgets {
+            headers.insert(CLEAR_SITE_DATA, HeaderValue::from_static(what));
+        }
+        closed.map(|cookie| cookie.is_some())
+    }
+
+    async fn cookie_of_the_end(&self) -> Result<Option<HeaderValue>, Error> {
         let Config { cookie, on_store_error, .. } = &*self.0.config;
         match self.finish().await {
             Ok(Verdict::Leave) => Ok(None),
@@ -634,17 +663,6 @@ impl Session {
                 if *on_store_error == OnStoreError::Unavailable || must_tell { Err(error) } else { Ok(None) }
             }
         }
-    }
-
-    /// Whether the response depends on the session: somebody has asked for it.
-    pub(crate) async fn was_asked(&self) -> bool {
-        self.0.state.lock().await.asked
-    }
-
-    /// What the browser is to forget: whoever was signed in has signed out.
-    pub(crate) async fn forgets(&self) -> Option<&'static str> {
-        let what = self.0.config.clear_site_data.header()?;
-        (self.0.state.lock().await.place == Place::Destroyed).then_some(what)
     }
 
     async fn finish(&self) -> Result<Verdict, Error> {

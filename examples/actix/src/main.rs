@@ -2,8 +2,8 @@
 
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
-use actix_web::error::ErrorServiceUnavailable;
-use actix_web::http::header::{COOKIE, HeaderValue, RETRY_AFTER, SET_COOKIE};
+use actix_web::error::{ErrorInternalServerError, ErrorServiceUnavailable};
+use actix_web::http::header::{CACHE_CONTROL, COOKIE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{App, Error, FromRequest, HttpMessage, HttpRequest, HttpResponse, HttpServer, web};
 use scale_limit::client::prefix;
@@ -36,8 +36,17 @@ impl Shared {
         let session = shared.sessions.open(request.headers().get_all(COOKIE).map(HeaderValue::as_bytes));
         request.extensions_mut().insert(session.clone());
         let mut answer = next.call(request).await?;
-        if let Some(cookie) = session.close().await.map_err(ErrorServiceUnavailable)? {
-            answer.headers_mut().append(SET_COOKIE, HeaderValue::from_bytes(cookie.as_bytes())?);
+        // actix has header types of its own.
+        let mut headers = http::HeaderMap::new();
+        for (old, new) in [(CACHE_CONTROL, http::header::CACHE_CONTROL), (VARY, http::header::VARY)] {
+            for value in answer.headers_mut().remove(old) {
+                headers.append(&new, http::HeaderValue::from_bytes(value.as_bytes()).map_err(ErrorInternalServerError)?);
+            }
+        }
+        session.close(&mut headers).await.map_err(ErrorServiceUnavailable)?;
+        for (name, value) in &headers {
+            let name = HeaderName::from_bytes(name.as_ref()).map_err(ErrorInternalServerError)?;
+            answer.headers_mut().append(name, HeaderValue::from_bytes(value.as_bytes())?);
         }
         Ok(answer)
     }
@@ -97,6 +106,7 @@ async fn main() -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use actix_web::http::header::SET_COOKIE;
     use actix_web::test::{TestRequest, call_service, init_service, read_body};
 
     #[actix_web::test]
@@ -111,9 +121,12 @@ mod tests {
         let first = ask(None).await;
         let cookie = first.headers().get(SET_COOKIE).and_then(|cookie| cookie.to_str().ok()?.split(';').next()?.parse().ok());
         assert!(cookie.is_some(), "a cookie was set");
+        assert_eq!(first.headers().get(CACHE_CONTROL), Some(&HeaderValue::from_static("no-store")), "no cache keeps that");
         assert_eq!(read_body(first).await, "visit 1\n");
         let second = ask(cookie.clone()).await;
         assert!(second.headers().get(SET_COOKIE).is_none());
+        assert_eq!(second.headers().get(CACHE_CONTROL), Some(&HeaderValue::from_static("private")));
+        assert_eq!(second.headers().get(VARY), Some(&HeaderValue::from_static("cookie")));
         assert_eq!(read_body(second).await, "visit 2\n");
         assert_eq!(read_body(ask(None).await).await, "visit 1\n", "somebody else");
         assert_eq!(read_body(ask(cookie.clone()).await).await, "visit 3\n");

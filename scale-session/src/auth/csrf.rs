@@ -25,7 +25,7 @@ use tower_service::Service;
 use super::error::Error;
 use super::seal::Keys;
 use super::{random, same};
-use crate::layer::keep_from_shared_caches;
+use crate::headers::keep_from_shared_caches;
 
 const X_CSRF_TOKEN: HeaderName = HeaderName::from_static("x-csrf-token");
 const PURPOSE: &str = "csrf";
