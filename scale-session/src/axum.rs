@@ -18,7 +18,8 @@ impl<S: Sync> FromRequestParts<S> for Session {
 }
 
 /// A user who is signed in with all factors. Others get a 401, and a 503 if the store does not answer: a route that takes this cannot be
-/// entered half-way. `Option<SignedIn>` lets everybody in and says who is signed in; it is still a 503 if nobody can say.
+/// entered half-way. `Option<SignedIn>` lets everybody in and says who is signed in; it is still a 503 if nobody can say. With
+/// [`OnStoreError::Anonymous`](crate::OnStoreError) everybody is nobody while the store does not answer: a 401, and `None`.
 ///
 /// ```
 /// use scale_session::SignedIn;
@@ -105,15 +106,15 @@ impl IntoResponse for Error {
     }
 }
 
-/// The [status](crate::auth::Error::status) and a sentence without any of the error's words, which go into the log: except for a password
-/// that does not keep the rules, whose words are for its user.
+/// The [status](crate::auth::Error::status) and a sentence without any of the error's words, which go into the log: except for what
+/// somebody typed, or has too many of: those words are for them.
 #[cfg(feature = "auth")]
 impl IntoResponse for crate::auth::Error {
     fn into_response(self) -> Response {
         use crate::auth::Error as Auth;
         match self {
             Auth::Session(error) => error.into_response(),
-            Auth::Password(_) => (self.status(), self.to_string()).into_response(),
+            Auth::Password(_) | Auth::Input(_) | Auth::TooMany(_) => (self.status(), self.to_string()).into_response(),
             Auth::Denied(_) => (self.status(), "you were not signed in; please try again").into_response(),
             Auth::Busy { retry_after } => answer(self.status(), &self, Some(retry_after.as_secs().max(1))),
             _ => answer(self.status(), &self, None),

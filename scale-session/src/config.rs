@@ -130,7 +130,8 @@ impl Config {
         self
     }
 
-    /// Ends a user's least recently used sessions when a sign-in makes more than that. Costs one look at the user's sessions a sign-in.
+    /// Ends a user's oldest sessions when there are more than that: once the client of a new one has sent its cookie. Costs one look at the
+    /// user's sessions a sign-in.
     pub fn sessions_per_user(mut self, most: NonZeroU32) -> Self {
         self.sessions_per_user = Some(most);
         self

@@ -15,13 +15,16 @@ use crate::changes::Changes;
 use crate::config::{Config, OnStoreError};
 use crate::error::Error;
 use crate::headers::{CLEAR_SITE_DATA, keep_from_shared_caches};
-use crate::signed::BEFORE;
+use crate::signed::{BEFORE, signed_in_since};
 use crate::store::{
-    Destroyed, Fields, Handle, Id, Lifetime, Owner, Proof, Record, Renewal, Saved, Standing, Store, Succession, Swapped,
+    Destroyed, ENDED_FOR, Fields, Handle, Id, Lifetime, Owner, Proof, Record, Renewal, Saved, Standing, Store, Succession,
+    Swapped,
 };
-use crate::value::{decode, encode, encode_number, is_ours};
+use crate::value::{decode, encode, encode_number, encode_ours, is_ours};
 
 const MAX_FIELDS: usize = 128;
+/// Fields whose names begin so hold log-ins under way. They end with a sign-in: whoever signs in may not have begun them.
+pub(crate) const STEP: &str = ".step.";
 /// How often an atomic update is tried against other writers.
 const MAX_SWAPS: u32 = 1_000;
 
@@ -66,6 +69,8 @@ pub(crate) struct State {
     starts_empty: bool,
     /// Drawn by this request: the client must be told.
     tell: bool,
+    /// This request has been in it: its client presented an id of it that was good, or it was drawn here.
+    has_been_in: bool,
     /// Somebody has asked for the session: the response depends on it.
     asked: bool,
     /// The response has been sent.
@@ -122,6 +127,7 @@ impl Session {
             becomes: None,
             starts_empty: false,
             tell: false,
+            has_been_in: false,
             asked: false,
             closed: false,
         };
@@ -192,7 +198,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Gone`] if the session was destroyed meanwhile.
-    pub async fn update<T, F>(&self, field: &str, mut change: F) -> Result<Option<T>, Error>
+    pub async fn update<T, F>(&self, field: &str, change: F) -> Result<Option<T>, Error>
     where
         T: Serialize + DeserializeOwned,
         F: FnMut(Option<T>) -> Option<T>,
@@ -200,6 +206,15 @@ impl Session {
         if is_ours(field) {
             return Err(Error::TooLarge("a field's name does not start with a dot or a zero byte"));
         }
+        self.update_any(field, change).await
+    }
+
+    /// The same of any field, ours too.
+    pub(crate) async fn update_any<T, F>(&self, field: &str, mut change: F) -> Result<Option<T>, Error>
+    where
+        T: Serialize + DeserializeOwned,
+        F: FnMut(Option<T>) -> Option<T>,
+    {
         let mut state = self.read().await?;
         state.has_room_for(field)?;
         let handle = self.establish(&mut state).await?;
@@ -213,7 +228,7 @@ impl Session {
         for _ in 0..MAX_SWAPS {
             let old = expected.as_deref().map(|bytes| decode(field, bytes)).transpose()?;
             let new = change(old);
-            let bytes = new.as_ref().map(|value| encode(field, value)).transpose()?;
+            let bytes = new.as_ref().map(|value| encode_ours(field, value)).transpose()?;
             match self.0.store.swap(&handle, field, expected.as_deref(), bytes.as_deref()).await? {
                 Swapped::Done => {
                     match bytes {
@@ -285,12 +300,13 @@ impl Session {
         match state.place {
             Place::At(handle, _) | Place::Stale(handle) | Place::Replaced(handle) => {
                 for before in state.field(BEFORE).map(predecessors).unwrap_or_default() {
-                    self.0.store.destroy(&before).await?;
+                    self.0.store.destroy(&before, Duration::ZERO).await?;
                 }
                 // Where the user has proved to be themselves meanwhile, it goes on in another one.
                 let mut next = Some(handle);
                 while let Some(handle) = next.take() {
-                    match self.0.store.destroy(&handle).await? {
+                    // Other requests of this client may be under way: its cookie is not theirs.
+                    match self.0.store.destroy(&handle, ENDED_FOR).await? {
                         Destroyed::Done | Destroyed::Gone => state.place = Place::Destroyed,
                         Destroyed::Replaced(Some(other)) if handle.owner().is_some() && other.owner() == handle.owner() => {
                             next = Some(other);
@@ -325,15 +341,20 @@ impl Session {
             Place::At(handle, _) | Place::Replaced(handle) | Place::Stale(handle) => handle,
         };
         let found = self.0.store.load(&handle, None).await?;
-        // Where the same user has proved to be themselves, it goes on in another one.
+        // Where the same user has proved to be themselves, it goes on in another one: for who has been in it, and for nobody else.
         let next = found.as_ref().and_then(|record| record.next);
-        let next = next.filter(|next| next.owner().is_some() && next.owner() == handle.owner());
+        let next = next.filter(|next| state.has_been_in && next.owner().is_some() && next.owner() == handle.owner());
         let (handle, found) = match next {
             Some(next) => (next, self.0.store.load(&next, None).await?),
             None => (handle, found),
         };
         (state.place, state.fields) = match found {
-            Some(record) if record.standing == Standing::Live => (Place::At(handle, record.renewed), record.fields),
+            Some(record) if record.standing == Standing::Live && state.has_been_in => {
+                (Place::At(handle, record.renewed), record.fields)
+            }
+            Some(record) if record.standing == Standing::Frozen && matches!(state.place, Place::Replaced(_)) => {
+                (Place::Replaced(handle), record.fields)
+            }
             // Whoever holds on to it is nobody now, and the client's cookie is not this request's to change.
             _ => (Place::Stale(handle), Fields::default()),
         };
@@ -387,12 +408,19 @@ impl Session {
     /// Lets the store know now that the client has sent its cookie, for what lists the user's devices.
     pub(crate) async fn be_seen(&self) -> Result<(), Error> {
         let mut state = self.read().await?;
+        self.mark_seen(&mut state).await
+    }
+
+    async fn mark_seen(&self, state: &mut State) -> Result<(), Error> {
         if let Place::At(handle, _) = state.place
             && state.unseen
         {
             self.0.store.save(&handle, &Changes::default(), Some(self.renewal())).await?;
             state.unseen = false;
-            self.end_those_beyond(&handle).await;
+            if self.end_those_beyond(&handle).await {
+                state.place = Place::Destroyed;
+                state.fields.clear();
+            }
         }
         Ok(())
     }
@@ -459,9 +487,14 @@ impl Session {
                     Standing::Replaced if self.is_lost(&record).await? => Place::Nowhere,
                     Standing::Frozen | Standing::Replaced => Place::Replaced(handle),
                 };
-                // Its client has got the cookie: from now on it is one of the user's devices, and its earlier ids end.
+                state.has_been_in = record.standing == Standing::Live;
+                // Its client has got the cookie: its earlier ids end.
                 state.unseen = record.is_current && (!record.seen || record.is_unconfirmed);
                 (state.fields, state.id, state.is_current) = (record.fields, Some(id), record.is_current);
+                // And it is one of the user's devices, before anything is done by it.
+                if handle.owner().is_some() && !record.seen {
+                    self.mark_seen(state).await?;
+                }
             }
             None => state.place = Place::Nowhere,
         }
@@ -471,11 +504,12 @@ impl Session {
     /// Whether the client of a session that was replaced has never shown the id of the other one: the answer that had it was lost.
     async fn is_lost(&self, replaced: &Record) -> Result<bool, Error> {
         let Some(next) = &replaced.next else { return Ok(false) };
-        Ok(self.0.store.load(next, None).await?.is_none_or(|record| record.standing == Standing::Live && !record.seen))
+        // One that is gone was shown, and ended.
+        Ok(self.0.store.load(next, None).await?.is_some_and(|record| record.standing == Standing::Live && !record.seen))
     }
 
     /// The session's handle; makes the session if there is none. The id presented is never adopted: a new one is drawn.
-    async fn establish(&self, state: &mut State) -> Result<Handle, Error> {
+    pub(crate) async fn establish(&self, state: &mut State) -> Result<Handle, Error> {
         // What is written at once after a sign-in goes into the session that comes of it, not into the one that others may know.
         if !state.closed
             && matches!(state.place, Place::At(..) | Place::Replaced(_) | Place::Stale(_))
@@ -509,29 +543,29 @@ impl Session {
             (state.changes, state.becomes) = (changes, state.becomes.or(owner.is_some().then_some(NewOwner::SignedIn(owner))));
             return Err(error);
         }
-        state.place = Place::At(handle, SystemTime::now());
-        (state.id, state.tell, state.is_current, state.rotate) = (Some(id), true, true, false);
-        self.end_those_beyond(&handle).await;
+        state.begin_at(id);
         Ok(handle)
     }
 
-    /// Ends a user's least recently used sessions, if there are more than configured: when one is made, and when its client first shows its
-    /// cookie, since before that it is not listed. Two at once end the same ones.
-    async fn end_those_beyond(&self, this: &Handle) {
-        let (Some(owner), Some(most)) = (this.owner(), self.0.config.sessions_per_user) else { return };
-        let most = most.get() as usize;
+    /// Ends a user's oldest sessions, if there are more than configured: when the client of one first shows its cookie, since before that it
+    /// is not listed. The order is that of their sign-ins, which never changes: so any that look at once end the same ones. Returns whether
+    /// this one is among them.
+    async fn end_those_beyond(&self, this: &Handle) -> bool {
+        let (Some(owner), Some(most)) = (this.owner(), self.0.config.sessions_per_user) else { return false };
         let ended = async {
-            let mut others = self.0.store.owned(owner).await?;
-            others.retain(|(handle, _)| handle != this);
-            others.sort_by_key(|(_, record)| std::cmp::Reverse(record.renewed));
-            for (handle, _) in others.iter().skip(most - 1) {
-                self.0.store.destroy(handle).await?;
+            let mut all = self.0.store.owned(owner).await?;
+            all.sort_by_cached_key(|(handle, record)| std::cmp::Reverse((signed_in_since(record), handle.family())));
+            let mut is_this = false;
+            for (handle, _) in all.iter().skip(most.get() as usize) {
+                self.0.store.destroy(handle, Duration::ZERO).await?;
+                is_this |= handle == this;
             }
-            Ok::<_, Error>(())
+            Ok::<_, Error>(is_this)
         };
-        if let Err(error) = ended.await {
+        ended.await.unwrap_or_else(|error| {
             tracing::warn!(%error, "a user may have more sessions than configured until the next sign-in");
-        }
+            false
+        })
     }
 
     /// Whoever it was becomes somebody else, or proves to be who they are: a session of a family of its own, made of what the old one held.
@@ -549,13 +583,17 @@ impl Session {
             _ => None,
         };
         let mut all = Changes::default();
-        for (field, value) in state.fields.iter().filter(|(field, _)| *field != BEFORE) {
+        let is_kept = |field: &str| field != BEFORE && !field.starts_with(STEP);
+        for (field, value) in state.fields.iter().filter(|(field, _)| is_kept(field)) {
             all.set(field, Some(value.clone()));
         }
-        // Of the same user, it must not outlive the new one's logout.
-        if let Some(old) = old.filter(|old| owner.is_some() && old.owner() == owner.as_ref()) {
-            let before = state.field(BEFORE).map(predecessors).unwrap_or_default();
-            all.set(BEFORE, Some(of_predecessors(old, before)));
+        // One that was somebody's must not outlive the new one's logout.
+        let mut before = state.field(BEFORE).map(predecessors).unwrap_or_default();
+        if let Some(old) = old.filter(|old| old.owner().is_some()) {
+            before.insert(0, old);
+        }
+        if !before.is_empty() {
+            all.set(BEFORE, Some(of_predecessors(before)));
         }
         let own = std::mem::take(&mut state.changes);
         let made = self.make(state, owner, all.clone()).await;
@@ -571,7 +609,7 @@ impl Session {
             Ok(held) => held.unwrap_or_default(),
             Err(error) => {
                 // The old one stays what it was.
-                let _ = self.0.store.destroy(&handle).await;
+                let _ = self.0.store.destroy(&handle, Duration::ZERO).await;
                 (state.place, state.tell, state.becomes) =
                     (Place::At(old, SystemTime::now()), false, Some(NewOwner::SignedIn(owner)));
                 return Err(error);
@@ -599,13 +637,14 @@ impl Session {
     }
 
     /// The same user's session under an id that nobody has seen, if it is still theirs: it ends when the old one would have.
-    async fn go_on(&self, state: &mut State) -> Result<Option<Handle>, Error> {
+    pub(crate) async fn go_on(&self, state: &mut State) -> Result<Option<Handle>, Error> {
         let Place::At(old, _) = state.place else { return Ok(None) };
         let id = Id::random(old.owner().copied()).map_err(|e| Error::Store(Box::new(e)))?;
         let (handle, proof) = (id.handle(), id.proof());
         let mut changes = std::mem::take(&mut state.changes);
-        let before = state.field(BEFORE).map(predecessors).unwrap_or_default();
-        changes.set(BEFORE, Some(of_predecessors(old, before)));
+        let mut before = state.field(BEFORE).map(predecessors).unwrap_or_default();
+        before.insert(0, old);
+        changes.set(BEFORE, Some(of_predecessors(before)));
         let next = Succession { handle: &handle, proof: &proof, idle: self.0.config.idle(), grace: self.0.config.grace() };
         if self.0.store.succeed(&old, &next, &changes).await? != Saved::Done {
             // Logged out or revoked meanwhile, or another request has come first: that one's session stands.
@@ -613,8 +652,7 @@ impl Session {
             metrics::counter!("scale_session_writes_dropped_total").increment(1);
             return Ok(None);
         }
-        state.place = Place::At(handle, SystemTime::now());
-        (state.id, state.tell, state.is_current, state.rotate) = (Some(id), true, true, false);
+        state.begin_at(id);
         Ok(Some(handle))
     }
 
@@ -703,9 +741,7 @@ impl Session {
                         metrics::counter!("scale_session_writes_dropped_total").increment(1);
                         return Ok(Verdict::Leave);
                     }
-                    if std::mem::take(&mut state.unseen) {
-                        self.end_those_beyond(&handle).await;
-                    }
+                    state.unseen &= !renew;
                 }
                 if state.rotate
                     && state.is_current
@@ -738,9 +774,9 @@ pub(crate) fn predecessors(bytes: &[u8]) -> Vec<Handle> {
     texts.iter().filter_map(|text| Handle::parse(text)).collect()
 }
 
-fn of_predecessors(old: Handle, before: Vec<Handle>) -> Vec<u8> {
-    let texts: Vec<String> = [old].into_iter().chain(before).take(PREDECESSORS).map(|handle| handle.text()).collect();
-    crate::value::encode_ours(BEFORE, &texts).unwrap_or_default()
+fn of_predecessors(before: Vec<Handle>) -> Vec<u8> {
+    let texts: Vec<String> = before.into_iter().take(PREDECESSORS).map(|handle| handle.text()).collect();
+    encode_ours(BEFORE, &texts).unwrap_or_default()
 }
 
 fn unavailable() -> Error {
@@ -756,6 +792,13 @@ fn written(saved: Saved) -> Result<(), Error> {
 }
 
 impl State {
+    /// In a session of its own, whose id its client is to be told.
+    fn begin_at(&mut self, id: Id) {
+        self.place = Place::At(id.handle(), SystemTime::now());
+        (self.id, self.tell, self.is_current, self.rotate) = (Some(id), true, true, false);
+        (self.has_been_in, self.unseen) = (true, false);
+    }
+
     pub(crate) fn field(&self, name: &str) -> Option<&[u8]> {
         self.fields.get(name).map(Vec::as_slice)
     }
@@ -773,6 +816,13 @@ impl State {
         let Self { fields, changes, .. } = self;
         fields.retain(|field, _| changes.0.contains_key(field));
         self.starts_empty = true;
+    }
+
+    /// Removes all fields of the application.
+    #[cfg(feature = "auth")]
+    pub(crate) fn remove_all(&mut self) {
+        let held: Vec<String> = self.fields.keys().filter(|field| !is_ours(field)).cloned().collect();
+        held.iter().for_each(|field| self.write(field, None));
     }
 
     pub(crate) fn is_becoming(&self) -> bool {

@@ -47,20 +47,34 @@ struct Signed {
     /// When it was signed in; when somebody last proved to be the user. Seconds since 1970.
     since: u64,
     proved: u64,
-    /// Who acts as the user.
+    /// The first once more, in ms: what came first.
+    #[serde(default)]
+    since_ms: u64,
+    /// Who acts as the user, and since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by: Option<String>,
+    #[serde(default)]
+    acts_since: u64,
 }
 
 impl Signed {
     /// Signed in now, who has proved nothing.
     fn new(user: &str) -> Self {
-        Self { user: user.to_owned(), pending: false, device: String::new(), since: now(), proved: 0, by: None }
+        Self {
+            user: user.to_owned(),
+            pending: false,
+            device: String::new(),
+            since: now(),
+            proved: 0,
+            since_ms: now_ms(),
+            by: None,
+            acts_since: 0,
+        }
     }
 
     /// Nobody acts as somebody else for longer than an hour.
     fn stands(&self) -> bool {
-        !self.pending && (self.by.is_none() || now().saturating_sub(self.since) <= IMPERSONATED_FOR.as_secs())
+        !self.pending && (self.by.is_none() || now().saturating_sub(self.acts_since) <= IMPERSONATED_FOR.as_secs())
     }
 }
 
@@ -124,39 +138,49 @@ impl Session {
         Ok(self.signed().await?.filter(Signed::stands).map(|signed| signed.user))
     }
 
-    /// Lets whoever is signed in act as another user, for an hour at most: to see what a customer sees. The session gets a new id, is one of
-    /// that user's devices under the name `device`, and ends with theirs. Written into the audit log before it happens. Whether they may is
-    /// the application's to check. Returns `false` if nobody is signed in, or acts as somebody already.
+    /// Lets whoever is signed in act as another user, for an hour at most: to see what a customer sees. The session stays theirs: it ends
+    /// with their sessions, and is none of the other user's devices. It gets a new id and holds nothing of what it held before. Written into
+    /// the audit log before it happens. Whether they may is the application's to check. Returns `false` if nobody is signed in, or acts as
+    /// somebody already.
     ///
     /// # Errors
-    /// [`auth::Error::Ledger`](crate::auth::Error::Ledger) if it cannot be written down: then it does not happen.
+    /// [`auth::Error::Ledger`](crate::auth::Error::Ledger) if it cannot be written down: then it does not happen. [`Error::Replaced`] if the
+    /// session was ended or replaced meanwhile.
     #[cfg(feature = "auth")]
-    pub async fn impersonate(
-        &self,
-        user: &str,
-        device: &str,
-        reason: &str,
-        audit: &crate::auth::AuditLog,
-    ) -> Result<bool, crate::auth::Error> {
-        let Some(Signed { user: own, by: None, .. }) = self.signed().await?.filter(Signed::stands) else { return Ok(false) };
-        let event = crate::auth::audit::Event::new(&own, "impersonate.begin").to(user).details(reason);
+    pub async fn impersonate(&self, user: &str, reason: &str, audit: &crate::auth::AuditLog) -> Result<bool, crate::auth::Error> {
+        let signed = self.signed().await?.filter(|signed| signed.stands() && signed.by.is_none());
+        let Some(signed) = signed else { return Ok(false) };
+        let event = crate::auth::audit::Event::new(&signed.user, "impersonate.begin").to(user).details(reason);
         audit.append(event).await?;
-        self.become_signed(Signed { device: device.to_owned(), by: Some(own), ..Signed::new(user) }).await?;
+        let acting = Signed { user: user.to_owned(), by: Some(signed.user.clone()), acts_since: now(), proved: 0, ..signed };
+        self.act(acting).await?;
         Ok(true)
     }
 
-    /// Signs whoever acts as another user in as themselves again, on a device of that name, having [proved](Self::is_proved_within) nothing
-    /// lately. Returns `false` if nobody acts as somebody else.
+    /// Makes whoever acts as another user themselves again, having [proved](Self::is_proved_within) nothing lately. After the hour, too.
+    /// Returns `false` if nobody acts as somebody else.
     ///
     /// # Errors
     /// As [`impersonate`](Self::impersonate).
     #[cfg(feature = "auth")]
-    pub async fn stop_impersonating(&self, device: &str, audit: &crate::auth::AuditLog) -> Result<bool, crate::auth::Error> {
-        let Some(Signed { user, by: Some(own), .. }) = self.signed().await?.filter(Signed::stands) else { return Ok(false) };
-        audit.append(crate::auth::audit::Event::new(&own, "impersonate.end").to(&user)).await?;
-        let signed = Signed { device: device.to_owned(), ..Signed::new(&own) };
-        self.become_signed(signed).await?;
+    pub async fn stop_impersonating(&self, audit: &crate::auth::AuditLog) -> Result<bool, crate::auth::Error> {
+        let Some(signed) = self.signed().await?.filter(|signed| !signed.pending) else { return Ok(false) };
+        let Some(own) = signed.by.clone() else { return Ok(false) };
+        audit.append(crate::auth::audit::Event::new(&own, "impersonate.end").to(&signed.user)).await?;
+        self.act(Signed { user: own, by: None, acts_since: 0, proved: 0, ..signed }).await?;
         Ok(true)
+    }
+
+    /// Goes on as somebody else in a session of the same owner, if this one is still theirs.
+    #[cfg(feature = "auth")]
+    async fn act(&self, signed: Signed) -> Result<(), Error> {
+        let bytes = encode_ours(FIELD, &signed)?;
+        let mut state = self.becoming().await?;
+        self.establish(&mut state).await?;
+        // What was kept for one of them is not the other's.
+        state.remove_all();
+        state.write(FIELD, Some(bytes));
+        self.go_on(&mut state).await?.map(drop).ok_or(Error::Replaced)
     }
 
     /// Returns who acts as the [`user`](Self::user): for a banner, and for what they must not do in that user's name.
@@ -211,12 +235,12 @@ impl Session {
             return Ok(true);
         }
         for before in record.fields.get(BEFORE).map(|bytes| predecessors(bytes)).unwrap_or_default() {
-            self.store().destroy(&before).await?;
+            self.store().destroy(&before, Duration::ZERO).await?;
         }
         // Where its user has proved to be themselves meanwhile, it goes on in another one.
         let mut next = Some(handle);
         while let Some(handle) = next.take() {
-            if let Destroyed::Replaced(Some(other)) = self.store().destroy(&handle).await?
+            if let Destroyed::Replaced(Some(other)) = self.store().destroy(&handle, Duration::ZERO).await?
                 && other.owner() == handle.owner()
             {
                 next = Some(other);
@@ -235,8 +259,8 @@ impl Session {
         let Some(owner) = self.reachable_user().await?.map(|user| Owner::of(&user)) else { return Ok(()) };
         // One that was signed in by this very request is not among them yet, and comes after.
         let this = self.handle().await?.filter(|handle| handle.owner() == Some(&owner));
-        let is_signing_in = self.becoming().await?.is_becoming();
-        if this.is_none() && !is_signing_in {
+        let is_apart = self.becoming().await?.is_becoming() || self.impersonator().await?.is_some();
+        if this.is_none() && !is_apart {
             return Err(Error::Replaced);
         }
         if let Some(user) = self.user().await? {
@@ -251,8 +275,13 @@ impl Session {
     /// [`Error::Store`]: they may live on.
     pub async fn revoke_all(&self) -> Result<(), Error> {
         let Some(user) = self.reachable_user().await? else { return Ok(()) };
+        let owner = Owner::of(&user);
         self.config().end_remembered(&user).await?;
-        self.store().revoke(&Owner::of(&user), None).await?;
+        // This one last: requests of its client that are under way are to know that it was there.
+        let this = self.handle().await?.filter(|handle| handle.owner() == Some(&owner));
+        if !self.store().revoke(&owner, this.as_ref()).await? {
+            self.store().revoke(&owner, None).await?;
+        }
         self.destroy().await
     }
 
@@ -289,6 +318,12 @@ impl SessionLayer {
     }
 }
 
+/// When the session of a record was signed in: ms since 1970, 0 if nobody knows.
+pub(crate) fn signed_in_since(record: &crate::store::Record) -> u64 {
+    let signed = record.fields.get(FIELD).and_then(|bytes| decode::<Signed>(FIELD, bytes).ok());
+    signed.map_or(0, |signed| signed.since_ms)
+}
+
 async fn list(store: &dyn Store, user: &str, this: Option<&Handle>) -> Result<Vec<Device>, Error> {
     let sessions = store.owned(&Owner::of(user)).await?;
     let device = |(handle, record): (Handle, crate::store::Record)| {
@@ -302,6 +337,10 @@ async fn list(store: &dyn Store, user: &str, this: Option<&Handle>) -> Result<Ve
 /// The hash of the session's family: it stays the same however often the id changes, and signs nobody in.
 fn public(handle: &Handle) -> String {
     handle.family()
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn now() -> u64 {

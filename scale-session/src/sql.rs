@@ -39,6 +39,7 @@ impl System {
                 ("{most}", "greatest"),
                 ("{lock}", "for update"),
                 ("{one_at_a_time}", "select pg_advisory_xact_lock(7222013)"),
+                ("{lock_owner}", "select pg_advisory_xact_lock(hashtextextended($1 || ':' || $2, 7222014))"),
             ],
             #[cfg(feature = "sqlite")]
             Self::Sqlite => [
@@ -50,6 +51,7 @@ impl System {
                 ("{lock}", ""),
                 // Its transactions are, by themselves.
                 ("{one_at_a_time}", "select 1"),
+                ("{lock_owner}", "select $1, $2"),
             ],
         };
         words.iter().fold(text.to_owned(), |text, (word, own)| text.replace(word, own)).into()

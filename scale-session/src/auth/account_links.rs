@@ -7,15 +7,15 @@
 //! | --- | --- | --- |
 //! | [verify an address](AccountLinks::verify_email) | a day | used, or the address is another one |
 //! | [reset a password](AccountLinks::reset_password) | an hour | used, or the password or the address is another one |
-//! | [change an address](AccountLinks::change_email) | an hour | used, or the address is another one by then |
-//! | [sign in](AccountLinks::sign_in) | 15 minutes | used, or the password or the address is another one |
+//! | [change an address](AccountLinks::change_email) | an hour | used, or the password or the address is another one, or another change is asked for, or it is [given up](AccountLinks::cancel_email_changes) |
+//! | [sign in](AccountLinks::sign_in) | 10 minutes | used, or the password or the address is another one |
 //!
 //! | when | then |
 //! | --- | --- |
 //! | the page that a link leads to is opened, by a scanner of mails too | nothing is used up: [`peek`](AccountLinks::peek) looks; the `POST` of its form redeems |
 //! | nobody has that address | no mail, the same work, and the same answer: say "if you have an account, a mail is on its way" |
-//! | more than one mail a minute, or five an hour, are asked for an address | no mail, and the same answer |
-//! | an [`AuditLog`] is given | every link made and redeemed is written down; if that fails, nothing else happens |
+//! | more than one mail a minute, or five an hour, are asked for an account or an address | no mail, and the same answer |
+//! | an [`AuditLog`] is given | every link asked for and redeemed is written down before, those of nobody's account too; if that fails, nothing else happens |
 //! | the link leads elsewhere than to this site | it cannot: its address is a setting, never a request's `Host` |
 //!
 //! Ask `scale-limit` first who may ask at all, by client address.
@@ -30,9 +30,13 @@ use super::token::Tokens;
 
 const DAY: Duration = Duration::from_hours(24);
 const HOUR: Duration = Duration::from_hours(1);
-const QUARTER: Duration = Duration::from_mins(15);
+/// As long as a code outside of the browser may live (ASVS 5, 6.5.5).
+const TEN_MINUTES: Duration = Duration::from_mins(10);
 /// Mails of one kind to one address an hour.
 const MAILS_AN_HOUR: u32 = 5;
+/// What counts the changes of an account's address that were asked for or given up.
+const EMAIL_CHANGES: &str = "email changes";
+const NO_ADDRESS: Error = Error::Input("that is no address for mail");
 /// Longest address that mail knows (RFC 5321).
 const LONGEST_EMAIL: usize = 254;
 
@@ -112,7 +116,7 @@ impl MailKind {
     fn lasts(self) -> Duration {
         match self {
             Self::VerifyEmail => DAY,
-            Self::SignIn => QUARTER,
+            Self::SignIn => TEN_MINUTES,
             _ => HOUR,
         }
     }
@@ -223,14 +227,31 @@ impl AccountLinks {
     /// Returns two mails: a link to the new address, and a notice to the old one. Ask for the password anew before.
     ///
     /// # Errors
-    /// As [`verify_email`](Self::verify_email).
+    /// As [`verify_email`](Self::verify_email); [`Error::Input`] for what is no address.
     pub async fn change_email(&self, account: Account<'_>, new: &str) -> Result<Option<[Mail; 2]>, Error> {
         let text = "please open this link to make this the address of your account. It is good for an hour.";
+        if !is_address(new) {
+            return Err(NO_ADDRESS);
+        }
+        // Nobody's mailbox is filled from many accounts either.
+        if !self.may_send(MailKind::ChangeEmail, new).await? {
+            return Ok(None);
+        }
+        self.cancel_email_changes(account.id).await?;
         let link =
             self.linked(MailKind::ChangeEmail, account.email, Some(account), new, new, "Confirm your new address", text).await?;
-        let notice = "somebody asked for another address for your account. If that was not you, change your password now.";
+        let notice = "somebody asked for another address for your account. If that was not you, change your password now: that ends the \
+             link they have.";
         let notice = || self.mail(MailKind::EmailIsChanging, account.email, "Your address is to change", notice, None);
         Ok(link.map(|link| [link, notice()]))
+    }
+
+    /// Ends the links that would change an account's address: a part of "sign out everywhere".
+    ///
+    /// # Errors
+    /// [`Error::Ledger`]: they may be good.
+    pub async fn cancel_email_changes(&self, account_id: &str) -> Result<(), Error> {
+        self.ledger.advance(EMAIL_CHANGES, account_id, HOUR * 2).await.map(drop)
     }
 
     /// Returns the new address, if it is to be the account's now. Check that nobody else has it, and store it as verified.
@@ -247,7 +268,7 @@ impl AccountLinks {
     /// # Errors
     /// As [`verify_email`](Self::verify_email).
     pub async fn sign_in(&self, typed: &str, account: Option<Account<'_>>) -> Result<Option<Mail>, Error> {
-        let text = "open this link to sign in. It is good for 15 minutes, once. If you did not ask for it, do nothing.";
+        let text = "open this link to sign in. It is good for 10 minutes, once. If you did not ask for it, do nothing.";
         let to = account.map_or(typed, |account| account.email);
         self.linked(MailKind::SignIn, typed, account, "", to, "Your link to sign in", text).await
     }
@@ -283,7 +304,8 @@ impl AccountLinks {
     /// # Errors
     /// [`Error::Ledger`].
     pub async fn peek(&self, kind: MailKind, token: &str, account: Account<'_>) -> Result<bool, Error> {
-        let subject = self.tokens.peek(kind.name(), token, &bound(kind, account)).await?;
+        let bound = self.bound(kind, account).await?;
+        let subject = self.tokens.peek(kind.name(), token, &texts(&bound)).await?;
         Ok(subject.and_then(|subject| split(&subject)).is_some_and(|(id, _)| id == account.id))
     }
 
@@ -299,19 +321,20 @@ impl AccountLinks {
         text: &str,
     ) -> Result<Option<Mail>, Error> {
         if !is_address(to) {
-            return if account.is_some() { Err(Error::Setting("that is no address for mail")) } else { Ok(None) };
+            return if account.is_some() { Err(NO_ADDRESS) } else { Ok(None) };
         }
-        if !self.may_send(kind, asked).await? {
+        // However it was typed, it is one account's.
+        if !self.may_send(kind, account.map_or(asked, |account| account.email)).await? {
             return Ok(None);
         }
+        self.note(account.map_or("", |account| account.id), kind, "link").await?;
         // The same work for an address that nobody has.
         let made_for = account.unwrap_or(Account { id: "", email: to, password_hash: "" });
-        let token = self.tokens.make(kind.name(), &joined(made_for.id, more), &bound(kind, made_for), kind.lasts())?;
+        let bound = self.bound(kind, made_for).await?;
+        let token = self.tokens.make(kind.name(), &joined(made_for.id, more), &texts(&bound), kind.lasts())?;
         let link = format!("{}{token}", self.base.replace("{kind}", kind.name()));
         let mail = self.mail(kind, to, subject, text, Some(link));
-        let Some(account) = account else { return Ok(None) };
-        self.note(account.id, kind, "link").await?;
-        Ok(Some(mail))
+        Ok(account.map(|_| mail))
     }
 
     async fn redeem(&self, kind: MailKind, token: &str, account: Account<'_>) -> Result<Option<String>, Error> {
@@ -319,21 +342,34 @@ impl AccountLinks {
         if !self.peek(kind, token, account).await? {
             return Ok(None);
         }
-        let subject = self.tokens.redeem(kind.name(), token, &bound(kind, account)).await?;
-        let Some((_, more)) = subject.and_then(|subject| split(&subject)) else { return Ok(None) };
-        self.note(account.id, kind, "redeemed").await?;
-        Ok(Some(more))
+        // Should it fail, the link stays good.
+        self.note(account.id, kind, "redeem").await?;
+        let bound = self.bound(kind, account).await?;
+        let subject = self.tokens.redeem(kind.name(), token, &texts(&bound)).await?;
+        Ok(subject.and_then(|subject| split(&subject)).map(|(_, more)| more))
     }
 
-    /// One a minute, five an hour, by the address asked for.
+    /// What ends a link early when it changes.
+    async fn bound(&self, kind: MailKind, account: Account<'_>) -> Result<Vec<String>, Error> {
+        let mut bound = vec![account.email.to_owned()];
+        if kind != MailKind::VerifyEmail {
+            bound.push(account.password_hash.to_owned());
+        }
+        if kind == MailKind::ChangeEmail {
+            bound.push(self.ledger.count(EMAIL_CHANGES, account.id, None).await?.to_string());
+        }
+        Ok(bound)
+    }
+
+    /// One a minute, five an hour, by the address.
     async fn may_send(&self, kind: MailKind, address: &str) -> Result<bool, Error> {
         let scope = format!("mail-{}", kind.name());
         let address = address.trim().to_lowercase();
-        if !self.ledger.claim(&scope, &format!("minute {address}"), Duration::from_mins(1)).await? {
+        if !self.ledger.count_off(&scope, &format!("minute {address}"), Duration::from_mins(1)).await? {
             return Ok(false);
         }
         for n in 0..MAILS_AN_HOUR {
-            if self.ledger.claim(&scope, &format!("{n} {address}"), HOUR).await? {
+            if self.ledger.count_off(&scope, &format!("{n} {address}"), HOUR).await? {
                 return Ok(true);
             }
         }
@@ -364,12 +400,8 @@ fn is_address(text: &str) -> bool {
         && !text.chars().any(|c| c.is_control() || c.is_whitespace() || matches!(c, ',' | ';' | '<' | '>'))
 }
 
-/// What ends a link early when it changes.
-fn bound(kind: MailKind, account: Account<'_>) -> Vec<&str> {
-    match kind {
-        MailKind::ResetPassword | MailKind::SignIn => vec![account.email, account.password_hash],
-        _ => vec![account.email],
-    }
+fn texts(bound: &[String]) -> Vec<&str> {
+    bound.iter().map(String::as_str).collect()
 }
 
 fn joined(id: &str, more: &str) -> String {
@@ -465,7 +497,7 @@ mod tests {
         let mail = links.sign_in(ANN.email, Some(ANN)).await.unwrap().unwrap();
         assert!(links.redeem_sign_in(&token(&mail), ANN).await.unwrap());
         let actions: Vec<String> = audit.records(0, 10).await.unwrap().into_iter().map(|record| record.event.action).collect();
-        assert_eq!(actions, ["sign-in.link", "sign-in.redeemed"]);
+        assert_eq!(actions, ["sign-in.link", "sign-in.redeem"]);
     }
 
     #[test]

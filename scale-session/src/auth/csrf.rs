@@ -5,7 +5,9 @@
 //! nobody's in whose name a browser acts. (As Go's `http.CrossOriginProtection`, after Filippo Valsorda's "Cross-Site Request Forgery".)
 //!
 //! For sites that must serve such browsers all the same, [`CsrfLayer::tokens`] asks them for a token: a cookie, and a text made of it by a
-//! key, which a form's address carries (`action="/cart?_csrf=…"`), or a script's `X-CSRF-Token`.
+//! key, which a form's address carries (`action="/cart?_csrf=…"`), or a script's `X-CSRF-Token`. A request without any cookie passes: there is
+//! nobody in whose name it is sent. So an old browser can still be made to log in as somebody else; that the log-in form was shown here is for
+//! the session to say.
 //!
 //! `GET` and `HEAD` pass: they must not change anything. The handshake of a websocket does not.
 
@@ -154,7 +156,7 @@ impl CsrfLayer {
     }
 
     /// Requests to this path, or to those below it, are not looked at: those that do not go by cookies. A path that is not written plainly
-    /// (`..`, `//`, percent signs in its separators or dots) is below none.
+    /// (`..`, `//`, percent signs, `;`, letters that are not ASCII) is below none.
     pub fn except(mut self, path: &str) -> Self {
         Arc::make_mut(&mut self.0).except.push(path.to_owned());
         self
@@ -190,10 +192,9 @@ impl Rules {
 
 /// Whether a path is this one or below it, however a server behind us reads it.
 fn is_below(path: &str, above: &str) -> bool {
-    let lower = path.to_ascii_lowercase();
-    let is_plain = !["//", "/./", "/../", "%2e", "%2f", "%5c", "%25", "%c0", ";", "\\"].iter().any(|odd| lower.contains(odd))
-        && !lower.ends_with("/..")
-        && !lower.ends_with("/.");
+    // Letters that each server reads as they are: a percent sign stands for whatever the next one makes of it.
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,=:@".contains(&byte);
+    let is_plain = path.bytes().all(is_letter) && !path.contains("//") && path.split('/').all(|part| !matches!(part, "." | ".."));
     let rest = path.strip_prefix(above);
     is_plain && !above.is_empty() && rest.is_some_and(|rest| rest.is_empty() || above.ends_with('/') || rest.starts_with('/'))
 }

@@ -41,21 +41,28 @@ pub enum Error {
     /// A key or a cost that makes no sense.
     #[error("{0}")]
     Setting(&'static str),
+    /// What somebody typed is not what it should be.
+    #[error("{0}")]
+    Input(&'static str),
+    /// A user has as many of these as they may.
+    #[error("{0}")]
+    TooMany(&'static str),
     /// The session could not be read or written.
     #[error(transparent)]
     Session(#[from] crate::Error),
 }
 
 impl Error {
-    /// Returns the status to answer with: 503 if it may work later, 422 for a password that does not keep the rules, 403 for who is denied by a provider, 500 for a mistake of
-    /// the application.
+    /// Returns the status to answer with: 503 if it may work later, 422 for what somebody typed, 409 for one more than they may have, 403 for who
+    /// is not let in, 500 for a mistake of the application.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Busy { .. } | Self::Ledger(_) | Self::Permissions(_) | Self::Breaches(_) | Self::Provider(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Denied(_) => StatusCode::FORBIDDEN,
-            Self::Password(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Password(_) | Self::Input(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooMany(_) => StatusCode::CONFLICT,
             Self::Stored(_) | Self::Random | Self::Setting(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Session(error) => error.status(),
         }

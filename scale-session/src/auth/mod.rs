@@ -95,6 +95,8 @@ pub mod recovery;
 pub mod remember;
 mod seal;
 pub mod sign_ins;
+#[cfg(any(feature = "oidc", feature = "passkeys"))]
+mod steps;
 pub mod token;
 pub mod totp;
 

@@ -32,21 +32,21 @@ use webauthn_rs::prelude::{
 };
 
 use super::error::Error;
-use super::records::{Owner, Records};
+use super::records::{Owner, Records, Swapped};
 use super::same;
 use super::seal::now;
+use super::steps::{self, Step};
 use crate::session::Session;
 
 const KIND: &str = "passkey";
-/// The field of a session that steps under way are kept in.
-const FIELD: &str = "passkey";
 /// How long somebody may take with their device.
 const PATIENCE: Duration = Duration::from_mins(5);
-/// Steps that one session may have under way: tabs.
-const MOST_PENDING: usize = 4;
 /// Passkeys of a user at most.
 const MOST: usize = 10;
+/// Answers of one passkey at a time, at most.
+const MOST_AT_ONCE: u32 = 10;
 const LONGEST_NAME: usize = 200;
+const TOO_MANY: Error = Error::TooMany("a user has at most ten passkeys; remove one first");
 /// Longer answers are not looked at.
 const LONGEST_ANSWER: usize = 64 * 1_024;
 
@@ -96,6 +96,9 @@ struct Record {
     name: String,
     created: u64,
     last_used: Option<u64>,
+    /// What its device last counted.
+    #[serde(default)]
+    counter: u32,
     /// As JSON: the form that the library keeps stable.
     passkey: String,
 }
@@ -135,11 +138,11 @@ impl Passkeys {
     /// the name that the browser shows. Ask for the password, or another passkey, anew before.
     ///
     /// # Errors
-    /// [`Error::Setting`] if the user has ten; [`Error::Ledger`]; [`Error::Session`].
+    /// [`Error::TooMany`] if the user has ten; [`Error::Ledger`]; [`Error::Session`].
     pub async fn begin_registration(&self, session: &Session, user: &str, shown: &str) -> Result<String, Error> {
         let known = self.records_of(user).await?;
         if known.len() >= MOST {
-            return Err(Error::Setting("a user has at most ten passkeys; remove one first"));
+            return Err(TOO_MANY);
         }
         let ids = known.iter().map(|(_, _, passkey)| passkey.cred_id().clone()).collect();
         let begun = self.webauthn.start_passkey_registration(handle(user), shown, shown, Some(ids));
@@ -157,7 +160,8 @@ impl Passkeys {
     /// Keeps the passkey that the browser has made, under a name that its user will know it by.
     ///
     /// # Errors
-    /// [`Error::Denied`] if this is no answer to what this session has begun for that user; [`Error::Ledger`]; [`Error::Session`].
+    /// [`Error::Denied`] if this is no answer to what this session has begun for that user; [`Error::TooMany`]; [`Error::Ledger`];
+    /// [`Error::Session`].
     pub async fn finish_registration(
         &self,
         session: &Session,
@@ -173,8 +177,10 @@ impl Passkeys {
         let passkey = self.webauthn.finish_passkey_registration(&answer, &state).map_err(|error| failed(&error))?;
         let (id, name) = (public_id(passkey.cred_id().as_ref()), name.chars().take(LONGEST_NAME).collect());
         let passkey = serde_json::to_string(&passkey).map_err(unwritable)?;
-        let record = Record { version: 1, user: user.to_owned(), name, created: now(), last_used: None, passkey };
-        self.records.store().put(&Owner::of(KIND, user), &id, &record.bytes()?, None).await?;
+        let record = Record { version: 1, user: user.to_owned(), name, created: now(), last_used: None, counter: 0, passkey };
+        if !self.records.store().put(&Owner::of(KIND, user), &id, &record.bytes()?, None, MOST).await? {
+            return Err(TOO_MANY);
+        }
         Ok(record.info(id))
     }
 
@@ -222,26 +228,37 @@ impl Passkeys {
             }
             _ => return Err(Error::Denied("the answer is to another question".into())),
         };
-        // Removed since, or never registered here.
-        let Some(bytes) = self.records.store().get(&owner, &id).await? else { return Ok(None) };
-        let (mut record, mut passkey) = Record::read(&bytes)?;
-        if pending.user.as_ref().is_some_and(|user| *user != record.user) {
-            return Err(Error::Denied("the passkey is another user's".into()));
+        // Once more for each answer of the same passkey that comes first.
+        for _ in 0..MOST_AT_ONCE {
+            // Removed since, or never registered here.
+            let Some(bytes) = self.records.store().get(&owner, &id).await? else { return Ok(None) };
+            let (mut record, mut passkey) = Record::read(&bytes)?;
+            if pending.user.as_ref().is_some_and(|user| *user != record.user) {
+                return Err(Error::Denied("the passkey is another user's".into()));
+            }
+            let result = match &state {
+                State::SignIn(state) => self.webauthn.finish_passkey_authentication(&answer, state),
+                State::Discovery(state) => self.webauthn.finish_discoverable_authentication_v2(&answer, state.clone(), &passkey),
+                State::Registration(_) => return Err(Error::Denied("the answer is to another question".into())),
+            };
+            let result = result.map_err(|error| failed(&error))?;
+            if !result.user_verified() {
+                return Err(Error::Denied("the device has not verified its user".into()));
+            }
+            // What was asked may have been read before the last answer; what is kept has not.
+            if result.counter() <= record.counter && record.counter > 0 {
+                return Err(Error::Denied("the device's counter does not go on: it may be a copy".into()));
+            }
+            passkey.update_credential(&result);
+            (record.last_used, record.counter) = (Some(now()), result.counter());
+            record.passkey = serde_json::to_string(&passkey).map_err(unwritable)?;
+            match self.records.store().swap(&owner, &id, &bytes, &record.bytes()?).await? {
+                Swapped::Done => return Ok(Some(record.user)),
+                Swapped::Gone => return Ok(None),
+                Swapped::Changed => {}
+            }
         }
-        let result = match state {
-            State::SignIn(state) => self.webauthn.finish_passkey_authentication(&answer, &state),
-            State::Discovery(state) => self.webauthn.finish_discoverable_authentication_v2(&answer, state, &passkey),
-            State::Registration(_) => return Err(Error::Denied("the answer is to another question".into())),
-        };
-        let result = result.map_err(|error| failed(&error))?;
-        if !result.user_verified() {
-            return Err(Error::Denied("the device has not verified its user".into()));
-        }
-        passkey.update_credential(&result);
-        record.last_used = Some(now());
-        record.passkey = serde_json::to_string(&passkey).map_err(unwritable)?;
-        let is_there = self.records.store().update(&owner, &id, &record.bytes()?).await?;
-        Ok(is_there.then_some(record.user))
+        Err(Error::Denied("the passkey is in use elsewhere; please try again".into()))
     }
 
     /// Returns a user's passkeys, the newest first.
@@ -272,40 +289,30 @@ impl Passkeys {
         let challenge = options.pointer("/publicKey/challenge").and_then(Value::as_str).unwrap_or_default().to_owned();
         let state = serde_json::to_string(state).map_err(unwritable)?;
         let pending = Pending { challenge, user: user.map(ToOwned::to_owned), since: now(), state };
-        session
-            .update(FIELD, move |known: Option<Vec<Pending>>| {
-                let mut all: Vec<Pending> = known.unwrap_or_default().into_iter().filter(Pending::is_fresh).collect();
-                all.push(pending.clone());
-                all.drain(..all.len().saturating_sub(MOST_PENDING));
-                Some(all)
-            })
-            .await?;
-        Ok(())
+        Ok(steps::begin(session, pending).await?)
     }
 
     /// Takes the step out of the session: its challenge is good once.
     async fn take(&self, session: &Session, client_data: &[u8]) -> Result<Pending, Error> {
         let client_data: Value = serde_json::from_slice(client_data).map_err(|_| unreadable())?;
         let challenge = client_data.get("challenge").and_then(Value::as_str).ok_or_else(unreadable)?;
-        let mut found = None;
-        session
-            .update(FIELD, |known: Option<Vec<Pending>>| {
-                let all = known.unwrap_or_default().into_iter().filter(Pending::is_fresh);
-                let (mine, others): (Vec<_>, Vec<_>) =
-                    all.partition(|pending| same(pending.challenge.as_bytes(), challenge.trim_end_matches('=').as_bytes()));
-                found = mine.into_iter().next();
-                (!others.is_empty()).then_some(others)
-            })
-            .await?;
+        let challenge = challenge.trim_end_matches('=');
+        let is_it = |pending: &Pending| same(pending.challenge.as_bytes(), challenge.as_bytes());
+        let found = steps::take(session, is_it).await?;
         found.ok_or_else(|| Error::Denied("this session has asked no such question, or too long ago".into()))
     }
 }
 
-impl Pending {
-    fn is_fresh(&self) -> bool {
-        now().saturating_sub(self.since) <= PATIENCE.as_secs()
-    }
+impl Step for Pending {
+    const FIELD: &'static str = ".step.passkey";
+    const LASTS: Duration = PATIENCE;
 
+    fn since(&self) -> u64 {
+        self.since
+    }
+}
+
+impl Pending {
     fn state(&self) -> Result<State, Error> {
         serde_json::from_str(&self.state).map_err(|_| Error::Stored("passkey's challenge"))
     }

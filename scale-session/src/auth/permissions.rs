@@ -6,8 +6,8 @@
 //! | --- | --- |
 //! | nobody is signed in, or a second factor is missing | 401 |
 //! | the user has not got the permission | 403 |
-//! | the user is gone, or shut out | 401, and the session ends |
-//! | the application cannot say | 503 |
+//! | the user, or who [acts as them](Session::impersonate), is gone or shut out | 401, and the session ends |
+//! | the application cannot say, or the session's store | 503; of the store 401, with [`OnStoreError::Anonymous`](crate::OnStoreError) |
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -105,6 +105,13 @@ impl Permissions {
     /// [`Error::Permissions`]: nobody can say, so they may not.
     pub async fn may(&self, session: &Session, permission: &str) -> Result<May, Error> {
         let Some(user) = session.user().await? else { return Ok(May::Nobody) };
+        // Whoever acts as somebody else must still be there, too.
+        if let Some(by) = session.impersonator().await?
+            && (self.0)(by).await.map_err(Error::Permissions)?.is_none()
+        {
+            session.destroy().await?;
+            return Ok(May::Nobody);
+        }
         match (self.0)(user).await.map_err(Error::Permissions)? {
             Some(granted) if granted.allows(permission) => Ok(May::Yes),
             Some(_) => Ok(May::No),

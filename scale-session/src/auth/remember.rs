@@ -66,7 +66,7 @@ pub struct Family {
 }
 
 /// What came of presenting a cookie.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Exchange {
     /// Let them in.
     Good {
@@ -82,6 +82,17 @@ pub enum Exchange {
     },
     /// Not one of ours, expired, revoked, or bound to what has changed.
     No,
+}
+
+impl std::fmt::Debug for Exchange {
+    /// Without the cookie: it is a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Good { subject, .. } => f.debug_struct("Good").field("subject", subject).finish_non_exhaustive(),
+            Self::Stolen { subject } => f.debug_struct("Stolen").field("subject", subject).finish(),
+            Self::No => f.write_str("No"),
+        }
+    }
 }
 
 impl Remember {
@@ -108,7 +119,8 @@ impl Remember {
         self.begin_on(subject, bound, "").await
     }
 
-    /// The first cookie of a family on a device, with a name that its user will know it by.
+    /// The first cookie of a family on a device, with a name that its user will know it by. Of a user's hundred families that are
+    /// [listed](Self::listed_in), the one used longest ago ends for the next.
     ///
     /// # Errors
     /// As [`begin`](Self::begin).
@@ -121,7 +133,14 @@ impl Remember {
         if let Some(records) = &self.records {
             let device = device.chars().take(LONGEST_NAME).collect();
             let family = Family { id: family(&said), device, since: now(), last_used: now(), expires: said.expires };
-            records.store().put(&Owner::of(PURPOSE, subject), &family.id, &family.bytes()?, Some(self.time)).await?;
+            let (owner, bytes) = (Owner::of(PURPOSE, subject), family.bytes()?);
+            for _ in 0..MOST_FAMILIES {
+                if records.store().put(&owner, &family.id, &bytes, Some(self.time), MOST_FAMILIES).await? {
+                    break;
+                }
+                let Some(last) = self.families(subject).await?.pop() else { break };
+                self.end_family(subject, &last.id).await?;
+            }
         }
         Ok(cookie)
     }
@@ -202,7 +221,9 @@ impl Remember {
     /// # Errors
     /// [`Error::Ledger`]: they may have ended or not. Try again.
     pub async fn end_all(&self, subject: &str) -> Result<(), Error> {
-        self.ledger.advance(PURPOSE, subject, self.time).await?;
+        // As long as any family may live, those of a longer time that was set before too: what is forgotten counts as nothing, and would be
+        // what they were bound to.
+        self.ledger.advance(PURPOSE, subject, self.time.max(LONGEST_TIME)).await?;
         if let Some(records) = &self.records {
             records.store().remove_all(&Owner::of(PURPOSE, subject)).await?;
         }
@@ -216,7 +237,7 @@ impl Remember {
         let marked = async {
             let Some(bytes) = records.store().get(&owner, &family(said)).await? else { return Ok(()) };
             let used = Family { last_used: now(), ..Family::read(&bytes)? };
-            records.store().update(&owner, &used.id, &used.bytes()?).await.map(drop)
+            records.store().swap(&owner, &used.id, &bytes, &used.bytes()?).await.map(drop)
         };
         if let Err(error) = marked.await {
             let _: &Error = &error;
@@ -244,6 +265,10 @@ impl Remember {
 }
 
 const PURPOSE: &str = "remember";
+/// Browsers keep no cookie for longer than 400 days.
+const LONGEST_TIME: Duration = Duration::from_hours(400 * 24);
+/// Families of a user that are listed, at most.
+const MOST_FAMILIES: usize = 100;
 /// A device's name is cut after so many characters.
 const LONGEST_NAME: usize = 200;
 

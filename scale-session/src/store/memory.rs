@@ -14,7 +14,7 @@ use super::{
 use crate::error::Error;
 use crate::value::{self, decode_number};
 
-/// Beyond it the session nearest to its end goes first.
+/// Beyond it the session nearest to its end goes first, of those that are nobody's while there is one.
 const MAX_SESSIONS: usize = 100_000;
 
 #[derive(Debug)]
@@ -37,24 +37,50 @@ pub struct MemoryStore(Mutex<All>);
 #[derive(Debug, Default)]
 struct All {
     sessions: HashMap<Handle, Entry>,
-    /// The same by their ends, the next one first.
-    ends: BTreeSet<(Instant, Handle)>,
+    /// The same by their ends, the next one first: those that are nobody's, and those that are somebody's.
+    ends: [BTreeSet<(Instant, Handle)>; 2],
     owned: HashMap<Owner, HashSet<Handle>>,
 }
 
 impl All {
+    /// Works on a living entry.
+    fn with<T>(&mut self, handle: &Handle, work: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let entry = self.sessions.get_mut(handle)?;
+        let before = entry.expires;
+        if before <= Instant::now() {
+            self.remove(handle);
+            return None;
+        }
+        let done = work(entry);
+        if entry.expires != before {
+            let ends = &mut self.ends[side(handle)];
+            ends.remove(&(before, *handle));
+            ends.insert((entry.expires, *handle));
+        }
+        Some(done)
+    }
+
     fn insert(&mut self, handle: Handle, entry: Entry) {
         self.remove(&handle);
         if let Some(owner) = handle.owner() {
             self.owned.entry(*owner).or_default().insert(handle);
         }
-        self.ends.insert((entry.expires, handle));
+        self.ends[side(&handle)].insert((entry.expires, handle));
         self.sessions.insert(handle, entry);
+    }
+
+    /// Removes one, so that there is room for another.
+    fn evict(&mut self) {
+        let [nobodys, somebodys] = &self.ends;
+        let over = somebodys.first().filter(|(end, _)| *end <= Instant::now());
+        if let Some((_, handle)) = over.or(nobodys.first()).or(somebodys.first()).copied() {
+            self.remove(&handle);
+        }
     }
 
     fn remove(&mut self, handle: &Handle) -> Option<Entry> {
         let entry = self.sessions.remove(handle)?;
-        self.ends.remove(&(entry.expires, *handle));
+        self.ends[side(handle)].remove(&(entry.expires, *handle));
         if let Some(owner) = handle.owner()
             && let Some(handles) = self.owned.get_mut(owner)
         {
@@ -73,22 +99,14 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Works on a living entry.
     fn with<T>(&self, handle: &Handle, work: impl FnOnce(&mut Entry) -> T) -> Option<T> {
-        let all = &mut *self.0.lock();
-        let entry = all.sessions.get_mut(handle)?;
-        let before = entry.expires;
-        if before <= Instant::now() {
-            all.remove(handle);
-            return None;
-        }
-        let done = work(entry);
-        if entry.expires != before {
-            all.ends.remove(&(before, *handle));
-            all.ends.insert((entry.expires, *handle));
-        }
-        Some(done)
+        self.0.lock().with(handle, work)
     }
+}
+
+/// Its place in `ends`.
+fn side(handle: &Handle) -> usize {
+    usize::from(handle.owner().is_some())
 }
 
 fn now_ms() -> u64 {
@@ -131,6 +149,12 @@ impl Entry {
         }
     }
 
+    /// Leaves nothing but that it was there.
+    fn empty(&mut self) {
+        self.frozen = Some(Instant::now());
+        self.fields.clear();
+    }
+
     /// What is left of it once its client has another one.
     fn freeze(&mut self, next: Handle, grace: Duration) {
         let until = (Instant::now() + grace).min(self.ends);
@@ -152,10 +176,8 @@ impl Store for MemoryStore {
         changes.iter().for_each(|(field, value)| entry.set(field, value));
         entry.renew(lifetime.idle);
         let mut all = self.0.lock();
-        while all.sessions.len() >= MAX_SESSIONS
-            && let Some((_, next)) = all.ends.first().copied()
-        {
-            all.remove(&next);
+        while all.sessions.len() >= MAX_SESSIONS {
+            all.evict();
         }
         all.insert(*handle, entry);
         Ok(())
@@ -226,7 +248,8 @@ impl Store for MemoryStore {
     }
 
     async fn succeed(&self, handle: &Handle, next: &Succession<'_>, changes: &Changes) -> Result<Saved, Error> {
-        let made = self.with(handle, |entry| {
+        let mut all = self.0.lock();
+        let made = all.with(handle, |entry| {
             if entry.frozen.is_some() {
                 return Err(Saved::Frozen);
             }
@@ -242,25 +265,17 @@ impl Store for MemoryStore {
             };
             changes.iter().for_each(|(field, value)| made.set(field, value));
             made.renew(next.idle);
+            entry.freeze(*next.handle, next.grace);
             Ok(made)
         });
-        match made {
-            None => Ok(Saved::Gone),
-            Some(Err(saved)) => Ok(saved),
+        Ok(match made {
+            None => Saved::Gone,
+            Some(Err(saved)) => saved,
             Some(Ok(made)) => {
-                let mut all = self.0.lock();
-                // Unless it was ended in between.
-                let Some(mut old) = all.remove(handle) else { return Ok(Saved::Gone) };
-                if old.frozen.is_some() {
-                    all.insert(*handle, old);
-                    return Ok(Saved::Frozen);
-                }
-                old.freeze(*next.handle, next.grace);
-                all.insert(*handle, old);
                 all.insert(*next.handle, made);
-                Ok(Saved::Done)
+                Saved::Done
             }
-        }
+        })
     }
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
@@ -281,27 +296,32 @@ impl Store for MemoryStore {
         if except.is_some_and(|handle| !lives(handle)) {
             return Ok(false);
         }
-        // In process, removing them is the one step.
+        // In process, removing them is the one step. That some were replaced stays known.
         for handle in all.owned.get(owner).cloned().unwrap_or_default() {
-            if Some(&handle) != except {
-                all.remove(&handle);
+            match all.sessions.get_mut(&handle) {
+                _ if Some(&handle) == except => {}
+                Some(entry) if entry.frozen.is_some() => entry.empty(),
+                _ => drop(all.remove(&handle)),
             }
         }
         Ok(true)
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<Destroyed, Error> {
-        let replaced = self.with(handle, |entry| {
-            entry.frozen.map(|_| {
-                entry.frozen = Some(Instant::now());
-                entry.fields.clear();
-                entry.next
-            })
+    async fn destroy(&self, handle: &Handle, known_for: Duration) -> Result<Destroyed, Error> {
+        let mut all = self.0.lock();
+        let destroyed = all.with(handle, |entry| {
+            let was_frozen = entry.frozen.is_some();
+            if was_frozen && entry.next.is_none() {
+                return Destroyed::Gone;
+            }
+            entry.empty();
+            if was_frozen {
+                return Destroyed::Replaced(entry.next);
+            }
+            entry.expires = Instant::now() + known_for;
+            Destroyed::Done
         });
-        if let Some(Some(next)) = replaced {
-            return Ok(Destroyed::Replaced(next));
-        }
-        Ok(self.0.lock().remove(handle).map_or(Destroyed::Gone, |_| Destroyed::Done))
+        Ok(destroyed.unwrap_or(Destroyed::Gone))
     }
 }
 
@@ -340,6 +360,24 @@ mod tests {
         let lives = async |id: &Id| store.load(&id.handle(), Some(&id.proof())).await.unwrap().is_some();
         assert!(!lives(&short).await && lives(&long).await);
         let all = store.0.lock();
-        assert_eq!((all.sessions.len(), all.ends.len()), (MAX_SESSIONS, MAX_SESSIONS));
+        assert_eq!((all.sessions.len(), all.ends[0].len()), (MAX_SESSIONS, MAX_SESSIONS));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn visitors_push_nobody_out_who_is_signed_in() {
+        let store = MemoryStore::new();
+        let create = async |owner: Option<Owner>, minutes: u64| {
+            let id = Id::random(owner).unwrap();
+            let lifetime = Lifetime { idle: Duration::from_mins(minutes), absolute: Duration::from_hours(24) };
+            store.create(&id.handle(), &id.proof(), &Changes::default(), lifetime).await.unwrap();
+            id
+        };
+        let (user, over) = (create(Some(Owner::of("ann")), 10).await, create(Some(Owner::of("ben")), 1).await);
+        tokio::time::advance(Duration::from_mins(2)).await;
+        for _ in 0..MAX_SESSIONS + 1_000 {
+            create(None, 600).await;
+        }
+        assert!(store.load(&user.handle(), Some(&user.proof())).await.unwrap().is_some());
+        assert!(!store.0.lock().sessions.contains_key(&over.handle()), "what has expired goes first");
     }
 }

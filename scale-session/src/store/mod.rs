@@ -56,7 +56,7 @@ pub enum Standing {
     Live,
     /// Its client has become somebody else, and has another session since: requests under way read this one for a while, and write nothing.
     Frozen,
-    /// The same after that while: nothing of it is left but that it was replaced.
+    /// The same after that while, and of one that its client has ended: nothing is left but that it was there.
     Replaced,
     /// The proof was one of its own once, and its client has shown a later one since.
     Stale,
@@ -132,6 +132,8 @@ pub enum Destroyed {
 
 /// How long it is known that a session was replaced, so that a slow request does not take the new one's cookie away.
 pub const REPLACED_FOR: Duration = Duration::from_hours(1);
+/// How long it is known that a client has logged out, for the same reason.
+pub const ENDED_FOR: Duration = Duration::from_mins(1);
 /// The end of a proof whose client has not shown a later one.
 const PENDING: u64 = u64::MAX;
 /// Earlier proofs of a session that are remembered at most.
@@ -207,7 +209,7 @@ impl Proofs {
 
 /// A store of sessions. Every method is atomic, and no method but [`create`](Store::create) makes a session exist: so a slow request
 /// cannot bring back what a logout removed. A session whose handle has an owner is gone for every method once that owner's sessions are
-/// [revoked](Store::revoke).
+/// [revoked](Store::revoke); of one that was replaced before, that stays known.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// A store for one request alone, of sessions that lie in its cookie. `None`: this one serves all requests.
@@ -272,8 +274,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// nothing is done.
     async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<bool, Error>;
 
-    /// Removes the session.
-    async fn destroy(&self, handle: &Handle) -> Result<Destroyed, Error>;
+    /// Removes the session. For `known_for` it is known that it was there, as [`Standing::Replaced`].
+    async fn destroy(&self, handle: &Handle, known_for: Duration) -> Result<Destroyed, Error>;
 }
 
 #[cfg(test)]

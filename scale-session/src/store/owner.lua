@@ -2,6 +2,16 @@
 -- A session that belongs to somebody has two keys more: KEYS[2] is the owner's hash (which life of it this is, the number last given out,
 -- the number up to which sessions are revoked), KEYS[3] the owner's sessions by when they expire. It holds its own number, and is gone once
 -- that is revoked; or once the hash is lost, for then nobody knows.
+
+-- Leaves nothing of the session but that it was there.
+local function empty()
+  for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+    if string.byte(field) ~= 0 then redis.call('HDEL', KEYS[1], field) end
+  end
+  redis.call('HSET', KEYS[1], '\0frozen', 0)
+end
+
+-- Of one that was replaced before, that stays known: it is emptied, and not said to be revoked.
 local function revoked()
   if not KEYS[2] then return false end
   local turn = redis.call('HGET', KEYS[1], '\0turn')
@@ -9,6 +19,10 @@ local function revoked()
   local life, number = string.match(turn, '^(.*):(%d+)$')
   local owner = redis.call('HMGET', KEYS[2], 'life', 'revoked')
   if owner[1] == life and tonumber(number) > tonumber(owner[2] or 0) then return false end
+  if redis.call('HEXISTS', KEYS[1], '\0frozen') == 1 then
+    empty()
+    return false
+  end
   redis.call('UNLINK', KEYS[1])
   return true
 end

@@ -385,9 +385,10 @@ impl Store for RedisStore {
         call.invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<Destroyed, Error> {
+    async fn destroy(&self, handle: &Handle, known_for: Duration) -> Result<Destroyed, Error> {
         let mut call = self.call(&self.destroy, handle);
-        let reply: Vec<String> = call.arg(handle.family()).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        call.arg(handle.family()).arg(known_for.as_millis() as u64);
+        let reply: Vec<String> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["done"] => Ok(Destroyed::Done),
             ["gone"] => Ok(Destroyed::Gone),

@@ -287,7 +287,7 @@ impl Store for SealedStore {
         Err(Error::Irrevocable)
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<Destroyed, Error> {
+    async fn destroy(&self, handle: &Handle, _: Duration) -> Result<Destroyed, Error> {
         let mut inside = self.inside.lock();
         if inside.current == Some(*handle) {
             inside.current = None;

@@ -69,8 +69,11 @@ statements! {
             value {bytes} not null,
             primary key (app, handle, field)
         );";
-    load = concat!("select s.proofs, s.renewed_ms, s.frozen_ms, s.seen, {now}, f.field, f.value, s.next from scale_sessions s \
-        left join scale_session_fields f on f.app = s.app and f.handle = s.handle where ", lives!());
+    load = "select s.proofs, s.renewed_ms, case when s.owner is null or s.number > o.revoked then s.frozen_ms else 0 end, s.seen, {now}, \
+        f.field, f.value, s.next from scale_sessions s \
+        left join scale_session_owners o on o.app = s.app and o.owner = s.owner \
+        left join scale_session_fields f on f.app = s.app and f.handle = s.handle \
+        where s.app = $1 and s.handle = $2 and s.expires_ms > {now} and (s.owner is null or s.number > o.revoked or s.frozen_ms is not null)";
     number = "insert into scale_session_owners (app, owner, last, revoked, until_ms) values ($1, $2, 1, 0, {now} + $3) \
         on conflict (app, owner) do update set last = scale_session_owners.last + 1, \
         until_ms = case when excluded.until_ms > scale_session_owners.until_ms then excluded.until_ms else scale_session_owners.until_ms end \
@@ -104,6 +107,7 @@ statements! {
         select app, $3, field, value from scale_session_fields where app = $1 and handle = $2";
     remember_owner = "update scale_session_owners set until_ms = {most}(until_ms, {now} + $3) where app = $1 and owner = $2";
     unread = "update scale_sessions set frozen_ms = 0 where app = $1 and handle = $2";
+    end = "update scale_sessions set frozen_ms = 0, expires_ms = {now} + $3 where app = $1 and handle = $2";
     drop_fields = "delete from scale_session_fields where app = $1 and handle = $2";
     destroy = "delete from scale_sessions where app = $1 and handle = $2";
     expired = "select app, handle from scale_sessions where expires_ms <= {now} limit 100";
@@ -421,17 +425,18 @@ impl Store for SqlStore {
         Ok(true)
     }
 
-    async fn destroy(&self, handle: &Handle) -> Result<Destroyed, Error> {
+    async fn destroy(&self, handle: &Handle, known_for: Duration) -> Result<Destroyed, Error> {
         let mut tx = self.begin().await?;
-        if let Some(Locked { frozen_ms: Some(_), next, .. }) = self.lock(&mut tx, handle).await? {
-            self.on(&self.texts.unread, handle).execute(&mut *tx).await.map_err(failed)?;
-            self.on(&self.texts.drop_fields, handle).execute(&mut *tx).await.map_err(failed)?;
-            tx.commit().await.map_err(failed)?;
-            return Ok(Destroyed::Replaced(next));
-        }
-        let removed = self.on(&self.texts.destroy, handle).execute(&mut *tx).await.map_err(failed)?.rows_affected();
+        let (last, destroyed) = match self.lock(&mut tx, handle).await? {
+            None => (self.on(&self.texts.destroy, handle), Destroyed::Gone),
+            Some(Locked { frozen_ms: Some(_), next: None, .. }) => return Ok(Destroyed::Gone),
+            Some(Locked { frozen_ms: Some(_), next, .. }) => (self.on(&self.texts.unread, handle), Destroyed::Replaced(next)),
+            Some(_) if known_for.is_zero() => (self.on(&self.texts.destroy, handle), Destroyed::Done),
+            Some(_) => (self.on(&self.texts.end, handle).bind(millis(known_for)), Destroyed::Done),
+        };
+        last.execute(&mut *tx).await.map_err(failed)?;
         self.on(&self.texts.drop_fields, handle).execute(&mut *tx).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
-        Ok(if removed > 0 { Destroyed::Done } else { Destroyed::Gone })
+        Ok(destroyed)
     }
 }

@@ -38,6 +38,8 @@ use super::seal::now;
 
 /// Longer ones are not looked at.
 const LONGEST: usize = 8 * 1_024;
+/// The last second that programs with numbers of 53 bits know.
+const LATEST: u64 = (1 << 53) - 1;
 
 /// Makes and reads access tokens.
 ///
@@ -135,7 +137,7 @@ impl Access {
         let (key, signs) = key.ok_or(Error::Setting("there is no key that signs"))?;
         let header = Header { kid: Some(key.id.clone()), ..Header::new(key.algorithm) };
         let iat = now();
-        let exp = iat + self.lifetime.as_secs();
+        let exp = iat.saturating_add(self.lifetime.as_secs()).min(LATEST);
         let no_map = Error::Setting("the claims cannot be written as a map");
         let Ok(serde_json::Value::Object(more)) = serde_json::to_value(more) else { return Err(no_map) };
         if REGISTERED.iter().any(|name| more.contains_key(*name)) {
@@ -171,7 +173,11 @@ impl Access {
             return None;
         }
         let id = header.kid?;
-        let key = self.keys.iter().find(|key| key.id == id)?;
+        // Keys of one name, as after a rotation that kept it, are all tried.
+        self.keys.iter().filter(|key| key.id == id).find_map(|key| self.claims(token, key))
+    }
+
+    fn claims<T: DeserializeOwned + Clone>(&self, token: &str, key: &Key) -> Option<Claims<T>> {
         let mut rules = Validation::new(key.algorithm);
         rules.set_required_spec_claims(&["exp", "sub", "iss", "aud"]);
         rules.set_issuer(&[&self.issuer]);

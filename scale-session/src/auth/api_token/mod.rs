@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 pub use self::layer::{ApiTokenLayer, Authenticated};
 use super::error::Error;
-use super::records::{Owner, Records};
+use super::records::{Owner, Records, Swapped};
 use super::seal::now;
 use super::{random, same};
 
@@ -217,13 +217,10 @@ impl ApiTokens {
     /// Creates a token for a user. The secret in the answer is the only copy.
     ///
     /// # Errors
-    /// [`Error::Setting`] if the user has 100 tokens, or the token 100 abilities; [`Error::Ledger`]; [`Error::Random`].
+    /// [`Error::TooMany`] if the user has 100 tokens; [`Error::Setting`] if the token has more than 100 abilities; [`Error::Ledger`]; [`Error::Random`].
     pub async fn create(&self, user: &str, new: NewApiToken) -> Result<CreatedApiToken, Error> {
         if new.abilities.len() > MOST_ABILITIES || new.abilities.iter().any(|ability| ability.len() > LONGEST_NAME) {
             return Err(Error::Setting("an API token has at most 100 abilities of 200 bytes each"));
-        }
-        if self.list(user).await?.len() >= MOST {
-            return Err(Error::Setting("a user has at most 100 API tokens; revoke one first"));
         }
         let (owner, id, secret) = (Owner::of(KIND, user), random::<ID>()?, random::<SECRET>()?);
         let record = Record {
@@ -237,7 +234,9 @@ impl ApiTokens {
             last_used: None,
         };
         let text = HEXLOWER.encode(&id);
-        self.records.store().put(&owner, &text, &record.bytes()?, new.lasts).await?;
+        if !self.records.store().put(&owner, &text, &record.bytes()?, new.lasts, MOST).await? {
+            return Err(Error::TooMany("a user has at most 100 API tokens; revoke one first"));
+        }
         Ok(CreatedApiToken { secret: self.letters(&owner, &id, &secret), token: record.token(text) })
     }
 
@@ -254,8 +253,8 @@ impl ApiTokens {
         }
         if record.last_used.is_none_or(|used| now().saturating_sub(used) >= MARKED) {
             record.last_used = Some(now());
-            // Revoked since it was read: then it is not let in either.
-            if !self.records.store().update(&owner, &id, &record.bytes()?).await? {
+            // Revoked since it was read: then it is not let in either. Another request may have marked it first.
+            if self.records.store().swap(&owner, &id, &bytes, &record.bytes()?).await? == Swapped::Gone {
                 return Ok(None);
             }
         }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Store, Turn, judge};
+use super::{LIMIT, Store, Turn, judge};
 use crate::auth::error::Error;
 
 /// Beyond it what has ended is forgotten, and if all is living, new claims fail: nothing is let in twice because somebody floods it.
@@ -16,6 +16,8 @@ const MOST: usize = 1_000_000;
 #[derive(Debug, Default)]
 struct Entries {
     claims: HashMap<String, Instant>,
+    /// Claims that limit how often something is done: whoever floods them stops nothing else.
+    limits: HashMap<String, Instant>,
     families: HashMap<String, Family>,
     counters: HashMap<String, (u64, Instant)>,
 }
@@ -27,7 +29,8 @@ struct Family {
     ends: Instant,
 }
 
-/// For one process: development, tests, small sites. At most a million entries.
+/// For one process: development, tests, small sites. At most a million entries, and as many that limit how often
+/// mails are sent.
 #[derive(Debug, Default)]
 pub struct MemoryLedger(Mutex<Entries>);
 
@@ -39,6 +42,20 @@ fn after(now: Instant, time: Duration) -> Instant {
 impl Entries {
     fn len(&self) -> usize {
         self.claims.len() + self.families.len() + self.counters.len()
+    }
+
+    fn claims(&mut self, key: &str) -> &mut HashMap<String, Instant> {
+        if key.starts_with(LIMIT) { &mut self.limits } else { &mut self.claims }
+    }
+
+    fn room_for_claim(&mut self, key: &str, now: Instant) -> Result<(), Error> {
+        if !key.starts_with(LIMIT) {
+            return self.room(now);
+        }
+        if self.limits.len() >= MOST {
+            self.limits.retain(|_, ends| *ends > now);
+        }
+        if self.limits.len() < MOST { Ok(()) } else { Err(Error::Ledger("it is full".into())) }
     }
 
     fn room(&mut self, now: Instant) -> Result<(), Error> {
@@ -57,17 +74,17 @@ impl Store for MemoryLedger {
     async fn claim(&self, key: &str, time: Duration) -> Result<bool, Error> {
         let now = Instant::now();
         let mut entries = self.0.lock();
-        if entries.claims.get(key).is_some_and(|ends| *ends > now) {
+        if entries.claims(key).get(key).is_some_and(|ends| *ends > now) {
             return Ok(false);
         }
-        entries.room(now)?;
-        entries.claims.insert(key.to_owned(), after(now, time));
+        entries.room_for_claim(key, now)?;
+        entries.claims(key).insert(key.to_owned(), after(now, time));
         Ok(true)
     }
 
     async fn claimed(&self, key: &str) -> Result<bool, Error> {
         let now = Instant::now();
-        Ok(self.0.lock().claims.get(key).is_some_and(|ends| *ends > now))
+        Ok(self.0.lock().claims(key).get(key).is_some_and(|ends| *ends > now))
     }
 
     async fn open(&self, key: &str, time: Duration) -> Result<(), Error> {

@@ -124,6 +124,11 @@ impl Ledger {
         self.store.claim(&hashed(scope, key), time).await
     }
 
+    /// The same for what limits how often something is done. In memory it has room of its own: a flood of it stops nothing else.
+    pub(super) async fn count_off(&self, scope: &str, key: &str, time: Duration) -> Result<bool, Error> {
+        self.store.claim(&format!("{LIMIT}{}", hashed(scope, key)), time).await
+    }
+
     #[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
     fn of(self, app: &str) -> Self {
         Self { app: app.into(), ..self }
@@ -163,6 +168,9 @@ fn hashed(scope: &str, key: &str) -> String {
     let digest = Sha256::digest(format!("{}:{scope}{key}", scope.len()).as_bytes());
     HEXLOWER.encode(&digest[..20])
 }
+
+/// Keys of what limits how often something is done begin so. Others are hexadecimal.
+const LIMIT: &str = "limit-";
 
 /// Turns that may be late: a lost answer, or tabs of one browser that came in between.
 const LATE: u64 = 3;

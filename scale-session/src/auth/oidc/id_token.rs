@@ -78,6 +78,9 @@ impl IdToken {
         if time("iat").is_none_or(|made| made > now() + LEEWAY) {
             return Err("the ID token is of a time to come");
         }
+        if claims.contains_key("nbf") && time("nbf").is_none_or(|start| start > now() + LEEWAY) {
+            return Err("the ID token is not good yet");
+        }
         if !text("nonce").is_some_and(|said| same(said.as_bytes(), nonce.as_bytes())) {
             return Err("the ID token is of another log-in");
         }
@@ -114,6 +117,8 @@ mod tests {
             ("exp", json!(now() - 120)),
             ("exp", json!("9999999999")),
             ("iat", json!(now() + 600)),
+            ("nbf", json!(now() + 600)),
+            ("nbf", json!("x")),
             ("nonce", json!("m")),
             ("nonce", Value::Null),
             ("sub", json!("")),

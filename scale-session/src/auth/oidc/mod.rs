@@ -5,7 +5,7 @@
 //! | [`begin`](OidcClient::begin) keeps `state`, `nonce` and the PKCE verifier in the visitor's session, for 10 minutes | a callback that somebody else began (log-in CSRF), a code that was stolen |
 //! | [`finish`](OidcClient::finish) takes them out before it asks anybody | a callback sent twice |
 //! | the ID token's signature is verified by the provider's keys: RS256, ES256 or EdDSA, never `none` or HMAC | a token that somebody else made |
-//! | keys are fetched again when a token names an unknown one, once a minute at most | rotation of keys; a flood of such tokens |
+//! | keys are fetched again when no known one has signed a token, once a minute at most; while that fails the known ones stay | rotation of keys; a flood of such tokens |
 //! | issuer, audience, authorized party, end and nonce are what they should be | a token of another provider, site or log-in (mix-up) |
 //! | answers of over 1 MiB are refused | a provider that went mad |
 //!
@@ -18,6 +18,7 @@ mod id_token;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -34,17 +35,17 @@ use tokio::time::Instant;
 use self::id_token::IdToken;
 use super::access::VerifyingKey;
 use super::error::Error;
+use super::steps::{self, Step};
 use super::{random, same};
 use crate::session::Session;
 
 /// How long somebody may take at the provider's.
 const PATIENCE: Duration = Duration::from_mins(10);
-/// Log-ins that one session may have under way: tabs.
-const MOST_PENDING: usize = 5;
 /// Longer answers are refused.
 const LONGEST_ANSWER: usize = 1_024 * 1_024;
-/// Keys are fetched again that often at most.
+/// Keys are fetched again that often at most; so often if that failed.
 const KEYS_APART: Duration = Duration::from_mins(1);
+const KEYS_APART_FAILED: Duration = Duration::from_secs(5);
 /// Keys are used so long without being fetched again.
 const KEYS_LAST: Duration = Duration::from_hours(1);
 /// Longer parameters of a callback are refused.
@@ -97,6 +98,7 @@ pub struct OidcClient {
     oauth: OauthClient,
     jwks_uri: String,
     keys: Mutex<Keys>,
+    fetching: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for OidcClient {
@@ -143,12 +145,13 @@ struct IdTokenField {
 
 impl ExtraTokenFields for IdTokenField {}
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Keys {
-    known: Vec<std::sync::Arc<VerifyingKey>>,
+    known: Vec<Arc<VerifyingKey>>,
     fetched: Option<Instant>,
-    /// When a token last named a key that nobody knew.
-    missed: Option<Instant>,
+    /// When the provider was last asked for them again, and whether that failed, or is under way.
+    asked: Option<Instant>,
+    has_failed: bool,
 }
 
 /// A log-in under way, in the visitor's session.
@@ -161,8 +164,14 @@ struct Pending {
     since: u64,
 }
 
-/// The field of a session that log-ins under way are kept in.
-const FIELD: &str = "oidc";
+impl Step for Pending {
+    const FIELD: &'static str = ".step.oidc";
+    const LASTS: Duration = PATIENCE;
+
+    fn since(&self) -> u64 {
+        self.since
+    }
+}
 
 #[derive(Deserialize)]
 struct Discovery {
@@ -185,6 +194,10 @@ impl OidcClient {
         client_secret: Option<&str>,
         redirect: &str,
     ) -> Result<Self, Error> {
+        let is_local = |uri: &http::Uri| matches!(uri.host(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        if !issuer.parse::<http::Uri>().is_ok_and(|uri| uri.scheme_str() == Some("https") || is_local(&uri)) {
+            return Err(Error::Setting("the issuer is an address that begins with https://"));
+        }
         let found: Discovery =
             get_json(http, &format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))).await?;
         if found.issuer != issuer {
@@ -204,8 +217,10 @@ impl OidcClient {
             oauth,
             jwks_uri: found.jwks_uri,
             keys: Mutex::default(),
+            fetching: tokio::sync::Mutex::default(),
         };
-        client.fetch_keys(http).await?;
+        let known = client.fetch_keys(http).await?;
+        *client.keys.lock() = Keys { known, fetched: Some(Instant::now()), asked: None, has_failed: false };
         Ok(client)
     }
 
@@ -219,14 +234,7 @@ impl OidcClient {
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let (issuer, since) = (self.issuer.clone(), super::seal::now());
         let pending = Pending { issuer, state: state.clone(), nonce: nonce.clone(), verifier: verifier.secret().clone(), since };
-        session
-            .update(FIELD, move |known: Option<Vec<Pending>>| {
-                let mut all: Vec<Pending> = known.unwrap_or_default().into_iter().filter(Pending::is_fresh).collect();
-                all.push(pending.clone());
-                all.drain(..all.len().saturating_sub(MOST_PENDING));
-                Some(all)
-            })
-            .await?;
+        steps::begin(session, pending).await?;
         let request =
             self.oauth.authorize_url(|| CsrfToken::new(state)).set_pkce_challenge(challenge).add_extra_param("nonce", nonce);
         let scopes = scopes.iter().filter(|scope| **scope != "openid").map(|scope| Scope::new((*scope).into()));
@@ -262,64 +270,64 @@ impl OidcClient {
 
     /// Takes the log-in out of the session: it is good once.
     async fn take(&self, session: &Session, state: &str) -> Result<Pending, Error> {
-        let mut found = None;
-        session
-            .update(FIELD, |known: Option<Vec<Pending>>| {
-                let (mine, others): (Vec<_>, Vec<_>) = known
-                    .unwrap_or_default()
-                    .into_iter()
-                    .filter(Pending::is_fresh)
-                    .partition(|pending| same(pending.state.as_bytes(), state.as_bytes()));
-                found = mine.into_iter().next();
-                (!others.is_empty()).then_some(others)
-            })
-            .await?;
+        let found = steps::take(session, |pending: &Pending| same(pending.state.as_bytes(), state.as_bytes())).await?;
         let found = found.filter(|pending| pending.issuer == self.issuer);
         found.ok_or_else(|| Error::Denied("this session has begun no such log-in, or too long ago".into()))
     }
 
     /// The claims of a token that the provider has signed.
     async fn verify(&self, http: &impl HttpClient, token: &IdToken) -> Result<serde_json::Map<String, serde_json::Value>, Error> {
-        let is_old = self.keys.lock().fetched.is_none_or(|at| at.elapsed() > KEYS_LAST);
-        if is_old {
-            self.fetch_keys(http).await?;
+        let known = self.keys.lock().clone();
+        let is_old = known.fetched.is_none_or(|at| at.elapsed() > KEYS_LAST);
+        let claims = known.claims(token);
+        if let Some(claims) = claims.clone().filter(|_| !is_old) {
+            return Ok(claims);
         }
-        if let Some(key) = self.key(token) {
-            return token.claims(&key).ok_or_else(|| Error::Provider("the ID token is not signed by the provider".into()));
-        }
-        let may_ask = {
-            let mut keys = self.keys.lock();
-            let may_ask = keys.missed.is_none_or(|at| at.elapsed() > KEYS_APART);
-            if may_ask {
-                keys.missed = Some(Instant::now());
+        match self.renew_keys(http, known.fetched).await {
+            Ok(()) => self.keys.lock().claims(token),
+            // What was good an hour ago is still, while the provider does not say otherwise.
+            Err(error) if claims.is_some() => {
+                tracing::warn!(%error, issuer = self.issuer, "the provider's keys could not be fetched again; the known ones stay");
+                claims
             }
-            may_ask
-        };
-        if may_ask {
-            self.fetch_keys(http).await?;
+            Err(error) => return Err(error),
         }
-        let claims = self.key(token).and_then(|key| token.claims(&key));
-        claims.ok_or_else(|| Error::Provider("the ID token is signed by no key of the provider".into()))
+        .ok_or_else(|| Error::Provider("the ID token is signed by no key of the provider".into()))
     }
 
-    fn key(&self, token: &IdToken) -> Option<std::sync::Arc<VerifyingKey>> {
-        self.keys.lock().known.iter().find(|key| token.is_by(key)).cloned()
+    /// Fetches the keys, unless somebody else has since `seen`, or it is too soon after the last time. One at a time.
+    async fn renew_keys(&self, http: &impl HttpClient, seen: Option<Instant>) -> Result<(), Error> {
+        let _turn = self.fetching.lock().await;
+        {
+            let mut keys = self.keys.lock();
+            let apart = if keys.has_failed { KEYS_APART_FAILED } else { KEYS_APART };
+            let is_too_soon = keys.asked.is_some_and(|at| at.elapsed() < apart);
+            if keys.fetched != seen || is_too_soon && !keys.has_failed {
+                return Ok(());
+            }
+            if is_too_soon {
+                return Err(Error::Provider("the provider's keys could not be fetched a moment ago".into()));
+            }
+            (keys.asked, keys.has_failed) = (Some(Instant::now()), true);
+        }
+        let known = self.fetch_keys(http).await?;
+        let mut keys = self.keys.lock();
+        (keys.known, keys.fetched, keys.has_failed) = (known, Some(Instant::now()), false);
+        Ok(())
     }
 
-    async fn fetch_keys(&self, http: &impl HttpClient) -> Result<(), Error> {
+    async fn fetch_keys(&self, http: &impl HttpClient) -> Result<Vec<Arc<VerifyingKey>>, Error> {
         let json = get(http, &self.jwks_uri).await?;
         let text = String::from_utf8(json).map_err(|_| Error::Provider("the provider's keys are no text".into()))?;
         let known = VerifyingKey::from_jwks(&text).map_err(|error| Error::Provider(Box::new(error)))?;
-        let known = known.into_iter().map(std::sync::Arc::new).collect();
-        let mut keys = self.keys.lock();
-        (keys.known, keys.fetched) = (known, Some(Instant::now()));
-        Ok(())
+        Ok(known.into_iter().map(Arc::new).collect())
     }
 }
 
-impl Pending {
-    fn is_fresh(&self) -> bool {
-        super::seal::now().saturating_sub(self.since) <= PATIENCE.as_secs()
+impl Keys {
+    /// What a token says, if one of the keys that it may be signed by has signed it.
+    fn claims(&self, token: &IdToken) -> Option<serde_json::Map<String, serde_json::Value>> {
+        self.known.iter().filter(|key| token.is_by(key)).find_map(|key| token.claims(key))
     }
 }
 

@@ -94,6 +94,11 @@ impl Foreign {
         other
     }
 
+    /// Whether all of a password went into the hash: bcrypt reads 72 bytes.
+    pub(super) fn reads_all(&self, password: &str) -> bool {
+        !matches!(self, Self::Bcrypt { sha256_first: false, .. }) || password.len() <= 72
+    }
+
     pub(super) fn fits(&self, password: &str, blocks: &mut Vec<Block>) -> bool {
         match self {
             Self::Bcrypt { text, sha256_first } => {

@@ -281,8 +281,9 @@ impl Passwords {
                 Some(Stored::Foreign(foreign)) => {
                     inner.saw(Kind::Foreign(foreign.of_nobody()));
                     let fits = foreign.fits(&password, blocks) && fits;
-                    let rehashed = fits.then(|| inner.make(&password, blocks)).transpose()?;
-                    return Ok(rehashed.map_or(Verified::No, |hash| Verified::Yes { rehashed: Some(hash) }));
+                    // What was typed beyond what it read may be wrong, and is not kept.
+                    let rehashed = (fits && foreign.reads_all(&password)).then(|| inner.make(&password, blocks)).transpose()?;
+                    return Ok(if fits { Verified::Yes { rehashed } } else { Verified::No });
                 }
                 #[cfg(feature = "foreign-hashes")]
                 None => {

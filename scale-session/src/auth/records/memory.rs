@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Owner, Store};
+use super::{Owner, Store, Swapped};
 use crate::auth::error::Error;
 
 /// Owners kept at most; beyond them, those whose records' time has passed are forgotten, and new ones refused.
@@ -25,7 +25,7 @@ fn is_kept(ends: Option<Instant>) -> bool {
 
 #[async_trait]
 impl Store for MemoryRecords {
-    async fn put(&self, owner: &Owner, id: &str, record: &[u8], keep: Option<Duration>) -> Result<(), Error> {
+    async fn put(&self, owner: &Owner, id: &str, record: &[u8], keep: Option<Duration>, most: usize) -> Result<bool, Error> {
         let mut owners = self.0.lock();
         if owners.len() >= MOST && !owners.contains_key(owner) {
             owners.retain(|_, owned| owned.values().any(|(_, ends)| is_kept(*ends)));
@@ -35,8 +35,11 @@ impl Store for MemoryRecords {
         }
         let owned = owners.entry(*owner).or_default();
         owned.retain(|_, (_, ends)| is_kept(*ends));
+        if owned.len() >= most && !owned.contains_key(id) {
+            return Ok(false);
+        }
         owned.insert(id.to_owned(), (record.to_owned(), keep.and_then(|keep| Instant::now().checked_add(keep))));
-        Ok(())
+        Ok(true)
     }
 
     async fn get(&self, owner: &Owner, id: &str) -> Result<Option<Vec<u8>>, Error> {
@@ -45,12 +48,15 @@ impl Store for MemoryRecords {
         Ok(found.filter(|(_, ends)| is_kept(*ends)).map(|(record, _)| record.clone()))
     }
 
-    async fn update(&self, owner: &Owner, id: &str, record: &[u8]) -> Result<bool, Error> {
+    async fn swap(&self, owner: &Owner, id: &str, old: &[u8], new: &[u8]) -> Result<Swapped, Error> {
         let mut owners = self.0.lock();
         let found = owners.get_mut(owner).and_then(|owned| owned.get_mut(id));
-        let Some((known, _)) = found.filter(|(_, ends)| is_kept(*ends)) else { return Ok(false) };
-        record.clone_into(known);
-        Ok(true)
+        let Some((known, _)) = found.filter(|(_, ends)| is_kept(*ends)) else { return Ok(Swapped::Gone) };
+        if known != old {
+            return Ok(Swapped::Changed);
+        }
+        new.clone_into(known);
+        Ok(Swapped::Done)
     }
 
     async fn list(&self, owner: &Owner) -> Result<Vec<(String, Vec<u8>)>, Error> {

@@ -2,7 +2,7 @@
 //!
 //! | in Redis | in SQL | until |
 //! | --- | --- | --- |
-//! | `{app}:auth:{<owner>}:r`, a hash: record by id | a row of `scale_auth_records` each | removed, or its time has passed |
+//! | `{app}:auth:{<owner>}:r`, a hash: by id, the end (ms since 1970, 0 for none), a colon and the record | a row of `scale_auth_records` each | removed, or its time has passed |
 //!
 //! An owner is a hash of a kind of record and a user's id. Keep records where they last: a Redis that evicts, or forgets at a restart, forgets
 //! API tokens. Secrets are not in them, their hashes are.
@@ -50,17 +50,29 @@ impl std::fmt::Debug for Owner {
     }
 }
 
+/// What came of [`Store::swap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swapped {
+    /// It is written.
+    Done,
+    /// There is another record of that id by now; nothing is written.
+    Changed,
+    /// There is no record of that id.
+    Gone,
+}
+
 /// A store of records. Each method is atomic.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
-    /// Adds a record, or replaces the one of that id. It may be forgotten after `keep`.
-    async fn put(&self, owner: &Owner, id: &str, record: &[u8], keep: Option<Duration>) -> Result<(), Error>;
+    /// Adds a record, or replaces the one of that id. It may be forgotten after `keep`. Returns `false`, and adds nothing, if the owner has
+    /// `most` others whose time has not passed.
+    async fn put(&self, owner: &Owner, id: &str, record: &[u8], keep: Option<Duration>, most: usize) -> Result<bool, Error>;
 
     /// Returns a record.
     async fn get(&self, owner: &Owner, id: &str) -> Result<Option<Vec<u8>>, Error>;
 
-    /// Replaces a record that is there; one that was removed stays so. Returns whether it was there.
-    async fn update(&self, owner: &Owner, id: &str, record: &[u8]) -> Result<bool, Error>;
+    /// Replaces a record, if it is still the old one; one that was removed stays so.
+    async fn swap(&self, owner: &Owner, id: &str, old: &[u8], new: &[u8]) -> Result<Swapped, Error>;
 
     /// Returns all records of an owner by id.
     async fn list(&self, owner: &Owner) -> Result<Vec<(String, Vec<u8>)>, Error>;

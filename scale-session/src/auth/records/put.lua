@@ -1,8 +1,25 @@
--- KEYS[1]: an owner's records. ARGV: id, record, how long it is kept (ms; 0: for ever).
--- The key is kept as long as its record that is kept longest.
+-- Adds a record of an owner; removes those whose time has passed.
+-- KEYS  an owner's records
+-- ARGV  id, record, how long it is kept (ms; 0: for ever), most records of an owner
+-- Reply 1, or 0 if the owner has as many others
+-- Cost  HGETALL, HDEL, HSET; O(records of the owner)
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local held, others = redis.call('HGETALL', KEYS[1]), 0
+for i = 1, #held, 2 do
+  local ends = tonumber(string.match(held[i + 1], '^(%d+):') or 0)
+  if ends > 0 and ends <= now then
+    redis.call('HDEL', KEYS[1], held[i])
+  elseif held[i] ~= ARGV[1] then
+    others = others + 1
+  end
+end
+if others >= tonumber(ARGV[4]) then return 0 end
 local keep, left = tonumber(ARGV[3]), redis.call('PTTL', KEYS[1])
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-if keep == 0 or left == -1 then
+local ends = keep > 0 and string.format('%.0f', now + keep) or '0'
+redis.call('HSET', KEYS[1], ARGV[1], ends .. ':' .. ARGV[2])
+-- The key is kept as long as the record that is kept longest.
+if keep == 0 or left == -1 and others > 0 then
   redis.call('PERSIST', KEYS[1])
 elseif keep > left then
   redis.call('PEXPIRE', KEYS[1], ARGV[3])

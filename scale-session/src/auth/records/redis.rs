@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use redis::{RedisError, Script};
 use scale_redis::Keys;
 
-use super::{Owner, Store};
+use super::{Owner, Store, Swapped};
 use crate::auth::error::Error;
 
 /// Records in Redis: standalone, Sentinel or Cluster.
@@ -14,7 +14,7 @@ pub struct RedisRecords {
     server: scale_redis::Redis,
     keys: Keys,
     put: Script,
-    update: Script,
+    swap: Script,
     remove_all: Script,
 }
 
@@ -39,7 +39,7 @@ impl RedisRecords {
             server: redis,
             keys: Keys::new(app, "auth"),
             put: Script::new(include_str!("put.lua")),
-            update: Script::new(include_str!("update.lua")),
+            swap: Script::new(include_str!("swap.lua")),
             remove_all: Script::new(include_str!("remove_all.lua")),
         }
     }
@@ -49,25 +49,41 @@ impl RedisRecords {
     }
 }
 
+/// What is held of a record, without its end: that is in the record, too, of those that have one.
+fn without_end(mut held: Vec<u8>) -> Vec<u8> {
+    let colon = held.iter().position(|byte| *byte == b':').map_or(0, |at| at + 1);
+    held.split_off(colon)
+}
+
 #[async_trait]
 impl Store for RedisRecords {
-    async fn put(&self, owner: &Owner, id: &str, record: &[u8], keep: Option<Duration>) -> Result<(), Error> {
+    async fn put(&self, owner: &Owner, id: &str, record: &[u8], keep: Option<Duration>, most: usize) -> Result<bool, Error> {
         let mut call = self.put.key(self.key(owner));
-        let call = call.arg(id).arg(record).arg(keep.map_or(0, millis));
+        let call = call.arg(id).arg(record).arg(keep.map_or(0, millis)).arg(most);
         call.invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
     async fn get(&self, owner: &Owner, id: &str) -> Result<Option<Vec<u8>>, Error> {
-        redis::cmd("HGET").arg(self.key(owner)).arg(id).query_async(&mut self.server.clone()).await.map_err(failed)
+        let get = redis::cmd("HGET").arg(self.key(owner)).arg(id).to_owned();
+        let held: Option<Vec<u8>> = get.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(held.map(without_end))
     }
 
-    async fn update(&self, owner: &Owner, id: &str, record: &[u8]) -> Result<bool, Error> {
-        let mut call = self.update.key(self.key(owner));
-        call.arg(id).arg(record).invoke_async(&mut self.server.clone()).await.map_err(failed)
+    async fn swap(&self, owner: &Owner, id: &str, old: &[u8], new: &[u8]) -> Result<Swapped, Error> {
+        let mut call = self.swap.key(self.key(owner));
+        let reply: String = call.arg(id).arg(old).arg(new).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        match &*reply {
+            "done" => Ok(Swapped::Done),
+            "changed" => Ok(Swapped::Changed),
+            "gone" => Ok(Swapped::Gone),
+            _ => Err(Error::Stored("script's reply")),
+        }
     }
 
     async fn list(&self, owner: &Owner) -> Result<Vec<(String, Vec<u8>)>, Error> {
-        redis::cmd("HGETALL").arg(self.key(owner)).query_async(&mut self.server.clone()).await.map_err(failed)
+        let get = redis::cmd("HGETALL").arg(self.key(owner)).to_owned();
+        let held: Vec<(String, Vec<u8>)> = get.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(held.into_iter().map(|(id, held)| (id, without_end(held))).collect())
     }
 
     async fn remove(&self, owner: &Owner, id: &str) -> Result<bool, Error> {

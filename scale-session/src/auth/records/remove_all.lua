@@ -1,4 +1,7 @@
--- KEYS[1]: an owner's records. Removes all of them and returns how many there were.
+-- Removes all records of an owner.
+-- KEYS  an owner's records
+-- Reply how many there were
+-- Cost  UNLINK
 local count = redis.call('HLEN', KEYS[1])
-redis.call('DEL', KEYS[1])
+redis.call('UNLINK', KEYS[1])
 return count

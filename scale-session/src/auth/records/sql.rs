@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::{Any, AssertSqlSafe, Row};
 
-use super::{Owner, Store};
+use super::{Owner, Store, Swapped};
 use crate::auth::error::Error;
 use crate::sql::{Database, System, statements, text_of};
 
@@ -27,8 +27,11 @@ statements! {
         values ($1, $2, $3, $4, case when $5 = 0 then null else {now} + $5 end) \
         on conflict (app, owner, id) do update set record = excluded.record, ends_ms = excluded.ends_ms";
     get = "select record from scale_auth_records where app = $1 and owner = $2 and id = $3 and (ends_ms is null or ends_ms > {now})";
-    update = "update scale_auth_records set record = $4 \
-        where app = $1 and owner = $2 and id = $3 and (ends_ms is null or ends_ms > {now})";
+    lock = "{lock_owner}";
+    others = "select count(*) from scale_auth_records \
+        where app = $1 and owner = $2 and id <> $3 and (ends_ms is null or ends_ms > {now})";
+    swap = "update scale_auth_records set record = $5 \
+        where app = $1 and owner = $2 and id = $3 and record = $4 and (ends_ms is null or ends_ms > {now})";
     list = "select id, record from scale_auth_records where app = $1 and owner = $2 and (ends_ms is null or ends_ms > {now})";
     remove = "delete from scale_auth_records where app = $1 and owner = $2 and id = $3";
     remove_all = "delete from scale_auth_records where app = $1 and owner = $2";
@@ -72,16 +75,25 @@ impl SqlRecords {
 
 #[async_trait]
 impl Store for SqlRecords {
-    async fn put(&self, owner: &Owner, id: &str, record: &[u8], keep: Option<Duration>) -> Result<(), Error> {
+    async fn put(&self, owner: &Owner, id: &str, record: &[u8], keep: Option<Duration>, most: usize) -> Result<bool, Error> {
         let keep = keep.map_or(0, |keep| i64::try_from(keep.as_millis()).unwrap_or(i64::MAX / 4).clamp(1, i64::MAX / 4));
+        let mut tx = self.database.begin().await.map_err(|e| Error::Ledger(Box::new(e)))?;
+        // Two at once would each see that there is room for one.
+        self.of(&self.texts.lock, owner).execute(&mut *tx).await.map_err(failed)?;
+        let others = self.of(&self.texts.others, owner).bind(id.to_owned()).fetch_one(&mut *tx).await;
+        let others: i64 = others.and_then(|row| row.try_get(0)).map_err(failed)?;
+        if usize::try_from(others).unwrap_or(usize::MAX) >= most {
+            return Ok(false);
+        }
         let put = self.of(&self.texts.put, owner).bind(id.to_owned()).bind(record.to_owned()).bind(keep);
-        put.execute(self.database.pool()).await.map_err(failed)?;
+        put.execute(&mut *tx).await.map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
         if fastrand::u32(..SWEEP) == 0
             && let Err(error) = query(&self.texts.sweep).execute(self.database.pool()).await
         {
             tracing::warn!(%error, "records whose time has passed could not be removed");
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn get(&self, owner: &Owner, id: &str) -> Result<Option<Vec<u8>>, Error> {
@@ -89,9 +101,12 @@ impl Store for SqlRecords {
         row.map_err(failed)?.map(|row| row.try_get(0)).transpose().map_err(failed)
     }
 
-    async fn update(&self, owner: &Owner, id: &str, record: &[u8]) -> Result<bool, Error> {
-        let update = self.of(&self.texts.update, owner).bind(id.to_owned()).bind(record.to_owned());
-        Ok(update.execute(self.database.pool()).await.map_err(failed)?.rows_affected() > 0)
+    async fn swap(&self, owner: &Owner, id: &str, old: &[u8], new: &[u8]) -> Result<Swapped, Error> {
+        let swap = self.of(&self.texts.swap, owner).bind(id.to_owned()).bind(old.to_owned()).bind(new.to_owned());
+        if swap.execute(self.database.pool()).await.map_err(failed)?.rows_affected() > 0 {
+            return Ok(Swapped::Done);
+        }
+        Ok(if self.get(owner, id).await?.is_some() { Swapped::Changed } else { Swapped::Gone })
     }
 
     async fn list(&self, owner: &Owner) -> Result<Vec<(String, Vec<u8>)>, Error> {

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "redis", feature = "postgres", feature = "sqlite"))]
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::any::Any;
@@ -64,36 +65,16 @@ macro_rules! on_stores {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() -> anyhow::Result<()> {
-                    super::$case(&super::Server::start($kind).await?).await
+                    super::$case(&crate::Server::start($kind).await?).await
                 }
             )*
         }
     };
 }
 
-/// However many log-ins a user's password is good for, so many sessions are left as configured: the last used ones.
-async fn sessions_beyond_the_cap_end(server: &Server) -> Result<()> {
-    let config = Config::default().rotation_grace(GRACE).sessions_per_user(std::num::NonZeroU32::new(2).unwrap());
-    let layer = SessionLayer::connect(&server.url, "capped", config).await?;
-    // Log-ins whose cookies are kept for later, and shown one after the other.
-    let mut cookies = Vec::new();
-    for _ in 0..5 {
-        cookies.push(send(&layer, None, sign_in("ann")).await.2.unwrap());
-    }
-    let other = send(&layer, None, sign_in("ben")).await.2.unwrap();
-    for cookie in &cookies {
-        send(&layer, Some(cookie), who()).await;
-    }
-    let mut users = Vec::new();
-    for cookie in &cookies {
-        users.push(send(&layer, Some(cookie), who()).await.1);
-    }
-    assert!(users.iter().filter(|user| *user == "ann").count() <= 2, "{users:?}");
-    assert_eq!(users[4], "ann", "the last one stays: {users:?}");
-    assert_eq!(layer.devices_of("ann").await?.len(), users.iter().filter(|user| *user == "ann").count());
-    assert_eq!(send(&layer, Some(&other), who()).await.1, "ben");
-    Ok(())
-}
+mod acting;
+mod caps;
+mod old_ids;
 
 /// "Sign out everywhere" means it: no cookie that keeps somebody signed in brings them back.
 async fn signing_out_everywhere_ends_who_stays_signed_in(server: &Server) -> Result<()> {
@@ -119,71 +100,6 @@ async fn signing_out_everywhere_ends_who_stays_signed_in(server: &Server) -> Res
     let anns = remember.begin("ann", "hash").await?;
     layer.revoke_all_of("ann").await?;
     assert_eq!(remember.exchange(&anns, "hash").await?, Exchange::No);
-    Ok(())
-}
-
-/// Somebody who acts as a user is known by it, proves nothing, ends with the user, and gets nothing of theirs back home.
-async fn somebody_acts_as_a_user(server: &Server) -> Result<()> {
-    use scale_session::auth::{AuditLog, audit::Keys};
-    let layer = SessionLayer::connect(&server.url, "acts", Config::default().rotation_grace(GRACE)).await?;
-    let audit = AuditLog::memory(Keys::new(&[7; 32])?);
-    let log = audit.clone();
-    let begin = action(move |s| {
-        let log = log.clone();
-        async move { Ok(s.impersonate("ann", "support", "ticket 7", &log).await?.to_string()) }
-    });
-    let log = audit.clone();
-    let stop = action(move |s| {
-        let log = log.clone();
-        async move { Ok(s.stop_impersonating("office", &log).await?.to_string()) }
-    });
-    let state = || {
-        action(|s| async move {
-            let hour = Duration::from_hours(1);
-            Ok(format!(
-                "{:?} {:?} {} {}",
-                s.user().await?,
-                s.impersonator().await?,
-                s.is_proved_within(hour).await?,
-                s.prove().await?
-            ))
-        })
-    };
-    assert_eq!(send(&layer, None, begin.clone()).await.1, "false", "nobody is signed in");
-    let root = send(&layer, None, sign_in("root")).await.2.unwrap();
-    let (_, began, acting) = send(&layer, Some(&root), begin.clone()).await;
-    let acting = acting.unwrap();
-    assert_eq!(began, "true");
-    assert_eq!(send(&layer, Some(&acting), state()).await.1, "Some(\"ann\") Some(\"root\") false false");
-    assert_eq!(send(&layer, Some(&acting), begin.clone()).await.1, "false", "not as two");
-    assert_eq!(layer.devices_of("ann").await?.len(), 1, "the user sees it");
-    let (_, ended, home) = send(&layer, Some(&acting), stop).await;
-    assert_eq!(ended, "true");
-    let seen = send(
-        &layer,
-        home.as_deref(),
-        action(|s| async move {
-            Ok(format!(
-                "{:?} {:?} {}",
-                s.user().await?,
-                s.impersonator().await?,
-                s.is_proved_within(Duration::from_hours(1)).await?
-            ))
-        }),
-    );
-    assert_eq!(seen.await.1, "Some(\"root\") None false");
-    assert_eq!(layer.devices_of("ann").await?.len(), 0);
-    // Once more, and the user ends it.
-    let acting = send(&layer, home.as_deref(), begin).await.2.unwrap();
-    send(&layer, Some(&acting), who()).await;
-    layer.revoke_all_of("ann").await?;
-    assert_eq!(send(&layer, Some(&acting), who()).await.1, "nobody");
-    let actions: Vec<_> = audit.records(0, 10).await?.into_iter().map(|record| record.event).collect();
-    assert_eq!(
-        actions.iter().map(|event| event.action.as_str()).collect::<Vec<_>>(),
-        ["impersonate.begin", "impersonate.end", "impersonate.begin"]
-    );
-    assert!(actions.iter().all(|event| event.actor == "root" && event.object == "ann"));
     Ok(())
 }
 
@@ -914,9 +830,7 @@ async fn a_shared_cache_keeps_nothing_of_a_session() -> Result<()> {
 
 on_every_store! {
     another_user_finds_nothing_of_the_first,
-    somebody_acts_as_a_user,
     signing_out_everywhere_ends_who_stays_signed_in,
-    sessions_beyond_the_cap_end,
     a_logout_clears_what_is_configured,
     a_planted_id_leads_nowhere,
     requests_under_way_see_the_old_state,
