@@ -57,6 +57,7 @@ impl SessionLayer {
     /// | a logout, a rotation | clears or replaces the cookie; whoever has a copy of the old one uses it until it expires |
     /// | two requests at once | the answer that comes last counts, with all its fields |
     /// | [`Session::devices`], [`Session::revoke_all`] and their like | [`Error::Irrevocable`] |
+    /// | a log-in by a passkey or with another site that is under way, good once | good as often as a copy of its cookie is sent, for its minutes |
     /// | size | 2,500 bytes of names and values |
     ///
     /// Keep the time-outs short, and what must not be copied elsewhere.
@@ -166,17 +167,14 @@ where
         Box::pin(async move {
             let mut response = response.await?;
             // The session is written whatever the handler answered: a 5xx does not undo what it did.
-            match session.end_response(response.headers_mut()).await {
-                Ok(has_cookie) => {
-                    if let Some(host) = plain.filter(|_| has_cookie) {
-                        host.warn();
-                    }
+            if let Ok(has_cookie) = session.end_response(response.headers_mut()).await {
+                if let Some(host) = plain.filter(|_| has_cookie) {
+                    host.warn();
                 }
-                Err(_) => {
-                    response = Response::new(Res::default());
-                    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                    keep_from_shared_caches(response.headers_mut(), true);
-                }
+            } else {
+                response = Response::new(Res::default());
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                keep_from_shared_caches(response.headers_mut(), true);
             }
             Ok(response)
         })

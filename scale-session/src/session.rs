@@ -822,7 +822,9 @@ impl State {
     #[cfg(feature = "auth")]
     pub(crate) fn remove_all(&mut self) {
         let held: Vec<String> = self.fields.keys().filter(|field| !is_ours(field)).cloned().collect();
-        held.iter().for_each(|field| self.write(field, None));
+        for field in &held {
+            self.write(field, None);
+        }
     }
 
     pub(crate) fn is_becoming(&self) -> bool {

@@ -224,7 +224,8 @@ impl Session {
         Ok(devices)
     }
 
-    /// Ends one session of the user, by its [`Device::id`]: this one, too. `false`: it is none of theirs.
+    /// Ends one session of the user, by its [`Device::id`]: this one, too. `false`: it is none of theirs. A cookie to stay signed in
+    /// brings a new one: end its [family](crate::auth::Remember::end_family) as well.
     pub async fn revoke(&self, id: &str) -> Result<bool, Error> {
         let Some(user) = self.user().await? else { return Ok(false) };
         self.be_seen().await?;

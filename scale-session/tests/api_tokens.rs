@@ -50,7 +50,7 @@ macro_rules! on_every_store {
     )* };
 }
 
-on_every_store! { tokens_live_and_end, a_revocation_and_a_use_at_once }
+on_every_store! { tokens_live_and_end, a_revocation_and_a_use_at_once, many_at_once_keep_the_cap }
 
 async fn tokens_live_and_end(here: Records, there: Records) -> Result<()> {
     let (here, there) = (ApiTokens::new(&here).prefix("shop")?, ApiTokens::new(&there).prefix("shop")?);
@@ -98,6 +98,26 @@ async fn a_revocation_and_a_use_at_once(here: Records, there: Records) -> Result
         assert!(there.verify(&made.secret).await?.is_none());
     }
     assert!(here.list("ann").await?.is_empty());
+    Ok(())
+}
+
+/// A hundred tokens are the most, however many are asked for at once; one that has ended makes room.
+async fn many_at_once_keep_the_cap(here: Records, there: Records) -> Result<()> {
+    let (here, there) = (ApiTokens::new(&here), ApiTokens::new(&there));
+    for _ in 0..90 {
+        here.create("ann", NewApiToken::named("one")).await?;
+    }
+    let tokens = (0..40).map(|n| if n % 2 == 0 { here.clone() } else { there.clone() });
+    let made =
+        futures_util::future::join_all(tokens.map(|tokens| async move { tokens.create("ann", NewApiToken::named("x")).await }));
+    let refused = made.await.into_iter().filter_map(Result::err).map(|error| error.status()).collect::<Vec<_>>();
+    assert_eq!((refused.len(), refused[0]), (30, StatusCode::CONFLICT));
+    let first = here.list("ann").await?.pop().map(|token| token.id).unwrap_or_default();
+    assert!(here.revoke("ann", &first).await?);
+    here.create("ann", NewApiToken::named("short").expires_in(Duration::from_millis(300))).await?;
+    testkit::eventually("the short one to end", async || there.create("ann", NewApiToken::named("room")).await.ok()).await?;
+    assert!(here.create("ann", NewApiToken::named("one more")).await.is_err());
+    assert_eq!(here.list("ann").await?.len(), 100);
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -30,20 +30,32 @@ const REDIRECT: &str = "http://127.0.0.1:1/callback";
 
 type Answer = Result<Response<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Counts what is asked of the provider.
+/// Counts what is asked of the provider, of it what is asked for its keys; those cannot be had while `keys_are_gone`.
 #[derive(Clone)]
-struct Http(Client<HttpConnector, Full<Bytes>>, Arc<AtomicUsize>);
+struct Http(Client<HttpConnector, Full<Bytes>>, Arc<AtomicUsize>, Arc<Keys>);
+
+#[derive(Default)]
+struct Keys {
+    asked: AtomicUsize,
+    are_gone: AtomicBool,
+}
 
 impl HttpClient for Http {
     async fn send(&self, request: Request<Vec<u8>>) -> Answer {
         self.1.fetch_add(1, SeqCst);
+        if request.uri().path().contains("jwks") {
+            self.2.asked.fetch_add(1, SeqCst);
+            if self.2.are_gone.load(SeqCst) {
+                return Err("the keys cannot be had".into());
+            }
+        }
         let (parts, body) = self.0.request(request.map(|body| Full::new(body.into()))).await?.into_parts();
         Ok(Response::from_parts(parts, body.collect().await?.to_bytes().to_vec()))
     }
 }
 
 fn http() -> Http {
-    Http(Client::builder(TokioExecutor::new()).build_http(), Arc::default())
+    Http(Client::builder(TokioExecutor::new()).build_http(), Arc::default(), Arc::default())
 }
 
 fn folder() -> PathBuf {
@@ -231,11 +243,46 @@ async fn keys_are_fetched_anew_when_they_change() -> Result<()> {
     drop(first);
     eventually("it to be gone", async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err().then_some(()))
         .await?;
-    let _second = provider(port, "RS256", "k2").await?;
-    let (_, address, cookie) = send(&site.layer, None, site.begins()).await;
-    let query = site.browser().log_in(&address, "ann").await?;
-    let (_, who, _) = send(&site.layer, cookie.as_deref(), site.finishes(&query)).await;
-    assert!(who.starts_with("ann "), "{who}");
+    let second = provider(port, "RS256", "k2").await?;
+    let log_in = async || -> Result<String> {
+        let (_, address, cookie) = send(&site.layer, None, site.begins()).await;
+        let query = site.browser().log_in(&address, "ann").await?;
+        Ok(send(&site.layer, cookie.as_deref(), site.finishes(&query)).await.1)
+    };
+    assert!(log_in().await?.starts_with("ann "));
+    let asked = site.http.2.asked.load(SeqCst);
+    // While they cannot be had, the known ones stay good.
+    site.http.2.are_gone.store(true, SeqCst);
+    assert!(log_in().await?.starts_with("ann "));
+    assert_eq!(site.http.2.asked.load(SeqCst), asked, "nobody had to ask");
+    drop(second);
+    Ok(())
+}
+
+/// A provider that has another key of the same name is asked for it, and floods of such tokens ask once.
+#[tokio::test]
+async fn a_key_that_keeps_its_name_is_fetched_anew() -> Result<()> {
+    let port = free_port()?;
+    let first = provider(port, "RS256", "k1").await?;
+    let site = Site::of(port).await?;
+    drop(first);
+    eventually("it to be gone", async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err().then_some(()))
+        .await?;
+    let _second = provider(port, "RS256", "k1").await?;
+    let log_in = async |user: &'static str| -> Result<String> {
+        let (_, address, cookie) = send(&site.layer, None, site.begins()).await;
+        let query = site.browser().log_in(&address, user).await?;
+        Ok(send(&site.layer, cookie.as_deref(), site.finishes(&query)).await.1)
+    };
+    site.http.2.are_gone.store(true, SeqCst);
+    let before = site.http.2.asked.load(SeqCst);
+    for _ in 0..3 {
+        let said = log_in("ann").await?;
+        assert!(said.starts_with("error: the provider"), "{said}");
+    }
+    assert_eq!(site.http.2.asked.load(SeqCst), before + 1, "they are asked for once in a few seconds");
+    site.http.2.are_gone.store(false, SeqCst);
+    eventually("the new key to be known", async || log_in("ann").await.ok().filter(|said| said.starts_with("ann "))).await?;
     Ok(())
 }
 
@@ -245,6 +292,8 @@ async fn a_provider_of_another_name_is_none() -> Result<()> {
     let _provider = provider(port, "RS256", "k1").await?;
     let found = |issuer: String| async move { OidcClient::discover(&http(), &issuer, "shop", None, REDIRECT).await };
     assert!(found(format!("http://localhost:{port}")).await.is_err(), "it says 127.0.0.1");
+    let refused = found("http://id.example.com".into()).await.unwrap_err();
+    assert!(refused.to_string().contains("https://"), "{refused}: anybody on the way could be the provider");
     assert!(found("http://127.0.0.1:1".into()).await.is_err() && found("nonsense".into()).await.is_err());
     Ok(())
 }

@@ -473,6 +473,54 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_the_notice_advises_ends_the_link() {
+        let links = links();
+        let ask = async |new: &str| {
+            tokio::time::advance(Duration::from_secs(61)).await;
+            let [link, _] = links.change_email(ANN, new).await.unwrap().unwrap();
+            token(&link)
+        };
+        let thiefs = ask("thief@evil.example").await;
+        let changed = Account { password_hash: "new", ..ANN };
+        assert_eq!(links.redeem_email_change(&thiefs, changed).await.unwrap(), None, "the password has changed");
+        let first = ask("one@evil.example").await;
+        let second = ask("two@evil.example").await;
+        assert_eq!(links.redeem_email_change(&first, ANN).await.unwrap(), None, "another one was asked for");
+        links.cancel_email_changes(ANN.id).await.unwrap();
+        assert_eq!(links.redeem_email_change(&second, ANN).await.unwrap(), None, "given up");
+        let third = ask("ann@new.example").await;
+        assert_eq!(links.redeem_email_change(&third, ANN).await.unwrap().as_deref(), Some("ann@new.example"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn mails_are_counted_by_who_gets_them() {
+        let links = links();
+        let mut sent = 0;
+        for n in 0..50 {
+            let id = n.to_string();
+            let account = Account { id: &id, email: &format!("{n}@example.com"), password_hash: "" };
+            sent += u32::from(links.change_email(account, "victim@example.com").await.unwrap().is_some());
+        }
+        assert_eq!(sent, 1, "from fifty accounts");
+        let mut sent = 0;
+        for n in 0..50 {
+            let typed = format!("ann{}@example.com", "\u{200b}".repeat(n));
+            sent += u32::from(links.sign_in(&typed, Some(ANN)).await.unwrap().is_some());
+        }
+        assert_eq!(sent, 1, "however the address was typed");
+    }
+
+    #[tokio::test]
+    async fn an_audit_log_tells_nobody_who_has_an_account() {
+        let audit = AuditLog::memory(Keys::new(&[2; 32]).unwrap());
+        let links = links().audit(&audit);
+        links.reset_password("nobody@example.com", None).await.unwrap();
+        links.reset_password(ANN.email, Some(ANN)).await.unwrap();
+        let actors: Vec<String> = audit.records(0, 10).await.unwrap().into_iter().map(|record| record.event.actor).collect();
+        assert_eq!(actors, ["", "7"], "the same work for both");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn nobody_is_flooded_and_nobody_is_told_of() {
         let links = links();
         let ask = async |account| links.reset_password("ann@example.com", account).await.unwrap().is_some();

@@ -47,25 +47,25 @@
 //! | --- | --- | --- |
 //! | 6.2.1, 6.2.9 lengths | [`Rules`](password::Rules): 8 at least by default, 1,024 bytes allowed | `rules_of_passwords` |
 //! | 6.2.4 common passwords | [`Rules::banned`](password::Rules::banned) with a list of your choice | `rules_of_passwords` |
-//! | 6.2.8 verified as received | no trimming, no change of case, no truncation | `passwords_are_taken_as_they_are` |
+//! | 6.2.8 verified as received | no trimming, no change of case, no truncation; of an imported bcrypt hash 72 bytes count, and what was typed beyond is not made a hash of ours | `passwords_are_taken_as_they_are`, `what_bcrypt_has_not_read_is_not_kept` |
 //! | 11.4.2 slow hashes | argon2id, 19 MiB, 2 passes | `hashes_are_phc_strings_with_owasps_numbers` |
 //! | 6.3.8 no valid users told by timing | dummy work | `nobody_takes_as_long_as_somebody` |
 //! | 6.5.1 codes used once | the ledger | `a_code_is_good_once_whoever_sends_it` |
 //! | 6.5.2, 6.5.3 recovery codes random and hashed | 120 bits from the system's generator, SHA-256 | `recovery_codes_are_random_and_stored_hashed` |
-//! | 6.5.5 short-lived codes | 30 s, and one step before and after ([`Totp::skew`]) | `codes_of_rfc_6238` |
+//! | 6.5.5 short-lived codes: 30 s by a clock, 10 minutes by mail | by a clock 30 s with [`Totp::skew`] of 0; the default takes a step before and after, as RFC 6238 advises. Links to sign in: 10 minutes | `codes_of_rfc_6238`, `nobody_is_flooded_and_nobody_is_told_of` |
 //! | 6.4.1, 6.4.3 resets that are random, expire and are good once | purpose, subject, end and what it is bound to are part of a token | `a_token_is_good_for_what_it_was_made_for` |
 //! | 7.4.2, 7.4.3, 7.5.2 ending all sessions, after a change of password for one | [`SignIns::end_all`] | `all_sign_ins_end_in_one_step` |
-//! | 7.4.5 administrators end a user's sessions | [`SessionLayer::revoke_all_of`](crate::SessionLayer::revoke_all_of) | `devices_are_listed_and_ended` |
-//! | 7.5.2 users see and end their sessions | [`Session::devices`](crate::Session::devices), [`revoke`](crate::Session::revoke) | `devices_are_listed_and_ended` |
+//! | 7.4.5 administrators end a user's sessions | [`SessionLayer::revoke_all_of`](crate::SessionLayer::revoke_all_of); also where they act as somebody else | `devices_are_listed_and_ended`, `acting_ends_with_who_acts` |
+//! | 7.5.2 users see and end their sessions | [`Session::devices`](crate::Session::devices), [`revoke`](crate::Session::revoke) | `devices_are_listed_and_ended`, `who_acts_is_listed` |
 //! | 7.5.3 proved again before what matters | [`Session::is_proved_within`](crate::Session::is_proved_within) | `states_follow_one_another` |
-//! | 7.2.4 a new id at each sign-in, and no way to it from the old one | [`Session::sign_in`](crate::Session::sign_in) | `a_planted_id_leads_nowhere` |
+//! | 7.2.4 a new id at each sign-in, and no way to it from the old one | [`Session::sign_in`](crate::Session::sign_in) | `a_planted_id_leads_nowhere`, `a_worthless_id_is_worth_nothing_after_a_reload`, `after_a_logout_no_earlier_id_is_somebody` |
 //! | 7.4.2 sessions of a deleted account end; 8.3.1 permissions are enforced by the server | [`Permissions`] | `a_permission_taken_away_and_a_deleted_user_count_on_all_servers` |
 //! | 6.2.12 breached passwords | [`breaches`](password::breaches()) | `breached_passwords_are_found_by_the_rest_of_their_hash` |
-//! | 6.4.1, 6.4.3 links for a reset | [`AccountLinks`] | `a_reset_ends_with_the_password_it_was_for` |
+//! | 6.4.1, 6.4.3 links for a reset | [`AccountLinks`] | `a_reset_ends_with_the_password_it_was_for`, `what_the_notice_advises_ends_the_link` |
 //! | 6.3.5, 6.3.7 users are told of new devices and changes | [`KnownDevices`], [`AccountLinks::new_device`], [`AccountLinks::password_changed`] | `a_browser_is_known_by_the_last_users_of_it` |
-//! | 6.3.3, 6.5.7 a second factor that phishing does not get, with its user verified | `Passkeys` | the shop's `a_person_logs_in_by_a_passkey` |
+//! | 6.3.3, 6.5.7 a second factor that phishing does not get, with its user verified | `Passkeys` | the shop's `a_person_logs_in_by_a_passkey`; `a_copy_of_a_device_is_found` |
 //! | 10.2.1, 10.5.1 to 10.5.3 state, PKCE, nonce, issuer and audience of log-ins elsewhere | `OidcClient` | `somebody_logs_in_with_an_account_elsewhere`, `what_comes_back_must_be_what_was_begun`, `claims_are_those_of_this_log_in` |
-//! | 7.1.2 a bound on sessions of a user | [`Config::sessions_per_user`](crate::Config::sessions_per_user) | `sessions_beyond_the_cap_end` |
+//! | 7.1.2 a bound on sessions of a user | [`Config::sessions_per_user`](crate::Config::sessions_per_user) | `sessions_beyond_the_cap_end`, `log_ins_at_once_do_not_end_each_other` |
 //! | 14.3.1 data in the browser is cleared at a logout | [`Config::clear_site_data`](crate::Config::clear_site_data) | `a_logout_clears_what_is_configured` |
 //! | 9.1.1 tokens verified before they are believed, 9.1.2 algorithms allowed, 9.1.3 keys from here alone | [`Access`] | `algorithms_and_keys_are_ours_to_choose` |
 //! | 9.2.1 to 9.2.3 validity, type and audience of tokens | [`Access`] | `claims_are_there_and_what_they_should_be` |

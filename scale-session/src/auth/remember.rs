@@ -374,6 +374,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_ended_stays_so_though_the_time_is_made_shorter() {
+        let ledger = Ledger::memory();
+        let of = |time| Remember::new(Keys::new(&[1; 32]).unwrap(), &ledger, time);
+        let cookie = of(Duration::from_hours(24 * 90)).begin("user:7", "hash").await.unwrap();
+        let shorter = of(Duration::from_secs(1));
+        shorter.end_all("user:7").await.unwrap();
+        for _ in 0..3 {
+            assert_eq!(shorter.exchange(&cookie, "hash").await.unwrap(), Exchange::No);
+            tokio::time::advance(Duration::from_hours(24)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_user_has_a_hundred_families_and_one_ends_for_the_next() {
+        let remember = remember().listed_in(&Records::memory());
+        let mut cookies = Vec::new();
+        for _ in 0..=MOST_FAMILIES {
+            cookies.push(remember.begin_on("user:7", "hash", "browser").await.unwrap());
+        }
+        assert_eq!(remember.families("user:7").await.unwrap().len(), MOST_FAMILIES);
+        let mut good = 0;
+        for cookie in &cookies {
+            good += usize::from(remember.exchange(cookie, "hash").await.unwrap() != Exchange::No);
+        }
+        assert_eq!(good, MOST_FAMILIES);
+        assert!(!format!("{:?}", Exchange::Good { subject: "7".into(), cookie: "secret".into() }).contains("secret"));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn all_families_of_a_user_end_at_once() {
         let remember = remember();
         let begin = async |user: &str| remember.begin(user, "hash").await.unwrap();

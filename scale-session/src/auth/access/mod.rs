@@ -322,6 +322,16 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_kept_its_name_is_read_and_time_has_an_end() {
+        let old = Access::new("me", "api", SigningKey::secret("k", &SECRET).unwrap()).lifetime(Duration::MAX);
+        let new = || Access::new("me", "api", SigningKey::secret("k", &[8; 32]).unwrap());
+        let both = new().older(SigningKey::secret("k", &SECRET).unwrap());
+        let token = old.issue("ann", &json!({})).unwrap();
+        assert!(new().verify::<Value>(&token).is_none());
+        assert_eq!(both.verify::<Value>(&token).unwrap().exp, LATEST);
+    }
+
+    #[test]
     fn every_algorithm_signs_and_is_read_by_the_public_half_alone() {
         let rsa = || SigningKey::rs256("rsa", include_bytes!("test_keys/rsa.pem")).unwrap();
         let ec = || SigningKey::es256("ec", include_bytes!("test_keys/ec.pem")).unwrap();

@@ -134,3 +134,19 @@ impl Store for MemoryLedger {
         Ok(counter.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_flood_of_mails_stops_no_second_factor() {
+        let ledger = MemoryLedger::default();
+        {
+            let ends = Instant::now() + Duration::from_hours(1);
+            ledger.0.lock().limits.extend((0..MOST).map(|n| (format!("{LIMIT}{n}"), ends)));
+        }
+        assert!(ledger.claim(&format!("{LIMIT}x"), Duration::from_secs(1)).await.is_err());
+        assert!(ledger.claim("a code", Duration::from_secs(1)).await.unwrap());
+    }
+}

@@ -277,6 +277,18 @@ pub(super) mod tests {
         }
     }
 
+    /// By the bcrypt crate of this test.
+    #[test]
+    fn what_bcrypt_has_not_read_is_not_kept() {
+        let (start, made) = ("a".repeat(72), bcrypt::hash("a".repeat(72), 4).unwrap());
+        let foreign = Foreign::read(&made).unwrap();
+        let typo = format!("{start}typo");
+        assert!(foreign.fits(&typo, &mut Vec::new()) && !foreign.reads_all(&typo));
+        assert!(foreign.fits(&start, &mut Vec::new()) && foreign.reads_all(&start));
+        let django = Foreign::read("bcrypt_sha256$$2b$05$MNpVtsXMkNGxTTZ0uGHXteHsIuvYARo1XDA7Vvc1lDcf7afMCYjce").unwrap();
+        assert!(django.reads_all(&typo), "of a digest");
+    }
+
     #[test]
     fn what_asks_for_too_much_is_none() {
         for stored in [
