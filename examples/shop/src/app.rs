@@ -9,7 +9,8 @@ use scale_limit::client::ClientIp;
 use scale_limit::{Limiter, LoginGuard};
 use scale_queue::Queue;
 use scale_session::SessionLayer;
-use scale_session::auth::{Passkeys, Passwords, Records};
+use scale_session::auth::token::Keys;
+use scale_session::auth::{AccountLinks, Ledger, Passkeys, Passwords, Records};
 use sqlx::Any;
 
 use crate::config::Config;
@@ -28,6 +29,8 @@ pub(crate) struct App {
     pub(crate) passwords: Passwords,
     /// Where the address that browsers see is known.
     pub(crate) passkeys: Option<Passkeys>,
+    /// The same, and with a secret to sign them by.
+    pub(crate) links: Option<AccountLinks>,
     /// Finds out who asks.
     pub(crate) clients: ClientIp,
     /// Cookies over plain HTTP too.
@@ -53,8 +56,18 @@ impl App {
             }
             None => None,
         };
+        let links = match (&config.origin, &config.link_secret) {
+            (Some(origin), Some(secret)) => {
+                let secret = data_encoding::HEXLOWER.decode(secret.as_bytes()).context("link_secret: hexadecimal digits")?;
+                let ledger = Ledger::connect(&config.session.url, NAME).await.context("[session]")?;
+                let keys = Keys::new(&secret).context("link_secret")?;
+                Some(AccountLinks::new("Fathom & Field", origin, keys, &ledger).context("origin")?.in_the_query())
+            }
+            _ => None,
+        };
         Ok(Self {
             passkeys,
+            links,
             db: config.database.clone().connect().await.context("[database]")?,
             cache: config.cache.clone().connect(NAME).await.context("[cache]")?,
             queue: Queue::connect(&config.queue.url, NAME).await.context("[queue]")?,

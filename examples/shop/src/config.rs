@@ -16,6 +16,9 @@ pub(crate) struct Config {
     pub(crate) plain_http: bool,
     /// The address that browsers see, which passkeys are for: `https://shop.example.com`.
     pub(crate) origin: Option<String>,
+    /// 64 hexadecimal digits that links in mails are signed by, the same for all processes. Without them, or an origin, nobody can ask for
+    /// a new password.
+    pub(crate) link_secret: Option<String>,
     /// Proxies in front, whose forwarding headers are believed.
     pub(crate) clients: scale_limit::client::ClientIp,
     pub(crate) database: scale_db::Config,
@@ -66,6 +69,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             plain_http: false,
             origin: None,
+            link_secret: None,
             clients: scale_limit::client::ClientIp::direct(),
             database: scale_db::Config::new(DATABASE),
             cache: scale_cache::Config::new("memory:"),
@@ -102,7 +106,10 @@ impl Default for Limit {
 impl Config {
     /// One process, nothing to install.
     pub(crate) fn laptop() -> Self {
-        Self { plain_http: true, origin: Some("http://localhost:3000".into()), ..Self::default() }
+        // Links end with the process, as they may on a laptop.
+        let mut secret = [0; 32];
+        let link_secret = getrandom::fill(&mut secret).ok().map(|()| data_encoding::HEXLOWER.encode(&secret));
+        Self { plain_http: true, origin: Some("http://localhost:3000".into()), link_secret, ..Self::default() }
     }
 
     pub(crate) fn read(path: &Path) -> Result<Self> {

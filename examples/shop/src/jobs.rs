@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use scale_queue::store::Relay;
 use scale_queue::{Context, Discard, Job, Worker};
+use scale_session::auth::account_links::Account;
 use serde::{Deserialize, Serialize};
 
 use crate::app::App;
 use crate::config::Config;
-use crate::db::orders;
+use crate::db::{mails, orders, users};
 use crate::pages::money;
 
 /// Queues, the most urgent first.
@@ -32,15 +33,29 @@ impl Job for SendReceipt {
     }
 }
 
+/// Mails a link to a new password, if that address has an account. The page does the same whether it has or not, and the link is made here:
+/// no secret waits in a queue.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SendPasswordReset {
+    pub(crate) email: String,
+}
+
+impl Job for SendPasswordReset {
+    const NAME: &'static str = "send-password-reset";
+    const QUEUE: &'static str = "high";
+}
+
 /// Works until told to stop.
 pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = ()>) -> Result<()> {
     let (db, queue, mail_takes) = (app.db.clone(), app.queue.clone(), config.queue.mail_takes);
+    let links = app.clone();
     let worker = Worker::new(&queue)
         .name("shop")
         .queues(QUEUES)
         .concurrency(config.queue.concurrency)
         .lease(config.queue.lease)
-        .handle(move |job: SendReceipt, context: Context| send_receipt(app.clone(), job, context, mail_takes));
+        .handle(move |job: SendReceipt, context: Context| send_receipt(app.clone(), job, context, mail_takes))
+        .handle(move |job: SendPasswordReset, _: Context| send_password_reset(links.clone(), job));
     tracing::info!("working on the queues {QUEUES:?}");
     if queue.needs_relay() {
         // Jobs pushed with an order lie in the database until somebody brings them over.
@@ -56,6 +71,16 @@ pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = (
         return Ok(tokio::join!(work, relay).0?);
     }
     Ok(worker.run(stop).await?)
+}
+
+async fn send_password_reset(app: App, SendPasswordReset { email }: SendPasswordReset) -> Result<()> {
+    let Some(links) = &app.links else { bail!("this process has no `origin` and `link_secret`") };
+    let hash = users::password_hash(&app.db, &email).await?;
+    let account = hash.as_deref().map(|password_hash| Account { id: &email, email: &email, password_hash });
+    if let Some(mail) = links.reset_password(&email, account).await? {
+        mails::send(&app.db, &mail).await?;
+    }
+    Ok(())
 }
 
 async fn send_receipt(app: App, job: SendReceipt, context: Context, mail_takes: Duration) -> Result<()> {

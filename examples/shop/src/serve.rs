@@ -12,6 +12,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use scale_cache::http::HttpCacheLayer;
 use scale_db::StickyLayer;
 use scale_limit::client::Peer;
 use scale_limit::layer::Throttle;
@@ -24,7 +25,7 @@ use tokio::net::TcpListener;
 
 use crate::app::App;
 use crate::config::Config;
-use crate::pages::{account, cart, catalogue, checkout, devices, orders, passkeys};
+use crate::pages::{account, cart, catalogue, checkout, devices, orders, passkeys, passwords};
 
 /// Serves until told to stop, and then what is under way.
 pub(crate) async fn run(app: App, config: &Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
@@ -46,11 +47,14 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
     if config.plain_http {
         sticky = sticky.insecure();
     }
-    let (site, login) = (config.clients.clone(), config.clients.clone());
+    let (site, login, forgot) = (config.clients.clone(), config.clients.clone(), config.clients.clone());
     let limits = LimitLayer::new(app.limiter.clone())
         .policy(config.limit.site.clone(), move |request| site.key(request))
         .throttle(
             Throttle::new(config.limit.login.clone(), move |request| login.key(request)).method(Method::POST).path("/login"),
+        )
+        .throttle(
+            Throttle::new(config.limit.login.clone(), move |request| forgot.key(request)).method(Method::POST).path("/forgot"),
         )
         .keep_body(Body::new);
     // When there is more to do than can be done, who only looks around is asked to come back later.
@@ -71,6 +75,8 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         .route("/login", get(account::form).post(account::log_in))
         .route("/logout", post(account::log_out))
         .route("/devices", get(devices::list).post(devices::end))
+        .route("/forgot", get(passwords::forgot).post(passwords::ask))
+        .route("/reset-password", get(passwords::form).post(passwords::set))
         .route("/passkeys.js", get(passkeys::script))
         .route("/passkeys", get(passkeys::list))
         .route("/passkeys/begin", post(passkeys::begin_registration))
@@ -85,6 +91,8 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         // No other site's page may send our forms.
         .layer(CsrfLayer::new())
         .layer(from_fn(hardened))
+        // What may be shared by all is answered without asking the layers below; a page that depends on a session never is.
+        .layer(HttpCacheLayer::new(&app.cache))
         .layer(limits)
         .layer(from_fn(peer))
         .with_state(app.clone());

@@ -17,7 +17,8 @@ fn laptop(folder: &Path) -> Result<String> {
     let database = folder.join("shop.db");
     let url = format!("sqlite://{}?mode=rwc", database.display());
     let text = format!(
-        "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n[session]\nurl = {url:?}\n{NO_LIMIT}"
+        "listen = \"127.0.0.1:0\"\nplain_http = true\norigin = \"http://localhost:3000\"\nlink_secret = \"{}\"\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n[session]\nurl = {url:?}\n{NO_LIMIT}",
+        "07".repeat(32)
     );
     std::fs::write(&config, text)?;
     Ok(config.display().to_string())
@@ -72,6 +73,76 @@ async fn on_a_laptop() -> Result<()> {
 
     // Somebody else's order is no order.
     assert_eq!(Visitor::new().get(&shop.base, &order).await?.status, 404);
+    shop.close().await
+}
+
+/// A password is forgotten: the link in the mail is good once, whoever opens it before, and ends what the old password had opened.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forgotten_password() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = laptop(folder.path())?;
+    let shop = Shop::open(folder.path(), &["--config", &config]).await?;
+    let log_in = async |password: &str| -> Result<Visitor> {
+        let mut visitor = Visitor::new();
+        visitor.post(&shop.base, "/login", &[("email", "ann@example.com"), ("password", password)]).await?;
+        Ok(visitor)
+    };
+    let mut thief = log_in("correct horse battery staple").await?;
+    let mut ann = Visitor::new();
+    let known = ann.post(&shop.base, "/forgot", &[("email", "Ann@example.com ")]).await?;
+    let unknown = Visitor::new().post(&shop.base, "/forgot", &[("email", "nobody@example.com")]).await?;
+    assert_eq!((known.status, known.body), (unknown.status, unknown.body), "nobody learns who has an account");
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", folder.path().join("shop.db").display())).await?;
+    let mails =
+        async || sqlx::query_as::<_, (String, String)>("select address, body from mails order by id").fetch_all(&pool).await;
+    let sent = eventually("the mail", async || mails().await.ok().filter(|mails| !mails.is_empty())).await?;
+    assert_eq!(sent[0].0, "ann@example.com");
+    let link = sent[0].1.lines().find_map(|line| line.strip_prefix("http://localhost:3000")).context("a link")?;
+    // A scanner of mails.
+    for _ in 0..3 {
+        assert_eq!(Visitor::new().get(&shop.base, link).await?.status, 200);
+    }
+    let token = common::field(&ann.get(&shop.base, link).await?.body, "token").context("the form has it")?;
+    let set = async |password: &str| {
+        Visitor::new().post(&shop.base, "/reset-password", &[("token", &token), ("password", password)]).await
+    };
+    assert_eq!(set("short").await?.status, 422);
+    assert_eq!(set("a password of the spring").await?.path, "/login");
+    assert_eq!(set("a password of a thief").await?.status, 410);
+    assert_eq!(Visitor::new().get(&shop.base, link).await?.status, 410);
+    assert!(thief.get(&shop.base, "/orders").await?.body.contains("Log in"), "whoever knew the old one is out");
+    assert!(log_in("a password of the spring").await?.get(&shop.base, "/orders").await?.body.contains("Ann · log out"));
+    let all = mails().await?;
+    assert_eq!(all.iter().map(|(to, _)| to.as_str()).collect::<Vec<_>>(), ["ann@example.com"; 2], "nobody else had mail");
+    assert!(all[1].1.contains("was changed"));
+    pool.close().await;
+    shop.close().await
+}
+
+/// A cache for all in front of sessions: what is everybody's comes from it, and nobody's page or cookie.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_cache_keeps_nobodys_page() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let shop = Shop::open(folder.path(), &["--config", &laptop(folder.path())?]).await?;
+    let (mut ann, mut other) = (Visitor::new(), Visitor::new());
+    ann.post(&shop.base, "/login", &[("email", "ann@example.com"), ("password", "correct horse battery staple")]).await?;
+    for path in ["/", "/products/1", "/cart", "/orders"] {
+        for _ in 0..2 {
+            assert!(ann.get(&shop.base, path).await?.body.contains("Ann · log out"), "{path}");
+            assert!(!other.get(&shop.base, path).await?.body.contains("Ann"), "{path}");
+        }
+    }
+    // A cookie that is set for one goes to nobody else.
+    other.post(&shop.base, "/cart", &[("product", "1"), ("quantity", "1")]).await?;
+    let mut third = Visitor::new();
+    third.get(&shop.base, "/cart").await?;
+    assert!(!third.get(&shop.base, "/cart").await?.body.contains("class=\"count\""));
+    for _ in 0..3 {
+        assert_eq!(third.get(&shop.base, "/passkeys.js").await?.status, 200);
+    }
+    let after = third.get(&shop.base, "/metrics").await?.body;
+    let line = after.lines().find(|line| line.starts_with("scale_cache_http") && line.contains("hit"));
+    assert!(line.is_some_and(|line| !line.ends_with(" 0")), "the script came from the cache: {after}");
     shop.close().await
 }
 

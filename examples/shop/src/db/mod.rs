@@ -2,6 +2,7 @@
 
 pub(crate) mod catalogue;
 pub(crate) mod devices;
+pub(crate) mod mails;
 pub(crate) mod orders;
 pub(crate) mod seed;
 pub(crate) mod users;

@@ -49,3 +49,12 @@ create table if not exists receipts (
     attempt integer not null,
     sent_ms integer not null
 );
+
+-- The shop sends no mail: what would go out lies here.
+create table if not exists mails (
+    id integer primary key,
+    address text not null,
+    subject text not null,
+    body text not null,
+    sent_ms bigint not null
+);

@@ -34,6 +34,18 @@ pub(crate) async fn log_in(db: &Database, passwords: &Passwords, email: &str, pa
     Ok(Some(Account { email, name: user.name }))
 }
 
+/// The hash of the account's password, as the primary has it: what links by mail are bound to.
+pub(crate) async fn password_hash(db: &Database, email: &str) -> Result<Option<String>> {
+    let hash = sqlx::query_scalar("select password from users where email = $1").bind(email.to_owned());
+    Ok(hash.fetch_optional(db.primary()).await?)
+}
+
+/// Gives the account another password.
+pub(crate) async fn set_password(db: &Database, email: &str, hash: String) -> Result<()> {
+    sqlx::query("update users set password = $2 where email = $1").bind(email.to_owned()).bind(hash).execute(db).await?;
+    Ok(())
+}
+
 /// The account of that address.
 pub(crate) async fn find(db: &Database, email: &str) -> Result<Option<Account>> {
     let name: Option<String> =

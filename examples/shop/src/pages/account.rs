@@ -39,6 +39,7 @@ async fn page(app: &App, session: &Session, wrong: Option<&str>) -> Result<Marku
                 button { "Log in" }
             }
             (passkeys::button(app))
+            @if app.links.is_some() { p { a href="/forgot" { "Forgot your password?" } } }
             p.soft { "To try it: " code { (seed::EMAIL) } ", “" code { (seed::PASSWORD) } "”" }
         }
     };

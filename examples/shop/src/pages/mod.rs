@@ -8,6 +8,7 @@ pub(crate) mod devices;
 mod drawing;
 pub(crate) mod orders;
 pub(crate) mod passkeys;
+pub(crate) mod passwords;
 
 use axum::http::StatusCode;
 use axum::http::header::RETRY_AFTER;

@@ -3,7 +3,7 @@
 
 use axum::Form;
 use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -19,7 +19,8 @@ use crate::db::users;
 const SCRIPT: &str = include_str!("passkeys.js");
 
 pub(crate) async fn script() -> Response {
-    ([(CONTENT_TYPE, HeaderValue::from_static("text/javascript"))], SCRIPT).into_response()
+    let headers = [(CONTENT_TYPE, "text/javascript"), (CACHE_CONTROL, "public, max-age=3600")];
+    (headers, SCRIPT).into_response()
 }
 
 /// A button for the log-in page, where the shop has an address that passkeys can be for.

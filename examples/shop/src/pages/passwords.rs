@@ -1,0 +1,126 @@
+//! A new password, by a link in a mail. Opening the link uses nothing up, for scanners of mails open it too: the form's `POST` does.
+
+use axum::Form;
+use axum::extract::{Query, State};
+use axum::http::header::REFERRER_POLICY;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Redirect, Response};
+use maud::{Markup, html};
+use scale_session::Session;
+use scale_session::auth::AccountLinks;
+use scale_session::auth::account_links::{Account, MailKind};
+use scale_session::auth::password::Rules;
+use serde::Deserialize;
+
+use super::{Failure, Page, layout, problem};
+use crate::app::App;
+use crate::db::{mails, users};
+use crate::jobs::SendPasswordReset;
+
+#[derive(Deserialize)]
+pub(crate) struct Forgot {
+    email: String,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Link {
+    token: String,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct New {
+    token: String,
+    password: String,
+}
+
+pub(crate) async fn forgot(session: Session) -> Page {
+    let content = html! {
+        section.narrow {
+            h1 { "A new password" }
+            form.stack method="post" action="/forgot" {
+                label { "E-mail" input type="email" name="email" required autocomplete="username"; }
+                button { "Send me a link" }
+            }
+        }
+    };
+    Ok(layout(&session, "A new password", content).await?.into_response())
+}
+
+/// The same work and the same answer whether there is such an account or not.
+pub(crate) async fn ask(State(app): State<App>, session: Session, Form(Forgot { email }): Form<Forgot>) -> Page {
+    links(&app)?;
+    app.queue.push(SendPasswordReset { email: email.trim().to_lowercase() }).await?;
+    let content = html! {
+        section.narrow { h1 { "Look into your mail" } p { "If you have an account, a link is on its way. It is good for an hour." } }
+    };
+    Ok(layout(&session, "A new password", content).await?.into_response())
+}
+
+pub(crate) async fn form(State(app): State<App>, Query(Link { token }): Query<Link>) -> Page {
+    let Some(account) = Owner::of(&app, &token).await? else { return Ok(worthless()) };
+    if !links(&app)?.peek(MailKind::ResetPassword, &token, account.account()).await? {
+        return Ok(worthless());
+    }
+    Ok(page(&token, None))
+}
+
+pub(crate) async fn set(State(app): State<App>, Form(New { token, password }): Form<New>) -> Page {
+    let links = links(&app)?;
+    let Some(account) = Owner::of(&app, &token).await? else { return Ok(worthless()) };
+    // Before the link is used up.
+    if let Err(error) = Rules::default().check(&password, &[&account.email]) {
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, page(&token, Some(&error.to_string()))).into_response());
+    }
+    let hash = app.passwords.hash(&password).await?;
+    if !links.redeem_password_reset(&token, account.account()).await? {
+        return Ok(worthless());
+    }
+    users::set_password(&app.db, &account.email, hash).await?;
+    // Whoever had the old one is out, wherever they are.
+    app.sessions.revoke_all_of(&account.email).await?;
+    mails::send(&app.db, &links.password_changed(account.account())).await?;
+    Ok(Redirect::to("/login").into_response())
+}
+
+/// Whose link it says it is, as the database knows them.
+struct Owner {
+    email: String,
+    password_hash: String,
+}
+
+impl Owner {
+    async fn of(app: &App, token: &str) -> Result<Option<Self>, Failure> {
+        let Some(email) = AccountLinks::account_id(token) else { return Ok(None) };
+        let hash = users::password_hash(&app.db, &email).await?;
+        Ok(hash.map(|password_hash| Self { email, password_hash }))
+    }
+
+    fn account(&self) -> Account<'_> {
+        Account { id: &self.email, email: &self.email, password_hash: &self.password_hash }
+    }
+}
+
+fn links(app: &App) -> Result<&AccountLinks, Failure> {
+    app.links.as_ref().ok_or_else(|| anyhow::anyhow!("the configuration has no `origin` and `link_secret`").into())
+}
+
+/// The address of this page is a secret: no other site is told of it.
+fn page(token: &str, wrong: Option<&str>) -> Response {
+    let content: Markup = html! {
+        section.narrow {
+            h1 { "A new password" }
+            @if let Some(wrong) = wrong { p.note { (wrong) } }
+            form.stack method="post" action="/reset-password" {
+                input type="hidden" name="token" value=(token);
+                label { "Password" input type="password" name="password" required minlength="8" autocomplete="new-password"; }
+                button { "Set it" }
+            }
+        }
+    };
+    let page = super::frame("A new password", &html! {}, &content);
+    ([(REFERRER_POLICY, HeaderValue::from_static("no-referrer"))], page).into_response()
+}
+
+fn worthless() -> Response {
+    (StatusCode::GONE, problem("This link was used before, or is too old. Please ask for another one.")).into_response()
+}
