@@ -371,6 +371,8 @@ impl Session {
     /// Ends when the session belongs to somebody else than when it was called, or to nobody: signed out, revoked, expired. Asks the store
     /// once every `period`; while the store does not answer it goes on.
     ///
+    /// A websocket:
+    ///
     /// ```no_run
     /// # async fn next_message() -> Option<String> { None }
     /// # async fn talk(session: scale_session::Session) -> Result<(), scale_session::Error> {
@@ -383,6 +385,23 @@ impl Session {
     ///     }
     /// }
     /// # Ok(()) }
+    /// ```
+    ///
+    /// A stream of events, as the body of an axum response:
+    ///
+    /// ```
+    /// # #[cfg(feature = "axum")] {
+    /// use axum::body::{Body, Bytes};
+    /// use futures_util::{StreamExt, stream};
+    /// use scale_session::SignedIn;
+    /// use std::{convert::Infallible, time::Duration};
+    ///
+    /// async fn events(SignedIn { session, .. }: SignedIn) -> Body {
+    ///     let news = stream::pending::<Result<Bytes, Infallible>>(); // of the application
+    ///     let ended = async move { session.watch(Duration::from_secs(5)).await };
+    ///     Body::from_stream(news.take_until(Box::pin(ended)))
+    /// }
+    /// # }
     /// ```
     pub async fn watch(&self, period: Duration) {
         let mut first = None;

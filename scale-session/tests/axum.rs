@@ -50,6 +50,32 @@ async fn ask(app: &Router, method: &str, path: &str, cookie: Option<&str>) -> (S
     (status, String::from_utf8_lossy(&body).into_owned(), set)
 }
 
+/// A body that goes on until its user is signed out, wherever that happens.
+#[tokio::test]
+async fn a_stream_of_events_ends_with_its_session() -> Result<()> {
+    use futures_util::{StreamExt, stream};
+    async fn events(SignedIn { session, .. }: SignedIn) -> Body {
+        let news = stream::repeat(Ok::<_, std::convert::Infallible>("news\n")).then(|news| async move {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            news
+        });
+        let ended = async move { session.watch(std::time::Duration::from_millis(20)).await };
+        Body::from_stream(news.take_until(Box::pin(ended)))
+    }
+    let sessions = SessionLayer::connect("memory:", "shop", Config::default()).await?;
+    let app = routes().route("/events", get(events)).layer(sessions.clone());
+    let cookie = ask(&app, "POST", "/log-in", None).await.2.unwrap();
+    let request = Request::builder().uri("/events").header(COOKIE, &cookie).body(Body::empty())?;
+    let mut body = app.clone().oneshot(request).await?.into_body().into_data_stream();
+    for _ in 0..10 {
+        assert!(body.next().await.is_some());
+    }
+    sessions.revoke_all_of("ann").await?;
+    let rest = tokio::time::timeout(std::time::Duration::from_secs(10), body.count()).await?;
+    assert!(rest < 500, "{rest} more");
+    Ok(())
+}
+
 #[tokio::test]
 async fn handlers_take_sessions_and_return_errors() -> Result<()> {
     let app = routes().layer(SessionLayer::connect("memory:", "shop", Config::default()).await?);
