@@ -5,7 +5,7 @@
 //! | all jobs are done | the `then` job is pushed, once |
 //! | the first one is dead | the `catch` job is pushed, once; those that have not begun end unrun, unless [`allow_failures`](Batch::allow_failures) |
 //! | every job is done or dead | the `finally` job is pushed, once |
-//! | a dead one is revived and done | it counts as done: `then` may come after all |
+//! | a dead one is revived and done | it counts as done: `then` comes after all, unless others have ended unrun since it died |
 //! | a worker dies between a job and its count | the job is done again, and counted once |
 //! | a push of the batch fails half way, or its process dies | push it again under the same [name](Batch::named): jobs that are there are not doubled |
 //! | all are done and what follows is stored | its keys go; it is still listed for a day |
@@ -244,7 +244,7 @@ fn once_key(id: &str, what: impl std::fmt::Display) -> String {
 /// Whether a job of the batch should not begin any more.
 pub(crate) async fn is_cancelled(store: &dyn Store, place: &Place) -> bool {
     // In doubt it runs: that is what was asked for.
-    matches!(store.batch(&place.id).await, Ok(Some((Tally { cancelled: true, .. }, _))))
+    store.is_cancelled(&place.id, place.number).await.unwrap_or(false)
 }
 
 /// Counts a job's end, and pushes what that brings about: before the store is told that it ended. Returns what
@@ -258,7 +258,10 @@ pub(crate) async fn count(store: &dyn Store, place: &Place, end: End) -> Result<
     let Some((_, plan)) = store.batch(&place.id).await? else { return Ok(Vec::new()) };
     let Ok(Plan { then, catch, finally, queues }) = rmp_serde::from_slice::<Plan>(&plan) else { return Ok(Vec::new()) };
     let (mut keys, mut pushed) = (Vec::new(), Vec::new());
-    for (due, word, link) in [(all_done, "then", then), (tally.dead > 0, "catch", catch), (over, "finally", finally)] {
+    // After a death others may have ended unrun: not all was done, though no one is dead any more.
+    for (due, word, link) in
+        [(all_done && !tally.skipped, "then", then), (tally.dead > 0, "catch", catch), (over, "finally", finally)]
+    {
         if let Some(link) = link {
             let key = once_key(&place.id, word);
             keys.push((link.queue.clone(), key.clone()));

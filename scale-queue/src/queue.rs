@@ -372,7 +372,10 @@ fn verdict(id: JobId, holder: Option<Vec<u8>>) -> Pushed {
 
 /// A queue's name becomes part of keys, labels and addresses.
 pub(crate) fn checked(queue: &str) -> Result<&str, Error> {
-    let fine = (1..=64).contains(&queue.len()) && queue.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    let fine = (1..=64).contains(&queue.len())
+        && queue.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        // Browsers take these out of an address.
+        && !matches!(queue, "." | "..");
     if fine { Ok(queue) } else { Err(Error::Name(queue.chars().take(64).collect())) }
 }
 

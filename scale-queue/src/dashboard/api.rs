@@ -5,6 +5,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::Dashboard;
 use crate::envelope::Failure;
@@ -19,6 +20,8 @@ const PAGE: usize = 50;
 const STEP: usize = 100;
 /// Jobs looked through for one answer.
 const LOOKED_THROUGH: usize = 2_000;
+/// The same of their payloads, bytes.
+const MOST_BYTES: usize = 32 * 1024 * 1024;
 /// Among so many of the newest dead a job is looked for.
 const REACH: usize = 1_000;
 /// Queues whose history is shown together.
@@ -127,7 +130,9 @@ impl Dashboard {
             },
             (&Method::POST, rest) => {
                 self.check(request)?;
-                Ok(json!({ "done": self.change(rest).await? }))
+                let done = self.change(rest).await?;
+                *self.last.lock().await = None;
+                Ok(json!({ "done": done }))
             }
             _ => Err((StatusCode::NOT_FOUND, "there is no such thing".into())),
         }
@@ -153,9 +158,23 @@ impl Dashboard {
     }
 
     pub(super) async fn overview(&self, request: &Parts) -> Answer {
+        // One asks at a time, and the others wait for what it finds.
+        let mut last = self.last.lock().await;
+        let rows = match &*last {
+            Some((at, rows)) if at.elapsed() < super::SHARED => rows.clone(),
+            _ => {
+                let rows = self.rows_of_queues().await?;
+                *last = Some((Instant::now(), rows.clone()));
+                rows
+            }
+        };
+        Ok(json!({ "writable": self.may_change(request), "queues": rows }))
+    }
+
+    async fn rows_of_queues(&self) -> Result<Vec<Value>, (StatusCode, String)> {
         let names = self.queue.queues().await.map_err(told)?;
         let stats = try_join_all(names.iter().map(|name| self.queue.stats(name))).await.map_err(told)?;
-        let queues: Vec<Value> = names
+        let rows = names
             .iter()
             .zip(stats)
             .map(|(name, stats)| {
@@ -164,7 +183,7 @@ impl Dashboard {
                 row
             })
             .collect();
-        Ok(json!({ "writable": self.may_change(request), "queues": queues }))
+        Ok(rows)
     }
 
     /// A page of jobs of one state, those that mention what is searched for; and where to go on, if there may be more.
@@ -179,7 +198,7 @@ impl Dashboard {
         };
         let (offset, search) = query(request);
         let step = if search.is_empty() { PAGE } else { STEP };
-        let (mut found, mut at, mut next) = (Vec::new(), offset, None);
+        let (mut found, mut at, mut next, mut bytes) = (Vec::new(), offset, None, 0);
         'looking: while next.is_none() {
             let rows = self.rows(queue, state, at, step).await.map_err(told)?;
             // A page of large jobs is short, and only one that is empty is the last.
@@ -189,7 +208,7 @@ impl Dashboard {
                     next = Some(at);
                     break 'looking;
                 }
-                at += 1;
+                (at, bytes) = (at + 1, bytes + row.size);
                 if row.mentions(&search) {
                     found.push(row);
                 }
@@ -197,7 +216,8 @@ impl Dashboard {
             if is_last {
                 break;
             }
-            next = (search.is_empty() && found.len() == PAGE || at - offset >= LOOKED_THROUGH).then_some(at);
+            next =
+                (search.is_empty() && found.len() == PAGE || at - offset >= LOOKED_THROUGH || bytes >= MOST_BYTES).then_some(at);
         }
         if state == Some(State::Leased) {
             try_join_all(found.iter_mut().map(|row| self.follow(row))).await.map_err(told)?;
@@ -263,7 +283,8 @@ impl Dashboard {
     fn check(&self, request: &Parts) -> Result<(), (StatusCode, String)> {
         let header = |name: &str| request.headers.get(name).map(HeaderValue::as_bytes);
         let ours = header("x-scale-queue") == Some(b"dashboard");
-        let same_site = header("sec-fetch-site").is_none_or(|site| site == b"same-origin" || site == b"none");
+        let mut sites = request.headers.get_all("sec-fetch-site").into_iter().map(HeaderValue::as_bytes);
+        let same_site = sites.all(|site| site == b"same-origin" || site == b"none");
         match self.may_change(request) {
             true if ours && same_site => Ok(()),
             true => Err((StatusCode::FORBIDDEN, "not sent by the dashboard's own page".into())),

@@ -25,7 +25,7 @@
 //! not come from another site (`Sec-Fetch-Site`). Errors are `{"error": "…"}` with a fitting status.
 //!
 //! A search looks for its text in ids, names, payloads, reasons and workers of 2,000 jobs at a time, and `next` goes on; payloads are cut
-//! after 16 KiB. Every request costs a few commands, however many jobs wait.
+//! after 16 KiB. Every request costs a few commands, however many jobs wait; in a database it counts them, once a second for all who look.
 
 mod api;
 mod page;
@@ -47,7 +47,8 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{Full, StreamBody};
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::time::Instant;
 use tower::Service;
 
 use self::page::PAGE;
@@ -58,6 +59,8 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Between two events.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How long an overview is good for whoever asks next.
+const SHARED: Duration = Duration::from_secs(1);
 /// Of one answer: ten minutes.
 const EVENTS: u32 = 300;
 
@@ -77,6 +80,8 @@ type Authorizer = dyn Fn(&Parts) -> bool + Send + Sync;
 pub struct Dashboard {
     queue: Queue,
     authorizer: Option<Arc<Authorizer>>,
+    /// The rows of the last overview: whoever looks within a second of it sees the same.
+    last: Arc<tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>>,
 }
 
 impl fmt::Debug for Dashboard {
@@ -88,7 +93,7 @@ impl fmt::Debug for Dashboard {
 impl Dashboard {
     /// To look at only.
     pub fn new(queue: &Queue) -> Self {
-        Self { queue: queue.clone(), authorizer: None }
+        Self { queue: queue.clone(), authorizer: None, last: Arc::default() }
     }
 
     /// Lets those change things whom `authorizer` allows: asked for each change.

@@ -80,6 +80,8 @@ pub enum Trial {
     Running([u8; 16]),
     /// One of another queue runs alone; should the worker die, nothing of this queue is at fault.
     Elsewhere,
+    /// The one of this tag is here and has not begun: it is not at fault, those that run may be.
+    Waiting([u8; 16]),
     /// None runs alone; none is wanted now.
     None,
     /// None runs alone; the next one may come, without other jobs beside it.

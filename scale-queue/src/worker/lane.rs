@@ -13,6 +13,9 @@ use crate::store::{End, Entry, Settlement};
 /// Looks at an armed queue once in a while all the same, in case a wake was lost.
 const SAFETY: Duration = Duration::from_secs(30);
 
+/// How often a worker that cannot look lets another one.
+const STAND_IN: Duration = Duration::from_secs(5);
+
 /// So long what is done may be kept back, to be told together.
 const PATIENCE: Duration = Duration::from_millis(10);
 /// So many are not kept back any longer.
@@ -77,12 +80,14 @@ pub(super) struct Lane {
     /// Woken since the last look began: what that look says of emptiness is old news.
     woken: bool,
     look_at: Instant,
+    /// When something becomes due that the store has told this worker of, and perhaps nobody else.
+    alarm_at: Option<Instant>,
     /// When the first in a line is to be tried into which a job of ours went; a look that began before that does not know of it.
     line_at: Option<Instant>,
     /// Others are to look first: a job was handed back that cannot be read here.
     steps_back_until: Option<Instant>,
-    /// Since when each fetch has found a lease that has run out.
-    pub(super) expired_since: Option<Instant>,
+    /// Since when, and when last, each fetch has found a lease that has run out.
+    pub(super) expired: Option<(Instant, Instant)>,
     /// What we hold may differ from what the store thinks: ask before the next fetch.
     pub(super) unsure: bool,
 }
@@ -110,9 +115,10 @@ impl Lane {
             armed: false,
             woken: false,
             look_at: now,
+            alarm_at: None,
             line_at: None,
             steps_back_until: None,
-            expired_since: None,
+            expired: None,
             unsure: false,
         }
     }
@@ -231,12 +237,14 @@ impl Lane {
     pub(super) fn begin_look(&mut self, now: Instant) {
         self.woken = false;
         self.line_at = self.line_at.filter(|at| *at > now);
+        self.alarm_at = self.alarm_at.filter(|at| *at > now);
     }
 
     /// `dice` between 0 and 1 keeps workers from looking all at once.
     pub(super) fn arm(&mut self, look_again: Option<Duration>, now: Instant, dice: f64) {
         self.armed = !self.woken;
         let safety = SAFETY.mul_f64(1.0 + dice / 4.0);
+        self.alarm_at = look_again.and_then(|wait| now.checked_add(wait));
         self.look_at = now + look_again.map_or(safety, |wait| wait.mul_f64(1.0 + dice / 16.0).min(safety));
         self.look_at = self.line_at.map_or(self.look_at, |at| self.look_at.min(at));
         self.steps_back_until = self.steps_back_until.filter(|until| *until > now);
@@ -259,9 +267,19 @@ impl Lane {
         !self.armed || now >= self.look_at
     }
 
+    /// Says that a worker that cannot look now should let another one: when what it knows of becomes due, and every few seconds, since there
+    /// may be more than it was told of.
+    pub(super) fn rings(&mut self, now: Instant) -> bool {
+        let is_time = *self.alarm_at.get_or_insert(now + STAND_IN) <= now;
+        if is_time {
+            self.alarm_at = Some(now + STAND_IN);
+        }
+        is_time
+    }
+
     /// When it becomes urgent, or wants a look, by itself.
     pub(super) fn alarm(&self, may_fetch: bool) -> Option<Instant> {
-        let look = (self.armed && may_fetch).then_some(self.look_at);
+        let look = if may_fetch { self.armed.then_some(self.look_at) } else { self.alarm_at };
         look.into_iter().chain(self.done_since.map(|since| since + PATIENCE)).min()
     }
 }

@@ -274,6 +274,63 @@ async fn what_was_fetched_ahead_is_no_suspect(server: &Server) -> Result<()> {
     Ok(())
 }
 
+/// 5: a suspect that is here and waits for its trial has not begun: it does not pay for another job that kills its worker meanwhile.
+async fn a_waiting_suspect_pays_for_nobody(server: &Server) -> Result<()> {
+    use scale_queue::store::{RedisStore, Request, SqlStore, Store, Trial, WorkerId};
+
+    let queue = server.queue().await?;
+    let store: Box<dyn Store> = match server.kind {
+        "redis" => Box::new(RedisStore::new(scale_redis::Redis::connect(&server.url).await?, "test")),
+        _ => Box::new(SqlStore::connect(&server.url, "test").await?),
+    };
+    let request = |max: usize, trial: Trial| Request {
+        done: &[],
+        max,
+        max_bytes: usize::MAX / 2,
+        begins: 1,
+        lease: Duration::from_millis(50),
+        trial,
+        lines: &[],
+        unhandled_for: Duration::from_hours(1),
+    };
+    let worker = |name: &str| -> WorkerId { name.into() };
+    let reclaimed = async |name: &str, jobs: usize| {
+        eventually("the lease to be over", async || {
+            store.reclaim("default", &worker(name)).await.ok().filter(|step| step.jobs == jobs)
+        })
+        .await
+    };
+    // The innocent one's worker dies: it is a suspect.
+    queue.push(Work { n: 1 }).await?;
+    assert_eq!(store.fetch("default", &worker("first"), request(1, Trial::None)).await?.jobs.len(), 1);
+    reclaimed("first", 1).await?;
+    // The next worker runs the poison, and takes the suspect, which waits.
+    queue.push(Work { n: 2 }).await?;
+    assert_eq!(store.fetch("default", &worker("second"), request(1, Trial::None)).await?.jobs.len(), 1);
+    let suspect = store.fetch("default", &worker("second"), request(1, Trial::Next)).await?;
+    assert!(suspect.suspect);
+    let tag: [u8; 16] = suspect.jobs[0][1..17].try_into()?;
+    store.fetch("default", &worker("second"), request(0, Trial::Waiting(tag))).await?;
+    reclaimed("second", 2).await?;
+    assert_eq!(
+        store.stats("default").await?.failed_total,
+        2,
+        "the first crash was the innocent one's, the second was the poison's"
+    );
+    let next = store.fetch("default", &worker("third"), request(1, Trial::Next)).await?;
+    assert!(next.suspect && next.jobs[0][1..17] != tag, "the poison is the suspect now");
+    // Once it says that the suspect begins, it is that one's.
+    let innocent = store.fetch("default", &worker("fourth"), request(1, Trial::Next)).await?;
+    assert_eq!(innocent.jobs[0][1..17], tag);
+    store.fetch("default", &worker("fourth"), request(0, Trial::Running(tag))).await?;
+    reclaimed("fourth", 1).await?;
+    assert_eq!(store.stats("default").await?.failed_total, 3);
+    Ok(())
+}
+
+crate::on_stores! { waiting_on_redis: "redis"; a_waiting_suspect_pays_for_nobody }
+crate::on_stores! { waiting_on_postgres: "postgres"; a_waiting_suspect_pays_for_nobody }
+crate::on_stores! { waiting_on_sqlite: "sqlite"; a_waiting_suspect_pays_for_nobody }
 crate::on_stores! { ahead_on_redis: "redis"; what_was_fetched_ahead_is_no_suspect }
 crate::on_stores! { ahead_on_postgres: "postgres"; what_was_fetched_ahead_is_no_suspect }
 crate::on_stores! { ahead_on_sqlite: "sqlite"; what_was_fetched_ahead_is_no_suspect }

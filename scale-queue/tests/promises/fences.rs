@@ -212,7 +212,7 @@ async fn a_stop_during_an_outage_blames_no_job() -> Result<()> {
         server.redis().pause()?;
         go.add_permits(4);
         // The outage itself: the worker has tried a few times, and tries rarely now.
-        tokio::time::sleep(Duration::from_millis(4_000)).await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
         let redis = server.redis();
         let (stopped, ()) = tokio::join!(worker.stop(), async {
             tokio::time::sleep(Duration::from_millis(2_400)).await;
@@ -221,6 +221,31 @@ async fn a_stop_during_an_outage_blames_no_job() -> Result<()> {
         stopped?;
         let stats = queue.stats("default").await?;
         assert_eq!((stats.done_total, stats.leased, stats.failed_total), ((round + 1) * 4, 0, 0), "round {round}: {stats:?}");
+    }
+    Ok(())
+}
+
+on_stores! { lost_by_redis: "redis"; a_stop_gives_back_what_it_has_never_got }
+on_stores! { lost_by_postgres: "postgres"; a_stop_gives_back_what_it_has_never_got }
+
+/// The store has leased jobs, and the connection breaks before the answer comes; at that moment the worker is stopped. It asks what it holds,
+/// and hands it back: nobody waits for the lease, and nobody is blamed.
+async fn a_stop_gives_back_what_it_has_never_got(server: &Server) -> Result<()> {
+    let near = server.queue().await?;
+    for round in 0..3 {
+        let (proxy, far) = cuttable(server).await?;
+        proxy.delay(Duration::from_millis(150));
+        let worker = Worker::new(&far).concurrency(10).lease(Duration::from_secs(30)).grace(Duration::from_secs(3));
+        let worker = run(worker.handle(|_: Plain, _| std::future::pending::<Result<(), std::io::Error>>()));
+        near.push_many((0..10).map(Plain)).await?;
+        until(&near, "default", "the store to lease them", |stats| stats.leased > 0).await?;
+        proxy.reset();
+        proxy.delay(Duration::ZERO);
+        proxy.heal();
+        worker.stop().await?;
+        let stats = near.stats("default").await?;
+        assert_eq!((stats.leased, stats.failed_total), (0, 0), "round {round}: {stats:?}");
+        near.drain("default").await?;
     }
     Ok(())
 }

@@ -2,6 +2,8 @@
 #![cfg(all(feature = "redis", feature = "postgres", feature = "sqlite"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod alarms;
+mod batches;
 mod crashes;
 mod fences;
 mod growth;

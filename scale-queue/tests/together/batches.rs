@@ -92,7 +92,7 @@ pub(crate) async fn a_batch_counts_each_job_once_and_is_followed_by_one_job(queu
     workers.stop().await
 }
 
-pub(crate) async fn a_death_cancels_a_batch_and_a_revival_completes_it(queue: &Queue) -> Result<()> {
+pub(crate) async fn a_death_cancels_a_batch_and_a_revived_job_runs(queue: &Queue) -> Result<()> {
     let seen = Seen::default();
     queue.pause("parts").await?;
     let id = {
@@ -108,9 +108,13 @@ pub(crate) async fn a_death_cancels_a_batch_and_a_revival_completes_it(queue: &Q
     seen.mended.store(true, SeqCst);
     let dead = queue.dead("parts", 0, 10).await?.pop().unwrap();
     queue.revive("parts", &dead).await?;
-    seen.after(&["catch", "finally", "then"]).await?;
-    assert_eq!(queue.batch_status(&id).await?.unwrap().dead, 0);
-    workers.stop().await
+    let done = async || queue.batch_status(&id).await.ok()?.filter(|status| status.dead == 0);
+    assert_eq!(eventually("the revived one to be done", done).await?.done, 50);
+    assert_eq!(seen.parts.lock().get(&0), Some(&2), "it ran again");
+    workers.stop().await?;
+    seen.after(&["catch", "finally"]).await?;
+    assert_eq!(queue.stats("after").await?.waiting, 0, "nothing follows: the others have never run");
+    Ok(())
 }
 
 pub(crate) async fn a_lenient_batch_goes_on(queue: &Queue) -> Result<()> {
@@ -123,9 +127,25 @@ pub(crate) async fn a_lenient_batch_goes_on(queue: &Queue) -> Result<()> {
     let status = queue.batch_status(&id).await?.unwrap();
     assert_eq!((status.done, status.dead, status.cancelled), (27, 3, false));
     assert_eq!(seen.parts.lock().len(), 30);
-    workers.stop().await?;
-    assert_eq!(queue.forget_all("parts").await?, 3);
-    Ok(())
+    let dead = queue.dead("parts", 0, 10).await?.pop().unwrap();
+    queue.forget("parts", &dead).await?;
+    seen.mended.store(true, SeqCst);
+    assert_eq!(queue.revive_all("parts").await?, 2);
+    let done = async || queue.batch_status(&id).await.ok()?.filter(|status| status.done == 29);
+    assert_eq!(eventually("the revived ones to be done", done).await?.dead, 1, "one is dead for good");
+    workers.stop().await
+}
+
+pub(crate) async fn a_revival_completes_a_lenient_batch(queue: &Queue) -> Result<()> {
+    let seen = Seen::default();
+    let parts = (0..10).map(|n| Part { n, fails: n < 2 });
+    queue.batch().jobs(parts).allow_failures().then(after("then")).finally(after("finally")).push().await?;
+    let workers = running([seen.worker(queue)]);
+    seen.after(&["finally"]).await?;
+    seen.mended.store(true, SeqCst);
+    assert_eq!(queue.revive_all("parts").await?, 2);
+    seen.after(&["finally", "then"]).await?;
+    workers.stop().await
 }
 
 pub(crate) async fn a_batch_pushed_twice_is_one(queue: &Queue) -> Result<()> {

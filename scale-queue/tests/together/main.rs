@@ -23,8 +23,9 @@ use testkit::eventually;
 
 async fn contract(queue: &Queue) -> Result<()> {
     a_batch_counts_each_job_once_and_is_followed_by_one_job(queue).await?;
-    a_death_cancels_a_batch_and_a_revival_completes_it(queue).await?;
+    a_death_cancels_a_batch_and_a_revived_job_runs(queue).await?;
     a_lenient_batch_goes_on(queue).await?;
+    a_revival_completes_a_lenient_batch(queue).await?;
     a_batch_pushed_twice_is_one(queue).await?;
     a_job_that_kills_its_workers_is_given_up_and_its_batch_hears_of_it(queue).await?;
     places_are_never_exceeded(queue).await?;

@@ -23,6 +23,8 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct Batch {
     tally: Tally,
+    /// By a death, not because somebody asked for it.
+    by_death: bool,
     lenient: bool,
     plan: Vec<u8>,
     ends: HashMap<u32, End>,
@@ -53,7 +55,15 @@ impl Ledger for MemoryStore {
         if shared.batch(id).is_none() {
             let life = life.min(LONGEST);
             let tally = Tally { total, ..Tally::default() };
-            let batch = Batch { tally, lenient, plan: plan.to_vec(), ends: HashMap::new(), life, until: Instant::now() + life };
+            let batch = Batch {
+                tally,
+                by_death: false,
+                lenient,
+                plan: plan.to_vec(),
+                ends: HashMap::new(),
+                life,
+                until: Instant::now() + life,
+            };
             shared.batches.insert(id.to_owned(), batch);
         }
         Ok(())
@@ -63,16 +73,24 @@ impl Ledger for MemoryStore {
         let mut shared = self.shared.lock();
         let Some(batch) = shared.batch(id) else { return Ok(None) };
         let old = batch.ends.get(&number).copied();
-        if !batch.tally.followed && number < batch.tally.total && old != Some(End::Done) && old != Some(end) {
+        let is_new = match old {
+            None => true,
+            Some(End::Dead) => end == End::Done,
+            Some(End::Done | End::Skipped) => false,
+        };
+        if !batch.tally.followed && number < batch.tally.total && is_new {
             batch.ends.insert(number, end);
             match end {
-                End::Done => batch.tally.done += 1,
+                End::Done | End::Skipped => batch.tally.done += 1,
                 End::Dead => batch.tally.dead += 1,
             }
             if old.is_some() {
                 batch.tally.dead -= 1;
             }
-            batch.tally.cancelled |= end == End::Dead && !batch.lenient;
+            if end == End::Dead && !batch.lenient && !batch.tally.cancelled {
+                (batch.tally.cancelled, batch.by_death) = (true, true);
+            }
+            batch.tally.skipped |= end == End::Skipped && batch.by_death;
             batch.until = Instant::now() + batch.life;
         }
         Ok(Some(batch.tally))
@@ -93,6 +111,12 @@ impl Ledger for MemoryStore {
 
     async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
         Ok(self.shared.lock().batch(id).map(|batch| batch.tally.cancelled = true).is_some())
+    }
+
+    async fn is_cancelled(&self, id: &str, number: u32) -> Result<bool, Error> {
+        let mut shared = self.shared.lock();
+        let is_cancelled = |batch: &mut Batch| batch.tally.cancelled && batch.ends.get(&number) != Some(&End::Dead);
+        Ok(shared.batch(id).is_some_and(is_cancelled))
     }
 
     async fn announce(&self, kind: &str, name: &str, about: &[u8], life: Duration) -> Result<(), Error> {

@@ -371,6 +371,10 @@ impl Store for MemoryStore {
                 match request.trial {
                     Trial::Running(tag) => lease.trial = Some(tag.to_vec()),
                     Trial::Elsewhere => lease.trial = Some(ELSEWHERE.to_vec()),
+                    Trial::Waiting(tag) => {
+                        lease.trial = None;
+                        lease.unbegun.insert(tag.to_vec());
+                    }
                     Trial::None | Trial::Next => lease.trial = None,
                 }
                 if lease.jobs.is_empty() {
@@ -392,7 +396,8 @@ impl Store for MemoryStore {
                 let tag = |bytes: &Vec<u8>| tag_of(bytes).to_vec();
                 lease.jobs.extend(fetched.jobs.iter().map(|bytes| (tag(bytes), bytes.clone())));
                 if fetched.suspect {
-                    lease.trial = fetched.jobs.first().map(tag);
+                    lease.trial = None;
+                    lease.unbegun.extend(fetched.jobs.first().map(tag));
                 } else {
                     lease.unbegun.extend(fetched.jobs.iter().skip(request.begins).map(tag));
                 }

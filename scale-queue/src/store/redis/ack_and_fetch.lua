@@ -1,8 +1,10 @@
 -- Removes what is done, lets what is due wait, leases what may begin; arms the worker if that was less than it asked for.
 -- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, timer, cancelled, promoted, suspects, blocked, lines,
---       paces, unhandled, unbegun, trials, large, a mark that the worker has left
+--       paces, unhandled, unbegun, trials, large, a mark that the worker has left,
+--       watcher: a worker that is idle and has an alarm for the leases of others
 -- ARGV  wake channel, queue, 1 in a Cluster, worker, most jobs (at most 1,000), lease (ms), bytes after which no further job is taken,
---       how many of the jobs begin at once, 'running:' and the tag of a suspect that runs alone, 'elsewhere', 'none' or 'next', how long jobs may be unhandled (ms),
+--       how many of the jobs begin at once, 'running:' and the tag of a suspect that runs alone, 'waiting:' and that of one that has not
+--       begun, 'elsewhere', 'none' or 'next', how long jobs may be unhandled (ms),
 --       number of handler lines, their names, tags of jobs that are done
 -- Reply server time (ms), how many of the done were still held, 1 if armed, ms until the next look (-1: none needed), a worker whose lease
 --       has run out or '', ids of the cancelled among the jobs, ids of the overdue among them, 1 if the job is a suspect, names of
@@ -17,6 +19,7 @@ local now = clock()
 if redis.call('EXISTS', KEYS[19]) == 1 then most, trial = 0, 'none' end
 -- Removals first: a full Redis lets a script finish that has begun to write. What was fetched before this call may begin now.
 redis.call('HDEL', KEYS[16], worker)
+if string.sub(trial, 1, 8) == 'waiting:' then redis.call('HSET', KEYS[16], worker, string.sub(trial, 9)) end
 if trial == 'elsewhere' then
   redis.call('HSET', KEYS[17], worker, '!')
 elseif string.sub(trial, 1, 8) == 'running:' then
@@ -89,7 +92,8 @@ if not paused then
     local job = redis.call('LPOP', KEYS[11])
     if job then
       take(job)
-      redis.call('HSET', KEYS[17], worker, tag_of(job))
+      -- It begins when its worker says so.
+      redis.call('HSET', KEYS[16], worker, tag_of(job))
       suspect = true
     end
   end
@@ -192,6 +196,11 @@ if count > 0 then
   end
 end
 keep_lease()
+-- Should this worker die, an idle one must know of its lease: one that fell asleep before does not.
+if count > 0 then
+  local watcher = redis.call('GET', KEYS[20])
+  if not watcher or watcher == worker then wake(KEYS[3], ARGV[1], ARGV[2], 1, cluster) end
+end
 
 -- Expired leases are looked at by every fetch, however long the backlog; those of workers that hold nothing go at once.
 local expired, first_lease = '', nil
@@ -218,6 +227,10 @@ if count < most and not more and not suspect then
   armed = 1
   redis.call('ZADD', KEYS[3], now, worker)
   local first = tonumber(redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2])
+  if first_lease and redis.call('HLEN', KEYS[6]) == 0 then
+    local watcher = redis.call('GET', KEYS[20])
+    if not watcher or watcher == worker then redis.call('SET', KEYS[20], worker, 'PX', first_lease - now + 1000) end
+  end
   if first_lease and (not first or first_lease < first) then first = first_lease end
   local line = not paused and tonumber(redis.call('ZRANGE', KEYS[13], 0, 0, 'WITHSCORES')[2])
   if line and (not first or line < first) then first = math.ceil(line) end

@@ -60,13 +60,19 @@ impl Ledger for RedisStore {
         for name in ["state", "done", "dead"] {
             call.key(self.batch_key(id, name));
         }
-        call.arg(number).arg(u8::from(end == End::Done));
-        let tally: Option<(u32, u32, u32, u8, u8)> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-        Ok(tally.map(|(total, done, dead, cancelled, followed)| Tally {
+        let ending = match end {
+            End::Done => "done",
+            End::Dead => "dead",
+            End::Skipped => "skipped",
+        };
+        let tally: Option<(u32, u32, u32, u8, u8, u8)> =
+            call.arg(number).arg(ending).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(tally.map(|(total, done, dead, cancelled, followed, skipped)| Tally {
             total,
             done,
             dead,
-            cancelled: cancelled == 1,
+            cancelled: cancelled > 0,
+            skipped: skipped == 1,
             followed: followed == 1,
         }))
     }
@@ -80,7 +86,7 @@ impl Ledger for RedisStore {
     }
 
     async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error> {
-        let fields = ["total", "done", "dead", "cancelled", "followed"];
+        let fields = ["total", "done", "dead", "cancelled", "followed", "skipped"];
         let mut pipe = redis::pipe();
         pipe.hmget(self.batch_key(id, "state"), &fields[..]).hget(self.batch_key(id, "state"), "plan");
         let (counts, plan): (Vec<Option<u32>>, Option<Vec<u8>>) =
@@ -88,7 +94,8 @@ impl Ledger for RedisStore {
         let count = |n: usize| counts.get(n).copied().flatten();
         let Some(total) = count(0) else { return Ok(None) };
         let number = |n| count(n).unwrap_or_default();
-        let tally = Tally { total, done: number(1), dead: number(2), cancelled: number(3) == 1, followed: number(4) == 1 };
+        let flag = |n| number(n) > 0;
+        let tally = Tally { total, done: number(1), dead: number(2), cancelled: flag(3), followed: flag(4), skipped: flag(5) };
         Ok(Some((tally, plan.unwrap_or_default())))
     }
 
@@ -97,12 +104,19 @@ impl Ledger for RedisStore {
         if !server.hexists(&key, "total").await.map_err(failed)? {
             return Ok(false);
         }
-        server.hset::<_, _, _, ()>(&key, "cancelled", 1).await.map_err(failed)?;
+        server.hset_nx::<_, _, _, ()>(&key, "cancelled", 1).await.map_err(failed)?;
         // Had it expired in between, this would be left of it for good.
         if server.pttl::<_, i64>(&key).await.map_err(failed)? < 0 {
             server.pexpire::<_, ()>(&key, millis(Duration::from_hours(7 * 24)) as i64).await.map_err(failed)?;
         }
         Ok(true)
+    }
+
+    async fn is_cancelled(&self, id: &str, number: u32) -> Result<bool, Error> {
+        let mut pipe = redis::pipe();
+        pipe.hexists(self.batch_key(id, "state"), "cancelled").getbit(self.batch_key(id, "dead"), number as usize);
+        let (is_cancelled, is_dead): (bool, bool) = pipe.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        Ok(is_cancelled && !is_dead)
     }
 
     async fn announce(&self, kind: &str, name: &str, about: &[u8], life: Duration) -> Result<(), Error> {

@@ -24,7 +24,7 @@
 //! | `{app}:queue:{<queue>}:cancelled` | sorted set | ids of jobs to be ended by whoever has or takes them, by when that was asked |
 //! | `{app}:queue:{<queue>}:totals` | hash | counts since the queue exists |
 //! | `{app}:queue:{<queue>}:minute`, `…:hour` | hash | samples of the counts by time; expire |
-//! | `{app}:queue:{<queue>}:paused`, `…:timer`, `…:large` | string | whether; which sleeper has set an alarm; whether large jobs wait (both expire) |
+//! | `{app}:queue:{<queue>}:paused`, `…:timer`, `…:watcher`, `…:large` | string | whether; which sleeper has set an alarm, and which for the leases of others; whether large jobs wait (all expire) |
 //! | `{app}:queue:queues` | set | the queues' names |
 //! | channel `{app}:queue:wake:<worker>` | | the name of a queue to look at |
 
@@ -452,11 +452,12 @@ impl Store for RedisStore {
         for name in names {
             call.key(self.key(queue, name));
         }
-        call.key(self.left_key(queue, worker));
+        call.key(self.left_key(queue, worker)).key(self.key(queue, "watcher"));
         call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
         let trial = match request.trial {
             Trial::Running(tag) => [&b"running:"[..], &tag].concat(),
             Trial::Elsewhere => b"elsewhere".to_vec(),
+            Trial::Waiting(tag) => [&b"waiting:"[..], &tag].concat(),
             Trial::None => b"none".to_vec(),
             Trial::Next => b"next".to_vec(),
         };

@@ -33,7 +33,8 @@ for i = 6 + plain, #ARGV, 4 do
   if holder == '' then
     if delay > 0 then
       local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
-      if not first or now + delay < tonumber(first) then earlier = 1 end
+      -- Two set their alarms for it, the second a moment later: should the first one die, it is there.
+      if not first or now + delay < tonumber(first) then earlier = 2 end
       redis.call('ZADD', KEYS[2], now + delay, job)
     else
       redis.call('RPUSH', KEYS[1], job)

@@ -33,15 +33,17 @@ elseif to == 'suspect' then
   ready = 1
 elseif to == 'retry' or to == 'deferred' then
   if to == 'retry' then redis.call('HINCRBY', KEYS[7], 'failed', 1) end
+  local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
   redis.call('ZADD', KEYS[2], now + delay, job)
-  ready = 1
+  -- Two set their alarms for it: should one die, the other is there.
+  if not first or now + delay < tonumber(first) then ready = 2 end
 elseif to == 'blocked' then
   local line, pace = ARGV[10], tonumber(ARGV[11])
   redis.call('ZADD', KEYS[12], 0, blocked_member(line, pushed_order(job), job))
   local is_new = redis.call('ZADD', KEYS[13], now + delay, line)
   if pace > 0 then redis.call('HSET', KEYS[14], line, ARGV[11]) end
   -- Somebody has to set an alarm for it.
-  ready = is_new
+  ready = 2 * is_new
 elseif to == 'unhandled' then
   redis.call('ZADD', KEYS[12], 0, blocked_member(ARGV[10], time_order(now), job))
   redis.call('ZADD', KEYS[13], 'NX', now + 1000, ARGV[10])

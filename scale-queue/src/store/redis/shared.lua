@@ -4,7 +4,7 @@
 -- tried, within a bound. In a Cluster the count of hearers is only this node's, so every call counts, and one worker more is woken.
 local function wake(sleepers, channel, queue, count, cluster)
   if cluster then count = count + 1 end
-  local tries = count + 64
+  local tries = count + 1000
   while count > 0 and tries > 0 do
     local popped = redis.call('ZPOPMAX', sleepers)
     if not popped[1] then return end

@@ -59,12 +59,13 @@ impl SqlStore {
         if !request.done.is_empty() {
             fetched.acknowledged = self.remove_done(&mut tx, queue, worker, request).await?;
         }
-        let begun = self.of(&self.texts.begun, queue).bind(worker.to_string()).bind(fetched.acknowledged as i64);
+        let waits = if let Trial::Waiting(tag) = request.trial { hex(&tag) } else { String::new() };
+        let begun = self.of(&self.texts.begun, queue).bind(worker.to_string()).bind(fetched.acknowledged as i64).bind(waits);
         begun.execute(&mut *tx).await.map_err(failed)?;
         let trial = match request.trial {
             Trial::Running(tag) => hex(&tag),
             Trial::Elsewhere => "!".to_owned(),
-            Trial::None | Trial::Next => String::new(),
+            Trial::None | Trial::Next | Trial::Waiting(_) => String::new(),
         };
         let told = self.of(&self.texts.tell_trial, queue).bind(worker.to_string()).bind(trial);
         told.execute(&mut *tx).await.map_err(failed)?;
@@ -72,7 +73,7 @@ impl SqlStore {
         let key = (queue.to_owned(), worker.clone());
         let mut unbegun = self.unbegun.lock();
         // A word on a trial stays until it is cleared.
-        if matches!(request.trial, Trial::Running(_) | Trial::Elsewhere) {
+        if matches!(request.trial, Trial::Running(_) | Trial::Elsewhere | Trial::Waiting(_)) {
             unbegun.insert(key)
         } else {
             unbegun.remove(&key)
@@ -112,7 +113,8 @@ impl SqlStore {
             fetched.acknowledged = self.remove_done(&mut tx, queue, worker, request).await?;
         }
         self.claim(&mut tx, queue, worker, &id, fetched).await?;
-        self.lease(&mut tx, queue, worker, request, fetched.acknowledged, String::new(), id).await?;
+        // It begins when its worker says so.
+        self.lease(&mut tx, queue, worker, request, fetched.acknowledged, id, String::new()).await?;
         tx.commit().await.map_err(failed)?;
         // The next fetch has something to clear.
         self.unbegun.lock().insert((queue.to_owned(), worker.clone()));

@@ -24,22 +24,28 @@ impl Ledger for SqlStore {
         let touch = self.of(&self.texts.batch_touch, id);
         let Some(row) = touch.fetch_optional(&mut *tx).await.map_err(failed)? else { return Ok(None) };
         let field = |n: usize| row.try_get::<i64, _>(n).map_err(failed);
-        let (mut tally, lenient) = (tally(&row)?, field(5)? == 1);
+        // 1: somebody asked for it; 2: by a death.
+        let (mut tally, mut cancelled, lenient) = (tally(&row)?, field(3)?, field(6)? == 1);
         let known = self.of(&self.texts.end_known, id).bind(i64::from(number));
         let known = known.fetch_optional(&mut *tx).await.map_err(failed)?;
         let known: Option<i64> = known.map(|row| row.try_get(0)).transpose().map_err(failed)?;
         let dead = i64::from(end == End::Dead);
-        if !tally.followed && number < tally.total && known != Some(0) && known != Some(dead) {
+        // A dead one may be done after all, and nothing else.
+        if !tally.followed && number < tally.total && (known.is_none() || known == Some(1) && end == End::Done) {
             match end {
-                End::Done => tally.done += 1,
+                End::Done | End::Skipped => tally.done += 1,
                 End::Dead => tally.dead += 1,
             }
             tally.dead -= u32::from(known.is_some());
-            tally.cancelled |= end == End::Dead && !lenient;
+            if end == End::Dead && !lenient && cancelled == 0 {
+                cancelled = 2;
+            }
+            tally.cancelled = cancelled > 0;
+            tally.skipped |= end == End::Skipped && cancelled == 2;
             let put = self.of(&self.texts.end_put, id).bind(i64::from(number)).bind(dead);
             put.execute(&mut *tx).await.map_err(failed)?;
             let save = self.of(&self.texts.batch_save, id).bind(i64::from(tally.done)).bind(i64::from(tally.dead));
-            save.bind(i64::from(tally.cancelled)).execute(&mut *tx).await.map_err(failed)?;
+            save.bind(cancelled).bind(i64::from(tally.skipped)).execute(&mut *tx).await.map_err(failed)?;
         }
         tx.commit().await.map_err(failed)?;
         Ok(Some(tally))
@@ -47,7 +53,7 @@ impl Ledger for SqlStore {
 
     async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error> {
         let row = self.of(&self.texts.batch, id).fetch_optional(&self.pool).await.map_err(failed)?;
-        row.map(|row| Ok((tally(&row)?, row.try_get(5).map_err(failed)?))).transpose()
+        row.map(|row| Ok((tally(&row)?, row.try_get(6).map_err(failed)?))).transpose()
     }
 
     async fn conclude_batch(&self, id: &str, life: Duration) -> Result<(), Error> {
@@ -60,6 +66,12 @@ impl Ledger for SqlStore {
     async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
         let cancel = self.of(&self.texts.batch_cancel, id);
         Ok(cancel.execute(&self.pool).await.map_err(failed)?.rows_affected() > 0)
+    }
+
+    async fn is_cancelled(&self, id: &str, number: u32) -> Result<bool, Error> {
+        let asked = self.of(&self.texts.batch_is_cancelled, id).bind(i64::from(number));
+        let row = asked.fetch_one(&self.pool).await.map_err(failed)?;
+        Ok(row.try_get::<i64, _>(0).map_err(failed)? > 0)
     }
 
     async fn announce(&self, kind: &str, name: &str, about: &[u8], life: Duration) -> Result<(), Error> {
@@ -121,7 +133,8 @@ fn tally(row: &sqlx::any::AnyRow) -> Result<Tally, Error> {
         total: field(0)? as u32,
         done: field(1)? as u32,
         dead: field(2)? as u32,
-        cancelled: field(3)? == 1,
+        cancelled: field(3)? > 0,
         followed: field(4)? == 1,
+        skipped: field(5)? == 1,
     })
 }

@@ -236,6 +236,7 @@ statements! {
             done bigint not null,
             dead bigint not null,
             cancelled bigint not null,
+            skipped bigint not null default 0,
             followed bigint not null,
             lenient bigint not null,
             plan {bytes} not null,
@@ -355,7 +356,7 @@ statements! {
         values ($1, $2, $3, {now} + $4, $5, 0, 0, $6, $7) on conflict (app, queue, worker) do update set \
         until_ms = excluded.until_ms, done = scale_queue_workers.done + excluded.done, unbegun = excluded.unbegun, \
         trial = excluded.trial";
-    begun = "update scale_queue_workers set unbegun = '', done = done + $4 where app = $1 and queue = $2 and worker = $3";
+    begun = "update scale_queue_workers set unbegun = $5, done = done + $4 where app = $1 and queue = $2 and worker = $3";
     suspect_again = "update scale_queue_jobs set worker = null, suspect = 1 \
         where app = $1 and queue = $2 and worker = $3 and id = $4";
     tell_trial = "update scale_queue_workers set trial = $4 where app = $1 and queue = $2 and worker = $3";
@@ -489,11 +490,14 @@ statements! {
     batch_open = "insert into scale_queue_batches (app, id, total, done, dead, cancelled, followed, lenient, plan, life_ms, until_ms) \
         values ($1, $2, $3, 0, 0, 0, 0, $4, $5, $6, {now} + $6) on conflict do nothing";
     batch_touch = "update scale_queue_batches set until_ms = case when followed = 1 then until_ms else {now} + life_ms end \
-        where app = $1 and id = $2 and until_ms > {now} returning total, done, dead, cancelled, followed, lenient";
-    batch_save = "update scale_queue_batches set done = $3, dead = $4, cancelled = $5 where app = $1 and id = $2";
-    batch_cancel = "update scale_queue_batches set cancelled = 1 where app = $1 and id = $2 and until_ms > {now}";
+        where app = $1 and id = $2 and until_ms > {now} returning total, done, dead, cancelled, followed, skipped, lenient";
+    batch_save = "update scale_queue_batches set done = $3, dead = $4, cancelled = $5, skipped = $6 where app = $1 and id = $2";
+    batch_cancel = "update scale_queue_batches set cancelled = case when cancelled = 0 then 1 else cancelled end \
+        where app = $1 and id = $2 and until_ms > {now}";
+    batch_is_cancelled = "select count(*) from scale_queue_batches where app = $1 and id = $2 and cancelled > 0 and until_ms > {now} \
+        and not exists (select 1 from scale_queue_batch_ends where app = $1 and id = $2 and number = $3 and dead = 1)";
     batch_conclude = "update scale_queue_batches set followed = 1, until_ms = {now} + $3 where app = $1 and id = $2";
-    batch = "select total, done, dead, cancelled, followed, plan from scale_queue_batches where app = $1 and id = $2 and until_ms > {now}";
+    batch = "select total, done, dead, cancelled, followed, skipped, plan from scale_queue_batches where app = $1 and id = $2 and until_ms > {now}";
     end_known = "select dead from scale_queue_batch_ends where app = $1 and id = $2 and number = $3";
     end_put = "insert into scale_queue_batch_ends (app, id, number, dead) values ($1, $2, $3, $4) \
         on conflict (app, id, number) do update set dead = excluded.dead";

@@ -41,7 +41,7 @@ impl Engine {
         let to = match ending.verdict(retry, envelope.failed.saturating_add(1), fastrand::f64()) {
             Verdict::Done => {
                 next = chain::next(&envelope, &*self.store).filter(|_| !skipped);
-                counts = Some(End::Done);
+                counts = Some(if skipped { End::Skipped } else { End::Done });
                 Destination::Done
             }
             Verdict::HandBack if withdrawn => {

@@ -212,6 +212,7 @@ impl Engine {
                 None => {
                     self.start_jobs();
                     self.set_doors();
+                    self.pass_alarms_on();
                 }
                 Some(deadline) => {
                     self.hand_back();
@@ -220,8 +221,8 @@ impl Engine {
                         self.running.values().for_each(|r| r.cancel.cancel(CancelReason::Shutdown));
                     }
                     let settled = self.terms.passing.load(SeqCst) == 0 && taken_over.is_empty();
-                    let told =
-                        settled && left && !busy && self.running.is_empty() && self.lanes.iter().all(|lane| !lane.has_news());
+                    let is_clear = |lane: &Lane| !lane.has_news() && !lane.unsure && lane.missing.is_empty();
+                    let told = settled && left && !busy && self.running.is_empty() && self.lanes.iter().all(is_clear);
                     if told || now >= deadline + LAST_WORDS {
                         // Wakes that came at the last moment.
                         while let Some(Some(wake)) = wakes.next().now_or_never() {
@@ -293,6 +294,22 @@ impl Engine {
         self.places.room(&self.lanes, lane)
     }
 
+    fn may_look(&self, lane: usize) -> bool {
+        self.alone.is_none() && self.room(lane) > 0
+    }
+
+    /// Something has become due, and this worker has no place for it: another one is woken. Should that fail, it is found by the next look.
+    fn pass_alarms_on(&mut self) {
+        let now = Instant::now();
+        for n in 0..self.lanes.len() {
+            if !self.may_look(n) && self.lanes[n].rings(now) {
+                self.lanes[n].disarm();
+                let (store, worker, name) = (Arc::clone(&self.store), self.worker.clone(), Arc::clone(&self.lanes[n].name));
+                tokio::spawn(async move { store.pass_on(&name, Some(&worker)).await });
+            }
+        }
+    }
+
     /// When to look around if nothing happens.
     fn alarm(&self, busy: bool, deadline: Option<Instant>) -> Instant {
         let now = Instant::now();
@@ -302,7 +319,7 @@ impl Engine {
             _ if busy => None,
             Some((until, _)) => Some(until),
             None => {
-                let may_fetch = |n| deadline.is_none() && self.room(n) > 0;
+                let may_fetch = |n| deadline.is_none() && self.may_look(n);
                 self.lanes.iter().enumerate().filter_map(|(n, lane)| lane.alarm(may_fetch(n))).min()
             }
         };
@@ -412,8 +429,10 @@ impl Engine {
         let max = if looks { self.places.portion(&self.lanes, lane, now) } else { 0 };
         let free = self.places.concurrency.saturating_sub(self.lanes.iter().map(|lane| lane.running).sum());
         let trial = match &self.alone {
-            Some(alone) if alone.lane == lane => Trial::Running(*alone.id.bytes()),
-            Some(_) => Trial::Elsewhere,
+            Some(alone) if alone.lane == lane && alone.is_announced => Trial::Running(*alone.id.bytes()),
+            Some(alone) if alone.lane == lane => Trial::Waiting(*alone.id.bytes()),
+            Some(alone) if alone.is_announced => Trial::Elsewhere,
+            Some(_) => Trial::None,
             None if stopping => Trial::None,
             None => Trial::Next,
         };
@@ -444,7 +463,9 @@ impl Engine {
     /// them. An outage that has no end is none.
     fn may_reclaim(&self, lane: usize, now: Instant) -> bool {
         let is_calm = |(first, last)| now - last >= self.lease.min(CALM) || now - first >= self.lease * OUTAGE;
-        self.trouble.is_none_or(is_calm) && self.lanes[lane].expired_since.is_some_and(|since| now - since >= CONFIRM)
+        // What was seen long ago is no news: a full worker has not looked since.
+        let is_sure = |(first, last)| now - first >= CONFIRM && now - last < self.lease.max(CALM);
+        self.trouble.is_none_or(is_calm) && self.lanes[lane].expired.is_some_and(is_sure)
     }
 
     /// What an exchange tells of the store itself.
@@ -510,10 +531,11 @@ impl Engine {
                 // Whatever was at hand before this answer may begin.
                 lane.cleared = ready;
                 if ask.max > 0 && fetched.expired.is_some() {
-                    lane.expired_since.get_or_insert(now);
+                    let known = lane.expired.filter(|(_, last)| self.last_exchange - *last < self.lease.max(CALM));
+                    lane.expired = Some((known.map_or(now, |(first, _)| first), now));
                     lane.look_by(now + CONFIRM);
                 } else if ask.max > 0 {
-                    lane.expired_since = None;
+                    lane.expired = None;
                 }
                 if ask.max > 0 {
                     lane.handler_lines = fetched.lines.into_iter().filter(|line| handles(&self.routes, line)).collect();

@@ -18,6 +18,8 @@ pub(super) struct Alone {
     pub(super) lane: usize,
     pub(super) id: JobId,
     time: Duration,
+    /// The store is told, or to be told, that it begins.
+    pub(super) is_announced: bool,
     /// When it has run alone for long enough; `None`: it waits for the others to have.
     until: Option<Instant>,
 }
@@ -28,7 +30,8 @@ fn time_alone(failed: u16) -> Duration {
 }
 
 impl Engine {
-    /// Takes a suspect in: nothing else begins until it has run alone for long enough. `is_told`: the store knows it.
+    /// Takes a suspect in: nothing else begins until it has run alone for long enough. `is_told`: the store knows that it is here and has
+    /// not begun.
     pub(super) fn try_alone(&mut self, lane: usize, envelope: Envelope, bytes: Vec<u8>, is_told: bool) {
         if self.alone.is_some() {
             // One at a time.
@@ -38,10 +41,8 @@ impl Engine {
         let (id, time) = (envelope.id, time_alone(envelope.failed));
         tracing::warn!(job = envelope.body.name, %id, ?time, "a job's worker died: it is tried alone");
         self.lanes[lane].suspect = Some((envelope, bytes));
-        self.alone = Some(Alone { lane, id, time, until: None });
-        // Should the worker die, nothing that it holds of other queues is to blame either.
-        let others = self.lanes.iter_mut().enumerate().filter(|(n, other)| if *n == lane { !is_told } else { other.holds() > 0 });
-        others.for_each(|(_, other)| other.tell_trial = true);
+        self.alone = Some(Alone { lane, id, time, is_announced: false, until: None });
+        self.lanes[lane].tell_trial |= !is_told;
         self.stop_sleeping();
     }
 
@@ -64,6 +65,14 @@ impl Engine {
             }
             Some(_) => return true,
             None if waits_until.is_some_and(|at| now < at) || is_untold => return true,
+            // Should the worker die from now on, it is that one's fault, and of nothing that it holds of other queues.
+            None if !alone.is_announced => {
+                alone.is_announced = true;
+                let own = alone.lane;
+                let holders = self.lanes.iter_mut().enumerate().filter(|(n, lane)| *n == own || lane.holds() > 0);
+                holders.for_each(|(_, lane)| lane.tell_trial = true);
+                return true;
+            }
             None => alone.until = Some(now + alone.time),
         }
         let lane = alone.lane;
