@@ -92,6 +92,7 @@ struct Scripts {
     settle_job: Script,
     renew_lease: Script,
     reclaim_jobs: Script,
+    stats: Script,
     wake_workers: Script,
     wake_line: Script,
     take_all: Script,
@@ -109,6 +110,7 @@ impl Scripts {
             settle_job: shared(include_str!("settle_job.lua")),
             renew_lease: shared(include_str!("renew_lease.lua")),
             reclaim_jobs: shared(include_str!("reclaim_jobs.lua")),
+            stats: Script::new(include_str!("stats.lua")),
             wake_workers: shared(include_str!("wake_workers.lua")),
             wake_line: shared(include_str!("wake_line.lua")),
             take_all: shared(include_str!("take_all.lua")),
@@ -595,35 +597,15 @@ impl Store for RedisStore {
     }
 
     async fn stats(&self, queue: &str) -> Result<Stats, Error> {
-        let mut server = self.server.clone();
-        let holders = self.holders(queue).await?;
-        let lists = ["waiting", "promoted", "suspects"];
-        let mut pipe = redis::pipe();
-        for list in lists {
-            pipe.llen(self.key(queue, list));
+        let mut call = self.scripts.stats.prepare_invoke();
+        for name in ["waiting", "promoted", "suspects", "scheduled", "blocked", "died", "paused", "totals", "leases"] {
+            call.key(self.key(queue, name));
         }
-        for set in ["scheduled", "blocked", "died"] {
-            pipe.zcard(self.key(queue, set));
-        }
-        pipe.exists(self.key(queue, "paused"));
-        for total in ["done", "failed", "died", "removed"] {
-            pipe.hget(self.key(queue, "totals"), total);
-        }
-        for worker in &holders {
-            pipe.hlen(self.held_key(queue, worker));
-        }
-        let replies: Vec<Value> = pipe.query_async(&mut server).await.map_err(failed)?;
-        let count = |n: usize| {
-            replies.get(n).map_or(0, |v| redis::from_redis_value_ref::<Option<i64>>(v).ok().flatten().unwrap_or(0).max(0) as u64)
-        };
-        let mut oldest = None;
-        for list in lists.iter().enumerate().filter(|(n, _)| count(*n) > 0).map(|(_, list)| list) {
-            let head: Option<Vec<u8>> = server.lindex(self.key(queue, list), 0).await.map_err(failed)?;
-            let pushed = head.and_then(|job| pushed_ms(&job));
-            oldest = [oldest, pushed].into_iter().flatten().min();
-        }
-        let (waiting, scheduled, blocked) = (count(0) + count(1) + count(2), count(3), count(4));
-        let leased = (11..replies.len()).map(count).sum();
+        let replies: Vec<Value> =
+            call.arg(self.held_key(queue, "")).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        let count = |n: usize| number(replies.get(n)).max(0) as u64;
+        let oldest = replies.iter().skip(12).filter_map(|head| pushed_ms(&bytes(head.clone())?)).min();
+        let (waiting, scheduled, blocked, leased) = (count(0) + count(1) + count(2), count(3), count(4), count(11));
         Ok(Stats {
             waiting,
             scheduled,
