@@ -47,7 +47,8 @@ pub struct Space<V> {
 /// What a space is, whatever its values are.
 #[derive(Clone, Debug)]
 pub(crate) struct Of {
-    name: Box<str>,
+    /// What its keys begin with: its name, without a colon, and a colon. So no key is one of another space.
+    prefix: Box<str>,
     /// The tag all its entries carry.
     cell: Arc<Cell>,
     options: Options,
@@ -55,7 +56,8 @@ pub(crate) struct Of {
 
 impl Of {
     pub(crate) fn new(versions: &Versions, name: &str) -> Self {
-        Self { name: name.into(), cell: versions.cell(&format!("{ALL}{name}")), options: Options::default() }
+        let prefix = format!("{}:", name.replace('%', "%25").replace(':', "%3A")).into();
+        Self { prefix, cell: versions.cell(&format!("{ALL}{name}")), options: Options::default() }
     }
 }
 
@@ -90,7 +92,7 @@ where
     /// The value, if there is a fresh one.
     pub async fn get(&self, key: impl Display) -> Option<Arc<V>> {
         let mut whole = Key::default();
-        let key = whole.write(&self.of.name, &key);
+        let key = whole.write(&self.of.prefix, &key);
         let found = match self.cache.look(key) {
             Look::Fresh(value) | Look::Expiring(value) => Some(value),
             Look::Nothing => self.cache.find::<V>(key, &self.of.cell).await.and_then(|entry| typed(Arc::clone(&entry.value))),
@@ -114,7 +116,7 @@ where
     /// # Ok(()) }
     /// ```
     pub async fn get_hit(&self, key: impl Display) -> Option<Hit<V>> {
-        let key = Key::new(&self.of.name, &key);
+        let key = Key::new(&self.of.prefix, &key);
         let inner = &self.cache.0;
         let here = inner.here(key.as_str()).filter(|e| matches!(inner.worth(e), Worth::Fresh | Worth::Stale));
         match here {
@@ -125,7 +127,7 @@ where
 
     /// Starts a value's TTL anew. `false`: there is none, or it has expired.
     pub async fn touch(&self, key: impl Display) -> bool {
-        self.cache.0.touch(Key::new(&self.of.name, &key).as_str(), &self.of.options).await
+        self.cache.0.touch(Key::new(&self.of.prefix, &key).as_str(), &self.of.options).await
     }
 
     /// Starts the TTL of a value just read anew, if it is [to slide](Options::sliding) and due.
@@ -164,7 +166,7 @@ where
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let mut whole = Key::default();
-        let key = whole.write(&self.of.name, &key);
+        let key = whole.write(&self.of.prefix, &key);
         let refresh = match self.cache.look(key) {
             Look::Fresh(value) => {
                 self.slide(key, options);
@@ -184,13 +186,13 @@ where
     /// # Errors
     /// [`Error::Encode`].
     pub async fn set(&self, key: impl Display, value: V) -> Result<(), Error> {
-        let key = Key::new(&self.of.name, &key);
+        let key = Key::new(&self.of.prefix, &key);
         self.cache.put(Want { key: key.as_str(), space: &self.of.cell, options: &self.of.options }, value).await
     }
 
     /// Removes a value, on all servers; a load under way cannot bring it back.
     pub async fn remove(&self, key: impl Display) -> Reach {
-        self.cache.drop_key(Key::new(&self.of.name, &key).as_str()).await
+        self.cache.drop_key(Key::new(&self.of.prefix, &key).as_str()).await
     }
 
     /// Invalidates all of the space, in one step.
@@ -207,7 +209,7 @@ impl<V> Space<V> {
 
     /// A key as the cache knows it.
     pub(crate) fn full_key(&self, key: &str) -> String {
-        Key::new(&self.of.name, &key).as_str().to_owned()
+        Key::new(&self.of.prefix, &key).as_str().to_owned()
     }
 }
 
@@ -224,17 +226,16 @@ enum Key {
 impl Key {
     const SHORT: usize = 64;
 
-    fn new(space: &str, key: &dyn Display) -> Self {
+    fn new(prefix: &str, key: &dyn Display) -> Self {
         let mut this = Self::default();
-        this.write(space, key);
+        this.write(prefix, key);
         this
     }
 
     /// In place: bytes that are moved as soon as they are written make a processor wait.
-    fn write(&mut self, space: &str, key: &dyn Display) -> &str {
+    fn write(&mut self, prefix: &str, key: &dyn Display) -> &str {
         // Nothing here can fail but a Display that says so itself.
-        let _ =
-            if space.is_empty() { write!(self, "{key}") } else { self.write_str(space).and_then(|()| write!(self, ":{key}")) };
+        let _ = self.write_str(prefix).and_then(|()| write!(self, "{key}"));
         self.as_str()
     }
 
@@ -277,8 +278,17 @@ mod tests {
     #[test]
     fn keys_of_any_length_come_out_as_written() {
         for key in ["", "7", "ключ", &"x".repeat(58), &"x".repeat(59), &"ü".repeat(500)] {
-            assert_eq!(Key::new("space", &key).as_str(), format!("space:{key}"));
-            assert_eq!(Key::new("", &key).as_str(), key);
+            assert_eq!(Key::new("space:", &key).as_str(), format!("space:{key}"));
+            assert_eq!(Key::new(":", &key).as_str(), format!(":{key}"));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_key_is_one_of_another_space(a in "[a:%253A]{0,6}", b in "[a:%253A]{0,6}", one in "[a:%]{0,4}", two in "[a:%]{0,4}") {
+            let versions = Versions::default();
+            let whole = |space: &str, key: &str| Key::new(&Of::new(&versions, space).prefix, &key).as_str().to_owned();
+            proptest::prop_assert_eq!((&a, &one) == (&b, &two), whole(&a, &one) == whole(&b, &two));
         }
     }
 }

@@ -180,7 +180,7 @@ async fn a_full_or_poisoned_redis_is_no_error() -> Result<()> {
         assert_eq!(get(&cache, &format!("junk{n}"), &truth).await?, 7);
     }
     // A key of another type altogether.
-    server.command(&["LPUSH", "test:cache:{list}:e", "x"]).await?;
+    server.command(&["LPUSH", "test:cache:{:list}:e", "x"]).await?;
     assert_eq!(get(&cache, "list", &truth).await?, 7);
     Ok(())
 }
@@ -193,7 +193,7 @@ async fn a_forgotten_tag_revives_nothing() -> Result<()> {
     let old = Cache::connect(&server.url(), "test").await?;
     linked(&old).await?;
     assert_eq!(get(&old, "k", &truth).await?, 1);
-    let entry = server.command(&["DUMP", "test:cache:{k}:e"]).await?;
+    let entry = server.command(&["DUMP", "test:cache:{:k}:e"]).await?;
     assert!(!entry.is_empty());
     truth.store(2, SeqCst);
     old.invalidate_tags(["t"]).await;

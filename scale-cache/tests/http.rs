@@ -480,3 +480,145 @@ async fn on_redis_servers_share_pages_and_invalidations() -> Result<()> {
     tokio::time::timeout(Duration::from_secs(5), a.clone().oneshot(get("/p", &[]))).await??;
     Ok(())
 }
+
+/// Requests that a cache and an application may take for different things, or for the same when they are not.
+#[tokio::test]
+async fn a_page_is_kept_under_what_was_asked_for() -> Result<()> {
+    let origin = Origin::default();
+    let keeps = |request: &Request<Full<Bytes>>, _| {
+        let (uri, headers) = (request.uri().to_string(), request.headers());
+        let host = headers.get("host").map_or("", |host| host.to_str().unwrap());
+        let proto = headers.get("x-forwarded-proto").map_or("", |proto| proto.to_str().unwrap());
+        page(&[("cache-control", "max-age=60")], format!("{uri} at {host} by {proto}"))
+    };
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), keeps);
+    let ask = |uri: &str, hosts: &[&str]| {
+        let request = hosts.iter().fold(Request::get(uri), |request, host| request.header("host", *host));
+        app.clone().oneshot(request.body(Full::default()).unwrap())
+    };
+    let is_hit = |answer: &Answer| status(answer).contains("hit");
+    // What is alike is not the same.
+    for (uri, host) in [("/a/b", "shop"), ("/b", "shop.a"), ("/A/b", "shop"), ("/a/b?", "shop"), ("/a/b", "shop:8080")] {
+        let answer = ask(uri, &[host]).await.unwrap();
+        assert!(!is_hit(&answer), "{uri} at {host}");
+        assert_eq!(text(answer).await, format!("{uri} at {host} by "));
+        assert!(is_hit(&ask(uri, &[&host.to_uppercase()]).await.unwrap()), "{uri} at {host}");
+    }
+    for scheme in ["http", "https"] {
+        assert!(!is_hit(&ask(&format!("{scheme}://shop/a/b"), &[]).await.unwrap()), "{scheme}");
+        assert!(is_hit(&ask(&format!("{scheme}://shop/a/b"), &["SHOP"]).await.unwrap()), "{scheme}");
+    }
+    // What is ambiguous passes.
+    for (uri, hosts) in
+        [("/b", &["shop/a"][..]), ("/a/b", &["shop", "other"]), ("http://shop/a/b", &["other"]), ("/a/b", &["me@shop"])]
+    {
+        for _ in 0..2 {
+            let answer = ask(uri, hosts).await.unwrap();
+            assert!(status(&answer).contains("fwd="), "{uri} {hosts:?}: {}", status(&answer));
+        }
+    }
+    Ok(())
+}
+
+/// A body that no header announces, as HTTP/2 has them.
+#[tokio::test]
+async fn a_get_with_a_body_is_neither_looked_up_nor_kept() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin
+        .cached(&HttpCacheLayer::new(&Cache::memory()), |_, n| page(&[("cache-control", "max-age=60")], format!("page {n}")));
+    let ask = |body: &'static str| {
+        let request = Request::get("/search").header("host", "shop.example").body(Full::from(body)).unwrap();
+        app.clone().oneshot(request)
+    };
+    assert_eq!(text(ask("mugs").await.unwrap()).await, "page 1");
+    assert_eq!(text(ask("").await.unwrap()).await, "page 2");
+    assert_eq!(text(ask("cups").await.unwrap()).await, "page 3");
+    assert_eq!(text(ask("").await.unwrap()).await, "page 2");
+    Ok(())
+}
+
+/// Parts of an application whose addresses look alike to the layer, and headers by which it answers.
+#[tokio::test]
+async fn layers_of_one_cache_are_kept_apart() -> Result<()> {
+    #[derive(Clone)]
+    struct Original(http::Uri);
+
+    let (cache, origin) = (Cache::memory(), Origin::default());
+    let number = |_: &Request<Full<Bytes>>, n| page(&[("cache-control", "max-age=60")], format!("page {n}"));
+    let one = origin.cached(&HttpCacheLayer::new(&cache).namespace("one"), number);
+    let two = origin.cached(&HttpCacheLayer::new(&cache).namespace("two"), number);
+    let plain = origin.cached(&HttpCacheLayer::new(&cache), number);
+    for _ in 0..2 {
+        assert_eq!(text(one.clone().oneshot(get("/a", &[])).await.unwrap()).await, "page 1");
+        assert_eq!(text(two.clone().oneshot(get("/a", &[])).await.unwrap()).await, "page 2");
+        assert_eq!(text(plain.clone().oneshot(get("/a", &[])).await.unwrap()).await, "page 3");
+    }
+    // Nested: the router has taken off what the address began with.
+    let layer = HttpCacheLayer::new(&cache).original_uri(|extensions| Some(extensions.get::<Original>()?.0.clone()));
+    let nested = origin.cached(&layer, number);
+    let ask = |original: &'static str| {
+        let mut request = get("/a", &[]);
+        request.extensions_mut().insert(Original(original.parse().unwrap()));
+        nested.clone().oneshot(request)
+    };
+    for _ in 0..2 {
+        assert_eq!(text(ask("/shop/a").await.unwrap()).await, "page 4");
+        assert_eq!(text(ask("/blog/a").await.unwrap()).await, "page 5");
+    }
+    let keyed = origin.cached(&HttpCacheLayer::new(&cache).namespace("keyed").keyed_by(["x-forwarded-proto".parse()?]), number);
+    for (proto, expected) in [("http", "page 6"), ("https", "page 7"), ("http", "page 6"), ("https", "page 7")] {
+        assert_eq!(text(keyed.clone().oneshot(get("/a", &[("x-forwarded-proto", proto)])).await.unwrap()).await, expected);
+    }
+    // What changes something there is invalidated there.
+    let post = Request::post("/a").header("host", "shop.example").header("x-forwarded-proto", "http").body(Full::default())?;
+    keyed.clone().oneshot(post).await.unwrap();
+    assert_eq!(text(keyed.clone().oneshot(get("/a", &[("x-forwarded-proto", "http")])).await.unwrap()).await, "page 9");
+    assert_eq!(text(one.clone().oneshot(get("/a", &[])).await.unwrap()).await, "page 1");
+    Ok(())
+}
+
+/// What `Vary` names is compared byte by byte.
+#[tokio::test]
+async fn names_that_differ_in_one_byte_are_two() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |_, n| {
+        page(&[("cache-control", "public, max-age=60"), ("vary", "x-user")], format!("page {n}"))
+    });
+    let ask = |user: &[u8]| {
+        let mut request = get("/", &[]);
+        request.headers_mut().insert("x-user", http::HeaderValue::from_bytes(user).unwrap());
+        app.clone().oneshot(request)
+    };
+    for _ in 0..2 {
+        for (user, expected) in [(&b"M\xfcller"[..], "page 1"), (b"M\xf6ller", "page 2"), ("Müller".as_bytes(), "page 3")] {
+            assert_eq!(text(ask(user).await.unwrap()).await, expected, "{user:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A response that could not be invalidated by all of its tags is not stored.
+#[tokio::test]
+async fn a_response_is_stored_with_all_its_tags_or_not_at_all() -> Result<()> {
+    let (cache, origin) = (Cache::memory(), Origin::default());
+    let app = origin.cached(&HttpCacheLayer::new(&cache), |request, n| {
+        let tags: Vec<u8> = match request.uri().path() {
+            "/many" => (0..61).map(|n| format!("t{n}")).collect::<Vec<_>>().join(" ").into_bytes(),
+            "/odd" => b"product:7 gr\xf6\xdfe".to_vec(),
+            _ => "product:7 größe".into(),
+        };
+        let mut response = page(&[("cache-control", "max-age=60")], format!("page {n}"))?;
+        response.headers_mut().insert("surrogate-key", http::HeaderValue::from_bytes(&tags).unwrap());
+        Ok(response)
+    });
+    for path in ["/many", "/odd"] {
+        for _ in 0..2 {
+            assert!(!status(&app.clone().oneshot(get(path, &[])).await.unwrap()).contains("hit"), "{path}");
+        }
+    }
+    app.clone().oneshot(get("/fine", &[])).await.unwrap();
+    assert!(status(&app.clone().oneshot(get("/fine", &[])).await.unwrap()).contains("hit"));
+    cache.invalidate_tags(["größe"]).await;
+    assert!(!status(&app.clone().oneshot(get("/fine", &[])).await.unwrap()).contains("hit"));
+    Ok(())
+}

@@ -47,9 +47,9 @@ struct Signed {
     /// When it was signed in; when somebody last proved to be the user. Seconds since 1970.
     since: u64,
     proved: u64,
-    /// The first once more, in ms: what came first.
+    /// The first once more, in µs: what came first.
     #[serde(default)]
-    since_ms: u64,
+    since_us: u64,
     /// Who acts as the user, and since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by: Option<String>,
@@ -66,7 +66,7 @@ impl Signed {
             device: String::new(),
             since: now(),
             proved: 0,
-            since_ms: now_ms(),
+            since_us: now_us(),
             by: None,
             acts_since: 0,
         }
@@ -319,10 +319,10 @@ impl SessionLayer {
     }
 }
 
-/// When the session of a record was signed in: ms since 1970, 0 if nobody knows.
+/// When the session of a record was signed in: µs since 1970, 0 if nobody knows.
 pub(crate) fn signed_in_since(record: &crate::store::Record) -> u64 {
     let signed = record.fields.get(FIELD).and_then(|bytes| decode::<Signed>(FIELD, bytes).ok());
-    signed.map_or(0, |signed| signed.since_ms)
+    signed.map_or(0, |signed| signed.since_us)
 }
 
 async fn list(store: &dyn Store, user: &str, this: Option<&Handle>) -> Result<Vec<Device>, Error> {
@@ -340,8 +340,8 @@ fn public(handle: &Handle) -> String {
     handle.family()
 }
 
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
+fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX))
 }
 
 fn now() -> u64 {

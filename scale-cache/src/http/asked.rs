@@ -6,6 +6,7 @@ use http::header::{CACHE_CONTROL, CONTENT_LENGTH, PRAGMA, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
+use super::address::Address;
 use super::freshness::Wishes;
 
 /// A request, without its body.
@@ -17,16 +18,22 @@ pub(super) struct Asked {
     pub(super) headers: HeaderMap,
     extensions: Extensions,
     pub(super) wishes: Wishes,
+    /// What it is for, if that is certain.
+    pub(super) address: Option<Address>,
     /// What it is stored under; empty for what is not to be stored.
     pub(super) url: Arc<str>,
+    /// It has a body, or may have: an answer may depend on it, and it is no part of what pages are kept under.
+    pub(super) has_body: bool,
 }
 
 impl Asked {
     /// `obey`: whether the client may have a say in what is cached.
-    pub(super) fn new(parts: Parts, url: Arc<str>, obey: bool) -> Self {
+    pub(super) fn new(parts: Parts, address: Option<Address>, url: Arc<str>, may_have_body: bool, obey: bool) -> Self {
         let Parts { method, uri, version, headers, extensions, .. } = parts;
+        let length = headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+        let has_body = may_have_body || length || headers.contains_key(TRANSFER_ENCODING);
         let wishes = if obey { Wishes::of(&headers) } else { Wishes::of(&without_wishes(&headers)) };
-        Self { method, uri, version, headers, extensions, wishes, url }
+        Self { method, uri, version, headers, extensions, wishes, address, url, has_body }
     }
 
     pub(super) fn request<B>(&self, body: B) -> Request<B> {
@@ -37,12 +44,6 @@ impl Asked {
         *request.headers_mut() = self.headers.clone();
         *request.extensions_mut() = self.extensions.clone();
         request
-    }
-
-    /// An answer may depend on it, and it is no part of what pages are kept under.
-    pub(super) fn has_body(&self) -> bool {
-        let length = self.headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
-        length || self.headers.contains_key(TRANSFER_ENCODING)
     }
 
     pub(super) fn is_head(&self) -> bool {

@@ -42,10 +42,14 @@
 //! | a request that changes something succeeds (`POST`, `PUT`, `DELETE` and all that are not safe) | its URL, and those in `Location` and `Content-Location` on the same host, are invalidated, with all their variants |
 //! | the same, of another URL | it stays, but for one in 65,536: URLs share that many tags, so that their number is bounded |
 //! | the origin fails, or answers 500, 502, 503 or 504 | what is stored is served as long as its `stale-if-error` says, unless it says `must-revalidate` |
-//! | a `GET` has a body | it is passed through: what it says is no part of what pages are kept under |
+//! | a `GET` has a body, or may have one | it is passed through: what it says is no part of what pages are kept under |
+//! | a request has two `Host` headers, one that is none, or another host in its address | it is passed through: the application may take it for something else |
+//! | two layers keep into one cache, or a router has taken off what an address began with (axum's `nest`) | give each a [`namespace`](HttpCacheLayer::namespace), or the [`original_uri`](HttpCacheLayer::original_uri) |
+//! | an application answers by another header than `Host`, as `X-Forwarded-Proto` | name it: [`HttpCacheLayer::keyed_by`]. Those that are neither in `Vary` nor named tell no pages apart |
 //! | a client has it already (`If-None-Match`, `If-Modified-Since`) | 304, from the store |
 //! | a client wants a part (`Range`) | 206, from the store; what is not stored whole is asked of the origin |
 //! | Redis is slow or down | as for all that is cached: the first level, and the origin |
+//! | a response has more than 60 tags, or one that is no UTF-8 | it is not stored: nobody could invalidate it by all of them |
 //! | a tag is seen for the first time, on Redis | the first response that carries it is not stored, the next is: nobody can know yet what was invalidated when |
 //!
 //! Variants (`Vary`) are told apart by what the request says in one form for all ways to write it; for `Accept-Language` and
@@ -57,6 +61,7 @@
 //! results for nginx, Varnish and others are public (npm `http-cache-tests` 0.4.5) runs against it in `tests/http_suite.rs`.
 //! See that file for the marks, and why each miss is one.
 
+mod address;
 mod asked;
 mod body;
 mod directives;

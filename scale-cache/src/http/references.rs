@@ -8,22 +8,26 @@ use http::header::HeaderName;
 use super::directives::elements;
 use crate::stamp::named;
 
-/// Tags of one response at most; longer ones are cut off.
+/// Tags of one response at most.
 const MAX_TAGS: usize = 60;
 
 static SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
 static CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
 
-/// The tags a response carries: `Surrogate-Key`, separated by spaces, and `Cache-Tag`, by commas.
-pub(super) fn tags_of(headers: &HeaderMap) -> Vec<Arc<str>> {
-    let lines = |name: &HeaderName| -> Vec<String> {
-        headers.get_all(name).iter().filter_map(|line| line.to_str().ok().map(str::to_owned)).collect()
+/// The tags a response carries: `Surrogate-Key`, separated by spaces, and `Cache-Tag`, by commas. `None` if not all of them can be kept:
+/// there are too many, or one is no UTF-8. Then nobody could invalidate the response by it.
+pub(super) fn tags_of(headers: &HeaderMap) -> Option<Vec<Arc<str>>> {
+    let lines = |name: &HeaderName| -> Option<Vec<&str>> {
+        headers.get_all(name).iter().map(|line| std::str::from_utf8(line.as_bytes()).ok()).collect()
     };
-    let keys =
-        lines(&SURROGATE_KEY).into_iter().flat_map(|line| line.split_whitespace().map(Arc::from).collect::<Vec<Arc<str>>>());
-    let tags =
-        lines(&CACHE_TAG).into_iter().flat_map(|line| elements(&line).into_iter().map(Arc::from).collect::<Vec<Arc<str>>>());
-    keys.chain(tags).map(named).take(MAX_TAGS).collect()
+    let mut all: Vec<Arc<str>> = Vec::new();
+    for line in lines(&SURROGATE_KEY)? {
+        all.extend(line.split_whitespace().map(Arc::from));
+    }
+    for line in lines(&CACHE_TAG)? {
+        all.extend(elements(line).into_iter().map(Arc::from));
+    }
+    (all.len() <= MAX_TAGS).then(|| all.into_iter().map(named).collect())
 }
 
 /// The path and query of a reference on the same host.
@@ -51,6 +55,22 @@ pub(super) fn resolved(target: &str, host: &str, base: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_tags_are_kept_or_none() {
+        let of = |lines: &[&[u8]]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(&SURROGATE_KEY, http::HeaderValue::from_bytes(line).unwrap());
+            }
+            tags_of(&headers).map(|tags| tags.len())
+        };
+        let many = |count: usize| (0..count).map(|n| format!("t{n}")).collect::<Vec<_>>().join(" ");
+        assert_eq!(of(&[b"a b", b"c"]), Some(3));
+        assert_eq!(of(&["größe".as_bytes()]), Some(1));
+        assert_eq!(of(&[b"a", b"gr\xf6\xdfe"]), None);
+        assert_eq!((of(&[many(60).as_bytes()]), of(&[many(61).as_bytes()])), (Some(60), None));
+    }
 
     #[test]
     fn a_table_of_references() {

@@ -1,5 +1,6 @@
 //! The layer: looks, fetches, stores, answers.
 
+use std::fmt::Write;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash};
 use std::pin::Pin;
@@ -9,14 +10,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::header::{CONTENT_LOCATION, HOST, LOCATION, RANGE};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::header::{CONTENT_LOCATION, LOCATION, RANGE};
+use http::{Extensions, HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use moka::sync::Cache as Moka;
 use tokio::sync::oneshot;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::address::Address;
 use super::asked::Asked;
 use super::body::{HttpCacheBody, Read, read};
 use super::flight::{Flights, Landed};
@@ -30,8 +32,8 @@ use crate::since::Noted;
 use crate::space::Space;
 use crate::stamp::{Agreement, OWN, Stamps};
 
-/// Longer URLs are not cached.
-const LONGEST_URL: usize = 4_096;
+/// Longer names are not kept under: those of addresses with long headers beside them.
+const LONGEST_NAME: usize = 8_192;
 /// URLs share that many tags by which they are invalidated.
 const BUCKETS: u64 = 1 << 16;
 /// What could not be stored is not waited for by those who ask for it next.
@@ -45,12 +47,56 @@ pub struct HttpCacheLayer {
     largest: usize,
     rules: Rules,
     obey: bool,
+    namespace: Arc<str>,
+    keyed_by: Arc<[HeaderName]>,
+    original: Option<OriginalUri>,
+}
+
+/// Finds the address that a client has asked for, where a router has changed it.
+#[derive(Clone)]
+struct OriginalUri(Arc<dyn Fn(&Extensions) -> Option<Uri> + Send + Sync>);
+
+impl std::fmt::Debug for OriginalUri {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OriginalUri")
+    }
 }
 
 impl HttpCacheLayer {
     /// Into this cache, which may hold other things too.
     pub fn new(cache: &Cache) -> Self {
-        Self { cache: cache.clone(), largest: 4 << 20, rules: Rules { as_the_standard_permits: false }, obey: true }
+        Self {
+            cache: cache.clone(),
+            largest: 4 << 20,
+            rules: Rules { as_the_standard_permits: false },
+            obey: true,
+            namespace: "".into(),
+            keyed_by: [].into(),
+            original: None,
+        }
+    }
+
+    /// Keeps pages apart from those of other layers with the same cache: of another application, or of another part of this one whose
+    /// addresses look alike to it.
+    pub fn namespace(self, name: &str) -> Self {
+        Self { namespace: name.replace('%', "%25").replace(' ', "%20").into(), ..self }
+    }
+
+    /// Keeps pages apart by these headers of the request, too: those by which the application answers, and does not say so in `Vary`. Name
+    /// only what a proxy of your own sets: what a client may choose fills the cache.
+    ///
+    /// ```
+    /// # use scale_cache::{Cache, http::HttpCacheLayer};
+    /// let layer = HttpCacheLayer::new(&Cache::memory()).keyed_by(["x-forwarded-proto".parse().unwrap()]);
+    /// ```
+    pub fn keyed_by(self, headers: impl IntoIterator<Item = HeaderName>) -> Self {
+        Self { keyed_by: headers.into_iter().collect(), ..self }
+    }
+
+    /// Keeps pages by the address that the client has asked for, where a router has taken off a part of it. In axum:
+    /// `.original_uri(|extensions| Some(extensions.get::<axum::extract::OriginalUri>()?.0.clone()))`.
+    pub fn original_uri(self, find: impl Fn(&Extensions) -> Option<Uri> + Send + Sync + 'static) -> Self {
+        Self { original: Some(OriginalUri(Arc::new(find))), ..self }
     }
 
     /// Bodies up to so many bytes are stored, and read whole before they are passed on; larger ones are streamed. Default: 4 MiB.
@@ -126,7 +172,7 @@ where
     S: Service<Request<Req>, Response = Response<Res>> + Clone + Send + 'static,
     S::Future: Send,
     S::Error: Send,
-    Req: Default + Send + 'static,
+    Req: Body + Default + Send + 'static,
     Res: Body<Data = Bytes> + Send + 'static,
     Res::Error: Send,
 {
@@ -144,11 +190,13 @@ where
         let inner = std::mem::replace(&mut self.inner, clone);
         let desk = Arc::clone(&self.desk);
         let (parts, body) = request.into_parts();
-        let url = Desk::url(&parts.uri, &parts.headers);
-        let asked = Asked::new(parts, url.clone().unwrap_or_default(), desk.layer.obey);
+        let original = desk.layer.original.as_ref().and_then(|OriginalUri(find)| find(&parts.extensions));
+        let address = Address::of(original.as_ref().unwrap_or(&parts.uri), &parts.headers);
+        let url = address.as_ref().and_then(|address| desk.named(address, &parts.headers));
+        let asked = Asked::new(parts, address, url.clone().unwrap_or_default(), !body.is_end_stream(), desk.layer.obey);
         Box::pin(async move {
             match asked.method {
-                Method::GET | Method::HEAD if url.is_some() && !asked.has_body() => desk.serve(inner, asked, body).await,
+                Method::GET | Method::HEAD if url.is_some() && !asked.has_body => desk.serve(inner, asked, body).await,
                 _ => desk.forward(inner, asked, body).await,
             }
         })
@@ -156,15 +204,22 @@ where
 }
 
 impl Desk {
-    /// What a URL is stored under: the same for all methods.
-    fn url(uri: &Uri, headers: &HeaderMap) -> Option<Arc<str>> {
-        let host = uri.authority().map(|a| a.as_str().as_bytes()).or_else(|| headers.get(HOST).map(http::HeaderValue::as_bytes));
-        let host = String::from_utf8_lossy(host.unwrap_or_default()).to_ascii_lowercase();
-        Self::named(&host, uri.path_and_query().map_or("/", |p| p.as_str()))
-    }
-
-    fn named(host: &str, path: &str) -> Option<Arc<str>> {
-        (host.len() + path.len() <= LONGEST_URL).then(|| format!("{host}{path}").into())
+    /// What an address is stored under: the same for all methods. Its parts have no spaces but those between them.
+    fn named(&self, address: &Address, headers: &HeaderMap) -> Option<Arc<str>> {
+        let mut name = match &*self.layer.namespace {
+            "" => address.text()?,
+            namespace => format!("{namespace} {}", address.text()?),
+        };
+        for header in &*self.layer.keyed_by {
+            name.push_str(" =");
+            for value in headers.get_all(header) {
+                for byte in value.as_bytes() {
+                    let _ = write!(name, "{byte:02x}");
+                }
+                name.push(',');
+            }
+        }
+        (name.len() <= LONGEST_NAME).then(|| name.into())
     }
 
     /// The tag by which a URL is invalidated. It shares it with a few others: so their number is bounded.
@@ -314,15 +369,9 @@ impl Desk {
     {
         let response = self.pass(inner, asked.clone(), body, Forwarded::Method).await?;
         if !asked.method.is_safe() && (response.status().is_success() || response.status().is_redirection()) {
-            let host = asked
-                .uri
-                .authority()
-                .map(http::uri::Authority::as_str)
-                .or_else(|| asked.headers.get(HOST)?.to_str().ok())
-                .unwrap_or_default();
             let named = [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| {
-                let target = response.headers().get(name)?.to_str().ok()?;
-                Self::named(&host.to_ascii_lowercase(), &resolved(target, host, asked.uri.path())?)
+                let (target, address) = (response.headers().get(name)?.to_str().ok()?, asked.address.as_ref()?);
+                self.named(&address.at(&resolved(target, address.authority(), address.path())?), &asked.headers)
             });
             let urls = Some(asked.url).filter(|url| !url.is_empty()).into_iter().chain(named);
             let buckets: Vec<Arc<str>> = urls.map(|url| self.bucket(&url)).collect();
@@ -442,7 +491,13 @@ impl Desk {
             let stamps = if keep { self.store(&noted, &asked, &page).await } else { None };
             return Ok(kept(page, stamps, |stored| told(stored, StatusCode::NOT_MODIFIED)));
         }
-        let Some(freshness) = judge(self.layer.rules, &asked.wishes, head.status, &head.headers, sent_at, now) else {
+        let has_all_tags = tags_of(&head.headers).is_some();
+        if !has_all_tags {
+            metrics::counter!("scale_cache_http_untagged_total").increment(1);
+            tracing::warn!(url = &*asked.url, "a response is not stored: it has more than 60 tags, or one that is no UTF-8");
+        }
+        let freshness = judge(self.layer.rules, &asked.wishes, head.status, &head.headers, sent_at, now);
+        let Some(freshness) = freshness.filter(|_| has_all_tags) else {
             self.passes.insert(Arc::clone(&asked.url), ());
             strip_connection(&mut head.headers);
             let told = told(false, head.status);
@@ -469,7 +524,7 @@ impl Desk {
     async fn store(&self, noted: &Noted, asked: &Asked, page: &Arc<Page>) -> Option<Stamps> {
         let Page::Response(stored) = &**page else { return None };
         let kept = stored.freshness.kept(has_validator(stored.headers()));
-        let tags: Vec<Arc<str>> = tags_of(stored.headers());
+        let tags: Vec<Arc<str>> = tags_of(stored.headers())?;
         let options = Options::ttl(kept).jitter(0.0).refresh_ahead(false);
         if !stored.vary.is_empty() {
             let names = stored.vary.iter().map(|(name, _)| name.clone()).collect();

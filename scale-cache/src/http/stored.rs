@@ -186,7 +186,9 @@ pub(super) fn varies_by(response: &HeaderMap) -> Vec<String> {
 /// What a request says in a field, in one form for all ways to write it: lines are one list, spaces do not count, and for languages and
 /// encodings neither case nor order do.
 pub(super) fn selecting(request: &HeaderMap, name: &str) -> String {
-    let lines = request.get_all(name).iter().flat_map(|line| elements(&String::from_utf8_lossy(line.as_bytes())));
+    // A letter for each byte: no two lines are taken for one.
+    let letters = |line: &http::HeaderValue| line.as_bytes().iter().map(|byte| char::from(*byte)).collect::<String>();
+    let lines = request.get_all(name).iter().flat_map(|line| elements(&letters(line)));
     let mut all: Vec<String> = lines.collect();
     if matches!(name, "accept-language" | "accept-encoding") {
         for element in &mut all {

@@ -1,6 +1,20 @@
-//! Names of keys: `{app}:{crate}:…`, with the hash tag where a script's keys must share a slot.
+//! Names of keys: `{app}:{crate}:…`, with the hash tag where a script's keys must share a slot. Different names make different keys.
+//!
+//! | in | written otherwise | as |
+//! | --- | --- | --- |
+//! | the application and the crate | `%`, `{`, `}`, `:` | `%25`, `%7B`, `%7D`, `%3A` |
+//! | a tag, and a name that stands alone | `%`, `{`, `}` | the same |
+//! | the same | more than 512 bytes | `%#` and its SHA-256, hexadecimal |
+//! | a tag | nothing at all | `%` |
+//! | a name behind a tag | nothing: scripts make such keys, too | |
 
+use std::borrow::Cow;
 use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+/// The longest tag, or name that stands alone, that is written as it is, bytes.
+const LONGEST: usize = 512;
 
 /// The prefix under which one crate of one application keeps its keys.
 ///
@@ -13,19 +27,22 @@ use std::sync::Arc;
 pub struct Keys(Arc<str>);
 
 impl Keys {
-    /// Braces in the names would move the hash tag, so they are replaced by parentheses.
+    /// Keys of a crate, called `part`, of an application.
     pub fn new(app: &str, part: &str) -> Self {
-        Self(format!("{}:{}:", unbraced(app), unbraced(part)).into())
+        let part_of = |name: &str| escaped(name).replace(':', "%3A");
+        Self(format!("{}:{}:", part_of(app), part_of(part)).into())
     }
 
     /// `app:crate:name`: a key that is used alone.
     pub fn plain(&self, name: &str) -> String {
-        joined([&self.0, name])
+        joined([&self.0, &written(name)])
     }
 
     /// `app:crate:{tag}:name`: all keys of one tag share a Cluster slot.
     pub fn tagged(&self, tag: &str, name: &str) -> String {
-        joined([&self.0, "{", &unbraced(tag), "}:", name])
+        // Without a tag, Redis would take the whole key for one.
+        let tag = if tag.is_empty() { "%".into() } else { written(tag) };
+        joined([&self.0, "{", &tag, "}:", name])
     }
 
     /// `app:crate:`.
@@ -43,16 +60,70 @@ fn joined<const N: usize>(parts: [&str; N]) -> String {
     key
 }
 
-fn unbraced(name: &str) -> std::borrow::Cow<'_, str> {
-    if name.contains(['{', '}']) { name.replace('{', "(").replace('}', ")").into() } else { name.into() }
+/// A percent sign begins nothing else than what is written otherwise: so no two names are written alike.
+fn written(name: &str) -> Cow<'_, str> {
+    if name.len() > LONGEST {
+        let hash = Sha256::digest(name.as_bytes());
+        return hash.iter().fold("%#".to_owned(), |text, byte| format!("{text}{byte:02x}")).into();
+    }
+    escaped(name)
+}
+
+fn escaped(name: &str) -> Cow<'_, str> {
+    if name.contains(['%', '{', '}']) {
+        name.replace('%', "%25").replace('{', "%7B").replace('}', "%7D").into()
+    } else {
+        name.into()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn a_brace_in_a_name_cannot_move_the_tag() {
-        assert_eq!(Keys::new("a{b}", "q").tagged("}x{", "k"), "a(b):q:{)x(}:k");
+        assert_eq!(Keys::new("a{b}", "q").tagged("}x{", "k"), "a%7Bb%7D:q:{%7Dx%7B}:k");
+        assert_ne!(Keys::new("a", "q").tagged("f{x}", "k"), Keys::new("a", "q").tagged("f(x)", "k"));
+    }
+
+    #[test]
+    fn the_empty_tag_is_one_and_long_ones_are_short() {
+        let keys = Keys::new("a", "q");
+        assert_eq!(keys.tagged("", "k"), "a:q:{%}:k");
+        let (long, longer) = ("x".repeat(513), "x".repeat(514));
+        assert_eq!(keys.tagged(&long, "k").len(), "a:q:{}:k".len() + 66);
+        assert_ne!(keys.tagged(&long, "k"), keys.tagged(&longer, "k"));
+        assert_eq!(keys.tagged(&"x".repeat(512), "k").len(), "a:q:{}:k".len() + 512);
+    }
+
+    /// What Redis takes for the hash tag.
+    fn hash_tag(key: &str) -> &str {
+        let (_, rest) = key.split_once('{').unwrap();
+        rest.split_once('}').unwrap().0
+    }
+
+    /// Short names of the letters that matter.
+    fn name() -> impl Strategy<Value = String> {
+        "[a:%{}#2537BD]{0,6}"
+    }
+
+    proptest! {
+        #[test]
+        fn different_names_make_different_keys(
+            one in (name(), name(), name(), name()),
+            two in (name(), name(), name(), name()),
+        ) {
+            let tagged = |(app, part, tag, name): &(String, String, String, String)| Keys::new(app, part).tagged(tag, name);
+            let plain = |(app, part, _, name): &(String, String, String, String)| Keys::new(app, part).plain(name);
+            prop_assert_eq!(one == two, tagged(&one) == tagged(&two));
+            let same = one.0 == two.0 && one.1 == two.1 && one.3 == two.3;
+            prop_assert_eq!(same, plain(&one) == plain(&two));
+            prop_assert_ne!(tagged(&one), plain(&two));
+            // All of one tag in one slot, none of two in the same because of how it is written.
+            prop_assert_eq!(one.2 == two.2, hash_tag(&tagged(&one)) == hash_tag(&tagged(&two)));
+        }
     }
 }

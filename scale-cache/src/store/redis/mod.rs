@@ -2,7 +2,7 @@
 //!
 //! | key | type | holds | expires |
 //! | --- | --- | --- | --- |
-//! | `{app}:cache:{<space>:<key>}:e` | string | an entry | TTL + stale time |
+//! | `{app}:cache:{<space>:<key>}:e` | string | an entry; without a space `{:<key>}` | TTL + stale time |
 //! | `{app}:cache:{<space>:<key>}:l` | string | the token of the process that loads it | 3 s, renewed while it loads |
 //! | `{app}:cache:tag:<tag>` | string | the tag's version, µs, and `:` and a database position if one was given | 30 days after its last invalidation or first use |
 //! | channel `{app}:cache:news` | | 16 hexadecimal digits of who says so, then `t<version>:<length of tag>:<tag><position>` or `k<key>` | |
