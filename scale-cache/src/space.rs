@@ -47,7 +47,7 @@ pub struct Space<V> {
 /// What a space is, whatever its values are.
 #[derive(Clone, Debug)]
 pub(crate) struct Of {
-    /// What its keys begin with: its name, without a colon, and a colon. So no key is one of another space.
+    /// Begins its keys: its name, without a colon, and a colon. So no key is one of another space.
     prefix: Box<str>,
     /// The tag all its entries carry.
     cell: Arc<Cell>,

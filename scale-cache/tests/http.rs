@@ -577,7 +577,7 @@ async fn layers_of_one_cache_are_kept_apart() -> Result<()> {
     Ok(())
 }
 
-/// What `Vary` names is compared byte by byte.
+/// Fields that `Vary` names are compared byte by byte.
 #[tokio::test]
 async fn names_that_differ_in_one_byte_are_two() -> Result<()> {
     let origin = Origin::default();

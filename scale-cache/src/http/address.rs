@@ -1,5 +1,5 @@
-//! What a request is for, as pages are kept under: scheme, authority, path and query (RFC 9110, 4.2.3), each where it cannot be taken for
-//! another.
+//! The address of a request, under which pages are kept: scheme, authority, path and query (RFC 9110, 4.2.3),
+//! each where it cannot be taken for another.
 
 use http::header::HOST;
 use http::{HeaderMap, Uri};
@@ -7,7 +7,7 @@ use http::{HeaderMap, Uri};
 /// Longer ones are not cached.
 const LONGEST: usize = 4_096;
 
-/// What a request is for.
+/// The address of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     /// Empty where nobody says it: a request in origin form.

@@ -18,7 +18,7 @@ pub(super) struct Asked {
     pub(super) headers: HeaderMap,
     extensions: Extensions,
     pub(super) wishes: Wishes,
-    /// What it is for, if that is certain.
+    /// The address it is for, if that is certain.
     pub(super) address: Option<Address>,
     /// What it is stored under; empty for what is not to be stored.
     pub(super) url: Arc<str>,

@@ -204,7 +204,7 @@ where
 }
 
 impl Desk {
-    /// What an address is stored under: the same for all methods. Its parts have no spaces but those between them.
+    /// Returns the name that an address is stored under: the same for all methods. Spaces stand between its parts alone.
     fn named(&self, address: &Address, headers: &HeaderMap) -> Option<Arc<str>> {
         let mut name = match &*self.layer.namespace {
             "" => address.text()?,

@@ -59,7 +59,7 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Between two events.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long an overview is good for whoever asks next.
+/// The time for which an overview is good for whoever asks next.
 const SHARED: Duration = Duration::from_secs(1);
 /// Of one answer: ten minutes.
 const EVENTS: u32 = 300;

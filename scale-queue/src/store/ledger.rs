@@ -31,7 +31,7 @@ pub struct Tally {
     pub dead: u32,
     /// Whether what has not begun is not to begin.
     pub cancelled: bool,
-    /// Whether some have not begun because another one had died: then not all was done that was to be.
+    /// Some have not begun because another one had died: then not all was done that was to be.
     pub skipped: bool,
     /// What was pushed because of its end is stored: nothing follows any more.
     pub followed: bool,
@@ -68,7 +68,8 @@ pub trait Ledger: Send + Sync {
     /// What has not begun is not to begin. `false`: there is no such batch.
     async fn cancel_batch(&self, id: &str) -> Result<bool, Error>;
 
-    /// Whether the job of that number is not to begin: the batch is cancelled, and this is none of its dead, which somebody has revived.
+    /// Returns `true` if the job of that number is not to begin: the batch is cancelled, and this is none of its dead,
+    /// which somebody has revived.
     async fn is_cancelled(&self, id: &str, number: u32) -> Result<bool, Error>;
 
     /// Says of something that it is there, until `life` has passed without saying so again. Of a kind, the newest [`MOST_PRESENT`] are known.

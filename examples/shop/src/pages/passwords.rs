@@ -82,7 +82,7 @@ pub(crate) async fn set(State(app): State<App>, Form(New { token, password }): F
     Ok(Redirect::to("/login").into_response())
 }
 
-/// Whose link it says it is, as the database knows them.
+/// The account that a link names, as the database knows it.
 struct Owner {
     email: String,
     password_hash: String,

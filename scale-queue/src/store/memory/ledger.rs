@@ -23,7 +23,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct Batch {
     tally: Tally,
-    /// By a death, not because somebody asked for it.
+    /// It was cancelled by a death, not because somebody asked for it.
     by_death: bool,
     lenient: bool,
     plan: Vec<u8>,

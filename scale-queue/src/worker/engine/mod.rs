@@ -53,7 +53,7 @@ const CONFIRM: Duration = Duration::from_millis(400);
 const BEAT_AGAIN: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Of a worker that stops: it has no more than its grace to tell how its jobs ended.
+/// The longest pause of a worker that stops: it has no more than its grace to tell how its jobs ended.
 const LONGEST_LAST_PAUSE: Duration = Duration::from_millis(100);
 /// How often a worker asks what it holds, though nothing went wrong that it knows of.
 const AUDIT: Duration = Duration::from_mins(1);
