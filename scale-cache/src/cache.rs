@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -17,13 +17,15 @@ use crate::codec::fingerprint;
 use crate::config::Config;
 use crate::entry::{Entry, Worth};
 use crate::error::Error;
-use crate::flight::{Flights, Ground, landed};
+use crate::fence::Fences;
+use crate::flight::{Flights, Ground};
+use crate::journal::{Journal, Named};
 use crate::link::Link;
 use crate::load::Load;
 use crate::made::Made;
-use crate::options::Options;
+use crate::options::{LONGEST, Options};
 use crate::pending::{Pending, Reach};
-use crate::shared::{Glance, listen, tell_later};
+use crate::shared::{Glance, tell_later};
 use crate::space::{Of, Space};
 use crate::stamp::{ALL, Cell, Versions, named};
 use crate::store::{Position, Store};
@@ -56,9 +58,15 @@ pub(crate) struct Inner {
     pub(crate) kept: AtomicU32,
     pub(crate) shared: Option<Arc<dyn Store>>,
     pub(crate) versions: Versions,
+    pub(crate) fences: Arc<Fences>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) pending: Pending,
+    pub(crate) journal: Journal,
     pub(crate) link: Link,
+    /// Nobody listens to the store's news: the runtime is gone on which somebody did.
+    pub(crate) is_deaf: AtomicBool,
+    /// Somebody finds out what the store has lost.
+    pub(crate) is_examined: AtomicBool,
     pub(crate) breaker: Breaker,
     pub(crate) patience: Duration,
     /// The store's `get` keeps to that by itself.
@@ -68,6 +76,7 @@ pub(crate) struct Inner {
     pub(crate) everything: Arc<Cell>,
     /// The space of keys without one.
     plain: Arc<Of>,
+    pub(crate) this: Weak<Inner>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -123,12 +132,10 @@ impl Cache {
         this
     }
 
-    /// With a second level of your choice. Must be called inside a tokio runtime.
+    /// With a second level of your choice.
     pub fn with_store(store: impl Store, config: &Config) -> Self {
-        let store: Arc<dyn Store> = Arc::new(store);
-        let news = store.news();
-        let this = Self::make(Some(store), config);
-        tokio::spawn(listen(Arc::downgrade(&this.0), news));
+        let this = Self::make(Some(Arc::new(store)), config);
+        this.0.be_all_ears();
         this
     }
 
@@ -141,21 +148,27 @@ impl Cache {
         });
         let versions = Versions::default();
         let gets_in_time = shared.as_ref().and_then(|store| store.get_within()).is_some_and(|bound| bound <= config.patience);
-        Self(Arc::new(Inner {
+        let proven_within = shared.as_ref().and_then(|store| store.proves_its_link_within());
+        Self(Arc::new_cyclic(|this| Inner {
             local,
             kept: AtomicU32::new(1),
             shared,
             everything: versions.cell(ALL),
             plain: Arc::new(Of::new(&versions, "")),
             versions,
+            fences: Arc::default(),
             flights: Arc::default(),
             pending: Pending::default(),
-            link: Link::new(config.trust),
+            journal: Journal::default(),
+            link: Link::new(config.trust.min(LONGEST), proven_within),
+            is_deaf: AtomicBool::new(true),
+            is_examined: AtomicBool::new(false),
             breaker: Breaker::default(),
             patience: config.patience,
             gets_in_time,
             compress_over: config.compress_over,
             strict: config.strict,
+            this: Weak::clone(this),
         }))
     }
 
@@ -203,6 +216,20 @@ impl Cache {
         self.invalidate(Arc::clone(self.0.everything.tag()), None).await
     }
 
+    /// Returns when everything that was invalidated here is known to Redis, and so to all: see [`Reach::Here`]. It waits as long as Redis
+    /// cannot be told; put a time-out around it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let cache = scale_cache::Cache::memory();
+    /// use std::time::Duration;
+    /// let _ = tokio::time::timeout(Duration::from_secs(5), cache.flush()).await; // before the process ends
+    /// # }
+    /// ```
+    pub async fn flush(&self) {
+        self.0.pending.flushed().await;
+    }
+
     /// Whether Redis, if there is one, is reachable and its news arrive.
     pub fn is_healthy(&self) -> bool {
         self.0.link.is_up()
@@ -239,13 +266,11 @@ impl Cache {
     pub(crate) async fn drop_key(&self, key: &str) -> Reach {
         let inner = &self.0;
         if inner.shared.is_none() {
-            inner.versions.bump_fence(key);
             inner.forget(key);
             return Reach::Everywhere;
         }
         let key: Arc<str> = key.into();
         let number = inner.pending.add_key(Arc::clone(&key));
-        inner.versions.bump_fence(&key);
         inner.forget(&key);
         let inner = Arc::clone(inner);
         let telling = tokio::spawn(async move {
@@ -277,11 +302,14 @@ impl Cache {
         V: DeserializeOwned + Send + Sync + 'static,
     {
         let inner = &self.0;
+        inner.shared.as_ref()?;
+        let key: Arc<str> = key.into();
         let entry = loop {
-            let glance = Glance::new(inner, key);
-            let bytes = inner.get_shared(key).await?;
+            let glance = Glance::new(inner, &key);
+            let bytes = inner.get_shared(&key).await?;
             let found = inner.admit::<V>(&glance, space, Some(bytes)).await;
-            if let Some(entry) = found.filter(|entry| inner.worth(entry) == Worth::Fresh) {
+            if let Some(entry) = found.filter(|entry| glance.fence.stands() && inner.worth(entry) == Worth::Fresh) {
+                inner.keep(&key, &glance.fence, &entry);
                 break entry;
             }
             // What was found while the link came up is not to be believed, and is asked for again.
@@ -290,9 +318,6 @@ impl Cache {
             }
         };
         metrics::counter!("scale_cache_hits_total", "level" => "2").increment(1);
-        if inner.local.is_some() {
-            inner.keep(&key.into(), &entry);
-        }
         Some(entry)
     }
 
@@ -304,15 +329,13 @@ impl Cache {
         let key: Arc<str> = want.key.into();
         let stamps = inner.stamp(want).await;
         let (since, era) = (Instant::now(), inner.versions.era());
-        let number = inner.shared.is_some().then(|| inner.pending.add_key(Arc::clone(&key)));
-        inner.versions.bump_fence(&key);
-        let fence = inner.versions.fence(&key);
         let mut made = Made::new(value, stamps, want.options, want.options.ttl, Duration::ZERO)?;
-        if inner.strict {
-            made.as_elsewhere::<V>()?;
-        }
-        made.entry = Entry { fence, era, since, ..made.entry };
+        made.check::<V>(inner.strict)?;
+        made.entry = Entry { era, since, ..made.entry };
         let entry = Arc::new(made.entry.clone());
+        let number = inner.shared.is_some().then(|| inner.pending.add_key(Arc::clone(&key)));
+        let mut fence = inner.fences.watch(&key);
+        fence.bump(|| inner.take_out(&key));
         if let (Some(number), Some(store)) = (number, inner.shared.clone()) {
             let bytes = made.shared(store.now_us(), inner.compress_over);
             let (inner, key) = (Arc::clone(inner), Arc::clone(&key));
@@ -322,6 +345,7 @@ impl Cache {
                     None => false,
                 };
                 if told {
+                    inner.journal.note(store.now_us(), Named::Key(Arc::clone(&key)));
                     inner.pending.key_told(&key, number);
                 } else if !inner.tell_key(&key, number).await {
                     tell_later(inner);
@@ -329,7 +353,10 @@ impl Cache {
             })
             .await;
         }
-        inner.keep(&key, &entry);
+        if !inner.keep(&key, &fence, &entry) {
+            // Another write came while this one was under way, and nobody here knows which of them the store took last.
+            inner.forget(&key);
+        }
         Ok(())
     }
 
@@ -348,47 +375,69 @@ impl Cache {
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let inner = &self.0;
-        let old = inner.here(want.key).filter(|entry| entry.value.is::<V>());
-        let worth = old.as_ref().map_or(Worth::Nothing, |entry| inner.worth(entry));
-        let unsure = old.clone().filter(|_| worth == Worth::Unsure);
-        let old = old.filter(|_| matches!(worth, Worth::Fresh | Worth::Stale));
-        if let Some(old) = old.as_ref().filter(|_| worth == Worth::Fresh && !refresh) {
-            return Ok(Arc::clone(&old.value));
-        }
         let key: Arc<str> = want.key.into();
-        let tags = inner.tags(want);
-        let ground = Ground {
-            fingerprint: fingerprint::<V>(),
-            fence: inner.versions.fence(&key),
-            era: inner.versions.era(),
-            bumps: inner.versions.bumps(&tags),
-        };
-        let flight = inner.flights.join(&key, ground, || {
-            let voyage = Box::new(Voyage {
-                inner: Arc::clone(inner),
-                key: Arc::clone(&key),
-                space: Arc::clone(want.space),
-                tags,
-                options: want.options.clone(),
-                ground,
-                refresh: worth == Worth::Fresh,
-                old: old.clone(),
-                unsure,
-            });
-            voyage.sail::<V, F, Fut, E>(load)
-        });
-        if let Some(old) = old {
-            if worth == Worth::Fresh {
-                // Loaded anew in the background.
+        let mut load = Some(load);
+        loop {
+            // Before anything is looked at: what is invalidated from here on is noticed.
+            let (number, fence) = (inner.versions.number(), inner.fences.watch(&key));
+            let old = inner.here(&key).filter(|entry| entry.value.is::<V>());
+            let worth = old.as_ref().map_or(Worth::Nothing, |entry| inner.worth(entry));
+            let unsure = old.clone().filter(|_| worth == Worth::Unsure);
+            let old = old.filter(|_| matches!(worth, Worth::Fresh | Worth::Stale));
+            if let Some(old) = old.as_ref().filter(|_| worth == Worth::Fresh && !refresh) {
                 return Ok(Arc::clone(&old.value));
             }
-            if let Some(limit) = want.options.soft_timeout {
-                return match timeout(limit, landed(flight)).await {
-                    Ok(outcome) => Ok(Arc::clone(&outcome?.value)),
-                    Err(_) => Ok(Arc::clone(&old.value)),
-                };
+            let tags = inner.tags(want);
+            let ground = Ground {
+                fingerprint: fingerprint::<V>(),
+                fence,
+                era: inner.versions.era(),
+                bumped: inner.versions.bumped(&tags),
+                number,
+            };
+            let begin = || {
+                let voyage = Box::new(Voyage {
+                    inner: Arc::clone(inner),
+                    key: Arc::clone(&key),
+                    space: Arc::clone(want.space),
+                    tags,
+                    options: want.options.clone(),
+                    ground: ground.clone(),
+                    refresh: worth == Worth::Fresh,
+                    old: old.clone(),
+                    unsure,
+                });
+                // It is called at most once in all: who has begun a load is given its end.
+                let load = load.take();
+                async move {
+                    match load {
+                        Some(load) => voyage.sail::<V, F, Fut, E>(load).await,
+                        None => Err(Error::Panicked).into(),
+                    }
+                }
+            };
+            let flight = inner.flights.join(&key, ground.clone(), begin)?;
+            let begun_here = load.is_none();
+            if let Some(old) = old {
+                if worth == Worth::Fresh {
+                    // Loaded anew in the background.
+                    return Ok(Arc::clone(&old.value));
+                }
+                if let Some(limit) = want.options.soft_timeout {
+                    match timeout(limit, flight.landed()).await {
+                        Ok(Some(outcome)) => return Ok(Arc::clone(&outcome?.value)),
+                        Ok(None) if !begun_here => continue,
+                        Ok(None) => return Err(Error::Panicked),
+                        Err(_) => return Ok(Arc::clone(&old.value)),
+                    }
+                }
+            }
+            match flight.landed().await {
+                Some(outcome) => return Ok(Arc::clone(&outcome?.value)),
+                None if !begun_here => {}
+                // Only when the runtime shuts down.
+                None => return Err(Error::Panicked),
             }
         }
-        Ok(Arc::clone(&landed(flight).await?.value))
     }
 }

@@ -10,13 +10,16 @@
 //! | 26 to 33 | made at, likewise |
 //! | 34 to 37 | what its load took, µs |
 //! | 38 | number of tags, then for each: length (2 bytes), name, version (8 bytes) |
-//! | rest | the value as MessagePack |
+//! | rest | the value as MessagePack, in the form for humans: an address or a UUID is a text |
 //!
 //! Integers are little endian. Whatever does not fit is a miss.
 
 use std::time::Duration;
 
-pub(crate) const VERSION: u8 = 2;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub(crate) const VERSION: u8 = 3;
 /// Where the two times of an entry's end stand, to be written anew without reading the rest.
 pub(crate) const ENDS: std::ops::Range<usize> = 10..26;
 /// Tags of one entry at most.
@@ -90,6 +93,24 @@ pub(crate) fn ends(fresh_until_us: u64, kept_until_us: u64) -> [u8; 16] {
     ends[..8].copy_from_slice(&fresh_until_us.to_le_bytes());
     ends[8..].copy_from_slice(&kept_until_us.to_le_bytes());
     ends
+}
+
+/// A value as MessagePack. In the form for humans: what stands in a flattened or untagged place is read back from a form that does not
+/// know another one.
+pub(crate) fn encoded<V: Serialize + ?Sized>(value: &V) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+    let mut bytes = Vec::with_capacity(128);
+    value.serialize(&mut rmp_serde::Serializer::new(&mut bytes).with_struct_map().with_human_readable())?;
+    Ok(bytes)
+}
+
+/// The other way.
+pub(crate) fn decoded<V: DeserializeOwned>(bytes: &[u8]) -> Result<V, rmp_serde::decode::Error> {
+    V::deserialize(&mut rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable())
+}
+
+/// Until when an entry is fresh, by its bytes.
+pub(crate) fn fresh_until(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(ENDS)?.first_chunk()?)).filter(|_| bytes[0] == VERSION)
 }
 
 /// A value's bytes, compressed if that is worth it.

@@ -100,15 +100,26 @@ impl Config {
     /// # Errors
     /// [`Error::Address`]; [`Error::Store`] if nobody answers there.
     pub async fn connect(self, app: &str) -> Result<Cache, Error> {
+        let cache = self.connect_lazy(app)?;
+        cache.answered().await?;
+        Ok(cache)
+    }
+
+    /// Makes the cache, whether Redis answers or not: until it does, the cache goes on in process. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Address`].
+    pub fn connect_lazy(self, app: &str) -> Result<Cache, Error> {
         match self.url.split(':').next().unwrap_or_default() {
             "memory" => Ok(Cache::alone(&self)),
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
-                let redis =
-                    scale_redis::Config::new(&self.url).response_timeout(self.patience).connect().await.map_err(Error::store)?;
-                let store = crate::store::RedisStore::new(redis, app);
-                store.synchronise().await?;
-                Ok(Cache::with_store(store, &self))
+                let config = scale_redis::Config::new(&self.url).response_timeout(self.patience);
+                let redis = config.connect_lazy().map_err(|error| match error {
+                    scale_redis::Error::Address(_) => Error::address(&self.url),
+                    error => Error::store(error),
+                })?;
+                Ok(Cache::with_store(crate::store::RedisStore::new(redis, app), &self))
             }
             _ => {
                 let _ = app;

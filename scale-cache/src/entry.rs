@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::stamp::{Agreement, Fence, Stamps, Versions};
+use crate::stamp::{Agreement, Stamps, Versions};
 
 /// What an entry takes beside its value: itself, its key, what it depends on, its place in the cache. Measured with glibc's allocator, under
 /// a flood of keys; others take less.
@@ -22,8 +22,6 @@ pub(crate) fn weight(encoded: usize) -> u32 {
 pub(crate) struct Entry {
     pub(crate) value: Arc<dyn Any + Send + Sync>,
     pub(crate) stamps: Stamps,
-    /// The key's fence, as it was before the load.
-    pub(crate) fence: Fence,
     /// The era in which it was loaded or last checked.
     pub(crate) era: u64,
     /// When it was made, wherever that was.
@@ -53,9 +51,6 @@ pub(crate) enum Worth {
 impl Entry {
     /// `trust_until`: while the link to the news is down, what was known until then may be believed.
     pub(crate) fn worth(&self, now: Instant, versions: &Versions, trust_until: impl FnOnce(Instant) -> Option<Instant>) -> Worth {
-        if !versions.stands(self.fence) {
-            return Worth::Nothing;
-        }
         let agreement = self.stamps.agree();
         if agreement == Agreement::Changed {
             return Worth::Nothing;

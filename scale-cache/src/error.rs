@@ -12,22 +12,34 @@ pub enum Error {
     Address(String),
     /// The store could not be reached at the start.
     #[error("the cache's store: {0}")]
-    Store(Arc<dyn std::error::Error + Send + Sync>),
+    Store(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The store answered, and refused: its memory is full, say, or a key holds another type.
+    #[error("the cache's store refused a command: {0}")]
+    Refused(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The loader failed, for this caller and all who waited with it.
     #[error("loading: {0}")]
-    Load(Arc<dyn std::error::Error + Send + Sync>),
+    Load(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// The loader panicked.
     #[error("the loader panicked")]
     Panicked,
+    /// The loader of a key asks for the same key, itself or by way of others: it would wait for itself.
+    #[error("the loader of {0:?} asks for the same key: it would wait for itself")]
+    Cycle(Arc<str>),
+    /// There is no tokio runtime on which to load.
+    #[error("a value is loaded in a task of its own: call it inside a tokio runtime")]
+    NoRuntime,
     /// The loader took longer than allowed. It has been dropped.
     #[error("loading took longer than {0:?}")]
     TimedOut(Duration),
     /// The value cannot be encoded.
     #[error("the value cannot be encoded: {0}")]
-    Encode(Arc<rmp_serde::encode::Error>),
+    Encode(#[source] Arc<rmp_serde::encode::Error>),
     /// Of a [strict](crate::Config::strict) cache: the value does not come back from its encoding.
     #[error("the value does not come back from its encoding: {0}")]
-    Decode(Arc<rmp_serde::decode::Error>),
+    Decode(#[source] Arc<rmp_serde::decode::Error>),
+    /// Of a [strict](crate::Config::strict) cache: the value comes back from its encoding as another one, as `Some(())` comes back as `None`.
+    #[error("a value of type {0} comes back from its encoding as another one")]
+    Altered(&'static str),
 }
 
 impl Error {
@@ -36,6 +48,11 @@ impl Error {
         let scheme = url.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| !scheme.is_empty());
         let quoted = |scheme: &str| format!("`{}`", scheme.chars().take(20).collect::<String>());
         Self::Address(scheme.map_or_else(|| "an address without a scheme".into(), quoted))
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Refused(source.into().into())
     }
 
     pub(crate) fn store(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

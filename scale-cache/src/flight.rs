@@ -13,17 +13,38 @@ use tokio::sync::watch;
 
 use crate::entry::Entry;
 use crate::error::Error;
-use crate::stamp::Fence;
+use crate::fence::Fence;
 
-pub(crate) type Outcome = Result<Arc<Entry>, Error>;
+/// What a load came to.
+#[derive(Clone)]
+pub(crate) struct Outcome {
+    pub(crate) result: Result<Arc<Entry>, Error>,
+    /// Something that the value depends on, and that only its loader could tell, was invalidated after the load began.
+    pub(crate) overtaken: bool,
+}
+
+impl From<Result<Arc<Entry>, Error>> for Outcome {
+    fn from(result: Result<Arc<Entry>, Error>) -> Self {
+        Self { result, overtaken: false }
+    }
+}
 
 /// What a load began with: two callers with the same may share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub(crate) struct Ground {
     pub(crate) fingerprint: u64,
     pub(crate) fence: Fence,
     pub(crate) era: u64,
-    pub(crate) bumps: u32,
+    /// The number of the last invalidation of the tags that are known beforehand.
+    pub(crate) bumped: u64,
+    /// The number of the last invalidation of anything.
+    pub(crate) number: u64,
+}
+
+impl Ground {
+    fn is_shared_with(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint && self.fence == other.fence && self.era == other.era && self.bumped == other.bumped
+    }
 }
 
 struct Flight {
@@ -34,8 +55,10 @@ struct Flight {
 
 const SHARDS: usize = 32;
 
+type Shard = Mutex<HashMap<Arc<str>, Flight>>;
+
 pub(crate) struct Flights {
-    shards: Box<[Mutex<HashMap<Arc<str>, Flight>>]>,
+    shards: Box<[Shard]>,
     hasher: foldhash::fast::RandomState,
     next: AtomicU64,
 }
@@ -50,50 +73,98 @@ impl Default for Flights {
     }
 }
 
+/// The loads that the present task is a part of, the innermost first: what one of them waits for must not be one of them.
+#[derive(Clone)]
+struct Chain(Arc<Link>);
+
+struct Link {
+    /// Where the flights are: two caches may have the same key.
+    flights: usize,
+    key: Arc<str>,
+    outer: Option<Chain>,
+}
+
+tokio::task_local! {
+    static LOADING: Chain;
+}
+
+/// A load that the caller waits for.
+pub(crate) struct Joined {
+    outcome: watch::Receiver<Option<Outcome>>,
+    /// The number of the last invalidation when the load began, and when the caller came.
+    began: u64,
+    came: u64,
+}
+
 impl Flights {
-    fn shard(&self, key: &str) -> &Mutex<HashMap<Arc<str>, Flight>> {
+    fn shard(&self, key: &str) -> &Shard {
         &self.shards[(self.hasher.hash_one(key) >> 32) as usize % SHARDS]
     }
 
     /// Joins the load under way, or starts one, in a task of its own: dropping what waits for it neither ends nor doubles it.
-    pub(crate) fn join<F>(
-        self: &Arc<Self>,
-        key: &Arc<str>,
-        ground: Ground,
-        load: impl FnOnce() -> F,
-    ) -> watch::Receiver<Option<Outcome>>
+    ///
+    /// # Errors
+    /// [`Error::Cycle`], [`Error::NoRuntime`].
+    pub(crate) fn join<F>(self: &Arc<Self>, key: &Arc<str>, ground: Ground, load: impl FnOnce() -> F) -> Result<Joined, Error>
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
+        let outer = LOADING.try_with(Clone::clone).ok();
+        let mut waits = outer.as_ref();
+        while let Some(Chain(link)) = waits {
+            if link.key == *key && link.flights == Arc::as_ptr(self).addr() {
+                return Err(Error::Cycle(Arc::clone(key)));
+            }
+            waits = link.outer.as_ref();
+        }
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        let came = ground.number;
         let mut shard = self.shard(key).lock();
-        if let Some(flight) = shard.get(key).filter(|flight| flight.ground == ground) {
-            return flight.outcome.clone();
+        if let Some(flight) = shard.get(key).filter(|flight| flight.ground.is_shared_with(&ground)) {
+            return Ok(Joined { outcome: flight.outcome.clone(), began: flight.ground.number, came });
         }
         let number = self.next.fetch_add(1, Relaxed);
         let (sender, outcome) = watch::channel(None);
         shard.insert(Arc::clone(key), Flight { number, ground, outcome: outcome.clone() });
         drop(shard);
+        // However the task ends, or if it never begins because its runtime does, nobody joins it afterwards.
+        let entry = FlightEntry { flights: Arc::clone(self), key: Arc::clone(key), number };
+        let chain = Chain(Arc::new(Link { flights: Arc::as_ptr(self).addr(), key: Arc::clone(key), outer }));
         // Boxed, so that the task is small: large ones among the small pieces of entries keep an allocator from using memory again.
-        let load = Box::pin(AssertUnwindSafe(load()).catch_unwind());
-        let (flights, key) = (Arc::clone(self), Arc::clone(key));
-        tokio::spawn(async move {
-            let result = load.await.unwrap_or(Err(Error::Panicked));
-            let mut shard = flights.shard(&key).lock();
-            if shard.get(&key).is_some_and(|flight| flight.number == number) {
-                shard.remove(&key);
-            }
-            drop(shard);
+        let load = Box::pin(LOADING.scope(chain, AssertUnwindSafe(load()).catch_unwind()));
+        runtime.spawn(async move {
+            let result = load.await.unwrap_or_else(|_| Err(Error::Panicked).into());
+            drop(entry);
             sender.send_replace(Some(result));
         });
-        outcome
+        Ok(Joined { outcome, began: came, came })
     }
 }
 
-/// The end of a flight.
-pub(crate) async fn landed(mut outcome: watch::Receiver<Option<Outcome>>) -> Outcome {
-    match outcome.wait_for(Option::is_some).await {
-        Ok(outcome) => (*outcome).clone().unwrap_or(Err(Error::Panicked)),
-        // Only when the runtime shuts down.
-        Err(_) => Err(Error::Panicked),
+/// A flight's place among those under way.
+struct FlightEntry {
+    flights: Arc<Flights>,
+    key: Arc<str>,
+    number: u64,
+}
+
+impl Drop for FlightEntry {
+    fn drop(&mut self) {
+        let mut shard = self.flights.shard(&self.key).lock();
+        if shard.get(&self.key).is_some_and(|flight| flight.number == self.number) {
+            let flight = shard.remove(&self.key);
+            drop(shard);
+            drop(flight);
+        }
+    }
+}
+
+impl Joined {
+    /// The end of the load. `None`: it is no answer for this caller, who has to ask again. It ended with its runtime, or what it depends on
+    /// was invalidated before the caller came.
+    pub(crate) async fn landed(mut self) -> Option<Result<Arc<Entry>, Error>> {
+        let outcome = self.outcome.wait_for(Option::is_some).await.ok()?.clone()?;
+        let missed = outcome.overtaken && self.came != self.began;
+        (!missed).then_some(outcome.result)
     }
 }

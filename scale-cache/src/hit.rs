@@ -59,7 +59,8 @@ impl Inner {
             None => here.is_some(),
             Some(store) => {
                 let ttl = options.jittered(options.ttl, fastrand::f64());
-                let until = |time: Duration| store.now_us().saturating_add(time.as_micros() as u64);
+                let now = store.now_us();
+                let until = |time: Duration| now.saturating_add(time.as_micros() as u64);
                 let ends = ends(until(ttl), until(options.kept(ttl)));
                 // Should it be unreachable, what is here has its time.
                 self.ask(store.touch(key, ends, options.kept(ttl))).await.unwrap_or(here.is_some())
@@ -67,11 +68,11 @@ impl Inner {
         }
     }
 
-    fn prolong(&self, key: &str, entry: &Arc<Entry>, options: &Options) {
+    fn prolong(&self, key: &str, old: &Arc<Entry>, options: &Options) {
         let (now, ttl) = (Instant::now(), options.jittered(options.ttl, fastrand::f64()));
-        let entry = Entry { fresh_until: now + ttl, kept_until: now + options.kept(ttl), ..(**entry).clone() };
-        // Were it invalidated between the look and this, its stamps and fence say so all the same.
-        self.keep(&key.into(), &Arc::new(entry));
+        let entry = Entry { fresh_until: now + ttl, kept_until: now + options.kept(ttl), ..(**old).clone() };
+        // Were its tags invalidated between the look and this, its stamps say so all the same.
+        self.replace(key, old, Arc::new(entry));
     }
 
     /// Whether a value just read is due for its time to start anew.

@@ -2,15 +2,20 @@
 
 mod breaker;
 mod cache;
+mod clock;
 mod codec;
 mod config;
+mod digest;
 mod entry;
 mod error;
+mod fence;
 mod flight;
 mod hit;
 #[cfg(feature = "http")]
 pub mod http;
+mod journal;
 mod link;
+mod listen;
 mod load;
 mod made;
 mod many;

@@ -7,11 +7,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::codec::{Head, MAX_TAGS, fingerprint, packed};
+use crate::codec::{Head, MAX_TAGS, decoded, encoded, fingerprint, packed};
+use crate::digest::digest;
 use crate::entry::{Entry, weight};
 use crate::error::Error;
 use crate::options::Options;
-use crate::stamp::{Fence, Stamps};
+use crate::stamp::Stamps;
 
 /// A value larger than that is not kept in the second level.
 pub(crate) const MAX_SHARED: usize = 8 << 20;
@@ -37,14 +38,13 @@ impl Made {
     where
         V: Serialize + Send + Sync + 'static,
     {
-        let bytes = rmp_serde::to_vec_named(&*value).map_err(|e| Error::Encode(Arc::new(e)))?;
+        let bytes = encoded(&*value).map_err(|e| Error::Encode(Arc::new(e)))?;
         let now = Instant::now();
         let ttl = options.jittered(ttl, fastrand::f64());
         let kept = options.kept(ttl);
         let entry = Entry {
             value,
             stamps,
-            fence: Fence::default(),
             era: 0,
             made: now,
             since: now,
@@ -56,10 +56,29 @@ impl Made {
         Ok(Self { entry, bytes, fingerprint: fingerprint::<V>(), ttl, kept })
     }
 
-    /// The value as another process would have it: made of its bytes.
-    pub(crate) fn as_elsewhere<V: DeserializeOwned + Send + Sync + 'static>(&mut self) -> Result<(), Error> {
-        let value: V = rmp_serde::from_slice(&self.bytes).map_err(|e| Error::Decode(Arc::new(e)))?;
-        self.entry.value = Arc::new(value);
+    /// Whether the value comes back from its encoding as it was. A strict cache says if it does not, and has the value as another process
+    /// would have it: made of its bytes. Any other says so in the log of a debug build.
+    pub(crate) fn check<V>(&mut self, strict: bool) -> Result<(), Error>
+    where
+        V: Serialize + DeserializeOwned + Send + Sync + 'static,
+    {
+        if !strict && !cfg!(debug_assertions) {
+            return Ok(());
+        }
+        let checked = decoded::<V>(&self.bytes).map_err(|e| Error::Decode(Arc::new(e))).and_then(|value| {
+            let original = self.entry.value.downcast_ref::<V>();
+            if original.is_none_or(|original| digest(original) == digest(&value)) {
+                Ok(value)
+            } else {
+                Err(Error::Altered(std::any::type_name::<V>()))
+            }
+        });
+        match checked {
+            Ok(value) if strict => self.entry.value = Arc::new(value),
+            Err(error) if strict => return Err(error),
+            Err(error) => tracing::error!(%error, "another process would not have this value"),
+            Ok(_) => {}
+        }
         Ok(())
     }
 

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use crate::stamp::named;
 
+/// No time is longer: clocks come to an end. About a hundred years.
+pub(crate) const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
+
 /// Settings of a keyspace or of one call.
 ///
 /// ```
@@ -56,7 +59,7 @@ impl Options {
 
     /// The share of the TTL that is taken off at random, 0 to 1. Default: 0.1.
     pub fn jitter(mut self, share: f64) -> Self {
-        self.jitter = share.clamp(0.0, 1.0);
+        self.jitter = if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };
         self
     }
 
@@ -108,11 +111,11 @@ impl Options {
 
     /// How long it is kept at all.
     pub(crate) fn kept(&self, ttl: Duration) -> Duration {
-        if self.fail_closed { ttl } else { ttl.saturating_add(self.stale_if_error) }
+        if self.fail_closed { ttl } else { ttl.saturating_add(self.stale_if_error).min(LONGEST) }
     }
 
     pub(crate) fn jittered(&self, ttl: Duration, dice: f64) -> Duration {
-        ttl.mul_f64(1.0 - self.jitter * dice)
+        ttl.min(LONGEST).mul_f64(1.0 - self.jitter * dice)
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::store::Position;
 
@@ -28,7 +29,12 @@ pub(crate) struct Pending {
     inner: Mutex<Inner>,
     /// How many keys are in there, for the quick look: none, as a rule.
     keys: AtomicUsize,
+    /// Rung when nothing is left.
+    empty: Notify,
 }
+
+/// A part of what is pending: tags with their versions made here, and keys with their numbers.
+pub(crate) type Portion = (Vec<(Arc<str>, u64)>, Vec<(Arc<str>, u64)>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -39,6 +45,12 @@ struct Inner {
     removals: u64,
     /// Somebody is telling the store.
     told_by_somebody: bool,
+}
+
+impl Inner {
+    fn is_empty(&self) -> bool {
+        self.tags.is_empty() && self.keys.is_empty()
+    }
 }
 
 impl Pending {
@@ -90,19 +102,31 @@ impl Pending {
     /// Whether the one who asks is to tell it: the first, and only if there is something.
     pub(crate) fn begin(&self) -> bool {
         let mut inner = self.inner.lock();
-        if inner.told_by_somebody || inner.tags.is_empty() && inner.keys.is_empty() {
+        if inner.told_by_somebody || inner.is_empty() {
             return false;
         }
         inner.told_by_somebody = true;
         true
     }
 
-    pub(crate) fn next_tag(&self) -> Option<(Arc<str>, u64)> {
-        self.inner.lock().tags.iter().next().map(|(tag, (here, _))| (Arc::clone(tag), *here))
+    /// Some of what is pending.
+    pub(crate) fn portion(&self, most: usize) -> Portion {
+        let inner = self.inner.lock();
+        let tags: Vec<_> = inner.tags.iter().take(most).map(|(tag, (here, _))| (Arc::clone(tag), *here)).collect();
+        let keys = inner.keys.iter().take(most - tags.len()).map(|(key, number)| (Arc::clone(key), *number)).collect();
+        (tags, keys)
     }
 
-    pub(crate) fn next_key(&self) -> Option<(Arc<str>, u64)> {
-        self.inner.lock().keys.iter().next().map(|(key, number)| (Arc::clone(key), *number))
+    /// Returns when nothing is pending.
+    pub(crate) async fn flushed(&self) {
+        loop {
+            let mut empty = std::pin::pin!(self.empty.notified());
+            empty.as_mut().enable();
+            if self.inner.lock().is_empty() {
+                return;
+            }
+            empty.await;
+        }
     }
 
     /// Told, unless it was invalidated again meanwhile.
@@ -110,6 +134,7 @@ impl Pending {
         let mut inner = self.inner.lock();
         if inner.tags.get(tag).is_some_and(|(version, _)| *version == here) {
             inner.tags.remove(tag);
+            self.ring_if_empty(&inner);
         }
     }
 
@@ -118,13 +143,25 @@ impl Pending {
         if inner.keys.get(key) == Some(&number) {
             inner.keys.remove(key);
             self.keys.store(inner.keys.len(), SeqCst);
+            self.ring_if_empty(&inner);
         }
+    }
+
+    fn ring_if_empty(&self, inner: &Inner) {
+        if inner.is_empty() {
+            self.empty.notify_waiters();
+        }
+    }
+
+    /// Ends what [`begin`](Self::begin) began, though something is left.
+    pub(crate) fn give_up(&self) {
+        self.inner.lock().told_by_somebody = false;
     }
 
     /// Ends what [`begin`](Self::begin) began, if nothing is left.
     pub(crate) fn end(&self) -> bool {
         let mut inner = self.inner.lock();
-        let done = inner.tags.is_empty() && inner.keys.is_empty();
+        let done = inner.is_empty();
         inner.told_by_somebody = !done;
         done
     }

@@ -1,49 +1,60 @@
 //! The dealings with the second level: what it is asked, what it is told, what of it is believed.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::stream::BoxStream;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
 use crate::cache::{Inner, Want};
-use crate::codec::{Head, fingerprint, unpacked};
+use crate::clock::since_boot;
+use crate::codec::{Head, decoded, fingerprint, unpacked};
 use crate::entry::{Entry, Worth, weight};
 use crate::error::Error;
-use crate::flight::Outcome;
-use crate::options::Options;
-use crate::stamp::{Agreement, Cell, Fence, Stamps};
-use crate::store::News;
+use crate::fence::Fence;
+use crate::journal::Named;
+use crate::options::{LONGEST, Options};
+use crate::stamp::{Agreement, Cell, Stamps};
 
 /// A process that loads says so three times as often; if it is silent for that long, another one may load.
 pub(crate) const LEASE: Duration = Duration::from_secs(3);
 /// Values kept in the first level between two evictions.
 const EVICT_EVERY: u32 = 64;
-/// Clocks of a Cluster's nodes may differ by less.
-const SKEW_US: u64 = 1_000_000;
+/// So many invalidations that are pending are told at once.
+const TOLD_AT_ONCE: usize = 256;
 
 /// What was true before the second level was asked: an entry from there is no better than that. Who removes a key notes it as pending
 /// before moving the fence, and who reads looks at the fence before what is pending: so one of the two sees the other.
 pub(crate) struct Glance {
-    fence: Fence,
+    pub(crate) fence: Fence,
     era: u64,
     since: Instant,
 }
 
 impl Glance {
-    pub(crate) fn new(inner: &Inner, key: &str) -> Self {
-        Self { fence: inner.versions.fence(key), era: inner.versions.era(), since: Instant::now() }
+    pub(crate) fn new(inner: &Inner, key: &Arc<str>) -> Self {
+        Self { fence: inner.fences.watch(key), era: inner.versions.era(), since: Instant::now() }
     }
 
     /// Whether no news may have been missed since.
     pub(crate) fn is_current(&self, inner: &Inner) -> bool {
         self.era == inner.versions.era()
     }
+}
+
+/// When something was begun that a value is made of: for tags that only the value tells.
+#[derive(Clone, Copy)]
+pub(crate) struct Began {
+    /// The number of the last invalidation heard of.
+    pub(crate) number: u64,
+    pub(crate) era: u64,
+    /// By [`since_boot`].
+    pub(crate) at: Duration,
+    /// By the store's clock, µs, if it was known.
+    pub(crate) store_us: Option<u64>,
 }
 
 impl Inner {
@@ -57,21 +68,33 @@ impl Inner {
 
     /// Whether an entry that should be checked, and cannot be, may be served all the same: not invalidated as far as is known, fresh by its
     /// age, and no longer after the gap than with the link still down. So a Redis that restarts does not make everything load anew.
-    pub(crate) fn believes(&self, entry: &Entry) -> bool {
+    pub(crate) fn believes(&self, entry: &Entry, fence: &Fence) -> bool {
         let now = Instant::now();
-        self.versions.stands(entry.fence)
+        fence.stands()
             && entry.stamps.agree() != Agreement::Changed
             && now < entry.fresh_until
             && now < self.link.unchecked_until()
     }
 
-    pub(crate) fn keep(&self, key: &Arc<str>, entry: &Arc<Entry>) {
+    /// Puts an entry into the first level, unless its key was written or removed since `fence` was taken: then `false`.
+    pub(crate) fn keep(&self, key: &Arc<str>, fence: &Fence, entry: &Arc<Entry>) -> bool {
+        let Some(local) = &self.local else { return fence.stands() };
+        let kept = fence.if_stands(|| local.insert(Arc::clone(key), Arc::clone(entry)));
+        // moka evicts later, and under a flood too late.
+        if self.kept.fetch_add(1, Relaxed).is_multiple_of(EVICT_EVERY) {
+            local.run_pending_tasks();
+        }
+        kept
+    }
+
+    /// Puts an entry into the first level in the place of another one, if that is still there.
+    pub(crate) fn replace(&self, key: &str, old: &Arc<Entry>, new: Arc<Entry>) {
         if let Some(local) = &self.local {
-            local.insert(Arc::clone(key), Arc::clone(entry));
-            // moka evicts later, and under a flood too late.
-            if self.kept.fetch_add(1, Relaxed).is_multiple_of(EVICT_EVERY) {
-                local.run_pending_tasks();
-            }
+            self.fences.hold(key, || {
+                if local.get(key).is_some_and(|there| Arc::ptr_eq(&there, old)) {
+                    local.insert(key.into(), new);
+                }
+            });
         }
     }
 
@@ -80,7 +103,13 @@ impl Inner {
         self.local.as_ref()?.get(key)
     }
 
+    /// A key was written or removed, here or elsewhere.
     pub(crate) fn forget(&self, key: &str) {
+        self.fences.bump(key, || self.take_out(key));
+    }
+
+    /// Takes an entry out of the first level. Its fence must be held.
+    pub(crate) fn take_out(&self, key: &str) {
         if let Some(local) = &self.local {
             local.invalidate(key);
         }
@@ -91,6 +120,7 @@ impl Inner {
         if !self.breaker.allows() {
             return None;
         }
+        self.be_all_ears();
         let late = |_| Err(Error::store("it did not answer in time"));
         self.heard(timeout(self.patience, question).await.unwrap_or_else(late))
     }
@@ -101,6 +131,13 @@ impl Inner {
             Ok(answer) => {
                 self.breaker.succeeded();
                 Some(answer)
+            }
+            // It answers: what it refuses says nothing of all else.
+            Err(Error::Refused(error)) => {
+                tracing::warn!(%error, "the cache's second level refused a command");
+                metrics::counter!("scale_cache_store_errors_total").increment(1);
+                self.breaker.succeeded();
+                None
             }
             Err(error) => {
                 tracing::debug!(%error, patience = ?self.patience, "the cache goes on without its second level");
@@ -163,7 +200,7 @@ impl Inner {
                 return true;
             }
             match self.ask(store.version(tag)).await {
-                Some(version) if self.versions.learn(era, tag, &version) => true,
+                Some((version, _)) if self.versions.learn(era, tag, &version) => true,
                 // We remember an invalidation that the store has lost: it is made again.
                 Some(_) => match self.ask(store.invalidate(tag, None)).await {
                     Some(version) => {
@@ -179,25 +216,66 @@ impl Inner {
         answers.into_iter().all(|known| known)
     }
 
-    /// Stamps of tags that came up during a load which began then; `None` if one of them was invalidated since.
-    pub(crate) async fn stamp_late(&self, tags: Vec<Arc<str>>, began: u64, shared: bool) -> Option<Stamps> {
-        if tags.is_empty() {
-            return Some(Stamps::default());
+    /// Takes note of the present moment.
+    pub(crate) fn begin_here(&self) -> Began {
+        let store_us = self.shared.as_ref().map(|store| store.now_us());
+        Began { number: self.versions.number(), era: self.versions.era(), at: since_boot(), store_us }
+    }
+
+    /// Stamps of tags that came up while a value was made; `None` if one of them was invalidated after that had begun, or nobody can say.
+    pub(crate) async fn stamp_late(&self, tags: &[Arc<str>], began: Began) -> Option<Stamps> {
+        let mut all = Stamps::default();
+        for stamps in join_all(tags.iter().map(|tag| self.stamp_one_late(tag, began))).await {
+            all = all.and(stamps?);
         }
-        let stamps = self.stamp_tags(&tags).await;
-        let margin = if shared { SKEW_US } else { 0 };
-        let known = self.shared.is_none() || (shared && stamps.shareable().is_some());
-        (known && stamps.precede(began.saturating_sub(margin))).then_some(stamps)
+        Some(all)
+    }
+
+    async fn stamp_one_late(&self, tag: &Arc<str>, began: Began) -> Option<Stamps> {
+        let Some(store) = &self.shared else {
+            self.versions.settle_alone(tag);
+            return self.versions.known_since(tag, began.number);
+        };
+        if let Some(stamps) = self.versions.known_since(tag, began.number) {
+            return Some(stamps);
+        }
+        // It was not known what its version was then: it is what it is now, if the last change came before.
+        let (version, now_us) = self.ask(store.version(tag)).await?;
+        let is_known = self.versions.learn(began.era, tag, &version);
+        let elapsed = since_boot().saturating_sub(began.at);
+        // Clocks do not go at quite the same speed.
+        let then = now_us.saturating_sub((elapsed + elapsed / 1_000).as_micros() as u64 + 1_000);
+        // And one that was set meanwhile shows in what it said before.
+        let was_before = began.store_us.is_none_or(|then| version.at_us <= then) || !store.has_one_clock();
+        let cell = self.versions.cell(tag);
+        let is_good = is_known
+            && self.versions.era() == began.era
+            && version.at_us <= then
+            && was_before
+            && cell.version() == Some(version.at_us);
+        is_good.then(|| Stamps::of(cell, version.at_us))
     }
 
     /// An entry's bytes in the second level. Take a [`Glance`] first.
     pub(crate) async fn get_shared(&self, key: &str) -> Option<Vec<u8>> {
         let store = self.shared.as_ref().filter(|_| !self.pending.has_key(key))?;
-        if self.gets_in_time {
+        self.be_all_ears();
+        let bytes = if self.gets_in_time {
             // The way of every hit: spared a second timer.
-            return if self.breaker.allows() { self.heard(store.get(key).await)? } else { None };
+            if self.breaker.allows() { self.heard(store.get(key).await)? } else { None }
+        } else {
+            self.ask(store.get(key)).await?
+        };
+        bytes.filter(|_| self.is_whole())
+    }
+
+    /// Whether what the second level says may be believed; if not, somebody sees to it. Asked after its answer.
+    pub(crate) fn is_whole(&self) -> bool {
+        let is_whole = self.shared.as_ref().is_none_or(|store| store.is_whole());
+        if !is_whole {
+            self.examine();
         }
-        self.ask(store.get(key)).await?
+        is_whole
     }
 
     /// Bytes from the second level as an entry, if its stamps agree with what is true now.
@@ -228,14 +306,13 @@ impl Inner {
             return None;
         }
         let payload = unpacked(head.compressed, payload);
-        let Some(Ok(value)) = payload.as_deref().map(rmp_serde::from_slice::<V>) else {
+        let Some(Ok(value)) = payload.as_deref().map(decoded::<V>) else {
             metrics::counter!("scale_cache_unreadable_total").increment(1);
             return None;
         };
         let entry = Entry {
             value: Arc::new(value),
             stamps,
-            fence: glance.fence,
             era: glance.era,
             made: glance.since.checked_sub(Duration::from_micros(now_us.saturating_sub(head.made_us))).unwrap_or(glance.since),
             since: glance.since,
@@ -248,14 +325,21 @@ impl Inner {
     }
 
     /// With a failed load: the stale value, for a while, if there is one that may be served.
-    pub(crate) fn make_do(&self, key: &Arc<str>, old: Option<Arc<Entry>>, options: &Options, error: Error) -> Outcome {
-        let usable = |entry: &Arc<Entry>| matches!(self.worth(entry), Worth::Fresh | Worth::Stale);
+    pub(crate) fn make_do(
+        &self,
+        key: &Arc<str>,
+        fence: &Fence,
+        old: Option<Arc<Entry>>,
+        options: &Options,
+        error: Error,
+    ) -> Result<Arc<Entry>, Error> {
+        let usable = |entry: &Arc<Entry>| fence.stands() && matches!(self.worth(entry), Worth::Fresh | Worth::Stale);
         let Some(old) = old.filter(|entry| !options.fail_closed && usable(entry)) else { return Err(error) };
         tracing::warn!(%error, "a load failed; the stale value is served");
         metrics::counter!("scale_cache_stale_total").increment(1);
-        let fresh_until = (Instant::now() + options.throttle).min(old.kept_until).max(old.fresh_until);
+        let fresh_until = (Instant::now() + options.throttle.min(LONGEST)).min(old.kept_until).max(old.fresh_until);
         let entry = Arc::new(Entry { fresh_until, cost: Duration::ZERO, ..(*old).clone() });
-        self.keep(key, &entry);
+        self.keep(key, fence, &entry);
         Ok(entry)
     }
 
@@ -265,6 +349,7 @@ impl Inner {
         let position = self.pending.version_of(tag).and_then(|(_, position)| position);
         let Some(theirs) = self.ask(store.invalidate(tag, position.as_ref())).await else { return false };
         self.versions.told(tag, here, theirs.at_us);
+        self.journal.note(store.now_us(), Named::Tag(Arc::clone(tag)));
         self.pending.tag_told(tag, here);
         true
     }
@@ -273,6 +358,7 @@ impl Inner {
         let Some(store) = &self.shared else { return true };
         let told = self.ask(store.remove(key)).await.is_some();
         if told {
+            self.journal.note(store.now_us(), Named::Key(Arc::clone(key)));
             self.pending.key_told(key, number);
         }
         told
@@ -286,14 +372,21 @@ pub(crate) fn tell_later(inner: Arc<Inner>) {
     }
     tokio::spawn(async move {
         let mut failed = false;
+        let mut turn = Turn { inner, is_over: false };
+        let inner = Arc::clone(&turn.inner);
         loop {
-            let told = match (inner.pending.next_tag(), inner.pending.next_key()) {
-                (Some((tag, here)), _) => inner.tell_tag(&tag, here).await,
-                (None, Some((key, number))) => inner.tell_key(&key, number).await,
-                (None, None) if inner.pending.end() => return,
-                (None, None) => true,
-            };
-            if !told {
+            let (tags, keys) = inner.pending.portion(TOLD_AT_ONCE);
+            if tags.is_empty() && keys.is_empty() {
+                if inner.pending.end() {
+                    turn.is_over = true;
+                    return;
+                }
+                continue;
+            }
+            let tags = join_all(tags.iter().map(|(tag, here)| inner.tell_tag(tag, *here)));
+            let keys = join_all(keys.iter().map(|(key, number)| inner.tell_key(key, *number)));
+            let (tags, keys) = tokio::join!(tags, keys);
+            if !tags.into_iter().chain(keys).all(|told| told) {
                 if !std::mem::replace(&mut failed, true) {
                     tracing::warn!("invalidations are kept until the cache's second level can be told");
                 }
@@ -303,31 +396,16 @@ pub(crate) fn tell_later(inner: Arc<Inner>) {
     });
 }
 
-/// Takes in what other processes do, until the last handle is gone.
-pub(crate) async fn listen(inner: Weak<Inner>, mut news: BoxStream<'static, News>) {
-    while let Some(news) = news.next().await {
-        let Some(inner) = inner.upgrade() else { return };
-        match news {
-            News::Invalidated(tag, version) => {
-                let position = version.position.as_ref();
-                let here = || inner.versions.invalidate_here(&tag, position);
-                if inner.pending.renew_tag(&tag, here, || inner.versions.invalidated(&tag, &version)) {
-                    tell_later(Arc::clone(&inner));
-                }
-            }
-            News::Changed(key) => {
-                inner.versions.bump_fence(&key);
-                inner.forget(&key);
-            }
-            News::Lost => {
-                inner.link.went_down();
-                metrics::counter!("scale_cache_links_lost_total").increment(1);
-            }
-            News::Restored => {
-                // What was missed is unknown: nothing known counts before the link is said to be up.
-                inner.pending.hold(|has| inner.versions.forget(has));
-                inner.link.came_up();
-            }
+/// One task at a time tells the store. If it ends before it is done, because its runtime does, another one may.
+struct Turn {
+    inner: Arc<Inner>,
+    is_over: bool,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.inner.pending.give_up();
         }
     }
 }

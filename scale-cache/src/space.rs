@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::task::coop::consume_budget;
 
 use crate::cache::{Cache, Look, Want};
 use crate::entry::Worth;
@@ -94,7 +95,11 @@ where
         let mut whole = Key::default();
         let key = whole.write(&self.of.prefix, &key);
         let found = match self.cache.look(key) {
-            Look::Fresh(value) | Look::Expiring(value) => Some(value),
+            Look::Fresh(value) | Look::Expiring(value) => {
+                // A loop of hits lets others have their turn.
+                consume_budget().await;
+                Some(value)
+            }
             Look::Nothing => self.cache.find::<V>(key, &self.of.cell).await.and_then(|entry| typed(Arc::clone(&entry.value))),
         };
         if found.is_some() {
@@ -148,7 +153,8 @@ where
     /// The value; loaded if there is none, once for all who ask meanwhile, on all servers. The loader runs in a task of its own.
     ///
     /// # Errors
-    /// What the loader returned, as [`Error::Load`]; [`Error::TimedOut`]; [`Error::Panicked`]. Never the second level's troubles.
+    /// What the loader returned, as [`Error::Load`]; [`Error::TimedOut`]; [`Error::Panicked`]; [`Error::Cycle`], if the loader asks for the
+    /// key it loads; [`Error::NoRuntime`] outside tokio. Never the second level's troubles.
     pub async fn get_or_load<F, Fut, E>(&self, key: impl Display, load: F) -> Result<Arc<V>, Error>
     where
         F: FnOnce(Load) -> Fut + Send + 'static,
@@ -169,6 +175,7 @@ where
         let key = whole.write(&self.of.prefix, &key);
         let refresh = match self.cache.look(key) {
             Look::Fresh(value) => {
+                consume_budget().await;
                 self.slide(key, options);
                 return Ok(value);
             }

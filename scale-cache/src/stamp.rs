@@ -1,17 +1,19 @@
 //! Versions: what an entry remembers, what is true now, and whether the two agree. Pure: no I/O.
 //!
-//! Everything that can be invalidated has a *cell* with its present version: each tag, each keyspace (for `clear`), and each key, though
-//! keys share a fixed number of *fences*. An entry holds on to the cells it depends on and to their versions *as they were before its
-//! load began*. It is valid while they are the same. So invalidating costs one store to a cell, however many entries depend on it, and
-//! a load that began before an invalidation cannot bring back what it removed, whenever it ends.
+//! Everything that can be invalidated but by its key has a *cell* with its present version: each tag, and each keyspace (for `clear`). An
+//! entry holds on to the cells it depends on and to their versions *as they were before its load began*. It is valid while they are the
+//! same. So invalidating costs one store to a cell, however many entries depend on it, and a load that began before an invalidation
+//! cannot bring back what it removed, whenever it ends. (Keys have a [fence](crate::fence) instead.)
 //!
 //! A tag's version is the time of its last invalidation by the store's clock, µs; so it can be compared with when a load began, too,
 //! for tags that a loader only learns of while loading.
+//!
+//! Beside that, each invalidation that is heard of takes the next number of this process. A load knows the number at which it began.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, RwLock};
@@ -43,8 +45,10 @@ const ASSUMED: u64 = 1 << 61;
 pub(crate) struct Cell {
     tag: Arc<str>,
     version: AtomicU64,
-    /// Counts invalidations heard of: who comes after one must not join a load from before it.
-    bumps: AtomicU32,
+    /// The number of the last invalidation heard of: who comes after one must not join a load from before it.
+    bumped: AtomicU64,
+    /// The number at which its version was learned, or last changed.
+    known_since: AtomicU64,
     /// What a database must have replayed.
     position: Mutex<Option<Position>>,
 }
@@ -111,9 +115,9 @@ impl Stamps {
         self.0.iter().map(|(cell, v)| (v & LOCAL == 0).then(|| (Arc::clone(&cell.tag), *v))).collect()
     }
 
-    /// Whether every version is from before `moment`, µs.
-    pub(crate) fn precede(&self, moment: u64) -> bool {
-        self.0.iter().all(|(_, v)| *v & !(LOCAL | ASSUMED) <= moment)
+    /// Of one version, as the store has it.
+    pub(crate) fn of(cell: Arc<Cell>, version: u64) -> Self {
+        Self([(cell, version)].into())
     }
 
     pub(crate) fn and(self, other: Self) -> Self {
@@ -128,38 +132,32 @@ impl Stamps {
 const SHARDS: usize = 64;
 /// Tags remembered by a shard; beyond it, it forgets all of them but the cache's own, and what depends on them is checked anew.
 const SHARD_LIMIT: usize = 4_096;
-/// Keys share these; a collision costs a look into the second level.
-const FENCES: usize = 1 << 16;
-
-/// Where a key's fence stood at some moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Fence {
-    slot: u16,
-    moves: u64,
-}
-
 /// All cells of this process.
 #[derive(Debug)]
 pub(crate) struct Versions {
     shards: Box<[Mutex<HashMap<Arc<str>, Arc<Cell>, RandomState>>]>,
-    fences: Box<[AtomicU64]>,
     hasher: RandomState,
     /// Changes whenever news may have been missed. Held for reading while an answer of the store is taken in.
     era: RwLock<u64>,
     /// A copy of it for the quick look.
     era_now: AtomicU64,
     local: AtomicU64,
+    /// Of the last invalidation heard of, or version learned.
+    number: AtomicU64,
+    /// The number at which tags were last forgotten.
+    forgotten: AtomicU64,
 }
 
 impl Default for Versions {
     fn default() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            fences: (0..FENCES).map(|_| AtomicU64::new(1)).collect(),
             hasher: RandomState::default(),
             era: RwLock::new(1),
             era_now: AtomicU64::new(1),
             local: AtomicU64::new(1),
+            number: AtomicU64::new(1),
+            forgotten: AtomicU64::new(0),
         }
     }
 }
@@ -177,12 +175,13 @@ impl Versions {
         }
         if shard.len() >= SHARD_LIMIT {
             // Entries hold on to these cells: they must not be believed any more.
+            self.forgotten.store(self.next_number(), SeqCst);
             shard.retain(|tag, cell| {
                 // Those of the cache itself are few, and spaces hold on to theirs.
                 let stays = tag.starts_with(ALL);
                 if !stays {
                     cell.version.store(u64::MAX, SeqCst);
-                    cell.bumps.fetch_add(1, SeqCst);
+                    cell.bumped.store(self.next_number(), SeqCst);
                 }
                 stays
             });
@@ -191,7 +190,8 @@ impl Versions {
         let cell = Arc::new(Cell {
             tag: Arc::clone(&tag),
             version: AtomicU64::new(UNKNOWN),
-            bumps: AtomicU32::new(0),
+            bumped: AtomicU64::new(self.forgotten.load(SeqCst)),
+            known_since: AtomicU64::new(u64::MAX),
             position: Mutex::default(),
         });
         shard.insert(tag, Arc::clone(&cell));
@@ -230,9 +230,26 @@ impl Versions {
         Stamps(written.into_iter().map(|(tag, version)| (cell(tag), version)).collect())
     }
 
-    /// Invalidations of these tags heard of so far.
-    pub(crate) fn bumps<'t>(&self, tags: impl IntoIterator<Item = &'t Arc<str>>) -> u32 {
-        tags.into_iter().fold(0, |sum, tag| sum.wrapping_add(self.cell(tag).bumps.load(SeqCst)))
+    /// The number of the last invalidation of these tags heard of.
+    pub(crate) fn bumped<'t>(&self, tags: impl IntoIterator<Item = &'t Arc<str>>) -> u64 {
+        tags.into_iter().map(|tag| self.cell(tag).bumped.load(SeqCst)).max().unwrap_or_default()
+    }
+
+    /// The number of the last invalidation heard of, whatever it was of.
+    pub(crate) fn number(&self) -> u64 {
+        self.number.load(SeqCst)
+    }
+
+    fn next_number(&self) -> u64 {
+        self.number.fetch_add(1, SeqCst) + 1
+    }
+
+    /// A tag's version, if it was known at that number already and has been the same since.
+    pub(crate) fn known_since(&self, tag: &str, number: u64) -> Option<Stamps> {
+        let cell = self.cell(tag);
+        let version = cell.version()?;
+        let unchanged = cell.known_since.load(SeqCst) <= number && cell.bumped.load(SeqCst) <= number;
+        (unchanged && cell.version.load(SeqCst) == version).then(|| Stamps([(cell, version)].into()))
     }
 
     /// What the store says a tag's version is, asked in `era`. Never goes back, and says nothing about an era that has passed.
@@ -245,6 +262,9 @@ impl Versions {
         }
         let cell = self.cell(tag);
         cell.require(version.position.as_ref());
+        if cell.version().is_none() {
+            cell.known_since.store(self.next_number(), SeqCst);
+        }
         cell.raise(version.at_us);
         cell.version().is_some()
     }
@@ -254,7 +274,9 @@ impl Versions {
         let now = self.era.read();
         if *now == era {
             let settled = |known: u64| (known & DOUBTED != 0).then_some(version.at_us);
-            let _ = self.cell(tag).version.fetch_update(SeqCst, SeqCst, settled);
+            let cell = self.cell(tag);
+            cell.known_since.store(self.next_number(), SeqCst);
+            let _ = cell.version.fetch_update(SeqCst, SeqCst, settled);
         }
     }
 
@@ -266,8 +288,10 @@ impl Versions {
     fn bump(&self, tag: &str, version: u64, position: Option<&Position>) {
         let cell = self.cell(tag);
         cell.require(position);
+        let number = self.next_number();
+        cell.known_since.store(number, SeqCst);
         cell.raise(version);
-        cell.bumps.fetch_add(1, SeqCst);
+        cell.bumped.fetch_max(number, SeqCst);
     }
 
     /// What a database must have replayed to be read for a value with these tags.
@@ -290,13 +314,10 @@ impl Versions {
     /// The store knows now of what was invalidated here: its version counts, unless another one was made here meanwhile.
     pub(crate) fn told(&self, tag: &Arc<str>, here: u64, theirs: u64) {
         let cell = self.cell(tag);
+        let number = self.next_number();
+        cell.known_since.store(number, SeqCst);
         let _ = cell.version.compare_exchange(here, theirs, SeqCst, SeqCst);
-        cell.bumps.fetch_add(1, SeqCst);
-    }
-
-    /// A process on its own is its own clock.
-    pub(crate) fn local_now(&self) -> u64 {
-        self.local.load(SeqCst)
+        cell.bumped.fetch_max(number, SeqCst);
     }
 
     /// Invalidates a tag in a process on its own.
@@ -306,27 +327,11 @@ impl Versions {
 
     /// Gives a tag seen for the first time a version, in a process on its own.
     pub(crate) fn settle_alone(&self, tag: &str) {
-        let _ = self.cell(tag).version.compare_exchange(UNKNOWN, self.local.load(SeqCst), SeqCst, SeqCst);
-    }
-
-    /// A key's fence as it stands now.
-    pub(crate) fn fence(&self, key: &str) -> Fence {
-        let slot = self.slot(key);
-        Fence { slot: slot as u16, moves: self.fences[slot].load(SeqCst) }
-    }
-
-    /// Whether it still stands so.
-    pub(crate) fn stands(&self, fence: Fence) -> bool {
-        self.fences[usize::from(fence.slot)].load(SeqCst) == fence.moves
-    }
-
-    /// A key was written or removed somewhere.
-    pub(crate) fn bump_fence(&self, key: &str) {
-        self.fences[self.slot(key)].fetch_add(1, SeqCst);
-    }
-
-    fn slot(&self, key: &str) -> usize {
-        (self.hash(key) >> 24) as usize % FENCES
+        let cell = self.cell(tag);
+        if cell.version.compare_exchange(UNKNOWN, self.local.load(SeqCst), SeqCst, SeqCst).is_ok() {
+            // In a process on its own a tag that nobody has invalidated has been the same for as long as any is remembered.
+            cell.known_since.store(self.forgotten.load(SeqCst), SeqCst);
+        }
     }
 
     pub(crate) fn era(&self) -> u64 {

@@ -14,8 +14,9 @@ use crate::error::Error;
 use crate::flight::{Ground, Outcome};
 use crate::load::Load;
 use crate::made::Made;
+use crate::options::LONGEST;
 use crate::options::Options;
-use crate::shared::{Glance, LEASE};
+use crate::shared::{Began, Glance, LEASE};
 use crate::stamp::Cell;
 
 /// A load under way, whoever waits for it.
@@ -44,7 +45,7 @@ impl Voyage {
         let Self { inner, key, space, tags, options, ground, refresh, mut old, unsure } = *self;
         let token = fastrand::u64(1..u64::MAX >> 12);
         // The right to load, asked of the fleet. Without a second level, or with a broken one, everybody has it.
-        let deadline = Instant::now() + options.hard_timeout;
+        let deadline = Instant::now() + options.hard_timeout.min(LONGEST);
         let mut begun = None;
         let mut pause = Duration::from_millis(5);
         let mut glance = Glance::new(&inner, &key);
@@ -53,21 +54,22 @@ impl Voyage {
             // Who was here just before may have left it.
             let here = inner.here(&key).filter(|entry| entry.value.is::<V>() && inner.worth(entry) == Worth::Fresh);
             if let Some(entry) = here {
-                return Ok(entry);
+                return Ok(entry).into();
             }
             bytes = inner.get_shared(&key).await;
         }
         while let Some(store) = &inner.shared {
             if let Some(found) = inner.admit::<V>(&glance, &space, bytes.take()).await {
                 let is_new = old.as_ref().is_none_or(|old| found.fresh_until > old.fresh_until + Duration::from_millis(10));
-                match inner.worth(&found) {
+                let worth = if glance.fence.stands() { inner.worth(&found) } else { Worth::Nothing };
+                match worth {
                     Worth::Fresh if !refresh || is_new => {
                         metrics::counter!("scale_cache_hits_total", "level" => "2").increment(1);
                         if begun.is_some() {
                             inner.ask(store.release(&key, token)).await;
                         }
-                        inner.keep(&key, &found);
-                        return Ok(found);
+                        inner.keep(&key, &glance.fence, &found);
+                        return Ok(found).into();
                     }
                     Worth::Stale | Worth::Fresh => old = Some(found),
                     Worth::Unsure | Worth::Nothing => {}
@@ -80,17 +82,17 @@ impl Voyage {
             match inner.ask(store.begin(&key, token, LEASE)).await {
                 Some(answer) => {
                     begun = answer.won.then_some(answer.now_us);
-                    bytes = answer.entry;
+                    bytes = answer.entry.filter(|_| inner.is_whole());
                 }
-                None => match unsure.filter(|entry| inner.believes(entry)) {
-                    Some(entry) => return Ok(entry),
+                None => match unsure.filter(|entry| inner.believes(entry, &ground.fence)) {
+                    Some(entry) => return Ok(entry).into(),
                     None => break,
                 },
             }
             if begun.is_none() {
                 // Somebody else loads: the value appears, or the right is free again.
                 if Instant::now() >= deadline {
-                    return inner.make_do(&key, old, &options, Error::TimedOut(options.hard_timeout));
+                    return inner.make_do(&key, &ground.fence, old, &options, Error::TimedOut(options.hard_timeout)).into();
                 }
                 tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 pause = (pause * 2).min(Duration::from_millis(100));
@@ -99,7 +101,9 @@ impl Voyage {
         metrics::counter!("scale_cache_misses_total").increment(1);
         // What the value depends on, as it is before the load begins.
         let stamps = inner.stamp_tags(&tags).await;
-        let (since, began) = (Instant::now(), begun.unwrap_or_else(|| inner.versions.local_now()));
+        let since = Instant::now();
+        // Of a later moment than the ground's: whoever joined since then is told by the number.
+        let began = Began { number: ground.number, era: ground.era, store_us: begun, ..inner.begin_here() };
         let context = Load::new(inner.versions.position(&tags));
         let loaded =
             timeout(options.hard_timeout, inner.keeping_lease(begun.map(|_| (&*key, token)), load(context.clone()))).await;
@@ -115,19 +119,26 @@ impl Voyage {
                     Ok(Err(error)) => Error::Load(error.into().into()),
                     _ => Error::TimedOut(options.hard_timeout),
                 };
-                return inner.make_do(&key, old, &options, error);
+                return inner.make_do(&key, &ground.fence, old, &options, error).into();
             }
         };
         let said = context.said();
-        let late = inner.stamp_late(said.tags, began, begun.is_some()).await;
+        let late = inner.stamp_late(&said.tags, began).await;
+        let overtaken = late.is_none();
         let ttl = said.ttl.unwrap_or(options.ttl);
-        let keep = late.is_some() && !ttl.is_zero();
+        let keep = !overtaken && !ttl.is_zero();
         let stamps = stamps.and(late.unwrap_or_default());
-        let mut made = Made::new(value, stamps, &options, ttl, cost)?;
-        if inner.strict {
-            made.as_elsewhere::<V>()?;
-        }
-        made.entry = Entry { fence: ground.fence, era: ground.era, since, ..made.entry };
+        let made = Made::new(value, stamps, &options, ttl, cost);
+        let mut made = match made.and_then(|mut made| made.check::<V>(inner.strict).map(|()| made)) {
+            Ok(made) => made,
+            Err(error) => {
+                if let (Some(store), Some(_)) = (&inner.shared, begun) {
+                    inner.ask(store.release(&key, token)).await;
+                }
+                return Err(error).into();
+            }
+        };
+        made.entry = Entry { era: ground.era, since, ..made.entry };
         let entry = Arc::new(made.entry.clone());
         let mut current = true;
         if let (Some(store), Some(_)) = (&inner.shared, begun) {
@@ -138,8 +149,8 @@ impl Voyage {
             }
         }
         if keep && current {
-            inner.keep(&key, &entry);
+            inner.keep(&key, &ground.fence, &entry);
         }
-        Ok(entry)
+        Outcome { result: Ok(entry), overtaken }
     }
 }

@@ -110,7 +110,7 @@ fn helper_that_is_one_node() -> Result<()> {
     let (Ok(cache), Ok(truth)) = (std::env::var("HISTORY_CACHE"), std::env::var("HISTORY_TRUTH")) else { return Ok(()) };
     let end = now() + std::env::var("HISTORY_SECONDS")?.parse::<u64>()? * 1_000_000;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let cache = Cache::builder(&cache).trust(TRUST).connect("history").await?;
+        let cache = Cache::builder(&cache).trust(TRUST).connect_lazy("history")?;
         let truth = scale_redis::Config::new(&truth).response_timeout(Duration::from_secs(20)).connect().await?;
         let node = Arc::new(Node { cache, truth, history: Mutex::default() });
         let tasks: Vec<_> = (0..TASKS)

@@ -90,7 +90,7 @@ impl Store for Jittery {
         dawdling!(self, self.0.remove(key))
     }
 
-    async fn version(&self, tag: &str) -> Result<Version, Error> {
+    async fn version(&self, tag: &str) -> Result<(Version, u64), Error> {
         dawdling!(self, self.0.version(tag))
     }
 

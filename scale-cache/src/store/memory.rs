@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Begun, News, Position, Store, Version};
-use crate::codec::ENDS;
+use crate::clock::steady_us;
+use crate::codec::{ENDS, fresh_until};
 use crate::error::Error;
 
 /// Clone it into several caches; they see each other as processes on one Redis do.
@@ -65,7 +66,7 @@ impl State {
 
     /// Never the same twice, never back.
     fn tick(&mut self) -> u64 {
-        self.last_us = clock_us().max(self.last_us + 1);
+        self.last_us = steady_us().max(self.last_us + 1);
         self.last_us
     }
 
@@ -76,10 +77,6 @@ impl State {
         }
         may
     }
-}
-
-fn clock_us() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64
 }
 
 #[async_trait]
@@ -141,7 +138,7 @@ impl Store for SharedMemory {
     async fn touch(&self, key: &str, ends: [u8; 16], keep: Duration) -> Result<bool, Error> {
         let now = Instant::now();
         self.ask(|state| match state.entries.get_mut(key) {
-            Some((bytes, until)) if *until > now && bytes.len() >= ENDS.end => {
+            Some((bytes, until)) if *until > now && fresh_until(bytes).is_some_and(|fresh_until| fresh_until > steady_us()) => {
                 bytes[ENDS].copy_from_slice(&ends);
                 *until = now + keep;
                 true
@@ -158,10 +155,11 @@ impl Store for SharedMemory {
         })
     }
 
-    async fn version(&self, tag: &str) -> Result<Version, Error> {
+    async fn version(&self, tag: &str) -> Result<(Version, u64), Error> {
         self.ask(|state| {
-            let new = Version { at_us: state.tick(), position: None };
-            state.versions.entry(tag.to_owned()).or_insert(new).clone()
+            let now_us = state.tick();
+            let new = Version { at_us: now_us, position: None };
+            (state.versions.entry(tag.to_owned()).or_insert(new).clone(), now_us)
         })
     }
 
@@ -185,6 +183,6 @@ impl Store for SharedMemory {
     }
 
     fn now_us(&self) -> u64 {
-        clock_us()
+        steady_us()
     }
 }

@@ -13,6 +13,7 @@ use futures_util::stream::BoxStream;
 pub use self::memory::SharedMemory;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
+pub use crate::clock::since_boot;
 use crate::error::Error;
 
 /// Something that happened in another process, or to the link.
@@ -26,6 +27,25 @@ pub enum News {
     Lost,
     /// The link is up: from here on nothing is missed.
     Restored,
+    /// Everything that was said before `asked`, by [`since_boot`], has been heard. A store that proves its link says so again and again:
+    /// see [`Store::proves_its_link_within`].
+    Heard {
+        /// When the proof was asked for.
+        asked: Duration,
+    },
+}
+
+/// What a store has lost of what it had acknowledged: it was restarted, or another server took its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Nothing.
+    Nothing,
+    /// Nothing from before this moment, by the store's clock, µs since 1970.
+    Since(u64),
+    /// Nobody knows what; a process that was there may remember it.
+    Unknown,
+    /// Nothing says that it has ever been whole.
+    Everything,
 }
 
 /// The version of a tag.
@@ -73,15 +93,16 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// Stores whatever else is under way, and tells other processes.
     async fn set(&self, key: &str, bytes: &[u8], keep: Duration) -> Result<(), Error>;
 
-    /// Writes an entry's two ends anew, and keeps it so long; `false` if there is none. Whether it is worth anything is not asked: one that
-    /// was invalidated stays so.
+    /// Writes the two ends of a fresh entry anew, and keeps it so long; `false` if there is none, or it has expired. Whether it was
+    /// invalidated is not asked: then it stays so.
     async fn touch(&self, key: &str, ends: [u8; 16], keep: Duration) -> Result<bool, Error>;
 
     /// Removes, takes the right to load from whoever has it, and tells other processes.
     async fn remove(&self, key: &str) -> Result<(), Error>;
 
-    /// The version of a tag. One seen for the first time was invalidated just now.
-    async fn version(&self, tag: &str) -> Result<Version, Error>;
+    /// The version of a tag, and the time by the clock that versions of this tag are made by, µs since 1970. A tag seen for the first time was
+    /// invalidated just now.
+    async fn version(&self, tag: &str) -> Result<(Version, u64), Error>;
 
     /// Gives a tag a new version, and tells other processes. Of the positions given, the latest stays.
     async fn invalidate(&self, tag: &str, position: Option<&Position>) -> Result<Version, Error>;
@@ -90,6 +111,36 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// other methods.
     fn get_within(&self) -> Option<Duration> {
         None
+    }
+
+    /// Whether it is known to have lost nothing. While it is not, the cache believes no entry of it, and has it
+    /// [examined](Store::examine).
+    fn is_whole(&self) -> bool {
+        true
+    }
+
+    /// Finds out what the store has lost, if anything. After [`Loss::Nothing`] it is whole.
+    async fn examine(&self) -> Result<Loss, Error> {
+        Ok(Loss::Nothing)
+    }
+
+    /// What was lost has been made up for: every process may believe it again.
+    async fn settle(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Leaves a mark of the present moment in the store: what it has lost later is what came after the last mark it still has. Called about
+    /// once a second while it is whole.
+    async fn mark(&self) {}
+
+    /// The longest time between two proofs ([`News::Heard`]) that the link is up; `None`: it gives none.
+    fn proves_its_link_within(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether all entries and tags have one clock, that of [`now_us`](Store::now_us). Nodes of a Cluster have one each.
+    fn has_one_clock(&self) -> bool {
+        true
     }
 
     /// What other processes do, from now on. Begins with `Restored` once that is so.

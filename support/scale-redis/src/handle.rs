@@ -7,15 +7,15 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{Route as NodeRoute, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
+use redis::cluster_routing::{MultipleNodeRoutingInfo, Route as NodeRoute, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
 use redis::{Cmd, Pipeline, RedisError, RedisFuture, Value};
-use tokio::sync::OnceCell;
 
 use crate::address::{Address, Shape};
 use crate::config::Config;
 use crate::connect::{Connector, resp3};
 use crate::error::Error;
 use crate::link::Link;
+use crate::masters::Masters;
 use crate::subscribe::{Source, SourceKind, Subscription};
 
 /// A Redis server, Sentinel group or Cluster. Cloning costs one reference count.
@@ -43,7 +43,27 @@ enum Route {
 
 struct Cluster {
     client: redis::cluster::ClusterClient,
-    connection: OnceCell<ClusterConnection>,
+    /// With what ends when the runtime does that its tasks run on.
+    connection: tokio::sync::Mutex<Option<(ClusterConnection, Anchor)>>,
+}
+
+/// Tells whether the runtime still lives on which it was made.
+struct Anchor(tokio::task::AbortHandle);
+
+impl Anchor {
+    fn drop_here() -> Self {
+        Self(tokio::spawn(std::future::pending::<()>()).abort_handle())
+    }
+
+    fn holds(&self) -> bool {
+        !self.0.is_finished()
+    }
+}
+
+impl Drop for Anchor {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Redis {
@@ -75,7 +95,10 @@ impl Redis {
                 let seeds =
                     nodes.iter().map(|n| redis::Client::open(resp3(n.clone()))).collect::<Result<_, _>>().map_err(wrong)?;
                 let client = cluster(nodes, &config).build().map_err(wrong)?;
-                (Route::Cluster(Box::new(Cluster { client, connection: OnceCell::new() })), SourceKind::Seeds(seeds))
+                (
+                    Route::Cluster(Box::new(Cluster { client, connection: tokio::sync::Mutex::default() })),
+                    SourceKind::Seeds(seeds),
+                )
             }
             (None, _) => return Err(Error::Address("neither a server nor a Cluster".into())),
         };
@@ -136,6 +159,43 @@ impl Redis {
         Subscription::new(Arc::clone(&self.inner.source), channels.into_iter().map(Into::into).collect())
     }
 
+    /// Messages of these channels from every master of a Cluster, each listened to by itself: what was published at a node that can be
+    /// reached is heard, or [`Event::Lost`](crate::Event::Lost) is said, though the Cluster's bus is cut. The same message may come once
+    /// from each master. Without a Cluster it is [`subscribe`](Self::subscribe).
+    pub fn subscribe_everywhere<C: Into<String>>(&self, channels: impl IntoIterator<Item = C>) -> Subscription {
+        let channels = channels.into_iter().map(Into::into).collect();
+        match &self.inner.address.shape {
+            Shape::Cluster(seeds) => {
+                Subscription::of_masters(Masters { seeds: seeds.clone(), config: self.inner.config.clone() }, channels)
+            }
+            _ => Subscription::new(Arc::clone(&self.inner.source), channels),
+        }
+    }
+
+    /// Counts the connections made so far: another number means that commands may reach another server, or the same one after a restart.
+    /// `None` in a Cluster, and while there is no connection.
+    pub fn generation(&self) -> Option<u64> {
+        match &self.inner.route {
+            Route::Link(link, _) => link.generation(),
+            Route::Cluster(_) => None,
+        }
+    }
+
+    /// One command for all masters of a Cluster, or for the one server; the answers in no order.
+    pub async fn command_everywhere(&self, cmd: Cmd) -> Result<Vec<Value>, RedisError> {
+        match &self.inner.route {
+            Route::Link(link, _) => Ok(vec![link.command(&cmd, self.allowance).await?]),
+            Route::Cluster(cluster) => {
+                let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                match cluster.connection().await?.route_command(cmd, all).await? {
+                    Value::Map(answers) => Ok(answers.into_iter().map(|(_, answer)| answer).collect()),
+                    Value::Array(answers) => Ok(answers),
+                    answer => Ok(vec![answer]),
+                }
+            }
+        }
+    }
+
     /// The longest an answer takes, twice that while a connection is being made; `None` in a Cluster, where a command may be repeated.
     pub fn bound(&self) -> Option<Duration> {
         matches!(self.inner.route, Route::Link(..)).then_some(self.inner.config.response_timeout)
@@ -184,7 +244,13 @@ impl Redis {
 
 impl Cluster {
     async fn connection(&self) -> Result<ClusterConnection, RedisError> {
-        self.connection.get_or_try_init(|| self.client.get_async_connection()).await.cloned()
+        let mut made = self.connection.lock().await;
+        if let Some((connection, _)) = made.as_ref().filter(|(_, anchor)| anchor.holds()) {
+            return Ok(connection.clone());
+        }
+        let connection = self.client.get_async_connection().await?;
+        *made = Some((connection.clone(), Anchor::drop_here()));
+        Ok(connection)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::sync::{mpsc, watch};
@@ -27,11 +28,21 @@ enum State {
 
 /// A connection that heals itself.
 pub(crate) struct Link {
-    state: watch::Receiver<State>,
-    complaints: mpsc::UnboundedSender<Complaint>,
+    kept: RwLock<Kept>,
+    connector: Arc<Connector>,
+    config: Config,
+    /// Connections made, by this keeper and those before it.
+    made: Arc<AtomicU64>,
     patience: Duration,
     response_timeout: Duration,
     allowed: Arc<Allowed>,
+}
+
+/// What is left by the task that keeps the connection. It ends with the runtime it was started on; then another one takes its place.
+#[derive(Clone)]
+struct Kept {
+    state: watch::Receiver<State>,
+    complaints: mpsc::UnboundedSender<Complaint>,
 }
 
 /// The sum of the allowances of commands under way, microseconds: whatever is sent behind a large answer waits for that one too.
@@ -68,14 +79,35 @@ enum Complaint {
 impl Link {
     /// Starts connecting in the background.
     pub(crate) fn new(connector: Arc<Connector>, config: Config) -> Self {
-        let (publish, state) = watch::channel(State::Connecting);
-        let (complaints, inbox) = mpsc::unbounded_channel();
         let patience = config.connect_timeout.min(config.response_timeout);
         let response_timeout = config.response_timeout;
-        let allowed: Arc<Allowed> = Arc::default();
-        let keeper = Keeper { connector, config, publish, inbox, number: 0, allowed: Arc::clone(&allowed) };
-        tokio::spawn(keeper.run());
-        Self { state, complaints, patience, response_timeout, allowed }
+        let (allowed, made): (Arc<Allowed>, Arc<AtomicU64>) = (Arc::default(), Arc::default());
+        let kept = RwLock::new(keep(&connector, &config, &made, &allowed));
+        Self { kept, connector, config, made, patience, response_timeout, allowed }
+    }
+
+    /// The number of the present connection.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        match &*self.kept.read().state.borrow() {
+            State::Up(_, number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// The present keeper; a new one, on the runtime that asks, if the last one's runtime is gone.
+    fn kept(&self) -> RedisResult<Kept> {
+        let kept = self.kept.read().clone();
+        if kept.state.has_changed().is_ok() {
+            return Ok(kept);
+        }
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(too_late("there is no runtime to keep the connection"));
+        }
+        let mut place = self.kept.write();
+        if place.state.has_changed().is_err() {
+            *place = keep(&self.connector, &self.config, &self.made, &self.allowed);
+        }
+        Ok(place.clone())
     }
 
     /// `allowance`: how much longer than the response time-out the answer may take.
@@ -101,10 +133,15 @@ impl Link {
     }
 
     async fn connection(&self) -> RedisResult<(MultiplexedConnection, u64)> {
-        if let State::Up(connection, number) = &*self.state.borrow() {
-            return Ok((connection.clone(), *number));
+        {
+            let kept = self.kept.read();
+            if let State::Up(connection, number) = &*kept.state.borrow()
+                && kept.state.has_changed().is_ok()
+            {
+                return Ok((connection.clone(), *number));
+            }
         }
-        let mut state = self.state.clone();
+        let mut state = self.kept()?.state;
         let known = state.wait_for(|s| !matches!(s, State::Connecting));
         match tokio::time::timeout(self.patience, known).await {
             Ok(Ok(state)) => match &*state {
@@ -128,11 +165,20 @@ impl Link {
                 None
             };
             if let Some(complaint) = complaint {
-                let _ = self.complaints.send(complaint);
+                let _ = self.kept.read().complaints.send(complaint);
             }
         }
         result
     }
+}
+
+/// Starts a keeper.
+fn keep(connector: &Arc<Connector>, config: &Config, made: &Arc<AtomicU64>, allowed: &Arc<Allowed>) -> Kept {
+    let (publish, state) = watch::channel(State::Connecting);
+    let (complaints, inbox) = mpsc::unbounded_channel();
+    let (connector, config, made, allowed) = (Arc::clone(connector), config.clone(), Arc::clone(made), Arc::clone(allowed));
+    tokio::spawn(Keeper { connector, config, publish, inbox, number: 0, made, allowed }.run());
+    Kept { state, complaints }
 }
 
 async fn in_time<T>(limit: Duration, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
@@ -156,6 +202,7 @@ struct Keeper {
     publish: watch::Sender<State>,
     inbox: mpsc::UnboundedReceiver<Complaint>,
     number: u64,
+    made: Arc<AtomicU64>,
     allowed: Arc<Allowed>,
 }
 
@@ -167,7 +214,7 @@ impl Keeper {
             match self.connector.connect(&self.config, Some(pushes)).await {
                 Ok(connection) => {
                     delay = FIRST_DELAY;
-                    self.number += 1;
+                    self.number = self.made.fetch_add(1, Relaxed) + 1;
                     metrics::counter!("scale_redis_connects_total").increment(1);
                     self.publish.send_replace(State::Up(connection.clone(), self.number));
                     if self.until_broken(connection, &mut heard).await.is_none() {

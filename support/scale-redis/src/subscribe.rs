@@ -6,20 +6,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use redis::RedisResult;
 use tokio::sync::mpsc;
 
+use crate::clock::since_boot;
 use crate::config::Config;
 use crate::connect::too_late;
+use crate::masters::Masters;
 
 /// How often an idle subscription asks whether its server still lives.
-const CHECK: Duration = Duration::from_millis(1_100);
-const FIRST_DELAY: Duration = Duration::from_millis(10);
+pub(crate) const CHECK: Duration = Duration::from_millis(1_100);
+pub(crate) const FIRST_DELAY: Duration = Duration::from_millis(10);
 /// Messages a slow reader may leave unread; beyond that the link is given up, and said to be lost.
-const BACKLOG: usize = 4_096;
+pub(crate) const BACKLOG: usize = 4_096;
 /// A check that is not answered for so long means that the link is lost.
-const SILENCE: Duration = Duration::from_millis(400);
+pub(crate) const SILENCE: Duration = Duration::from_millis(400);
 
 /// What a [`Subscription`] yields.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,17 @@ pub enum Event {
     Lost,
     /// Subscribed, at the start and again after each [`Lost`](Event::Lost): from here on nothing is missed.
     Restored,
+    /// Everything that was published before `asked` has been said. Comes after each check of the link, every 1.1 s.
+    Heard {
+        /// When the check was begun, by [`since_boot`].
+        asked: Duration,
+    },
+}
+
+impl Event {
+    pub(crate) fn message(message: &redis::Msg) -> Self {
+        Self::Message { channel: message.get_channel_name().to_owned(), payload: message.get_payload_bytes().to_vec() }
+    }
 }
 
 /// A stream of [`Event`]s that re-subscribes by itself and never ends; dropping it unsubscribes.
@@ -45,9 +58,18 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    /// The longest time from the loss of a link to the [`Event::Lost`] that says so.
+    pub const NOTICED_WITHIN: Duration = Duration::from_millis(1_500);
+
     pub(crate) fn new(source: Arc<Source>, channels: Vec<String>) -> Self {
         let (sender, events) = mpsc::channel(BACKLOG);
         let task = tokio::spawn(async move { source.keep(&channels, &sender).await });
+        Self { events, task }
+    }
+
+    pub(crate) fn of_masters(masters: Masters, channels: Vec<String>) -> Self {
+        let (sender, events) = mpsc::channel(BACKLOG);
+        let task = tokio::spawn(async move { masters.keep(&channels, &sender).await });
         Self { events, task }
     }
 
@@ -134,10 +156,7 @@ impl Source {
             tokio::select! {
                 biased;
                 message = stream.next() => match message {
-                    Some(message) => pending.push_back(Event::Message {
-                        channel: message.get_channel_name().to_owned(),
-                        payload: message.get_payload_bytes().to_vec(),
-                    }),
+                    Some(message) => pending.push_back(Event::message(&message)),
                     None => return,
                 },
                 room = events.reserve(), if !pending.is_empty() => match (room, pending.pop_front()) {
@@ -145,10 +164,16 @@ impl Source {
                     _ => return,
                 },
                 _ = check.tick() => {
+                    let asked = since_boot();
                     let alive = tokio::time::timeout(SILENCE, sink.ping::<redis::Value>()).await;
                     if !matches!(alive, Ok(Ok(_))) {
                         return;
                     }
+                    // What came before the answer is said before it.
+                    while let Some(Some(message)) = stream.next().now_or_never() {
+                        pending.push_back(Event::message(&message));
+                    }
+                    pending.push_back(Event::Heard { asked });
                 }
             }
             if pending.len() > BACKLOG {

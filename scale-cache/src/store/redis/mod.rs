@@ -4,26 +4,37 @@
 //! | --- | --- | --- | --- |
 //! | `{app}:cache:{<space>:<key>}:e` | string | an entry; without a space `{:<key>}` | TTL + stale time |
 //! | `{app}:cache:{<space>:<key>}:l` | string | the token of the process that loads it | 3 s, renewed while it loads |
+//! | `{app}:cache:whole` | string | the servers for which the store is known to be whole, and when that was said last, µs | |
 //! | `{app}:cache:tag:<tag>` | string | the tag's version, µs, and `:` and a database position if one was given | 30 days after its last invalidation or first use |
-//! | channel `{app}:cache:news` | | 16 hexadecimal digits of who says so, then `t<version>:<length of tag>:<tag><position>` or `k<key>` | |
+//! | channel `{app}:cache:news` | | 16 hexadecimal digits of who says so, then `t<version>:<length of tag>:<tag><position>` or `k<number>:<key>` | |
 //!
 //! A tag that expired or was evicted gets a new version, which invalidates what carries it: losing a tag is safe.
 
+use std::collections::HashSet;
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use parking_lot::Mutex;
 use redis::{RedisError, Script, Value};
-use scale_redis::{Event, Keys};
+use scale_redis::{Event, Keys, Subscription};
 
-use super::{Begun, News, Position, Store, Version};
+use super::{Begun, Loss, News, Position, Store, Version};
+use crate::clock::steady_us;
 use crate::codec::{ENDS, VERSION};
 use crate::error::Error;
 
 const TAG_LIFE: Duration = Duration::from_hours(30 * 24);
+/// A replica of a Cluster that takes its master's place is taken to lag by no more. Its masters have no mark of their own each.
+const CLUSTER_LAG_US: u64 = 60_000_000;
+/// A Cluster's master that runs for less was restarted, from a snapshot of any age.
+const RESTARTED: u64 = 120;
+/// Messages of a Cluster that are remembered, to be told from those that come a second time from another node.
+const REMEMBERED: usize = 1 << 14;
 
 /// Entries shared through Redis.
 pub struct RedisStore {
@@ -31,8 +42,16 @@ pub struct RedisStore {
     keys: Keys,
     /// Drawn anew at each start: what this process itself says is no news to it.
     speaker: Arc<str>,
+    /// Numbers what it says of keys: no two messages are alike.
+    said: AtomicU64,
     /// The server's clock minus ours, µs.
     offset: Arc<AtomicI64>,
+    /// Counts lost links in a Cluster, which has no connection to be counted.
+    losses: Arc<AtomicU64>,
+    /// The connection, or number of losses, for which the store is known to be whole.
+    whole: AtomicU64,
+    /// The servers behind the last examination, and for which connection it was.
+    examined: Mutex<Option<(u64, Arc<str>)>>,
     begin: Script,
     renew: Script,
     fill: Script,
@@ -40,6 +59,7 @@ pub struct RedisStore {
     touch: Script,
     version: Script,
     invalidate: Script,
+    mark: Script,
 }
 
 impl std::fmt::Debug for RedisStore {
@@ -55,7 +75,11 @@ impl RedisStore {
             server: redis,
             keys: Keys::new(app, "cache"),
             speaker: format!("{:016x}", fastrand::u64(..)).into(),
+            said: AtomicU64::new(0),
             offset: Arc::default(),
+            losses: Arc::new(AtomicU64::new(1)),
+            whole: AtomicU64::new(0),
+            examined: Mutex::default(),
             begin: Script::new(include_str!("begin.lua")),
             renew: Script::new(include_str!("renew.lua")),
             fill: Script::new(include_str!("fill.lua")),
@@ -63,18 +87,37 @@ impl RedisStore {
             touch: Script::new(include_str!("touch.lua")),
             version: Script::new(include_str!("version.lua")),
             invalidate: Script::new(include_str!("invalidate.lua")),
+            mark: Script::new(include_str!("mark.lua")),
         }
     }
 
-    /// Learns the server's clock.
-    pub(crate) async fn synchronise(&self) -> Result<(), Error> {
-        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut self.server.clone()).await.map_err(failed)?;
-        self.tell_time(seconds * 1_000_000 + micros);
-        Ok(())
+    fn tell_time(&self, server_us: u64) {
+        self.offset.store(server_us as i64 - steady_us() as i64, Relaxed);
     }
 
-    fn tell_time(&self, server_us: u64) {
-        self.offset.store(server_us as i64 - local_us(), Relaxed);
+    /// What changes when commands may reach another server, or the same one after a restart.
+    fn incarnation(&self) -> Option<u64> {
+        if self.server.is_cluster() { Some(self.losses.load(SeqCst)) } else { self.server.generation() }
+    }
+
+    /// The servers behind the present connection, sorted; and how long the youngest of those that `known` does not name runs, seconds.
+    async fn servers(&self, known: &str) -> Result<(Arc<str>, Option<u64>), Error> {
+        let mut info = redis::cmd("INFO");
+        info.arg("server");
+        let (mut ids, mut youngest) = (Vec::new(), None);
+        for answer in self.server.command_everywhere(info).await.map_err(failed)? {
+            let text: String = redis::from_redis_value(answer).map_err(|e| Error::store(RedisError::from(e)))?;
+            let field = |name: &str| text.lines().find_map(|line| line.trim().strip_prefix(name).map(str::to_owned));
+            // One that does not say who it is is always the same.
+            let id = field("run_id:").unwrap_or_else(|| "unknown".into());
+            if !known.split(',').any(|known| known == id) {
+                let uptime = field("uptime_in_seconds:").and_then(|seconds| seconds.parse().ok()).unwrap_or_default();
+                youngest = Some(youngest.unwrap_or(u64::MAX).min(uptime));
+            }
+            ids.push(id);
+        }
+        ids.sort_unstable();
+        Ok((ids.join(",").into(), youngest))
     }
 
     fn entry(&self, key: &str) -> String {
@@ -91,7 +134,8 @@ impl RedisStore {
 
     async fn change(&self, key: &str, bytes: Option<&[u8]>, keep: Duration) -> Result<(), Error> {
         let mut call = self.change.key(self.entry(key));
-        call.key(self.lease(key)).arg(self.channel()).arg(format!("{}k{key}", self.speaker));
+        let number = self.said.fetch_add(1, Relaxed);
+        call.key(self.lease(key)).arg(self.channel()).arg(format!("{}k{number}:{key}", self.speaker));
         if let Some(bytes) = bytes {
             call.arg(bytes).arg(millis(keep));
         }
@@ -99,12 +143,22 @@ impl RedisStore {
     }
 }
 
+/// What a server says of one command is told from what is wrong with the way to it.
 fn failed(error: RedisError) -> Error {
-    Error::store(error)
-}
-
-fn local_us() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as i64
+    use redis::{ErrorKind, ServerErrorKind};
+    match error.kind() {
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::BusyLoading
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::Moved
+            | ServerErrorKind::Ask,
+        ) => Error::store(error),
+        ErrorKind::Server(_) | ErrorKind::UnexpectedReturnType | ErrorKind::Extension => Error::refused(error),
+        _ => Error::store(error),
+    }
 }
 
 fn millis(time: Duration) -> u64 {
@@ -115,7 +169,7 @@ fn millis(time: Duration) -> u64 {
 fn read(payload: &[u8]) -> Option<News> {
     let (kind, rest) = payload.split_first()?;
     match kind {
-        b'k' => Some(News::Changed(std::str::from_utf8(rest).ok()?.into())),
+        b'k' => Some(News::Changed(std::str::from_utf8(number(rest)?.1).ok()?.into())),
         b't' => {
             let (at_us, rest) = number(rest)?;
             let (length, rest) = number(rest)?;
@@ -151,6 +205,7 @@ impl Store for RedisStore {
         get.arg("GET").arg(self.entry(key));
         match self.server.command(&get).await.map_err(failed)? {
             Value::BulkString(bytes) => Ok(Some(bytes)),
+            Value::ServerError(error) => Err(failed(error.into())),
             _ => Ok(None),
         }
     }
@@ -194,10 +249,14 @@ impl Store for RedisStore {
         self.change(key, None, Duration::ZERO).await
     }
 
-    async fn version(&self, tag: &str) -> Result<Version, Error> {
+    async fn version(&self, tag: &str) -> Result<(Version, u64), Error> {
         let mut call = self.version.key(self.keys.plain(&format!("tag:{tag}")));
-        let bytes: Vec<u8> = call.arg(millis(TAG_LIFE)).invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-        version(&bytes)
+        let answer = call.arg(millis(TAG_LIFE)).invoke_async(&mut self.server.clone()).await;
+        let (bytes, now_us): (Vec<u8>, u64) = answer.map_err(failed)?;
+        if self.has_one_clock() {
+            self.tell_time(now_us);
+        }
+        Ok((version(&bytes)?, now_us))
     }
 
     async fn invalidate(&self, tag: &str, position: Option<&Position>) -> Result<Version, Error> {
@@ -207,16 +266,76 @@ impl Store for RedisStore {
         version(&bytes)
     }
 
+    fn is_whole(&self) -> bool {
+        self.incarnation().is_some_and(|incarnation| incarnation == self.whole.load(SeqCst))
+    }
+
+    async fn examine(&self) -> Result<Loss, Error> {
+        // The answers are of one server if the connection is the same before and after.
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut self.server.clone()).await.map_err(failed)?;
+        let now_us = seconds * 1_000_000 + micros;
+        self.tell_time(now_us);
+        let incarnation = self.incarnation();
+        let mut get = redis::cmd("GET");
+        get.arg(self.keys.plain("whole"));
+        let mark: Option<String> = get.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        let mark = mark.as_deref().and_then(|mark| mark.split_once(' '));
+        let (servers, youngest) = self.servers(mark.map_or("", |(servers, _)| servers)).await?;
+        let Some(incarnation) = incarnation.filter(|before| self.incarnation() == Some(*before)) else {
+            return Err(Error::store("the connection changed meanwhile"));
+        };
+        *self.examined.lock() = Some((incarnation, servers));
+        let Some((_, at)) = mark else { return Ok(Loss::Everything) };
+        let Some(youngest) = youngest else {
+            self.whole.store(incarnation, SeqCst);
+            return Ok(Loss::Nothing);
+        };
+        if self.server.is_cluster() {
+            return Ok(if youngest < RESTARTED { Loss::Unknown } else { Loss::Since(now_us.saturating_sub(CLUSTER_LAG_US)) });
+        }
+        Ok(at.parse().map_or(Loss::Unknown, Loss::Since))
+    }
+
+    async fn settle(&self) -> Result<(), Error> {
+        let Some((incarnation, servers)) = self.examined.lock().clone() else { return Ok(()) };
+        let mut set = redis::cmd("SET");
+        set.arg(self.keys.plain("whole")).arg(format!("{servers} {}", self.now_us()));
+        set.query_async::<()>(&mut self.server.clone()).await.map_err(failed)?;
+        self.whole.store(incarnation, SeqCst);
+        Ok(())
+    }
+
+    async fn mark(&self) {
+        let Some((_, servers)) = self.examined.lock().clone() else { return };
+        let mut call = self.mark.key(self.keys.plain("whole"));
+        let _ = call.arg(&*servers).invoke_async::<()>(&mut self.server.clone()).await;
+    }
+
+    fn proves_its_link_within(&self) -> Option<Duration> {
+        Some(Subscription::NOTICED_WITHIN)
+    }
+
+    fn has_one_clock(&self) -> bool {
+        !self.server.is_cluster()
+    }
+
     fn news(&self) -> BoxStream<'static, News> {
-        let speaker = Arc::clone(&self.speaker);
-        let news = self.server.subscribe([self.channel()]).filter_map(move |event| {
+        let (speaker, losses) = (Arc::clone(&self.speaker), Arc::clone(&self.losses));
+        let mut seen = self.server.is_cluster().then(Seen::default);
+        let news = self.server.subscribe_everywhere([self.channel()]).filter_map(move |event| {
             std::future::ready(match event {
                 Event::Message { payload, .. } => match payload.split_at_checked(speaker.len()) {
-                    Some((who, what)) if who != speaker.as_bytes() => read(what),
+                    Some((who, what)) if who != speaker.as_bytes() && seen.as_mut().is_none_or(|s| s.is_new(&payload)) => {
+                        read(what)
+                    }
                     _ => None,
                 },
-                Event::Lost => Some(News::Lost),
+                Event::Lost => {
+                    losses.fetch_add(1, SeqCst);
+                    Some(News::Lost)
+                }
                 Event::Restored => Some(News::Restored),
+                Event::Heard { asked } => Some(News::Heard { asked }),
             })
         });
         Box::pin(news)
@@ -227,7 +346,30 @@ impl Store for RedisStore {
     }
 
     fn now_us(&self) -> u64 {
-        (local_us() + self.offset.load(Relaxed)).max(0) as u64
+        (steady_us() as i64 + self.offset.load(Relaxed)).max(0) as u64
+    }
+}
+
+/// Messages that have come, to know them when they come again from another node of a Cluster.
+#[derive(Default)]
+struct Seen {
+    hashes: HashSet<u64>,
+    order: VecDeque<u64>,
+}
+
+impl Seen {
+    fn is_new(&mut self, payload: &[u8]) -> bool {
+        let hash = std::hash::BuildHasher::hash_one(&foldhash::quality::FixedState::with_seed(0), payload);
+        let is_new = self.hashes.insert(hash);
+        if is_new {
+            self.order.push_back(hash);
+            if self.order.len() > REMEMBERED
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.hashes.remove(&oldest);
+            }
+        }
+        is_new
     }
 }
 
@@ -249,7 +391,7 @@ mod tests {
         };
         assert_eq!(read(b"t12:3:a:b"), news("a:b", 12, None));
         assert_eq!(read(b"t12:3:a:b:\xff:1"), news("a:b", 12, Some(b":\xff:1")));
-        assert_eq!(read("kключ:1".as_bytes()), Some(News::Changed("ключ:1".into())));
+        assert_eq!(read("k7:ключ:1".as_bytes()), Some(News::Changed("ключ:1".into())));
         for junk in [&b"t12"[..], b"t12:99:a", b"tx:1:a", b""] {
             assert_eq!(read(junk), None);
         }

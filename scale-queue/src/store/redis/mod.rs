@@ -568,7 +568,7 @@ impl Store for RedisStore {
                 _ => Wake::Queue(String::from_utf8_lossy(&payload).into_owned()),
             }),
             Event::Restored => Some(Wake::Unsure),
-            Event::Lost => None,
+            Event::Lost | Event::Heard { .. } => None,
         });
         Box::pin(wakes)
     }

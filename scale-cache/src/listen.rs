@@ -1,0 +1,211 @@
+//! What the second level tells unasked: news of other processes, its own losses, and when nobody listens any more.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+
+use tokio::time::{Instant, timeout};
+
+use crate::cache::{Cache, Inner};
+use crate::error::Error;
+use crate::journal::Named;
+use crate::shared::tell_later;
+use crate::stamp::ALL;
+use crate::store::{Loss, News, Store};
+
+/// Who remembers everything a store has lost may be another process: so long it is waited for.
+const GRACE: Duration = Duration::from_secs(2);
+/// The store has so long to answer for the first time.
+const FIRST_ANSWER: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Somebody listens; when this ends nobody does.
+struct Listening(Weak<Inner>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.link.went_down();
+            inner.is_deaf.store(true, SeqCst);
+        }
+    }
+}
+
+/// Somebody examines the store; when this ends nobody does.
+struct Examining(Weak<Inner>);
+
+impl Drop for Examining {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.is_examined.store(false, SeqCst);
+        }
+    }
+}
+
+impl Inner {
+    /// Sees to it that somebody listens to the store's news: again, if the runtime is gone on which somebody did.
+    pub(crate) fn be_all_ears(&self) {
+        if !self.is_deaf.load(SeqCst) {
+            return;
+        }
+        let Some(store) = &self.shared else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.is_deaf.swap(false, SeqCst) {
+            let listening = Listening(Weak::clone(&self.this));
+            runtime.spawn(listen(listening, store.news()));
+        }
+    }
+
+    /// Finds out what the store has lost, and makes up for it.
+    pub(crate) fn examine(&self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if !self.is_examined.swap(true, SeqCst) {
+            runtime.spawn(make_whole(Examining(Weak::clone(&self.this))));
+        }
+    }
+
+    /// All that may have been lost is told once more. Returns whether that was everything.
+    async fn tell_again(self: &Arc<Self>, since_us: u64) -> bool {
+        let (names, complete) = self.journal.since(since_us);
+        if !names.is_empty() {
+            tracing::warn!(count = names.len(), "the cache's second level may have lost invalidations: they are made again");
+        }
+        for name in names {
+            match name {
+                Named::Tag(tag) => {
+                    self.pending.add_tag(&tag, None, || self.versions.invalidate_here(&tag, None));
+                }
+                Named::Key(key) => {
+                    self.pending.add_key(Arc::clone(&key));
+                    self.forget(&key);
+                }
+            }
+        }
+        tell_later(Arc::clone(self));
+        self.pending.flushed().await;
+        complete
+    }
+
+    /// Everything that is stored is invalid from now on.
+    async fn clear_all(&self, store: &Arc<dyn Store>) -> bool {
+        tracing::warn!("nobody knows what the cache's second level has lost: all that it holds is invalidated");
+        let Some(version) = self.ask(store.invalidate(ALL, None)).await else { return false };
+        self.versions.invalidated(ALL, &version);
+        true
+    }
+}
+
+impl Cache {
+    /// Waits until the store has answered once. A new one is whole when this returns.
+    pub(crate) async fn answered(&self) -> Result<(), Error> {
+        let Some(store) = &self.0.shared else { return Ok(()) };
+        let until = Instant::now() + FIRST_ANSWER;
+        loop {
+            let late = |_| Err(Error::store("it did not answer in time"));
+            match timeout(FIRST_ANSWER, store.examine()).await.unwrap_or_else(late) {
+                // Its marks are made by one task; what it has lost is seen to by the same.
+                Ok(Loss::Everything) if Instant::now() < until => self.0.examine(),
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() >= until => return Err(error),
+                Err(_) => {}
+            }
+            tokio::time::sleep(PAUSE / 20).await;
+        }
+    }
+}
+
+/// Takes in what other processes do, until the last handle is gone.
+async fn listen(listening: Listening, mut news: BoxStream<'static, News>) {
+    while let Some(news) = news.next().await {
+        let Some(inner) = listening.0.upgrade() else { return };
+        let Some(store) = &inner.shared else { return };
+        match news {
+            News::Invalidated(tag, version) => {
+                let position = version.position.as_ref();
+                let here = || inner.versions.invalidate_here(&tag, position);
+                if inner.pending.renew_tag(&tag, here, || inner.versions.invalidated(&tag, &version)) {
+                    tell_later(Arc::clone(&inner));
+                }
+                inner.journal.note(store.now_us(), Named::Tag(tag));
+            }
+            News::Changed(key) => {
+                inner.forget(&key);
+                inner.journal.note(store.now_us(), Named::Key(key));
+            }
+            News::Lost => {
+                inner.link.went_down();
+                inner.journal.end(store.now_us());
+                metrics::counter!("scale_cache_links_lost_total").increment(1);
+                inner.is_whole();
+            }
+            News::Restored => {
+                // What was missed is unknown: nothing known counts before the link is said to be up.
+                inner.pending.hold(|has| inner.versions.forget(has));
+                inner.link.came_up();
+                if inner.is_whole() {
+                    inner.journal.begin(store.now_us());
+                }
+                tell_later(Arc::clone(&inner));
+            }
+            News::Heard { asked } => {
+                inner.link.proven_at(asked);
+                if inner.is_whole() {
+                    let store = Arc::clone(store);
+                    tokio::spawn(async move { store.mark().await });
+                }
+            }
+        }
+    }
+}
+
+/// Makes up for what the store has lost, until it has lost nothing.
+async fn make_whole(examining: Examining) {
+    let mut told = None;
+    loop {
+        let Some(inner) = examining.0.upgrade() else { return };
+        let Some(store) = inner.shared.clone() else { return };
+        if store.is_whole() {
+            return;
+        }
+        // What is invalidated from here on is heard, if the link is up: a mark made below is of a later moment.
+        let heard_since = inner.link.is_up().then(|| store.now_us());
+        let since_us = match inner.ask(store.examine()).await {
+            // There was nothing to see to, or somebody else has seen to it.
+            Some(Loss::Nothing) => {
+                inner.journal.resume(heard_since);
+                continue;
+            }
+            Some(Loss::Since(since_us)) => Some(since_us),
+            Some(Loss::Unknown) => None,
+            Some(Loss::Everything) => {
+                if inner.clear_all(&store).await && inner.ask(store.settle()).await.is_some() {
+                    inner.journal.resume(heard_since);
+                }
+                continue;
+            }
+            None => {
+                drop((inner, store));
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let now = crate::clock::since_boot();
+        let (is_complete, told_at) = match told {
+            Some(told) => told,
+            None => *told.insert((inner.tell_again(since_us.unwrap_or_default()).await && since_us.is_some(), now)),
+        };
+        // Somebody else may remember what is not remembered here.
+        let is_made_good = is_complete || (now.saturating_sub(told_at) > GRACE && inner.clear_all(&store).await);
+        if is_made_good {
+            if inner.ask(store.settle()).await.is_some() {
+                inner.journal.resume(heard_since);
+            }
+        } else {
+            drop((inner, store));
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
