@@ -31,6 +31,8 @@ use crate::stamp::{ALL, Cell, Versions, named};
 use crate::store::{Position, Store};
 use crate::voyage::Voyage;
 
+/// A value that is written again while it is looked for is looked for so often.
+const FINDS: usize = 3;
 /// The longest position of a database, bytes.
 const MAX_POSITION: usize = 1_024;
 
@@ -304,16 +306,21 @@ impl Cache {
         let inner = &self.0;
         inner.shared.as_ref()?;
         let key: Arc<str> = key.into();
+        let mut tries = 0..FINDS;
         let entry = loop {
             let glance = Glance::new(inner, &key);
-            let bytes = inner.get_shared(&key).await?;
+            let Some(bytes) = inner.get_shared(&key).await else {
+                let unsure = inner.here(&key).filter(|entry| entry.value.is::<V>() && inner.worth(entry) == Worth::Unsure);
+                return unsure.filter(|entry| !inner.is_whole() && inner.believes(entry, &glance.fence));
+            };
             let found = inner.admit::<V>(&glance, space, Some(bytes)).await;
             if let Some(entry) = found.filter(|entry| glance.fence.stands() && inner.worth(entry) == Worth::Fresh) {
                 inner.keep(&key, &glance.fence, &entry);
                 break entry;
             }
-            // What was found while the link came up is not to be believed, and is asked for again.
-            if glance.is_current(inner) {
+            // What was found while the link came up is not to be believed, nor what was written meanwhile: it is asked for again.
+            tries.next()?;
+            if glance.is_current(inner) && glance.fence.stands() {
                 return None;
             }
         };

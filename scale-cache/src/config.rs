@@ -114,7 +114,9 @@ impl Config {
             "memory" => Ok(Cache::alone(&self)),
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
-                let config = scale_redis::Config::new(&self.url).response_timeout(self.patience);
+                let config = scale_redis::Config::new(&self.url)
+                    .response_timeout(self.patience)
+                    .max_reconnect_delay(Duration::from_millis(500));
                 let redis = config.connect_lazy().map_err(|error| match error {
                     scale_redis::Error::Address(_) => Error::address(&self.url),
                     error => Error::store(error),

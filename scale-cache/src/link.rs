@@ -74,7 +74,8 @@ impl Link {
     /// Until when something loaded or checked at `since` may be believed; `None`: as long as the link is up.
     pub(crate) fn trust_until(&self, since: Instant) -> Option<Instant> {
         if let Some(missed) = self.distrusted_since() {
-            return Some(if since < missed { missed } else { since + self.trust });
+            // Whoever asks may have looked at the clock before.
+            return Some(if since < missed { since } else { since + self.trust });
         }
         match self.lost.load(SeqCst) {
             0 => None,

@@ -16,7 +16,8 @@ use crate::shared::tell_later;
 use crate::stamp::ALL;
 use crate::store::{Loss, News, Store};
 
-/// Who remembers everything a store has lost may be another process: so long it is waited for.
+/// Whoever has invalidated something that a store has lost says so again as soon as it is back. So long all of them are waited for before
+/// anybody believes the store: longer than it takes to connect again.
 const GRACE: Duration = Duration::from_secs(2);
 /// The store has so long to answer for the first time.
 const FIRST_ANSWER: Duration = Duration::from_millis(500);
@@ -197,8 +198,9 @@ async fn make_whole(examining: Examining) {
             Some(told) => told,
             None => *told.insert((inner.tell_again(since_us.unwrap_or_default()).await && since_us.is_some(), now)),
         };
-        // Somebody else may remember what is not remembered here.
-        let is_made_good = is_complete || (now.saturating_sub(told_at) > GRACE && inner.clear_all(&store).await);
+        let waited = now.saturating_sub(told_at);
+        // Who remembers everything settles it; only if nobody does, nothing is left.
+        let is_made_good = if is_complete { waited > GRACE } else { waited > 2 * GRACE && inner.clear_all(&store).await };
         if is_made_good {
             if inner.ask(store.settle()).await.is_some() {
                 inner.journal.resume(heard_since);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, PRAGMA, TRANSFER_ENCODING};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, PRAGMA, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
@@ -44,6 +44,11 @@ impl Asked {
         *request.headers_mut() = self.headers.clone();
         *request.extensions_mut() = self.extensions.clone();
         request
+    }
+
+    /// Whether it has nothing to do with pages: its answer may depend on a body, or it is the beginning of something else (`Upgrade`).
+    pub(super) fn is_nobodys_business(&self) -> bool {
+        self.has_body || self.headers.contains_key(UPGRADE)
     }
 
     pub(super) fn is_head(&self) -> bool {

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::mpsc;
 
 /// The body of an answer that went through [`HttpCacheLayer`](super::HttpCacheLayer).
 pub struct HttpCacheBody<B: Body> {
@@ -17,7 +18,17 @@ pub struct HttpCacheBody<B: Body> {
 enum Rest<B: Body> {
     Nothing,
     Stream(Pin<Box<B>>),
+    /// Somebody else reads it, to store it, and says what comes. With what was known of its size.
+    Filling(mpsc::UnboundedReceiver<Part<B>>, SizeHint),
     Broken(Box<B::Error>),
+}
+
+/// What comes of a body that somebody else reads. It ends when nobody says any more.
+pub(super) enum Part<B: Body> {
+    Data(Bytes),
+    /// The rest is read by whoever has this.
+    Rest(Pin<Box<B>>),
+    Broken(B::Error),
 }
 
 impl<B: Body> std::fmt::Debug for HttpCacheBody<B> {
@@ -34,7 +45,20 @@ impl<B: Body<Data = Bytes>> HttpCacheBody<B> {
     }
 
     pub(super) fn stream(body: B) -> Self {
-        Self { read: VecDeque::new(), rest: Rest::Stream(Box::pin(body)) }
+        Self::of(VecDeque::new(), Box::pin(body))
+    }
+
+    pub(super) fn of(read: VecDeque<Bytes>, rest: Pin<Box<B>>) -> Self {
+        Self { read, rest: Rest::Stream(rest) }
+    }
+
+    pub(super) fn broken(read: VecDeque<Bytes>, error: B::Error) -> Self {
+        Self { read, rest: Rest::Broken(Box::new(error)) }
+    }
+
+    /// `hint`: of what is still to come.
+    pub(super) fn filling(read: VecDeque<Bytes>, coming: mpsc::UnboundedReceiver<Part<B>>, hint: SizeHint) -> Self {
+        Self { read, rest: Rest::Filling(coming, hint) }
     }
 }
 
@@ -47,8 +71,25 @@ impl<B: Body<Data = Bytes>> Body for HttpCacheBody<B> {
         if let Some(bytes) = this.read.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
+        if let Rest::Filling(coming, hint) = &mut this.rest {
+            match std::task::ready!(coming.poll_recv(cx)) {
+                Some(Part::Data(data)) => {
+                    let less = |bytes: u64| bytes.saturating_sub(data.len() as u64);
+                    let (lower, upper) = (less(hint.lower()), hint.upper().map(less));
+                    *hint = SizeHint::new();
+                    hint.set_lower(lower);
+                    if let Some(upper) = upper {
+                        hint.set_upper(upper);
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Part::Rest(body)) => this.rest = Rest::Stream(body),
+                Some(Part::Broken(error)) => this.rest = Rest::Broken(Box::new(error)),
+                None => this.rest = Rest::Nothing,
+            }
+        }
         match &mut this.rest {
-            Rest::Nothing => Poll::Ready(None),
+            Rest::Nothing | Rest::Filling(..) => Poll::Ready(None),
             Rest::Stream(body) => body.as_mut().poll_frame(cx),
             Rest::Broken(_) => match std::mem::replace(&mut this.rest, Rest::Nothing) {
                 Rest::Broken(error) => Poll::Ready(Some(Err(*error))),
@@ -62,7 +103,7 @@ impl<B: Body<Data = Bytes>> Body for HttpCacheBody<B> {
             && match &self.rest {
                 Rest::Nothing => true,
                 Rest::Stream(body) => body.is_end_stream(),
-                Rest::Broken(_) => false,
+                Rest::Filling(..) | Rest::Broken(_) => false,
             }
     }
 
@@ -71,6 +112,7 @@ impl<B: Body<Data = Bytes>> Body for HttpCacheBody<B> {
         let mut hint = match &self.rest {
             Rest::Nothing => SizeHint::with_exact(0),
             Rest::Stream(body) => body.size_hint(),
+            Rest::Filling(_, hint) => hint.clone(),
             Rest::Broken(_) => SizeHint::new(),
         };
         if let Some(upper) = hint.upper() {
@@ -78,43 +120,5 @@ impl<B: Body<Data = Bytes>> Body for HttpCacheBody<B> {
         }
         hint.set_lower(hint.lower().saturating_add(read));
         hint
-    }
-}
-
-/// What came of reading a body to be stored.
-pub(super) enum Read<B: Body> {
-    Whole(Bytes),
-    /// Too large, or broken off: it goes on as it is.
-    NotToBeStored(HttpCacheBody<B>),
-}
-
-/// Reads a body, up to so many bytes.
-pub(super) async fn read<B: Body<Data = Bytes>>(body: B, most: usize) -> Read<B> {
-    if body.size_hint().lower() > most as u64 {
-        return Read::NotToBeStored(HttpCacheBody::stream(body));
-    }
-    let mut body = Box::pin(body);
-    let (mut read, mut length) = (VecDeque::new(), 0);
-    loop {
-        match std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
-            None => {
-                let whole = match read.len() {
-                    1 => read.pop_front().unwrap_or_default(),
-                    _ => read.into_iter().flatten().collect(),
-                };
-                return Read::Whole(whole);
-            }
-            // Trailers are not stored (RFC 9111, 3.1, permits that).
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    length += data.len();
-                    read.push_back(data);
-                }
-                if length > most {
-                    return Read::NotToBeStored(HttpCacheBody { read, rest: Rest::Stream(body) });
-                }
-            }
-            Some(Err(error)) => return Read::NotToBeStored(HttpCacheBody { read, rest: Rest::Broken(Box::new(error)) }),
-        }
     }
 }

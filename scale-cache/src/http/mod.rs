@@ -65,12 +65,15 @@ mod address;
 mod asked;
 mod body;
 mod directives;
+mod fetch;
+mod fill;
 mod flight;
 mod freshness;
+mod layer;
 mod references;
 mod service;
 mod status;
 mod stored;
 
 pub use self::body::HttpCacheBody;
-pub use self::service::{HttpCache, HttpCacheFuture, HttpCacheLayer};
+pub use self::layer::{HttpCache, HttpCacheFuture, HttpCacheLayer};

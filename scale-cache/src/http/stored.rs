@@ -1,12 +1,10 @@
 //! A response as it is stored, and what is made of it for a request: the whole, a part, or "you have it already".
 
-use std::sync::OnceLock;
-
 use bytes::Bytes;
 use http::header::{
-    AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, HeaderName, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE, VARY,
+    ACCEPT_ENCODING, AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, HeaderName,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -30,6 +28,10 @@ static OF_THE_CONNECTION: [HeaderName; 10] = [
 
 /// Takes out what must not be passed on or stored.
 pub(super) fn strip_connection(headers: &mut HeaderMap) {
+    // With both, the length is not that of the body (RFC 9112, 6.3).
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
     let named: Vec<String> = headers
         .get_all(CONNECTION)
         .iter()
@@ -57,13 +59,37 @@ pub(super) enum Page {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
     status: u16,
-    headers: Vec<(String, Bytes)>,
+    #[serde(with = "fields")]
+    headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) freshness: Freshness,
     /// The fields it varies by, with what the request said.
     pub(super) vary: Vec<(String, String)>,
-    #[serde(skip)]
-    map: OnceLock<HeaderMap>,
+}
+
+/// Header fields as pairs of names and values.
+mod fields {
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderName, HeaderValue};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(headers: &HeaderMap, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(headers.iter().map(|(name, value)| (name.as_str(), Value(value))))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderMap, D::Error> {
+        let pairs = Vec::<(String, Bytes)>::deserialize(deserializer)?;
+        let pairs = pairs.into_iter();
+        Ok(pairs.filter_map(|(n, v)| Some((n.parse::<HeaderName>().ok()?, HeaderValue::from_bytes(&v).ok()?))).collect())
+    }
+
+    struct Value<'v>(&'v HeaderValue);
+
+    impl serde::Serialize for Value<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_bytes(self.0.as_bytes())
+        }
+    }
 }
 
 impl Stored {
@@ -78,8 +104,7 @@ impl Stored {
         for name in withheld(&headers) {
             headers.remove(name);
         }
-        let written = headers.iter().map(|(n, v)| (n.as_str().to_owned(), Bytes::copy_from_slice(v.as_bytes()))).collect();
-        Self { status: status.as_u16(), headers: written, body, freshness, vary, map: OnceLock::from(headers) }
+        Self { status: status.as_u16(), headers, body, freshness, vary }
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -87,15 +112,12 @@ impl Stored {
     }
 
     pub(super) fn headers(&self) -> &HeaderMap {
-        self.map.get_or_init(|| {
-            let fields = self.headers.iter();
-            fields.filter_map(|(n, v)| Some((n.parse::<HeaderName>().ok()?, HeaderValue::from_bytes(v).ok()?))).collect()
-        })
+        &self.headers
     }
 
     /// Whether it answers a request with these fields.
     pub(super) fn answers(&self, request: &HeaderMap) -> bool {
-        self.vary.iter().all(|(name, value)| selecting(request, name) == *value)
+        self.vary.iter().all(|(name, value)| selecting(request, name) == *value) && accepts_coding(request, &self.headers)
     }
 
     /// With the fields of a 304 that says it is still good (RFC 9111, 3.2): what describes the body stays as it was. How long it is fresh
@@ -194,10 +216,34 @@ pub(super) fn selecting(request: &HeaderMap, name: &str) -> String {
         for element in &mut all {
             *element = element.to_ascii_lowercase().replace(char::is_whitespace, "");
         }
+        // What is refused is as good as not named, and the body as it is need not be.
+        all.retain(|element| !is_refused(element) && (name != "accept-encoding" || element != "identity"));
         all.sort_unstable();
+        all.dedup();
     }
     // An absent field is not an empty one.
     if request.contains_key(name) { format!("={}", all.join(",")) } else { String::new() }
+}
+
+/// Whether an element of a list has the weight of nothing: `q=0`.
+fn is_refused(element: &str) -> bool {
+    let weight = element.split(';').skip(1).find_map(|parameter| parameter.trim().strip_prefix("q="));
+    weight.is_some_and(|weight| weight.parse::<f32>().is_ok_and(|weight| weight <= 0.0))
+}
+
+/// Whether a request takes a response in the coding it has, where it says which it takes (RFC 9110, 12.5.3).
+pub(super) fn accepts_coding(request: &HeaderMap, response: &HeaderMap) -> bool {
+    let (Some(coding), true) = (response.get(CONTENT_ENCODING), request.contains_key(ACCEPT_ENCODING)) else { return true };
+    let Ok(coding) = coding.to_str() else { return true };
+    let said = |wanted: &str| -> Option<bool> {
+        let lines = request.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
+        let mut elements = lines.flat_map(|line| line.split(',')).map(|e| e.trim().to_ascii_lowercase());
+        elements.find(|e| e.split(';').next().is_some_and(|name| name.trim() == wanted)).map(|e| !is_refused(&e))
+    };
+    coding
+        .split(',')
+        .map(|one| one.trim().to_ascii_lowercase())
+        .all(|one| one == "identity" || said(&one).or_else(|| said(&format!("x-{one}"))).or_else(|| said("*")).unwrap_or(false))
 }
 
 /// Whether the client has it already (RFC 9110, 13.2.2: `If-None-Match` before `If-Modified-Since`).

@@ -1,0 +1,356 @@
+//! Fetches: once for all who want the same, stored for those who come later, and passed on while they come.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, RANGE};
+use http::response::Parts;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tower_service::Service;
+
+use super::asked::Asked;
+use super::body::HttpCacheBody;
+use super::fill::{AtOnce, Filled, Filling};
+use super::flight::{Flight, Landed};
+use super::freshness::{Freshness, Wishes, has_validator, judge};
+use super::references::tags_of;
+use super::service::{Desk, called};
+use super::status::{Forwarded, Told};
+use super::stored::{Page, Stored, accepts_coding, strip_conditions, strip_connection, varies_by};
+use crate::options::Options;
+use crate::since::Noted;
+use crate::stamp::Stamps;
+
+/// So long the head of an answer is waited for by those who did not ask for it themselves.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// What came of a fetch.
+pub(super) enum Fetched<B: Body> {
+    /// A page, for this client at least.
+    Page(Arc<Page>, Told),
+    /// What is stored had to do.
+    Stale(Arc<Page>),
+    /// As it came.
+    Passed(Response<HttpCacheBody<B>>, Told),
+}
+
+/// One request to the origin, on its way.
+struct Trip<B: Body, E> {
+    asked: Asked,
+    old: Option<Arc<Page>>,
+    why: Forwarded,
+    noted: Noted,
+    sent_at: u64,
+    flight: Option<Flight>,
+    client: Client<B, E>,
+}
+
+/// Where the answer is awaited.
+type Client<B, E> = oneshot::Sender<Result<Fetched<B>, E>>;
+
+impl Desk {
+    /// Fetches, once for all who want the same; in a task of its own, so that a client that goes away takes nothing with it.
+    pub(super) async fn fetch<S, Req, Res>(
+        self: Arc<Self>,
+        inner: S,
+        asked: Asked,
+        body: Req,
+        old: Option<Arc<Page>>,
+        why: Forwarded,
+    ) -> Result<Fetched<Res>, S::Error>
+    where
+        S: Service<Request<Req>, Response = Response<Res>> + Send + 'static,
+        S::Future: Send,
+        S::Error: Send,
+        Req: Send + 'static,
+        Res: Body<Data = Bytes> + Send + 'static,
+        Res::Error: Send,
+    {
+        let flight = match self.seat(&asked, old.as_deref()).await {
+            Seat::Own(flight) => flight,
+            Seat::Shared(page, status) => {
+                return Ok(Fetched::Page(page, Told::Forwarded { why, status, stored: true, collapsed: true }));
+            }
+        };
+        let (client, answer) = oneshot::channel();
+        let (desk, url) = (Arc::clone(&self), Arc::clone(&asked.url));
+        tokio::spawn(async move {
+            let noted = desk.shared.pages.note([desk.bucket(&asked.url)]).await;
+            let sent_at = desk.now();
+            let trip = Trip { asked, old, why, noted, sent_at, flight, client };
+            desk.exchange(inner, body, trip).await;
+        });
+        if let Ok(fetched) = answer.await {
+            return fetched;
+        }
+        // The service panicked; without the cache its caller would have, too.
+        tracing::error!(url = &*url, "the service behind the cache panicked");
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        let mut response = Response::new(HttpCacheBody::whole(Bytes::new()));
+        *response.status_mut() = status;
+        Ok(Fetched::Passed(response, Told::Forwarded { why, status, stored: false, collapsed: false }))
+    }
+
+    /// Who fetches: this caller, or somebody whose page is as good for it.
+    async fn seat(&self, asked: &Asked, old: Option<&Page>) -> Seat {
+        let shared = &self.shared;
+        let alone = Seat::Own(None);
+        // With credentials everybody asks alone; and so does who asks for what could not be stored.
+        if asked.wishes.authorized || asked.wishes.directives.has("no-store") {
+            return alone;
+        }
+        let vary = old.map_or(&[][..], |page| if let Page::Response(stored) = page { &stored.vary } else { &[] });
+        let name: Arc<str> = self.key(&asked.url, vary).into();
+        let versions = &self.layer.cache.0.versions;
+        let came = versions.number();
+        loop {
+            if shared.passes.contains_key(&asked.url) || (asked.wishes.cookies && shared.personal.contains_key(&asked.url)) {
+                return alone;
+            }
+            let waiting = match shared.flights.join(&name, versions.number()) {
+                Ok(flight) => return Seat::Own(Some(flight)),
+                Err(waiting) => waiting,
+            };
+            let began = waiting.began;
+            let Ok(landed) = timeout(HEAD, waiting.landed()).await else { return alone };
+            // What was begun before the last invalidation this caller may know of is for it only if it is true still.
+            let is_good = began >= came || landed.is_current();
+            match landed {
+                Landed::Page(page, _) if is_good => {
+                    let Page::Response(stored) = &*page else { return alone };
+                    let status = stored.status();
+                    return if stored.answers(&asked.headers) { Seat::Shared(page, status) } else { alone };
+                }
+                // One of those who waited asks anew, for all of them.
+                Landed::Page(..) => {}
+                Landed::Personal if !asked.wishes.cookies => {}
+                Landed::Personal | Landed::Nothing => return alone,
+            }
+        }
+    }
+
+    /// One request to the origin, and what becomes of its answer.
+    async fn exchange<S, Req, Res>(&self, inner: S, body: Req, trip: Trip<Res, S::Error>)
+    where
+        S: Service<Request<Req>, Response = Response<Res>>,
+        Res: Body<Data = Bytes>,
+    {
+        let Trip { asked, old, .. } = &trip;
+        let stored = old.as_deref().and_then(|page| if let Page::Response(stored) = page { Some(stored) } else { None });
+        let mut to_origin = asked.clone();
+        match stored {
+            Some(stored) => stored.ask(&mut to_origin.headers),
+            None => strip_conditions(&mut to_origin.headers),
+        }
+        to_origin.headers.remove(RANGE);
+        let usable = |now: u64| old.clone().filter(|_| stored.is_some_and(|s| s.freshness.serves_errors(now)));
+        let answer = match called(inner, to_origin.request(body)).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let fetched = usable(self.now()).map(Fetched::Stale).ok_or(error);
+                return trip.ends(fetched, Landed::Nothing);
+            }
+        };
+        let now = self.now();
+        let (head, body) = answer.into_parts();
+        if matches!(head.status.as_u16(), 500 | 502 | 503 | 504)
+            && let Some(old) = usable(now)
+        {
+            return trip.ends(Ok(Fetched::Stale(old)), Landed::Nothing);
+        }
+        if head.status == StatusCode::NOT_MODIFIED
+            && let Some(stored) = stored
+        {
+            // Judged as if it had come whole: by the fields as they are now. Whoever's cookies asked, what is stored is what they get.
+            let mut fresh = stored.freshened(head.headers);
+            let wishes = Wishes { cookies: false, ..asked.wishes.clone() };
+            let freshness = judge(self.layer.rules, &wishes, fresh.status(), fresh.headers(), trip.sent_at, now);
+            let keep = freshness.is_some();
+            fresh.freshness = freshness.unwrap_or_default();
+            let page = Arc::new(Page::Response(fresh));
+            let stamps = if keep { self.store(&trip.noted, asked, &page).await } else { None };
+            let told = trip.told(StatusCode::NOT_MODIFIED, stamps.is_some());
+            let landed = if keep { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
+            return trip.ends(Ok(Fetched::Page(page, told)), landed);
+        }
+        match self.verdict(asked, &head, trip.sent_at, now) {
+            Verdict::Store(freshness) => self.fill(trip, head, body, freshness).await,
+            Verdict::Personal => {
+                self.shared.personal.insert(Arc::clone(&asked.url), ());
+                trip.passes(head, HttpCacheBody::stream(body), Landed::Personal);
+            }
+            Verdict::Odd => trip.passes(head, HttpCacheBody::stream(body), Landed::Personal),
+            Verdict::Pass => {
+                self.shared.passes.insert(Arc::clone(&asked.url), ());
+                trip.passes(head, HttpCacheBody::stream(body), Landed::Nothing);
+            }
+        }
+    }
+
+    /// Whether an answer may be stored; and if not, whether that is because of who asked.
+    fn verdict(&self, asked: &Asked, head: &Parts, sent_at: u64, now: u64) -> Verdict {
+        if tags_of(&head.headers).is_none() {
+            metrics::counter!("scale_cache_http_untagged_total").increment(1);
+            tracing::warn!(url = &*asked.url, "a response is not stored: it has more than 60 tags, or one that is no UTF-8");
+            return Verdict::Pass;
+        }
+        // Of a coding that the client did not ask for, it is for nobody who asks as that client did.
+        if !accepts_coding(&asked.headers, &head.headers) {
+            return Verdict::Odd;
+        }
+        let judged = |wishes: &Wishes| judge(self.layer.rules, wishes, head.status, &head.headers, sent_at, now);
+        match judged(&asked.wishes) {
+            Some(freshness) => Verdict::Store(freshness),
+            None if judged(&Wishes::default()).is_some() => Verdict::Personal,
+            None => Verdict::Pass,
+        }
+    }
+
+    /// Stores an answer while it is passed on.
+    async fn fill<B, E>(&self, trip: Trip<B, E>, head: Parts, body: B, freshness: Freshness)
+    where
+        B: Body<Data = Bytes>,
+    {
+        let filling = match Filling::begin(body, self.layer.largest) {
+            AtOnce::Whole(bytes) => return self.filled(trip, head, bytes, freshness).await,
+            AtOnce::NotToBeStored(body) => {
+                self.shared.passes.insert(Arc::clone(&trip.asked.url), ());
+                return trip.passes(head, body, Landed::Nothing);
+            }
+            AtOnce::More(filling) => filling,
+        };
+        // A part is cut out of the whole.
+        if trip.asked.headers.contains_key(RANGE) {
+            return match filling.read_on(None, self.layer.stall).await {
+                Filled::Whole(bytes) => self.filled(trip, head, bytes, freshness).await,
+                Filled::TooLarge | Filled::Failed => {
+                    let mut response = Response::new(HttpCacheBody::whole(Bytes::new()));
+                    *response.status_mut() = StatusCode::BAD_GATEWAY;
+                    let told = trip.told(StatusCode::BAD_GATEWAY, false);
+                    trip.ends(Ok(Fetched::Passed(response, told)), Landed::Nothing);
+                }
+            };
+        }
+        // Of one whose size is not known nobody can say yet.
+        let told = trip.told(head.status, filling.will_fit());
+        let Trip { asked, noted, flight, client, .. } = trip;
+        let vary = Self::selected(&varies_by(&head.headers), &asked.headers);
+        // Without its body yet: as much as an answer's head is made of.
+        let beginning = Stored::new(head.status, head.headers.clone(), Bytes::new(), freshness.clone(), vary.clone());
+        let age = freshness.age(self.now());
+        let first = beginning.answer(&asked.headers, false, (age > 0).then_some(age));
+        let land = |landed| {
+            if let Some(flight) = flight {
+                flight.land(landed);
+            }
+        };
+        let parts = if first.status() == head.status {
+            let (body, parts) = filling.passed_on();
+            let mut response = first.map(|_| body);
+            if let Some(length) = head.headers.get(CONTENT_LENGTH) {
+                response.headers_mut().insert(CONTENT_LENGTH, length.clone());
+            }
+            let _ = client.send(Ok(Fetched::Passed(response, told)));
+            Some(parts)
+        } else {
+            // It has it already.
+            let _ = client.send(Ok(Fetched::Passed(first.map(HttpCacheBody::whole), told)));
+            None
+        };
+        let filled = filling.read_on(parts.as_ref(), self.layer.stall).await;
+        let landed = match filled {
+            Filled::Whole(bytes) if agrees(&head.headers, bytes.len()) => {
+                let page = Arc::new(Page::Response(Stored::new(head.status, head.headers, bytes, freshness, vary)));
+                let stamps = self.store(&noted, &asked, &page).await;
+                Landed::Page(page, stamps)
+            }
+            Filled::TooLarge => {
+                self.shared.passes.insert(Arc::clone(&asked.url), ());
+                Landed::Nothing
+            }
+            Filled::Whole(_) | Filled::Failed => Landed::Nothing,
+        };
+        land(landed);
+        // Only now the client's body ends: what it asks for next is stored.
+        drop(parts);
+    }
+
+    /// Stores an answer that is whole.
+    async fn filled<B: Body, E>(&self, trip: Trip<B, E>, head: Parts, bytes: Bytes, freshness: Freshness) {
+        let vary = Self::selected(&varies_by(&head.headers), &trip.asked.headers);
+        let is_whole = agrees(&head.headers, bytes.len());
+        let page = Arc::new(Page::Response(Stored::new(head.status, head.headers, bytes, freshness, vary)));
+        let stamps = if is_whole { self.store(&trip.noted, &trip.asked, &page).await } else { None };
+        let told = trip.told(head.status, stamps.is_some());
+        let landed = if is_whole { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
+        trip.ends(Ok(Fetched::Page(page, told)), landed);
+    }
+
+    /// Stores a page under its URL, or as a variant of it.
+    async fn store(&self, noted: &Noted, asked: &Asked, page: &Arc<Page>) -> Option<Stamps> {
+        let Page::Response(stored) = &**page else { return None };
+        let kept = stored.freshness.kept(has_validator(stored.headers()));
+        let tags: Vec<Arc<str>> = tags_of(stored.headers())?;
+        let options = Options::ttl(kept).jitter(0.0).refresh_ahead(false);
+        let pages = &self.shared.pages;
+        if !stored.vary.is_empty() {
+            let names = stored.vary.iter().map(|(name, _)| name.clone()).collect();
+            let varies = Arc::new(Page::Varies(names));
+            // As long as any of the variants may live.
+            let options = Options { ttl: kept.max(Duration::from_hours(24)), ..options.clone() };
+            pages.put_since(noted, &asked.url, &options, &[], varies).await?;
+        }
+        let key = self.key(&asked.url, &stored.vary);
+        pages.put_since(noted, &key, &options, &tags, Arc::clone(page)).await
+    }
+}
+
+/// Who fetches.
+enum Seat {
+    /// This caller; others wait for its flight, if it has one.
+    Own(Option<Flight>),
+    /// Somebody else has, and it came with this status.
+    Shared(Arc<Page>, StatusCode),
+}
+
+/// What becomes of an answer.
+enum Verdict {
+    Store(Freshness),
+    /// Stored it would be, if somebody else had asked.
+    Personal,
+    /// It is not what was asked for.
+    Odd,
+    Pass,
+}
+
+impl<B: Body, E> Trip<B, E> {
+    fn told(&self, status: StatusCode, stored: bool) -> Told {
+        Told::Forwarded { why: self.why, status, stored, collapsed: false }
+    }
+
+    /// An answer for whoever asked, and what it leaves for the others.
+    fn ends(self, fetched: Result<Fetched<B>, E>, landed: Landed) {
+        if let Some(flight) = self.flight {
+            flight.land(landed);
+        }
+        let _ = self.client.send(fetched);
+    }
+
+    /// An answer that is not stored.
+    fn passes(self, mut head: Parts, body: HttpCacheBody<B>, landed: Landed) {
+        strip_connection(&mut head.headers);
+        let told = self.told(head.status, false);
+        self.ends(Ok(Fetched::Passed(Response::from_parts(head, body), told)), landed);
+    }
+}
+
+/// Whether a body is as long as its head says: one that is not was cut off, or is somebody else's.
+fn agrees(headers: &HeaderMap, length: usize) -> bool {
+    let said =
+        headers.get(CONTENT_LENGTH).map(|said| std::str::from_utf8(said.as_bytes()).ok().and_then(|said| said.parse().ok()));
+    said.is_none_or(|said: Option<usize>| said == Some(length))
+}

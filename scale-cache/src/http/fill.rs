@@ -1,0 +1,128 @@
+//! A body on its way from the origin: passed on to whoever asked for it, and kept for the others.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use http_body::{Body, Frame};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::body::{HttpCacheBody, Part};
+
+/// A body that may be stored, if it turns out not to be too large.
+pub(super) struct Filling<B: Body> {
+    body: Pin<Box<B>>,
+    read: VecDeque<Bytes>,
+    length: usize,
+    most: usize,
+}
+
+/// What came of reading what was there at once.
+pub(super) enum AtOnce<B: Body> {
+    Whole(Bytes),
+    /// Too large, or broken off: it goes on as it is.
+    NotToBeStored(HttpCacheBody<B>),
+    /// There is more to come.
+    More(Filling<B>),
+}
+
+/// What came of reading all of it.
+pub(super) enum Filled {
+    Whole(Bytes),
+    TooLarge,
+    Failed,
+}
+
+/// One step.
+enum Step<E> {
+    Data(Bytes),
+    Trailers,
+    End,
+    Error(E),
+}
+
+impl<B: Body<Data = Bytes>> Filling<B> {
+    /// Reads what is there at once. `most`: bytes that may be stored.
+    pub(super) fn begin(body: B, most: usize) -> AtOnce<B> {
+        if body.size_hint().lower() > most as u64 {
+            return AtOnce::NotToBeStored(HttpCacheBody::stream(body));
+        }
+        let mut this = Self { body: Box::pin(body), read: VecDeque::new(), length: 0, most };
+        loop {
+            match this.step().now_or_never() {
+                None => return AtOnce::More(this),
+                Some(Step::End) => return AtOnce::Whole(this.whole()),
+                Some(Step::Error(error)) => return AtOnce::NotToBeStored(HttpCacheBody::broken(this.read, error)),
+                Some(Step::Data(_)) if this.length > this.most => {
+                    return AtOnce::NotToBeStored(HttpCacheBody::of(this.read, this.body));
+                }
+                Some(Step::Data(_) | Step::Trailers) => {}
+            }
+        }
+    }
+
+    /// Whether it says that it is not too large.
+    pub(super) fn will_fit(&self) -> bool {
+        self.body.size_hint().upper().is_some_and(|rest| rest.saturating_add(self.length as u64) <= self.most as u64)
+    }
+
+    /// What a client is given meanwhile, and where to say what comes.
+    pub(super) fn passed_on(&self) -> (HttpCacheBody<B>, mpsc::UnboundedSender<Part<B>>) {
+        let (parts, coming) = mpsc::unbounded_channel();
+        let hint = self.body.size_hint();
+        (HttpCacheBody::filling(self.read.clone(), coming, hint), parts)
+    }
+
+    /// Reads on, and says what comes. What is not to be stored, or of which nothing comes for as long as `stall`, is handed over as it is: it
+    /// is the client's alone.
+    pub(super) async fn read_on(mut self, parts: Option<&mpsc::UnboundedSender<Part<B>>>, stall: Duration) -> Filled {
+        let say = |part| parts.is_some_and(|parts| parts.send(part).is_ok());
+        loop {
+            match timeout(stall, self.step()).await {
+                Ok(Step::End) => return Filled::Whole(self.whole()),
+                Ok(Step::Error(error)) => {
+                    say(Part::Broken(error));
+                    return Filled::Failed;
+                }
+                Ok(Step::Data(data)) => {
+                    say(Part::Data(data));
+                    if self.length > self.most {
+                        say(Part::Rest(self.body));
+                        return Filled::TooLarge;
+                    }
+                }
+                // Trailers are not stored (RFC 9111, 3.1, permits that).
+                Ok(Step::Trailers) => {}
+                Err(_) => {
+                    say(Part::Rest(self.body));
+                    return Filled::Failed;
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Step<B::Error> {
+        match std::future::poll_fn(|cx| self.body.as_mut().poll_frame(cx)).await.map(|frame| frame.map(Frame::into_data)) {
+            None => Step::End,
+            Some(Err(error)) => Step::Error(error),
+            Some(Ok(Err(_))) => Step::Trailers,
+            Some(Ok(Ok(data))) => {
+                self.length += data.len();
+                self.read.push_back(data.clone());
+                Step::Data(data)
+            }
+        }
+    }
+
+    /// In one piece of memory that is no larger: what a connection reads into is shared by many small pieces.
+    fn whole(&self) -> Bytes {
+        let mut whole = BytesMut::with_capacity(self.length);
+        for part in &self.read {
+            whole.extend_from_slice(part);
+        }
+        whole.freeze()
+    }
+}
