@@ -25,6 +25,9 @@ pub(crate) const ENDS: std::ops::Range<usize> = 10..26;
 /// Tags of one entry at most.
 pub(crate) const MAX_TAGS: usize = 64;
 
+/// Values inside of values at most.
+const DEEPEST: usize = 256;
+
 /// `T` is how a tag's name is held: owned to be written, borrowed when read.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Head<T> {
@@ -105,7 +108,10 @@ pub(crate) fn encoded<V: Serialize + ?Sized>(value: &V) -> Result<Vec<u8>, rmp_s
 
 /// The other way.
 pub(crate) fn decoded<V: DeserializeOwned>(bytes: &[u8]) -> Result<V, rmp_serde::decode::Error> {
-    V::deserialize(&mut rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable())
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable();
+    // No value should fill a thread's stack.
+    deserializer.set_max_depth(DEEPEST);
+    V::deserialize(&mut deserializer)
 }
 
 /// Until when an entry is fresh, by its bytes.

@@ -22,7 +22,7 @@ pub struct Config {
     /// With the link to other processes down, what is known may be believed for so long. Default: 3 s.
     #[serde(default = "defaults::trust", with = "humantime_serde")]
     pub(crate) trust: Duration,
-    /// How long one answer of the second level may take. Default: 100 ms.
+    /// How long one answer of the second level may take. Default: 250 ms.
     #[serde(default = "defaults::patience", with = "humantime_serde")]
     pub(crate) patience: Duration,
     /// Values of so many bytes are compressed in the second level (feature `compress`). Default: 4 KiB.
@@ -46,7 +46,7 @@ mod defaults {
         4 << 10
     }
     pub(super) fn patience() -> Duration {
-        Duration::from_millis(100)
+        Duration::from_millis(250)
     }
 }
 

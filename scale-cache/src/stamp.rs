@@ -130,12 +130,26 @@ impl Stamps {
 }
 
 const SHARDS: usize = 64;
-/// Tags remembered by a shard; beyond it, it forgets all of them but the cache's own, and what depends on them is checked anew.
+/// Tags remembered by a shard; beyond it, it forgets those that nothing depends on.
 const SHARD_LIMIT: usize = 4_096;
+
+/// Tags by name.
+#[derive(Debug)]
+struct Shard {
+    cells: HashMap<Arc<str>, Arc<Cell>, RandomState>,
+    /// At so many those that nothing depends on are looked for.
+    limit: usize,
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Self { cells: HashMap::default(), limit: SHARD_LIMIT }
+    }
+}
 /// All cells of this process.
 #[derive(Debug)]
 pub(crate) struct Versions {
-    shards: Box<[Mutex<HashMap<Arc<str>, Arc<Cell>, RandomState>>]>,
+    shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
     /// Changes whenever news may have been missed. Held for reading while an answer of the store is taken in.
     era: RwLock<u64>,
@@ -170,21 +184,14 @@ impl Versions {
     /// A tag's cell, made if there is none.
     pub(crate) fn cell(&self, tag: &str) -> Arc<Cell> {
         let mut shard = self.shards[(self.hash(tag) >> 40) as usize % SHARDS].lock();
-        if let Some(cell) = shard.get(tag) {
+        if let Some(cell) = shard.cells.get(tag) {
             return Arc::clone(cell);
         }
-        if shard.len() >= SHARD_LIMIT {
-            // Entries hold on to these cells: they must not be believed any more.
+        if shard.cells.len() >= shard.limit {
             self.forgotten.store(self.next_number(), SeqCst);
-            shard.retain(|tag, cell| {
-                // Those of the cache itself are few, and spaces hold on to theirs.
-                let stays = tag.starts_with(ALL);
-                if !stays {
-                    cell.version.store(u64::MAX, SeqCst);
-                    cell.bumped.store(self.next_number(), SeqCst);
-                }
-                stays
-            });
+            // Entries and spaces hold on to theirs; their number is bounded by that of the entries.
+            shard.cells.retain(|_, cell| Arc::strong_count(cell) > 1);
+            shard.limit = SHARD_LIMIT.max(2 * shard.cells.len());
         }
         let tag: Arc<str> = tag.into();
         let cell = Arc::new(Cell {
@@ -194,7 +201,7 @@ impl Versions {
             known_since: AtomicU64::new(u64::MAX),
             position: Mutex::default(),
         });
-        shard.insert(tag, Arc::clone(&cell));
+        shard.cells.insert(tag, Arc::clone(&cell));
         cell
     }
 
@@ -344,7 +351,7 @@ impl Versions {
         *era += 1;
         self.era_now.store(*era, SeqCst);
         for shard in &self.shards {
-            for (_, cell) in shard.lock().iter().filter(|(tag, _)| !keep(tag)) {
+            for (_, cell) in shard.lock().cells.iter().filter(|(tag, _)| !keep(tag)) {
                 let doubted = |now: u64| (now != UNKNOWN).then_some(now | DOUBTED);
                 let _ = cell.version.fetch_update(SeqCst, SeqCst, doubted);
             }
@@ -450,14 +457,31 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_tags_is_bounded_and_what_was_forgotten_is_not_believed() {
+    fn a_flood_of_tags_is_bounded_and_what_something_depends_on_stays() {
         let versions = Versions::default();
         versions.learn(1, "first", &at(5));
         let stamps = versions.stamp([tag("first")]).unwrap();
         for n in 0..SHARDS * SHARD_LIMIT * 2 {
             versions.cell(&tag(&n.to_string()));
         }
+        assert_eq!(stamps.agree(), Agreement::Same);
+        assert!(versions.shards.iter().map(|s| s.lock().cells.len()).sum::<usize>() <= SHARDS * SHARD_LIMIT);
+        versions.invalidated("first", &at(9));
         assert_eq!(stamps.agree(), Agreement::Changed);
-        assert!(versions.shards.iter().map(|s| s.lock().len()).sum::<usize>() <= SHARDS * SHARD_LIMIT);
+    }
+
+    #[test]
+    fn a_tag_that_was_forgotten_is_not_known_from_before() {
+        let versions = Versions::default();
+        versions.settle_alone("t");
+        let number = versions.number();
+        assert!(versions.known_since("t", number).is_some());
+        versions.invalidate_alone("t", None);
+        assert!(versions.known_since("t", number).is_none());
+        for n in 0..SHARDS * SHARD_LIMIT * 2 {
+            versions.cell(&tag(&n.to_string()));
+        }
+        versions.settle_alone("t");
+        assert!(versions.known_since("t", number).is_none(), "it was invalidated since, and nobody remembers");
     }
 }

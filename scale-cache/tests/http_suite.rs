@@ -28,7 +28,18 @@ const REQUIRED: usize = 157;
 const OPTIMAL: usize = 86;
 
 /// The tests that are not passed.
-const MISSED: [(&str, &str); 15] = [
+const MISSED: [(&str, &str); 24] = [
+    // This version of the suite wants a response with an Age that is no number taken for stale. RFC 9111 (5.1) says to ignore such an Age,
+    // and to take the first of several; later versions of the suite, which are in no registry, ask for that.
+    ("age-parse-nonnumeric", "an Age that is no number is ignored"),
+    ("age-parse-negative", "likewise"),
+    ("age-parse-float", "likewise"),
+    ("age-parse-parameter", "likewise"),
+    ("age-parse-numeric-parameter", "likewise"),
+    ("age-parse-prefix-twoline", "of several ages the first counts"),
+    ("age-parse-dup-0", "likewise"),
+    ("age-parse-dup-0-twoline", "likewise"),
+    ("age-parse-dup-old", "likewise"),
     // The origin hangs up, so nothing but an error can be answered; the suite takes whatever has no number of the origin's for stored.
     // No cache whose results are published passes them.
     ("stale-close-must-revalidate", "the answer is 502, which the suite cannot tell from a stored one"),

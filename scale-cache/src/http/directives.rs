@@ -10,6 +10,9 @@ pub(super) const FOREVER: u64 = 1 << 31;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Directives(Vec<(String, Option<String>)>);
 
+/// Directives whose values are seconds.
+const TIMES: [&str; 4] = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"];
+
 impl Directives {
     /// Of all lines of a field. What is no directive is left out: it says nothing.
     pub(super) fn of(headers: &HeaderMap, name: &HeaderName) -> Self {
@@ -36,6 +39,12 @@ impl Directives {
             return None;
         }
         let dictionary: Dictionary = Parser::new(&lines.join(&b", "[..])).parse().ok()?;
+        // Times are integers: a field in which one is something else is of another kind.
+        let is_integer =
+            |entry: &ListEntry| matches!(entry, ListEntry::Item(item) if matches!(item.bare_item, BareItem::Integer(_)));
+        if dictionary.iter().any(|(key, entry)| TIMES.contains(&key.as_str()) && !is_integer(entry)) {
+            return None;
+        }
         let all = dictionary.iter().filter_map(|(key, entry)| {
             let value = match entry {
                 ListEntry::Item(item) => match &item.bare_item {
@@ -163,6 +172,7 @@ mod tests {
         };
         assert_eq!(targeted("max-age=60, public").unwrap().seconds("max-age"), Some(60));
         assert!(targeted("max-age=60, &").is_none());
+        assert!(targeted("max-age=\"60\"").is_none() && targeted("max-age").is_none());
         assert!(targeted("").is_none());
     }
 

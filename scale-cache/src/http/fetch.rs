@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, RANGE};
+use http::header::{CONTENT_LENGTH, RANGE, TRANSFER_ENCODING};
 use http::response::Parts;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
@@ -156,7 +156,11 @@ impl Desk {
             }
         };
         let now = self.now();
-        let (head, body) = answer.into_parts();
+        let (mut head, body) = answer.into_parts();
+        if head.headers.contains_key(TRANSFER_ENCODING) {
+            // With both, the length is not that of the body (RFC 9112, 6.3).
+            head.headers.remove(CONTENT_LENGTH);
+        }
         if matches!(head.status.as_u16(), 500 | 502 | 503 | 504)
             && let Some(old) = usable(now)
         {
@@ -199,7 +203,8 @@ impl Desk {
             return Verdict::Pass;
         }
         // Of a coding that the client did not ask for, it is for nobody who asks as that client did.
-        if !accepts_coding(&asked.headers, &head.headers) {
+        if varies_by(&head.headers).iter().any(|name| name == "accept-encoding") && !accepts_coding(&asked.headers, &head.headers)
+        {
             return Verdict::Odd;
         }
         let judged = |wishes: &Wishes| judge(self.layer.rules, wishes, head.status, &head.headers, sent_at, now);

@@ -182,11 +182,7 @@ pub(super) fn judge(
             }
         }
     };
-    let age = match age_of(headers) {
-        Ok(age) => age,
-        // An age that cannot be read may be any.
-        Err(()) => FOREVER,
-    };
+    let age = age_of(headers);
     let delay = received.saturating_sub(asked) / 1_000;
     let apparent = received.saturating_sub(date) / 1_000;
     let proxied = said.has("proxy-revalidate") || said.has("s-maxage");
@@ -216,26 +212,42 @@ fn varies_without_bound(headers: &HeaderMap) -> bool {
     headers.get_all(VARY).iter().any(|line| line.as_bytes().split(|b| *b == b',').any(|e| e.trim_ascii() == b"*"))
 }
 
-/// The `Age`. Of a list the first counts (RFC 9111, 5.1); one that repeats itself, or is spread over lines, comes from a broken hand and
-/// is an error, as is what is no number.
-fn age_of(headers: &HeaderMap) -> Result<u64, ()> {
-    let mut lines = headers.get_all(AGE).iter();
-    let line = match (lines.next(), lines.next()) {
-        (None, _) => return Ok(0),
-        (Some(line), None) => line.to_str().map_err(|_| ())?,
-        _ => return Err(()),
-    };
-    let ages: Vec<u64> = line.split(',').map(|age| seconds(age.trim()).ok_or(())).collect::<Result<_, _>>()?;
-    let repeats = ages.iter().enumerate().any(|(n, age)| ages[..n].contains(age));
-    ages.first().copied().filter(|_| !repeats).ok_or(())
+/// The `Age`, seconds. Of several the first counts, and one that is no number is ignored (RFC 9111, 5.1).
+fn age_of(headers: &HeaderMap) -> u64 {
+    let first = headers.get(AGE).and_then(|line| line.to_str().ok()).and_then(|line| line.split(',').next());
+    first.and_then(|age| seconds(age.trim())).unwrap_or(0)
 }
 
 /// A date, ms since 1970.
 pub(super) fn date_of(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     let mut lines = headers.get_all(name).iter();
     let (line, None) = (lines.next()?, lines.next()) else { return None };
-    let time = httpdate::parse_http_date(line.to_str().ok()?.trim()).ok()?;
+    let line = line.to_str().ok()?.trim();
+    let time = httpdate::parse_http_date(line).ok().or_else(|| leniently(line))?;
     time.duration_since(UNIX_EPOCH).ok().map(|t| t.as_millis() as u64)
+}
+
+/// A date written in another case, or with a day of the week that it is not.
+fn leniently(date: &str) -> Option<std::time::SystemTime> {
+    let date = in_case(date);
+    let (day, rest) = date.split_at_checked(3).filter(|_| date.len() >= 24)?;
+    let days = [day, "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+    days.into_iter().find_map(|day| httpdate::parse_http_date(&format!("{day}{rest}")).ok())
+}
+
+/// A date in the case of the standard: names of days and months begin with a capital, and zones are capitals. Spaces are single but in the
+/// oldest form, where a day of one digit has two before it.
+fn in_case(date: &str) -> String {
+    let mut text = String::with_capacity(date.len());
+    let mut inside = false;
+    for letter in date.chars() {
+        text.push(if inside { letter.to_ascii_lowercase() } else { letter.to_ascii_uppercase() });
+        inside = letter.is_ascii_alphabetic();
+    }
+    match text.strip_suffix("Gmt") {
+        Some(start) => format!("{start}GMT"),
+        None => text,
+    }
 }
 
 #[cfg(test)]
@@ -296,23 +308,43 @@ mod tests {
     #[test]
     fn a_table_of_ages() {
         for (lines, expected) in [
-            (&["5"][..], Some(5)),
-            (&["0,7200"], Some(0)),
-            (&["7200,0"], Some(7_200)),
-            (&["0, 0"], None),
-            (&["0", "7200"], None),
-            (&["-5"], None),
-            (&["5.0"], None),
-            (&["abc"], None),
-            (&["5;a=b"], None),
-            (&[""], None),
-            (&[], Some(0)),
+            (&["5"][..], 5),
+            (&["0,7200"], 0),
+            (&["7200,0"], 7_200),
+            (&["0, 0"], 0),
+            (&["0", "7200"], 0),
+            (&["7200", "0"], 7_200),
+            (&["-5"], 0),
+            (&["5.0"], 0),
+            (&["abc"], 0),
+            (&["5;a=b"], 0),
+            (&["99999999999999999999"], FOREVER),
+            (&[""], 0),
+            (&[], 0),
         ] {
             let mut headers = HeaderMap::new();
             for line in lines {
                 headers.append(AGE, line.parse().unwrap());
             }
-            assert_eq!(age_of(&headers).ok(), expected, "{lines:?}");
+            assert_eq!(age_of(&headers), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_dates() {
+        let read = |date: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(EXPIRES, date.parse().unwrap());
+            date_of(&headers, &EXPIRES)
+        };
+        for date in [
+            "Thu, 18 Aug 2050 02:01:18 GMT", "THU, 18 Aug 2050 02:01:18 GMT", "Thu, 18 AUG 2050 02:01:18 gMT",
+            "Thu Aug 18 02:01:18 2050", "Thursday, 18-Aug-50 02:01:18 GMT",
+        ] {
+            assert_eq!(read(date), Some(2_544_400_878_000), "{date}");
+        }
+        for date in ["0", "Thu, 18 Aug 2050 02:01:18 UTC", "Thu, 99 Aug 2050 02:01:18 GMT", "2050-08-18"] {
+            assert_eq!(read(date), None, "{date}");
         }
     }
 

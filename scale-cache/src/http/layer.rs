@@ -50,12 +50,12 @@ impl HttpCacheLayer {
         Self {
             cache: cache.clone(),
             largest: 4 << 20,
-            stall: Duration::from_secs(5),
+            stall: Duration::from_secs(6),
             rules: Rules { as_the_standard_permits: false },
             obey: true,
             namespace: "".into(),
             keyed_by: [].into(),
-            original: None,
+            original: Self::framework(),
             shared: Arc::new(Shared::new(cache)),
         }
     }
@@ -77,8 +77,16 @@ impl HttpCacheLayer {
         Self { keyed_by: headers.into_iter().collect(), ..self }
     }
 
-    /// Keeps pages by the address that the client has asked for, where a router has taken off a part of it. In axum:
-    /// `.original_uri(|extensions| Some(extensions.get::<axum::extract::OriginalUri>()?.0.clone()))`.
+    /// Where a framework says what a client has asked for.
+    fn framework() -> Option<OriginalUri> {
+        #[cfg(feature = "axum")]
+        return Some(OriginalUri(Arc::new(|extensions| Some(extensions.get::<axum::extract::OriginalUri>()?.0.clone()))));
+        #[cfg(not(feature = "axum"))]
+        None
+    }
+
+    /// Keeps pages by the address that the client has asked for, where a router has taken off a part of it. For axum's `nest` the feature
+    /// `axum` does this.
     pub fn original_uri(self, find: impl Fn(&Extensions) -> Option<Uri> + Send + Sync + 'static) -> Self {
         Self { original: Some(OriginalUri(Arc::new(find))), ..self }
     }
@@ -89,7 +97,7 @@ impl HttpCacheLayer {
     }
 
     /// A body of which nothing comes for so long is no longer waited for by others, nor stored; its own client goes on getting it.
-    /// Default: 5 s.
+    /// Default: 6 s.
     pub fn stall_timeout(self, time: Duration) -> Self {
         Self { stall: time, ..self }
     }

@@ -44,7 +44,7 @@
 //! | the origin fails, or answers 500, 502, 503 or 504 | what is stored is served as long as its `stale-if-error` says, unless it says `must-revalidate` |
 //! | a `GET` has a body, or may have one | it is passed through: what it says is no part of what pages are kept under |
 //! | a request has two `Host` headers, one that is none, or another host in its address | it is passed through: the application may take it for something else |
-//! | two layers keep into one cache, or a router has taken off what an address began with (axum's `nest`) | give each a [`namespace`](HttpCacheLayer::namespace), or the [`original_uri`](HttpCacheLayer::original_uri) |
+//! | two layers keep into one cache, or a router has taken off what an address began with | give each a [`namespace`](HttpCacheLayer::namespace), or the [`original_uri`](HttpCacheLayer::original_uri); the feature `axum` does the latter for axum's `nest` |
 //! | an application answers by another header than `Host`, as `X-Forwarded-Proto` | name it: [`HttpCacheLayer::keyed_by`]. Those that are neither in `Vary` nor named tell no pages apart |
 //! | a client has it already (`If-None-Match`, `If-Modified-Since`) | 304, from the store |
 //! | a client wants a part (`Range`) | 206, from the store; what is not stored whole is asked of the origin |

@@ -117,7 +117,9 @@ impl Stored {
 
     /// Whether it answers a request with these fields.
     pub(super) fn answers(&self, request: &HeaderMap) -> bool {
-        self.vary.iter().all(|(name, value)| selecting(request, name) == *value) && accepts_coding(request, &self.headers)
+        self.vary.iter().all(|(name, value)| {
+            selecting(request, name) == *value && (name != "accept-encoding" || accepts_coding(request, &self.headers))
+        })
     }
 
     /// With the fields of a 304 that says it is still good (RFC 9111, 3.2): what describes the body stays as it was. How long it is fresh
