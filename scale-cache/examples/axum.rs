@@ -7,6 +7,8 @@
 //! Behind a proxy that ends TLS (`nginx.conf` beside this file): `--behind-proxy`. What the application answers may depend on
 //! `X-Forwarded-Proto` then, so pages are kept apart by it.
 
+#![allow(clippy::print_stdout)]
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::SocketAddr;

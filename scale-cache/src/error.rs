@@ -1,45 +1,67 @@
 //! What can go wrong. A broken second level is no error: the cache goes on without it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Why there is no value.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// The address names no store that is compiled in.
-    #[error("{0} is no place for a cache; use `memory:` or, with the feature `redis`, a Redis address")]
     Address(String),
     /// The store could not be reached at the start.
-    #[error("the cache's store: {0}")]
-    Store(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    Store(Arc<dyn std::error::Error + Send + Sync>),
     /// The store answered, and refused: its memory is full, say, or a key holds another type.
-    #[error("the cache's store refused a command: {0}")]
-    Refused(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    Refused(Arc<dyn std::error::Error + Send + Sync>),
     /// The loader failed, for this caller and all who waited with it.
-    #[error("loading: {0}")]
-    Load(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    Load(Arc<dyn std::error::Error + Send + Sync>),
     /// The loader panicked.
-    #[error("the loader panicked")]
     Panicked,
     /// The loader of a key asks for the same key, itself or by way of others: it would wait for itself.
-    #[error("the loader of {0:?} asks for the same key: it would wait for itself")]
     Cycle(Arc<str>),
     /// There is no tokio runtime on which to load.
-    #[error("a value is loaded in a task of its own: call it inside a tokio runtime")]
     NoRuntime,
     /// The loader took longer than allowed. It has been dropped.
-    #[error("loading took longer than {0:?}")]
     TimedOut(Duration),
     /// The value cannot be encoded.
-    #[error("the value cannot be encoded: {0}")]
-    Encode(#[source] Arc<rmp_serde::encode::Error>),
+    Encode(Arc<rmp_serde::encode::Error>),
     /// Of a [strict](crate::Config::strict) cache: the value does not come back from its encoding.
-    #[error("the value does not come back from its encoding: {0}")]
-    Decode(#[source] Arc<rmp_serde::decode::Error>),
+    Decode(Arc<rmp_serde::decode::Error>),
     /// Of a [strict](crate::Config::strict) cache: the value comes back from its encoding as another one, as `Some(())` comes back as `None`.
-    #[error("a value of type {0} comes back from its encoding as another one")]
     Altered(&'static str),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => {
+                write!(f, "{address} is no place for a cache; use `memory:` or, with the feature `redis`, a Redis address")
+            }
+            Self::Store(cause) => write!(f, "the cache's store: {cause}"),
+            Self::Refused(cause) => write!(f, "the cache's store refused a command: {cause}"),
+            Self::Load(cause) => write!(f, "loading: {cause}"),
+            Self::Panicked => f.write_str("the loader panicked"),
+            Self::Cycle(key) => write!(f, "the loader of {key:?} asks for the same key: it would wait for itself"),
+            Self::NoRuntime => f.write_str("a value is loaded in a task of its own: call it inside a tokio runtime"),
+            Self::TimedOut(limit) => write!(f, "loading took longer than {limit:?}"),
+            Self::Encode(cause) => write!(f, "the value cannot be encoded: {cause}"),
+            Self::Decode(cause) => write!(f, "the value does not come back from its encoding: {cause}"),
+            Self::Altered(kind) => write!(f, "a value of type {kind} comes back from its encoding as another one"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            // The cause itself: its reference counter hides what it is.
+            Self::Store(cause) | Self::Refused(cause) | Self::Load(cause) => Some(&**cause),
+            Self::Encode(cause) => Some(&**cause),
+            Self::Decode(cause) => Some(&**cause),
+            _ => None,
+        }
+    }
 }
 
 impl Error {

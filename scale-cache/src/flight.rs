@@ -113,7 +113,8 @@ impl Flights {
         let mut waits = outer.as_ref();
         while let Some(Chain(link)) = waits {
             if link.key == *key && link.flights == Arc::as_ptr(self).addr() {
-                return Err(Error::Cycle(Arc::clone(key)));
+                // A key without a space is named as its caller knows it.
+                return Err(Error::Cycle(key.strip_prefix(':').map_or_else(|| Arc::clone(key), Arc::from)));
             }
             waits = link.outer.as_ref();
         }

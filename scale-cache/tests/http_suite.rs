@@ -137,6 +137,6 @@ async fn the_public_suite() -> Result<()> {
     }
     ensure!((required.1, optimal.1) == (REQUIRED, OPTIMAL), "another version of the suite: {required:?} {optimal:?}");
     ensure!(wrong.is_empty(), "not as stated:\n{}", wrong.join("\n"));
-    ensure!(required.0 >= 151 && optimal.0 >= 69, "{required:?} {optimal:?}");
+    ensure!(required.0 >= 142 && optimal.0 >= 77, "{required:?} {optimal:?}");
     Ok(())
 }

@@ -112,7 +112,7 @@ impl<B: Body<Data = Bytes>> Body for HttpCacheBody<B> {
         let mut hint = match &self.rest {
             Rest::Nothing => SizeHint::with_exact(0),
             Rest::Stream(body) => body.size_hint(),
-            Rest::Filling(_, hint) => hint.clone(),
+            Rest::Filling(_, hint) => *hint,
             Rest::Broken(_) => SizeHint::new(),
         };
         if let Some(upper) = hint.upper() {

@@ -78,6 +78,7 @@ impl HttpCacheLayer {
     }
 
     /// Where a framework says what a client has asked for.
+    #[cfg_attr(feature = "axum", allow(clippy::unnecessary_wraps))]
     fn framework() -> Option<OriginalUri> {
         #[cfg(feature = "axum")]
         return Some(OriginalUri(Arc::new(|extensions| Some(extensions.get::<axum::extract::OriginalUri>()?.0.clone()))));

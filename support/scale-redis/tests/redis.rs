@@ -174,3 +174,57 @@ async fn a_server_that_forgets_keys_is_told_from_one_that_refuses() -> Result<()
     }
     Ok(())
 }
+
+/// What is published at a node is heard though the nodes cannot tell each other.
+#[tokio::test]
+async fn a_cut_bus_loses_no_message_of_a_cluster() -> Result<()> {
+    let cluster = RedisCluster::start().await?;
+    let redis = Redis::connect(&cluster.url()).await?;
+    let mut sub = redis.subscribe_everywhere(["news"]);
+    assert_eq!(next(&mut sub).await, Some(Event::Restored));
+    cluster.cut_bus();
+    for n in 0..3 {
+        cluster.node(n).command(&["PUBLISH", "news", &format!("from {n}")]).await?;
+    }
+    let mut heard = std::collections::BTreeSet::new();
+    while heard.len() < 3 {
+        match next(&mut sub).await {
+            Some(Event::Message { payload, .. }) => heard.insert(String::from_utf8(payload)?),
+            other => anyhow::bail!("{other:?}"),
+        };
+    }
+    // And one that cannot be heard itself is missed.
+    cluster.node(2).kill()?;
+    assert_eq!(next(&mut sub).await, Some(Event::Lost));
+    Ok(())
+}
+
+/// A handle is used on another runtime after the one is gone on which it was made.
+#[test]
+fn a_handle_outlives_its_runtime() -> Result<()> {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let servers = runtime()?;
+    let (server, cluster) =
+        servers.block_on(async { anyhow::Ok((testkit::Redis::start().await?, RedisCluster::start().await?)) })?;
+    for url in [server.url(), cluster.url()] {
+        let first = runtime()?;
+        let redis = first.block_on(Redis::connect(&url))?;
+        first.block_on(redis.ping())?;
+        drop(first);
+        let second = runtime()?;
+        second.block_on(redis.ping())?;
+        second.block_on(redis.clone().set::<_, _, ()>("k", 1))?;
+    }
+    Ok(())
+}
+
+/// Another number for each connection: after a restart commands reach another server.
+#[tokio::test]
+async fn connections_are_counted() -> Result<()> {
+    let server = testkit::Redis::start().await?;
+    let redis = Redis::connect(&server.url()).await?;
+    let first = redis.generation();
+    assert!(first.is_some());
+    server.restart().await?;
+    eventually("another connection", async || redis.generation().filter(|now| Some(*now) != first).map(drop)).await
+}

@@ -9,13 +9,15 @@ use crate::binary::require;
 use crate::home::Home;
 use crate::port::Port;
 use crate::process::Process;
+use crate::proxy::Proxy;
 use crate::wait::eventually;
 
 /// One Redis server with an append-only file, so that a restart keeps what was acknowledged.
 #[derive(Debug)]
 pub struct Redis {
     port: Port,
-    bus: Port,
+    /// Held: nobody else is given it.
+    _bus: Port,
     arguments: Vec<String>,
     process: Mutex<Process>,
     home: Home,
@@ -29,7 +31,12 @@ impl Redis {
 
     /// A server with more `redis.conf` directives as arguments, for example `["--maxmemory", "2mb"]`.
     pub async fn start_with(arguments: &[&str]) -> Result<Self> {
-        let (port, bus, home) = (Port::claim()?, Port::claim()?, Home::new(None)?);
+        Self::start_on(Port::claim()?, arguments).await
+    }
+
+    /// `bus`: where it listens to other nodes of a Cluster.
+    async fn start_on(bus: Port, arguments: &[&str]) -> Result<Self> {
+        let (port, home) = (Port::claim()?, Home::new(None)?);
         let mut all: Vec<String> = [
             "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--enable-debug-command",
             "local", "--repl-diskless-sync-delay", "0",
@@ -40,7 +47,7 @@ impl Redis {
         all.extend(["--cluster-port".into(), bus.number().to_string()]);
         all.extend(arguments.iter().copied().map(String::from));
         let process = spawn(&all, &home)?;
-        let server = Self { port, bus, arguments: all, process: Mutex::new(process), home };
+        let server = Self { port, _bus: bus, arguments: all, process: Mutex::new(process), home };
         server.ready().await?;
         Ok(server)
     }
@@ -166,22 +173,28 @@ impl RedisSentinel {
 #[derive(Debug)]
 pub struct RedisCluster {
     nodes: Vec<Redis>,
+    /// In front of each node's bus.
+    bus: Vec<Proxy>,
 }
 
 impl RedisCluster {
     /// Starts three nodes, shares the slots among them and waits until every node agrees.
     pub async fn start() -> Result<Self> {
-        let mut nodes = Vec::new();
+        let (mut nodes, mut bus) = (Vec::new(), Vec::new());
         for _ in 0..3 {
-            nodes.push(Redis::start_with(&["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]).await?);
+            let port = Port::claim()?;
+            let proxy = Proxy::start(port.number()).await?;
+            let announced = proxy.port().to_string();
+            let arguments =
+                ["--cluster-enabled", "yes", "--cluster-node-timeout", "6000", "--cluster-announce-bus-port", &announced];
+            nodes.push(Redis::start_on(port, &arguments).await?);
+            bus.push(proxy);
         }
         for (node, (from, to)) in nodes.iter().zip([("0", "5460"), ("5461", "10922"), ("10923", "16383")]) {
             node.command(&["CLUSTER", "ADDSLOTSRANGE", from, to]).await?;
         }
-        for other in &nodes[1..] {
-            nodes[0]
-                .command(&["CLUSTER", "MEET", "127.0.0.1", &other.port().to_string(), &other.bus.number().to_string()])
-                .await?;
+        for (other, proxy) in nodes.iter().zip(&bus).skip(1) {
+            nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &other.port().to_string(), &proxy.port().to_string()]).await?;
         }
         for node in &nodes {
             eventually("the Cluster to agree", async || {
@@ -190,7 +203,17 @@ impl RedisCluster {
             })
             .await?;
         }
-        Ok(Self { nodes })
+        Ok(Self { nodes, bus })
+    }
+
+    /// Cuts the bus between the nodes, by which they tell each other what was published. They notice after six seconds.
+    pub fn cut_bus(&self) {
+        self.bus.iter().for_each(Proxy::cut);
+    }
+
+    /// The bus is well again.
+    pub fn heal_bus(&self) {
+        self.bus.iter().for_each(Proxy::heal);
     }
 
     /// `redis+cluster://h1,h2,h3`.
