@@ -71,6 +71,8 @@ pub(crate) struct Inner {
     pub(crate) is_examined: AtomicBool,
     pub(crate) breaker: Breaker,
     pub(crate) patience: Duration,
+    /// How long telling the store of an invalidation may take.
+    pub(crate) told_within: Duration,
     /// The store's `get` keeps to that by itself.
     pub(crate) gets_in_time: bool,
     pub(crate) compress_over: usize,
@@ -167,6 +169,11 @@ impl Cache {
             is_examined: AtomicBool::new(false),
             breaker: Breaker::default(),
             patience: config.patience,
+            told_within: if config.replicas > 0 {
+                config.patience.saturating_add(config.replicas_within)
+            } else {
+                config.patience
+            },
             gets_in_time,
             compress_over: config.compress_over,
             strict: config.strict,
@@ -348,7 +355,7 @@ impl Cache {
             let (inner, key) = (Arc::clone(inner), Arc::clone(&key));
             let _ = tokio::spawn(async move {
                 let told = match bytes {
-                    Some((bytes, kept)) => inner.ask(store.set(&key, &bytes, kept)).await.is_some(),
+                    Some((bytes, kept)) => inner.tell(store.set(&key, &bytes, kept)).await.is_some(),
                     None => false,
                 };
                 if told {

@@ -25,6 +25,12 @@ pub struct Config {
     /// How long one answer of the second level may take. Default: 250 ms.
     #[serde(default = "defaults::patience", with = "humantime_serde")]
     pub(crate) patience: Duration,
+    /// See [`Config::replicas`].
+    #[serde(default)]
+    pub(crate) replicas: usize,
+    /// Likewise.
+    #[serde(default = "defaults::replicas_within", with = "humantime_serde")]
+    pub(crate) replicas_within: Duration,
     /// Values of so many bytes are compressed in the second level (feature `compress`). Default: 4 KiB.
     #[serde(default = "defaults::compress_over")]
     pub(crate) compress_over: usize,
@@ -45,6 +51,9 @@ mod defaults {
     pub(super) fn compress_over() -> usize {
         4 << 10
     }
+    pub(super) fn replicas_within() -> Duration {
+        Duration::from_secs(1)
+    }
     pub(super) fn patience() -> Duration {
         Duration::from_millis(250)
     }
@@ -58,6 +67,8 @@ impl Config {
             max_bytes: defaults::max_bytes(),
             trust: defaults::trust(),
             patience: defaults::patience(),
+            replicas: 0,
+            replicas_within: defaults::replicas_within(),
             compress_over: defaults::compress_over(),
             strict: false,
         }
@@ -79,6 +90,14 @@ impl Config {
     /// How long one answer of the second level may take before the cache goes on without it.
     pub fn patience(mut self, time: Duration) -> Self {
         self.patience = time;
+        self
+    }
+
+    /// An invalidation is [`Reach::Everywhere`](crate::Reach::Everywhere) only once so many replicas of Redis have it, which is asked by
+    /// `WAIT` and may take up to `within`: a fail-over to one of them cannot lose it. If they do not have it by then it is
+    /// [`Reach::Here`](crate::Reach::Here), and made again until they do. It takes a connection of its own. Default: 0.
+    pub fn replicas(mut self, count: usize, within: Duration) -> Self {
+        (self.replicas, self.replicas_within) = (count, within);
         self
     }
 
@@ -117,11 +136,17 @@ impl Config {
                 let config = scale_redis::Config::new(&self.url)
                     .response_timeout(self.patience)
                     .max_reconnect_delay(Duration::from_millis(500));
-                let redis = config.connect_lazy().map_err(|error| match error {
-                    scale_redis::Error::Address(_) => Error::address(&self.url),
-                    error => Error::store(error),
-                })?;
-                Ok(Cache::with_store(crate::store::RedisStore::new(redis, app), &self))
+                let connect = || {
+                    config.clone().connect_lazy().map_err(|error| match error {
+                        scale_redis::Error::Address(_) => Error::address(&self.url),
+                        error => Error::store(error),
+                    })
+                };
+                let mut store = crate::store::RedisStore::new(connect()?, app);
+                if self.replicas > 0 {
+                    store = store.replicas(connect()?, self.replicas, self.replicas_within);
+                }
+                Ok(Cache::with_store(store, &self))
             }
             _ => {
                 let _ = app;

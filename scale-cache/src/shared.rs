@@ -23,6 +23,8 @@ use crate::stamp::{Agreement, Cell, Stamps};
 pub(crate) const LEASE: Duration = Duration::from_secs(3);
 /// Values kept in the first level between two evictions.
 const EVICT_EVERY: u32 = 64;
+/// The first pause before what could not be told is told again, and the longest.
+const TOLD_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
 /// So many invalidations that are pending are told at once.
 const TOLD_AT_ONCE: usize = 256;
 
@@ -117,12 +119,21 @@ impl Inner {
 
     /// Asks the second level, within its patience and unless it has just failed.
     pub(crate) async fn ask<T>(&self, question: impl Future<Output = Result<T, Error>>) -> Option<T> {
+        self.ask_within(self.patience, question).await
+    }
+
+    /// Tells the second level of an invalidation: its replicas may have to hear of it, too.
+    pub(crate) async fn tell<T>(&self, word: impl Future<Output = Result<T, Error>>) -> Option<T> {
+        self.ask_within(self.told_within, word).await
+    }
+
+    async fn ask_within<T>(&self, limit: Duration, question: impl Future<Output = Result<T, Error>>) -> Option<T> {
         if !self.breaker.allows() {
             return None;
         }
         self.be_all_ears();
         let late = |_| Err(Error::store("it did not answer in time"));
-        self.heard(timeout(self.patience, question).await.unwrap_or_else(late))
+        self.heard(timeout(limit, question).await.unwrap_or_else(late))
     }
 
     /// What a question came to, which tells how the second level is.
@@ -347,7 +358,7 @@ impl Inner {
     pub(crate) async fn tell_tag(&self, tag: &Arc<str>, here: u64) -> bool {
         let Some(store) = &self.shared else { return true };
         let position = self.pending.version_of(tag).and_then(|(_, position)| position);
-        let Some(theirs) = self.ask(store.invalidate(tag, position.as_ref())).await else { return false };
+        let Some(theirs) = self.tell(store.invalidate(tag, position.as_ref())).await else { return false };
         self.versions.told(tag, here, theirs.at_us);
         self.journal.note(store.now_us(), Named::Tag(Arc::clone(tag)));
         self.pending.tag_told(tag, here);
@@ -356,7 +367,7 @@ impl Inner {
 
     pub(crate) async fn tell_key(&self, key: &Arc<str>, number: u64) -> bool {
         let Some(store) = &self.shared else { return true };
-        let told = self.ask(store.remove(key)).await.is_some();
+        let told = self.tell(store.remove(key)).await.is_some();
         if told {
             self.journal.note(store.now_us(), Named::Key(Arc::clone(key)));
             self.pending.key_told(key, number);
@@ -371,7 +382,7 @@ pub(crate) fn tell_later(inner: Arc<Inner>) {
         return;
     }
     tokio::spawn(async move {
-        let mut failed = false;
+        let mut pause = Duration::ZERO;
         let mut turn = Turn { inner, is_over: false };
         let inner = Arc::clone(&turn.inner);
         loop {
@@ -386,12 +397,15 @@ pub(crate) fn tell_later(inner: Arc<Inner>) {
             let tags = join_all(tags.iter().map(|(tag, here)| inner.tell_tag(tag, *here)));
             let keys = join_all(keys.iter().map(|(key, number)| inner.tell_key(key, *number)));
             let (tags, keys) = tokio::join!(tags, keys);
-            if !tags.into_iter().chain(keys).all(|told| told) {
-                if !std::mem::replace(&mut failed, true) {
-                    tracing::warn!("invalidations are kept until the cache's second level can be told");
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
+            if tags.into_iter().chain(keys).all(|told| told) {
+                pause = Duration::ZERO;
+                continue;
             }
+            if pause.is_zero() {
+                tracing::warn!("invalidations are kept until the cache's second level can be told");
+            }
+            pause = (2 * pause).clamp(TOLD_AGAIN.0, TOLD_AGAIN.1);
+            tokio::time::sleep(pause).await;
         }
     });
 }

@@ -151,3 +151,23 @@ async fn a_restart_that_loses_nothing_leaves_the_second_level_warm() -> Result<(
     eventually("the value", async || space(&fresh).get("k").await.filter(|value| **value == 1)).await?;
     Ok(())
 }
+
+/// An invalidation has been told once the replicas have it, if that is asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_invalidation_waits_for_replicas() -> Result<()> {
+    let group = RedisSentinel::start().await?;
+    let cache = Cache::builder(&group.url()).replicas(1, Duration::from_millis(300)).connect("test").await?;
+    eventually("the link", async || cache.is_healthy().then_some(())).await?;
+    space(&cache).set("k", 1).await?;
+    assert_eq!(space(&cache).remove("k").await, Reach::Everywhere);
+    assert_eq!(cache.invalidate_tags(["t"]).await, Reach::Everywhere);
+    group.server(1).pause()?;
+    assert_eq!(space(&cache).remove("k").await, Reach::Here);
+    assert_eq!(cache.invalidate_tags(["t"]).await, Reach::Here);
+    // Nobody else is kept from Redis.
+    assert!(cache.is_healthy());
+    group.server(1).resume()?;
+    tokio::time::timeout(Duration::from_secs(20), cache.flush()).await?;
+    assert_eq!(space(&cache).remove("k").await, Reach::Everywhere);
+    Ok(())
+}

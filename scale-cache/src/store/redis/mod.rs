@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
-use redis::{RedisError, Script, Value};
+use redis::{RedisError, Script, ScriptInvocation, Value};
 use scale_redis::{Event, Keys, Subscription};
 
 use super::{Begun, Loss, News, Position, Store, Version};
@@ -52,6 +52,8 @@ pub struct RedisStore {
     whole: AtomicU64,
     /// The servers behind the last examination, and for which connection it was.
     examined: Mutex<Option<(u64, Arc<str>)>>,
+    /// Who must have an invalidation before it has been told.
+    replicas: Option<Replicas>,
     begin: Script,
     renew: Script,
     fill: Script,
@@ -60,6 +62,29 @@ pub struct RedisStore {
     version: Script,
     invalidate: Script,
     mark: Script,
+}
+
+/// A connection of its own: `WAIT` holds up whatever is sent behind it.
+struct Replicas {
+    server: scale_redis::Redis,
+    count: usize,
+    within: Duration,
+}
+
+impl Replicas {
+    /// The answer of a script, once enough replicas have what it wrote.
+    async fn acknowledged(&self, script: &Script, call: &ScriptInvocation<'_>) -> Result<Value, Error> {
+        let mut pipe = redis::pipe();
+        pipe.load_script(script).ignore().invoke_script(call);
+        // On the same connection: it waits for what this one has written.
+        pipe.cmd("WAIT").arg(self.count).arg(millis(self.within));
+        let answer = pipe.query_async(&mut self.server.allowing(self.within)).await;
+        let (reply, reached): (Value, usize) = answer.map_err(failed)?;
+        if reached < self.count {
+            return Err(Error::refused(format!("{reached} of {} replicas have the invalidation", self.count)));
+        }
+        Ok(reply)
+    }
 }
 
 impl std::fmt::Debug for RedisStore {
@@ -80,6 +105,7 @@ impl RedisStore {
             losses: Arc::new(AtomicU64::new(1)),
             whole: AtomicU64::new(0),
             examined: Mutex::default(),
+            replicas: None,
             begin: Script::new(include_str!("begin.lua")),
             renew: Script::new(include_str!("renew.lua")),
             fill: Script::new(include_str!("fill.lua")),
@@ -88,6 +114,19 @@ impl RedisStore {
             version: Script::new(include_str!("version.lua")),
             invalidate: Script::new(include_str!("invalidate.lua")),
             mark: Script::new(include_str!("mark.lua")),
+        }
+    }
+
+    /// Takes an invalidation for told only once so many replicas have it, by a connection of its own.
+    pub(crate) fn replicas(self, server: scale_redis::Redis, count: usize, within: Duration) -> Self {
+        Self { replicas: Some(Replicas { server, count, within }), ..self }
+    }
+
+    /// Runs a script that invalidates.
+    async fn tell(&self, script: &Script, call: &ScriptInvocation<'_>) -> Result<Value, Error> {
+        match &self.replicas {
+            Some(replicas) => replicas.acknowledged(script, call).await,
+            None => call.invoke_async(&mut self.server.clone()).await.map_err(failed),
         }
     }
 
@@ -139,7 +178,7 @@ impl RedisStore {
         if let Some(bytes) = bytes {
             call.arg(bytes).arg(millis(keep));
         }
-        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
+        self.tell(&self.change, &call).await.map(drop)
     }
 }
 
@@ -262,8 +301,8 @@ impl Store for RedisStore {
     async fn invalidate(&self, tag: &str, position: Option<&Position>) -> Result<Version, Error> {
         let mut call = self.invalidate.key(self.keys.plain(&format!("tag:{tag}")));
         call.arg(millis(TAG_LIFE)).arg(self.channel()).arg(tag).arg(position.map_or(&[][..], |p| p)).arg(&*self.speaker);
-        let bytes: Vec<u8> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
-        version(&bytes)
+        let answer = self.tell(&self.invalidate, &call).await?;
+        version(&redis::from_redis_value::<Vec<u8>>(answer).map_err(|e| Error::store(RedisError::from(e)))?)
     }
 
     fn is_whole(&self) -> bool {

@@ -1,103 +1,20 @@
-//! The layer over an origin that does as it is told.
-#![cfg(feature = "http")]
-#![allow(clippy::unwrap_used)]
+//! What is stored, for whom, for how long, and under what name.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use parking_lot::Mutex;
 use scale_cache::Cache;
-use scale_cache::http::{HttpCacheBody, HttpCacheLayer};
-use tokio::sync::Notify;
-use tower::{Layer, Service, ServiceExt, service_fn};
+use scale_cache::http::HttpCacheLayer;
+use tower::ServiceExt;
 
-type Body = UnsyncBoxBody<Bytes, Failed>;
-type Answer = Response<HttpCacheBody<Body>>;
-
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("the origin failed")]
-struct Failed;
-
-/// An origin: answers by a function, counts, and can be held back.
-#[derive(Clone, Default)]
-struct Origin {
-    asked: Arc<Mutex<Vec<(Method, String, HeaderMap)>>>,
-    held: Arc<AtomicUsize>,
-    go: Arc<Notify>,
-}
-
-impl Origin {
-    fn count(&self) -> usize {
-        self.asked.lock().len()
-    }
-
-    fn last(&self, name: &str) -> Option<String> {
-        Some(self.asked.lock().last()?.2.get(name)?.to_str().unwrap().to_owned())
-    }
-
-    /// A cached application.
-    fn cached<A>(
-        &self,
-        layer: &HttpCacheLayer,
-        answer: A,
-    ) -> impl Service<Request<Full<Bytes>>, Response = Answer, Error = Failed, Future: Send> + Clone + Send + use<A> + 'static
-    where
-        A: Fn(&Request<Full<Bytes>>, usize) -> Result<Response<Body>, Failed> + Send + Sync + 'static,
-    {
-        let (origin, answer) = (self.clone(), Arc::new(answer));
-        layer.layer(service_fn(move |request: Request<Full<Bytes>>| {
-            let (origin, answer) = (origin.clone(), Arc::clone(&answer));
-            async move {
-                let number = {
-                    let mut asked = origin.asked.lock();
-                    asked.push((request.method().clone(), request.uri().to_string(), request.headers().clone()));
-                    asked.len()
-                };
-                if origin.held.load(SeqCst) > 0 {
-                    origin.go.notified().await;
-                }
-                answer(&request, number)
-            }
-        }))
-    }
-}
-
-fn full(text: impl Into<Bytes>) -> Body {
-    Full::from(text.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
-}
-
-#[allow(clippy::unnecessary_wraps)]
-fn page(fields: &[(&str, &str)], text: impl Into<Bytes>) -> Result<Response<Body>, Failed> {
-    let mut response = Response::builder();
-    for (name, value) in fields {
-        response = response.header(*name, *value);
-    }
-    Ok(response.body(full(text)).unwrap())
-}
-
-fn get(path: &str, fields: &[(&str, &str)]) -> Request<Full<Bytes>> {
-    let mut request = Request::get(path).header("host", "shop.example");
-    for (name, value) in fields {
-        request = request.header(*name, *value);
-    }
-    request.body(Full::default()).unwrap()
-}
-
-async fn text(answer: Answer) -> String {
-    String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
-}
-
-fn status(answer: &Answer) -> String {
-    answer.headers()["cache-status"].to_str().unwrap().to_owned()
-}
+use crate::origin::{Answer, Failed, Origin, get, page, status, text};
 
 /// Two people, who must never see each other's page: whatever an application forgets to say.
 #[tokio::test]
