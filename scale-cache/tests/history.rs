@@ -1,5 +1,6 @@
-//! Processes that read, load and invalidate at random over one Redis, while their links are cut and Redis is killed. Each writes down what
-//! it did and when; afterwards the histories are held against what is promised.
+//! Processes that read, load and invalidate at random over one Redis, while everything happens to them that can: links are cut, processes
+//! are stopped, a runtime ends, clocks are set, Redis is killed, comes back without what it had acknowledged, or fails over. Each writes
+//! down what it did and when; afterwards the histories are held against what is promised.
 //!
 //! The truth is a counter a key in a Redis of its own, which nothing happens to. An invalidation of a key's value `v` that returned means: no
 //! read on that node that begins later returns less than `v`; and on the other nodes, if it [reached](Reach) them, no read that begins
@@ -8,15 +9,17 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::collections::HashMap;
-use std::process::Child;
+use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use parking_lot::Mutex;
 use redis::AsyncCommands;
+use scale_cache::store::since_boot;
 use scale_cache::{Cache, Options, Reach};
-use testkit::{Proxy, Redis, eventually, helper};
+use testkit::{Proxy, Redis, RedisCluster, RedisSentinel, eventually, helper};
 
 const NODES: usize = 3;
 const KEYS: usize = 16;
@@ -26,11 +29,12 @@ const TRUST: Duration = Duration::from_millis(500);
 /// As the crate's docs state it: that, and 1.5 s.
 const BOUND: Duration = Duration::from_secs(2);
 
+/// By a clock that all processes share, and that nobody sets.
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_micros() as u64)
+    since_boot().as_micros() as u64
 }
 
-/// One line of a history; times in µs since 1970.
+/// One line of a history; times in µs.
 #[derive(Clone, Copy, Debug)]
 struct Event {
     kind: char,
@@ -107,10 +111,22 @@ impl Node {
 
 #[test]
 fn helper_that_is_one_node() -> Result<()> {
-    let (Ok(cache), Ok(truth)) = (std::env::var("HISTORY_CACHE"), std::env::var("HISTORY_TRUTH")) else { return Ok(()) };
-    let end = now() + std::env::var("HISTORY_SECONDS")?.parse::<u64>()? * 1_000_000;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let cache = Cache::builder(&cache).trust(TRUST).connect_lazy("history")?;
+    let (Ok(url), Ok(truth)) = (std::env::var("HISTORY_CACHE"), std::env::var("HISTORY_TRUTH")) else { return Ok(()) };
+    let seconds = std::env::var("HISTORY_SECONDS")?.parse::<u64>()?;
+    let end = now() + seconds * 1_000_000;
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    // The cache is made on a runtime that ends half way.
+    let first = runtime()?;
+    let cache = first.block_on(async { Cache::builder(&url).trust(TRUST).connect_lazy("history") })?;
+    if std::env::var("HISTORY_RUNTIME").is_ok() {
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(seconds / 2));
+            first.shutdown_background();
+        });
+    } else {
+        std::mem::forget(first);
+    }
+    runtime()?.block_on(async {
         let truth = scale_redis::Config::new(&truth).response_timeout(Duration::from_secs(20)).connect().await?;
         let node = Arc::new(Node { cache, truth, history: Mutex::default() });
         let tasks: Vec<_> = (0..TASKS)
@@ -143,36 +159,79 @@ fn helper_that_is_one_node() -> Result<()> {
     })
 }
 
-fn node(cache: u16, truth: &Redis, seconds: u64) -> Result<Child> {
-    helper("helper_that_is_one_node")?
-        .env("HISTORY_CACHE", format!("redis://127.0.0.1:{cache}"))
-        .env("HISTORY_TRUTH", truth.url())
-        .env("HISTORY_SECONDS", seconds.to_string())
-        .spawn()
-        .context("starting a node")
+fn faketime() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?;
+    folders.filter_map(|f| Some(f.ok()?.path().join("faketime/libfaketime.so.1"))).find(|path| path.exists())
 }
 
-/// Links cut in silence, reset and slowed, one at a time and all at once, and Redis killed, until shortly before the nodes come to their end.
-async fn weather(server: &Redis, proxies: &[Proxy], end: u64) -> Result<()> {
-    while now() + 4_000_000 < end {
-        let proxy = &proxies[fastrand::usize(..NODES)];
-        let pause = async |from, to| tokio::time::sleep(Duration::from_millis(fastrand::u64(from..to))).await;
-        match fastrand::u32(..6) {
-            0 | 1 => proxy.cut(),
-            2 => proxy.reset(),
-            3 => proxy.delay(Duration::from_millis(30)),
-            4 => proxies.iter().for_each(Proxy::cut),
-            _ => {
-                server.kill()?;
-                pause(50, 1_500).await;
-                server.restart().await?;
+/// The processes, and what can be done to them.
+struct Fleet {
+    nodes: Vec<Child>,
+    truth: Redis,
+    folder: tempfile::TempDir,
+    end: u64,
+}
+
+impl Fleet {
+    /// One process for each address. The first one's runtime ends half way, the last one's clock can be set.
+    async fn start(urls: [String; NODES], seconds: u64) -> Result<Self> {
+        let (truth, folder) = (Redis::start().await?, tempfile::tempdir()?);
+        let end = now() + seconds * 1_000_000;
+        let clock = folder.path().join("clock");
+        std::fs::write(&clock, "+0")?;
+        let mut nodes = Vec::new();
+        for (number, url) in urls.iter().enumerate() {
+            let mut node = helper("helper_that_is_one_node")?;
+            node.env("HISTORY_CACHE", url).env("HISTORY_TRUTH", truth.url()).env("HISTORY_SECONDS", seconds.to_string());
+            if number == 0 {
+                node.env("HISTORY_RUNTIME", "ends");
             }
+            if let Some(library) = faketime().filter(|_| number == NODES - 1) {
+                node.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &clock).env("FAKETIME_NO_CACHE", "1");
+                node.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            }
+            nodes.push(node.spawn().context("starting a node")?);
         }
-        pause(100, 2_500).await;
-        proxies.iter().for_each(Proxy::heal);
-        pause(200, 1_000).await;
+        Ok(Self { nodes, truth, folder, end })
     }
-    Ok(())
+
+    /// Whether there is time for one more fault, and to recover from it.
+    fn has_time_for(&self, fault: Duration) -> bool {
+        now() + fault.as_micros() as u64 + 4_000_000 < self.end
+    }
+
+    fn set_clock(&self) -> Result<()> {
+        let by = ["+0", "+1h", "-1h"][fastrand::usize(..3)];
+        Ok(std::fs::write(self.folder.path().join("clock"), by)?)
+    }
+
+    /// Stops a process for longer than anything may be believed.
+    async fn freeze(&self) -> Result<()> {
+        let id = self.nodes[fastrand::usize(..NODES)].id().to_string();
+        Command::new("kill").args(["-STOP", &id]).status()?;
+        pause(1_500, 3_500).await;
+        Command::new("kill").args(["-CONT", &id]).status()?;
+        Ok(())
+    }
+
+    /// What they wrote down, held against what is promised.
+    async fn judged(self, scenario: &str) -> Result<()> {
+        let Self { nodes, truth, .. } = self;
+        let nodes: Vec<_> =
+            nodes.into_iter().map(|child| tokio::task::spawn_blocking(move || child.wait_with_output())).collect();
+        let mut histories: Vec<Vec<Event>> = Vec::new();
+        for node in nodes {
+            let output = node.await??;
+            ensure!(output.status.success(), "a node failed: {}", String::from_utf8_lossy(&output.stdout));
+            histories.push(String::from_utf8(output.stdout)?.lines().filter_map(Event::read).collect());
+        }
+        drop(truth);
+        judge(scenario, &histories)
+    }
+}
+
+async fn pause(from: u64, to: u64) {
+    tokio::time::sleep(Duration::from_millis(fastrand::u64(from..to))).await;
 }
 
 /// By key: when an invalidation had returned, and the highest value that any had by then.
@@ -200,29 +259,7 @@ fn floor(floors: &Floors, key: usize, began: u64) -> u64 {
     floor[..floor.partition_point(|(ended, _)| *ended < began)].last().map_or(0, |(_, value)| *value)
 }
 
-/// `HISTORY=600 cargo test --release -p scale-cache --all-features --test history` for ten minutes of it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_read_is_older_than_what_is_promised() -> Result<()> {
-    let seconds = std::env::var("HISTORY").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
-    // What Redis acknowledged it still has when it is back: losing it is another promise, with a test of its own.
-    let (server, truth) = (Redis::start_with(&["--appendfsync", "always"]).await?, Redis::start().await?);
-    let mut proxies = Vec::new();
-    for _ in 0..NODES {
-        proxies.push(Proxy::start(server.port()).await?);
-    }
-    let end = now() + seconds * 1_000_000;
-    let children: Vec<Child> = proxies.iter().map(|proxy| node(proxy.port(), &truth, seconds)).collect::<Result<_>>()?;
-    let children = children.into_iter().map(|child| tokio::task::spawn_blocking(move || child.wait_with_output()));
-    let children: Vec<_> = children.collect();
-    eventually("all nodes", async || (server.calls(&["subscribe"]).await.ok()? >= NODES as u64).then_some(())).await?;
-    weather(&server, &proxies, end).await?;
-    let mut histories: Vec<Vec<Event>> = Vec::new();
-    for child in children {
-        let output = child.await??;
-        ensure!(output.status.success(), "a node failed: {}", String::from_utf8_lossy(&output.stdout));
-        histories.push(String::from_utf8(output.stdout)?.lines().filter_map(Event::read).collect());
-    }
-
+fn judge(scenario: &str, histories: &[Vec<Event>]) -> Result<()> {
     let of = |kinds: &'static [char]| move |event: &&Event| kinds.contains(&event.kind);
     let everywhere = floors(histories.iter().flatten().filter(of(&['i'])));
     let (mut reads, mut behind) = (0, 0);
@@ -230,19 +267,125 @@ async fn no_read_is_older_than_what_is_promised() -> Result<()> {
         let here = floors(history.iter().filter(of(&['i', 'h'])));
         for read in history.iter().filter(of(&['r'])) {
             let least = floor(&here, read.key, read.began);
-            ensure!(read.value >= least, "node {number}: {read:?} after {least} was invalidated there");
-            let least = floor(&everywhere, read.key, read.began - BOUND.as_micros() as u64);
-            ensure!(read.value >= least, "node {number}: {read:?} more than {BOUND:?} after {least} was invalidated elsewhere");
+            ensure!(read.value >= least, "{scenario}: node {number}: {read:?} after {least} was invalidated there");
+            let least = floor(&everywhere, read.key, read.began.saturating_sub(BOUND.as_micros() as u64));
+            ensure!(read.value >= least, "{scenario}: node {number}: {read:?} more than {BOUND:?} after {least} elsewhere");
             reads += 1;
             behind += usize::from(read.value < floor(&everywhere, read.key, read.began));
         }
     }
     let count = |kind| histories.iter().flatten().filter(of(kind)).count();
     println!(
-        "{reads} reads, {behind} of them behind by less than {BOUND:?}, {} invalidations, {} of them with the link cut",
+        "{scenario}: {reads} reads, {behind} of them behind by less than {BOUND:?}, {} invalidations, {} of them with the link cut",
         count(&['i', 'h']),
         count(&['h'])
     );
     ensure!(reads > 1_000 && count(&['i']) > 50, "next to nothing was done");
     Ok(())
+}
+
+/// `HISTORY=600 cargo test --release -p scale-cache --all-features --test history` for ten minutes of each.
+fn seconds() -> u64 {
+    std::env::var("HISTORY").ok().and_then(|n| n.parse().ok()).unwrap_or(12)
+}
+
+/// Links cut in silence, reset and slowed, one at a time and all at once, processes stopped, clocks set, and Redis killed. Some of it may
+/// be lost by Redis.
+async fn one_server(scenario: &str, arguments: &[&str], loses: bool) -> Result<()> {
+    let server = Redis::start_with(arguments).await?;
+    let mut proxies = Vec::new();
+    for _ in 0..NODES {
+        proxies.push(Proxy::start(server.port()).await?);
+    }
+    let urls = [0, 1, 2].map(|n: usize| format!("redis://127.0.0.1:{}", proxies[n].port()));
+    let fleet = Fleet::start(urls, seconds()).await?;
+    eventually("all nodes", async || (server.calls(&["subscribe"]).await.ok()? >= NODES as u64).then_some(())).await?;
+    while fleet.has_time_for(Duration::from_secs(3)) {
+        let proxy = &proxies[fastrand::usize(..NODES)];
+        match fastrand::u32(..9) {
+            0 => proxy.cut(),
+            1 => proxy.reset(),
+            2 => proxy.delay(Duration::from_millis(30)),
+            3 => proxies.iter().for_each(Proxy::cut),
+            4 => fleet.freeze().await?,
+            5 => {
+                proxies.iter().for_each(Proxy::cut);
+                fleet.freeze().await?;
+            }
+            6 => fleet.set_clock()?,
+            _ => {
+                if loses {
+                    server.command(&["SAVE"]).await?;
+                    pause(100, 2_000).await;
+                }
+                server.kill()?;
+                pause(50, 1_500).await;
+                server.restart().await?;
+            }
+        }
+        pause(100, 2_500).await;
+        proxies.iter().for_each(Proxy::heal);
+        pause(200, 1_000).await;
+    }
+    fleet.judged(scenario).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_read_is_older_than_what_is_promised() -> Result<()> {
+    one_server("restarts", &["--appendfsync", "always"], false).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_is_one_after_redis_has_lost_its_memory() -> Result<()> {
+    one_server("losses", &["--appendonly", "no"], true).await
+}
+
+/// Fail-overs to a replica that lags.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_is_one_after_fail_overs() -> Result<()> {
+    let group = RedisSentinel::start().await?;
+    let fleet = Fleet::start([(); NODES].map(|()| group.url()), seconds()).await?;
+    pause(1_000, 2_000).await;
+    while fleet.has_time_for(Duration::from_secs(5)) {
+        let master = usize::from(group.master_port().await? != group.server(0).port());
+        let (old, new) = (group.server(master), group.server(1 - master));
+        new.pause()?;
+        let _ = old.command(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+        pause(50, 500).await;
+        old.kill()?;
+        new.resume()?;
+        eventually("the fail-over", async || (group.master_port().await.ok()? == new.port()).then_some(())).await?;
+        if fastrand::bool() {
+            fleet.set_clock()?;
+        }
+        pause(100, 1_000).await;
+        old.restart().await?;
+        eventually("the old master to follow", async || {
+            old.command(&["INFO", "replication"]).await.ok()?.contains("master_link_status:up").then_some(())
+        })
+        .await?;
+        pause(500, 1_500).await;
+    }
+    fleet.judged("fail-overs").await
+}
+
+/// The bus between the nodes of a Cluster is cut, for less time than they need to notice it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_is_one_over_a_cut_bus() -> Result<()> {
+    let cluster = RedisCluster::start().await?;
+    let fleet = Fleet::start([(); NODES].map(|()| cluster.url()), seconds()).await?;
+    pause(1_000, 2_000).await;
+    while fleet.has_time_for(Duration::from_secs(5)) {
+        match fastrand::u32(..3) {
+            0 => fleet.freeze().await?,
+            1 => fleet.set_clock()?,
+            _ => {
+                cluster.cut_bus();
+                pause(1_000, 4_500).await;
+                cluster.heal_bus();
+            }
+        }
+        pause(200, 1_500).await;
+    }
+    fleet.judged("a cut bus").await
 }

@@ -35,10 +35,14 @@
 //! | --- | --- |
 //! | a response says `private` or `no-store`, or answers a request with `Authorization` and does not say that it is for all | it is not stored |
 //! | a request carries cookies, or the answer sets some | it is stored only if it says `public` or `s-maxage` ([`HttpCacheLayer::as_the_standard_permits`] takes `max-age` for enough) |
-//! | many ask for the same at once | one request goes to the origin in each process; the others get its answer, if it may be stored; if not, each asks, and for ten seconds nobody waits for the first |
+//! | many ask for the same at once | one request goes to the origin for each layer value and its clones; the others get its answer, if it may be stored; if not, each asks, and for ten seconds nobody waits for the first |
+//! | one who asks has cookies or credentials with which the answer may not be stored | that client's answer is its own; the others share one as before |
 //! | a client goes away | the fetch goes on, for the others and for the cache |
-//! | a body is larger than [`HttpCacheLayer::largest`], or breaks off | it goes to the client as it comes, and is not stored |
-//! | something is invalidated while it is fetched | what comes is not kept |
+//! | a body is on its way | it goes to the client as it comes; the others have it when it is whole. If nothing comes for [`stall_timeout`](HttpCacheLayer::stall_timeout) (6 s), they ask for themselves |
+//! | a body is larger than [`HttpCacheLayer::largest`], breaks off, or is not as long as its head says | it goes to the client as it comes, and is not stored |
+//! | a request has `Upgrade` (a websocket) | it is passed through, and its answer keeps its fields |
+//! | the clock of this machine is set | pages age as before |
+//! | something is invalidated while it is fetched | what comes is not kept; those who asked before the invalidation get it, those who asked after it share the next fetch |
 //! | a request that changes something succeeds (`POST`, `PUT`, `DELETE` and all that are not safe) | its URL, and those in `Location` and `Content-Location` on the same host, are invalidated, with all their variants |
 //! | the same, of another URL | it stays, but for one in 65,536: URLs share that many tags, so that their number is bounded |
 //! | the origin fails, or answers 500, 502, 503 or 504 | what is stored is served as long as its `stale-if-error` says, unless it says `must-revalidate` |
@@ -59,7 +63,9 @@
 //!
 //! `cargo run --release -p scale-cache --features http --example caching_proxy` is a reverse proxy made of this layer. The suite whose
 //! results for nginx, Varnish and others are public (npm `http-cache-tests` 0.4.5) runs against it in `tests/http_suite.rs`.
-//! See that file for the marks, and why each miss is one.
+//! See that file for the marks, and why each miss is one. Of the suite's newest state (commit b55b8bd of 2026-07-20, in no registry) it
+//! passes 158 of 160 required and 93 of 105 optimal tests. It misses those that want cookies shared, interim responses passed on (which
+//! hyper's server cannot send), `POST` responses stored, a language chosen, and parts stored by themselves.
 
 mod address;
 mod asked;
