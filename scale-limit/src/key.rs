@@ -16,7 +16,21 @@ use smol_str::SmolStr;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(SmolStr);
 
+/// No text of an address or an application begins so.
+const UNKNOWN: &str = "\0unknown client";
+
 impl Key {
+    /// Of a client that nobody knows: what is limited by it is refused.
+    pub(crate) fn unknown() -> Self {
+        Self(SmolStr::new_static(UNKNOWN))
+    }
+
+    /// Whether it is of a client that nobody knows.
+    #[inline]
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.0.as_bytes().first() == Some(&0) && self.0 == UNKNOWN
+    }
+
     /// Of at most 23 bytes.
     #[inline]
     pub(crate) fn short(text: &str) -> Self {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use scale_limit::client::{ClientIp, Key, Networks, Peer};
+use scale_limit::client::{ClientIp, Header, Key, Networks, Peer};
 use scale_limit::guard::scraping::Scraping;
 use scale_limit::layer::{LimitBody, Refusal, Throttle};
 use scale_limit::overrides::{Overrides, Quota};
@@ -84,9 +84,12 @@ async fn keys_do_not_touch_each_other_and_none_means_free() {
     }
     assert_eq!(app.clone().oneshot(request("/", "1.2.3.4:6")).await.unwrap().status(), StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(app.clone().oneshot(request("/", "5.6.7.8:9")).await.unwrap().status(), StatusCode::OK);
+    // A key of none is free; a client of whom nobody knows the address has one, and is refused.
+    let free = self::app(&LimitLayer::new(Limiter::memory()).policy(Policy::per_minute("none", 1), |_| None));
     for _ in 0..20 {
-        let unknown = Request::builder().uri("/").body(()).unwrap();
-        assert_eq!(app.clone().oneshot(unknown).await.unwrap().status(), StatusCode::OK, "no peer, no key");
+        let unknown = || Request::builder().uri("/").body(()).unwrap();
+        assert_eq!(free.clone().oneshot(unknown()).await.unwrap().status(), StatusCode::OK);
+        assert_eq!(app.clone().oneshot(unknown()).await.unwrap().status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 }
 
@@ -193,7 +196,7 @@ async fn a_key_is_told_of_its_own_quota() {
 
 #[tokio::test]
 async fn lists_and_bans_come_before_the_policies() {
-    let (clients, bans) = (ClientIp::behind(["10.0.0.0/8".parse().unwrap()]), BanList::memory());
+    let (clients, bans) = (ClientIp::behind(["10.0.0.0/8".parse().unwrap()], Header::XForwardedFor), BanList::memory());
     let denied = Networks::new(["203.0.113.0/24".parse().unwrap()]);
     let layer = LimitLayer::new(Limiter::memory())
         .policy(Policy::per_hour("all", 1), everybody)

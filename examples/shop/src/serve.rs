@@ -14,7 +14,6 @@ use axum::routing::{get, post};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use scale_cache::http::HttpCacheLayer;
 use scale_db::StickyLayer;
-use scale_limit::client::Peer;
 use scale_limit::layer::Throttle;
 use scale_limit::load::AdaptiveConcurrency;
 use scale_limit::{LimitLayer, LoadShed};
@@ -94,7 +93,6 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         // What may be shared by all is answered without asking the layers below; a page that depends on a session never is.
         .layer(HttpCacheLayer::new(&app.cache))
         .layer(limits)
-        .layer(from_fn(peer))
         .with_state(app.clone());
     // A load balancer and a scraper ask these; nobody limits them.
     let operations = Router::new()
@@ -122,14 +120,6 @@ async fn staff_only(session: Session, request: Request, next: Next) -> Response 
         Ok(None) => (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")).into_response(),
         Err(failure) => failure.into_response(),
     }
-}
-
-/// Tells the limits who is asking.
-async fn peer(mut request: Request, next: Next) -> Response {
-    if let Some(ConnectInfo(address)) = request.extensions().get::<ConnectInfo<SocketAddr>>().copied() {
-        request.extensions_mut().insert(Peer(address));
-    }
-    next.run(request).await
 }
 
 /// What browsers are to do with our pages, and what not.

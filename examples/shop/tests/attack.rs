@@ -34,7 +34,7 @@ async fn guessing_is_bounded_and_the_owner_gets_in() -> Result<()> {
     std::fs::write(
         &config,
         format!(
-            "plain_http = true\nlisten = \"127.0.0.1:0\"\n[clients]\ntrusted = [\"127.0.0.0/8\"]\n[limit]\nurl = \"{}\"\n\
+            "plain_http = true\nlisten = \"127.0.0.1:0\"\n[clients]\ntrusted = [\"127.0.0.0/8\"]\nheader = \"x-forwarded-for\"\n[limit]\nurl = \"{}\"\n\
              site = {{ name = \"site\", quota = 10000, per = \"1s\" }}\nlogin = {{ name = \"login\", quota = 10000, per = \"1s\" }}\n",
             redis.url()
         ),

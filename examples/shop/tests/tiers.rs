@@ -217,7 +217,7 @@ async fn guessing_is_bounded_and_the_owner_gets_in() -> Result<()> {
     // Two servers behind a load balancer on this machine.
     let shared = folder.path().join("shared.toml");
     let limits = NO_LIMIT.replace("[limit]", &format!("[limit]\nurl = {:?}", redis.url()));
-    let proxied = "clients = { trusted = [\"127.0.0.1/32\"] }\n";
+    let proxied = "clients = { trusted = [\"127.0.0.1/32\"], header = \"x-forwarded-for\" }\n";
     std::fs::write(&shared, format!("{proxied}{}", std::fs::read_to_string(&config)?.replace(NO_LIMIT, &limits)))?;
     let shared = shared.display().to_string();
     let one = Shop::open(folder.path(), &["--config", &shared]).await?;

@@ -190,7 +190,7 @@ where
     }
 
     fn call(&mut self, request: Request<Req>) -> Self::Future {
-        let client = self.layer.clients.key(&request);
+        let client = self.layer.clients.key(&request).filter(|client| !client.is_unknown());
         let resource = request.uri().path().to_owned();
         let scraping = self.layer.scraping.clone();
         let answer = self.inner.call(request);

@@ -24,7 +24,7 @@ pub use self::response::Refusal;
 use self::throttle::Plain;
 pub use self::throttle::Throttle;
 use self::told::Told;
-use crate::client::{ClientIp, Key, Networks, Peer, prefix};
+use crate::client::{ClientIp, Key, Networks, Peer, prefix, say_what_is_missing};
 use crate::decision::Decision;
 use crate::guard::bans::BanList;
 use crate::head::Head;
@@ -194,6 +194,9 @@ impl Inner {
         // The key is not moved from where it was written: the processor would wait for it.
         let mut found = if throttle.applies(head) { key(head) } else { None };
         let Some(key) = &found else { return Verdict::Pass(Told::default()) };
+        if key.is_unknown() {
+            return self.unknown(head);
+        }
         let charge = Charge::new(policy, key, throttle.cost_of(head));
         match self.limiter.rule_at_once(&charge) {
             Some((_, ruling)) if charge.admits(&ruling) => {
@@ -213,6 +216,9 @@ impl Inner {
         if asked.is_empty() {
             return Verdict::Pass(Told::default());
         }
+        if asked.iter().any(throttle::Asked::is_of_unknown) {
+            return self.unknown(head);
+        }
         let made = |(policy, key, cost)| Charge::new(policy, key, cost);
         let decision = self.limiter.check_now(&self.charges(&asked).into_iter().map(made).collect::<SmallVec<[_; 2]>>());
         match decision {
@@ -226,10 +232,23 @@ impl Inner {
         Verdict::Refuse(Box::new(self.refuse(&Refusal::TooMany(decision), head)))
     }
 
+    /// Nobody knows who asks.
+    #[cold]
+    fn unknown(&self, head: &Head<'_>) -> Verdict {
+        Verdict::Refuse(Box::new(self.refuse(&Refusal::UnknownClient, head)))
+    }
+
     /// What holds whatever the policies say.
     fn at_the_gate(&self, head: &Head<'_>) -> Option<Verdict> {
         let gate = self.gate.as_ref()?;
-        let ip = head.extensions.get::<Peer>().map(|peer| gate.clients.find(peer.0.ip(), head.headers))?;
+        let Some(peer) = Peer::of(head.extensions) else {
+            if gate.clients.is_lenient() {
+                return None;
+            }
+            say_what_is_missing();
+            return Some(self.unknown(head));
+        };
+        let ip = gate.clients.find(peer, head.headers);
         let refuse = |refusal| Some(Verdict::Refuse(Box::new(self.refuse(&refusal, head))));
         if gate.allowed.contains(ip) {
             return Some(Verdict::Pass(Told::default()));

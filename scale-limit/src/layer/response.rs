@@ -36,6 +36,8 @@ pub enum Refusal<'a> {
     Denied,
     /// Banned: 403.
     Banned(&'a Ban),
+    /// Limited by its address, which nobody knows: 500. See [`ClientIp::key`](crate::client::ClientIp::key).
+    UnknownClient,
 }
 
 /// The two `RateLimit` headers, on successes too, so that a good client can slow down in time.
@@ -241,7 +243,7 @@ pub(super) fn refusal(refusal: &Refusal<'_>, own: Option<Response<Bytes>>, jitte
             decision.retry_after()
         }
         Refusal::Banned(ban) => Some(ban.left()),
-        Refusal::Denied => None,
+        Refusal::Denied | Refusal::UnknownClient => None,
     };
     if let Some(wait) = wait {
         let wait = seconds(wait.mul_f64(1.0 + fastrand::f64() * jitter)).max(1);
@@ -266,6 +268,11 @@ fn problem(refusal: &Refusal<'_>) -> Response<Bytes> {
         // Why somebody is banned is for the operators.
         Refusal::Denied | Refusal::Banned(_) => {
             (StatusCode::FORBIDDEN, serde_json::json!({ "type": "about:blank", "title": "Forbidden", "status": 403 }))
+        }
+        // What is missing is for the operators, too.
+        Refusal::UnknownClient => {
+            let problem = serde_json::json!({ "type": "about:blank", "title": "Internal server error", "status": 500 });
+            (StatusCode::INTERNAL_SERVER_ERROR, problem)
         }
     };
     let mut response = Response::new(Bytes::from(problem.to_string()));

@@ -86,6 +86,10 @@ impl Asked {
         Self { throttle, policy, key, cost }
     }
 
+    pub(super) fn is_of_unknown(&self) -> bool {
+        self.key.is_unknown()
+    }
+
     pub(super) fn charge<'a>(&'a self, throttles: &'a [Throttle]) -> (&'a Policy, &'a str, u32) {
         let policy = match (&self.policy, &throttles[self.throttle].select) {
             (Some(policy), _) | (None, Select::One(policy, ..)) => policy,

@@ -1,0 +1,32 @@
+//! The first example of the README: `cargo run -p scale-limit --features axum --example axum`.
+
+use std::net::SocketAddr;
+
+use axum::routing::{get, post};
+use axum::{Router, body::Body, serve};
+use http::Method;
+use scale_limit::client::ClientIp;
+use scale_limit::layer::Throttle;
+use scale_limit::{LimitLayer, Limiter, Policy};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let limiter = Limiter::connect("memory:", "shop").await?; // or "redis://…"
+    // Behind a proxy: ClientIp::behind(["10.0.0.0/8".parse()?], Header::XForwardedFor)
+    let clients = ClientIp::direct();
+    let (everybody, guests) = (clients.clone(), clients);
+    let login = Throttle::new(Policy::per_minute("login", 5), move |request| guests.key(request));
+    let limits = LimitLayer::new(limiter)
+        .policy(Policy::per_second("site", 50).burst(200), move |request| everybody.key(request))
+        .throttle(login.method(Method::POST).path("/login"));
+
+    let app = Router::new()
+        .route("/", get(|| async { "hello" }))
+        .route("/login", post(|| async { "welcome" }))
+        .layer(limits.keep_body(Body::new));
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".into());
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    // The limits are told who asks by this, with the feature `axum` of scale-limit.
+    serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
+    Ok(())
+}
