@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use moka::sync::Cache as Moka;
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::breaker::Breaker;
@@ -67,6 +69,8 @@ pub(crate) struct Inner {
     pub(crate) link: Link,
     /// Nobody listens to the store's news: the runtime is gone on which somebody did.
     pub(crate) is_deaf: AtomicBool,
+    /// Who listens.
+    pub(crate) listener: Mutex<Option<AbortHandle>>,
     /// Somebody finds out what the store has lost.
     pub(crate) is_examined: AtomicBool,
     pub(crate) breaker: Breaker,
@@ -86,6 +90,14 @@ pub(crate) struct Inner {
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cache").field("shared", &self.shared).field("link_up", &self.link.is_up()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener.get_mut().take() {
+            listener.abort();
+        }
     }
 }
 
@@ -166,6 +178,7 @@ impl Cache {
             journal: Journal::default(),
             link: Link::new(config.trust.min(LONGEST), proven_within),
             is_deaf: AtomicBool::new(true),
+            listener: Mutex::default(),
             is_examined: AtomicBool::new(false),
             breaker: Breaker::default(),
             patience: config.patience,
@@ -236,6 +249,8 @@ impl Cache {
     /// # }
     /// ```
     pub async fn flush(&self) {
+        // The runtime may be gone on which somebody was at it.
+        tell_later(Arc::clone(&self.0));
         self.0.pending.flushed().await;
     }
 
@@ -391,6 +406,7 @@ impl Cache {
         let inner = &self.0;
         let key: Arc<str> = want.key.into();
         let mut load = Some(load);
+        let came = inner.versions.number();
         loop {
             // Before anything is looked at: what is invalidated from here on is noticed.
             let (number, fence) = (inner.versions.number(), inner.fences.watch(&key));
@@ -408,7 +424,9 @@ impl Cache {
                 era: inner.versions.era(),
                 bumped: inner.versions.bumped(&tags),
                 number,
+                at: Instant::now(),
             };
+            let is_trusted = |at| inner.link.trust_until(at).is_none_or(|end| Instant::now() < end);
             let begin = || {
                 let voyage = Box::new(Voyage {
                     inner: Arc::clone(inner),
@@ -430,7 +448,13 @@ impl Cache {
                     }
                 }
             };
-            let flight = inner.flights.join(&key, ground.clone(), begin)?;
+            let flight = match inner.flights.join(&key, ground.clone(), came, is_trusted, begin) {
+                // A loader that refreshes its own value may read it.
+                Err(Error::Cycle(_)) if worth == Worth::Fresh && old.is_some() => {
+                    return old.map(|old| Arc::clone(&old.value)).ok_or(Error::Panicked);
+                }
+                flight => flight?,
+            };
             let begun_here = load.is_none();
             if let Some(old) = old {
                 if worth == Worth::Fresh {

@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::entry::Entry;
 use crate::error::Error;
 use crate::fence::Fence;
+use crate::stamp::Agreement;
 
 /// What a load came to.
 #[derive(Clone)]
@@ -39,6 +41,7 @@ pub(crate) struct Ground {
     pub(crate) bumped: u64,
     /// The number of the last invalidation of anything.
     pub(crate) number: u64,
+    pub(crate) at: Instant,
 }
 
 impl Ground {
@@ -75,7 +78,7 @@ impl Default for Flights {
 
 /// The loads that the present task is a part of, the innermost first: what one of them waits for must not be one of them.
 #[derive(Clone)]
-struct Chain(Arc<Link>);
+pub(crate) struct Chain(Arc<Link>);
 
 struct Link {
     /// Where the flights are: two caches may have the same key.
@@ -86,6 +89,27 @@ struct Link {
 
 tokio::task_local! {
     static LOADING: Chain;
+}
+
+/// The loads that this task is a part of.
+pub(crate) fn chain() -> Option<Chain> {
+    LOADING.try_with(Clone::clone).ok()
+}
+
+/// A task that is a part of all these loads.
+pub(crate) async fn within<F: Future>(chains: Vec<Chain>, task: F) -> F::Output {
+    let mut merged: Option<Chain> = None;
+    for chain in &chains {
+        let mut link = Some(chain);
+        while let Some(Chain(one)) = link {
+            merged = Some(Chain(Arc::new(Link { flights: one.flights, key: Arc::clone(&one.key), outer: merged })));
+            link = one.outer.as_ref();
+        }
+    }
+    match merged {
+        Some(merged) => LOADING.scope(merged, task).await,
+        None => task.await,
+    }
 }
 
 /// A load that the caller waits for.
@@ -101,11 +125,19 @@ impl Flights {
         &self.shards[(self.hasher.hash_one(key) >> 32) as usize % SHARDS]
     }
 
-    /// Joins the load under way, or starts one, in a task of its own: dropping what waits for it neither ends nor doubles it.
+    /// Joins the load under way, or starts one, in a task of its own: dropping what waits for it neither ends nor doubles it. `came`: the
+    /// number of the last invalidation when the caller asked; `is_trusted`: whether what was begun then may be believed.
     ///
     /// # Errors
     /// [`Error::Cycle`], [`Error::NoRuntime`].
-    pub(crate) fn join<F>(self: &Arc<Self>, key: &Arc<str>, ground: Ground, load: impl FnOnce() -> F) -> Result<Joined, Error>
+    pub(crate) fn join<F>(
+        self: &Arc<Self>,
+        key: &Arc<str>,
+        ground: Ground,
+        came: u64,
+        is_trusted: impl FnOnce(Instant) -> bool,
+        load: impl FnOnce() -> F,
+    ) -> Result<Joined, Error>
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
@@ -119,9 +151,11 @@ impl Flights {
             waits = link.outer.as_ref();
         }
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
-        let came = ground.number;
+        let began = ground.number;
         let mut shard = self.shard(key).lock();
-        if let Some(flight) = shard.get(key).filter(|flight| flight.ground.is_shared_with(&ground)) {
+        if let Some(flight) = shard.get(key).filter(|flight| flight.ground.is_shared_with(&ground))
+            && is_trusted(flight.ground.at)
+        {
             return Ok(Joined { outcome: flight.outcome.clone(), began: flight.ground.number, came });
         }
         let number = self.next.fetch_add(1, Relaxed);
@@ -138,7 +172,7 @@ impl Flights {
             drop(entry);
             sender.send_replace(Some(result));
         });
-        Ok(Joined { outcome, began: came, came })
+        Ok(Joined { outcome, began, came })
     }
 }
 
@@ -165,7 +199,9 @@ impl Joined {
     /// was invalidated before the caller came.
     pub(crate) async fn landed(mut self) -> Option<Result<Arc<Entry>, Error>> {
         let outcome = self.outcome.wait_for(Option::is_some).await.ok()?.clone()?;
-        let missed = outcome.overtaken && self.came != self.began;
+        // Asked now: it may have been invalidated after its load had ended, and before this caller came.
+        let is_old = || outcome.result.as_ref().is_ok_and(|entry| entry.stamps.agree() == Agreement::Changed);
+        let missed = self.came > self.began && (outcome.overtaken || is_old());
         (!missed).then_some(outcome.result)
     }
 }

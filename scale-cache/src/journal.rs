@@ -7,8 +7,12 @@ use parking_lot::Mutex;
 
 /// So many are remembered.
 const MOST: usize = 1 << 15;
+/// With names of so many bytes in all.
+const MOST_BYTES: usize = 8 << 20;
 /// What was noted so long before a moment may be of a later one.
 const MARGIN_US: u64 = 2_000_000;
+/// The longest time between two proofs that all news are heard.
+const PROVEN_US: u64 = 1_500_000;
 
 /// What an invalidation names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,13 +30,22 @@ struct Inner {
     latest: HashMap<Named, u64>,
     /// With those that were overtaken by a later one of the same name.
     order: VecDeque<(u64, Named)>,
+    /// Of names in there.
+    bytes: usize,
     /// Since when nothing is missing, and until when; µs by the store's clock.
     complete: (u64, u64),
 }
 
+impl Named {
+    fn bytes(&self) -> usize {
+        let (Self::Tag(name) | Self::Key(name)) = self;
+        name.len()
+    }
+}
+
 impl Default for Inner {
     fn default() -> Self {
-        Self { latest: HashMap::new(), order: VecDeque::new(), complete: (u64::MAX, 0) }
+        Self { latest: HashMap::new(), order: VecDeque::new(), bytes: 0, complete: (u64::MAX, 0) }
     }
 }
 
@@ -40,9 +53,11 @@ impl Journal {
     pub(crate) fn note(&self, at_us: u64, name: Named) {
         let mut inner = self.0.lock();
         inner.latest.insert(name.clone(), at_us);
+        inner.bytes += name.bytes();
         inner.order.push_back((at_us, name));
-        while inner.latest.len() > MOST || inner.order.len() > 2 * MOST {
+        while inner.latest.len() > MOST || inner.order.len() > 2 * MOST || inner.bytes > MOST_BYTES {
             let Some((at, name)) = inner.order.pop_front() else { break };
+            inner.bytes -= name.bytes();
             if inner.latest.get(&name) == Some(&at) {
                 inner.latest.remove(&name);
                 inner.complete.0 = inner.complete.0.max(at + 1);
@@ -75,7 +90,8 @@ impl Journal {
         let inner = self.0.lock();
         let from = at_us.saturating_sub(MARGIN_US);
         let names = inner.latest.iter().filter(|(_, at)| **at >= from).map(|(name, _)| name.clone()).collect();
-        (names, inner.complete.0 <= at_us && at_us <= inner.complete.1)
+        // The link is proven about as often as a mark is made.
+        (names, inner.complete.0 <= at_us && at_us <= inner.complete.1.saturating_add(PROVEN_US))
     }
 }
 
@@ -105,7 +121,7 @@ mod tests {
         let (all, complete) = journal.since(5);
         assert_eq!((all.len(), complete), (MOST, false));
         journal.end(9_000_001);
-        assert!(journal.since(9_000_000).1 && !journal.since(9_000_002).1, "nothing is known of the time after");
+        assert!(journal.since(9_000_000).1 && !journal.since(9_000_002 + PROVEN_US).1, "nothing is known of the time after");
         journal.resume(Some(9_000_000));
         let (new, complete) = journal.since(9_000_000);
         assert_eq!((new.len(), complete), (all.len(), true));

@@ -50,6 +50,14 @@ impl Link {
         }
     }
 
+    /// For how long the link has not been proven to be up.
+    pub(crate) fn unproven_for(&self) -> Duration {
+        if self.proven_within.is_none() {
+            return Duration::ZERO;
+        }
+        since_boot().saturating_sub(Duration::from_nanos(self.proven.load(SeqCst)))
+    }
+
     pub(crate) fn went_down(&self) {
         let now = self.start.elapsed().as_nanos() as u64;
         // What was lost before is lost since then.

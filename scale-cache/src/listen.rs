@@ -10,6 +10,7 @@ use futures_util::stream::BoxStream;
 use tokio::time::{Instant, timeout};
 
 use crate::cache::{Cache, Inner};
+use crate::clock::since_boot;
 use crate::error::Error;
 use crate::journal::Named;
 use crate::shared::tell_later;
@@ -21,6 +22,9 @@ use crate::store::{Loss, News, Store};
 const GRACE: Duration = Duration::from_secs(2);
 /// The store has so long to answer for the first time.
 const FIRST_ANSWER: Duration = Duration::from_millis(500);
+/// The versions of spaces, and of everything, are asked for every so many proofs of the link: they are known for as long as the process
+/// lives, and the store may forget them.
+const RENEWED_EVERY: u32 = 9;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Somebody listens; when this ends nobody does.
@@ -56,7 +60,8 @@ impl Inner {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         if self.is_deaf.swap(false, SeqCst) {
             let listening = Listening(Weak::clone(&self.this));
-            runtime.spawn(listen(listening, store.news()));
+            let task = runtime.spawn(listen(listening, store.news()));
+            *self.listener.lock() = Some(task.abort_handle());
         }
     }
 
@@ -77,7 +82,8 @@ impl Inner {
         for name in names {
             match name {
                 Named::Tag(tag) => {
-                    self.pending.add_tag(&tag, None, || self.versions.invalidate_here(&tag, None));
+                    let position = self.versions.position([&tag]);
+                    self.pending.add_tag(&tag, position.clone(), || self.versions.invalidate_here(&tag, position.as_ref()));
                 }
                 Named::Key(key) => {
                     self.pending.add_key(Arc::clone(&key));
@@ -88,6 +94,19 @@ impl Inner {
         tell_later(Arc::clone(self));
         self.pending.flushed().await;
         complete
+    }
+
+    /// Asks for the versions of the cache's own tags: so they do not expire, and are what all others know.
+    async fn renew_own_tags(&self) {
+        let Some(store) = &self.shared else { return };
+        for tag in self.versions.own_tags() {
+            let era = self.versions.era();
+            if let Some((version, _)) = self.ask(store.version(&tag)).await
+                && self.pending.version_of(&tag).is_none()
+            {
+                self.versions.learn(era, &tag, &version);
+            }
+        }
     }
 
     /// Everything that is stored is invalid from now on.
@@ -120,6 +139,7 @@ impl Cache {
 
 /// Takes in what other processes do, until the last handle is gone.
 async fn listen(listening: Listening, mut news: BoxStream<'static, News>) {
+    let mut beats: u32 = 0;
     while let Some(news) = news.next().await {
         let Some(inner) = listening.0.upgrade() else { return };
         let Some(store) = &inner.shared else { return };
@@ -138,7 +158,8 @@ async fn listen(listening: Listening, mut news: BoxStream<'static, News>) {
             }
             News::Lost => {
                 inner.link.went_down();
-                inner.journal.end(store.now_us());
+                // What was said after the last proof may have been missed.
+                inner.journal.end(store.now_us().saturating_sub(inner.link.unproven_for().as_micros() as u64));
                 metrics::counter!("scale_cache_links_lost_total").increment(1);
                 inner.is_whole();
             }
@@ -153,9 +174,17 @@ async fn listen(listening: Listening, mut news: BoxStream<'static, News>) {
             }
             News::Heard { asked } => {
                 inner.link.proven_at(asked);
+                beats += 1;
                 if inner.is_whole() {
-                    let store = Arc::clone(store);
-                    tokio::spawn(async move { store.mark().await });
+                    let (inner, is_due) = (Arc::clone(&inner), beats.is_multiple_of(RENEWED_EVERY));
+                    tokio::spawn(async move {
+                        if let Some(store) = &inner.shared {
+                            store.mark().await;
+                        }
+                        if is_due {
+                            inner.renew_own_tags().await;
+                        }
+                    });
                 }
             }
         }
@@ -164,7 +193,7 @@ async fn listen(listening: Listening, mut news: BoxStream<'static, News>) {
 
 /// Makes up for what the store has lost, until it has lost nothing.
 async fn make_whole(examining: Examining) {
-    let mut told = None;
+    let mut told: Option<Told> = None;
     loop {
         let Some(inner) = examining.0.upgrade() else { return };
         let Some(store) = inner.shared.clone() else { return };
@@ -173,41 +202,50 @@ async fn make_whole(examining: Examining) {
         }
         // What is invalidated from here on is heard, if the link is up: a mark made below is of a later moment.
         let heard_since = inner.link.is_up().then(|| store.now_us());
-        let since_us = match inner.ask(store.examine()).await {
-            // There was nothing to see to, or somebody else has seen to it.
+        let loss = inner.ask(store.examine()).await;
+        let incarnation = store.incarnation();
+        // Another loss while the last one was made up for: everything is told once more.
+        told = told.filter(|told| told.incarnation == incarnation);
+        let is_made_good = match loss {
             Some(Loss::Nothing) => {
                 inner.journal.resume(heard_since);
                 continue;
             }
-            Some(Loss::Since(since_us)) => Some(since_us),
-            Some(Loss::Unknown) => None,
-            Some(Loss::Everything) => {
-                if inner.clear_all(&store).await && inner.ask(store.settle()).await.is_some() {
-                    inner.journal.resume(heard_since);
-                }
-                continue;
+            Some(Loss::Everything) => inner.clear_all(&store).await,
+            // Others have made up for what they knew of.
+            Some(Loss::SettledSince(since_us)) => {
+                inner.tell_again(since_us).await;
+                true
             }
-            None => {
-                drop((inner, store));
-                tokio::time::sleep(PAUSE).await;
-                continue;
+            Some(loss @ (Loss::Since(_) | Loss::Unknown)) => {
+                let since_us = if let Loss::Since(since_us) = loss { Some(since_us) } else { None };
+                let told = match told {
+                    Some(told) => told,
+                    None => {
+                        let is_complete = inner.tell_again(since_us.unwrap_or_default()).await && since_us.is_some();
+                        *told.insert(Told { incarnation, at: since_boot(), is_complete })
+                    }
+                };
+                let waited = since_boot().saturating_sub(told.at);
+                // Who remembers everything settles it; only if nobody does, nothing is left.
+                if told.is_complete { waited > GRACE } else { waited > 2 * GRACE && inner.clear_all(&store).await }
             }
+            None => false,
         };
-        let now = crate::clock::since_boot();
-        let (is_complete, told_at) = match told {
-            Some(told) => told,
-            None => *told.insert((inner.tell_again(since_us.unwrap_or_default()).await && since_us.is_some(), now)),
-        };
-        let waited = now.saturating_sub(told_at);
-        // Who remembers everything settles it; only if nobody does, nothing is left.
-        let is_made_good = if is_complete { waited > GRACE } else { waited > 2 * GRACE && inner.clear_all(&store).await };
-        if is_made_good {
-            if inner.ask(store.settle()).await.is_some() {
-                inner.journal.resume(heard_since);
-            }
-        } else {
-            drop((inner, store));
-            tokio::time::sleep(PAUSE).await;
+        if is_made_good && store.incarnation() == incarnation && inner.ask(store.settle()).await.is_some() {
+            inner.journal.resume(heard_since);
+            continue;
         }
+        drop((inner, store));
+        tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// All that this process remembers has been told again.
+#[derive(Clone, Copy)]
+struct Told {
+    /// To which server.
+    incarnation: u64,
+    at: Duration,
+    is_complete: bool,
 }

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::error::Error;
+use crate::flight::{Chain, chain, within};
 use crate::space::Space;
 
 /// So long keys that are known to be missing wait for others of which nothing is known yet: they may be loaded elsewhere just now.
@@ -30,6 +31,8 @@ struct Batch<K, V, F> {
 
 struct State<K, V> {
     waiting: Waiting<K, V>,
+    /// The loads that wait.
+    chains: Vec<Chain>,
     /// Keys of which nothing is known yet.
     open: usize,
 }
@@ -57,6 +60,7 @@ where
         let (first, last) = {
             let mut state = self.state.lock();
             state.waiting.push((key, sender));
+            state.chains.extend(chain());
             state.open = state.open.saturating_sub(1);
             (state.waiting.len() == 1, state.open == 0)
         };
@@ -95,12 +99,15 @@ where
     }
 
     async fn run(&self) {
-        let waiting = std::mem::take(&mut self.state.lock().waiting);
+        let (waiting, chains) = {
+            let mut state = self.state.lock();
+            (std::mem::take(&mut state.waiting), std::mem::take(&mut state.chains))
+        };
         if waiting.is_empty() {
             return;
         }
         let keys = waiting.iter().map(|(key, _)| key.clone()).collect();
-        match (self.load)(keys).await {
+        match within(chains, async { (self.load)(keys).await }).await {
             Ok(mut found) => {
                 for (key, sender) in waiting {
                     let _ = sender.send(Ok(found.remove(&key)));
@@ -164,7 +171,8 @@ where
                 distinct.push(key);
             }
         }
-        let batch = Arc::new(Batch { state: Mutex::new(State { waiting: Vec::new(), open: distinct.len() }), load });
+        let batch =
+            Arc::new(Batch { state: Mutex::new(State { waiting: Vec::new(), chains: Vec::new(), open: distinct.len() }), load });
         let loads = distinct.into_iter().map(|key| {
             let (batch, name, came) = (Arc::clone(&batch), key.clone(), Arc::new(AtomicBool::new(false)));
             async move {

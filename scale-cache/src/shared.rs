@@ -213,7 +213,7 @@ impl Inner {
             match self.ask(store.version(tag)).await {
                 Some((version, _)) if self.versions.learn(era, tag, &version) => true,
                 // We remember an invalidation that the store has lost: it is made again.
-                Some(_) => match self.ask(store.invalidate(tag, None)).await {
+                Some(_) => match self.ask(store.invalidate(tag, self.versions.position([tag]).as_ref())).await {
                     Some(version) => {
                         self.versions.accept(era, tag, &version);
                         true
@@ -251,7 +251,11 @@ impl Inner {
             return Some(stamps);
         }
         // It was not known what its version was then: it is what it is now, if the last change came before.
-        let (version, now_us) = self.ask(store.version(tag)).await?;
+        let Some((version, now_us)) = self.ask(store.version(tag)).await else {
+            // Nobody can say. As with other tags then: what is made here is of use here, until the store can be asked.
+            let is_quiet = !self.link.is_up() && self.versions.bumped([tag]) <= began.number;
+            return is_quiet.then(|| self.versions.assume([Arc::clone(tag)]));
+        };
         let is_known = self.versions.learn(began.era, tag, &version);
         let elapsed = since_boot().saturating_sub(began.at);
         // Clocks do not go at quite the same speed.
@@ -302,6 +306,11 @@ impl Inner {
         let now_us = store.now_us();
         let left = |until: u64| Duration::from_micros(until.saturating_sub(now_us));
         let stamps = self.versions.stamps_of(head.tags, [&self.everything, space]);
+        // A tag that the store had forgotten, as tags are in time, has a version there that nobody here has heard of.
+        let newer = stamps.newer();
+        if !newer.is_empty() && !self.resolve(&newer).await {
+            return None;
+        }
         // Without news what was known proves nothing: the versions come from where the bytes do.
         let doubtful = if !self.link.is_up() {
             stamps.tags().cloned().collect()

@@ -110,6 +110,12 @@ impl Stamps {
         agreement
     }
 
+    /// The tags of which a later version is written here than is known.
+    pub(crate) fn newer(&self) -> Vec<Arc<str>> {
+        let is_newer = |cell: &Cell, then: u64| cell.version().is_some_and(|now| now & LOCAL == 0 && now < then);
+        self.0.iter().filter(|(cell, then)| is_newer(cell, *then)).map(|(cell, _)| Arc::clone(&cell.tag)).collect()
+    }
+
     /// Tags and versions, to be stored; `None` if some version is only known here.
     pub(crate) fn shareable(&self) -> Option<Vec<(Arc<str>, u64)>> {
         self.0.iter().map(|(cell, v)| (v & LOCAL == 0).then(|| (Arc::clone(&cell.tag), *v))).collect()
@@ -339,6 +345,14 @@ impl Versions {
             // In a process on its own a tag that nobody has invalidated has been the same for as long as any is remembered.
             cell.known_since.store(self.forgotten.load(SeqCst), SeqCst);
         }
+    }
+
+    /// The tags of spaces, and of everything.
+    pub(crate) fn own_tags(&self) -> Vec<Arc<str>> {
+        let own = |shard: &Mutex<Shard>| -> Vec<Arc<str>> {
+            shard.lock().cells.keys().filter(|tag| tag.starts_with(ALL)).cloned().collect()
+        };
+        self.shards.iter().flat_map(own).collect()
     }
 
     pub(crate) fn era(&self) -> u64 {

@@ -69,6 +69,43 @@ async fn who_asks_after_a_revocation_does_not_join_a_load_from_before_it() -> Re
     Ok(())
 }
 
+/// The load has ended, and its value is on its way to those who wait: who asks after an invalidation is none of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_after_a_revocation_is_not_given_what_has_just_been_loaded() -> Result<()> {
+    let cache = Cache::memory();
+    let current = Arc::new(AtomicU32::new(0));
+    // Large, so that it takes its time between the loader's end and its own.
+    let read = {
+        let (cache, current) = (cache.clone(), Arc::clone(&current));
+        async move |ended: Option<Arc<Notify>>| {
+            let current = Arc::clone(&current);
+            let load = move |load: Load| async move {
+                load.tag("t");
+                let value = (current.load(SeqCst), vec!["x".to_owned(); 20_000]);
+                if let Some(ended) = ended {
+                    ended.notify_one();
+                }
+                Ok::<_, Io>(value)
+            };
+            cache.get_or_load::<(u32, Vec<String>), _, _, _>("k", &hour(), load).await.map(|value| value.0)
+        }
+    };
+    for round in 1..=30 {
+        cache.clear().await;
+        let ended = Arc::new(Notify::new());
+        let first = tokio::spawn({
+            let (read, ended) = (read.clone(), Arc::clone(&ended));
+            async move { read(Some(ended)).await }
+        });
+        ended.notified().await;
+        current.store(round, SeqCst);
+        cache.invalidate_tags(["t"]).await;
+        assert_eq!(read(None).await?, round);
+        first.await??;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_old_tag_found_late_is_no_reason_not_to_keep_a_value() -> Result<()> {
     let cache = Cache::memory();
@@ -169,6 +206,16 @@ async fn a_loader_that_asks_for_its_own_key_is_told_so() -> Result<()> {
         causes.any(|cause| matches!(cause.downcast_ref::<Error>(), Some(Error::Cycle(key)) if key.ends_with('a'))),
         "{error}"
     );
+    // By way of many at once, too.
+    let (space, inner) = (cache.space::<u32>("many"), cache.clone());
+    let many = space.load_many([1, 2], move |keys: Vec<u32>| {
+        let inner = inner.clone();
+        async move {
+            inner.space::<u32>("many").get_or_load(keys[0], |_| ready(Ok::<_, Io>(1))).await?;
+            Ok::<_, Error>(std::collections::HashMap::new())
+        }
+    });
+    assert!(tokio::time::timeout(Duration::from_secs(5), many).await?.is_err());
     // The same key of another cache is another key.
     let (first, second) = (Cache::memory(), Cache::memory());
     let load = move |_| async move { second.get_or_load("a", &hour(), |_| ready(Ok::<_, Io>(1))).await.map(|value| *value) };
@@ -318,6 +365,74 @@ mod on_redis {
         assert!(!space(&cache).touch(1).await);
         assert_eq!((space(&cache).get(1).await, space(&other).get(1).await), (None, None));
         Ok(())
+    }
+
+    /// A load that was begun before the link was lost is not joined by one who asks after the bound.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_old_load_is_not_joined_when_nobody_hears_any_more() -> Result<()> {
+        let server = Redis::start().await?;
+        let proxy = Proxy::start(server.port()).await?;
+        let cache = linked(&format!("redis://127.0.0.1:{}", proxy.port())).await?;
+        let (goes_on, began) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let first = tokio::spawn({
+            let (cache, goes_on, began) = (cache.clone(), Arc::clone(&goes_on), Arc::clone(&began));
+            async move {
+                let load = move |_| async move {
+                    began.notify_one();
+                    goes_on.notified().await;
+                    Ok::<_, Io>(1)
+                };
+                cache.get_or_load("k", &hour().tag("t"), load).await
+            }
+        });
+        began.notified().await;
+        proxy.cut();
+        linked(&server.url()).await?.invalidate_tags(["t"]).await;
+        tokio::time::sleep(Duration::from_millis(4_600)).await;
+        assert_eq!(*cache.get_or_load("k", &hour().tag("t"), |_| ready(Ok::<_, Io>(2))).await?, 2);
+        goes_on.notify_one();
+        assert_eq!(*first.await??, 1);
+        Ok(())
+    }
+
+    /// A tag that the store has forgotten gets another version there, and all come to know it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_tag_that_expired_does_not_part_the_fleet() -> Result<()> {
+        let server = Redis::start().await?;
+        let old = linked(&server.url()).await?;
+        let loads = Arc::new(AtomicU32::new(0));
+        let read = async |cache: &Cache, key: u32| {
+            let loads = Arc::clone(&loads);
+            let load = move |_| {
+                loads.fetch_add(1, SeqCst);
+                ready(Ok::<_, Io>(1))
+            };
+            cache.space::<u32>("n").options(hour()).get_or_load(key, load).await.map(drop)
+        };
+        read(&old, 0).await?;
+        server.command(&["EVAL", "return redis.call('DEL', unpack(redis.call('KEYS', 'test:cache:tag:*')))", "0"]).await?;
+        let new = linked(&server.url()).await?;
+        let mut key = 0;
+        eventually("one load for all of them", async || {
+            key += 1;
+            let before = loads.load(SeqCst);
+            for cache in [&old, &new, &old, &new] {
+                read(cache, key).await.ok()?;
+            }
+            (loads.load(SeqCst) == before + 1).then_some(())
+        })
+        .await?;
+        // And when everything is gone at once.
+        server.command(&["FLUSHALL"]).await?;
+        eventually("one load for all of them", async || {
+            key += 1;
+            let before = loads.load(SeqCst);
+            for cache in [&old, &new, &old, &new] {
+                read(cache, key).await.ok()?;
+            }
+            (loads.load(SeqCst) == before + 1).then_some(())
+        })
+        .await
     }
 
     /// What Redis refuses of one key says nothing of the others.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use scale_cache::{Cache, Options, Reach, Space};
-use testkit::{Redis, RedisSentinel, eventually};
+use testkit::{Proxy, Redis, RedisSentinel, eventually};
 
 async fn linked(url: &str) -> Result<Cache> {
     let cache = Cache::connect(url, "test").await?;
@@ -170,4 +170,81 @@ async fn an_invalidation_waits_for_replicas() -> Result<()> {
     tokio::time::timeout(Duration::from_secs(20), cache.flush()).await?;
     assert_eq!(space(&cache).remove("k").await, Reach::Everywhere);
     Ok(())
+}
+
+/// Redis restarts from the old snapshot once more while everybody tells again what it had lost the first time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_crashes_in_a_row_bring_nothing_back() -> Result<()> {
+    each(["remove", "tag"], async |way| {
+        let server = Redis::start_with(&["--appendonly", "no", "--save", "3600 1"]).await?;
+        let (cache, other) = (linked(&server.url()).await?, linked(&server.url()).await?);
+        space(&cache).set("k", 1).await?;
+        assert_eq!(space(&other).get("k").await.as_deref(), Some(&1));
+        server.command(&["SAVE"]).await?;
+        assert_eq!(get_rid(&cache, way).await?, Reach::Everywhere);
+        server.restart().await?;
+        eventually("it to be told again", async || (server.calls(&["publish"]).await.ok()? > 0).then_some(())).await?;
+        server.restart().await?;
+        nobody_has_it(&[&cache, &other], &server.url(), way).await
+    })
+    .await
+}
+
+/// One whose link was cut when Redis crashed comes back when the others have settled it without knowing what that one had removed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_late_tells_what_it_knows() -> Result<()> {
+    let server = Redis::start_with(&["--appendonly", "no", "--save", "3600 1"]).await?;
+    let (first, second) = (Proxy::start(server.port()).await?, Proxy::start(server.port()).await?);
+    let url = |proxy: &Proxy| format!("redis://127.0.0.1:{}", proxy.port());
+    let (stays, removes) = (linked(&url(&first)).await?, linked(&url(&second)).await?);
+    space(&removes).set("k", 1).await?;
+    server.command(&["SAVE"]).await?;
+    // The one that settles does not hear of the removal.
+    first.cut();
+    assert_eq!(space(&removes).remove("k").await, Reach::Everywhere);
+    second.refuse();
+    server.kill()?;
+    first.heal();
+    server.restart().await?;
+    eventually("it to be settled by the other", async || {
+        let value = space(&stays).get("k").await;
+        (stays.is_healthy() && (value.is_some() || server.calls(&["set"]).await.ok()? > 1)).then_some(())
+    })
+    .await?;
+    second.heal();
+    let until = tokio::time::Instant::now() + BOUND;
+    while tokio::time::Instant::now() < until {
+        assert_ne!(space(&removes).get("k").await.as_deref(), Some(&1), "the one that removed it");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for cache in [&stays, &linked(&server.url()).await?] {
+        assert_ne!(space(cache).get("k").await.as_deref(), Some(&1), "once it is back, nobody has it");
+    }
+    Ok(())
+}
+
+/// A server that followed another one for a while is not what it was, though it was never restarted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fail_back_brings_nothing_back() -> Result<()> {
+    let (a, b) = (Redis::start().await?, Redis::start().await?);
+    let follow = async |who: &Redis, whom: &Redis| {
+        who.command(&["REPLICAOF", "127.0.0.1", &whom.port().to_string()]).await?;
+        eventually("the replica to follow", async || {
+            who.command(&["INFO", "replication"]).await.ok()?.contains("master_link_status:up").then_some(())
+        })
+        .await
+    };
+    let proxy = Proxy::start(a.port()).await?;
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    let cache = linked(&url).await?;
+    space(&cache).set("k", 1).await?;
+    follow(&b, &a).await?;
+    // The replica takes over without the removal, and the old master follows it.
+    b.promote().await?;
+    assert_eq!(space(&cache).remove("k").await, Reach::Everywhere);
+    proxy.refuse();
+    follow(&a, &b).await?;
+    a.promote().await?;
+    proxy.heal();
+    nobody_has_it(&[&cache], &url, "fail-back").await
 }

@@ -45,6 +45,10 @@ impl Address {
         Self { path: rooted(path), ..self.clone() }
     }
 
+    pub(super) fn scheme(&self) -> &str {
+        &self.scheme
+    }
+
     pub(super) fn authority(&self) -> &str {
         &self.authority
     }
@@ -67,7 +71,7 @@ fn rooted(path: &str) -> String {
 }
 
 /// A host and port in the form that all ways to write it have in common; `None` for what is neither.
-fn normal(authority: &str, scheme: &str) -> Option<String> {
+pub(super) fn normal(authority: &str, scheme: &str) -> Option<String> {
     let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte);
     if authority.is_empty() || !authority.bytes().all(fine) {
         return None;

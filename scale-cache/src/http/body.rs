@@ -1,6 +1,8 @@
 //! The body of an answer: stored, or on its way from the origin.
 
+use std::any::Any;
 use std::collections::VecDeque;
+use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -23,12 +25,15 @@ enum Rest<B: Body> {
     Broken(Box<B::Error>),
 }
 
-/// What comes of a body that somebody else reads. It ends when nobody says any more.
+/// What comes of a body that somebody else reads.
 pub(super) enum Part<B: Body> {
     Data(Bytes),
     /// The rest is read by whoever has this.
     Rest(Pin<Box<B>>),
     Broken(B::Error),
+    /// Whoever read it panicked in the body.
+    Panicked(Box<dyn Any + Send>),
+    End,
 }
 
 impl<B: Body> std::fmt::Debug for HttpCacheBody<B> {
@@ -85,7 +90,10 @@ impl<B: Body<Data = Bytes>> Body for HttpCacheBody<B> {
                 }
                 Some(Part::Rest(body)) => this.rest = Rest::Stream(body),
                 Some(Part::Broken(error)) => this.rest = Rest::Broken(Box::new(error)),
-                None => this.rest = Rest::Nothing,
+                Some(Part::End) => this.rest = Rest::Nothing,
+                Some(Part::Panicked(panic)) => resume_unwind(panic),
+                // Whoever read it is gone with its runtime: what has come is not the whole.
+                None => resume_unwind(Box::new("the runtime ended that read this body")),
             }
         }
         match &mut this.rest {

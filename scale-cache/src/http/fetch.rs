@@ -1,32 +1,36 @@
 //! Fetches: once for all who want the same, stored for those who come later, and passed on while they come.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, RANGE, TRANSFER_ENCODING};
+use futures_util::FutureExt;
+use http::header::{CONTENT_LENGTH, RANGE, SET_COOKIE, TRANSFER_ENCODING};
 use http::response::Parts;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
 use super::asked::Asked;
-use super::body::HttpCacheBody;
+use super::body::{HttpCacheBody, Part};
 use super::fill::{AtOnce, Filled, Filling};
 use super::flight::{Flight, Landed};
 use super::freshness::{Freshness, Wishes, has_validator, judge};
 use super::references::tags_of;
 use super::service::{Desk, called};
 use super::status::{Forwarded, Told};
-use super::stored::{Page, Stored, accepts_coding, strip_conditions, strip_connection, varies_by};
+use super::stored::{Page, Stored, accepts_coding, selecting, strip_conditions, strip_connection, varies_by};
 use crate::options::Options;
 use crate::since::Noted;
 use crate::stamp::Stamps;
 
-/// So long the head of an answer is waited for by those who did not ask for it themselves.
-const HEAD: Duration = Duration::from_secs(30);
+/// So long an answer is waited for by those who did not ask for it themselves.
+const HEAD: Duration = Duration::from_secs(10);
+/// A body that takes longer is not stored: nobody waits for it, and its client has it alone.
+const LONGEST_FILL: Duration = Duration::from_mins(1);
 
 /// What came of a fetch.
 pub(super) enum Fetched<B: Body> {
@@ -104,8 +108,10 @@ impl Desk {
             return alone;
         }
         let vary = old.map_or(&[][..], |page| if let Page::Response(stored) = page { &stored.vary } else { &[] });
-        let name: Arc<str> = self.key(&asked.url, vary).into();
-        let versions = &self.layer.cache.0.versions;
+        let mut name: Arc<str> = self.key(&asked.url, vary).into();
+        let mut varies = false;
+        let inner = &self.layer.cache.0;
+        let versions = &inner.versions;
         let came = versions.number();
         loop {
             if shared.passes.contains_key(&asked.url) || (asked.wishes.cookies && shared.personal.contains_key(&asked.url)) {
@@ -116,6 +122,10 @@ impl Desk {
                 Err(waiting) => waiting,
             };
             let began = waiting.began;
+            // What was begun before the link was lost is believed no longer than what was stored then.
+            if inner.link.trust_until(waiting.at).is_some_and(|end| Instant::now() >= end) {
+                return alone;
+            }
             let Ok(landed) = timeout(HEAD, waiting.landed()).await else { return alone };
             // What was begun before the last invalidation this caller may know of is for it only if it is true still.
             let is_good = began >= came || landed.is_current();
@@ -123,12 +133,21 @@ impl Desk {
                 Landed::Page(page, _) if is_good => {
                     let Page::Response(stored) = &*page else { return alone };
                     let status = stored.status();
-                    return if stored.answers(&asked.headers) { Seat::Shared(page, status) } else { alone };
+                    if stored.answers(&asked.headers) {
+                        return Seat::Shared(page, status);
+                    }
+                    // Another variant: those who want the same one share its fetch.
+                    if std::mem::replace(&mut varies, true) {
+                        return alone;
+                    }
+                    let names: Vec<String> = stored.vary.iter().map(|(name, _)| name.clone()).collect();
+                    name = self.key(&asked.url, &Self::selected(&names, &asked.headers)).into();
                 }
                 // One of those who waited asks anew, for all of them.
                 Landed::Page(..) => {}
                 Landed::Personal if !asked.wishes.cookies => {}
-                Landed::Personal | Landed::Nothing => return alone,
+                Landed::Odd(odd) if *odd != *selecting(&asked.headers, "accept-encoding") => {}
+                Landed::Personal | Landed::Odd(_) | Landed::Nothing => return alone,
             }
         }
     }
@@ -169,25 +188,44 @@ impl Desk {
         if head.status == StatusCode::NOT_MODIFIED
             && let Some(stored) = stored
         {
-            // Judged as if it had come whole: by the fields as they are now. Whoever's cookies asked, what is stored is what they get.
-            let mut fresh = stored.freshened(head.headers);
+            // Judged as if it had come whole: by the fields as they are now. Whoever's cookies asked, what is stored is what they get; but
+            // what else was said to them is theirs.
             let wishes = Wishes { cookies: false, ..asked.wishes.clone() };
-            let freshness = judge(self.layer.rules, &wishes, fresh.status(), fresh.headers(), trip.sent_at, now);
+            let judged = |wishes: &Wishes, fresh: &Stored| {
+                judge(self.layer.rules, wishes, fresh.status(), fresh.headers(), trip.sent_at, now)
+            };
+            let sets_cookies = head.headers.contains_key(SET_COOKIE);
+            let mut fresh = stored.freshened(head.headers.clone(), true);
+            let mut own = None;
+            if judged(&asked.wishes, &fresh).is_none() && !sets_cookies {
+                own = Some(std::mem::replace(&mut fresh, stored.freshened(head.headers, false)));
+            }
+            let freshness = judged(&wishes, &fresh);
             let keep = freshness.is_some();
             fresh.freshness = freshness.unwrap_or_default();
+            let own = own.map(|mut own| {
+                own.freshness = fresh.freshness.clone();
+                Arc::new(Page::Response(own))
+            });
             let page = Arc::new(Page::Response(fresh));
             let stamps = if keep { self.store(&trip.noted, asked, &page).await } else { None };
             let told = trip.told(StatusCode::NOT_MODIFIED, stamps.is_some());
             let landed = if keep { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
-            return trip.ends(Ok(Fetched::Page(page, told)), landed);
+            return trip.ends(Ok(Fetched::Page(own.unwrap_or(page), told)), landed);
         }
         match self.verdict(asked, &head, trip.sent_at, now) {
             Verdict::Store(freshness) => self.fill(trip, head, body, freshness).await,
             Verdict::Personal => {
-                self.shared.personal.insert(Arc::clone(&asked.url), ());
+                let alone = asked.wishes.authorized || asked.wishes.directives.has("no-store");
+                if asked.wishes.cookies && !alone {
+                    self.shared.personal.insert(Arc::clone(&asked.url), ());
+                }
                 trip.passes(head, HttpCacheBody::stream(body), Landed::Personal);
             }
-            Verdict::Odd => trip.passes(head, HttpCacheBody::stream(body), Landed::Personal),
+            Verdict::Odd => {
+                let odd = selecting(&asked.headers, "accept-encoding");
+                trip.passes(head, HttpCacheBody::stream(body), Landed::Odd(odd.into()));
+            }
             Verdict::Pass => {
                 self.shared.passes.insert(Arc::clone(&asked.url), ());
                 trip.passes(head, HttpCacheBody::stream(body), Landed::Nothing);
@@ -228,18 +266,6 @@ impl Desk {
             }
             AtOnce::More(filling) => filling,
         };
-        // A part is cut out of the whole.
-        if trip.asked.headers.contains_key(RANGE) {
-            return match filling.read_on(None, self.layer.stall).await {
-                Filled::Whole(bytes) => self.filled(trip, head, bytes, freshness).await,
-                Filled::TooLarge | Filled::Failed => {
-                    let mut response = Response::new(HttpCacheBody::whole(Bytes::new()));
-                    *response.status_mut() = StatusCode::BAD_GATEWAY;
-                    let told = trip.told(StatusCode::BAD_GATEWAY, false);
-                    trip.ends(Ok(Fetched::Passed(response, told)), Landed::Nothing);
-                }
-            };
-        }
         // Of one whose size is not known nobody can say yet.
         let told = trip.told(head.status, filling.will_fit());
         let Trip { asked, noted, flight, client, .. } = trip;
@@ -247,7 +273,10 @@ impl Desk {
         // Without its body yet: as much as an answer's head is made of.
         let beginning = Stored::new(head.status, head.headers.clone(), Bytes::new(), freshness.clone(), vary.clone());
         let age = freshness.age(self.now());
-        let first = beginning.answer(&asked.headers, false, (age > 0).then_some(age));
+        // Of what is not whole yet there are no parts.
+        let mut wanted = asked.headers.clone();
+        wanted.remove(RANGE);
+        let first = beginning.answer(&wanted, false, (age > 0).then_some(age));
         let land = |landed| {
             if let Some(flight) = flight {
                 flight.land(landed);
@@ -266,7 +295,17 @@ impl Desk {
             let _ = client.send(Ok(Fetched::Passed(first.map(HttpCacheBody::whole), told)));
             None
         };
-        let filled = filling.read_on(parts.as_ref(), self.layer.stall).await;
+        let reading = AssertUnwindSafe(filling.read_on(parts.as_ref(), self.layer.stall, LONGEST_FILL)).catch_unwind();
+        let filled = match reading.await {
+            Ok(filled) => filled,
+            // As without a cache: whoever reads it panics.
+            Err(panic) => {
+                if let Some(parts) = &parts {
+                    let _ = parts.send(Part::Panicked(panic));
+                }
+                Filled::Failed
+            }
+        };
         let landed = match filled {
             Filled::Whole(bytes) if agrees(&head.headers, bytes.len()) => {
                 let page = Arc::new(Page::Response(Stored::new(head.status, head.headers, bytes, freshness, vary)));
@@ -281,7 +320,9 @@ impl Desk {
         };
         land(landed);
         // Only now the client's body ends: what it asks for next is stored.
-        drop(parts);
+        if let Some(parts) = parts {
+            let _ = parts.send(Part::End);
+        }
     }
 
     /// Stores an answer that is whole.

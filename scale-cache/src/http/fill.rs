@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http_body::{Body, Frame};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::body::{HttpCacheBody, Part};
 
@@ -76,12 +76,18 @@ impl<B: Body<Data = Bytes>> Filling<B> {
         (HttpCacheBody::filling(self.read.clone(), coming, hint), parts)
     }
 
-    /// Reads on, and says what comes. What is not to be stored, or of which nothing comes for as long as `stall`, is handed over as it is: it
-    /// is the client's alone.
-    pub(super) async fn read_on(mut self, parts: Option<&mpsc::UnboundedSender<Part<B>>>, stall: Duration) -> Filled {
+    /// Reads on, and says what comes. What is not to be stored, or of which nothing comes for as long as `stall`, or not all within `longest`, is handed
+    /// over as it is: it is the client's alone.
+    pub(super) async fn read_on(
+        mut self,
+        parts: Option<&mpsc::UnboundedSender<Part<B>>>,
+        stall: Duration,
+        longest: Duration,
+    ) -> Filled {
         let say = |part| parts.is_some_and(|parts| parts.send(part).is_ok());
+        let end = Instant::now() + longest;
         loop {
-            match timeout(stall, self.step()).await {
+            match timeout_at(end.min(Instant::now() + stall), self.step()).await {
                 Ok(Step::End) => return Filled::Whole(self.whole()),
                 Ok(Step::Error(error)) => {
                     say(Part::Broken(error));

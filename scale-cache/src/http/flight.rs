@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::stored::Page;
 use crate::stamp::{Agreement, Stamps};
@@ -17,6 +18,8 @@ pub(super) enum Landed {
     Page(Arc<Page>, Option<Stamps>),
     /// Of no use to others, because of who asked for it.
     Personal,
+    /// Of no use to others who ask for other codings than this.
+    Odd(Arc<str>),
     /// Of no use to others.
     Nothing,
 }
@@ -38,6 +41,7 @@ pub(super) struct Waiting {
     landed: watch::Receiver<Option<Landed>>,
     /// The number of the last invalidation when it began.
     pub(super) began: u64,
+    pub(super) at: Instant,
 }
 
 impl Waiting {
@@ -56,7 +60,7 @@ impl Flights {
             Entry::Occupied(under_way) => Err(under_way.get().clone()),
             Entry::Vacant(free) => {
                 let (announce, landed) = watch::channel(None);
-                free.insert(Waiting { landed, began: now });
+                free.insert(Waiting { landed, began: now, at: Instant::now() });
                 Ok(Flight { flights: Arc::clone(self), name: Arc::clone(name), announce, is_over: false })
             }
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use http::header::HeaderName;
 
+use super::address::normal;
 use super::directives::elements;
 use crate::stamp::named;
 
@@ -30,26 +31,54 @@ pub(super) fn tags_of(headers: &HeaderMap) -> Option<Vec<Arc<str>>> {
     (all.len() <= MAX_TAGS).then(|| all.into_iter().map(named).collect())
 }
 
-/// The path and query of a reference on the same host.
-pub(super) fn resolved(target: &str, host: &str, base: &str) -> Option<String> {
+/// The path and query of a reference on the same host (RFC 3986, 5.2). `scheme`: of the request, empty if nobody says it.
+pub(super) fn resolved(target: &str, scheme: &str, host: &str, base: &str) -> Option<String> {
     let target = target.split('#').next().unwrap_or_default();
-    if let Some((_, rest)) = target.split_once("://") {
+    let named = match target.split_once("://") {
+        Some((named, rest)) => Some((named.to_ascii_lowercase(), rest)),
+        None => target.strip_prefix("//").map(|rest| (scheme.to_owned(), rest)),
+    };
+    if let Some((named, rest)) = named {
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        return authority
-            .eq_ignore_ascii_case(host)
-            .then(|| if path.starts_with('/') { path.to_owned() } else { format!("/{path}") });
-    }
-    if target.starts_with("//") {
-        return None;
+        // Without a scheme the port is of either.
+        let hosts = [normal(authority, &named), normal(authority, "http"), normal(authority, "https")];
+        let same = hosts.into_iter().flatten().any(|authority| authority == host);
+        return same.then(|| without_dots(if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }));
     }
     if target.starts_with('/') {
-        return Some(target.to_owned());
+        return Some(without_dots(target.to_owned()));
     }
     if target.is_empty() || target.starts_with('?') {
         return Some(format!("{base}{target}"));
     }
     let folder = &base[..=base.rfind('/').unwrap_or(0)];
-    Some(format!("{folder}{target}"))
+    Some(without_dots(format!("{folder}{target}")))
+}
+
+/// A path without `.` and `..` (RFC 3986, 5.2.4); the query stays.
+fn without_dots(path: String) -> String {
+    let (before, query) = path.split_once('?').map_or((path.as_str(), None), |(before, query)| (before, Some(query)));
+    if !before.contains("/.") {
+        return path;
+    }
+    let mut all: Vec<&str> = Vec::new();
+    let mut segments = before.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let is_last = segments.peek().is_none();
+        match segment {
+            "." if is_last => all.push(""),
+            "." => {}
+            ".." => {
+                all.pop();
+                if is_last {
+                    all.push("");
+                }
+            }
+            segment => all.push(segment),
+        }
+    }
+    let path = format!("/{}", all.join("/"));
+    query.map_or(path.clone(), |query| format!("{path}?{query}"))
 }
 
 #[cfg(test)]
@@ -83,8 +112,18 @@ mod tests {
             ("https://SHOP.example", Some("/")),
             ("http://other.example/a", None),
             ("//other.example/a", None),
+            ("//shop.example/a", Some("/a")),
+            ("http://shop.example:80/a", Some("/a")),
+            ("https://shop.example:443?q", Some("/?q")),
+            ("http://shop.example:81/a", None),
+            ("../list", Some("/list")),
+            ("./x", Some("/dir/x")),
+            ("/a/../list?b=/../c", Some("/list?b=/../c")),
+            ("/../../x", Some("/x")),
+            ("/a/b/..", Some("/a/")),
+            ("/a/.", Some("/a/")),
         ] {
-            assert_eq!(resolved(target, "shop.example", "/dir/page").as_deref(), expected, "{target}");
+            assert_eq!(resolved(target, "", "shop.example", "/dir/page").as_deref(), expected, "{target}");
         }
     }
 }

@@ -34,6 +34,8 @@ const BUCKETS: u64 = 1 << 16;
 /// What could not be stored is not waited for by those who ask for it next.
 const PASS: Duration = Duration::from_secs(10);
 const PASSES: u64 = 10_000;
+/// A stale page that is served is fetched anew no more often.
+const REFRESH: Duration = Duration::from_secs(1);
 
 /// What all services of a layer share.
 pub(super) struct Shared {
@@ -43,6 +45,8 @@ pub(super) struct Shared {
     pub(super) passes: Moka<Arc<str>, ()>,
     /// URLs whose answers to requests with cookies could not be.
     pub(super) personal: Moka<Arc<str>, ()>,
+    /// URLs that were fetched anew a moment ago, or are just now.
+    refreshed: Moka<Arc<str>, ()>,
     hasher: foldhash::quality::FixedState,
 }
 
@@ -54,6 +58,7 @@ impl Shared {
             flights: Arc::default(),
             passes: passes(),
             personal: passes(),
+            refreshed: Moka::builder().max_capacity(PASSES).time_to_live(REFRESH).build(),
             hasher: foldhash::quality::FixedState::with_seed(0),
         }
     }
@@ -91,8 +96,10 @@ impl Desk {
         (name.len() <= LONGEST_NAME).then(|| name.into())
     }
 
-    /// The tag by which a URL is invalidated. It shares it with a few others: so their number is bounded.
+    /// The tag by which a URL is invalidated, whichever scheme says it: HTTP/1 says none. It shares it with a few others: so their number is
+    /// bounded.
     pub(super) fn bucket(&self, url: &str) -> Arc<str> {
+        let url = url.split_once("://").map_or(url, |(_, rest)| rest);
         format!("{OWN}http:{:x}", self.shared.hasher.hash_one(url) % BUCKETS).into()
     }
 
@@ -152,7 +159,9 @@ impl Desk {
         {
             let usable = stored.freshness.for_request(&asked.wishes.directives, now);
             if usable != Use::Validate {
-                if usable == Use::Stale {
+                // Once a second at most, however many ask.
+                let is_due = || self.shared.refreshed.entry(Arc::clone(&asked.url)).or_insert(()).is_fresh();
+                if usable == Use::Stale && is_due() {
                     let (desk, page, mut whole) = (Arc::clone(&self), Arc::clone(page), asked.clone());
                     whole.method = Method::GET;
                     // Of a service that is ready for it, sooner or later; whoever asked does not wait.
@@ -245,7 +254,7 @@ impl Desk {
         if !asked.method.is_safe() && (response.status().is_success() || response.status().is_redirection()) {
             let named = [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| {
                 let (target, address) = (response.headers().get(name)?.to_str().ok()?, asked.address.as_ref()?);
-                self.named(&address.at(&resolved(target, address.authority(), address.path())?), &asked.headers)
+                self.named(&address.at(&resolved(target, address.scheme(), address.authority(), address.path())?), &asked.headers)
             });
             let urls = Some(asked.url).filter(|url| !url.is_empty()).into_iter().chain(named);
             let buckets: Vec<Arc<str>> = urls.map(|url| self.bucket(&url)).collect();

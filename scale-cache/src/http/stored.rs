@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_ENCODING, AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, HeaderName,
-    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, VARY,
+    ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG,
+    EXPIRES, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    RANGE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -124,8 +124,14 @@ impl Stored {
 
     /// With the fields of a 304 that says it is still good (RFC 9111, 3.2): what describes the body stays as it was. How long it is fresh
     /// now is to be judged by them.
-    pub(super) fn freshened(&self, mut said: HeaderMap) -> Self {
+    /// now is to be judged by them. `all`: or only those that tell how long, because the rest was said to one client.
+    pub(super) fn freshened(&self, mut said: HeaderMap, all: bool) -> Self {
         strip_connection(&mut said);
+        if !all {
+            let times = [AGE, CACHE_CONTROL, DATE, EXPIRES];
+            said =
+                said.into_iter().filter_map(|(name, value)| Some((name.filter(|name| times.contains(name))?, value))).collect();
+        }
         let mut headers = self.headers().clone();
         // The age is that of the new response.
         headers.remove(AGE);

@@ -42,6 +42,8 @@ pub enum Loss {
     Nothing,
     /// Nothing from before this moment, by the store's clock, µs since 1970.
     Since(u64),
+    /// Nothing from before this moment; and what others remember of it has been made up for.
+    SettledSince(u64),
     /// Nobody knows what; a process that was there may remember it.
     Unknown,
     /// Nothing says that it has ever been whole.
@@ -117,6 +119,11 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
     /// [examined](Store::examine).
     fn is_whole(&self) -> bool {
         true
+    }
+
+    /// Another number when commands may reach another server, or the same one after a restart.
+    fn incarnation(&self) -> u64 {
+        0
     }
 
     /// Finds out what the store has lost, if anything. After [`Loss::Nothing`] it is whole.

@@ -288,24 +288,159 @@ async fn a_refused_coding_is_as_good_as_not_named() -> Result<()> {
     Ok(())
 }
 
-/// A part of a page that is being fetched anew is cut out of the whole.
+/// A part of a page that is fetched anew is cut out of the whole, if that is there at once; else the whole is as good an answer.
 #[tokio::test]
 async fn a_part_of_a_stale_page_is_a_part_of_the_new_one() -> Result<()> {
-    let (origin, (senders, bodies)) = (Origin::default(), bodies(1));
-    let bodies = Arc::new(bodies);
-    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), move |_, n| match n {
-        1 => page(&[("cache-control", "max-age=1"), ("etag", "\"a\"")], "old"),
-        n => coming(&[FRESH], bodies(n - 1).ok_or(Failed)?),
+    for at_once in [true, false] {
+        let (origin, (senders, bodies)) = (Origin::default(), bodies(1));
+        let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), move |_, n| match n {
+            1 => page(&[("cache-control", "max-age=1"), ("etag", "\"a\"")], "old"),
+            n => coming(&[FRESH], bodies(n - 1).ok_or(Failed)?),
+        });
+        app.clone().oneshot(get("/", &[])).await?;
+        tokio::time::sleep(Duration::from_millis(2_100)).await;
+        senders[0].send(data("0123"))?;
+        let part = if at_once {
+            senders[0].send(data("4567"))?;
+            drop(senders);
+            app.oneshot(get("/", &[("range", "bytes=4-5")])).await?
+        } else {
+            let part = app.oneshot(get("/", &[("range", "bytes=4-5")])).await?;
+            senders[0].send(data("4567"))?;
+            drop(senders);
+            part
+        };
+        assert_eq!(part.status(), if at_once { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK });
+        assert!(!status(&part).is_empty());
+        assert_eq!(text(part).await, if at_once { "45" } else { "01234567" });
+    }
+    Ok(())
+}
+
+/// What an origin says to one client beside "it is still good" is that client's.
+#[tokio::test]
+async fn a_validation_with_cookies_tells_nobody_else_what_it_told() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |request, _| {
+        let is_known = request.headers().contains_key("if-none-match");
+        let token = request.headers().get("cookie").map_or("of-nobody", |_| "of-ann");
+        let fields = [("cache-control", "max-age=1"), ("etag", "\"a\""), ("x-csrf-token", token)];
+        let mut answer = page(&fields, if is_known { "" } else { "page" })?;
+        if is_known {
+            *answer.status_mut() = StatusCode::NOT_MODIFIED;
+        }
+        Ok(answer)
     });
     app.clone().oneshot(get("/", &[])).await?;
     tokio::time::sleep(Duration::from_millis(2_100)).await;
-    let part = tokio::spawn(app.clone().oneshot(get("/", &[("range", "bytes=4-5")])));
-    senders[0].send(data("0123"))?;
-    senders[0].send(data("4567"))?;
-    drop(senders);
-    let answer = part.await??;
-    assert_eq!(answer.status(), StatusCode::PARTIAL_CONTENT);
-    assert!(!status(&answer).is_empty());
-    assert_eq!(text(answer).await, "45");
+    let ann = app.clone().oneshot(get("/", &[("cookie", "sid=ann")])).await?;
+    assert_eq!(ann.headers()["x-csrf-token"], "of-ann");
+    for fields in [&[][..], &[("cookie", "sid=bob")]] {
+        let other = app.clone().oneshot(get("/", fields)).await?;
+        assert!(status(&other).contains("hit"));
+        assert_eq!(other.headers()["x-csrf-token"], "of-nobody");
+    }
+    Ok(())
+}
+
+/// A body that panics half way does not end as if it were whole.
+#[tokio::test]
+async fn a_body_that_panics_is_not_taken_for_whole() -> Result<()> {
+    let (sender, mut frames) = mpsc::unbounded_channel();
+    let layer = HttpCacheLayer::new(&Cache::memory());
+    let body = Arc::new(Mutex::new(Some(futures_util::stream::poll_fn(move |cx| {
+        frames.poll_recv(cx).map(|frame: Option<Bytes>| match frame {
+            Some(frame) if frame.is_empty() => std::panic::resume_unwind(Box::new("boom")),
+            frame => frame.map(|frame| Ok::<_, Failed>(Frame::data(frame))),
+        })
+    }))));
+    let app = layer.layer(service_fn(move |_: Request<Full<Bytes>>| {
+        let body = body.lock().take();
+        async move {
+            Ok::<_, Failed>(
+                Response::builder().header("cache-control", "max-age=60").body(StreamBody::new(body.unwrap())).unwrap(),
+            )
+        }
+    }));
+    sender.send(Bytes::from("a part"))?;
+    let mut answer = app.oneshot(get("/", &[])).await?.into_body();
+    assert_eq!(answer.frame().await.unwrap()?.into_data().unwrap(), "a part");
+    sender.send(Bytes::new())?;
+    assert!(tokio::spawn(async move { answer.frame().await.is_some() }).await.unwrap_err().is_panic());
+    Ok(())
+}
+
+/// A stale page that is served while a new one is fetched is fetched once, and no more than once a second if that fails.
+#[tokio::test]
+async fn a_stale_page_causes_one_fetch_however_many_ask() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |_, n| match n {
+        1 => page(&[("cache-control", "max-age=1, stale-while-revalidate=60")], "page"),
+        _ => Err(Failed),
+    });
+    app.clone().oneshot(get("/", &[])).await?;
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    origin.held.store(1, SeqCst);
+    for _ in 0..100 {
+        assert_eq!(text(app.clone().oneshot(get("/", &[])).await?).await, "page");
+    }
+    eventually("the fetch", async || (origin.count() == 2).then_some(())).await?;
+    origin.held.store(0, SeqCst);
+    origin.go.notify_waiters();
+    for _ in 0..100 {
+        assert_eq!(text(app.clone().oneshot(get("/", &[])).await?).await, "page");
+        tokio::task::yield_now().await;
+    }
+    assert!(origin.count() <= 4, "{}", origin.count());
+    Ok(())
+}
+
+/// Those who want the same variant share its fetch, though they came while another one was fetched.
+#[tokio::test]
+async fn each_variant_is_fetched_once() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |request, _| {
+        let language = request.headers().get("accept-language").and_then(|l| l.to_str().ok()).unwrap_or_default().to_owned();
+        page(&[FRESH, ("vary", "accept-language")], language)
+    });
+    origin.held.store(1, SeqCst);
+    let all: Vec<_> = (0..60)
+        .map(|n| {
+            let language = ["de", "en", "fr"][n % 3];
+            let answer = tokio::spawn(app.clone().oneshot(get("/", &[("accept-language", language)])));
+            async move { (language, answer.await) }
+        })
+        .collect();
+    eventually("the first fetch", async || (origin.count() == 1).then_some(())).await?;
+    tokio::task::yield_now().await;
+    origin.held.store(0, SeqCst);
+    origin.go.notify_waiters();
+    for (language, answer) in join_all(all).await {
+        assert_eq!(text(answer??).await, language);
+    }
+    assert_eq!(origin.count(), 3);
+    Ok(())
+}
+
+/// A change invalidates a page however its address was said: with a scheme or without, by another name for the same.
+#[tokio::test]
+async fn a_change_is_one_of_all_names_of_a_page() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |request, n| {
+        let location = request.headers().get("x-location").and_then(|l| l.to_str().ok()).unwrap_or("/nowhere").to_owned();
+        page(&[FRESH, ("location", &location)], n.to_string())
+    });
+    for location in ["/a/list", "../a/list", "/b/../a/list", "//shop.example/a/list", "http://shop.example:80/a/list"] {
+        for path in ["/a/list", "https://shop.example/a/list"] {
+            app.clone().oneshot(get(path, &[])).await?;
+            assert!(status(&app.clone().oneshot(get(path, &[])).await?).contains("hit"));
+        }
+        let mut change = get("/a/new", &[("x-location", location)]);
+        *change.method_mut() = http::Method::POST;
+        app.clone().oneshot(change).await?;
+        for path in ["/a/list", "https://shop.example/a/list"] {
+            assert!(!status(&app.clone().oneshot(get(path, &[])).await?).contains("hit"), "{location}: {path}");
+        }
+    }
     Ok(())
 }

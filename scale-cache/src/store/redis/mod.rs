@@ -4,16 +4,16 @@
 //! | --- | --- | --- | --- |
 //! | `{app}:cache:{<space>:<key>}:e` | string | an entry; without a space `{:<key>}` | TTL + stale time |
 //! | `{app}:cache:{<space>:<key>}:l` | string | the token of the process that loads it | 3 s, renewed while it loads |
-//! | `{app}:cache:whole` | string | the servers for which the store is known to be whole, and when that was said last, µs | |
+//! | `{app}:cache:whole` | string | the servers (`run_id/master_replid`) for which the store is known to be whole, when that was said last, and since when something was lost before, µs | |
 //! | `{app}:cache:tag:<tag>` | string | the tag's version, µs, and `:` and a database position if one was given | 30 days after its last invalidation or first use |
-//! | channel `{app}:cache:news` | | 16 hexadecimal digits of who says so, then `t<version>:<length of tag>:<tag><position>` or `k<number>:<key>` | |
+//! | channel `{app}:cache:news`, and `:<n>` in a database other than 0 | | 16 hexadecimal digits of who says so, then `t<version>:<length of tag>:<tag><position>` or `k<number>:<key>` | |
 //!
 //! A tag that expired or was evicted gets a new version, which invalidates what carries it: losing a tag is safe.
 
 use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -50,8 +50,12 @@ pub struct RedisStore {
     losses: Arc<AtomicU64>,
     /// The connection, or number of losses, for which the store is known to be whole.
     whole: AtomicU64,
-    /// The servers behind the last examination, and for which connection it was.
-    examined: Mutex<Option<(u64, Arc<str>)>>,
+    /// What the last examination found.
+    examined: Mutex<Option<Examined>>,
+    /// Redis may not be asked who it is, which has been said.
+    is_anonymous: AtomicBool,
+    /// The servers for which this process last knew the store to be whole.
+    own: Mutex<Option<Arc<str>>>,
     /// Who must have an invalidation before it has been told.
     replicas: Option<Replicas>,
     begin: Script,
@@ -62,6 +66,18 @@ pub struct RedisStore {
     version: Script,
     invalidate: Script,
     mark: Script,
+}
+
+/// What an examination of the store has found.
+#[derive(Clone)]
+struct Examined {
+    /// By which connection.
+    incarnation: u64,
+    servers: Arc<str>,
+    /// Since when something was lost, µs.
+    since_us: u64,
+    /// Others have settled it already.
+    is_settled: bool,
 }
 
 /// A connection of its own: `WAIT` holds up whatever is sent behind it.
@@ -105,6 +121,8 @@ impl RedisStore {
             losses: Arc::new(AtomicU64::new(1)),
             whole: AtomicU64::new(0),
             examined: Mutex::default(),
+            is_anonymous: AtomicBool::new(false),
+            own: Mutex::default(),
             replicas: None,
             begin: Script::new(include_str!("begin.lua")),
             renew: Script::new(include_str!("renew.lua")),
@@ -135,20 +153,36 @@ impl RedisStore {
     }
 
     /// What changes when commands may reach another server, or the same one after a restart.
-    fn incarnation(&self) -> Option<u64> {
+    fn connection(&self) -> Option<u64> {
         if self.server.is_cluster() { Some(self.losses.load(SeqCst)) } else { self.server.generation() }
     }
 
-    /// The servers behind the present connection, sorted; and how long the youngest of those that `known` does not name runs, seconds.
+    /// The servers behind the present connection, sorted, each with the history it follows; and how long the youngest of those that `known`
+    /// does not name runs, seconds.
     async fn servers(&self, known: &str) -> Result<(Arc<str>, Option<u64>), Error> {
         let mut info = redis::cmd("INFO");
-        info.arg("server");
+        info.arg("all");
+        let answers = match self.server.command_everywhere(info).await.map_err(failed) {
+            Ok(answers) => answers,
+            // It may not be asked who it is.
+            Err(Error::Refused(error)) => {
+                if !self.is_anonymous.swap(true, SeqCst) {
+                    tracing::warn!(%error, "Redis does not say who it is (INFO): what it loses in a fail-over is not noticed");
+                }
+                return Ok(("unknown".into(), None));
+            }
+            Err(error) => return Err(error),
+        };
         let (mut ids, mut youngest) = (Vec::new(), None);
-        for answer in self.server.command_everywhere(info).await.map_err(failed)? {
+        for answer in answers {
             let text: String = redis::from_redis_value(answer).map_err(|e| Error::store(RedisError::from(e)))?;
             let field = |name: &str| text.lines().find_map(|line| line.trim().strip_prefix(name).map(str::to_owned));
-            // One that does not say who it is is always the same.
-            let id = field("run_id:").unwrap_or_else(|| "unknown".into());
+            let id = match (field("run_id:"), field("master_replid:")) {
+                // A server that followed another one for a while has another history than before.
+                (Some(server), Some(history)) => format!("{server}/{history}"),
+                // One that does not say who it is is always the same.
+                _ => "unknown".into(),
+            };
             if !known.split(',').any(|known| known == id) {
                 let uptime = field("uptime_in_seconds:").and_then(|seconds| seconds.parse().ok()).unwrap_or_default();
                 youngest = Some(youngest.unwrap_or(u64::MAX).min(uptime));
@@ -157,6 +191,12 @@ impl RedisStore {
         }
         ids.sort_unstable();
         Ok((ids.join(",").into(), youngest))
+    }
+
+    async fn say_mark(&self, examined: &Examined, settles: bool) -> Result<u8, Error> {
+        let mut call = self.mark.key(self.keys.plain("whole"));
+        call.arg(&*examined.servers).arg(u8::from(settles)).arg(examined.since_us);
+        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
     fn entry(&self, key: &str) -> String {
@@ -168,7 +208,11 @@ impl RedisStore {
     }
 
     fn channel(&self) -> String {
-        self.keys.plain("news")
+        // Channels are those of the server; keys, of one of its databases.
+        match redis::aio::ConnectionLike::get_db(&self.server) {
+            0 => self.keys.plain("news"),
+            database => self.keys.plain(&format!("news:{database}")),
+        }
     }
 
     async fn change(&self, key: &str, bytes: Option<&[u8]>, keep: Duration) -> Result<(), Error> {
@@ -306,7 +350,11 @@ impl Store for RedisStore {
     }
 
     fn is_whole(&self) -> bool {
-        self.incarnation().is_some_and(|incarnation| incarnation == self.whole.load(SeqCst))
+        self.connection().is_some_and(|connection| connection == self.whole.load(SeqCst))
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.connection().unwrap_or_default()
     }
 
     async fn examine(&self) -> Result<Loss, Error> {
@@ -314,40 +362,60 @@ impl Store for RedisStore {
         let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut self.server.clone()).await.map_err(failed)?;
         let now_us = seconds * 1_000_000 + micros;
         self.tell_time(now_us);
-        let incarnation = self.incarnation();
+        let incarnation = self.connection();
         let mut get = redis::cmd("GET");
         get.arg(self.keys.plain("whole"));
         let mark: Option<String> = get.query_async(&mut self.server.clone()).await.map_err(failed)?;
-        let mark = mark.as_deref().and_then(|mark| mark.split_once(' '));
-        let (servers, youngest) = self.servers(mark.map_or("", |(servers, _)| servers)).await?;
-        let Some(incarnation) = incarnation.filter(|before| self.incarnation() == Some(*before)) else {
+        let mark = mark.as_deref().and_then(|mark| {
+            let mut words = mark.split(' ');
+            Some((words.next()?, words.next()?.parse::<u64>().ok()?, words.next()?.parse::<u64>().ok()?))
+        });
+        let (servers, youngest) = self.servers(mark.map_or("", |(servers, ..)| servers)).await?;
+        let Some(incarnation) = incarnation.filter(|before| self.connection() == Some(*before)) else {
             return Err(Error::store("the connection changed meanwhile"));
         };
-        *self.examined.lock() = Some((incarnation, servers));
-        let Some((_, at)) = mark else { return Ok(Loss::Everything) };
-        let Some(youngest) = youngest else {
-            self.whole.store(incarnation, SeqCst);
-            return Ok(Loss::Nothing);
+        let own = self.own.lock().clone();
+        let is_ours = own.as_ref().is_none_or(|own| *own == servers);
+        let (loss, since_us) = match (mark, youngest) {
+            (None, _) => (Loss::Everything, now_us),
+            (Some(_), None) if is_ours => (Loss::Nothing, 0),
+            // Those who were there have settled it. This process was not.
+            (Some((_, _, since_us)), None) => (Loss::SettledSince(since_us), since_us),
+            (Some(_), Some(youngest)) if self.server.is_cluster() && youngest < RESTARTED => (Loss::Unknown, 0),
+            (Some(_), Some(_)) if self.server.is_cluster() => {
+                let since_us = now_us.saturating_sub(CLUSTER_LAG_US);
+                (Loss::Since(since_us), since_us)
+            }
+            (Some((_, at, _)), Some(_)) => (Loss::Since(at), at),
         };
-        if self.server.is_cluster() {
-            return Ok(if youngest < RESTARTED { Loss::Unknown } else { Loss::Since(now_us.saturating_sub(CLUSTER_LAG_US)) });
+        let is_settled = matches!(loss, Loss::Nothing | Loss::SettledSince(_));
+        if loss == Loss::Nothing {
+            *self.own.lock() = Some(Arc::clone(&servers));
+            self.whole.store(incarnation, SeqCst);
         }
-        Ok(at.parse().map_or(Loss::Unknown, Loss::Since))
+        *self.examined.lock() = Some(Examined { incarnation, servers, since_us, is_settled });
+        Ok(loss)
     }
 
     async fn settle(&self) -> Result<(), Error> {
-        let Some((incarnation, servers)) = self.examined.lock().clone() else { return Ok(()) };
-        let mut set = redis::cmd("SET");
-        set.arg(self.keys.plain("whole")).arg(format!("{servers} {}", self.now_us()));
-        set.query_async::<()>(&mut self.server.clone()).await.map_err(failed)?;
-        self.whole.store(incarnation, SeqCst);
+        let Some(examined) = self.examined.lock().clone() else { return Ok(()) };
+        if !examined.is_settled && self.say_mark(&examined, true).await? != 1 {
+            return Err(Error::store("another server has taken its place meanwhile"));
+        }
+        if self.connection() == Some(examined.incarnation) {
+            *self.own.lock() = Some(Arc::clone(&examined.servers));
+            self.whole.store(examined.incarnation, SeqCst);
+        }
         Ok(())
     }
 
     async fn mark(&self) {
-        let Some((_, servers)) = self.examined.lock().clone() else { return };
-        let mut call = self.mark.key(self.keys.plain("whole"));
-        let _ = call.arg(&*servers).invoke_async::<()>(&mut self.server.clone()).await;
+        let examined = self.examined.lock().clone();
+        if let Some(examined) = examined
+            && let Ok(2) = self.say_mark(&examined, false).await
+        {
+            self.whole.store(0, SeqCst);
+        }
     }
 
     fn proves_its_link_within(&self) -> Option<Duration> {
