@@ -219,12 +219,11 @@ async fn make_whole(examining: Examining) {
             }
             Some(loss @ (Loss::Since(_) | Loss::Unknown)) => {
                 let since_us = if let Loss::Since(since_us) = loss { Some(since_us) } else { None };
-                let told = match told {
-                    Some(told) => told,
-                    None => {
-                        let is_complete = inner.tell_again(since_us.unwrap_or_default()).await && since_us.is_some();
-                        *told.insert(Told { incarnation, at: since_boot(), is_complete })
-                    }
+                let told = if let Some(told) = told {
+                    told
+                } else {
+                    let is_complete = inner.tell_again(since_us.unwrap_or_default()).await && since_us.is_some();
+                    *told.insert(Told { incarnation, at: since_boot(), is_complete })
                 };
                 let waited = since_boot().saturating_sub(told.at);
                 // Who remembers everything settles it; only if nobody does, nothing is left.
