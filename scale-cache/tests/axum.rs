@@ -1,4 +1,4 @@
-//! The example `axum` as its users run it: alone, and behind a real nginx.
+//! The example `axum_pages` as its users run it: alone, and behind a real nginx.
 #![cfg(feature = "axum")]
 #![allow(clippy::unwrap_used)]
 
@@ -18,7 +18,7 @@ async fn listens(port: u16) -> Result<()> {
 }
 
 fn example(port: u16, more: &[&str], folder: &std::path::Path) -> Result<Process> {
-    let example = std::env::current_exe()?.parent().and_then(|deps| deps.parent()).context("target")?.join("examples/axum");
+    let example = std::env::current_exe()?.parent().and_then(|deps| deps.parent()).context("target")?.join("examples/axum_pages");
     let mut command = Command::new(example);
     command.args(["--listen", &format!("127.0.0.1:{port}")]).args(more);
     Process::spawn(&command, None, &folder.join(format!("{port}.log")))

@@ -44,13 +44,13 @@ async fn statuses(port: u16, method: &str, path: &str, count: usize) -> Result<V
 
 #[tokio::test]
 async fn the_first_example_limits() -> Result<()> {
-    let (readme, example) = (include_str!("../README.md"), include_str!("../examples/axum.rs"));
+    let (readme, example) = (include_str!("../README.md"), include_str!("../examples/axum_limits.rs"));
     let block = readme.split("```no_run\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let (_, shown) = example.split_once("\n\n").unwrap();
     assert_eq!(block, shown, "the README shows what is run here");
 
     let (folder, port) = (tempfile::tempdir()?, free_port()?);
-    let path = std::env::current_exe()?.parent().and_then(|deps| deps.parent()).context("target")?.join("examples/axum");
+    let path = std::env::current_exe()?.parent().and_then(|deps| deps.parent()).context("target")?.join("examples/axum_limits");
     let mut command = Command::new(path);
     command.arg(format!("127.0.0.1:{port}"));
     let server = Process::spawn(&command, None, &folder.path().join("log"))?;

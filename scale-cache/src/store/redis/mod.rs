@@ -372,7 +372,7 @@ impl Store for RedisStore {
         });
         let (servers, youngest) = self.servers(mark.map_or("", |(servers, ..)| servers)).await?;
         let Some(incarnation) = incarnation.filter(|before| self.connection() == Some(*before)) else {
-            return Err(Error::store("the connection changed meanwhile"));
+            return Err(Error::refused("the connection changed meanwhile"));
         };
         let own = self.own.lock().clone();
         let is_ours = own.as_ref().is_none_or(|own| *own == servers);
@@ -400,7 +400,7 @@ impl Store for RedisStore {
     async fn settle(&self) -> Result<(), Error> {
         let Some(examined) = self.examined.lock().clone() else { return Ok(()) };
         if !examined.is_settled && self.say_mark(&examined, true).await? != 1 {
-            return Err(Error::store("another server has taken its place meanwhile"));
+            return Err(Error::refused("another server has taken its place meanwhile"));
         }
         if self.connection() == Some(examined.incarnation) {
             *self.own.lock() = Some(Arc::clone(&examined.servers));

@@ -1,4 +1,4 @@
-//! The first example of the README: `cargo run -p scale-limit --features axum --example axum`.
+//! The first example of the README: `cargo run -p scale-limit --features axum --example axum_limits`.
 
 use std::net::SocketAddr;
 

@@ -1,6 +1,6 @@
 //! A small shop on axum whose pages are cached, and invalidated by what they show.
 //!
-//! `cargo run -p scale-cache --features axum --example axum`, then
+//! `cargo run -p scale-cache --features axum --example axum_pages`, then
 //! `curl -i http://127.0.0.1:8002/products/7` twice: the second answer says `Cache-Status: scale; hit`. After
 //! `curl -X PUT -d 450 http://127.0.0.1:8002/products/7` it is made anew, and so is the list.
 //!
