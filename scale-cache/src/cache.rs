@@ -69,7 +69,7 @@ pub(crate) struct Inner {
     pub(crate) link: Link,
     /// Nobody listens to the store's news: the runtime is gone on which somebody did.
     pub(crate) is_deaf: AtomicBool,
-    /// Who listens.
+    /// The task that listens.
     pub(crate) listener: Mutex<Option<AbortHandle>>,
     /// Somebody finds out what the store has lost.
     pub(crate) is_examined: AtomicBool,
@@ -254,7 +254,7 @@ impl Cache {
         self.0.pending.flushed().await;
     }
 
-    /// Whether Redis, if there is one, is reachable and its news arrive.
+    /// Returns whether Redis, if there is one, is reachable and its news arrive.
     pub fn is_healthy(&self) -> bool {
         self.0.link.is_up()
     }

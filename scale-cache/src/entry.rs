@@ -65,7 +65,7 @@ impl Entry {
         if now < self.fresh_until { Worth::Fresh } else { Worth::Stale }
     }
 
-    /// Whether to load anew already, so that nobody has to wait when it expires: the closer to the end and the dearer the load, the
+    /// Returns whether to load anew already, so that nobody has to wait when it expires: the closer to the end and the dearer the load, the
     /// more likely, by the rule of "Optimal Probabilistic Cache Stampede Prevention" (Vattani, Chierichetti, Lowenstein, VLDB 2015).
     pub(crate) fn wants_refresh(&self, now: Instant, dice: impl FnOnce() -> f64) -> bool {
         // Most hits are nowhere near: spare them the logarithm.

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::fence::Fence;
 use crate::stamp::Agreement;
 
-/// What a load came to.
+/// The result of a load.
 #[derive(Clone)]
 pub(crate) struct Outcome {
     pub(crate) result: Result<Arc<Entry>, Error>,

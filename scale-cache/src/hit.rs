@@ -75,7 +75,7 @@ impl Inner {
         self.replace(key, old, Arc::new(entry));
     }
 
-    /// Whether a value just read is due for its time to start anew.
+    /// Returns whether a value just read is due for its time to start anew.
     pub(crate) fn slides(&self, key: &str, options: &Options) -> bool {
         let is_due = |entry: &Arc<Entry>| entry.fresh_until.saturating_duration_since(Instant::now()) < options.ttl / 2;
         options.sliding && self.here(key).as_ref().is_none_or(is_due)

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// So many are remembered.
+/// The number of names that are remembered.
 const MOST: usize = 1 << 15;
-/// With names of so many bytes in all.
+/// The bytes of all names that are remembered.
 const MOST_BYTES: usize = 8 << 20;
-/// What was noted so long before a moment may be of a later one.
+/// The error of the times that are noted: a moment may be later by that much.
 const MARGIN_US: u64 = 2_000_000;
 /// The longest time between two proofs that all news are heard.
 const PROVEN_US: u64 = 1_500_000;
 
-/// What an invalidation names.
+/// The name that an invalidation is of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Named {
     Tag(Arc<str>),
@@ -30,7 +30,7 @@ struct Inner {
     latest: HashMap<Named, u64>,
     /// With those that were overtaken by a later one of the same name.
     order: VecDeque<(u64, Named)>,
-    /// Of names in there.
+    /// The bytes of the names in there.
     bytes: usize,
     /// Since when nothing is missing, and until when; µs by the store's clock.
     complete: (u64, u64),

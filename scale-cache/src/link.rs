@@ -30,12 +30,12 @@ impl Link {
         Self { start: Instant::now(), lost, last_lost, trust, proven_within, proven, missed }
     }
 
-    /// Whether the link is up, and has been proven to be so lately.
+    /// Returns whether the link is up, and has been proven to be so lately.
     pub(crate) fn is_up(&self) -> bool {
         self.lost.load(SeqCst) == 0 && !self.is_overdue()
     }
 
-    /// Whether the link has not been proven to be up for longer than anything may be believed with it down. So it is after the process was
+    /// Returns whether the link has not been proven to be up for longer than anything may be believed with it down. So it is after the process was
     /// stopped, or the machine suspended: neither could see the link's loss meanwhile.
     fn is_overdue(&self) -> bool {
         let Some(within) = self.proven_within else { return false };

@@ -56,7 +56,7 @@ impl Made {
         Ok(Self { entry, bytes, fingerprint: fingerprint::<V>(), ttl, kept })
     }
 
-    /// Whether the value comes back from its encoding as it was. A strict cache says if it does not, and has the value as another process
+    /// Returns whether the value comes back from its encoding as it was. A strict cache says if it does not, and has the value as another process
     /// would have it: made of its bytes. Any other says so in the log of a debug build.
     pub(crate) fn check<V>(&mut self, strict: bool) -> Result<(), Error>
     where

@@ -76,7 +76,7 @@ impl Options {
         self
     }
 
-    /// Whether a value that is read often is loaded anew shortly before it expires, in the background. Default: yes.
+    /// Returns whether a value that is read often is loaded anew shortly before it expires, in the background. Default: yes.
     pub fn refresh_ahead(mut self, yes: bool) -> Self {
         self.refresh_ahead = yes;
         self

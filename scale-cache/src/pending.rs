@@ -94,12 +94,12 @@ impl Pending {
         self.inner.lock().tags.get(tag).cloned()
     }
 
-    /// Whether the store's word on this key is not to be believed.
+    /// Returns whether the store's word on this key is not to be believed.
     pub(crate) fn has_key(&self, key: &str) -> bool {
         self.keys.load(SeqCst) > 0 && self.inner.lock().keys.contains_key(key)
     }
 
-    /// Whether the one who asks is to tell it: the first, and only if there is something.
+    /// Returns whether the one who asks is to tell it: the first, and only if there is something.
     pub(crate) fn begin(&self) -> bool {
         let mut inner = self.inner.lock();
         if inner.told_by_somebody || inner.is_empty() {

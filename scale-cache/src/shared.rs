@@ -25,7 +25,7 @@ pub(crate) const LEASE: Duration = Duration::from_secs(3);
 const EVICT_EVERY: u32 = 64;
 /// The first pause before what could not be told is told again, and the longest.
 const TOLD_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
-/// So many invalidations that are pending are told at once.
+/// The number of pending invalidations that are told at once.
 const TOLD_AT_ONCE: usize = 256;
 
 /// What was true before the second level was asked: an entry from there is no better than that. Who removes a key notes it as pending
@@ -41,7 +41,7 @@ impl Glance {
         Self { fence: inner.fences.watch(key), era: inner.versions.era(), since: Instant::now() }
     }
 
-    /// Whether no news may have been missed since.
+    /// Returns whether no news may have been missed since.
     pub(crate) fn is_current(&self, inner: &Inner) -> bool {
         self.era == inner.versions.era()
     }
@@ -68,7 +68,7 @@ impl Inner {
         entry.worth(now, &self.versions, |since| self.link.trust_until(since))
     }
 
-    /// Whether an entry that should be checked, and cannot be, may be served all the same: not invalidated as far as is known, fresh by its
+    /// Returns whether an entry that should be checked, and cannot be, may be served all the same: not invalidated as far as is known, fresh by its
     /// age, and no longer after the gap than with the link still down. So a Redis that restarts does not make everything load anew.
     pub(crate) fn believes(&self, entry: &Entry, fence: &Fence) -> bool {
         let now = Instant::now();
@@ -284,7 +284,7 @@ impl Inner {
         bytes.filter(|_| self.is_whole())
     }
 
-    /// Whether what the second level says may be believed; if not, somebody sees to it. Asked after its answer.
+    /// Returns whether what the second level says may be believed; if not, somebody sees to it. Asked after its answer.
     pub(crate) fn is_whole(&self) -> bool {
         let is_whole = self.shared.as_ref().is_none_or(|store| store.is_whole());
         if !is_whole {

@@ -121,7 +121,7 @@ impl Stamps {
         self.0.iter().map(|(cell, v)| (v & LOCAL == 0).then(|| (Arc::clone(&cell.tag), *v))).collect()
     }
 
-    /// Of one version, as the store has it.
+    /// Stamps of one version, as the store has it.
     pub(crate) fn of(cell: Arc<Cell>, version: u64) -> Self {
         Self([(cell, version)].into())
     }
@@ -162,7 +162,7 @@ pub(crate) struct Versions {
     /// A copy of it for the quick look.
     era_now: AtomicU64,
     local: AtomicU64,
-    /// Of the last invalidation heard of, or version learned.
+    /// The number of the last invalidation heard of, or version learned.
     number: AtomicU64,
     /// The number at which tags were last forgotten.
     forgotten: AtomicU64,

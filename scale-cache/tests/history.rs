@@ -195,7 +195,7 @@ impl Fleet {
         Ok(Self { nodes, truth, folder, end })
     }
 
-    /// Whether there is time for one more fault, and to recover from it.
+    /// Returns whether there is time for one more fault, and to recover from it.
     fn has_time_for(&self, fault: Duration) -> bool {
         now() + fault.as_micros() as u64 + 4_000_000 < self.end
     }

@@ -195,7 +195,7 @@ impl ClientIp {
 
     /// The key for limits: an IPv4 address, or the /64 of an IPv6 one, since a single client usually owns that much.
     ///
-    /// If nobody says where the connection came from ([`Peer::of`]), layers refuse the request with 500 and say in the log what is missing;
+    /// Where nobody says where the connection came from ([`Peer::of`]), layers refuse the request with 500 and say in the log what is missing;
     /// with [`lenient`](Self::lenient) this is `None`. For a Unix socket put in `127.0.0.1` and trust it, if the proxy behind
     /// the socket is trusted; for the PROXY protocol the address it tells.
     pub fn key<'r>(&self, request: impl Into<Head<'r>>) -> Option<Key> {

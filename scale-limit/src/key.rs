@@ -20,12 +20,12 @@ pub struct Key(SmolStr);
 const UNKNOWN: &str = "\0unknown client";
 
 impl Key {
-    /// Of a client that nobody knows: what is limited by it is refused.
+    /// The key of a client that nobody knows: requests that are limited by it are refused.
     pub(crate) fn unknown() -> Self {
         Self(SmolStr::new_static(UNKNOWN))
     }
 
-    /// Whether it is of a client that nobody knows.
+    /// Returns whether it is of a client that nobody knows.
     #[inline]
     pub(crate) fn is_unknown(&self) -> bool {
         self.0.as_bytes().first() == Some(&0) && self.0 == UNKNOWN

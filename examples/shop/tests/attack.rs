@@ -13,7 +13,7 @@ const PASSWORD: &str = "correct horse battery staple";
 const OF_ONE_ACCOUNT: usize = 50;
 const FROM_ONE_ADDRESS: usize = 30;
 
-/// Whether the password was looked at, and whether it fitted.
+/// Returns whether the password was looked at, and whether it fitted.
 async fn try_in(visitor: &mut Visitor, shop: &Shop, email: &str, password: &str) -> Result<(bool, bool)> {
     let page = visitor.post(&shop.base, "/login", &[("email", email), ("password", password)]).await?;
     Ok(match page.status.as_u16() {

@@ -46,7 +46,7 @@ impl Asked {
         request
     }
 
-    /// Whether it has nothing to do with pages: its answer may depend on a body, or it is the beginning of something else (`Upgrade`).
+    /// Returns whether it has nothing to do with pages: its answer may depend on a body, or it is the beginning of something else (`Upgrade`).
     pub(super) fn is_nobodys_business(&self) -> bool {
         self.has_body || self.headers.contains_key(UPGRADE)
     }

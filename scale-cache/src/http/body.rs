@@ -25,7 +25,7 @@ enum Rest<B: Body> {
     Broken(Box<B::Error>),
 }
 
-/// What comes of a body that somebody else reads.
+/// A piece of a body that somebody else reads.
 pub(super) enum Part<B: Body> {
     Data(Bytes),
     /// The rest is read by whoever has this.

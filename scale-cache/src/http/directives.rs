@@ -71,7 +71,7 @@ impl Directives {
         values.flat_map(|v| v.split(',')).map(|f| f.trim().to_ascii_lowercase()).filter(|f| !f.is_empty()).collect()
     }
 
-    /// Whether a directive is there and not limited to some fields.
+    /// Returns whether a directive is there and not limited to some fields.
     pub(super) fn has_unlimited(&self, name: &str) -> bool {
         self.0.iter().any(|(n, value)| n == name && value.as_deref().is_none_or(|v| v.trim().is_empty()))
     }

@@ -27,12 +27,12 @@ use crate::options::Options;
 use crate::since::Noted;
 use crate::stamp::Stamps;
 
-/// So long an answer is waited for by those who did not ask for it themselves.
+/// The time for which an answer is waited for by those who did not ask for it themselves.
 const HEAD: Duration = Duration::from_secs(10);
 /// A body that takes longer is not stored: nobody waits for it, and its client has it alone.
 const LONGEST_FILL: Duration = Duration::from_mins(1);
 
-/// What came of a fetch.
+/// The result of a fetch.
 pub(super) enum Fetched<B: Body> {
     /// A page, for this client at least.
     Page(Arc<Page>, Told),
@@ -99,7 +99,7 @@ impl Desk {
         Ok(Fetched::Passed(response, Told::Forwarded { why, status, stored: false, collapsed: false }))
     }
 
-    /// Who fetches: this caller, or somebody whose page is as good for it.
+    /// Decides who fetches: this caller, or somebody whose page is as good for it.
     async fn seat(&self, asked: &Asked, old: Option<&Page>) -> Seat {
         let shared = &self.shared;
         let alone = Seat::Own(None);
@@ -233,7 +233,7 @@ impl Desk {
         }
     }
 
-    /// Whether an answer may be stored; and if not, whether that is because of who asked.
+    /// Returns whether an answer may be stored; and if not, whether that is because of who asked.
     fn verdict(&self, asked: &Asked, head: &Parts, sent_at: u64, now: u64) -> Verdict {
         if tags_of(&head.headers).is_none() {
             metrics::counter!("scale_cache_http_untagged_total").increment(1);
@@ -355,7 +355,7 @@ impl Desk {
     }
 }
 
-/// Who fetches.
+/// The one who fetches.
 enum Seat {
     /// This caller; others wait for its flight, if it has one.
     Own(Option<Flight>),
@@ -363,7 +363,7 @@ enum Seat {
     Shared(Arc<Page>, StatusCode),
 }
 
-/// What becomes of an answer.
+/// The fate of an answer.
 enum Verdict {
     Store(Freshness),
     /// Stored it would be, if somebody else had asked.
@@ -394,7 +394,7 @@ impl<B: Body, E> Trip<B, E> {
     }
 }
 
-/// Whether a body is as long as its head says: one that is not was cut off, or is somebody else's.
+/// Returns whether a body is as long as its head says: one that is not was cut off, or is somebody else's.
 fn agrees(headers: &HeaderMap, length: usize) -> bool {
     let said =
         headers.get(CONTENT_LENGTH).map(|said| std::str::from_utf8(said.as_bytes()).ok().and_then(|said| said.parse().ok()));

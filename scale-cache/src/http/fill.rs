@@ -20,7 +20,7 @@ pub(super) struct Filling<B: Body> {
     most: usize,
 }
 
-/// What came of reading what was there at once.
+/// The result of reading what was there at once.
 pub(super) enum AtOnce<B: Body> {
     Whole(Bytes),
     /// Too large, or broken off: it goes on as it is.
@@ -29,7 +29,7 @@ pub(super) enum AtOnce<B: Body> {
     More(Filling<B>),
 }
 
-/// What came of reading all of it.
+/// The result of reading all of it.
 pub(super) enum Filled {
     Whole(Bytes),
     TooLarge,
@@ -64,12 +64,12 @@ impl<B: Body<Data = Bytes>> Filling<B> {
         }
     }
 
-    /// Whether it says that it is not too large.
+    /// Returns whether it says that it is not too large.
     pub(super) fn will_fit(&self) -> bool {
         self.body.size_hint().upper().is_some_and(|rest| rest.saturating_add(self.length as u64) <= self.most as u64)
     }
 
-    /// What a client is given meanwhile, and where to say what comes.
+    /// Returns what a client is given meanwhile, and where to say what comes.
     pub(super) fn passed_on(&self) -> (HttpCacheBody<B>, mpsc::UnboundedSender<Part<B>>) {
         let (parts, coming) = mpsc::unbounded_channel();
         let hint = self.body.size_hint();

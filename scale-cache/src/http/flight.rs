@@ -16,16 +16,16 @@ use crate::stamp::{Agreement, Stamps};
 pub(super) enum Landed {
     /// A page for all. What it depends on, if it was kept: if not, something was invalidated meanwhile.
     Page(Arc<Page>, Option<Stamps>),
-    /// Of no use to others, because of who asked for it.
+    /// An answer of no use to others, because of who asked for it.
     Personal,
-    /// Of no use to others who ask for other codings than this.
+    /// An answer of no use to others who ask for the same codings as this.
     Odd(Arc<str>),
     /// Of no use to others.
     Nothing,
 }
 
 impl Landed {
-    /// Whether nothing that a page depends on was invalidated since its fetch began.
+    /// Returns whether nothing that a page depends on was invalidated since its fetch began.
     pub(super) fn is_current(&self) -> bool {
         matches!(self, Self::Page(_, Some(stamps)) if stamps.agree() == Agreement::Same)
     }
@@ -45,7 +45,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// What it left in the end.
+    /// Returns what it left in the end.
     pub(super) async fn landed(mut self) -> Landed {
         // One that ends without a word leaves nothing.
         let landed = self.landed.wait_for(Option::is_some).await;

@@ -102,7 +102,7 @@ impl Freshness {
         if -left < self.while_revalidate as i64 { Use::Stale } else { Use::Validate }
     }
 
-    /// Whether it may be served because the origin cannot.
+    /// Returns whether it may be served because the origin cannot.
     pub(super) fn serves_errors(&self, now: u64) -> bool {
         !self.must_revalidate && !self.always_validate && -self.left(now) < self.if_error as i64
     }
@@ -123,7 +123,7 @@ const UNDERSTOOD: [u16; 24] =
 /// Statuses that are cacheable without being told so (RFC 9110, 15.1).
 const HEURISTIC: [u16; 10] = [200, 203, 204, 300, 301, 308, 404, 405, 410, 414];
 
-/// Whether a response may be stored, and for how long it is fresh then. `asked` and `received`: ms since 1970.
+/// Returns whether a response may be stored, and for how long it is fresh then. `asked` and `received`: ms since 1970.
 pub(super) fn judge(
     rules: Rules,
     wishes: &Wishes,

@@ -30,7 +30,7 @@ pub struct HttpCacheLayer {
     pub(super) namespace: Arc<str>,
     pub(super) keyed_by: Arc<[HeaderName]>,
     original: Option<OriginalUri>,
-    /// What all services have in common that are made of one layer value, or of its clones.
+    /// The state that all services made of one layer value, or of its clones, share.
     shared: Arc<Shared>,
 }
 

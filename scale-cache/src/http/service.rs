@@ -37,7 +37,7 @@ const PASSES: u64 = 10_000;
 /// A stale page that is served is fetched anew no more often.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// What all services of a layer share.
+/// The state that all services of a layer share.
 pub(super) struct Shared {
     pub(super) pages: Space<Page>,
     pub(super) flights: Arc<Flights>,
@@ -70,7 +70,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// What all clones of a service share.
+/// The state that all clones of a service share.
 #[derive(Debug)]
 pub(super) struct Desk {
     pub(super) shared: Arc<Shared>,

@@ -115,7 +115,7 @@ impl Stored {
         &self.headers
     }
 
-    /// Whether it answers a request with these fields.
+    /// Returns whether it answers a request with these fields.
     pub(super) fn answers(&self, request: &HeaderMap) -> bool {
         self.vary.iter().all(|(name, value)| {
             selecting(request, name) == *value && (name != "accept-encoding" || accepts_coding(request, &self.headers))
@@ -233,13 +233,13 @@ pub(super) fn selecting(request: &HeaderMap, name: &str) -> String {
     if request.contains_key(name) { format!("={}", all.join(",")) } else { String::new() }
 }
 
-/// Whether an element of a list has the weight of nothing: `q=0`.
+/// Returns whether an element of a list has the weight of nothing: `q=0`.
 fn is_refused(element: &str) -> bool {
     let weight = element.split(';').skip(1).find_map(|parameter| parameter.trim().strip_prefix("q="));
     weight.is_some_and(|weight| weight.parse::<f32>().is_ok_and(|weight| weight <= 0.0))
 }
 
-/// Whether a request takes a response in the coding it has, where it says which it takes (RFC 9110, 12.5.3).
+/// Returns whether a request takes a response in the coding it has, where it says which it takes (RFC 9110, 12.5.3).
 pub(super) fn accepts_coding(request: &HeaderMap, response: &HeaderMap) -> bool {
     let (Some(coding), true) = (response.get(CONTENT_ENCODING), request.contains_key(ACCEPT_ENCODING)) else { return true };
     let Ok(coding) = coding.to_str() else { return true };
@@ -254,7 +254,7 @@ pub(super) fn accepts_coding(request: &HeaderMap, response: &HeaderMap) -> bool 
         .all(|one| one == "identity" || said(&one).or_else(|| said(&format!("x-{one}"))).or_else(|| said("*")).unwrap_or(false))
 }
 
-/// Whether the client has it already (RFC 9110, 13.2.2: `If-None-Match` before `If-Modified-Since`).
+/// Returns whether the client has it already (RFC 9110, 13.2.2: `If-None-Match` before `If-Modified-Since`).
 fn not_modified(request: &HeaderMap, stored: &HeaderMap) -> bool {
     if request.contains_key(IF_NONE_MATCH) {
         let Some(tag) = stored.get(ETAG).map(|t| weak(t.as_bytes())) else { return false };

@@ -35,7 +35,7 @@ pub enum News {
     },
 }
 
-/// What a store has lost of what it had acknowledged: it was restarted, or another server took its place.
+/// The part that a store has lost of what it had acknowledged: it was restarted, or another server took its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// Nothing.
@@ -115,7 +115,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
         None
     }
 
-    /// Whether it is known to have lost nothing. While it is not, the cache believes no entry of it, and has it
+    /// Returns whether it is known to have lost nothing. While it is not, the cache believes no entry of it, and has it
     /// [examined](Store::examine).
     fn is_whole(&self) -> bool {
         true
@@ -131,7 +131,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
         Ok(Loss::Nothing)
     }
 
-    /// What was lost has been made up for: every process may believe it again.
+    /// Says that what was lost has been made up for: every process may believe the store again.
     async fn settle(&self) -> Result<(), Error> {
         Ok(())
     }
@@ -145,7 +145,7 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
         None
     }
 
-    /// Whether all entries and tags have one clock, that of [`now_us`](Store::now_us). Nodes of a Cluster have one each.
+    /// Returns whether all entries and tags have one clock, that of [`now_us`](Store::now_us). Nodes of a Cluster have one each.
     fn has_one_clock(&self) -> bool {
         true
     }

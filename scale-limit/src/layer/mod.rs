@@ -264,7 +264,7 @@ impl Inner {
         asked.iter().map(|asked| asked.charge(&self.throttles)).collect()
     }
 
-    /// Whether answers change nothing.
+    /// Returns whether answers change nothing.
     fn is_settled(&self) -> bool {
         self.throttles.iter().all(Throttle::is_settled)
     }

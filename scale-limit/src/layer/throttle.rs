@@ -183,7 +183,7 @@ impl Throttle {
         self.cost.as_ref().map_or(1, |cost| cost(head))
     }
 
-    /// Whether the answer changes nothing.
+    /// Returns whether the answer changes nothing.
     pub(super) fn is_settled(&self) -> bool {
         self.real_cost.is_none()
     }

@@ -128,7 +128,7 @@ impl Redis {
         evicts
     }
 
-    /// Whether this is a Cluster: a script's keys must then share a hash tag.
+    /// Returns whether this is a Cluster: a script's keys must then share a hash tag.
     pub fn is_cluster(&self) -> bool {
         matches!(self.inner.route, Route::Cluster(_))
     }

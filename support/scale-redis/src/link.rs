@@ -38,7 +38,7 @@ pub(crate) struct Link {
     allowed: Arc<Allowed>,
 }
 
-/// What is left by the task that keeps the connection. It ends with the runtime it was started on; then another one takes its place.
+/// The ends of the task that keeps the connection. It ends with the runtime it was started on; then another one takes its place.
 #[derive(Clone)]
 struct Kept {
     state: watch::Receiver<State>,

@@ -50,13 +50,13 @@ pub struct RedisStore {
     losses: Arc<AtomicU64>,
     /// The connection, or number of losses, for which the store is known to be whole.
     whole: AtomicU64,
-    /// What the last examination found.
+    /// The result of the last examination.
     examined: Mutex<Option<Examined>>,
     /// Redis may not be asked who it is, which has been said.
     is_anonymous: AtomicBool,
     /// The servers for which this process last knew the store to be whole.
     own: Mutex<Option<Arc<str>>>,
-    /// Who must have an invalidation before it has been told.
+    /// The replicas that must have an invalidation before it has been told.
     replicas: Option<Replicas>,
     begin: Script,
     renew: Script,
@@ -68,7 +68,7 @@ pub struct RedisStore {
     mark: Script,
 }
 
-/// What an examination of the store has found.
+/// The result of an examination of the store.
 #[derive(Clone)]
 struct Examined {
     /// By which connection.
@@ -152,7 +152,7 @@ impl RedisStore {
         self.offset.store(server_us as i64 - steady_us() as i64, Relaxed);
     }
 
-    /// What changes when commands may reach another server, or the same one after a restart.
+    /// Returns a number that changes when commands may reach another server, or the same one after a restart.
     fn connection(&self) -> Option<u64> {
         if self.server.is_cluster() { Some(self.losses.load(SeqCst)) } else { self.server.generation() }
     }
@@ -226,7 +226,7 @@ impl RedisStore {
     }
 }
 
-/// What a server says of one command is told from what is wrong with the way to it.
+/// Tells what a server says of one command from what is wrong with the way to it.
 fn failed(error: RedisError) -> Error {
     use redis::{ErrorKind, ServerErrorKind};
     match error.kind() {

@@ -339,7 +339,7 @@ impl RedisStore {
         }
     }
 
-    /// Whether jobs may be blocked in that queue, as far as is known.
+    /// Returns whether jobs may be blocked in that queue, as far as is known.
     fn has_lines(&self, queue: &str) -> bool {
         self.lined.read().contains(queue)
     }
