@@ -26,10 +26,10 @@ use scale_cache::http::HttpCacheLayer;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Where to listen.
+    /// The address to listen on.
     #[arg(long, default_value = "127.0.0.1:8002")]
     listen: SocketAddr,
-    /// Where pages are kept: `memory:` or, with the feature `redis`, a Redis address.
+    /// The place where pages are kept: `memory:` or, with the feature `redis`, a Redis address.
     #[arg(long, default_value = "memory:")]
     cache: String,
     /// A proxy of your own says in `X-Forwarded-Proto` how it was asked.

@@ -75,7 +75,7 @@ pub(crate) struct Inner {
     pub(crate) is_examined: AtomicBool,
     pub(crate) breaker: Breaker,
     pub(crate) patience: Duration,
-    /// How long telling the store of an invalidation may take.
+    /// The time that telling the store of an invalidation may take.
     pub(crate) told_within: Duration,
     /// The store's `get` keeps to that by itself.
     pub(crate) gets_in_time: bool,

@@ -22,7 +22,7 @@ pub struct Config {
     /// With the link to other processes down, what is known may be believed for so long. Default: 3 s.
     #[serde(default = "defaults::trust", with = "humantime_serde")]
     pub(crate) trust: Duration,
-    /// How long one answer of the second level may take. Default: 250 ms.
+    /// The time that one answer of the second level may take. Default: 250 ms.
     #[serde(default = "defaults::patience", with = "humantime_serde")]
     pub(crate) patience: Duration,
     /// See [`Config::replicas`].
@@ -138,7 +138,8 @@ impl Config {
                     .max_reconnect_delay(Duration::from_millis(500));
                 let connect = || {
                     config.clone().connect_lazy().map_err(|error| match error {
-                        scale_redis::Error::Address(_) => Error::address(&self.url),
+                        // Its own words name no secret.
+                        scale_redis::Error::Address(reason) => Error::Address(format!("this Redis address ({reason})")),
                         error => Error::store(error),
                     })
                 };

@@ -28,7 +28,8 @@ pub enum Error {
     Encode(Arc<rmp_serde::encode::Error>),
     /// Of a [strict](crate::Config::strict) cache: the value does not come back from its encoding.
     Decode(Arc<rmp_serde::decode::Error>),
-    /// Of a [strict](crate::Config::strict) cache: the value comes back from its encoding as another one, as `Some(())` comes back as `None`.
+    /// The value comes back from its encoding as another one, as `Some(())` comes back as `None`. Said by a
+    /// [strict](crate::Config::strict) cache.
     Altered(&'static str),
 }
 

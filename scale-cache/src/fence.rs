@@ -23,7 +23,7 @@ pub(crate) struct Fences {
     hasher: RandomState,
 }
 
-/// Where a key's fence stood when this was made.
+/// The place where a key's fence stood when this was made.
 #[derive(Debug)]
 pub(crate) struct Fence {
     fences: Arc<Fences>,

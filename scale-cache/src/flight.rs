@@ -81,7 +81,7 @@ impl Default for Flights {
 pub(crate) struct Chain(Arc<Link>);
 
 struct Link {
-    /// Where the flights are: two caches may have the same key.
+    /// The address of the flights: two caches may have the same key.
     flights: usize,
     key: Arc<str>,
     outer: Option<Chain>,

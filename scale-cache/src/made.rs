@@ -17,6 +17,9 @@ use crate::stamp::Stamps;
 /// A value larger than that is not kept in the second level.
 pub(crate) const MAX_SHARED: usize = 8 << 20;
 
+/// Larger values are checked by a strict cache alone: a debug build would take seconds for them.
+const CHECKED: usize = 1 << 20;
+
 /// A value and what is known of it, before it is put anywhere.
 pub(crate) struct Made {
     pub(crate) entry: Entry,
@@ -62,7 +65,8 @@ impl Made {
     where
         V: Serialize + DeserializeOwned + Send + Sync + 'static,
     {
-        if !strict && !cfg!(debug_assertions) {
+        let is_checked = strict || (cfg!(debug_assertions) && self.bytes.len() <= CHECKED);
+        if !is_checked {
             return Ok(());
         }
         let checked = decoded::<V>(&self.bytes).map_err(|e| Error::Decode(Arc::new(e))).and_then(|value| {

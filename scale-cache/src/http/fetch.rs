@@ -36,7 +36,7 @@ const LONGEST_FILL: Duration = Duration::from_mins(1);
 pub(super) enum Fetched<B: Body> {
     /// A page, for this client at least.
     Page(Arc<Page>, Told),
-    /// What is stored had to do.
+    /// A stored page, because the origin failed.
     Stale(Arc<Page>),
     /// As it came.
     Passed(Response<HttpCacheBody<B>>, Told),
@@ -53,7 +53,7 @@ struct Trip<B: Body, E> {
     client: Client<B, E>,
 }
 
-/// Where the answer is awaited.
+/// The place where the answer is awaited.
 type Client<B, E> = oneshot::Sender<Result<Fetched<B>, E>>;
 
 impl Desk {

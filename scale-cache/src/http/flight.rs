@@ -76,7 +76,7 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    /// Those who waited go on; who comes from now on begins anew.
+    /// Lets those who waited go on; who comes from now on begins anew.
     pub(super) fn land(mut self, landed: Landed) {
         self.leave();
         self.announce.send_replace(Some(landed));

@@ -77,7 +77,7 @@ impl HttpCacheLayer {
         Self { keyed_by: headers.into_iter().collect(), ..self }
     }
 
-    /// Where a framework says what a client has asked for.
+    /// Finds what a client has asked for, where a framework says it.
     #[cfg_attr(feature = "axum", allow(clippy::unnecessary_wraps))]
     fn framework() -> Option<OriginalUri> {
         #[cfg(feature = "axum")]

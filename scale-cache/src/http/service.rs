@@ -1,4 +1,4 @@
-//! What is stored is looked for, and answered with; what is not goes to the origin.
+//! Requests are answered from what is stored; the rest goes to the origin.
 
 use std::fmt::Write;
 use std::hash::{BuildHasher, Hash};
