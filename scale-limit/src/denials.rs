@@ -1,8 +1,10 @@
 //! Denials remembered: who was denied until then is denied without asking the shared store again.
 //!
 //! The store's word is exact but for units that others give back meanwhile. So it is remembered for a second at most: a key under attack
-//! costs the store one call a second from each process, and what was given back elsewhere is seen a second late.
+//! costs the store one call a second from each process, and what was given back elsewhere is seen a second late. While the store does not
+//! answer, its last word counts for as long as it said.
 
+use crate::policy::Terms;
 use crate::rule::{NEVER, Ruling};
 use crate::store::{Charge, Table, Worth};
 
@@ -13,6 +15,8 @@ const LONGEST: u64 = 1_000_000_000;
 #[derive(Clone, Copy, Debug)]
 struct Denial {
     until: u64,
+    /// It is of no account once the quota is another one.
+    terms: Terms,
     /// Requests of at least that cost are denied.
     cost: u32,
     remaining: u32,
@@ -21,8 +25,8 @@ struct Denial {
 }
 
 impl Worth for Denial {
-    fn until(&self) -> u64 {
-        self.until
+    fn worth(&self, _: u64) -> u64 {
+        self.retry_at
     }
 }
 
@@ -39,10 +43,20 @@ impl Default for Denials {
 impl Denials {
     /// What the store would say, if it is known to deny.
     pub(crate) fn find(&self, charge: &Charge<'_>, now: u64) -> Option<Ruling> {
+        self.of(charge, now, |denial| denial.until)
+    }
+
+    /// What the store has said, if it denied for longer than that.
+    pub(crate) fn still_denied(&self, charge: &Charge<'_>, now: u64) -> Option<Ruling> {
+        self.of(charge, now, |denial| denial.retry_at)
+    }
+
+    fn of(&self, charge: &Charge<'_>, now: u64, until: impl Fn(&Denial) -> u64) -> Option<Ruling> {
         let place = self.0.place(charge.policy, charge.key);
         let mut shard = self.0.lock(place.shard());
         let denial = Table::find(&mut shard, place, charge.policy, charge.key)?;
-        (now < denial.until && charge.least >= denial.cost).then(|| Ruling {
+        let holds = now < until(denial) && charge.least >= denial.cost && charge.terms == denial.terms;
+        holds.then(|| Ruling {
             admitted: false,
             granted: 0,
             remaining: denial.remaining,
@@ -60,6 +74,7 @@ impl Denials {
         let denial = Denial {
             // From when it was asked: the answer was on its way for some of the time.
             until: asked + wait.min(LONGEST),
+            terms: charge.terms,
             cost: charge.least,
             remaining: ruling.remaining,
             retry_at: asked + wait,
@@ -67,7 +82,7 @@ impl Denials {
         };
         let place = self.0.place(charge.policy, charge.key);
         let mut shard = self.0.lock(place.shard());
-        *self.0.entry(&mut shard, place, (charge.policy, charge.key), || denial) = denial;
+        *self.0.entry(&mut shard, place, (charge.policy, charge.key), asked, || denial) = denial;
     }
 
     /// Something was given back.

@@ -13,11 +13,14 @@ pub enum Error {
         /// The policy's name.
         name: String,
         /// What is wrong with it.
-        reason: &'static str,
+        reason: String,
     },
-    /// The store could not be reached or refused the command.
+    /// The store could not be reached, or cannot serve now.
     #[error("the limits' store: {0}")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The store serves, but refused this command: a key of another type has the name of one of ours, a script is not allowed.
+    #[error("the limits' store refused a command: {0}")]
+    Refused(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Error {

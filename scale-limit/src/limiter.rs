@@ -1,19 +1,22 @@
 //! The handle: rules by itself where it can, asks the store where it must, and stands in for it when it does not answer.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
 use crate::breaker::Breaker;
 use crate::decision::{Decision, Outcome};
 use crate::denials::Denials;
 use crate::error::Error;
+use crate::key;
 use crate::lump::{Lumps, Spent};
 use crate::permit::Permits;
 use crate::policy::{OnError, Policy};
 use crate::rule::{Rule, Ruling};
-use crate::store::{Charge, Charged, Memory, Settle, Store, is_charged};
+use crate::store::{Charge, Charged, Memory, Settle, Store, Time, is_charged};
 use crate::task::go_on;
 
 /// Applies policies to keys. Cloning costs a few reference counts.
@@ -44,6 +47,8 @@ pub struct Limiter {
     memory: Arc<Memory>,
     shared: Option<Arc<Shared>>,
     patience: Duration,
+    /// Hashes the keys that stores must not know, or not in full.
+    secret: [u8; 32],
 }
 
 /// A shared store, and what this process knows of it.
@@ -64,11 +69,13 @@ enum Known<'s> {
 }
 
 type Charges<'a> = SmallVec<[Charge<'a>; 2]>;
+/// Keys as stores know them.
+type Names<'a> = SmallVec<[Cow<'a, str>; 2]>;
 
 impl Limiter {
     /// Limits of this process alone.
     pub fn memory() -> Self {
-        Self { memory: Arc::default(), shared: None, patience: Duration::from_millis(20) }
+        Self { memory: Arc::default(), shared: None, patience: Duration::from_millis(20), secret: secret("") }
     }
 
     /// Limits shared by all that use the same Redis and `app`.
@@ -80,10 +87,11 @@ impl Limiter {
             lumps: Lumps::default(),
             breaker: Breaker::default(),
         };
-        Self { shared: Some(Arc::new(shared)), ..Self::memory() }
+        Self { shared: Some(Arc::new(shared)), secret: secret(app), ..Self::memory() }
     }
 
-    /// Picks the store by its address: `memory:`, or (feature `redis`) any address of `scale-redis`.
+    /// Picks the store by its address: `memory:`, or (feature `redis`) any address of `scale-redis`. Warns in the log if that Redis forgets
+    /// keys when its memory is full: limits would be forgotten with them.
     ///
     /// # Errors
     /// [`Error::Address`] for any other; [`Error::Store`] if nobody answers there.
@@ -93,6 +101,7 @@ impl Limiter {
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
                 let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Store(Box::new(e)))?;
+                redis.warn_of_eviction("limits are forgotten, and bans,").await;
                 Ok(Self::redis(redis, app))
             }
             _ => {
@@ -103,14 +112,45 @@ impl Limiter {
     }
 
     /// The same limits for somebody with more or less time: how long the store may take before a policy's [`OnError`] rule stands in.
-    /// Default: 20 ms.
+    /// Default: 20 ms. On a Redis Cluster half a second is the most: a node that takes longer counts as lost.
     pub fn patience(&self, patience: Duration) -> Self {
         Self { patience, ..self.clone() }
     }
 
+    /// The same limits, with keys hashed under the application's secret, of 16 bytes or more: who reads the store cannot try out which
+    /// token or account a key stands for. All processes of an application must say the same. Default: the application's name, which is no
+    /// secret.
+    pub fn secret(&self, secret: &[u8]) -> Self {
+        Self { secret: Sha256::digest(secret).into(), ..self.clone() }
+    }
+
+    /// Counts by tokio's clock, which tests [pause] and [advance]. Begins with what has not been charged yet. A shared store goes by its
+    /// server's clock.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// use scale_limit::{Limiter, Policy};
+    ///
+    /// let limiter = Limiter::memory().tokio_clock();
+    /// let reports = Policy::per_hour("reports", 1);
+    /// assert!(limiter.check(&reports, "ann").await.admitted);
+    /// assert!(!limiter.check(&reports, "ann").await.admitted);
+    /// tokio::time::advance(Duration::from_secs(3600)).await;
+    /// assert!(limiter.check(&reports, "ann").await.admitted);
+    /// # }
+    /// ```
+    ///
+    /// [pause]: tokio::time::pause
+    /// [advance]: tokio::time::advance
+    pub fn tokio_clock(&self) -> Self {
+        Self { memory: Arc::new(Memory::new(Time::tokio())), ..self.clone() }
+    }
+
     /// One unit of one policy.
     pub async fn check(&self, policy: &Policy, key: &str) -> Decision {
-        let charge = Charge::new(policy, key, 1);
+        let name = self.name(key);
+        let charge = Charge::stored(policy, key, &name, 1);
         match self.rule_at_once(&charge) {
             Some((now, ruling)) => Decision::one(now, &charge, &ruling, None),
             None => self.rule(&[charge]).await,
@@ -120,7 +160,74 @@ impl Limiter {
     /// Several policies, each with its key and cost, at once: all admit, or none is charged. At most one round trip on one Redis
     /// server; one for each distinct key on a Cluster.
     pub async fn check_all(&self, charges: &[(&Policy, &str, u32)]) -> Decision {
-        self.rule(&made(charges)).await
+        let names = self.names(charges);
+        self.rule(&made(charges, &names)).await
+    }
+
+    /// Waits until one unit of one policy is there, as long as `most`, and takes it. Who would have to wait for longer is denied at once,
+    /// with [how long](Decision::retry_after). Those who wait for one key have no order among them; places held by others
+    /// ([`Policy::at_once`]) are asked for ten times a second or so.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// use scale_limit::{Limiter, Policy};
+    ///
+    /// let (limiter, mails) = (Limiter::memory(), Policy::per_second("mails", 1_000).burst(1));
+    /// for _ in 0..5 {
+    ///     assert!(limiter.acquire(&mails, "smtp", Duration::from_secs(5)).await.admitted);
+    /// }
+    /// # }
+    /// ```
+    pub async fn acquire(&self, policy: &Policy, key: &str, most: Duration) -> Decision {
+        let deadline = tokio::time::Instant::now() + most.min(Duration::from_hours(24 * 365));
+        loop {
+            let decision = self.check(policy, key).await;
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            if decision.admitted || left.is_zero() {
+                return decision;
+            }
+            let wait = match decision.retry_after() {
+                Some(wait) => wait.max(Duration::from_millis(1)),
+                None if policy.counts_places() => Duration::from_millis(50 + fastrand::u64(..100)),
+                None => return decision,
+            };
+            if wait > left && !policy.counts_places() {
+                return decision;
+            }
+            tokio::time::sleep(wait.min(left)).await;
+        }
+    }
+
+    /// Forgets what has been charged to a key: its owner has proved to be who he is, or has paid. Places that are held are free again.
+    /// Other processes remember a denial for a second at most.
+    ///
+    /// # Errors
+    /// [`Error::Store`]: this process has forgotten, the store could not be told.
+    pub async fn clear(&self, policy: &Policy, key: &str) -> Result<(), Error> {
+        let name = self.name(key);
+        self.memory.clear(policy, &name);
+        let Some(shared) = &self.shared else { return Ok(()) };
+        let charge = Charge::stored(policy, key, &name, 1);
+        let told = tokio::time::timeout(self.patience.max(Duration::from_secs(1)), shared.store.clear(&charge)).await;
+        shared.denials.forget(&charge);
+        shared.lumps.forget(&charge);
+        told.unwrap_or_else(|_| Err(Error::Store("no answer in time".into())))
+    }
+
+    /// The key as stores know it.
+    #[inline]
+    pub(crate) fn name<'k>(&self, key: &'k str) -> Cow<'k, str> {
+        key::stored(key, &self.secret)
+    }
+
+    pub(crate) fn names<'k>(&self, charges: &[(&Policy, &'k str, u32)]) -> Names<'k> {
+        charges.iter().map(|(_, key, _)| self.name(key)).collect()
+    }
+
+    /// A hash of something that stores must not know.
+    pub(crate) fn hash(&self, text: &str) -> String {
+        key::hash(text, &self.secret)
     }
 
     /// The decision, if it takes no waiting.
@@ -143,13 +250,15 @@ impl Limiter {
     /// itself meanwhile is not given twice. `false`: the store could not be told, and the charge stands.
     pub async fn refund(&self, decision: &Decision, charges: &[(&Policy, &str, u32)]) -> bool {
         let age = Duration::from_nanos(self.memory.now().saturating_sub(decision.at));
-        self.settle(&made(charges), Settle::GiveBack(age)).await
+        let names = self.names(charges);
+        self.settle(&made(charges, &names), Settle::GiveBack(age)).await
     }
 
-    /// Charges what has been spent already, however little is left: for costs that are known only afterwards. `false`: the store could not
-    /// be told.
+    /// Charges what has been spent already, however little is left: for costs that are known only afterwards. Nobody owes more than flows
+    /// back in two periods (or twice the burst, if that takes longer). `false`: the store could not be told.
     pub async fn debit(&self, charges: &[(&Policy, &str, u32)]) -> bool {
-        self.settle(&made(charges), Settle::Debit).await
+        let names = self.names(charges);
+        self.settle(&made(charges, &names), Settle::Debit).await
     }
 
     /// This limiter's clock (ns).
@@ -170,10 +279,9 @@ impl Limiter {
         for charge in &charges {
             shared.denials.forget(charge);
         }
-        if !told {
-            // The stand-in may be who was charged.
-            self.memory.settle(self.memory.now(), &charges, how);
-        }
+        // The stand-in may be who was charged, and knows of what guards are charged.
+        let of_stand_in = charges.iter().filter(|charge| !told || charge.policy.is_mirrored()).map(stood_in);
+        self.memory.settle(self.memory.now(), &of_stand_in.collect::<Charges<'_>>(), how);
         told
     }
 
@@ -202,8 +310,9 @@ impl Limiter {
         let Spent { ruling, wants } = shared.lumps.spend(charge, lease, now)?;
         if let Some(wants) = wants.filter(|_| shared.breaker.lets_through(now)) {
             let (this, shared, policy, key) = (self.clone(), Arc::clone(shared), charge.policy.clone(), charge.key.to_owned());
+            let terms = charge.terms;
             go_on(async move {
-                let charge = Charge { cost: wants, ..Charge::new(&policy, &key, 1) };
+                let charge = Charge { policy: &policy, key: &key, cost: wants, least: 1, terms, permit: 0 };
                 let answer = tokio::time::timeout(this.patience, shared.store.charge(&[charge], this.patience)).await;
                 let granted = answer.ok().and_then(Result::ok).and_then(|charged| Some(charged.rulings.first()?.granted));
                 shared.lumps.keep_next(&charge, granted.unwrap_or(0), lease, now);
@@ -250,6 +359,9 @@ impl Limiter {
             }
             if theirs && !ruling.admitted && !charge.policy.is_dry_run() {
                 shared.denials.remember(charge, ruling, now);
+            }
+            if theirs && everybody && charge.policy.is_mirrored() {
+                self.memory.settle(now, &[stood_in(charge)], Settle::Debit);
             }
         }
         decide(charges, &mut rulings, now, everybody, charged.permits)
@@ -310,16 +422,22 @@ impl Limiter {
                     shared.breaker.answered();
                     return (charged, true);
                 }
+                // It answers: the fault is this call's, and no reason to leave the others' unasked.
+                Ok(Err(error @ Error::Refused(_))) => {
+                    tracing::error!(%error, "a limit's rule for a store that does not answer stands in");
+                    shared.breaker.answered();
+                    return (self.stand_in(shared, charges, now), false);
+                }
                 Ok(Err(error)) => tracing::warn!(%error, "the limits' store failed"),
                 Err(_) => tracing::warn!(patience = ?self.patience, "the limits' store did not answer in time"),
             }
             shared.breaker.failed(self.memory.now());
         }
-        (self.stand_in(charges, now), false)
+        (self.stand_in(shared, charges, now), false)
     }
 
-    /// Each policy's own rule for a store that does not answer.
-    fn stand_in(&self, charges: &[Charge<'_>], now: u64) -> Charged {
+    /// Each policy's own rule for a store that does not answer. Who the store has denied stays denied for as long as it said.
+    fn stand_in(&self, shared: &Shared, charges: &[Charge<'_>], now: u64) -> Charged {
         let fixed = |charge: &Charge<'_>, admitted| Ruling {
             admitted,
             granted: if admitted { charge.least } else { 0 },
@@ -328,23 +446,29 @@ impl Limiter {
             full_after: 0,
         };
         let mut local: Charges<'_> = SmallVec::new();
+        let mut held: SmallVec<[Option<Ruling>; 2]> = SmallVec::new();
         for charge in charges {
             charge.policy.count_error();
-            if let OnError::Local(share) = charge.policy.error_rule() {
-                local.push(Charge { cost: charge.least, terms: charge.terms.share(share), ..*charge });
+            let is_local = matches!(charge.policy.error_rule(), OnError::Local(_));
+            if is_local {
+                local.push(Charge { cost: charge.least, ..stood_in(charge) });
             }
+            held.push(shared.denials.still_denied(charge, now).filter(|_| is_local && !charge.policy.is_dry_run()));
         }
         // A policy that denies without counting must not cost the others anything.
-        let denied = charges.iter().any(|c| c.policy.error_rule() == OnError::Deny && !c.policy.is_dry_run());
+        let denied = held.iter().any(Option::is_some)
+            || charges.iter().any(|c| c.policy.error_rule() == OnError::Deny && !c.policy.is_dry_run());
         let ruled = if denied { Vec::new() } else { self.memory.charge(now, &local) };
         let permits = self.places(&local, &ruled, !denied && is_charged(&local, &ruled));
         let mut ruled = ruled.into_iter();
         let rulings = charges
             .iter()
-            .map(|charge| match charge.policy.error_rule() {
-                OnError::Allow => fixed(charge, true),
-                OnError::Deny => fixed(charge, false),
-                OnError::Local(_) => ruled.next().unwrap_or_else(|| fixed(charge, true)),
+            .zip(held)
+            .map(|(charge, held)| match (charge.policy.error_rule(), held) {
+                (OnError::Allow, _) => fixed(charge, true),
+                (OnError::Deny, _) => fixed(charge, false),
+                (OnError::Local(_), Some(denied)) => denied,
+                (OnError::Local(_), None) => ruled.next().unwrap_or_else(|| fixed(charge, true)),
             })
             .collect();
         Charged { rulings, permits }
@@ -356,12 +480,13 @@ impl Limiter {
             return None;
         }
         let held = charges.iter().zip(rulings).filter(|(c, r)| r.granted > 0 && c.takes_place());
-        let held: Vec<(Policy, String, u32)> = held.map(|(c, r)| (c.policy.clone(), c.key.to_owned(), r.granted)).collect();
+        let held: Vec<_> = held.map(|(c, r)| (c.policy.clone(), c.key.to_owned(), r.granted, c.terms)).collect();
         let memory = Arc::clone(&self.memory);
         (!held.is_empty()).then(|| {
             Permits::new(move || {
-                for (policy, key, places) in held {
-                    memory.settle(memory.now(), &[Charge::new(&policy, &key, places)], Settle::GiveBack(Duration::ZERO));
+                for (policy, key, cost, terms) in held {
+                    let charge = Charge { policy: &policy, key: &key, cost, least: cost, terms, permit: 0 };
+                    memory.settle(memory.now(), &[charge], Settle::GiveBack(Duration::ZERO));
                 }
             })
         })
@@ -380,8 +505,19 @@ fn decide(charges: &[Charge<'_>], rulings: &mut [Ruling], now: u64, everybody: b
     Decision::new(now, charges.iter().zip(&*rulings).map(|(charge, ruling)| Outcome::new(charge, ruling)), permits)
 }
 
-fn made<'a>(charges: &[(&'a Policy, &'a str, u32)]) -> Charges<'a> {
-    charges.iter().map(|(policy, key, cost)| Charge::new(policy, key, *cost)).collect()
+fn made<'a>(charges: &[(&'a Policy, &'a str, u32)], names: &'a [Cow<'a, str>]) -> Charges<'a> {
+    charges.iter().zip(names).map(|((policy, key, cost), name)| Charge::stored(policy, key, name, *cost)).collect()
+}
+
+/// A charge as whoever stands in for the store counts it.
+fn stood_in<'a>(charge: &Charge<'a>) -> Charge<'a> {
+    let share = if let OnError::Local(share) = charge.policy.error_rule() { share } else { 1.0 };
+    Charge { terms: charge.terms.share(share), ..*charge }
+}
+
+/// What keys are hashed under, unless the application says.
+fn secret(app: &str) -> [u8; 32] {
+    Sha256::digest(format!("scale-limit keys of {app}")).into()
 }
 
 /// The lease of a policy that has one: only a bucket can be leased.

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use crate::policy::Terms;
 use crate::rule::Ruling;
 use crate::store::{Charge, Table, Worth};
 
@@ -30,6 +31,8 @@ struct Lump {
     asked_until: u64,
     /// The next one, and when it was taken.
     next: Option<(u32, u64)>,
+    /// It is of no account once the quota is another one.
+    terms: Option<Terms>,
 }
 
 /// What came of spending.
@@ -40,7 +43,7 @@ pub(crate) struct Spent {
 }
 
 impl Worth for Lump {
-    fn until(&self) -> u64 {
+    fn worth(&self, _: u64) -> u64 {
         self.until
     }
 }
@@ -72,11 +75,14 @@ impl Lumps {
         let place = self.0.place(charge.policy, charge.key);
         let mut shard = self.0.lock(place.shard());
         let lump = Table::find(&mut shard, place, charge.policy, charge.key)?;
+        if lump.terms.is_some_and(|terms| terms != charge.terms) {
+            *lump = Lump::default();
+        }
         let length = lease.as_nanos() as u64;
         if (now >= lump.until || lump.units < charge.cost)
             && let Some((units, taken)) = lump.next.take()
         {
-            *lump = Lump { units, taken, until: taken + length, ..Lump::default() };
+            *lump = Lump { units, taken, until: taken + length, terms: lump.terms, ..Lump::default() };
         }
         if now >= lump.until || lump.units < charge.cost {
             return None;
@@ -121,7 +127,7 @@ impl Lumps {
     pub(crate) fn want(&self, charge: &Charge<'_>, lease: Duration, now: u64) -> u32 {
         let place = self.0.place(charge.policy, charge.key);
         let mut shard = self.0.lock(place.shard());
-        let lump = self.0.entry(&mut shard, place, (charge.policy, charge.key), Lump::default);
+        let lump = self.0.entry(&mut shard, place, (charge.policy, charge.key), now, Lump::default);
         if now < lump.asked_until {
             return charge.cost;
         }
@@ -133,7 +139,7 @@ impl Lumps {
     pub(crate) fn keep(&self, charge: &Charge<'_>, granted: u32, lease: Duration, asked: u64) {
         let place = self.0.place(charge.policy, charge.key);
         let mut shard = self.0.lock(place.shard());
-        let lump = self.0.entry(&mut shard, place, (charge.policy, charge.key), Lump::default);
+        let lump = self.0.entry(&mut shard, place, (charge.policy, charge.key), asked, Lump::default);
         if lump.asked_until != asked + PATIENCE {
             // Not who asked for the lump: what it was granted it has spent.
             lump.spent = lump.spent.saturating_add(granted);
@@ -141,6 +147,11 @@ impl Lumps {
         }
         let units = granted.saturating_sub(charge.cost);
         let until = asked + lease.as_nanos() as u64;
-        *lump = Lump { units, taken: asked, until, spent: charge.cost, ..Lump::default() };
+        *lump = Lump { units, taken: asked, until, spent: charge.cost, terms: Some(charge.terms), ..Lump::default() };
+    }
+
+    /// Forgets what is in hand.
+    pub(crate) fn forget(&self, charge: &Charge<'_>) {
+        self.0.remove(charge.policy, charge.key);
     }
 }

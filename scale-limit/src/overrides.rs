@@ -10,8 +10,15 @@ use serde::Deserialize;
 use tokio::task::JoinHandle;
 
 /// How much in which time.
+///
+/// | number | from | to |
+/// | --- | --- | --- |
+/// | quota | 1 | 4,294,967,294; one more is [no limit](Self::unlimited) |
+/// | period | 1 ms | 10 years |
+/// | pace | | 100,000,000 a second |
+/// | time in which an empty bucket fills, `burst × period / quota` | | 100 years |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(from = "Written")]
+#[serde(try_from = "Written")]
 pub struct Quota {
     pub(crate) quota: u32,
     pub(crate) period: Duration,
@@ -27,33 +34,107 @@ struct Written {
     burst: Option<u32>,
 }
 
-impl From<Written> for Quota {
-    fn from(written: Written) -> Self {
-        let quota = Self::new(written.quota, written.per);
-        written.burst.map_or(quota, |burst| quota.burst(burst))
+impl TryFrom<Written> for Quota {
+    type Error = QuotaError;
+
+    fn try_from(written: Written) -> Result<Self, QuotaError> {
+        Self::try_new(written.quota, written.per, written.burst)
     }
 }
 
+/// Why numbers are no quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuotaError {
+    /// A quota of 0.
+    #[error("a quota of 0 would deny everything; leave the route out, or ban the client")]
+    Zero,
+    /// A burst of 0.
+    #[error("a burst of 0 would deny everything; the least is 1")]
+    NoBurst,
+    /// A period under a millisecond or over ten years.
+    #[error("the period must be at least 1ms and at most 10years")]
+    Period,
+    /// More than 100,000,000 a second.
+    #[error("the pace must be at most 100,000,000 a second; say u32::MAX, or `Quota::unlimited`, for no limit")]
+    Pace,
+    /// An empty bucket would take more than a century to fill.
+    #[error("the burst is too large: an empty bucket would take over 100 years to fill")]
+    Burst,
+}
+
+const YEAR: Duration = Duration::from_hours(24 * 365);
+const LONGEST: Duration = YEAR.saturating_mul(10);
+const SHORTEST: Duration = Duration::from_millis(1);
+/// Nanoseconds of a unit at the fastest pace.
+const LEAST_INTERVAL: u128 = 10;
+const LONGEST_BURST: u128 = YEAR.as_nanos() * 100;
+
 impl Quota {
-    /// `quota` a `period`; the burst is the quota. Zeros are raised to the least that works (1; 1 ms).
+    /// `quota` a `period`; the burst is the quota, unless told otherwise.
+    ///
+    /// # Errors
+    /// [`QuotaError`] for numbers outside of the [table](Self).
+    pub fn try_new(quota: u32, period: Duration, burst: Option<u32>) -> Result<Self, QuotaError> {
+        let this = Self { quota, period, burst: burst.unwrap_or(quota) };
+        match this.check() {
+            Some(error) => Err(error),
+            None => Ok(this),
+        }
+    }
+
+    /// `quota` a `period`; the burst is the quota. Numbers outside of the [table](Self) become the nearest inside, and an error in the log
+    /// says so; [`try_new`](Self::try_new) refuses them.
     pub fn new(quota: u32, period: Duration) -> Self {
-        let quota = quota.max(1);
-        Self { quota, period: period.max(Duration::from_millis(1)), burst: quota }
+        Self { quota, period, burst: quota }.within()
+    }
+
+    /// So many at once, for policies that count places.
+    pub(crate) fn places(places: u32) -> Self {
+        Self { quota: places.max(1), period: Duration::from_secs(1), burst: places.max(1) }
     }
 
     /// No limit at all.
     pub fn unlimited() -> Self {
-        Self::new(u32::MAX, Duration::from_secs(1))
+        Self { quota: u32::MAX, period: Duration::from_secs(1), burst: u32::MAX }
     }
 
-    /// How much may come at once after a pause.
+    /// How much may come at once after a pause. As [`new`](Self::new), it takes the nearest number that can be.
     pub fn burst(self, burst: u32) -> Self {
-        Self { burst: burst.max(1), ..self }
+        Self { burst, ..self }.within()
+    }
+
+    fn check(&self) -> Option<QuotaError> {
+        let per_unit = self.period.as_nanos().checked_div(u128::from(self.quota));
+        match per_unit {
+            _ if self.quota == u32::MAX => None,
+            None => Some(QuotaError::Zero),
+            _ if self.burst == 0 => Some(QuotaError::NoBurst),
+            _ if self.period < SHORTEST || self.period > LONGEST => Some(QuotaError::Period),
+            Some(nanos) if nanos < LEAST_INTERVAL => Some(QuotaError::Pace),
+            Some(nanos) if nanos * u128::from(self.burst) > LONGEST_BURST => Some(QuotaError::Burst),
+            Some(_) => None,
+        }
+    }
+
+    /// The nearest that can be.
+    fn within(self) -> Self {
+        let Some(error) = self.check() else { return self };
+        tracing::error!(quota = self.quota, period = ?self.period, burst = self.burst, %error, "numbers of a limit were changed");
+        let period = self.period.clamp(SHORTEST, LONGEST);
+        let fastest = u32::try_from(period.as_nanos() / LEAST_INTERVAL).unwrap_or(u32::MAX - 1).min(u32::MAX - 1);
+        let quota = self.quota.clamp(1, fastest);
+        let per_unit = period.as_nanos() / u128::from(quota);
+        let most = u32::try_from(LONGEST_BURST / per_unit).unwrap_or(u32::MAX);
+        Self { quota, period, burst: self.burst.clamp(1, most) }
     }
 }
 
-/// Quotas by key, looked up at each check and exchanged as a whole while running. A bucket that is empty when its quota
-/// changes stays so, and fills at the new pace. Cloning costs one reference count.
+/// Quotas by key, looked up at each check and exchanged as a whole while running. Cloning costs one reference count.
+///
+/// A change of quota, period or burst takes effect at once. What has been used stays used: after 1,000 of 1,000 a day, 10,000 an hour leave
+/// 9,000; a smaller quota leaves nothing, and flows back at its own pace. Processes that know different numbers of one key, as during a
+/// deploy, each enforce their own, and count what all of them admit. A change of [algorithm](crate::policy::Algorithm) begins anew.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -104,6 +185,7 @@ impl Overrides {
         })
     }
 
+    /// The quota of a key.
     pub(crate) fn get(&self, key: &str) -> Option<Quota> {
         self.0.load().get(key).copied()
     }
@@ -135,5 +217,27 @@ mod tests {
         }
         task.abort();
         assert_eq!(seen, [Some(1), Some(1), Some(3)]);
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_are_refused_or_become_the_nearest() {
+        let day = Duration::from_hours(24);
+        for (quota, period, burst, error) in [
+            (0, day, None, QuotaError::Zero),
+            (1, day, Some(0), QuotaError::NoBurst),
+            (1, Duration::ZERO, None, QuotaError::Period),
+            (1, Duration::MAX, None, QuotaError::Period),
+            (200_000_000, Duration::from_secs(1), None, QuotaError::Pace),
+            (1, day * 365, Some(101), QuotaError::Burst),
+        ] {
+            assert_eq!(Quota::try_new(quota, period, burst), Err(error));
+            let nearest = burst.map_or(Quota::new(quota, period), |burst| Quota::new(quota, period).burst(burst));
+            assert_eq!(nearest.check(), None, "{nearest:?}");
+        }
+        assert_eq!(Quota::new(1, Duration::MAX).period, LONGEST);
+        assert!(Quota::try_new(u32::MAX, Duration::from_secs(1), None).is_ok(), "no limit");
+        let read = |text: &str| serde_json::from_str::<Quota>(text).map_err(|error| error.to_string());
+        assert!(read(r#"{"quota": 0, "per": "1s"}"#).unwrap_err().contains("quota of 0"));
+        assert_eq!(read(r#"{"quota": 6, "per": "1m", "burst": 2}"#).unwrap(), Quota::new(6, Duration::from_mins(1)).burst(2));
     }
 }

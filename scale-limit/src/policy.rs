@@ -7,7 +7,7 @@ use serde::Deserialize;
 use smol_str::SmolStr;
 
 use crate::error::Error;
-use crate::overrides::{Overrides, Quota};
+use crate::overrides::{Overrides, Quota, QuotaError};
 use crate::rule::{Rate, Rule, Window};
 
 /// What a policy does while its store does not answer.
@@ -57,19 +57,35 @@ pub struct Policy(Arc<Inner>);
 
 #[derive(Clone, Debug)]
 struct Inner {
-    name: Arc<str>,
-    short_name: SmolStr,
-    /// Spreads the policies' keys over a store's table.
-    seed: u64,
+    identity: Arc<Identity>,
     quota: Quota,
     algorithm: Algorithm,
     on_error: OnError,
     dry_run: bool,
     lease: Option<Duration>,
     overrides: Option<Overrides>,
+    /// What a store admits is counted in this process, too, so that whoever stands in for it knows.
+    mirrored: bool,
     /// Worked out once, from the numbers above.
     terms: Terms,
     counters: Counters,
+}
+
+/// What makes two policies one: the name, and the algorithm, since each has states of its own kind.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    name: SmolStr,
+    algorithm: Algorithm,
+    /// Spreads the policies' keys over a store's table.
+    pub(crate) seed: u64,
+}
+
+impl Identity {
+    fn new(name: &str, algorithm: Algorithm) -> Arc<Self> {
+        use std::hash::BuildHasher;
+        let seed = foldhash::quality::FixedState::with_seed(algorithm as u64).hash_one(name);
+        Arc::new(Self { name: name.into(), algorithm, seed })
+    }
 }
 
 /// The numbers that count for a key.
@@ -96,10 +112,10 @@ impl Terms {
 
     /// A share of it (0 to 1), but at least 1.
     pub(crate) fn share(self, share: f64) -> Self {
-        let share = share.clamp(1e-6, 1.0);
+        let share = if share.is_nan() { 1e-6 } else { share.clamp(1e-6, 1.0) };
         let of = |n: u32| (f64::from(n) * share).floor().max(1.0) as u32;
         let rule = match self.rule {
-            Rule::Gcra(rate) => Rule::Gcra(Rate::paced(rate.interval / share, of(rate.burst))),
+            Rule::Gcra(rate) => Rule::Gcra(rate.share(share)),
             Rule::Window(window) => Rule::Window(Window { quota: of(window.quota), ..window }),
             Rule::Places(places) => Rule::Places(of(places)),
             Rule::Free => Rule::Free,
@@ -120,8 +136,9 @@ struct Counters {
 static METADATA: metrics::Metadata<'_> = metrics::Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
 
 impl Counters {
-    fn new(name: &Arc<str>) -> Self {
-        let policy = || metrics::Label::new("policy", Arc::clone(name));
+    fn new(name: &str) -> Self {
+        let name: Arc<str> = name.into();
+        let policy = || metrics::Label::new("policy", Arc::clone(&name));
         let checks = |result: &'static str| {
             metrics::Key::from_parts("scale_limit_checks_total", vec![policy(), metrics::Label::new("result", result)])
         };
@@ -153,25 +170,38 @@ impl Policy {
     /// At most `places` at the same time ([`Algorithm::Concurrency`]). On Redis, a process that dies gives its places back after half a
     /// minute.
     pub fn at_once(name: &str, places: u32) -> Self {
-        Self::new(name, places, Duration::from_secs(1)).algorithm(Algorithm::Concurrency)
+        Self::of(name, Quota::places(places)).algorithm(Algorithm::Concurrency)
     }
 
-    /// At most `quota` a period. A quota or period of zero is raised to the least that works (1; 1 ms). The burst is the quota.
+    /// At most `quota` a period. The burst is the quota. Numbers that cannot be become the nearest that can, and an error in the log says
+    /// so: see [`Quota`]; [`of`](Self::of) with [`Quota::try_new`] refuses them.
     pub fn new(name: &str, quota: u32, period: Duration) -> Self {
-        let quota = Quota::new(quota, period);
-        let name: Arc<str> = name.into();
+        Self::of(name, Quota::new(quota, period))
+    }
+
+    /// At most this quota.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use scale_limit::{Policy, overrides::{Quota, QuotaError}};
+    ///
+    /// fn policy(per_minute: u32) -> Result<Policy, QuotaError> {
+    ///     Ok(Policy::of("api", Quota::try_new(per_minute, Duration::from_secs(60), None)?))
+    /// }
+    /// assert_eq!(policy(0).unwrap_err(), QuotaError::Zero);
+    /// ```
+    pub fn of(name: &str, quota: Quota) -> Self {
         let algorithm = Algorithm::default();
         Self(Arc::new(Inner {
-            seed: seed(&name),
-            counters: Counters::new(&name),
-            short_name: SmolStr::new(&name),
-            name,
+            identity: Identity::new(name, algorithm),
+            counters: Counters::new(name),
             quota,
             algorithm,
             on_error: OnError::Local(1.0),
             dry_run: false,
             lease: None,
             overrides: None,
+            mirrored: false,
             terms: Terms::new(quota, algorithm),
         }))
     }
@@ -185,12 +215,15 @@ impl Policy {
 
     /// How much may come at once after a pause. Default: the quota. For [`Algorithm::Gcra`].
     pub fn burst(self, burst: u32) -> Self {
-        self.with(|p| p.quota.burst = burst.max(1))
+        self.with(|p| p.quota = p.quota.burst(burst))
     }
 
-    /// How it is counted. Default: [`Algorithm::Gcra`].
+    /// How it is counted. Default: [`Algorithm::Gcra`]. Policies of one name with different algorithms count apart.
     pub fn algorithm(self, algorithm: Algorithm) -> Self {
-        self.with(|p| p.algorithm = algorithm)
+        self.with(|p| {
+            p.algorithm = algorithm;
+            p.identity = Identity::new(&p.identity.name, algorithm);
+        })
     }
 
     /// What happens while the store does not answer. Default: this process enforces the whole quota by itself.
@@ -208,9 +241,14 @@ impl Policy {
     ///
     /// The price: units may be spent up to `time` after they were taken, so in a window of length `t` up to
     /// `burst + quota × (t + time) / period` are admitted, over however many processes; and a process holds up to `quota × time / period`
-    /// units that others do not get, and loses those it does not spend.
+    /// units that others do not get, and loses those it does not spend. A lease longer than the period is one period.
     pub fn leased(self, time: Duration) -> Self {
-        self.with(|p| p.lease = Some(time).filter(|t| !t.is_zero()))
+        self.with(|p| p.lease = Some(time.min(p.quota.period)).filter(|t| !t.is_zero()))
+    }
+
+    /// Counts in this process what a store admits, so that whoever stands in for it goes on from there: for guards.
+    pub(crate) fn mirrored(self) -> Self {
+        self.with(|p| p.mirrored = true)
     }
 
     /// Quotas of single keys, in place of the policy's: exchangeable while running.
@@ -221,7 +259,7 @@ impl Policy {
 
     /// The name: in headers, metrics and keys.
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.0.identity.name
     }
 
     /// Requests (or cost) a period, or at once.
@@ -234,16 +272,22 @@ impl Policy {
         self.0.quota.period
     }
 
-    pub(crate) fn shared_name(&self) -> &Arc<str> {
-        &self.0.name
+    pub(crate) fn identity(&self) -> &Arc<Identity> {
+        &self.0.identity
     }
 
+    /// In line if short: counting references to one name from all threads would cost more than a check.
     pub(crate) fn short_name(&self) -> &SmolStr {
-        &self.0.short_name
+        &self.0.identity.name
     }
 
-    pub(crate) fn seed(&self) -> u64 {
-        self.0.seed
+    pub(crate) fn is_mirrored(&self) -> bool {
+        self.0.mirrored
+    }
+
+    /// Returns whether both rule alike, but for overrides.
+    pub(crate) fn rules_as(&self, other: &Self) -> bool {
+        self.0.terms == other.0.terms && self.0.algorithm == other.0.algorithm
     }
 
     /// Counts a check.
@@ -288,11 +332,6 @@ impl Policy {
     }
 }
 
-fn seed(name: &str) -> u64 {
-    use std::hash::BuildHasher;
-    foldhash::quality::FixedState::with_seed(0).hash_one(name)
-}
-
 /// How a policy is written in a file: `{ name = "login", quota = 5, per = "1m", burst = 2, on_error = "deny" }`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -314,19 +353,10 @@ struct Written {
 impl<'de> Deserialize<'de> for Policy {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let written = Written::deserialize(deserializer)?;
-        let wrong = |reason| serde::de::Error::custom(Error::Policy { name: written.name.clone(), reason });
-        if written.quota == 0 {
-            return Err(wrong("a quota of 0 would deny everything; leave the route out instead"));
-        }
+        let wrong = |reason: &str| serde::de::Error::custom(Error::Policy { name: written.name.clone(), reason: reason.into() });
         if written.name.is_empty() || !written.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
             return Err(wrong("a name is made of letters, digits, `-`, `_` and `.`"));
         }
-        let per = match (written.per, written.algorithm) {
-            (Some(per), _) if per < Duration::from_millis(1) => return Err(wrong("the period must be at least 1ms")),
-            (Some(per), _) => per,
-            (None, Algorithm::Concurrency) => Duration::from_secs(1),
-            (None, _) => return Err(wrong("`per` is missing: the quota of which time?")),
-        };
         if written.algorithm != Algorithm::Gcra && (written.burst.is_some() || written.lease.is_some()) {
             return Err(wrong("only the algorithm `gcra` has a burst or a lease"));
         }
@@ -335,13 +365,17 @@ impl<'de> Deserialize<'de> for Policy {
         {
             return Err(wrong("a local share is over 0 and at most 1"));
         }
-        let policy = Self::new(&written.name, written.quota, per);
+        let quota = match (written.per, written.algorithm) {
+            _ if written.quota == 0 => return Err(wrong(&QuotaError::Zero.to_string())),
+            (_, Algorithm::Concurrency) => Quota::places(written.quota),
+            (None, _) => return Err(wrong("`per` is missing: the quota of which time?")),
+            (Some(per), _) => Quota::try_new(written.quota, per, written.burst).map_err(|error| wrong(&error.to_string()))?,
+        };
+        let policy = Self::of(&written.name, quota).algorithm(written.algorithm);
         Ok(policy.with(|p| {
-            p.quota.burst = written.burst.unwrap_or(p.quota.burst).max(1);
-            p.algorithm = written.algorithm;
             p.on_error = written.on_error.unwrap_or(p.on_error);
             p.dry_run = written.dry_run;
-            p.lease = written.lease.filter(|t| !t.is_zero());
+            p.lease = written.lease.map(|t| t.min(quota.period)).filter(|t| !t.is_zero());
         }))
     }
 }
@@ -360,6 +394,8 @@ mod tests {
         for (text, word) in [
             (r#"{"name": "x", "quota": 0, "per": "1m"}"#, "quota of 0"),
             (r#"{"name": "x", "quota": 1, "per": "0s"}"#, "at least 1ms"),
+            (r#"{"name": "x", "quota": 1, "per": "11years"}"#, "at most 10years"),
+            (r#"{"name": "x", "quota": 1, "per": "1y", "burst": 101}"#, "burst is too large"),
             (r#"{"name": "x y", "quota": 1, "per": "1s"}"#, "letters"),
             (r#"{"name": "x", "quota": 1, "per": "1s", "brust": 1}"#, "brust"),
             (r#"{"name": "x", "quota": 1}"#, "`per` is missing"),

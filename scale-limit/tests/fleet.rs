@@ -155,7 +155,7 @@ async fn places_of_a_dropped_request_and_of_a_dead_process_are_free_again() -> R
     let all = [(&policy, "k", 50)];
     let held = eventually("all places to be free", async || Some(limiter.check_all(&all).await).filter(|d| d.admitted)).await?;
     // Held, they free themselves at the latest after half a minute of silence; until then they are held on to.
-    let life: i64 = server.command(&["PTTL", "test:limit:{k}:places:p"]).await?.parse()?;
+    let life: i64 = server.command(&["PTTL", "test:limit:{k}:places:held"]).await?.parse()?;
     assert!(held.admitted && life > 25_000 && life <= 30_001, "{life}");
     Ok(())
 }

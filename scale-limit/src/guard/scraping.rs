@@ -39,7 +39,7 @@ struct Seen {
 }
 
 impl Worth for Seen {
-    fn until(&self) -> u64 {
+    fn worth(&self, _: u64) -> u64 {
         self.until
     }
 }
@@ -134,7 +134,7 @@ impl Scraping {
         let place = self.0.seen.place(&self.0.distinct, client);
         let mut shard = self.0.seen.lock(place.shard());
         let fresh = || Seen { words: [0; WORDS], until: now + period };
-        let seen = self.0.seen.entry(&mut shard, place, (&self.0.distinct, client), fresh);
+        let seen = self.0.seen.entry(&mut shard, place, (&self.0.distinct, client), now, fresh);
         if seen.until <= now {
             *seen = fresh();
         }

@@ -1,8 +1,15 @@
 //! The generic cell rate algorithm, alone and pure.
 //!
-//! One number per key: the *theoretical arrival time* (TAT), when the key's bucket will be full again. Each unit of cost moves it on by
+//! A key has one number, the *theoretical arrival time* (TAT): when the key's bucket will be full again. Each unit of cost moves it on by
 //! the emission interval `period / quota`; a request is admitted if it would not move further than the burst's worth into the future.
 //! (ITU-T I.371, annex A, in the "virtual scheduling" form; the names follow Brandur Leach's description of it.)
+//!
+//! All is counted in whole nanoseconds. The interval is rounded up, so that the pace is the quota or a little less: by 5 % at 70,000,000
+//! units a second, by less than 0.1 % at a million.
+//!
+//! A bucket also keeps its *shape*, the interval and the burst. When a policy's numbers change, the units that have been used stay used,
+//! and flow back at the new pace. Where two shapes are in use at once, as during a deploy, each has a bucket of its own, and each unit is
+//! charged to both.
 
 use std::time::Duration;
 
@@ -12,29 +19,55 @@ use super::{NEVER, Ruling};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Rate {
     /// Nanoseconds per unit of cost.
-    pub(crate) interval: f64,
-    /// The other way round: a division takes longer than all else of a ruling.
+    pub(crate) interval: u64,
+    /// Units per nanosecond: a division takes longer than all else of a ruling.
     units: f64,
     /// Units that may come at once.
     pub(crate) burst: u32,
     /// Nanoseconds of the whole burst.
     capacity: u64,
+    /// The most that a key may owe (ns): twice the period, or twice the burst's worth, if that is longer.
+    pub(crate) debt: u64,
 }
+
+/// What a key has used, for one shape of its policy.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Bucket {
+    /// The theoretical arrival time, ns.
+    tat: u64,
+    interval: u64,
+    burst: u32,
+    /// The bucket of another shape.
+    other: Option<Box<Bucket>>,
+}
+
+/// Shapes of one key at most; the one longest out of use goes.
+const SHAPES: usize = 4;
 
 impl Rate {
     pub(crate) fn new(quota: u32, period: Duration, burst: u32) -> Self {
-        Self::paced(period.as_nanos() as f64 / f64::from(quota), burst)
+        let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX / 8);
+        Self::paced(period.div_ceil(u64::from(quota.max(1))).max(1), burst, period)
     }
 
     /// So many nanoseconds per unit.
-    pub(crate) fn paced(interval: f64, burst: u32) -> Self {
-        Self { interval, units: interval.recip(), burst, capacity: (f64::from(burst) * interval) as u64 }
+    fn paced(interval: u64, burst: u32, period: u64) -> Self {
+        // Far beyond what a checked quota has.
+        let capacity = u64::from(burst).saturating_mul(interval).min(u64::MAX / 8);
+        let debt = capacity.max(period).min(u64::MAX / 8) * 2;
+        Self { interval, units: (interval as f64).recip(), burst, capacity, debt }
+    }
+
+    /// A share of it (over 0, at most 1).
+    pub(crate) fn share(&self, share: f64) -> Self {
+        let burst = (f64::from(self.burst) * share).floor().max(1.0) as u32;
+        Self::paced((self.interval as f64 / share).ceil() as u64, burst, self.debt / 2)
     }
 
     /// Rules on `cost` units at `now` (ns) with the stored `tat` (ns), or on as many as there are if those are at least `least`; returns
     /// the TAT to store if admitted.
     #[inline]
-    pub(crate) fn rule(&self, tat: u64, now: u64, cost: u32, least: u32) -> (Ruling, u64) {
+    fn rule(&self, tat: u64, now: u64, cost: u32, least: u32) -> (Ruling, u64) {
         // Time going backwards leaves a TAT in the future: stricter, never looser.
         let start = tat.max(now);
         self.admit(start, now, cost).unwrap_or_else(|| self.deny(start, now, cost, least))
@@ -67,22 +100,129 @@ impl Rate {
     /// The TAT after `cost` units charged `age` ns ago are given back: less what has flowed back since, and never fuller than full.
     ///
     /// Without the age, a charge given back after its bucket has refilled would come back twice.
-    pub(crate) fn give_back(&self, tat: u64, now: u64, cost: u32, age: u64) -> u64 {
+    fn give_back(&self, tat: u64, now: u64, cost: u32, age: u64) -> u64 {
         tat.saturating_sub(self.worth(cost).saturating_sub(age)).max(now)
     }
 
     /// The TAT after `cost` units were spent without asking.
-    pub(crate) fn debit(&self, tat: u64, now: u64, cost: u32) -> u64 {
-        tat.max(now).saturating_add(self.worth(cost))
+    fn debit(&self, tat: u64, now: u64, cost: u32) -> u64 {
+        let start = tat.max(now);
+        start.saturating_add(self.worth(cost)).min(now.saturating_add(self.debt)).max(start)
     }
 
     pub(super) fn worth(&self, units: u32) -> u64 {
-        (f64::from(units) * self.interval) as u64
+        u64::from(units).saturating_mul(self.interval)
     }
 
     fn units(&self, nanos: u64) -> u32 {
         // Half a nanosecond of rounding must not eat a unit.
         ((nanos as f64 + 0.5) * self.units) as u32
+    }
+}
+
+impl Bucket {
+    /// A full one.
+    pub(crate) fn fresh(rate: &Rate) -> Self {
+        Self { tat: 0, interval: rate.interval, burst: rate.burst, other: None }
+    }
+
+    #[inline]
+    fn is_of(&self, rate: &Rate) -> bool {
+        (self.interval, self.burst) == (rate.interval, rate.burst)
+    }
+
+    /// Charges `cost` units, or, if that is too much, as many as there are, but not fewer than `least`.
+    #[inline]
+    pub(crate) fn charge(&mut self, rate: &Rate, now: u64, cost: u32, least: u32) -> Ruling {
+        if !self.is_of(rate) {
+            self.take_shape(rate, now);
+        }
+        let (ruling, next) = rate.rule(self.tat, now, cost, least);
+        if ruling.admitted {
+            self.tat = next;
+            if self.other.is_some() {
+                self.charge_others(now, ruling.granted);
+            }
+        }
+        ruling
+    }
+
+    /// Charges what has been spent already, down to the most that a key may owe.
+    pub(crate) fn debit(&mut self, rate: &Rate, now: u64, cost: u32) {
+        self.take_shape(rate, now);
+        self.tat = rate.debit(self.tat, now, cost);
+        self.charge_others(now, cost);
+    }
+
+    /// Gives back what was charged `age` ns ago.
+    pub(crate) fn give_back(&mut self, rate: &Rate, now: u64, cost: u32, age: u64) {
+        self.take_shape(rate, now);
+        let mut bucket = Some(self);
+        while let Some(this) = bucket {
+            let rate = this.rate();
+            this.tat = rate.give_back(this.tat, now, cost, age);
+            bucket = this.other.as_deref_mut();
+        }
+    }
+
+    /// When it is full, whatever the shape (ns).
+    pub(crate) fn until(&self) -> u64 {
+        self.tat.max(self.other.as_ref().map_or(0, |other| other.until()))
+    }
+
+    /// Until when a single unit is denied (ns), if it is.
+    pub(crate) fn denies_until(&self, now: u64) -> Option<u64> {
+        let until = self.tat.saturating_sub(u64::from(self.burst.saturating_sub(1)).saturating_mul(self.interval));
+        (until > now).then_some(until)
+    }
+
+    /// The share of its burst that is used, of 2^32.
+    pub(crate) fn used(&self, now: u64) -> u64 {
+        let capacity = u64::from(self.burst).saturating_mul(self.interval).max(1);
+        (self.until().saturating_sub(now) as f64 / capacity as f64 * (1_u64 << 32) as f64) as u64
+    }
+
+    fn rate(&self) -> Rate {
+        Rate::paced(self.interval, self.burst, 0)
+    }
+
+    /// Brings the bucket of this shape to the front; one that is new begins with what the newest of the others has used.
+    fn take_shape(&mut self, rate: &Rate, now: u64) {
+        if self.is_of(rate) {
+            return;
+        }
+        let mut others = Vec::with_capacity(SHAPES);
+        let mut next = Some(std::mem::take(self));
+        while let Some(mut bucket) = next {
+            next = bucket.other.take().map(|other| *other);
+            others.push(bucket);
+        }
+        let known = others.iter().position(|bucket| bucket.is_of(rate));
+        let mut front = match known {
+            Some(n) => others.remove(n),
+            None => Self::adopt(rate, &others[0], now),
+        };
+        others.truncate(SHAPES - 1);
+        front.other = others.into_iter().rev().fold(None, |rest, bucket| Some(Box::new(Self { other: rest, ..bucket })));
+        *self = front;
+    }
+
+    /// What has been used of another shape is used of this one, down to an empty bucket.
+    fn adopt(rate: &Rate, other: &Self, now: u64) -> Self {
+        let used = other.tat.saturating_sub(now) as f64 / other.interval.max(1) as f64;
+        let ahead = ((used * rate.interval as f64) as u64).min(rate.capacity);
+        Self { tat: now + ahead, ..Self::fresh(rate) }
+    }
+
+    /// Charges the other shapes, down to an empty bucket.
+    fn charge_others(&mut self, now: u64, cost: u32) {
+        let mut bucket = self.other.as_deref_mut();
+        while let Some(this) = bucket {
+            let rate = this.rate();
+            let start = this.tat.max(now);
+            this.tat = start.saturating_add(rate.worth(cost)).min(now.saturating_add(rate.capacity)).max(start);
+            bucket = this.other.as_deref_mut();
+        }
     }
 }
 
@@ -172,5 +312,48 @@ mod tests {
         let rate = Rate::new(1, Duration::from_secs(1), 1);
         let (_, tat) = rate.rule(0, 5_000_000_000, 1, 1);
         assert!(!rate.rule(tat, 1_000_000_000, 1, 1).0.admitted);
+    }
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A tenant pays for more: 1,000 a day used up, then 10,000 an hour.
+    #[test]
+    fn what_was_used_stays_used_whatever_the_shape_and_flows_back_at_the_new_pace() {
+        let (small, large) =
+            (Rate::new(1_000, Duration::from_hours(24), 1_000), Rate::new(10_000, Duration::from_hours(1), 10_000));
+        let mut bucket = Bucket::fresh(&small);
+        assert!(bucket.charge(&small, 1, 1_000, 1_000).admitted);
+        let ruling = bucket.charge(&large, 2, 1, 1);
+        assert!(ruling.admitted && ruling.remaining == 8_999, "{ruling:?}");
+        // For less: at most empty, and never for longer than the bucket takes to fill.
+        let mut bucket = Bucket::fresh(&large);
+        assert!(bucket.charge(&large, 1, 5_000, 5_000).admitted);
+        let ruling = bucket.charge(&small, 2, 1, 1);
+        assert!(!ruling.admitted && ruling.retry_after <= small.interval, "{ruling:?}");
+    }
+
+    /// A deploy: of two versions with different numbers, by turns, each admits no more than it would alone.
+    #[test]
+    fn two_shapes_in_turns_are_no_way_around_either() {
+        let (old, new) = (Rate::new(10, Duration::from_mins(1), 10), Rate::new(100, Duration::from_hours(1), 100));
+        let (mut bucket, mut by_old, mut all) = (Bucket::fresh(&old), 0_u64, 0_u64);
+        for step in 0..36_000 {
+            let now = SECOND + step * SECOND / 10;
+            let first = bucket.charge(&old, now, 1, 1).admitted;
+            by_old += u64::from(first);
+            all += u64::from(first) + u64::from(bucket.charge(&new, now, 1, 1).admitted);
+        }
+        // In an hour: the old one's own bound is 10 and 600, the new one's what it has at once, and then what flows back.
+        assert!(by_old <= 610 && all - by_old <= 100, "{by_old} and {all}");
+    }
+
+    #[test]
+    fn debts_have_an_end() {
+        let rate = Rate::new(5, Duration::from_mins(1), 5);
+        let mut bucket = Bucket::fresh(&rate);
+        for _ in 0..100 {
+            bucket.debit(&rate, SECOND, u32::MAX);
+        }
+        assert!(bucket.until() <= SECOND + 120 * SECOND, "{}", bucket.until());
     }
 }

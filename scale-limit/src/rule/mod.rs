@@ -10,7 +10,7 @@
 mod gcra;
 mod window;
 
-pub(crate) use self::gcra::Rate;
+pub(crate) use self::gcra::{Bucket, Rate};
 pub(crate) use self::window::{Counts, Window};
 
 /// A policy's numbers, as its algorithm wants them.
@@ -27,8 +27,7 @@ pub(crate) enum Rule {
 /// What is kept for a key.
 #[derive(Clone, Debug)]
 pub(crate) enum State {
-    /// The theoretical arrival time, ns.
-    Tat(u64),
+    Bucket(Bucket),
     Counts(Box<Counts>),
     /// Places taken.
     Held(u32),
@@ -56,10 +55,10 @@ impl Ruling {
 }
 
 /// What a charge did to a state, so that it can be undone.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Undo {
     Nothing,
-    Tat(u64),
+    State(State),
     Units(u32),
 }
 
@@ -67,47 +66,28 @@ impl Rule {
     /// A key never seen.
     pub(crate) fn fresh(&self) -> State {
         match self {
-            Self::Gcra(_) | Self::Free => State::Tat(0),
+            Self::Gcra(rate) => State::Bucket(Bucket::fresh(rate)),
+            Self::Free => State::Bucket(Bucket::default()),
             Self::Window(_) => State::Counts(Box::default()),
             Self::Places(_) => State::Held(0),
         }
     }
 
     /// Charges `cost` units at `now` (ns), or, if that is too much, as many as there are, but not fewer than `least`.
-    pub(crate) fn charge(&self, state: &mut State, now: u64, cost: u32, least: u32) -> (Ruling, Undo) {
+    pub(crate) fn charge(&self, state: &mut State, now: u64, cost: u32, least: u32) -> Ruling {
         match (self, &mut *state) {
-            (Self::Free, _) => (Ruling::FREE, Undo::Nothing),
-            (Self::Gcra(rate), State::Tat(tat)) => {
-                let before = *tat;
-                let (ruling, next) = rate.rule(before, now, cost, least);
-                if ruling.admitted {
-                    *tat = next;
-                    (ruling, Undo::Tat(before))
-                } else {
-                    (ruling, Undo::Nothing)
-                }
-            }
-            (Self::Window(window), State::Counts(counts)) => {
-                let ruling = window.charge(counts, now, cost, least);
-                (ruling, if ruling.admitted { Undo::Units(ruling.granted) } else { Undo::Nothing })
-            }
+            (Self::Free, _) => Ruling::FREE,
+            (Self::Gcra(rate), State::Bucket(bucket)) => bucket.charge(rate, now, cost, least),
+            (Self::Window(window), State::Counts(counts)) => window.charge(counts, now, cost, least),
             (Self::Places(places), State::Held(held)) => {
                 let free = places.saturating_sub(*held);
                 let admitted = cost <= free;
-                if admitted {
-                    *held += cost;
-                }
                 let granted = if admitted { cost } else { 0 };
-                let ruling = Ruling {
-                    admitted,
-                    granted,
-                    remaining: free - granted,
-                    retry_after: if admitted { 0 } else { NEVER },
-                    full_after: 0,
-                };
-                (ruling, if admitted { Undo::Units(cost) } else { Undo::Nothing })
+                *held += granted;
+                let retry_after = if admitted { 0 } else { NEVER };
+                Ruling { admitted, granted, remaining: free - granted, retry_after, full_after: 0 }
             }
-            // The policy's algorithm is another one than when the key was last seen.
+            // Algorithms have states of their own; see `Identity`.
             _ => {
                 *state = self.fresh();
                 self.charge(state, now, cost, least)
@@ -115,10 +95,22 @@ impl Rule {
         }
     }
 
+    /// The same, and how to undo it.
+    pub(crate) fn charge_undoable(&self, state: &mut State, now: u64, cost: u32, least: u32) -> (Ruling, Undo) {
+        let before = if matches!(state, State::Held(_)) { None } else { Some(state.clone()) };
+        let ruling = self.charge(state, now, cost, least);
+        let undo = match before {
+            _ if !ruling.admitted => Undo::Nothing,
+            Some(before) => Undo::State(before),
+            None => Undo::Units(ruling.granted),
+        };
+        (ruling, undo)
+    }
+
     /// Gives back what was charged `age` ns ago. What has flowed back by itself since is not given twice.
     pub(crate) fn give_back(&self, state: &mut State, now: u64, cost: u32, age: u64) {
         match (self, state) {
-            (Self::Gcra(rate), State::Tat(tat)) => *tat = rate.give_back(*tat, now, cost, age),
+            (Self::Gcra(rate), State::Bucket(bucket)) => bucket.give_back(rate, now, cost, age),
             (Self::Window(window), State::Counts(counts)) => window.give_back(counts, now, cost, age),
             (Self::Places(_), State::Held(held)) => *held = held.saturating_sub(cost),
             _ => {}
@@ -128,7 +120,7 @@ impl Rule {
     /// Charges what has been spent already, however little is left.
     pub(crate) fn debit(&self, state: &mut State, now: u64, cost: u32) {
         match (self, &mut *state) {
-            (Self::Gcra(rate), State::Tat(tat)) => *tat = rate.debit(*tat, now, cost),
+            (Self::Gcra(rate), State::Bucket(bucket)) => bucket.debit(rate, now, cost),
             (Self::Window(window), State::Counts(counts)) => window.debit(counts, now, cost),
             (Self::Places(_) | Self::Free, _) => {}
             _ => {
@@ -159,18 +151,26 @@ impl State {
     /// As if a charge of a moment ago had not been.
     pub(crate) fn undo(&mut self, undo: Undo) {
         match (self, undo) {
-            (Self::Tat(tat), Undo::Tat(before)) => *tat = before,
-            (Self::Counts(counts), Undo::Units(units)) => counts.counts[0] = counts.counts[0].saturating_sub(units),
+            (state, Undo::State(before)) => *state = before,
             (Self::Held(held), Undo::Units(units)) => *held = held.saturating_sub(units),
             _ => {}
         }
     }
 
-    /// When it is no different from a key never seen (ns).
-    pub(crate) fn until(&self) -> u64 {
+    /// Until when it denies a single unit (ns), if it does, and that is known.
+    pub(crate) fn denies_until(&self, now: u64) -> Option<u64> {
         match self {
-            Self::Tat(tat) => *tat,
-            Self::Counts(counts) => counts.until(),
+            Self::Bucket(bucket) => bucket.denies_until(now),
+            Self::Counts(counts) => counts.denies_until(now),
+            Self::Held(_) => None,
+        }
+    }
+
+    /// The share of it that is used, of 2^32; places held are worth more than all else.
+    pub(crate) fn used(&self, now: u64) -> u64 {
+        match self {
+            Self::Bucket(bucket) => bucket.used(now),
+            Self::Counts(counts) => counts.used(now),
             Self::Held(0) => 0,
             Self::Held(_) => u64::MAX,
         }

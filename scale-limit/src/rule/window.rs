@@ -6,6 +6,10 @@
 //!
 //! A fixed window is the same thing with one counter. Windows begin at multiples of their length since the Unix epoch (on Redis since
 //! 2025, by its clock).
+//!
+//! Counters keep the length of their slots. When a policy's period changes, what they hold moves to the new slots, each counter to the
+//! latest time it may stand for. Where two lengths are in use at once, as during a deploy, each has counters of its own, and each unit is
+//! counted in both.
 
 use std::time::Duration;
 
@@ -13,6 +17,8 @@ use super::{NEVER, Ruling};
 
 /// Tenths, and the one that is partly out of the window.
 pub(crate) const SLIDING: usize = 11;
+/// Lengths of slots of one key at most; the one longest out of use goes.
+const LENGTHS: usize = 4;
 
 /// How it is counted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,17 +33,52 @@ pub(crate) struct Window {
 /// The counters of one key.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counts {
+    /// Nanoseconds of one counter; 0: never used.
+    slot: u64,
+    kept: usize,
+    /// The quota when it was last asked.
+    quota: u32,
     /// The number of the newest slot since time began.
     newest: u64,
     /// Newest first.
     pub(super) counts: [u32; SLIDING],
-    /// When all are out of the window.
-    until: u64,
+    /// The counters with slots of another length.
+    other: Option<Box<Counts>>,
 }
 
 impl Counts {
+    /// When all are out of the window (ns).
     pub(super) fn until(&self) -> u64 {
-        self.until
+        let own = match self.counts[..self.kept].iter().position(|count| *count > 0) {
+            Some(newest) => self.end(newest),
+            None => 0,
+        };
+        own.max(self.other.as_ref().map_or(0, |other| other.until()))
+    }
+
+    /// Until when a single unit is denied (ns), if it is.
+    pub(super) fn denies_until(&self, now: u64) -> Option<u64> {
+        let window = self.window();
+        let until = if self.total() < u64::from(self.quota) { 0 } else { window.frees(self, self.total(), 1)? };
+        (until > now).then_some(until)
+    }
+
+    /// The share of the quota that is used, of 2^32.
+    pub(super) fn used(&self, now: u64) -> u64 {
+        if self.until() <= now { 0 } else { (self.total() << 32) / u64::from(self.quota.max(1)) }
+    }
+
+    fn total(&self) -> u64 {
+        self.counts[..self.kept].iter().map(|count| u64::from(*count)).sum()
+    }
+
+    /// When a slot is out of the window (ns).
+    fn end(&self, slot: usize) -> u64 {
+        (self.newest.saturating_sub(slot as u64) + self.kept as u64).saturating_mul(self.slot)
+    }
+
+    fn window(&self) -> Window {
+        Window { slot: self.slot.max(1), kept: self.kept, quota: self.quota }
     }
 }
 
@@ -52,8 +93,8 @@ impl Window {
     }
 
     pub(crate) fn charge(&self, counts: &mut Counts, now: u64, cost: u32, least: u32) -> Ruling {
-        self.roll(counts, now);
-        let used: u64 = counts.counts[..self.kept].iter().map(|c| u64::from(*c)).sum();
+        self.take_length(counts, now);
+        let used = counts.total();
         let left = u64::from(self.quota).saturating_sub(used) as u32;
         let granted = if cost <= left {
             cost
@@ -65,31 +106,30 @@ impl Window {
                 granted: 0,
                 remaining: left,
                 retry_after: self.frees(counts, used, cost).map_or(NEVER, |at| at.saturating_sub(now)),
-                full_after: counts.until.saturating_sub(now),
+                full_after: counts.until().saturating_sub(now),
             };
         };
-        self.debit(counts, now, granted);
-        Ruling {
-            admitted: true,
-            granted,
-            remaining: left - granted,
-            retry_after: 0,
-            full_after: counts.until.saturating_sub(now),
-        }
+        count(counts, now, granted);
+        let full_after = counts.until().saturating_sub(now);
+        Ruling { admitted: true, granted, remaining: left - granted, retry_after: 0, full_after }
     }
 
     pub(crate) fn debit(&self, counts: &mut Counts, now: u64, cost: u32) {
-        self.roll(counts, now);
-        counts.counts[0] = counts.counts[0].saturating_add(cost);
-        counts.until = (counts.newest + self.kept as u64).saturating_mul(self.slot);
+        self.take_length(counts, now);
+        count(counts, now, cost);
     }
 
     pub(crate) fn give_back(&self, counts: &mut Counts, now: u64, cost: u32, age: u64) {
-        self.roll(counts, now);
-        let then = now.saturating_sub(age) / self.slot;
-        let slot = usize::try_from(counts.newest.saturating_sub(then)).unwrap_or(usize::MAX);
-        if slot < self.kept {
-            counts.counts[slot] = counts.counts[slot].saturating_sub(cost);
+        self.take_length(counts, now);
+        let mut next = Some(counts);
+        while let Some(this) = next {
+            this.window().roll(this, now);
+            let then = now.saturating_sub(age) / this.slot.max(1);
+            let slot = usize::try_from(this.newest.saturating_sub(then)).unwrap_or(usize::MAX);
+            if slot < this.kept {
+                this.counts[slot] = this.counts[slot].saturating_sub(cost);
+            }
+            next = this.other.as_deref_mut();
         }
     }
 
@@ -99,7 +139,7 @@ impl Window {
         for slot in (0..self.kept).rev() {
             used -= u64::from(counts.counts[slot]);
             if used + u64::from(cost) <= u64::from(self.quota) {
-                return Some((counts.newest - slot as u64 + self.kept as u64).saturating_mul(self.slot));
+                return Some(counts.end(slot));
             }
         }
         None
@@ -115,6 +155,53 @@ impl Window {
             // `frees` looks that many slots back.
             counts.newest = newest.max(SLIDING as u64);
         }
+    }
+
+    /// Brings the counters of this length to the front, up to date; new ones begin with what the newest of the others hold.
+    fn take_length(&self, counts: &mut Counts, now: u64) {
+        if (counts.slot, counts.kept) != (self.slot, self.kept) {
+            let mut others = Vec::with_capacity(LENGTHS);
+            let mut next = Some(std::mem::take(counts)).filter(|counts| counts.slot > 0);
+            while let Some(mut of) = next {
+                next = of.other.take().map(|other| *other);
+                others.push(of);
+            }
+            let known = others.iter().position(|of| (of.slot, of.kept) == (self.slot, self.kept));
+            *counts = match known {
+                Some(n) => others.remove(n),
+                None => self.adopt(others.first(), now),
+            };
+            others.truncate(LENGTHS - 1);
+            counts.other = others.into_iter().rev().fold(None, |rest, of| Some(Box::new(Counts { other: rest, ..of })));
+        }
+        counts.quota = self.quota;
+        self.roll(counts, now);
+    }
+
+    /// Each counter counts from the latest time it may stand for.
+    fn adopt(&self, other: Option<&Counts>, now: u64) -> Counts {
+        let mut counts = Counts { slot: self.slot, kept: self.kept, ..Counts::default() };
+        self.roll(&mut counts, now);
+        let Some(other) = other else { return counts };
+        for (n, count) in other.counts[..other.kept].iter().enumerate() {
+            let Some(number) = other.newest.checked_sub(n as u64) else { break };
+            let time = (number + 1).saturating_mul(other.slot).min(now);
+            let slot = usize::try_from(counts.newest.saturating_sub(time / self.slot)).unwrap_or(usize::MAX);
+            if slot < self.kept {
+                counts.counts[slot] = counts.counts[slot].saturating_add(*count);
+            }
+        }
+        counts
+    }
+}
+
+/// Counts in the newest slot, whatever the length.
+fn count(counts: &mut Counts, now: u64, units: u32) {
+    let mut next = Some(counts);
+    while let Some(this) = next {
+        this.window().roll(this, now);
+        this.counts[0] = this.counts[0].saturating_add(units);
+        next = this.other.as_deref_mut();
     }
 }
 
@@ -227,5 +314,36 @@ mod tests {
         };
         assert_eq!(admitted(Window::fixed(5, Duration::from_secs(1))), 10);
         assert_eq!(admitted(Window::sliding(5, Duration::from_secs(1))), 5);
+    }
+
+    /// A deploy with a longer period, and one with a shorter one.
+    #[test]
+    fn another_period_locks_nobody_out_and_lets_nobody_through() {
+        for make in [Window::sliding, Window::fixed] {
+            let (short, long) = (make(10, Duration::from_mins(1)), make(100, Duration::from_hours(1)));
+            let mut counts = Counts::default();
+            assert!(short.charge(&mut counts, START, 10, 10).admitted);
+            let admitted = (0..200).filter(|_| long.charge(&mut counts, START, 1, 1).admitted).count();
+            assert_eq!(admitted, 90, "what was used stays used");
+            let denied = long.charge(&mut counts, START, 1, 1);
+            assert!(denied.retry_after <= 4_000 * SECOND, "{denied:?}");
+            // Back again, as a rolled back deploy: a period later at the latest there is room.
+            let denied = short.charge(&mut counts, START, 1, 1);
+            assert!(!denied.admitted && denied.retry_after <= 66 * SECOND, "{denied:?}");
+            assert!(short.charge(&mut counts, START + denied.retry_after, 1, 1).admitted);
+        }
+    }
+
+    #[test]
+    fn two_lengths_in_turns_count_in_both() {
+        let (short, long) = (Window::sliding(10, Duration::from_mins(1)), Window::sliding(100, Duration::from_hours(1)));
+        let (mut counts, mut by_short, mut all) = (Counts::default(), 0, 0);
+        for step in 0..3_600 {
+            let now = START + step * SECOND;
+            let first = short.charge(&mut counts, now, 1, 1).admitted;
+            by_short += u32::from(first);
+            all += u32::from(first) + u32::from(long.charge(&mut counts, now, 1, 1).admitted);
+        }
+        assert!(by_short <= 610 && all - by_short <= 100, "{by_short} and {all}");
     }
 }

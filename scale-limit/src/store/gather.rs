@@ -51,8 +51,9 @@ pub(super) enum Mode {
 /// Who sends them.
 #[async_trait]
 pub(super) trait Send: std::marker::Send + Sync + 'static {
-    /// What is ruled for each group. Places that nobody takes out of the answer are freed by its drop: whoever asked may be gone.
-    async fn send(&self, groups: &[Group]) -> Result<Vec<Charged>, Error>;
+    /// What is ruled for each group, within `patience`. Places that nobody takes out of the answer are freed by its drop: whoever asked may
+    /// be gone.
+    async fn send(&self, groups: &[Group], patience: Duration) -> Result<Vec<Charged>, Error>;
 }
 
 type Answer = Result<Charged, Error>;
@@ -97,31 +98,40 @@ impl<S: Send> Gather<S> {
         answer.await.unwrap_or_else(|_| Err(Error::Store("the runtime shuts down".into())))
     }
 
-    async fn send(&self, groups: &[Group]) -> Result<Vec<Charged>, Error> {
-        if groups.is_empty() { Ok(Vec::new()) } else { self.sender.send(groups).await }
+    /// What is ruled for each group. A call that is refused is made again, one group at a time: only whose fault it is goes without.
+    async fn send(&self, groups: &[Group], patience: Duration) -> Vec<Answer> {
+        let call = |groups| async move {
+            let answer = tokio::time::timeout(patience, self.sender.send(groups, patience)).await;
+            answer.unwrap_or_else(|_| Err(Error::Store("no answer in time".into())))
+        };
+        match call(groups).await {
+            Ok(charged) => charged.into_iter().map(Ok).collect(),
+            Err(Error::Refused(_)) if groups.len() > 1 => {
+                let mut answers = Vec::with_capacity(groups.len());
+                for group in groups {
+                    let alone = call(std::slice::from_ref(group)).await;
+                    answers.push(alone.and_then(|mut charged| charged.pop().ok_or_else(|| Error::Store("an empty reply".into()))));
+                }
+                answers
+            }
+            Err(error) => {
+                let (text, is_refused) = (error.to_string(), matches!(error, Error::Refused(_)));
+                let again = || if is_refused { Error::Refused(text.clone().into()) } else { Error::Store(text.clone().into()) };
+                groups.iter().map(|_| Err(again())).collect()
+            }
+        }
     }
 
     async fn run(&self, mut batch: Batch) {
         loop {
             // Who has waited for longer than that is gone.
             batch.retain(|(_, _, sender)| !sender.is_closed());
-            // The most patient decides: the others leave when they have waited enough.
-            let patience = batch.iter().map(|(_, patience, _)| *patience).max().unwrap_or_default();
-            let (groups, senders): (Vec<_>, Vec<_>) = batch.into_iter().map(|(group, _, sender)| (group, sender)).unzip();
-            let answer = match tokio::time::timeout(patience, self.send(&groups)).await {
-                Ok(answer) => answer,
-                Err(_) => Err(Error::Store("no answer in time".into())),
-            };
-            match answer {
-                Ok(charged) => {
-                    for (sender, charged) in senders.into_iter().zip(charged) {
-                        let _ = sender.send(Ok(charged));
-                    }
-                }
-                Err(error) => {
-                    for sender in senders {
-                        let _ = sender.send(Err(Error::Store(error.to_string().into())));
-                    }
+            if !batch.is_empty() {
+                // The most patient decides: the others leave when they have waited enough.
+                let patience = batch.iter().map(|(_, patience, _)| *patience).max().unwrap_or_default();
+                let (groups, senders): (Vec<_>, Vec<_>) = batch.into_iter().map(|(group, _, sender)| (group, sender)).unzip();
+                for (sender, answer) in senders.into_iter().zip(self.send(&groups, patience).await) {
+                    let _ = sender.send(answer);
                 }
             }
             let mut state = self.state.lock();

@@ -1,5 +1,6 @@
 //! Where is kept what has been charged.
 
+mod evicted;
 #[cfg(feature = "redis")]
 mod gather;
 mod memory;
@@ -13,11 +14,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub(crate) use self::memory::Memory;
+pub(crate) use self::memory::{Memory, Time};
 #[cfg(feature = "redis")]
 pub(crate) use self::redis::Redis;
 pub(crate) use self::table::{Table, Worth};
 use crate::error::Error;
+use crate::key::plain;
 use crate::permit::Permits;
 use crate::policy::{Policy, Terms};
 use crate::rule::{Rule, Ruling};
@@ -40,9 +42,15 @@ pub(crate) struct Charge<'a> {
 impl<'a> Charge<'a> {
     #[inline]
     pub(crate) fn new(policy: &'a Policy, key: &'a str, cost: u32) -> Self {
-        let terms = policy.terms(key);
+        Self::stored(policy, key, key, cost)
+    }
+
+    /// `stored`: the key as stores know it.
+    #[inline]
+    pub(crate) fn stored(policy: &'a Policy, key: &str, stored: &'a str, cost: u32) -> Self {
+        let terms = policy.terms(plain(key));
         let permit = if matches!(terms.rule, Rule::Places(_)) { fastrand::u64(..) } else { 0 };
-        Self { policy, key, cost, least: cost, terms, permit }
+        Self { policy, key: stored, cost, least: cost, terms, permit }
     }
 
     /// Whether it is a place that is asked for, to be held for a while.
@@ -74,6 +82,9 @@ pub(crate) trait Store: Send + Sync + std::fmt::Debug {
 
     /// Corrects what was charged.
     async fn settle(&self, charges: &[Charge<'_>], how: Settle, patience: Duration) -> Result<(), Error>;
+
+    /// Forgets what has been charged to a key.
+    async fn clear(&self, charge: &Charge<'_>) -> Result<(), Error>;
 }
 
 /// What a store says, and the places it gave.

@@ -1,6 +1,6 @@
 //! Places this process holds in Redis: held on to while it lives, and freed when they are dropped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,27 +17,28 @@ const BATCH: usize = 500;
 pub(super) struct Places {
     server: scale_redis::Redis,
     extend: Script,
+    release: Script,
     held: Mutex<Held>,
 }
 
 #[derive(Default)]
 struct Held {
-    /// Members of the sorted sets, by key.
-    members: HashMap<String, Vec<String>>,
+    /// Permits by key.
+    permits: HashMap<String, HashSet<u64>>,
     /// Somebody holds on to them.
     kept: bool,
 }
 
 impl Places {
     pub(super) fn new(server: scale_redis::Redis) -> Arc<Self> {
-        Arc::new(Self { server, extend: Script::new(include_str!("extend.lua")), held: Mutex::default() })
+        Arc::new(Self { server, extend: Script::new(include_str!("extend.lua")), release: Script::new(include_str!("release.lua")), held: Mutex::default() })
     }
 
-    /// From now on these are held.
-    pub(super) fn hold(self: &Arc<Self>, members: &[(String, String)]) {
+    /// From now on these are held: permits, each with the key it is of.
+    pub(super) fn hold(self: &Arc<Self>, permits: &[(String, u64)]) {
         let mut held = self.held.lock();
-        for (key, member) in members {
-            held.members.entry(key.clone()).or_default().push(member.clone());
+        for (key, permit) in permits {
+            held.permits.entry(key.clone()).or_default().insert(*permit);
         }
         if !held.kept {
             held.kept = true;
@@ -46,23 +47,23 @@ impl Places {
     }
 
     /// Frees them, in a task of its own.
-    pub(super) fn free(self: &Arc<Self>, runtime: &Handle, members: Vec<(String, String)>) {
+    pub(super) fn free(self: &Arc<Self>, runtime: &Handle, permits: Vec<(String, u64)>) {
         {
             let mut held = self.held.lock();
-            for (key, member) in &members {
-                if let Some(of_key) = held.members.get_mut(key) {
-                    of_key.retain(|m| m != member);
+            for (key, permit) in &permits {
+                if let Some(of_key) = held.permits.get_mut(key) {
+                    of_key.remove(permit);
                     if of_key.is_empty() {
-                        held.members.remove(key);
+                        held.permits.remove(key);
                     }
                 }
             }
         }
-        let mut server = self.server.clone();
+        let this = Arc::clone(self);
         runtime.spawn(async move {
-            for (key, member) in members {
-                let freed: Result<(), _> = redis::cmd("ZREM").arg(key).arg(member).query_async(&mut server).await;
-                if let Err(error) = freed {
+            for (key, permit) in permits {
+                let mut call = this.release.key(key);
+                if let Err(error) = call.arg(permit).invoke_async::<i64>(&mut this.server.clone()).await {
                     tracing::warn!(%error, "a place could not be freed; it frees itself in half a minute");
                 }
             }
@@ -72,16 +73,16 @@ impl Places {
     async fn keep(self: Arc<Self>) {
         loop {
             tokio::time::sleep(HOLD / 3).await;
-            let all: Vec<(String, Vec<String>)> = {
+            let all: Vec<(String, Vec<u64>)> = {
                 let mut held = self.held.lock();
-                if held.members.is_empty() {
+                if held.permits.is_empty() {
                     held.kept = false;
                     return;
                 }
-                held.members.iter().map(|(key, members)| (key.clone(), members.clone())).collect()
+                held.permits.iter().map(|(key, permits)| (key.clone(), permits.iter().copied().collect())).collect()
             };
-            for (key, members) in all {
-                for batch in members.chunks(BATCH) {
+            for (key, permits) in all {
+                for batch in permits.chunks(BATCH) {
                     let mut call = self.extend.key(&key);
                     call.arg(HOLD.as_micros() as u64).arg(batch);
                     if let Err(error) = call.invoke_async::<i64>(&mut self.server.clone()).await {

@@ -2,18 +2,20 @@
 //!
 //! | key | type | holds | expires |
 //! | --- | --- | --- | --- |
-//! | `{app}:limit:{<key>}:<policy>` | string | GCRA: the theoretical arrival time, µs since 2025, the eight bytes of a double | when the bucket is full again |
-//! | `{app}:limit:{<key>}:<policy>:w1`, `:w11` | string | windows: the newest slot's number, a double, and the counters, four bytes each | when all slots are out of the window |
-//! | `{app}:limit:{<key>}:<policy>:p` | sorted set | places: who holds them, by when they free themselves | half a minute after the last sign of life |
+//! | `{app}:limit:{<key>}:<policy>` | string | GCRA: the theoretical arrival time, and the shape it is of; once more for each other shape in use | when the bucket is full again |
+//! | `{app}:limit:{<key>}:<policy>:w1`, `:w11` | string | windows: the newest slot's number, the length of slots, the counters; likewise | when all slots are out of the window |
+//! | `{app}:limit:{<key>}:<policy>:held` | hash | places: who holds how many, until when they free themselves | half a minute after the last sign of life |
 //!
 //! Charges that come at the same time share a script call. The hash tag is the limited key (an address, a user), so all policies of one
 //! key share a slot. In a Cluster, a call has the charges of one key; those of different keys are ruled on one after the other, and what
 //! was charged before a denial is given back.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
 use redis::Script;
 use scale_redis::Keys;
 use tokio::runtime::Handle;
@@ -25,8 +27,8 @@ use crate::error::Error;
 use crate::permit::Permits;
 use crate::rule::{NEVER, Rule, Ruling};
 
-/// Longer keys are hashed by the caller or cut: a header value must not become a megabyte of Redis key.
-const LONGEST_KEY: usize = 256;
+/// Calls under way at once in a Cluster, for one request.
+const AT_ONCE: usize = 32;
 
 pub(crate) struct Redis {
     keys: Keys,
@@ -48,7 +50,7 @@ impl std::fmt::Debug for Redis {
 
 #[async_trait]
 impl Send for Caller {
-    async fn send(&self, groups: &[Group]) -> Result<Vec<Charged>, Error> {
+    async fn send(&self, groups: &[Group], patience: Duration) -> Result<Vec<Charged>, Error> {
         let mut call = self.charge.prepare_invoke();
         let mut kinds: Vec<Terms> = Vec::new();
         let mut requests = Vec::with_capacity(groups.len() * 2);
@@ -72,7 +74,9 @@ impl Send for Caller {
             terms.write(&mut call);
         }
         call.arg(requests);
-        let reply: Vec<i64> = call.invoke_async(&mut self.server.clone()).await.map_err(|e| Error::Store(Box::new(e)))?;
+        // The connection's own time-out is for those who say nothing.
+        let longer = self.server.bound().map_or(Duration::ZERO, |bound| patience.saturating_sub(bound));
+        let reply: Vec<i64> = call.invoke_async(&mut self.server.allowing(longer)).await.map_err(error)?;
         let mut rest = &reply[..];
         let mut charged = Vec::with_capacity(groups.len());
         for group in groups {
@@ -92,20 +96,21 @@ impl Caller {
             return None;
         }
         let mut permits = group.permits.iter();
-        let mut members = Vec::new();
+        let mut held = Vec::new();
         for ((key, terms), ruling) in group.keys.iter().zip(&group.terms).zip(rulings) {
             if let (Rule::Places(_), Mode::Charge) = (terms.rule, terms.mode)
                 && let Some(permit) = permits.next()
+                && ruling.granted > 0
             {
-                members.extend((1..=ruling.granted).map(|n| (key.clone(), format!("{permit}:{n}"))));
+                held.push((key.clone(), *permit));
             }
         }
-        if members.is_empty() {
+        if held.is_empty() {
             return None;
         }
-        self.places.hold(&members);
+        self.places.hold(&held);
         let (places, runtime) = (Arc::clone(&self.places), Handle::current());
-        Some(Permits::new(move || places.free(&runtime, members)))
+        Some(Permits::new(move || places.free(&runtime, held)))
     }
 }
 
@@ -127,8 +132,8 @@ impl Terms {
     fn write(&self, call: &mut redis::ScriptInvocation<'_>) {
         let hold = HOLD.as_micros() as f64;
         let (algorithm, x, y, z) = match self.rule {
-            Rule::Gcra(rate) => (1, rate.interval / 1e3, rate.burst, 0),
-            Rule::Window(window) => (2, window.slot as f64 / 1e3, window.quota, window.kept),
+            Rule::Gcra(rate) => (1, rate.interval as f64 / 1e3, rate.burst, rate.debt / 1_000),
+            Rule::Window(window) => (2, window.slot as f64 / 1e3, window.quota, window.kept as u64),
             Rule::Places(places) => (3, hold, places, 0),
             Rule::Free => (3, hold, u32::MAX, 0),
         };
@@ -152,7 +157,7 @@ impl Terms {
         match self.rule {
             Rule::Gcra(rate) => {
                 let row = take(2)?;
-                let interval = rate.interval / 1e3;
+                let interval = rate.interval as f64 / 1e3;
                 let (granted, after) = (units(row[0]), row[1].max(0) as f64);
                 let before = if granted == 0 { take(1)?[0].max(0) as f64 } else { after };
                 let capacity = f64::from(rate.burst) * interval;
@@ -209,61 +214,87 @@ impl Redis {
         &self.gather.sender().server
     }
 
+    fn key(&self, charge: &Charge<'_>) -> String {
+        let name = charge.policy.name();
+        match charge.terms.rule {
+            Rule::Gcra(_) => self.keys.tagged(charge.key, name),
+            Rule::Window(window) => self.keys.tagged(charge.key, &format!("{name}:w{}", window.kept)),
+            Rule::Places(_) | Rule::Free => self.keys.tagged(charge.key, &format!("{name}:held")),
+        }
+    }
+
     fn group(&self, charges: &[Charge<'_>], how: Option<Settle>) -> Group {
-        let key = |charge: &Charge<'_>| {
-            let key = &charge.key[..charge.key.floor_char_boundary(LONGEST_KEY)];
-            match charge.terms.rule {
-                Rule::Gcra(_) => self.keys.tagged(key, charge.policy.name()),
-                Rule::Window(window) => self.keys.tagged(key, &format!("{}:w{}", charge.policy.name(), window.kept)),
-                Rule::Places(_) | Rule::Free => self.keys.tagged(key, &format!("{}:p", charge.policy.name())),
-            }
-        };
         let places = charges.iter().filter(|c| c.takes_place());
         Group {
-            keys: charges.iter().map(key).collect(),
+            keys: charges.iter().map(|charge| self.key(charge)).collect(),
             terms: charges.iter().map(|c| Terms::of(c, how)).collect(),
             permits: places.map(|c| c.permit).collect(),
         }
     }
 
-    /// A call of its own.
-    async fn alone(&self, charges: &[Charge<'_>], how: Option<Settle>) -> Result<Charged, Error> {
-        let charged = self.gather.sender().send(&[self.group(charges, how)]).await?.pop();
-        charged.ok_or_else(|| Error::Store("the script's reply is empty".into()))
+    /// Calls of their own, several at once; what is ruled for each group.
+    async fn apart(&self, groups: Vec<Group>, patience: Duration) -> Vec<Result<Charged, Error>> {
+        let sender = self.gather.sender();
+        let call = |group: Group| async move {
+            let charged = sender.send(&[group], patience).await?.pop();
+            charged.ok_or_else(|| Error::Store("the script's reply is empty".into()))
+        };
+        futures_util::stream::iter(groups.into_iter().map(call)).buffered(AT_ONCE).collect().await
     }
 
-    /// Slot by slot; a denial gives back what earlier slots had charged.
-    async fn one_by_one(&self, charges: &[Charge<'_>]) -> Result<Charged, Error> {
-        let mut rulings: Vec<Option<Ruling>> = vec![None; charges.len()];
-        let mut charged: Vec<Charge<'_>> = Vec::new();
-        let mut permits: Option<Permits> = None;
-        let mut denied = false;
-        for (n, charge) in charges.iter().enumerate() {
-            if rulings[n].is_some() {
-                continue;
-            }
-            let mates: Vec<usize> = (n..charges.len()).filter(|m| charges[*m].key == charge.key).collect();
-            let group: Vec<Charge<'_>> = mates.iter().map(|m| charges[*m]).collect();
-            let ruled = self.alone(&group, None).await?;
-            let admitted = super::is_charged(&group, &ruled.rulings);
+    /// Slot by slot; a denial gives back what the other slots have charged.
+    async fn slot_by_slot(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Charged, Error> {
+        // The charges of one key, in the order asked.
+        let mut mates: HashMap<&str, Vec<Charge<'_>>> = HashMap::new();
+        let mut order = Vec::with_capacity(charges.len());
+        for charge in charges {
+            let of_key = mates.entry(charge.key).or_default();
+            order.push((charge.key, of_key.len()));
+            of_key.push(*charge);
+        }
+        let (keys, mates): (Vec<&str>, Vec<Vec<Charge<'_>>>) = mates.into_iter().unzip();
+        let groups = mates.iter().map(|mates| self.group(mates, None)).collect();
+        let mut rulings: HashMap<&str, Vec<Ruling>> = HashMap::new();
+        let (mut back, mut permits) = (Vec::new(), None);
+        let (mut denied, mut failed) = (false, None);
+        for ((key, mates), ruled) in keys.into_iter().zip(&mates).zip(self.apart(groups, patience).await) {
+            let ruled = match ruled {
+                Ok(ruled) => ruled,
+                Err(error) => {
+                    failed = Some(error);
+                    continue;
+                }
+            };
             if let Some(held) = ruled.permits {
                 permits = Some(held.and(permits));
             }
-            for (m, ruling) in mates.into_iter().zip(ruled.rulings) {
-                rulings[m] = Some(ruling);
-                if admitted && ruling.granted > 0 {
-                    charged.push(Charge { cost: ruling.granted, least: ruling.granted, ..charges[m] });
-                }
+            if super::is_charged(mates, &ruled.rulings) {
+                let charged = mates.iter().zip(&ruled.rulings).filter(|(c, r)| r.granted > 0 && !c.takes_place());
+                let charged: Vec<_> = charged.map(|(c, r)| Charge { cost: r.granted, least: r.granted, ..*c }).collect();
+                back.push(self.group(&charged, Some(Settle::GiveBack(Duration::ZERO))));
+            } else {
+                denied = true;
             }
-            denied |= !admitted;
+            rulings.insert(key, ruled.rulings);
         }
-        if denied {
+        if denied || failed.is_some() {
             permits = None;
-            for charge in charged.iter().filter(|c| !c.takes_place()) {
-                self.alone(&[*charge], Some(Settle::GiveBack(Duration::ZERO))).await?;
-            }
+            back.retain(|group: &Group| !group.keys.is_empty());
+            failed = failed.or(self.apart(back, patience).await.into_iter().find_map(Result::err));
         }
-        Ok(Charged { rulings: rulings.into_iter().flatten().collect(), permits })
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let rulings = order.into_iter().filter_map(|(key, n)| rulings.get(key)?.get(n).copied()).collect();
+        Ok(Charged { rulings, permits })
+    }
+}
+
+/// What the server says of a call is no outage, unless it says that it cannot serve.
+fn error(error: redis::RedisError) -> Error {
+    match error.code() {
+        Some("ERR" | "WRONGTYPE" | "CROSSSLOT" | "NOPERM" | "NOSCRIPT") => Error::Refused(Box::new(error)),
+        _ => Error::Store(Box::new(error)),
     }
 }
 
@@ -273,7 +304,7 @@ impl Store for Redis {
         if charges.is_empty() {
             Ok(Charged { rulings: Vec::new(), permits: None })
         } else if self.server().is_cluster() {
-            self.one_by_one(charges).await
+            self.slot_by_slot(charges, patience).await
         } else {
             self.gather.rule(self.group(charges, None), patience).await
         }
@@ -281,12 +312,17 @@ impl Store for Redis {
 
     async fn settle(&self, charges: &[Charge<'_>], how: Settle, patience: Duration) -> Result<(), Error> {
         if self.server().is_cluster() {
-            for charge in charges {
-                self.alone(&[*charge], Some(how)).await?;
+            let groups = charges.iter().map(|charge| self.group(&[*charge], Some(how))).collect();
+            for settled in self.apart(groups, patience).await {
+                settled?;
             }
         } else if !charges.is_empty() {
             self.gather.rule(self.group(charges, Some(how)), patience).await?;
         }
         Ok(())
+    }
+
+    async fn clear(&self, charge: &Charge<'_>) -> Result<(), Error> {
+        redis::cmd("DEL").arg(self.key(charge)).query_async(&mut self.server().clone()).await.map_err(error)
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
+use smol_str::SmolStr;
 
-use crate::policy::Policy;
+use crate::policy::{Identity, Policy};
 
 const SHARDS: usize = 64;
 /// A full shard looks at that many entries and forgets one of them.
@@ -14,15 +15,15 @@ const SAMPLE: usize = 16;
 
 /// What can be forgotten.
 pub(crate) trait Worth {
-    /// When it is worth nothing any more (ns); what is worth something for longest is kept.
-    fn until(&self) -> u64;
+    /// What it is worth to keep it at `now` (ns): of a few entries the one worth least goes.
+    fn worth(&self, now: u64) -> u64;
 }
 
 #[derive(Debug)]
 struct Entry<V> {
-    policy: Arc<str>,
-    seed: u64,
-    key: Box<str>,
+    policy: Arc<Identity>,
+    /// At most [`LONGEST_KEY`](crate::key::LONGEST) bytes: longer ones come as hashes.
+    key: SmolStr,
     value: V,
 }
 
@@ -51,6 +52,11 @@ impl Place {
         // The table itself uses the low and the highest bits.
         (self.0 >> 40) as usize % SHARDS
     }
+
+    /// The hash of policy and key.
+    pub(crate) fn hash(self) -> u64 {
+        self.0
+    }
 }
 
 impl<V: Worth> Table<V> {
@@ -64,7 +70,7 @@ impl<V: Worth> Table<V> {
     }
 
     pub(crate) fn place(&self, policy: &Policy, key: &str) -> Place {
-        self.place_of(policy.seed(), key)
+        self.place_of(policy.identity().seed, key)
     }
 
     fn place_of(&self, seed: u64, key: &str) -> Place {
@@ -86,15 +92,31 @@ impl<V: Worth> Table<V> {
         shard: &'s mut Shard<V>,
         place: Place,
         (policy, key): (&Policy, &str),
+        now: u64,
         make: impl FnOnce() -> V,
     ) -> &'s mut V {
         if shard.0.len() >= self.limit && shard.0.find(place.0, |e| is(e, policy, key)).is_none() {
-            make_room(shard);
+            self.make_room(shard, now);
         }
-        let entry = shard.0.entry(place.0, |e| is(e, policy, key), |e| self.place_of(e.seed, &e.key).0).or_insert_with(|| {
-            Entry { policy: Arc::clone(policy.shared_name()), seed: policy.seed(), key: key.into(), value: make() }
-        });
+        let entry = shard
+            .0
+            .entry(place.0, |e| is(e, policy, key), |e| self.place_of(e.policy.seed, &e.key).0)
+            .or_insert_with(|| Entry { policy: Arc::clone(policy.identity()), key: key.into(), value: make() });
         &mut entry.into_mut().value
+    }
+
+    /// If the shard is full, forgets the entry worth least of a few, picked at random: a flood must not pay for a look at all. Returns what
+    /// is forgotten.
+    pub(crate) fn make_room(&self, shard: &mut Shard<V>, now: u64) -> Option<(Place, V)> {
+        if shard.0.len() < self.limit {
+            return None;
+        }
+        let buckets = shard.0.num_buckets();
+        let picked = std::iter::repeat_with(|| fastrand::usize(..buckets)).take(SAMPLE * 4);
+        let entries = picked.filter_map(|n| Some((n, shard.0.get_bucket(n)?.value.worth(now)))).take(SAMPLE);
+        let (least, _) = entries.min_by_key(|(_, worth)| *worth)?;
+        let (entry, _) = shard.0.get_bucket_entry(least).ok()?.remove();
+        Some((self.place_of(entry.policy.seed, &entry.key), entry.value))
     }
 
     /// Forgets an entry.
@@ -111,18 +133,6 @@ impl<V: Worth> Table<V> {
     }
 }
 
-/// The least worth of a few, picked at random: a flood must not pay for a look at all.
-fn make_room<V: Worth>(shard: &mut Shard<V>) {
-    let buckets = shard.0.num_buckets();
-    let picked = std::iter::repeat_with(|| fastrand::usize(..buckets)).take(SAMPLE * 4);
-    let entries = picked.filter_map(|n| Some((n, shard.0.get_bucket(n)?.value.until()))).take(SAMPLE);
-    if let Some((least, _)) = entries.min_by_key(|(_, until)| *until)
-        && let Ok(entry) = shard.0.get_bucket_entry(least)
-    {
-        entry.remove();
-    }
-}
-
 fn is<V>(entry: &Entry<V>, policy: &Policy, key: &str) -> bool {
-    *entry.key == *key && (Arc::ptr_eq(&entry.policy, policy.shared_name()) || *entry.policy == *policy.name())
+    entry.key == key && (Arc::ptr_eq(&entry.policy, policy.identity()) || entry.policy == *policy.identity())
 }

@@ -1,0 +1,81 @@
+//! Denials of keys that had to make room in the table.
+//!
+//! A flood of keys that are all used up leaves nothing emptier to forget. So what is forgotten of a denial is its key and its counters, and
+//! what stays is a fingerprint and its end, eight bytes: a key that comes back meanwhile is denied until then.
+//!
+//! Sets of eight; in a full set the one that ends first goes. A stranger's key is taken for one of them in one of 10^11 cases.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Eight are looked at together: one cache line.
+const WAYS: usize = 8;
+const SETS: usize = 1 << 19;
+/// Bits of an end, in seconds since the table began: half a year.
+const END: u32 = 24;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Evicted(OnceLock<Box<[AtomicU64]>>);
+
+impl Evicted {
+    /// Remembers the denial of a key, by its hash, for so many nanoseconds of a clock that begins with the table.
+    pub(crate) fn remember(&self, hash: u64, until: u64) {
+        // Made by the first flood: 32 MB are not for everybody.
+        let slots = self.0.get_or_init(|| (0..SETS * WAYS).map(|_| AtomicU64::new(0)).collect());
+        let end = until.div_ceil(1_000_000_000).min((1 << END) - 1);
+        let set = set_of(slots, hash);
+        let ends = |slot: &AtomicU64| slot.load(Relaxed) & ((1 << END) - 1);
+        let same = set.iter().find(|slot| slot.load(Relaxed) >> END == fingerprint(hash));
+        if let Some(slot) = same.or_else(|| set.iter().min_by_key(|slot| ends(slot))) {
+            slot.store(fingerprint(hash) << END | end, Relaxed);
+        }
+    }
+
+    /// Until when a key is denied (ns), if it is known.
+    pub(crate) fn find(&self, hash: u64, now: u64) -> Option<u64> {
+        let slots = self.0.get()?;
+        let slot = set_of(slots, hash).iter().map(|slot| slot.load(Relaxed)).find(|slot| slot >> END == fingerprint(hash))?;
+        Some((slot & ((1 << END) - 1)) * 1_000_000_000).filter(|until| *until > now)
+    }
+
+    /// Forgets the denial of a key.
+    pub(crate) fn forget(&self, hash: u64) {
+        let Some(slots) = self.0.get() else { return };
+        if let Some(slot) = set_of(slots, hash).iter().find(|slot| slot.load(Relaxed) >> END == fingerprint(hash)) {
+            slot.store(0, Relaxed);
+        }
+    }
+}
+
+fn set_of(slots: &[AtomicU64], hash: u64) -> &[AtomicU64] {
+    let set = hash as usize % SETS * WAYS;
+    &slots[set..set + WAYS]
+}
+
+/// The bits that do not say which set.
+fn fingerprint(hash: u64) -> u64 {
+    (hash >> END).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denial_is_known_until_it_ends_or_is_forgotten() {
+        let evicted = Evicted::default();
+        assert_eq!(evicted.find(7 << 30, 0), None);
+        evicted.remember(7 << 30, 1_500_000_000);
+        assert_eq!(evicted.find(7 << 30, 0), Some(2_000_000_000));
+        assert_eq!(evicted.find(7 << 30, 2_000_000_000), None);
+        assert_eq!(evicted.find(8 << 30, 0), None);
+        evicted.forget(7 << 30);
+        assert_eq!(evicted.find(7 << 30, 0), None);
+        // In one set the longest stay.
+        for n in 1..=20_u64 {
+            evicted.remember(n << 40, n * 1_000_000_000);
+        }
+        assert_eq!((1..=20).filter(|n: &u64| evicted.find(n << 40, 0).is_some()).collect::<Vec<_>>(), (13..=20).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,333 @@
+//! What changes under a limit: its numbers, the versions of the application that enforce it, odd keys, costs and calls.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use anyhow::Result;
+use scale_limit::client::Key;
+use scale_limit::overrides::{Overrides, Quota};
+use scale_limit::policy::Algorithm;
+use scale_limit::{Limiter, OnError, Policy};
+use testkit::eventually;
+
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
+const COUNTED: [Algorithm; 3] = [Algorithm::Gcra, Algorithm::SlidingWindow, Algorithm::FixedWindow];
+
+async fn admitted(limiter: &Limiter, policy: &Policy, key: &str, times: usize) -> usize {
+    let mut admitted = 0;
+    for _ in 0..times {
+        admitted += usize::from(limiter.check(policy, key).await.admitted);
+    }
+    admitted
+}
+
+async fn all(limiter: &Limiter) -> Result<()> {
+    a_plan_upgrade_counts_at_once(limiter).await?;
+    a_deploy_with_other_numbers_locks_nobody_out(limiter).await;
+    one_name_in_two_algorithms_counts_apart(limiter).await;
+    who_is_cleared_begins_anew(limiter).await?;
+    keys_of_any_length_are_told_apart(limiter).await?;
+    weights_are_one_place_each(limiter).await?;
+    many_charges_in_one_call(limiter).await;
+    extremes_rule_as_they_say(limiter).await;
+    who_waits_gets_in(limiter).await;
+    Ok(())
+}
+
+async fn a_plan_upgrade_counts_at_once(limiter: &Limiter) -> Result<()> {
+    for algorithm in COUNTED {
+        let plans = Overrides::default();
+        let policy = Policy::new(&format!("plan-{algorithm:?}"), 1_000, DAY).algorithm(algorithm).overrides(&plans);
+        assert!(limiter.check_all(&[(&policy, "payer", 1_000)]).await.admitted);
+        assert!(!limiter.check(&policy, "payer").await.admitted, "{algorithm:?}: used up");
+        plans.replace([("payer".to_owned(), Quota::new(10_000, HOUR))]);
+        let decision = limiter.check(&policy, "payer").await;
+        assert!(decision.admitted, "{algorithm:?}: {decision:?}");
+        assert!(decision.outcomes()[0].remaining() >= 8_990, "{algorithm:?}: {decision:?}");
+        // A downgrade denies no longer than the period it names.
+        plans.replace([("payer".to_owned(), Quota::new(5, MINUTE))]);
+        let decision = limiter.check(&policy, "payer").await;
+        let wait = decision.retry_after().unwrap();
+        assert!(!decision.admitted && wait <= MINUTE * 11 / 10, "{algorithm:?}: {decision:?}");
+        // No limit, and one again.
+        plans.replace([("payer".to_owned(), Quota::unlimited())]);
+        assert!(limiter.check(&policy, "payer").await.admitted);
+        plans.replace([("payer".to_owned(), Quota::new(5, MINUTE))]);
+        assert!(!limiter.check(&policy, "payer").await.admitted);
+    }
+    Ok(())
+}
+
+/// Both versions of the application run for a while, then one of them.
+async fn a_deploy_with_other_numbers_locks_nobody_out(limiter: &Limiter) {
+    for algorithm in COUNTED {
+        let old = Policy::new(&format!("deploy-{algorithm:?}"), 10, MINUTE).algorithm(algorithm);
+        let new = Policy::new(&format!("deploy-{algorithm:?}"), 100, HOUR).algorithm(algorithm);
+        assert_eq!(admitted(limiter, &old, "user", 7).await, 7);
+        assert!(limiter.check(&new, "user").await.admitted, "{algorithm:?}");
+        assert!(limiter.check(&old, "user").await.admitted, "{algorithm:?}");
+        // In turns: each no more than by itself, and each sees what the other admits.
+        let (mut by_old, mut by_new) = (8, 1);
+        for _ in 0..150 {
+            by_new += usize::from(limiter.check(&new, "user").await.admitted);
+            by_old += usize::from(limiter.check(&old, "user").await.admitted);
+        }
+        assert!(by_old <= 11 && by_new <= 101, "{algorithm:?}: {by_old} and {by_new}");
+        assert!(by_old + by_new <= 101, "{algorithm:?}: {by_old} and {by_new}");
+        for (policy, period) in [(&old, MINUTE), (&new, HOUR)] {
+            let denied = limiter.check(policy, "user").await;
+            assert!(!denied.admitted && denied.retry_after().unwrap() <= period * 11 / 10, "{algorithm:?}: {denied:?}");
+        }
+        // Given back, it is given back to both.
+        let charges = [(&new, "user", 20)];
+        let decision = limiter.check(&new, "other").await;
+        assert!(limiter.refund(&decision, &charges).await);
+        // A window of the old one has counted what the new one let through.
+        for policy in [&new, &old].into_iter().take(if algorithm == Algorithm::Gcra { 2 } else { 1 }) {
+            let again = limiter.check(policy, "user").await;
+            assert!(again.admitted, "{algorithm:?}: {again:?}");
+        }
+        // Several at once, and undone where one denies.
+        let tight = Policy::new(&format!("tight-{algorithm:?}"), 1, HOUR).algorithm(algorithm);
+        let both = [(&old, "pair", 1), (&new, "pair", 1), (&tight, "pair", 1)];
+        assert!(limiter.check_all(&both).await.admitted);
+        for _ in 0..5 {
+            assert!(!limiter.check_all(&both).await.admitted);
+        }
+        assert_eq!(limiter.check(&old, "pair").await.outcomes()[0].remaining(), 7, "{algorithm:?}");
+        assert_eq!(limiter.check(&new, "pair").await.outcomes()[0].remaining(), 96, "{algorithm:?}");
+    }
+}
+
+async fn one_name_in_two_algorithms_counts_apart(limiter: &Limiter) {
+    let policies = COUNTED.map(|algorithm| Policy::per_hour("same", 1).algorithm(algorithm));
+    let mut sum = 0;
+    for _ in 0..20 {
+        for policy in &policies {
+            sum += admitted(limiter, policy, "k", 1).await;
+        }
+    }
+    assert_eq!(sum, 3, "once each");
+}
+
+async fn who_is_cleared_begins_anew(limiter: &Limiter) -> Result<()> {
+    for algorithm in COUNTED {
+        let policy = Policy::new(&format!("clear-{algorithm:?}"), 2, HOUR).algorithm(algorithm);
+        for key in ["k", &"long".repeat(100), &Key::secret("token")] {
+            assert_eq!(admitted(limiter, &policy, key, 5).await, 2);
+            limiter.clear(&policy, key).await?;
+            assert_eq!(admitted(limiter, &policy, key, 5).await, 2, "{algorithm:?}");
+        }
+    }
+    let leased = Policy::new("clear-leased", 2, HOUR).leased(Duration::from_millis(100));
+    assert_eq!(admitted(limiter, &leased, "k", 5).await, 2);
+    limiter.clear(&leased, "k").await?;
+    assert_eq!(admitted(limiter, &leased, "k", 5).await, 2);
+    Ok(())
+}
+
+async fn keys_of_any_length_are_told_apart(limiter: &Limiter) -> Result<()> {
+    let policy = Policy::per_hour("api", 5).on_error(OnError::Deny);
+    // As access tokens are: the same for a long time, then not.
+    let token = |user: usize| format!("Bearer eyJhbGciOiJSUzI1NiJ9.{}.{user}", "e30".repeat(100));
+    for user in 0..20 {
+        assert!(limiter.check(&policy, &token(user)).await.admitted, "user {user}");
+        assert!(limiter.check(&policy, &Key::secret(&user.to_string())).await.admitted, "user {user}");
+    }
+    assert_eq!(admitted(limiter, &policy, &token(0), 10).await, 4);
+    let other = Policy::per_hour("other", 5).on_error(OnError::Deny);
+    for key in ["", "\0", "#", "{", "}", "{}", "}{", "%", ":", "a\r\nb", "größe"] {
+        let both = [(&policy, key, 1), (&other, key, 1)];
+        for n in 0..6 {
+            assert_eq!(limiter.check_all(&both).await.admitted, n < 5, "{key:?}");
+        }
+    }
+    // A tenant's own quota is found by the key as the application says it.
+    let plans = Overrides::default();
+    let tokens = Policy::per_hour("plans", 1).overrides(&plans);
+    plans.replace([("sk_live".to_owned(), Quota::new(3, HOUR)), (token(7), Quota::new(4, HOUR))]);
+    assert_eq!(admitted(limiter, &tokens, &Key::secret("sk_live"), 9).await, 3);
+    assert_eq!(admitted(limiter, &tokens, &token(7), 9).await, 4);
+    Ok(())
+}
+
+async fn weights_are_one_place_each(limiter: &Limiter) -> Result<()> {
+    let bytes = Policy::at_once("upload-bytes", 1_000_000_000);
+    let held = limiter.check_all(&[(&bytes, "all", 999_999_000)]).await;
+    assert!(held.admitted && held.outcomes()[0].remaining() == 1_000);
+    let rest = limiter.check_all(&[(&bytes, "all", 1_000)]).await;
+    assert!(rest.admitted && !limiter.check(&bytes, "all").await.admitted);
+    drop(held);
+    eventually("the large one to be free", async || {
+        limiter.check_all(&[(&bytes, "all", 999_999_000)]).await.admitted.then_some(())
+    })
+    .await?;
+    drop(rest);
+    eventually("all to be free", async || limiter.check_all(&[(&bytes, "all", 1_000_000_000)]).await.admitted.then_some(())).await?;
+    // Of several, none is held if one denies.
+    let (one, two) = (Policy::at_once("one", 1), Policy::at_once("two", 5));
+    let first = limiter.check_all(&[(&two, "k", 2), (&one, "k", 1)]).await;
+    assert!(first.admitted);
+    for _ in 0..5 {
+        assert!(!limiter.check_all(&[(&two, "k", 2), (&one, "k", 1)]).await.admitted);
+    }
+    assert!(limiter.check_all(&[(&two, "k", 3)]).await.admitted);
+    Ok(())
+}
+
+async fn many_charges_in_one_call(limiter: &Limiter) {
+    let policies: Vec<Policy> = (0..9_000).map(|n| Policy::per_hour(&format!("n{n}"), 2).on_error(OnError::Deny)).collect();
+    let charges: Vec<_> = policies.iter().map(|policy| (policy, "k", 1)).collect();
+    let limiter = limiter.patience(Duration::from_secs(30));
+    assert!(limiter.check_all(&charges).await.admitted);
+    assert!(limiter.check_all(&charges).await.admitted);
+    assert!(!limiter.check_all(&charges).await.admitted);
+    let policy = Policy::per_hour("many", 1).on_error(OnError::Deny);
+    let keys: Vec<String> = (0..2_000).map(|n| format!("many{n}")).collect();
+    let charges: Vec<_> = keys.iter().map(|key| (&policy, key.as_str(), 1)).collect();
+    assert!(limiter.check_all(&charges).await.admitted);
+    assert!(!limiter.check_all(&charges).await.admitted);
+}
+
+/// Numbers at the ends of what can be, and beyond: a denial is a denial, and no neighbour notices.
+async fn extremes_rule_as_they_say(limiter: &Limiter) {
+    let neighbour = Policy::per_hour("neighbour", 1_000_000).on_error(OnError::Deny);
+    for algorithm in COUNTED {
+        for (quota, period) in [(1, Duration::MAX), (1, DAY * 3_650), (0, Duration::ZERO), (u32::MAX - 1, Duration::from_millis(1))] {
+            let policy = Policy::new(&format!("extreme-{algorithm:?}-{quota}-{}", period.as_secs()), quota, period)
+                .algorithm(algorithm)
+                .on_error(OnError::Deny);
+            assert!(limiter.check(&policy, "k").await.admitted, "{policy:?}");
+            limiter.debit(&[(&policy, "k", u32::MAX)]).await;
+            if period >= DAY {
+                let denied = limiter.check(&policy, "k").await;
+                assert!(!denied.admitted && denied.retry_after().unwrap() >= DAY, "{algorithm:?} {quota} in {period:?}: {denied:?}");
+            }
+            assert!(!limiter.check_all(&[(&policy, "k", u32::MAX)]).await.admitted, "{policy:?}");
+            assert!(limiter.check(&neighbour, "n").await.admitted, "beside {policy:?}");
+        }
+    }
+    let leased = Policy::per_second("long lease", 100).leased(Duration::MAX).on_error(OnError::Deny);
+    assert!(limiter.check(&leased, "k").await.admitted);
+}
+
+async fn who_waits_gets_in(limiter: &Limiter) {
+    let policy = Policy::per_second("wait", 50).burst(1);
+    let start = std::time::Instant::now();
+    for _ in 0..6 {
+        assert!(limiter.acquire(&policy, "k", Duration::from_secs(20)).await.admitted);
+    }
+    assert!(start.elapsed() >= Duration::from_millis(99), "five intervals: {:?}", start.elapsed());
+    let slow = Policy::per_hour("wait-long", 1);
+    assert!(limiter.check(&slow, "k").await.admitted);
+    let start = std::time::Instant::now();
+    let denied = limiter.acquire(&slow, "k", Duration::from_secs(20)).await;
+    assert!(!denied.admitted && start.elapsed() < Duration::from_secs(10), "it is known to be too long");
+    let places = Policy::at_once("wait-places", 1);
+    let held = limiter.check(&places, "k").await;
+    let waiting = limiter.acquire(&places, "k", Duration::from_secs(20));
+    let (_, admitted) = tokio::join!(async { drop(held) }, waiting);
+    assert!(admitted.admitted);
+}
+
+#[tokio::test]
+async fn memory() -> Result<()> {
+    all(&Limiter::memory()).await
+}
+
+#[cfg(feature = "redis")]
+mod redis {
+    use super::*;
+    use testkit::{Redis, RedisCluster};
+
+    async fn patient(url: &str) -> Result<Limiter> {
+        Ok(Limiter::connect(url, "test").await?.patience(Duration::from_secs(5)))
+    }
+
+    #[tokio::test]
+    async fn standalone() -> Result<()> {
+        let server = Redis::start().await?;
+        all(&patient(&server.url()).await?).await?;
+        // What was secret or long cannot be read.
+        let keys = server.command(&["KEYS", "*"]).await?;
+        assert!(!keys.contains("Bearer") && !keys.contains("sk_live") && !keys.contains("token"), "{keys}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn cluster() -> Result<()> {
+        let cluster = RedisCluster::start().await?;
+        all(&patient(&cluster.url()).await?).await
+    }
+
+    #[tokio::test]
+    async fn no_key_outlives_twice_its_period() -> Result<()> {
+        let server = Redis::start().await?;
+        let limiter = patient(&server.url()).await?;
+        for algorithm in COUNTED {
+            let periods = [MINUTE, HOUR, Duration::from_secs(1), Duration::from_mins(10), MINUTE];
+            for (n, period) in periods.into_iter().enumerate() {
+                let policy = Policy::new("ttl", 10, period).algorithm(algorithm);
+                limiter.check(&policy, "k").await;
+                limiter.debit(&[(&policy, "k", 1_000_000)]).await;
+                let name = match algorithm {
+                    Algorithm::SlidingWindow => "test:limit:{k}:ttl:w11",
+                    Algorithm::FixedWindow => "test:limit:{k}:ttl:w1",
+                    _ => "test:limit:{k}:ttl",
+                };
+                let longest = periods[..=n].iter().max().unwrap().as_millis() as i64;
+                let life: i64 = server.command(&["PTTL", name]).await?.parse()?;
+                assert!(life > 0 && life <= longest * 2 + 1, "{algorithm:?}: {life} ms after {period:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// A call that Redis refuses is no outage, and no neighbour in the same call pays for it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_refused_call_stands_alone() -> Result<()> {
+        let server = Redis::start().await?;
+        let limiter = patient(&server.url()).await?;
+        // Somebody else's key has the name of a place's.
+        server.command(&["SET", "test:limit:{bad}:places:held", "x"]).await?;
+        let bad = Policy::at_once("places", 5);
+        let wide = Policy::per_hour("wide", 1_000_000).on_error(OnError::Deny);
+        let mut denied = 0;
+        for _ in 0..20 {
+            let tasks: Vec<_> = (0..20)
+                .map(|n| {
+                    let (limiter, bad, wide) = (limiter.clone(), bad.clone(), wide.clone());
+                    tokio::spawn(async move {
+                        let broken = limiter.check(&bad, "bad").await.admitted;
+                        (broken, limiter.check(&wide, &n.to_string()).await.admitted)
+                    })
+                })
+                .collect();
+            for task in tasks {
+                denied += u32::from(!task.await?.1);
+            }
+        }
+        assert_eq!(denied, 0, "of 400 beside it");
+        Ok(())
+    }
+
+    /// A store that takes longer than half a second, for somebody who has more time.
+    #[tokio::test]
+    async fn patience_is_honoured() -> Result<()> {
+        let server = Redis::start().await?;
+        let limiter = patient(&server.url()).await?;
+        let policy = Policy::per_hour("p", 5).on_error(OnError::Deny);
+        assert!(limiter.check(&policy, "k").await.admitted);
+        let slow = server.command(&["DEBUG", "SLEEP", "1.2"]);
+        let check = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            limiter.check(&policy, "k").await
+        };
+        let (_, decision) = tokio::join!(slow, check);
+        assert!(decision.admitted, "{decision:?}");
+        assert_eq!(decision.outcomes()[0].remaining(), 3, "by the store itself");
+        Ok(())
+    }
+}
