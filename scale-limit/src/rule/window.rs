@@ -152,8 +152,7 @@ impl Window {
         if by > 0 {
             counts.counts.copy_within(..SLIDING - by, by);
             counts.counts[..by].fill(0);
-            // `frees` looks that many slots back.
-            counts.newest = newest.max(SLIDING as u64);
+            counts.newest = newest;
         }
     }
 
