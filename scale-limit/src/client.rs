@@ -1,6 +1,6 @@
 //! Who is asking: the client's address behind trusted proxies, with IPv6 by prefix.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
@@ -94,6 +94,18 @@ pub struct ClientIp {
     hops: Option<usize>,
     header: Option<Header>,
     lenient: bool,
+    /// Bits of an IPv6 address that make a client.
+    prefix: Prefix,
+}
+
+/// The length of IPv6 prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Prefix(u8);
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self(64)
+    }
 }
 
 /// As it stands in a file.
@@ -108,16 +120,22 @@ struct Written {
     /// How many proxies stand in front, at most. Default: as many as are trusted.
     #[serde(default)]
     hops: Option<usize>,
+    /// Bits of an IPv6 address that make a client. Default: 64.
+    ipv6_prefix: Option<u8>,
 }
 
 impl TryFrom<Written> for ClientIp {
     type Error = &'static str;
 
-    fn try_from(Written { trusted, header, hops }: Written) -> Result<Self, &'static str> {
+    fn try_from(Written { trusted, header, hops, ipv6_prefix }: Written) -> Result<Self, &'static str> {
+        let prefix = ipv6_prefix.map_or_else(Prefix::default, Prefix);
+        if !(32..=128).contains(&prefix.0) {
+            return Err("`ipv6_prefix` is a number from 32 to 128");
+        }
         if header.is_none() && (hops.is_some() || !trusted.is_empty()) {
             return Err("`header` is missing: the one in which your proxy says who asked, as `x-forwarded-for`");
         }
-        Ok(Self { trusted, hops, header, lenient: false })
+        Ok(Self { trusted, hops, header, lenient: false, prefix })
     }
 }
 
@@ -148,6 +166,13 @@ impl ClientIp {
     /// configured and silently limits nobody is worse than an error.
     pub fn lenient(self) -> Self {
         Self { lenient: true, ..self }
+    }
+
+    /// So many bits of an IPv6 address make a client, 32 to 128. Default: 64, which is what most networks give to one machine or one home.
+    /// Many providers give homes a /56, and machines a /48: fewer bits put more neighbours into one limit, more bits give more limits to
+    /// whoever has a whole network. [`LoginGuard`](crate::LoginGuard) counts by /56 and /48 as well, whatever this is.
+    pub fn ipv6_prefix(self, bits: u8) -> Self {
+        Self { prefix: Prefix(bits.clamp(32, 128)), ..self }
     }
 
     pub(crate) fn is_lenient(&self) -> bool {
@@ -193,7 +218,8 @@ impl ClientIp {
         client
     }
 
-    /// The key for limits: an IPv4 address, or the /64 of an IPv6 one, since a single client usually owns that much.
+    /// The key for limits: an IPv4 address, or the [prefix](Self::ipv6_prefix) of an IPv6 one, since a single client usually owns a /64. IPv6
+    /// addresses that stand for an IPv4 one are keyed by that: mapped, NAT64 (RFC 6052), 6to4, Teredo.
     ///
     /// Where nobody says where the connection came from ([`Peer::of`]), layers refuse the request with 500 and say in the log what is missing;
     /// with [`lenient`](Self::lenient) this is `None`. For a Unix socket put in `127.0.0.1` and trust it, if the proxy behind
@@ -201,7 +227,7 @@ impl ClientIp {
     pub fn key<'r>(&self, request: impl Into<Head<'r>>) -> Option<Key> {
         let Head { headers, extensions, .. } = request.into();
         match Peer::of(extensions) {
-            Some(peer) => Some(prefix(self.find(peer, headers))),
+            Some(peer) => Some(key_of(self.find(peer, headers), self.prefix.0)),
             None if self.lenient => None,
             None => {
                 say_what_is_missing();
@@ -276,10 +302,15 @@ static OCTETS: [([u8; 4], usize); 256] = {
     octets
 };
 
-/// An IPv4 address as it is; an IPv6 address' first 64 bits.
+/// An IPv4 address as it is, an IPv6 address' first 64 bits: what [`ClientIp::key`] makes of an address.
 #[inline]
 pub fn prefix(ip: IpAddr) -> Key {
-    match ip.to_canonical() {
+    key_of(ip, Prefix::default().0)
+}
+
+#[inline]
+fn key_of(ip: IpAddr, bits: u8) -> Key {
+    match inner(ip) {
         IpAddr::V4(v4) => {
             // By hand: `Display` would cost as much as the check.
             let (mut text, mut end) = ([0; 16], 0);
@@ -292,9 +323,25 @@ pub fn prefix(ip: IpAddr) -> Key {
             Key::short(std::str::from_utf8(&text[..end - 1]).unwrap_or_default())
         }
         IpAddr::V6(v6) => {
-            let s = v6.segments();
-            format!("{}/64", Ipv6Addr::new(s[0], s[1], s[2], s[3], 0, 0, 0, 0)).into()
+            let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+            format!("{}/{bits}", Ipv6Addr::from_bits(v6.to_bits() & mask)).into()
         }
+    }
+}
+
+/// The IPv4 address that an IPv6 one stands for, if it does: who has one IPv4 address must not have more limits by writing it otherwise.
+pub(crate) fn inner(ip: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = ip.to_canonical() else { return ip.to_canonical() };
+    let s = v6.segments();
+    let joined = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
+    match s {
+        // NAT64: the well-known prefix, and the one for local use.
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x64, 0xff9b, 1, _, _, _, high, low] => joined(high, low),
+        // 6to4.
+        [0x2002, high, low, ..] => joined(high, low),
+        // Teredo: the client's address, each bit turned.
+        [0x2001, 0, .., high, low] => joined(!high, !low),
+        _ => ip,
     }
 }
 
@@ -572,6 +619,48 @@ mod tests {
         for v4 in ["1.2.3.4", "0.0.0.0", "255.255.255.255", "203.0.113.10"] {
             assert_eq!(&*prefix(format!("::ffff:{v4}").parse().unwrap()), v4);
         }
+    }
+
+    #[test]
+    fn an_ipv4_address_is_one_client_however_it_is_written_in_ipv6() {
+        for (written, key) in [
+            ("::ffff:203.0.113.7", "203.0.113.7"),
+            ("64:ff9b::203.0.113.7", "203.0.113.7"),
+            ("64:ff9b:1::203.0.113.7", "203.0.113.7"),
+            ("64:ff9b:1:ffff::203.0.113.7", "203.0.113.7"),
+            ("2002:cb00:7107::1", "203.0.113.7"),
+            ("2002:cb00:7107:ffff:1:2:3:4", "203.0.113.7"),
+            ("2001:0:4136:e378:8000:63bf:34ff:8ef8", "203.0.113.7"),
+            ("2001:0:1:2:3:4:34ff:8ef8", "203.0.113.7"),
+            ("2001:1::203.0.113.7", "2001:1::/64"),
+            ("64:ff9b:2::203.0.113.7", "64:ff9b:2::/64"),
+            ("2003:cb00:7107::1", "2003:cb00:7107::/64"),
+        ] {
+            assert_eq!(&*prefix(written.parse().unwrap()), key, "{written}");
+        }
+    }
+
+    #[test]
+    fn the_length_of_prefixes_is_chosen() {
+        let request = |address: &str| {
+            let mut request = http::Request::new(());
+            request.extensions_mut().insert(Peer(SocketAddr::new(address.parse().unwrap(), 1)));
+            request
+        };
+        for (bits, key) in [
+            (128, "2001:db8:1:2ff:3:4:5:6/128"),
+            (64, "2001:db8:1:2ff::/64"),
+            (56, "2001:db8:1:200::/56"),
+            (48, "2001:db8:1::/48"),
+            (0, "2001:db8::/32"),
+        ] {
+            let clients = ClientIp::direct().ipv6_prefix(bits);
+            assert_eq!(&*clients.key(&request("2001:db8:1:2ff:3:4:5:6")).unwrap(), key);
+            assert_eq!(&*clients.key(&request("203.0.113.7")).unwrap(), "203.0.113.7");
+        }
+        let read = |text: &str| serde_json::from_str::<ClientIp>(text).map_err(|error| error.to_string());
+        assert_eq!(read(r#"{"ipv6_prefix": 56}"#).unwrap().prefix, Prefix(56));
+        assert!(read(r#"{"ipv6_prefix": 200}"#).unwrap_err().contains("32 to 128"));
     }
 
     proptest::proptest! {

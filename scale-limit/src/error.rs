@@ -15,6 +15,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is no room for one more ban of an operator.
+    #[error("the list holds {0} bans of operators; lift some, or ban networks in place of addresses")]
+    Full(usize),
     /// The store could not be reached, or cannot serve now.
     #[error("the limits' store: {0}")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),

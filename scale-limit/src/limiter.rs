@@ -47,6 +47,8 @@ pub struct Limiter {
     memory: Arc<Memory>,
     shared: Option<Arc<Shared>>,
     patience: Duration,
+    /// Of those with this patience: who waits longer is not kept from asking by who gives up sooner.
+    breaker: Arc<Breaker>,
     /// Hashes the keys that stores must not know, or not in full.
     secret: [u8; 32],
 }
@@ -57,7 +59,6 @@ struct Shared {
     store: Arc<dyn Store>,
     denials: Denials,
     lumps: Lumps,
-    breaker: Breaker,
 }
 
 /// What can be said without waiting.
@@ -75,7 +76,8 @@ type Names<'a> = SmallVec<[Cow<'a, str>; 2]>;
 impl Limiter {
     /// Limits of this process alone.
     pub fn memory() -> Self {
-        Self { memory: Arc::default(), shared: None, patience: Duration::from_millis(20), secret: secret("") }
+        let patience = Duration::from_millis(20);
+        Self { memory: Arc::default(), shared: None, patience, breaker: Arc::default(), secret: secret("") }
     }
 
     /// Limits shared by all that use the same Redis and `app`.
@@ -85,7 +87,6 @@ impl Limiter {
             store: Arc::new(crate::store::Redis::new(redis, app)),
             denials: Denials::default(),
             lumps: Lumps::default(),
-            breaker: Breaker::default(),
         };
         Self { shared: Some(Arc::new(shared)), secret: secret(app), ..Self::memory() }
     }
@@ -114,7 +115,7 @@ impl Limiter {
     /// The same limits for somebody with more or less time: how long the store may take before a policy's [`OnError`] rule stands in.
     /// Default: 20 ms. On a Redis Cluster half a second is the most: a node that takes longer counts as lost.
     pub fn patience(&self, patience: Duration) -> Self {
-        Self { patience, ..self.clone() }
+        Self { patience, breaker: Arc::default(), ..self.clone() }
     }
 
     /// The same limits, with keys hashed under the application's secret, of 16 bytes or more: who reads the store cannot try out which
@@ -308,7 +309,7 @@ impl Limiter {
     /// Spends from the lump in hand; asks for the next one in good time.
     fn spend(&self, shared: &Arc<Shared>, charge: &Charge<'_>, lease: Duration, now: u64) -> Option<Ruling> {
         let Spent { ruling, wants } = shared.lumps.spend(charge, lease, now)?;
-        if let Some(wants) = wants.filter(|_| shared.breaker.lets_through(now)) {
+        if let Some(wants) = wants.filter(|_| self.breaker.lets_through(now)) {
             let (this, shared, policy, key) = (self.clone(), Arc::clone(shared), charge.policy.clone(), charge.key.to_owned());
             let terms = charge.terms;
             go_on(async move {
@@ -410,7 +411,7 @@ impl Limiter {
 
     /// Asks the shared store, or whoever stands in for it; `true`: the store itself has answered.
     async fn ask(&self, shared: &Shared, charges: &[Charge<'_>], now: u64) -> (Charged, bool) {
-        if shared.breaker.lets_through(now) {
+        if self.breaker.lets_through(now) {
             let start = Instant::now();
             let answer = tokio::time::timeout(self.patience, shared.store.charge(charges, self.patience)).await;
             let took = start.elapsed();
@@ -419,19 +420,19 @@ impl Limiter {
             }
             match answer {
                 Ok(Ok(charged)) => {
-                    shared.breaker.answered();
+                    self.breaker.answered();
                     return (charged, true);
                 }
                 // It answers: the fault is this call's, and no reason to leave the others' unasked.
                 Ok(Err(error @ Error::Refused(_))) => {
                     tracing::error!(%error, "a limit's rule for a store that does not answer stands in");
-                    shared.breaker.answered();
+                    self.breaker.answered();
                     return (self.stand_in(shared, charges, now), false);
                 }
                 Ok(Err(error)) => tracing::warn!(%error, "the limits' store failed"),
                 Err(_) => tracing::warn!(patience = ?self.patience, "the limits' store did not answer in time"),
             }
-            shared.breaker.failed(self.memory.now());
+            self.breaker.failed(self.memory.now());
         }
         (self.stand_in(shared, charges, now), false)
     }

@@ -183,3 +183,43 @@ async fn bans_reach_the_other_processes_and_outlive_a_lost_log() -> Result<()> {
     assert!(there.find("198.51.100.1").is_some());
     Ok(())
 }
+
+/// One stranger who strikes and strikes, an operator's ban from before, and a process that starts after it all.
+#[tokio::test]
+async fn an_operators_ban_outlives_any_number_of_strikes() -> Result<()> {
+    let server = Redis::start_with(&["--save", ""]).await?;
+    let here = BanList::connect(&server.url(), "test").await?;
+    let there = BanList::connect(&server.url(), "test").await?;
+    here.ban("198.51.100.1", Duration::from_hours(720), "operator").await?;
+    here.ban("2001:db8::/48", Duration::from_hours(720), "operator").await?;
+    here.ban("192.0.2.1", Duration::from_hours(720), "operator").await?;
+    eventually("the bans to arrive", async || there.find("192.0.2.1")).await?;
+    for n in 0..105 {
+        let bans = (0..1_000).map(|m| {
+            let here = here.clone();
+            async move { here.ban_automatically(&format!("{}", n * 1_000 + m), Duration::from_mins(10), "strike").await }
+        });
+        futures_util::future::try_join_all(bans).await?;
+        here.ban_automatically("198.51.100.1", Duration::from_mins(1), "strike").await?;
+        if n == 60 {
+            here.unban("192.0.2.1").await?;
+        }
+    }
+    let length: usize = server.command(&["XLEN", "test:limit:{bans}:log"]).await?.parse()?;
+    assert!(length < 120_000, "{length} entries");
+    for list in [&here, &BanList::connect(&server.url(), "test").await?] {
+        let ban = list.find("198.51.100.1").context("the operator's ban")?;
+        assert!(ban.left() > Duration::from_hours(719) && &*ban.reason == "operator", "{ban:?}");
+        assert!(list.find_address("2001:db8:0:7::1".parse()?).is_some());
+        assert!(list.find("192.0.2.1").is_none());
+    }
+    eventually("the lift to arrive", async || there.find("192.0.2.1").is_none().then_some(())).await?;
+    // A server that forgot everything: a process that starts then knows, too, what an operator has said.
+    server.restart().await?;
+    eventually("operators' bans to be back", async || {
+        let new = BanList::connect(&server.url(), "test").await.ok()?;
+        new.find("198.51.100.1").filter(|_| new.find("192.0.2.1").is_none())
+    })
+    .await?;
+    Ok(())
+}

@@ -1,20 +1,29 @@
--- Reads bans made since the last one read.
+-- Reads what has been banned and lifted since the last entry read.
 -- KEYS  the log, a stream
 -- ARGV  the id of the last entry read; 0 for all
--- Reply for each entry, oldest first and 1,000 at most: id, subject, ms left by this server's clock, reason
--- Cost  one XREVRANGE of one entry, one XRANGE; O(entries)
+-- Reply what became of the log: 0 it goes on, 1 it is read for the first time, 2 it has been lost, 3 entries have been cut that were not
+--       read; for each entry, oldest first and 1,000 at most: id, operator or rule or lifted, subject,
+--       ms left by this server's clock, reason
+-- Cost  two XRANGE of one entry, one XRANGE; O(entries)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local last = ARGV[1]
+local last, missed = ARGV[1], 0
 local function number(id) return tonumber(string.match(id, '^(%d+)')) end
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
--- A log that has been lost, or goes on behind another server's clock, is read from its start.
-if not newest or number(newest[1]) < number(last) then last = '0' end
+local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+-- A log that has been lost, goes on behind another server's clock, or has been cut after what was read, is read from its start.
+if last == '0' then
+  missed = 1
+elseif not newest or number(newest[1]) < number(last) then
+  last, missed = '0', 2
+elseif number(oldest[1]) > number(last) then
+  last, missed = '0', 3
+end
 local from = last == '0' and '-' or '(' .. last
 local rows = {}
 for i, entry in ipairs(redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', 1000)) do
   local fields = entry[2]
-  local left = number(entry[1]) + tonumber(fields[4]) - now
-  rows[i] = { entry[1], fields[2], tonumber(fields[4]) > 0 and left or 0, fields[6] }
+  local left = number(entry[1]) + tonumber(fields[6]) - now
+  rows[i] = { entry[1], fields[2], fields[4], left, fields[8] }
 end
-return rows
+return { missed, rows }

@@ -3,6 +3,10 @@
 //! A reader opens some pages again and again; a scraper opens each page once, and a scanner asks for pages that do not exist. So two things
 //! are counted for each client, each against a [`Policy`]: *distinct* resources, and answers *not found*. Whoever goes over is banned.
 //!
+//! A resource is a path with its query, in any order, without what only says where a visitor comes from (`utm_source`, `gclid` and the like):
+//! `/product?id=1` and `/product?id=2` are two. What a page embeds does not count: answers that are images, fonts, styles, scripts, sounds or
+//! films, and paths not found that end as such do (`.png`, `.css`, `.js.map`, …). Or [say it yourself](Scraping::resource).
+//!
 //! Whether a resource is new to a client is remembered in a filter of 2,048 bits for each client and period (a Bloom filter of two
 //! hashes): below 200 distinct resources under one in thirty counts as seen by mistake, and none is counted twice. The filter is each
 //! process' own; the counts are the limiter's, so on Redis they are the fleet's: a resource that a client opens through `n` processes
@@ -15,12 +19,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::bans::BanList;
 use crate::client::ClientIp;
+use crate::head::Head;
 use crate::limiter::Limiter;
 use crate::policy::Policy;
 use crate::store::{Table, Worth};
@@ -64,15 +70,25 @@ impl Worth for Seen {
 #[derive(Clone, Debug)]
 pub struct Scraping(Arc<Inner>);
 
-#[derive(Clone, Debug)]
+type ResourceOf = dyn Fn(&Head<'_>) -> Option<String> + Send + Sync;
+
+#[derive(Clone)]
 struct Inner {
     limiter: Limiter,
     bans: BanList,
+    /// The application's own, in place of path and query.
+    resource: Option<Arc<ResourceOf>>,
     distinct: Policy,
     missing: Policy,
     time: Duration,
     seen: Arc<Table<Seen>>,
     hashers: Arc<[foldhash::fast::RandomState; 2]>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("distinct", &self.distinct).field("missing", &self.missing).finish_non_exhaustive()
+    }
 }
 
 impl Scraping {
@@ -82,6 +98,7 @@ impl Scraping {
         Self(Arc::new(Inner {
             limiter: limiter.clone(),
             bans: bans.clone(),
+            resource: None,
             distinct: Policy::new("scraping-distinct", 300, period),
             missing: Policy::new("scraping-missing", 30, period),
             time: Duration::from_hours(1),
@@ -105,6 +122,17 @@ impl Scraping {
         self.with(|s| s.missing = policy)
     }
 
+    /// What a request asks for, in place of the module's rule; `None`: it is not watched.
+    ///
+    /// ```
+    /// # use scale_limit::{BanList, Limiter, guard::scraping::Scraping};
+    /// let photos = Scraping::new(&Limiter::memory(), &BanList::memory())
+    ///     .resource(|request| request.uri.path().strip_prefix("/photos/").map(str::to_owned));
+    /// ```
+    pub fn resource(self, resource: impl Fn(&Head<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
+        self.with(|s| s.resource = Some(Arc::new(resource)))
+    }
+
     /// For how long to ban. With zero, and policies in [dry run](Policy::dry_run), it only counts.
     pub fn ban_for(self, time: Duration) -> Self {
         self.with(|s| s.time = time)
@@ -122,7 +150,7 @@ impl Scraping {
             over = Some("too many resources that do not exist");
         }
         let Some(reason) = over.filter(|_| !self.0.time.is_zero()) else { return false };
-        if let Err(error) = self.0.bans.ban(client, self.0.time, reason).await {
+        if let Err(error) = self.0.bans.ban_automatically(client, self.0.time, reason).await {
             tracing::warn!(%error, "a scraper is banned here only");
         }
         true
@@ -191,12 +219,17 @@ where
 
     fn call(&mut self, request: Request<Req>) -> Self::Future {
         let client = self.layer.clients.key(&request).filter(|client| !client.is_unknown());
-        let resource = request.uri().path().to_owned();
         let scraping = self.layer.scraping.clone();
+        let (resource, embedded) = match &scraping.0.resource {
+            Some(resource) => (resource(&Head::from(&request)), false),
+            None => (Some(resource_of(request.uri())), is_embedded(request.uri().path())),
+        };
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            if let Some(client) = client {
+            if let (Some(client), Some(resource)) = (client, resource)
+                && (scraping.0.resource.is_some() || !(embedded || shows_in_a_page(answer.headers())))
+            {
                 let status = answer.status();
                 go_on(async move {
                     scraping.saw(&client, &resource, status).await;
@@ -204,5 +237,94 @@ where
             }
             Ok(answer)
         })
+    }
+}
+
+/// The path, and the parameters that matter, in one order.
+fn resource_of(uri: &Uri) -> String {
+    /// The longest query that is looked at, bytes.
+    const LONGEST: usize = 2_048;
+    let Some(query) = uri.query() else { return uri.path().to_owned() };
+    let query = &query[..query.floor_char_boundary(LONGEST)];
+    let mut pairs: Vec<&str> = query.split('&').filter(|pair| !pair.is_empty() && !is_campaign(pair)).collect();
+    pairs.sort_unstable();
+    let mut resource = uri.path().to_owned();
+    for (n, pair) in pairs.into_iter().enumerate() {
+        resource.push(if n == 0 { '?' } else { '&' });
+        resource.push_str(pair);
+    }
+    resource
+}
+
+/// Parameters that say where a visitor comes from.
+fn is_campaign(pair: &str) -> bool {
+    let name = pair.split('=').next().unwrap_or_default();
+    name.starts_with("utm_") || matches!(name, "gclid" | "gbraid" | "wbraid" | "dclid" | "fbclid" | "msclkid" | "mc_cid" | "mc_eid")
+}
+
+/// A path that ends as what pages embed does.
+fn is_embedded(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let Some((_, end)) = name.rsplit_once('.') else { return false };
+    [
+        "png", "jpg", "jpeg", "gif", "webp", "avif", "svg", "ico", "bmp", "css", "js", "mjs", "map", "wasm", "woff", "woff2", "ttf",
+        "otf", "eot", "mp3", "mp4", "ogg", "webm", "webmanifest",
+    ]
+    .iter()
+    .any(|known| end.eq_ignore_ascii_case(known))
+}
+
+/// An answer of a kind that pages embed.
+fn shows_in_a_page(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    ["image/", "font/", "audio/", "video/", "text/css", "text/javascript", "application/javascript", "application/wasm"]
+        .iter()
+        .any(|start| kind.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+    use crate::client::Peer;
+
+    async fn asks(scraping: &Scraping, address: &str, uris: impl Iterator<Item = String>) {
+        let answer = |request: Request<()>| async move {
+            let path = request.uri().path();
+            let kind = if path.starts_with("/thumb") { "image/webp" } else { "text/html" };
+            let status = if path.contains("missing") { StatusCode::NOT_FOUND } else { StatusCode::OK };
+            Ok::<_, std::convert::Infallible>(Response::builder().status(status).header(CONTENT_TYPE, kind).body(()).unwrap())
+        };
+        let service = scraping.layer(&ClientIp::direct()).layer(service_fn(answer));
+        for uri in uris {
+            let mut request = Request::builder().uri(uri).body(()).unwrap();
+            request.extensions_mut().insert(Peer(SocketAddr::new(address.parse().unwrap(), 1)));
+            service.clone().oneshot(request).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn queries_that_matter_count_and_what_pages_embed_does_not() {
+        let bans = BanList::memory();
+        let scraping = Scraping::new(&Limiter::memory(), &bans);
+        let is_banned = |address: &str| bans.find(address).is_some();
+        asks(&scraping, "203.0.113.1", (0..500).map(|n| format!("/product?id={n}"))).await;
+        assert!(is_banned("203.0.113.1"), "one path, a query for each product");
+        asks(&scraping, "203.0.113.2", (0..500).map(|n| format!("/product?a=1&utm_source={n}&b=2"))).await;
+        asks(&scraping, "203.0.113.2", (0..500).map(|_| "/product?b=2&gclid=x&a=1".to_owned())).await;
+        assert!(!is_banned("203.0.113.2"), "one product, however it was found");
+        asks(&scraping, "203.0.113.3", (0..500).map(|n| format!("/thumb/{n}"))).await;
+        asks(&scraping, "203.0.113.3", (0..500).map(|n| format!("/missing/{n}.PNG?v=2"))).await;
+        assert!(!is_banned("203.0.113.3"), "a page with many images");
+        asks(&scraping, "203.0.113.4", (0..60).map(|n| format!("/missing/{n}.php"))).await;
+        assert!(is_banned("203.0.113.4"), "a scanner");
+        let photos = scraping.clone().resource(|request| request.uri.path().strip_prefix("/thumb/").map(str::to_owned));
+        asks(&photos, "203.0.113.5", (0..500).map(|n| format!("/product?id={n}"))).await;
+        assert!(!is_banned("203.0.113.5"));
+        asks(&photos, "203.0.113.5", (0..500).map(|n| format!("/thumb/{n}"))).await;
+        assert!(is_banned("203.0.113.5"), "by the application's own rule");
     }
 }

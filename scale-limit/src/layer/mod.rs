@@ -24,7 +24,7 @@ pub use self::response::Refusal;
 use self::throttle::Plain;
 pub use self::throttle::Throttle;
 use self::told::Told;
-use crate::client::{ClientIp, Key, Networks, Peer, prefix, say_what_is_missing};
+use crate::client::{ClientIp, Key, Networks, Peer, inner, say_what_is_missing};
 use crate::decision::Decision;
 use crate::guard::bans::BanList;
 use crate::head::Head;
@@ -129,7 +129,7 @@ impl<W> LimitLayer<W> {
         self.gate(clients, |gate| gate.denied = networks)
     }
 
-    /// Clients whose [key](ClientIp::key) is banned are refused with 403.
+    /// Clients whose address is banned, or a network that it is in, are refused with 403.
     pub fn bans(self, clients: &ClientIp, bans: BanList) -> Self {
         self.gate(clients, |gate| gate.bans = Some(bans))
     }
@@ -253,10 +253,13 @@ impl Inner {
         if gate.allowed.contains(ip) {
             return Some(Verdict::Pass(Told::default()));
         }
-        if gate.denied.contains(ip) {
+        // Who is kept out comes in no other way; whoever says to be an allowed IPv4 address in IPv6 is not let in for it.
+        let within = inner(ip);
+        if gate.denied.contains(ip) || (within != ip && gate.denied.contains(within)) {
             return refuse(Refusal::Denied);
         }
-        let ban = gate.bans.as_ref().and_then(|bans| bans.find(&prefix(ip)))?;
+        let bans = gate.bans.as_ref()?;
+        let ban = bans.find_address(ip).or_else(|| bans.find_address(within).filter(|_| within != ip))?;
         refuse(Refusal::Banned(&ban))
     }
 
