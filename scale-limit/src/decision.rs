@@ -36,9 +36,12 @@ pub struct Outcome {
     /// In line if short: counting references to one name from all threads would cost more than the check.
     policy: SmolStr,
     admitted: bool,
+    dry_run: bool,
     quota: u32,
     /// Nanoseconds; 0 if there is none.
     period: u64,
+    /// What a client is told: so many in so many nanoseconds.
+    told: (u32, u64),
     remaining: u32,
     retry_after: u64,
     full_after: u64,
@@ -51,7 +54,9 @@ impl Outcome {
         Self {
             policy: policy.short_name().clone(),
             admitted: ruling.admitted || policy.is_dry_run(),
+            dry_run: policy.is_dry_run(),
             quota: terms.quota,
+            told: terms.told(),
             period: if policy.counts_places() { 0 } else { terms.period },
             remaining: ruling.remaining,
             retry_after: ruling.retry_after,
@@ -77,6 +82,11 @@ impl Outcome {
     /// Of which period; `None` for a quota of requests at once.
     pub fn period(&self) -> Option<Duration> {
         (self.period > 0).then(|| Duration::from_nanos(self.period))
+    }
+
+    /// What a client is told: so many in so much time. `None`: nothing.
+    pub(crate) fn told(&self) -> Option<(u32, Duration)> {
+        (!self.dry_run && self.remaining != u32::MAX).then(|| (self.told.0, Duration::from_nanos(self.told.1)))
     }
 
     /// Units left now. Of a leased policy: those this process holds. `u32::MAX`: no limit.

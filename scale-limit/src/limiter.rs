@@ -226,13 +226,20 @@ impl Limiter {
         charges.iter().map(|(_, key, _)| self.name(key)).collect()
     }
 
+    /// A key as clients are told it, in Base64: they see nothing of what it stands for.
+    pub(crate) fn tag(&self, key: &str) -> String {
+        data_encoding::BASE64.encode(&self.hash(&format!("told {key}")).as_bytes()[..8])
+    }
+
     /// A hash of something that stores must not know.
     pub(crate) fn hash(&self, text: &str) -> String {
         key::hash(text, &self.secret)
     }
 
     /// The decision, if it takes no waiting.
-    pub(crate) fn check_now(&self, charges: &[Charge<'_>]) -> Option<Decision> {
+    pub(crate) fn check_now(&self, charges: &[(&Policy, &str, u32)]) -> Option<Decision> {
+        let names = self.names(charges);
+        let charges = &made(charges, &names)[..];
         if let [one] = charges
             && !one.takes_place()
         {

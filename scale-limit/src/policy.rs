@@ -110,6 +110,18 @@ impl Terms {
         Self { quota, period: u64::try_from(period.as_nanos()).unwrap_or(u64::MAX), rule }
     }
 
+    /// What a client is told: so many in so many nanoseconds. Of a bucket that is what it holds, and how long an empty one takes to fill:
+    /// who spreads so many over that time is never denied. 0: in no time.
+    #[inline]
+    pub(crate) fn told(&self) -> (u32, u64) {
+        match self.rule {
+            Rule::Gcra(rate) => (rate.burst, rate.capacity()),
+            Rule::Window(_) => (self.quota, self.period),
+            Rule::Places(places) => (places, 0),
+            Rule::Free => (u32::MAX, 0),
+        }
+    }
+
     /// A share of it (0 to 1), but at least 1.
     pub(crate) fn share(self, share: f64) -> Self {
         let share = if share.is_nan() { 1e-6 } else { share.clamp(1e-6, 1.0) };
@@ -279,6 +291,11 @@ impl Policy {
     /// In line if short: counting references to one name from all threads would cost more than a check.
     pub(crate) fn short_name(&self) -> &SmolStr {
         &self.0.identity.name
+    }
+
+    /// What a client is told: so many in so many nanoseconds.
+    pub(crate) fn told(&self) -> (u32, u64) {
+        self.0.terms.told()
     }
 
     pub(crate) fn is_mirrored(&self) -> bool {

@@ -9,8 +9,9 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use scale_limit::client::{ClientIp, Header, Key, Networks, Peer};
 use scale_limit::guard::scraping::Scraping;
-use scale_limit::layer::{LimitBody, Refusal, Throttle};
+use scale_limit::layer::{LimitBody, Limits, Refusal, Throttle};
 use scale_limit::overrides::{Overrides, Quota};
+use scale_limit::policy::Algorithm;
 use scale_limit::{BanList, LimitLayer, Limiter, Policy};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -291,4 +292,127 @@ async fn on_redis_one_call_serves_all_policies_and_answers_are_settled() -> anyh
             .await?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn head_counts_as_get() {
+    let throttle = Throttle::new(Policy::per_hour("pages", 2), everybody).method(Method::GET);
+    let layer = LimitLayer::new(Limiter::memory()).throttle(throttle);
+    let ask = async |method: Method| {
+        let mut request = request("/", "1.2.3.4:5");
+        *request.method_mut() = method;
+        app(&layer).oneshot(request).await.unwrap().status()
+    };
+    assert_eq!(ask(Method::POST).await, StatusCode::OK);
+    for status in [StatusCode::OK, StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
+        assert_eq!(ask(Method::HEAD).await, status);
+    }
+    assert_eq!(ask(Method::GET).await, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(ask(Method::POST).await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_nothing() {
+    let dry = LimitLayer::new(Limiter::memory()).policy(Policy::per_hour("dry", 1).dry_run(), everybody);
+    for _ in 0..3 {
+        let response = get(&dry, "/").await;
+        assert_eq!((response.status(), header(&response, "ratelimit")), (StatusCode::OK, String::new()));
+    }
+    let both = dry.policy(Policy::per_hour("real", 2), everybody);
+    let response = get(&both, "/").await;
+    assert_eq!(header(&response, "ratelimit-policy"), "\"real\";q=2;w=3600");
+    get(&both, "/").await;
+    let denied = get(&both, "/").await;
+    assert_eq!(denied.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(header(&denied, "ratelimit").starts_with("\"real\";r=0;t="), "{denied:?}");
+}
+
+#[tokio::test]
+async fn old_clients_and_those_with_several_keys_are_told() {
+    let layer = LimitLayer::new(Limiter::memory())
+        .policy(Policy::per_hour("site", 100), everybody)
+        .policy(Policy::per_hour("api", 3), |request| Some(request.uri.path().into()))
+        .legacy_headers()
+        .partition_keys();
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let first = get(&layer, "/a").await;
+    assert_eq!((header(&first, "x-ratelimit-limit"), header(&first, "x-ratelimit-remaining")), ("3".into(), "2".into()));
+    let reset: u64 = header(&first, "x-ratelimit-reset").parse().unwrap();
+    assert!(reset >= now() + 1_100 && reset <= now() + 1_300, "a third of an hour: {}", reset - now());
+    // Each key has a name that says nothing of it, in both headers.
+    let keys = |response: &Answer| {
+        let of = |name| {
+            let text = header(response, name);
+            text.split("pk=:").skip(1).map(|rest| rest.split(':').next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(of("ratelimit"), of("ratelimit-policy"));
+        of("ratelimit")
+    };
+    let other = get(&layer, "/b").await;
+    let (a, b) = (keys(&first), keys(&other));
+    assert_eq!((a.len(), &a[0]), (2, &b[0]));
+    assert_ne!(a[1], b[1]);
+    assert_eq!(keys(&get(&layer, "/a").await), a);
+    for _ in 0..2 {
+        get(&layer, "/a").await;
+    }
+    let denied = get(&layer, "/a").await;
+    assert_eq!((denied.status(), header(&denied, "x-ratelimit-remaining")), (StatusCode::TOO_MANY_REQUESTS, "0".into()));
+    assert!(keys(&denied).contains(&a[1]), "{denied:?}");
+}
+
+#[tokio::test]
+async fn handlers_are_told_what_is_left() {
+    async fn told(request: Request<()>) -> Result<Response<Body>, Infallible> {
+        let limits = request.extensions().get::<Limits>().cloned().unwrap();
+        let text = format!("{:?} {:?} {:?}", limits.remaining("outer"), limits.remaining("inner"), limits.remaining("none"));
+        Ok(Response::new(Body::from(text)))
+    }
+    let layer = |name| LimitLayer::new(Limiter::memory()).policy(Policy::per_hour(name, 9), everybody).with_extension();
+    let app = layer("outer").layer(layer("inner").layer(service_fn(told)));
+    for left in [8, 7] {
+        let answer = app.clone().oneshot(request("/", "1.2.3.4:5")).await.unwrap();
+        let text = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(text, format!("Some({left}) Some({left}) None").as_bytes());
+    }
+}
+
+#[test]
+fn one_name_for_two_rules_is_refused() {
+    let one = || LimitLayer::new(Limiter::memory()).policy(Policy::per_hour("api", 9), everybody);
+    one().policy(Policy::per_hour("api", 9), |_| Some("other".into()));
+    for other in [Policy::per_hour("api", 8), Policy::per_hour("api", 9).algorithm(Algorithm::FixedWindow)] {
+        let built = std::panic::catch_unwind(|| one().policy(other, everybody));
+        let message = *built.unwrap_err().downcast::<String>().unwrap();
+        assert!(message.contains("two policies are called `api`"), "{message}");
+    }
+}
+
+fn grpc(path: &str, peer: &str) -> Request<()> {
+    let mut request = request(path, peer);
+    request.headers_mut().insert("content-type", "application/grpc+proto".parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn grpc_is_answered_in_its_own_words() {
+    let bans = BanList::memory();
+    let clients = ClientIp::direct();
+    let layer = LimitLayer::new(Limiter::memory()).policy(Policy::per_hour("calls", 1), everybody).bans(&clients, bans.clone());
+    bans.ban("9.9.9.9", Duration::from_mins(1), "x").await.unwrap();
+    app(&layer).oneshot(grpc("/", "1.2.3.4:5")).await.unwrap();
+    for (peer, code, message) in [("1.2.3.4:5", "8", "too many requests"), ("9.9.9.9:5", "7", "forbidden")] {
+        let denied = app(&layer).oneshot(grpc("/", peer)).await.unwrap();
+        assert_eq!((denied.status(), header(&denied, "grpc-status"), header(&denied, "grpc-message")), (StatusCode::OK, code.into(), message.into()));
+        assert_eq!(header(&denied, "content-type"), "application/grpc+proto");
+        assert!(!header(&denied, "retry-after").is_empty() && !header(&denied, "grpc-status-details-bin").is_empty());
+        assert!(denied.into_body().collect().await.unwrap().to_bytes().is_empty());
+    }
+    let mut unknown = grpc("/", "1.2.3.4:5");
+    unknown.extensions_mut().clear();
+    assert_eq!(header(&app(&layer).oneshot(unknown).await.unwrap(), "grpc-status"), "13");
+    // What only begins so is another kind.
+    let mut other = grpc("/", "1.2.3.4:5");
+    other.headers_mut().insert("content-type", "application/grpcish".parse().unwrap());
+    assert_eq!(app(&layer).oneshot(other).await.unwrap().status(), StatusCode::TOO_MANY_REQUESTS);
 }

@@ -175,3 +175,180 @@ async fn dropped_requests_leave_no_place_taken_and_health_checks_always_pass() {
         assert_eq!(layer.now(), (0, 2), "round {round}");
     }
 }
+
+/// Five days in the life of a service, each with a limit that adapts and with the best of several fixed ones, as one would have chosen it
+/// knowing the day: the adaptive one is to be as good, but for a twentieth.
+mod days {
+    use super::*;
+    use scale_limit::{LimitLayer, Limiter, Policy};
+    use tower::util::BoxCloneSyncService;
+
+    type Any = BoxCloneSyncService<Request<()>, Response<()>, Infallible>;
+
+    fn any<S, B>(service: S) -> Any
+    where
+        S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        B: 'static,
+    {
+        BoxCloneSyncService::new(service.map_response(|answer: Response<B>| answer.map(|_| ())))
+    }
+
+    /// What happens in a day: times are seconds since it began.
+    #[derive(Clone, Copy)]
+    struct Day {
+        workers: usize,
+        /// Milliseconds of a worker's time; 0: answered without one.
+        work: fn(&str, f64) -> f64,
+        /// Requests a second.
+        rate: fn(f64) -> f64,
+        /// The n-th request's path.
+        path: fn(u64, f64) -> &'static str,
+        /// From when on to when answers count.
+        counts: (f64, f64),
+    }
+
+    fn service(day: Day) -> BoxCloneSyncService<Request<()>, Response<Full<Bytes>>, Infallible> {
+        let (workers, start) = (Arc::new(Semaphore::new(day.workers)), Instant::now());
+        BoxCloneSyncService::new(service_fn(move |request: Request<()>| {
+            let workers = Arc::clone(&workers);
+            let work = (day.work)(request.uri().path(), start.elapsed().as_secs_f64());
+            let done = tokio::spawn(async move {
+                if work > 0.0 {
+                    let _worker = workers.acquire().await.unwrap();
+                    sleep(Duration::from_secs_f64(work / 1e3)).await;
+                }
+            });
+            async move {
+                done.await.unwrap();
+                Ok(Response::new(Full::default()))
+            }
+        }))
+    }
+
+    /// Answers to honest requests within a second, a second.
+    async fn goodput(service: Any, day: Day) -> f64 {
+        let (from, to) = day.counts;
+        let (start, mut tasks, mut n, mut next) = (Instant::now(), Vec::new(), 0, 0.0);
+        // The same requests at the same times, whatever the limit.
+        let mut dice = fastrand::Rng::with_seed(7);
+        while next < to {
+            tokio::time::sleep_until(start + Duration::from_secs_f64(next)).await;
+            let (path, at, service) = ((day.path)(n, next), next, service.clone());
+            tasks.push(tokio::spawn(async move {
+                let request = Request::builder().uri(path).body(()).unwrap();
+                let answer = timeout(Duration::from_secs(1), service.oneshot(request)).await;
+                at >= from && path != "/health" && answer.is_ok_and(|answer| answer.unwrap().status() == StatusCode::OK)
+            }));
+            n += 1;
+            next += -(1.0 - dice.f64()).ln() / (day.rate)(next);
+        }
+        let mut good = 0.0;
+        for task in tasks {
+            good += f64::from(u8::from(task.await.unwrap()));
+        }
+        good / (to - from)
+    }
+
+    fn shed(limit: AdaptiveConcurrency) -> LoadShed {
+        LoadShed::new(limit).priority(|request| match request.uri.path() {
+            "/health" => Priority::Critical,
+            "/checkout" => Priority::High,
+            "/crawl" => Priority::Low,
+            _ => Priority::Normal,
+        })
+    }
+
+    async fn compare(name: &str, day: Day) {
+        let mut best = (0.0, 0);
+        for fixed in [4, 6, 8, 16, 24] {
+            let good = goodput(any(shed(AdaptiveConcurrency::fixed(fixed)).layer(service(day))), day).await;
+            best = if good > best.0 { (good, fixed) } else { best };
+        }
+        let adaptive = goodput(any(shed(AdaptiveConcurrency::default()).layer(service(day))), day).await;
+        assert!(adaptive >= best.0 * 0.95, "{name}: {adaptive:.0} a second, a fixed limit of {} has {:.0}", best.1, best.0);
+    }
+
+    const THREE: fn(u64, f64) -> &'static str = |n, _| match n % 10 {
+        0 => "/checkout",
+        1..=3 => "/crawl",
+        _ => "/shop",
+    };
+
+    /// The mix turns from cheap pages to dear ones, at 60 % of what the service can do.
+    #[tokio::test(start_paused = true)]
+    async fn the_mix_turns_slow() {
+        let day = Day {
+            workers: 16,
+            work: |path, _| if path == "/static" { 1.0 } else { 50.0 },
+            rate: |at| if at < 20.0 { 500.0 } else { 210.0 },
+            path: |n, at| if (at < 20.0) == (n % 10 == 0) { "/shop" } else { "/static" },
+            counts: (20.0, 50.0),
+        };
+        compare("mix", day).await;
+    }
+
+    /// A night with nothing but health checks, then the morning.
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_night() {
+        let day = Day {
+            workers: 16,
+            work: |path, _| if path == "/health" { 0.1 } else { 50.0 },
+            rate: |at| if at < 20.0 { 10.0 } else { 200.0 },
+            path: |n, at| if at < 20.0 || n % 50 == 0 { "/health" } else { "/shop" },
+            counts: (20.0, 40.0),
+        };
+        compare("night", day).await;
+    }
+
+    /// Every five seconds nothing is done for 400 ms.
+    #[tokio::test(start_paused = true)]
+    async fn stalls() {
+        let day = Day {
+            workers: 4,
+            work: |_, at| 20.0 + (0.4 - at % 5.0).max(0.0) * 1e3,
+            rate: |_| 140.0,
+            path: THREE,
+            counts: (10.0, 60.0),
+        };
+        compare("stalls", day).await;
+    }
+
+    /// What the service depends on takes ten times as long for a while.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_dependency() {
+        let mut day = Day {
+            workers: 4,
+            work: |_, at| if (20.0..50.0).contains(&at) { 200.0 } else { 20.0 },
+            rate: |_| 140.0,
+            path: THREE,
+            counts: (20.0, 50.0),
+        };
+        compare("slow", day).await;
+        day.counts = (52.0, 80.0);
+        compare("fast again", day).await;
+    }
+
+    /// A client that is denied asks on, 400 times a second for a second, every ten; with the limits inside, and outside.
+    #[tokio::test(start_paused = true)]
+    async fn a_denied_client_asks_on() {
+        let day = Day {
+            workers: 16,
+            work: |_, _| 50.0,
+            rate: |at| if at >= 20.0 && at % 10.0 < 1.0 { 550.0 } else { 150.0 },
+            path: |n, at| if at >= 20.0 && at % 10.0 < 1.0 && n % 11 < 8 { "/abuse" } else { "/shop" },
+            counts: (20.0, 60.0),
+        };
+        let limits = || {
+            let abuser = |request: &scale_limit::Head<'_>| (request.uri.path() == "/abuse").then(|| "abuser".into());
+            LimitLayer::new(Limiter::memory()).policy(Policy::per_hour("abuser", 10), abuser)
+        };
+        let honest = goodput(any(service(day)), Day { path: |_, _| "/shop", rate: |_| 150.0, ..day }).await;
+        let adaptive = || shed(AdaptiveConcurrency::default());
+        let inside = goodput(any(adaptive().layer(limits().layer(service(day)))), day).await;
+        let outside = goodput(any(limits().layer(adaptive().layer(service(day)))), day).await;
+        for (name, goodput) in [("limits inside", inside), ("limits outside", outside)] {
+            assert!(goodput >= honest * 0.97, "{name}: {goodput:.0} of {honest:.0} a second");
+        }
+    }
+}

@@ -2,6 +2,8 @@
 
 mod body;
 mod future;
+pub(crate) mod grpc;
+mod limits;
 mod response;
 mod throttle;
 mod told;
@@ -19,7 +21,8 @@ use self::body::Bodies;
 pub use self::body::{Kept, LimitBody, Wrapped};
 use self::future::End;
 pub use self::future::ResponseFuture;
-use self::response::Headers;
+pub use self::limits::{Limits, Places};
+use self::response::{Headers, Telling};
 pub use self::response::Refusal;
 use self::throttle::Plain;
 pub use self::throttle::Throttle;
@@ -62,7 +65,9 @@ struct Inner {
     throttles: Vec<Throttle>,
     gate: Option<Gate>,
     jitter: f64,
-    quiet: bool,
+    telling: Telling,
+    /// Handlers are told where their requests stand.
+    extension: bool,
     respond: Option<Arc<Respond>>,
 }
 
@@ -84,7 +89,15 @@ impl<W> std::fmt::Debug for LimitLayer<W> {
 impl LimitLayer {
     /// A layer without policies: it lets all pass.
     pub fn new(limiter: Limiter) -> Self {
-        let layer = Inner { limiter, throttles: Vec::new(), gate: None, jitter: 0.1, quiet: false, respond: None };
+        let layer = Inner {
+            limiter,
+            throttles: Vec::new(),
+            gate: None,
+            jitter: 0.1,
+            telling: Telling::default(),
+            extension: false,
+            respond: None,
+        };
         Self { layer: Arc::new(layer), bodies: Wrapped }
     }
 }
@@ -115,7 +128,17 @@ impl<W> LimitLayer<W> {
 
     /// Adds a policy for some requests, or with costs of its own. All that apply to a request are asked at once: all admit, or none is
     /// charged.
+    ///
+    /// # Panics
+    /// If a policy of the same name is there that rules otherwise: by one name the two would be one in headers, metrics and stores.
     pub fn throttle(self, throttle: Throttle) -> Self {
+        let policies = self.layer.throttles.iter().filter_map(Throttle::policy);
+        let same = throttle.policy().and_then(|new| policies.clone().find(|old| old.name() == new.name() && !old.rules_as(new)));
+        assert!(
+            same.is_none(),
+            "two policies are called `{}` and have different numbers or algorithms; give each a name of its own",
+            same.map_or("", Policy::name)
+        );
         self.with(|layer| layer.throttles.push(throttle))
     }
 
@@ -142,10 +165,27 @@ impl<W> LimitLayer<W> {
 
     /// No `RateLimit` headers on what is admitted.
     pub fn quiet(self) -> Self {
-        self.with(|layer| layer.quiet = true)
+        self.with(|layer| layer.telling.quiet = true)
     }
 
-    /// What is answered in place of a problem document; the `RateLimit` and `Retry-After` headers are added unless they are there.
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds since 1970) as well, of the policy with the least left, for clients from
+    /// before the draft.
+    pub fn legacy_headers(self) -> Self {
+        self.with(|layer| layer.telling.old = true)
+    }
+
+    /// Says in the `RateLimit` headers which key each policy has counted (`pk`, a hash): so a client with several keys can tell its quotas
+    /// apart.
+    pub fn partition_keys(self) -> Self {
+        self.with(|layer| layer.telling.partition_keys = true)
+    }
+
+    /// Puts [`Limits`] into each request's extensions, so that handlers know what is left.
+    pub fn with_extension(self) -> Self {
+        self.with(|layer| layer.extension = true)
+    }
+
+    /// What is answered in place of a problem document, or of a gRPC status; the `RateLimit` and `Retry-After` headers are added unless they are there.
     pub fn respond(self, respond: impl Fn(&Refusal<'_>, &Head<'_>) -> Response<Bytes> + Send + Sync + 'static) -> Self {
         self.with(|layer| layer.respond = Some(Arc::new(respond)))
     }
@@ -181,8 +221,8 @@ impl Inner {
         }
         match &self.throttles[..] {
             [throttle] => match throttle.plain() {
-                Some(plain) => self.judge_one(throttle, plain, head),
-                None => self.judge_all(throttle.ask(0, head).into_iter().collect(), head),
+                Some(plain) if !self.extension && !self.telling.old && !self.telling.partition_keys => self.judge_one(throttle, plain, head),
+                _ => self.judge_all(throttle.ask(0, head).into_iter().collect(), head),
             },
             all => self.judge_all(all.iter().enumerate().filter_map(|(n, throttle)| throttle.ask(n, head)).collect(), head),
         }
@@ -197,15 +237,17 @@ impl Inner {
         if key.is_unknown() {
             return self.unknown(head);
         }
-        let charge = Charge::new(policy, key, throttle.cost_of(head));
+        let name = self.limiter.name(key);
+        let charge = Charge::stored(policy, key, &name, throttle.cost_of(head));
         match self.limiter.rule_at_once(&charge) {
             Some((_, ruling)) if charge.admits(&ruling) => {
-                let headers = if self.quiet { Headers::None } else { Headers::one(words, &charge, &ruling) };
+                let headers = if self.telling.quiet { Headers::None } else { Headers::one(words, &charge, &ruling) };
                 Verdict::Pass(Told::headers(headers))
             }
-            Some((now, ruling)) => self.too_many(&Decision::one(now, &charge, &ruling, None), head),
+            Some((now, ruling)) => self.too_many(&Decision::one(now, &charge, &ruling, None), &[], head),
             None => {
                 let (cost, takes_place) = (charge.cost, charge.takes_place());
+                drop(name);
                 let asked = found.take().map(|key| throttle::Asked::new(0, None, key, cost)).into_iter().collect();
                 if takes_place { self.judge_all(asked, head) } else { Verdict::Ask(asked) }
             }
@@ -219,23 +261,22 @@ impl Inner {
         if asked.iter().any(throttle::Asked::is_of_unknown) {
             return self.unknown(head);
         }
-        let made = |(policy, key, cost)| Charge::new(policy, key, cost);
-        let decision = self.limiter.check_now(&self.charges(&asked).into_iter().map(made).collect::<SmallVec<[_; 2]>>());
+        let decision = self.limiter.check_now(&self.charges(&asked));
         match decision {
             Some(decision) if decision.admitted => Verdict::Pass(Told::new(self, decision, &asked)),
-            Some(decision) => self.too_many(&decision, head),
+            Some(decision) => self.too_many(&decision, &asked, head),
             None => Verdict::Ask(asked),
         }
     }
 
-    fn too_many(&self, decision: &Decision, head: &Head<'_>) -> Verdict {
-        Verdict::Refuse(Box::new(self.refuse(&Refusal::TooMany(decision), head)))
+    fn too_many(&self, decision: &Decision, asked: &[throttle::Asked], head: &Head<'_>) -> Verdict {
+        Verdict::Refuse(Box::new(self.refuse(&Refusal::TooMany(decision), asked, head)))
     }
 
     /// Nobody knows who asks.
     #[cold]
     fn unknown(&self, head: &Head<'_>) -> Verdict {
-        Verdict::Refuse(Box::new(self.refuse(&Refusal::UnknownClient, head)))
+        Verdict::Refuse(Box::new(self.refuse(&Refusal::UnknownClient, &[], head)))
     }
 
     /// What holds whatever the policies say.
@@ -249,7 +290,7 @@ impl Inner {
             return Some(self.unknown(head));
         };
         let ip = gate.clients.find(peer, head.headers);
-        let refuse = |refusal| Some(Verdict::Refuse(Box::new(self.refuse(&refusal, head))));
+        let refuse = |refusal| Some(Verdict::Refuse(Box::new(self.refuse(&refusal, &[], head))));
         if gate.allowed.contains(ip) {
             return Some(Verdict::Pass(Told::default()));
         }
@@ -272,9 +313,17 @@ impl Inner {
         self.throttles.iter().all(Throttle::is_settled)
     }
 
-    fn refuse(&self, refusal: &Refusal<'_>, head: &Head<'_>) -> Response<Bytes> {
+    /// The key that a policy has counted, as clients are told it: eight bytes of a hash.
+    fn partition_key(&self, asked: &[throttle::Asked], policy: &str) -> Option<String> {
+        let charges = asked.iter().map(|asked| asked.charge(&self.throttles));
+        let (_, key, _) = charges.into_iter().find(|(of, ..)| of.name() == policy)?;
+        Some(self.limiter.tag(key))
+    }
+
+    fn refuse(&self, refusal: &Refusal<'_>, asked: &[throttle::Asked], head: &Head<'_>) -> Response<Bytes> {
         let own = self.respond.as_ref().map(|respond| respond(refusal, head));
-        response::refusal(refusal, own, self.jitter)
+        let key = |policy: &str| self.partition_key(asked, policy);
+        response::refusal(refusal, own, head, self.jitter, self.telling, &key)
     }
 }
 
@@ -313,11 +362,14 @@ where
 
     #[allow(clippy::inline_always, reason = "the inner future is large, and would be copied on its way to where it stays")]
     #[inline(always)]
-    fn call(&mut self, request: Request<Req>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Req>) -> Self::Future {
         let LimitLayer { layer, bodies } = &self.layer;
         let bodies = bodies.clone();
         let end = match layer.judge(&Head::from(&request)) {
-            Verdict::Pass(told) => return ResponseFuture::pass(self.inner.call(request), told, bodies),
+            Verdict::Pass(mut told) => {
+                told.show(request.extensions_mut());
+                return ResponseFuture::pass(self.inner.call(request), told, bodies);
+            }
             Verdict::Refuse(answer) => End::refused(*answer),
             Verdict::Ask(asked) => self.ask(request, asked),
         };
@@ -327,7 +379,7 @@ where
 
 impl<S, W> Limit<S, W> {
     /// Goes on once the store has answered.
-    fn ask<Req, Res>(&mut self, request: Request<Req>, asked: Asked) -> End<Res, W::Body, S::Error>
+    fn ask<Req, Res>(&mut self, mut request: Request<Req>, asked: Asked) -> End<Res, W::Body, S::Error>
     where
         S: Service<Request<Req>, Response = Response<Res>> + Clone + Send + 'static,
         S::Future: Send,
@@ -341,10 +393,11 @@ impl<S, W> Limit<S, W> {
         End::Waiting(Box::pin(async move {
             let decision = layer.limiter.check_all(&layer.charges(&asked)).await;
             if !decision.admitted {
-                let answer = layer.refuse(&Refusal::TooMany(&decision), &Head::from(&request));
+                let answer = layer.refuse(&Refusal::TooMany(&decision), &asked, &Head::from(&request));
                 return Ok(answer.map(|text| bodies.wrap(LimitBody::whole(text))));
             }
-            let told = Told::new(&layer, decision, &asked);
+            let mut told = Told::new(&layer, decision, &asked);
+            told.show(request.extensions_mut());
             Ok(told.finish(inner.call(request).await?, &bodies))
         }))
     }

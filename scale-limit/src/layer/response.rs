@@ -1,11 +1,14 @@
 //! How a decision is told to the client.
 //!
-//! Headers by draft-ietf-httpapi-ratelimit-headers (`RateLimit-Policy: "login";q=5;w=60`, `RateLimit: "login";r=3;t=30`) as structured
-//! fields (RFC 9651); denials as 429 (RFC 6585) with `Retry-After` and a problem document (RFC 9457).
+//! Headers by draft-ietf-httpapi-ratelimit-headers-10 (`RateLimit-Policy: "login";q=5;w=60`, `RateLimit: "login";r=3;t=30`) as structured
+//! fields (RFC 9651); denials as 429 (RFC 6585) with `Retry-After` and a problem document (RFC 9457), or in gRPC's words.
+//!
+//! `q` and `w` say a pace that a client may keep: of a bucket its burst, and how long an empty one takes to fill. `w` is in whole seconds,
+//! rounded up, and left out if it is under one. A dry run tells nothing.
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -14,14 +17,23 @@ use parking_lot::Mutex;
 use sfv::{ItemSerializer, StringRef};
 use smallvec::SmallVec;
 
+use super::grpc;
 use crate::decision::{Decision, Outcome};
 use crate::guard::bans::Ban;
+use crate::head::Head;
+use crate::load::NoWork;
 use crate::policy::Policy;
 use crate::rule::{NEVER, Ruling};
 use crate::store::Charge;
 
 static POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 static LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// For clients from before the draft: GitHub's three.
+static OLD: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit"),
+    HeaderName::from_static("x-ratelimit-remaining"),
+    HeaderName::from_static("x-ratelimit-reset"),
+];
 
 /// A header as it is written, on the stack if it is short.
 type Text = SmallVec<[u8; 96]>;
@@ -46,8 +58,30 @@ pub(super) enum Headers {
     #[default]
     None,
     One(Standing),
-    All(Box<[Option<HeaderValue>; 2]>),
+    All(Box<All>),
 }
+
+/// What several policies tell, or one in other words.
+#[derive(Default)]
+pub(super) struct All {
+    values: [Option<HeaderValue>; 2],
+    /// Limit, remaining, reset.
+    old: Option<[u64; 3]>,
+}
+
+/// How much is told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Telling {
+    /// No `RateLimit` headers on what is admitted.
+    pub(super) quiet: bool,
+    /// The headers of old, too.
+    pub(super) old: bool,
+    /// Each policy's partition key.
+    pub(super) partition_keys: bool,
+}
+
+/// A policy's partition key, by its name.
+pub(super) type KeyOf<'k> = &'k dyn Fn(&str) -> Option<String>;
 
 /// Where a client stands with the only policy.
 pub(super) struct Standing {
@@ -59,9 +93,8 @@ pub(super) struct Standing {
 
 /// What is always the same of a policy that is told alone.
 pub(super) struct Words {
-    quota: u32,
-    /// Nanoseconds.
-    period: u64,
+    /// So many in so many nanoseconds.
+    told: (u32, u64),
     policy: HeaderValue,
     /// `"login";r=`
     limit: Box<[u8]>,
@@ -72,12 +105,13 @@ impl Words {
     const LONGEST: usize = 64;
 
     /// Kept for good: threads that all count references to one header would wait for each other. Few policies are told, and each is kept
-    /// once. `None`: its name cannot be told or is long, it counts places, or is no limit.
+    /// once. `None`: its name cannot be told or is long, it counts places, is a dry run, or no limit.
     pub(super) fn of(policy: &Policy) -> Option<&'static Self> {
         static KEPT: Mutex<BTreeMap<(&str, u64), &Words>> = Mutex::new(BTreeMap::new());
         let name = StringRef::from_str(policy.name()).ok()?;
-        let (quota, period) = (policy.quota(), u64::try_from(policy.period().as_nanos()).unwrap_or(u64::MAX));
+        let (quota, window) = policy.told();
         if policy.counts_places()
+            || policy.is_dry_run()
             || quota == u32::MAX
             || name.as_str().len() > Self::LONGEST
             || name.as_str().contains(['"', '\\'])
@@ -86,18 +120,18 @@ impl Words {
         }
         let (mut told, mut limit) = (Text::new(), Text::new());
         quote(&mut told, name);
-        policy_parameters(&mut told, quota, Some(policy.period()));
+        policy_parameters(&mut told, quota, Some(Duration::from_nanos(window)));
         quote(&mut limit, name);
         limit.extend_from_slice(b";r=");
         let told = std::str::from_utf8(&told).ok()?;
         let mut kept = KEPT.lock();
-        if let Some(words) = kept.get(&(told, period)) {
+        if let Some(words) = kept.get(&(told, window)) {
             return Some(words);
         }
         let told: &str = Box::leak(told.into());
-        let words = Self { quota, period, policy: HeaderValue::from_static(told), limit: limit.into_vec().into() };
+        let words = Self { told: (quota, window), policy: HeaderValue::from_static(told), limit: limit.into_vec().into() };
         let words: &Self = Box::leak(Box::new(words));
-        kept.insert((told, period), words);
+        kept.insert((told, window), words);
         Some(words)
     }
 
@@ -113,22 +147,29 @@ impl Words {
     }
 }
 
+impl All {
+    fn of(outcomes: &[Outcome], telling: Telling, key: KeyOf<'_>) -> Self {
+        let values = told(outcomes, if telling.partition_keys { key } else { &|_| None });
+        Self { values, old: old(outcomes).filter(|_| telling.old) }
+    }
+}
+
 impl Headers {
     /// Those of the only policy; `words` if they are known.
     #[inline]
     pub(super) fn one(words: Option<&'static Words>, charge: &Charge<'_>, ruling: &Ruling) -> Self {
         match words {
             // Not if the quota is another one for this key.
-            Some(words) if (words.quota, words.period) == (charge.terms.quota, charge.terms.period) => {
+            Some(words) if words.told == charge.terms.told() => {
                 let wait = if matches!(ruling.retry_after, 0 | NEVER) { ruling.full_after } else { ruling.retry_after };
                 Self::One(Standing { words, remaining: ruling.remaining, wait: wait.div_ceil(1_000_000_000) })
             }
-            _ => Self::All(Box::new(told(&[Outcome::new(charge, ruling)]))),
+            _ => Self::all(&[Outcome::new(charge, ruling)], Telling::default(), &|_| None),
         }
     }
 
-    pub(super) fn all(decision: &Decision) -> Self {
-        Self::All(Box::new(told(decision.outcomes())))
+    pub(super) fn all(outcomes: &[Outcome], telling: Telling, key: KeyOf<'_>) -> Self {
+        Self::All(Box::new(All::of(outcomes, telling, key)))
     }
 
     /// Adds them to those of limits further in: both headers are lists.
@@ -142,10 +183,16 @@ impl Headers {
                     headers.append(&LIMIT, limit);
                 }
             }
-            Self::All(values) => {
-                for (name, value) in [&POLICY, &LIMIT].into_iter().zip(*values) {
+            Self::All(all) => {
+                for (name, value) in [&POLICY, &LIMIT].into_iter().zip(all.values) {
                     if let Some(value) = value {
                         headers.append(name, value);
+                    }
+                }
+                // These are no lists: what is tightest further in stands.
+                if let Some(old) = all.old.filter(|_| !headers.contains_key(&OLD[0])) {
+                    for (name, value) in OLD.iter().zip(old) {
+                        headers.insert(name, HeaderValue::from(value));
                     }
                 }
             }
@@ -154,10 +201,11 @@ impl Headers {
 }
 
 /// The headers of all policies asked.
-fn told(outcomes: &[Outcome]) -> [Option<HeaderValue>; 2] {
+fn told(outcomes: &[Outcome], key: KeyOf<'_>) -> [Option<HeaderValue>; 2] {
     let (mut policies, mut limits) = (Text::new(), Text::new());
     // Who has no limit is told of none.
-    for outcome in outcomes.iter().filter(|o| o.remaining() != u32::MAX) {
+    for outcome in outcomes {
+        let Some((quota, window)) = outcome.told() else { continue };
         let Ok(name) = StringRef::from_str(outcome.policy()) else { continue };
         for list in [&mut policies, &mut limits] {
             if !list.is_empty() {
@@ -165,12 +213,30 @@ fn told(outcomes: &[Outcome]) -> [Option<HeaderValue>; 2] {
             }
             quote(list, name);
         }
-        policy_parameters(&mut policies, outcome.quota(), outcome.period());
+        policy_parameters(&mut policies, quota, outcome.period().map(|_| window));
         limits.extend_from_slice(b";r=");
         integer(&mut limits, outcome.remaining().into());
         wait(&mut limits, outcome);
+        if let Some(key) = key(outcome.policy()) {
+            for list in [&mut policies, &mut limits] {
+                list.extend_from_slice(b";pk=:");
+                list.extend_from_slice(key.as_bytes());
+                list.push(b':');
+            }
+        }
     }
     [value(&policies), value(&limits)]
+}
+
+/// Limit, remaining, and when it is whole again (seconds since the epoch), of the policy with the least share left.
+fn old(outcomes: &[Outcome]) -> Option<[u64; 3]> {
+    let left = |outcome: &Outcome| outcome.told().map(|(quota, _)| f64::from(outcome.remaining()) / f64::from(quota.max(1)));
+    let told = outcomes.iter().filter_map(|outcome| Some((left(outcome)?, outcome)));
+    let (_, tightest) = told.min_by(|a, b| a.0.total_cmp(&b.0))?;
+    let (quota, _) = tightest.told()?;
+    let wait = tightest.retry_after().filter(|wait| !wait.is_zero()).unwrap_or(tightest.full_after());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Some([quota.into(), tightest.remaining().into(), now.as_secs().saturating_add(seconds(wait))])
 }
 
 /// When to come back, or when everything is there again.
@@ -182,13 +248,15 @@ fn wait(list: &mut Text, outcome: &Outcome) {
     }
 }
 
-fn policy_parameters(list: &mut Text, quota: u32, period: Option<Duration>) {
+fn policy_parameters(list: &mut Text, quota: u32, window: Option<Duration>) {
     list.extend_from_slice(b";q=");
     integer(list, quota.into());
-    match period {
-        Some(period) => {
+    match window {
+        // There is no word for less than a second.
+        Some(window) if window < Duration::from_secs(1) => {}
+        Some(window) => {
             list.extend_from_slice(b";w=");
-            integer(list, period.as_secs().max(1));
+            integer(list, seconds(window));
         }
         None => list.extend_from_slice(b";qu=\"concurrent-requests\""),
     }
@@ -229,26 +297,38 @@ impl Number {
     }
 }
 
-/// The answer to a refused request: the application's own, or a problem document.
-pub(super) fn refusal(refusal: &Refusal<'_>, own: Option<Response<Bytes>>, jitter: f64) -> Response<Bytes> {
-    let mut response = own.unwrap_or_else(|| problem(refusal));
-    let headers = response.headers_mut();
+/// The answer to a refused request: the application's own, or gRPC's words if the request speaks gRPC, or a problem document.
+pub(super) fn refusal(
+    refusal: &Refusal<'_>,
+    own: Option<Response<Bytes>>,
+    head: &Head<'_>,
+    jitter: f64,
+    telling: Telling,
+    key: KeyOf<'_>,
+) -> Response<Bytes> {
     let wait = match refusal {
-        Refusal::TooMany(decision) => {
-            for (name, value) in [&POLICY, &LIMIT].into_iter().zip(told(decision.outcomes())) {
-                if let Some(value) = value {
-                    headers.entry(name).or_insert(value);
-                }
-            }
-            decision.retry_after()
-        }
+        Refusal::TooMany(decision) => decision.retry_after(),
         Refusal::Banned(ban) => Some(ban.left()),
         Refusal::Denied | Refusal::UnknownClient => None,
     };
+    let wait = wait.map(|wait| seconds(wait.mul_f64(1.0 + fastrand::f64() * jitter)).max(1));
+    let mut response = own.or_else(|| grpc::refusal(refusal, head.headers, wait)).unwrap_or_else(|| problem(refusal));
+    let headers = response.headers_mut();
+    if let Refusal::TooMany(decision) = refusal {
+        let all = All::of(decision.outcomes(), telling, key);
+        for (name, value) in [&POLICY, &LIMIT].into_iter().zip(all.values) {
+            if let Some(value) = value {
+                headers.entry(name).or_insert(value);
+            }
+        }
+        for (name, value) in OLD.iter().zip(all.old.into_iter().flatten()) {
+            headers.entry(name).or_insert(HeaderValue::from(value));
+        }
+    }
     if let Some(wait) = wait {
-        let wait = seconds(wait.mul_f64(1.0 + fastrand::f64() * jitter)).max(1);
         headers.entry(RETRY_AFTER).or_insert(HeaderValue::from(wait));
     }
+    response.extensions_mut().insert(NoWork);
     response
 }
 
@@ -281,6 +361,16 @@ fn problem(refusal: &Refusal<'_>) -> Response<Bytes> {
     response
 }
 
+/// The answer in place of an upgrade whose places nobody holds.
+#[cold]
+pub(super) fn unheld() -> Response<Bytes> {
+    tracing::error!(
+        "a connection that is upgraded would give back its place at once: move `scale_limit::layer::Places`, from the request's \
+         extensions, into the task that serves it"
+    );
+    problem(&Refusal::UnknownClient)
+}
+
 /// Rounded up: a client that waits exactly as told must pass.
 fn seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
@@ -301,12 +391,49 @@ mod tests {
             let charges: Vec<_> = policies.iter().map(|p| (p, "k", 1)).collect();
             let decision = limiter.check_all(&charges).await;
             let mut headers = HeaderMap::new();
-            Headers::all(&decision).add(&mut headers);
+            Headers::all(decision.outcomes(), Telling::default(), &|_| None).add(&mut headers);
             for header in [&POLICY, &LIMIT] {
                 let list: List = Parser::new(headers[header].as_bytes()).parse().unwrap();
                 let fits = name.bytes().all(|b| (0x20..0x7f).contains(&b));
-                assert_eq!(list.len(), if fits { 3 } else { 2 }, "{name}: {list:?}");
+                // The places' name fits always.
+                assert_eq!(list.len(), if fits { 3 } else { 1 }, "{name}: {list:?}");
             }
         }
+    }
+
+    /// What the draft wants of each member, for any numbers: integers, no more left than the quota, and a pace that can be kept.
+    #[tokio::test]
+    async fn what_is_told_can_be_kept() {
+        let numbers = [
+            (5, 60_000, None, "\"p\";q=5;w=60"),
+            (5, 60_000, Some(2), "\"p\";q=2;w=24"),
+            (50, 1_000, Some(200), "\"p\";q=200;w=4"),
+            // Ten in a tenth of a second are no ten in a second.
+            (10, 100, None, "\"p\";q=10"),
+            (10, 1_500, None, "\"p\";q=10;w=2"),
+            (1, 1, None, "\"p\";q=1"),
+            (100, 1_000, Some(1), "\"p\";q=1"),
+        ];
+        for (quota, millis, burst, told) in numbers {
+            let policy = Policy::new("p", quota, Duration::from_millis(millis));
+            let policy = burst.map_or(policy.clone(), |burst| policy.burst(burst));
+            let charge = Charge::new(&policy, "k", 1);
+            let limiter = Limiter::memory();
+            let (_, ruling) = limiter.rule_at_once(&charge).unwrap();
+            let decision = Decision::one(0, &charge, &ruling, None);
+            for headers in [Headers::one(Words::of(&policy), &charge, &ruling), Headers::all(decision.outcomes(), Telling::default(), &|_| None)] {
+                let mut map = HeaderMap::new();
+                headers.add(&mut map);
+                assert_eq!(map[&POLICY], told);
+                let left: List = Parser::new(map[&LIMIT].as_bytes()).parse().unwrap();
+                assert_eq!(left.len(), 1);
+                assert!(decision.outcomes()[0].remaining() <= decision.outcomes()[0].told().unwrap().0);
+            }
+        }
+        for algorithm in [crate::policy::Algorithm::SlidingWindow, crate::policy::Algorithm::FixedWindow] {
+            let policy = Policy::new("p", 10, Duration::from_secs(90)).algorithm(algorithm);
+            assert_eq!(Words::of(&policy).unwrap().policy, "\"p\";q=10;w=90");
+        }
+        assert!(Words::of(&Policy::per_second("p", 1).dry_run()).is_none());
     }
 }

@@ -120,7 +120,7 @@ impl Throttle {
         Self { select, when: Vec::new(), methods: Vec::new(), paths: Vec::new(), cost: None, real_cost: None }
     }
 
-    /// Only for this method; call again for more.
+    /// Only for this method; call again for more. `HEAD` counts as `GET`: it does the same work.
     pub fn method(mut self, method: Method) -> Self {
         self.methods.push(method);
         self
@@ -166,6 +166,14 @@ impl Throttle {
         Some(Asked::new(number, policy, key, self.cost_of(head)))
     }
 
+    /// The policy, if it is one for all.
+    pub(super) fn policy(&self) -> Option<&Policy> {
+        match &self.select {
+            Select::One(policy, ..) => Some(policy),
+            Select::Any(_) => None,
+        }
+    }
+
     pub(super) fn plain(&self) -> Option<Plain<'_>> {
         match &self.select {
             Select::One(policy, words, key) if self.is_settled() => Some(Plain { policy, words: *words, key: &**key }),
@@ -174,7 +182,8 @@ impl Throttle {
     }
 
     pub(super) fn applies(&self, head: &Head<'_>) -> bool {
-        (self.methods.is_empty() || self.methods.contains(head.method))
+        let is_for = |method: &Method| method == head.method || (method == Method::GET && head.method == Method::HEAD);
+        (self.methods.is_empty() || self.methods.iter().any(is_for))
             && (self.paths.is_empty() || self.paths.iter().any(|p| fits(p, head.uri.path())))
             && self.when.iter().all(|when| when(head))
     }

@@ -3,10 +3,11 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use http::{HeaderMap, Response, StatusCode};
+use http::{Extensions, HeaderMap, Response, StatusCode};
 
 use super::body::{Bodies, LimitBody};
-use super::response::Headers;
+use super::limits::{Limits, Places};
+use super::response::{Headers, unheld};
 use super::{Asked, Inner};
 use crate::decision::Decision;
 use crate::permit::Permits;
@@ -22,6 +23,8 @@ pub(super) struct Told {
 /// What few answers have.
 struct Rest {
     places: Option<Arc<Permits>>,
+    /// For the request's handler.
+    decision: Option<Decision>,
     settling: Option<Settling>,
 }
 
@@ -31,11 +34,24 @@ impl Told {
     }
 
     pub(super) fn new(layer: &Arc<Inner>, mut decision: Decision, asked: &[super::throttle::Asked]) -> Self {
-        let headers = if layer.quiet { Headers::None } else { Headers::all(&decision) };
+        let headers = match layer.telling.quiet {
+            true => Headers::None,
+            false => Headers::all(decision.outcomes(), layer.telling, &|policy| layer.partition_key(asked, policy)),
+        };
         let places = decision.take_places();
+        let shown = layer.extension.then(|| decision.clone());
         let settling = (!layer.is_settled()).then(|| Settling { layer: Arc::clone(layer), decision, asked: asked.into() });
-        let rest = (places.is_some() || settling.is_some()).then(|| Box::new(Rest { places, settling }));
+        let rest = (places.is_some() || settling.is_some() || shown.is_some())
+            .then(|| Box::new(Rest { places, decision: shown, settling }));
         Self { headers, rest }
+    }
+
+    /// Tells the request's handler what it may know.
+    #[inline]
+    pub(super) fn show(&mut self, extensions: &mut Extensions) {
+        if let Some(rest) = &mut self.rest {
+            rest.show(extensions);
+        }
     }
 
     /// The answer with what it is to be told.
@@ -43,14 +59,30 @@ impl Told {
     pub(super) fn finish<B, W: Bodies<B>>(self, mut answer: Response<B>, bodies: &W) -> Response<W::Body> {
         self.headers.add(answer.headers_mut());
         let places = self.rest.and_then(|rest| rest.settle(&answer));
-        answer.map(|body| match places {
-            None => bodies.keep(body),
-            Some(places) => bodies.wrap(LimitBody::holding(body, places)),
-        })
+        match places {
+            None => answer.map(|body| bodies.keep(body)),
+            // The connection goes on, and nobody would hold its place.
+            Some(places) if answer.status() == StatusCode::SWITCHING_PROTOCOLS && Arc::strong_count(&places) == 1 => {
+                unheld().map(|text| bodies.wrap(LimitBody::whole(text)))
+            }
+            Some(places) => answer.map(|body| bodies.wrap(LimitBody::holding(body, places))),
+        }
     }
 }
 
 impl Rest {
+    #[cold]
+    fn show(&mut self, extensions: &mut Extensions) {
+        if let Some(decision) = self.decision.take() {
+            let limits = Limits::new(&decision, extensions.get());
+            extensions.insert(limits);
+        }
+        if let Some(places) = &self.places {
+            let outer = extensions.remove();
+            extensions.insert(Places::new(places, outer));
+        }
+    }
+
     /// The places are left.
     fn settle<B>(self, answer: &Response<B>) -> Option<Arc<Permits>> {
         if let Some(settling) = self.settling {

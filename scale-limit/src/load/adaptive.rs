@@ -1,9 +1,16 @@
 //! How many at once: found by watching latency.
 //!
-//! After Netflix' concurrency-limits (its gradient limit) and Envoy's adaptive concurrency filter. In windows of a tenth of a second the
-//! median latency is compared with the best one known. While they are alike, the limit grows by its square root; as latency rises, it
-//! shrinks in proportion, down to what the service can do and a short queue. The best latency is forgotten now and then: the limit is halved for a
-//! window, and again for as long as that makes requests much faster, and what is seen then counts.
+//! After Netflix' concurrency-limits (its gradient limit) and Envoy's adaptive concurrency filter, with three differences:
+//!
+//! - A request is compared with what its own [class](Typical) takes while there is little to do, so that a change of the mix, from cheap
+//!   pages to dear ones, is no overload.
+//! - Only requests that were worked on while the limit was nearly used up say something of the limit.
+//! - Latency that rises does not say why. So when it has doubled, the limit is halved for a moment: if that makes requests faster, too many
+//!   were being worked on, and it stays; if not, the work itself takes longer, and that is the new normal. The same is tried now and then
+//!   while all seems well, since the first impression may have been one of overload.
+//!
+//! In between, in windows of a tenth of a second: while latency is normal and the limit is used up, it grows by its square root; as latency
+//! rises, it shrinks in proportion, down to what the service can do and a short queue.
 
 use std::time::Duration;
 
@@ -13,6 +20,19 @@ const SAMPLES: usize = 512;
 const FEWEST: usize = 10;
 /// After so many windows without a slow one the service is not what requests wait for.
 const CALM: u32 = 10;
+/// So many times the normal latency, in two windows, is looked into.
+const DOUBLED: f64 = 2.0;
+/// Below that share of what it was latency has improved.
+const IMPROVED: f64 = 0.8;
+/// The longest time for which the limit is halved, if nobody comes.
+const LONGEST_LOOK: Duration = Duration::from_secs(2);
+/// By which share the normal latency follows a request that was slower or faster, at first and at most.
+const STEP: f64 = 0.015;
+const LONGEST_STEP: f64 = 0.25;
+/// How long after the first request a new normal latency is looked for, for the first time.
+const FIRST_PROBE: Duration = Duration::from_millis(500);
+/// Classes that are told apart.
+const CLASSES: usize = 256;
 
 /// A limit that follows latency. Pure: times are given to it.
 ///
@@ -30,32 +50,62 @@ pub struct AdaptiveConcurrency {
     tolerance: f64,
     window: Duration,
     probe_every: Duration,
-    /// The best median known.
-    base: Option<Duration>,
-    samples: Vec<Duration>,
+    typical: Typical,
+    samples: Vec<Sample>,
     seen: usize,
     /// The most at once in this window.
     busiest: usize,
     /// Windows since the last one that was slower than tolerated.
     calm: u32,
+    /// The last window took twice as long as normal.
+    doubled: bool,
     /// No window has been slow yet: it grows in leaps.
     starting: bool,
     window_ends: Option<Duration>,
     probe_at: Option<Duration>,
-    probing: Probe,
+    /// The next probe comes that long after one: soon at first, when little is known.
+    probe_in: Duration,
+    look: Option<Look>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Probe {
-    No,
-    /// The limit was halved; what is under way is of before. The limit and the median as they were.
-    Draining(f64, Duration),
-    /// What is seen now counts.
-    Looking(f64, Duration),
+/// One request, compared with what its class takes.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    ratio: f64,
+    /// The limit was nearly used up.
+    full: bool,
+}
+
+/// The limit is halved for a moment.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    /// What has begun before says nothing.
+    since: Duration,
+    limit: f64,
+    ratio: f64,
+}
+
+/// What requests of each class take while there is little to do: a median, followed step by step.
+#[derive(Clone, Debug)]
+struct Typical {
+    classes: Box<[Class]>,
+    /// Of all classes, as they come; seconds.
+    overall: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Class {
+    /// Seconds; 0: never seen.
+    normal: f64,
+    /// How many in a row were slower (over 0) or faster (under 0) with little to do.
+    run: i32,
+    /// In this window: seconds in all, and how often.
+    now: (f64, u32),
 }
 
 impl Default for AdaptiveConcurrency {
-    /// Starts at 10, between the number of processors and 1,000; tolerates three tenths more than the best latency; looks for a new best every half minute.
+    /// Starts at 10, between the number of processors and 1,000; tolerates three tenths more than the normal latency; looks for a new normal
+    /// every half minute.
     fn default() -> Self {
         Self {
             limit: 10.0,
@@ -64,15 +114,17 @@ impl Default for AdaptiveConcurrency {
             tolerance: 1.3,
             window: Duration::from_millis(100),
             probe_every: Duration::from_secs(30),
-            base: None,
+            typical: Typical { classes: vec![Class::default(); CLASSES].into(), overall: None },
             samples: Vec::new(),
             seen: 0,
             busiest: 0,
             calm: CALM,
+            doubled: false,
             starting: true,
             window_ends: None,
             probe_at: None,
-            probing: Probe::No,
+            probe_in: FIRST_PROBE,
+            look: None,
         }
     }
 }
@@ -99,12 +151,12 @@ impl AdaptiveConcurrency {
         Self { most: most.max(1), least: self.least.min(most.max(1)), ..self }
     }
 
-    /// How much slower than the best a request may be before the limit shrinks: 1.3 is three tenths.
+    /// How much slower than normal a request may be before the limit shrinks: 1.3 is three tenths.
     pub fn tolerance(self, tolerance: f64) -> Self {
         Self { tolerance: tolerance.clamp(1.0, 10.0), ..self }
     }
 
-    /// How often a new best latency is looked for; for two tenths of a second or so fewer requests are worked on.
+    /// How often a new normal latency is looked for; for two tenths of a second or so fewer requests are worked on.
     pub fn probe_every(self, time: Duration) -> Self {
         Self { probe_every: time.max(self.window * 10), ..self }
     }
@@ -114,9 +166,9 @@ impl AdaptiveConcurrency {
         (self.limit as usize).clamp(self.least, self.most)
     }
 
-    /// The best latency known; `None` at first.
+    /// The normal latency of what has been answered lately; `None` at first.
     pub fn best(&self) -> Option<Duration> {
-        self.base
+        self.typical.overall.map(Duration::from_secs_f64)
     }
 
     /// Whether the service, and not this limit, is what requests wait for.
@@ -126,79 +178,169 @@ impl AdaptiveConcurrency {
 
     /// A request has been answered: `now` since some beginning, how long it took, how many were under way with it.
     pub fn answered(&mut self, now: Duration, took: Duration, at_once: usize) {
+        self.answered_in(0, now, took, at_once);
+    }
+
+    /// The same of a request of a class: those of one class take about as long as each other while there is little to do.
+    pub fn answered_in(&mut self, class: u64, now: Duration, took: Duration, at_once: usize) {
+        if let Some(look) = self.look {
+            if now > look.since + LONGEST_LOOK {
+                (self.limit, self.look) = (look.limit, None);
+                self.begin_window();
+            } else if now.saturating_sub(took) < look.since {
+                return;
+            }
+        }
         self.busiest = self.busiest.max(at_once);
         self.seen += 1;
+        let limit = self.limit();
+        let Some(ratio) = self.typical.compare(class, took, at_once * 2 <= limit.max(2)) else { return };
+        let sample = Sample { ratio, full: at_once * 4 >= limit * 3 };
         if self.samples.len() < SAMPLES {
-            self.samples.push(took);
+            self.samples.push(sample);
         } else {
             // Each sample of the window is kept with the same chance.
             let n = fastrand::usize(..self.seen);
             if n < SAMPLES {
-                self.samples[n] = took;
+                self.samples[n] = sample;
             }
         }
-        let probe_at = *self.probe_at.get_or_insert(now + self.probe_every);
+        let probe_at = *self.probe_at.get_or_insert(now + self.probe_in.min(self.probe_every));
         let window = if self.starting { self.window / 5 } else { self.window };
         let ends = *self.window_ends.get_or_insert(now + window);
         if now < ends || self.samples.len() < FEWEST {
             return;
         }
-        let middle = self.samples.len() / 2;
-        let median = *self.samples.select_nth_unstable(middle).1;
-        let busiest = self.busiest;
-        self.samples.clear();
-        (self.seen, self.busiest, self.window_ends) = (0, 0, None);
-        self.window_ended(now, median, busiest, now >= probe_at);
+        let all = median(self.samples.iter().map(|sample| sample.ratio).collect());
+        let full: Vec<f64> = self.samples.iter().filter(|sample| sample.full).map(|sample| sample.ratio).collect();
+        let full = if full.len() < FEWEST / 2 { None } else { median(full) };
+        match (self.look, all, full) {
+            (Some(look), Some(ratio), _) => self.looked(now, look, ratio),
+            (None, _, Some(ratio)) => self.window_ended(now, ratio, now >= probe_at),
+            _ => {
+                self.calm = self.calm.saturating_add(1);
+                self.doubled = false;
+            }
+        }
+        self.begin_window();
     }
 
-    fn window_ended(&mut self, now: Duration, median: Duration, busiest: usize, probe: bool) {
-        match self.probing {
-            Probe::Draining(limit, median) => {
-                self.probing = Probe::Looking(limit, median);
-                return;
-            }
-            Probe::Looking(before, slower) => {
-                self.base = Some(median);
-                // Fewer at once were much faster: the best is further down, and so is the limit.
-                if median.mul_f64(1.25) < slower && self.limit() > self.least {
-                    self.halve(median);
-                    return;
-                }
-                self.limit = before;
-                self.probing = Probe::No;
-                self.probe_at = Some(now + self.probe_every);
-                return;
-            }
-            Probe::No => {}
-        }
-        let first = self.base.is_none();
-        let base = *self.base.insert(self.base.map_or(median, |base| base.min(median)));
-        let gradient = (self.tolerance * base.as_secs_f64() / median.as_secs_f64().max(1e-9)).clamp(0.5, 1.0);
+    fn begin_window(&mut self) {
+        self.samples.clear();
+        self.typical.begin_window();
+        (self.seen, self.busiest, self.window_ends) = (0, 0, None);
+    }
+
+    /// The limit was nearly used up, and latency was so many times the normal one.
+    fn window_ended(&mut self, now: Duration, ratio: f64, probe: bool) {
+        let used_up = self.busiest >= self.limit();
+        let gradient = (self.tolerance / ratio).clamp(0.5, 1.0);
         self.calm = if gradient < 1.0 { 0 } else { self.calm.saturating_add(1) };
-        // While requests do not get slower there is room; once they do, less than half of that will do for a queue, and none for one at a time.
+        if ratio < IMPROVED {
+            // Even with much to do faster than normal: so that is not normal any more.
+            self.typical.take_what_is_seen();
+        }
         // A first impression may be one of overload: when there is nothing to spare, it is looked into at once.
-        let slow = self.starting && (gradient < 1.0 || first) && busiest >= self.limit();
-        let probe = probe || slow;
+        let first = self.starting && used_up && gradient < 1.0;
+        let doubled = ratio >= DOUBLED && self.doubled;
+        self.doubled = ratio >= DOUBLED;
         self.starting &= gradient >= 1.0;
+        if (probe || first || doubled) && self.least < self.most {
+            return self.halve(now, ratio);
+        }
+        // While requests do not get slower there is room; once they do, less than half of that will do for a queue, and none for one at a time.
         let room = match gradient {
             gradient if gradient < 1.0 => (self.limit.sqrt() - 1.0).max(0.0) / 2.0,
             _ if self.starting => self.limit,
             _ => self.limit.sqrt(),
         };
         let next = self.limit * gradient + room;
-        // A limit that nobody comes near says nothing by not hurting.
-        if next < self.limit || busiest * 2 > self.limit() {
+        // A limit that nobody has reached says nothing by not hurting.
+        if next < self.limit || used_up {
             self.limit = f64::midpoint(self.limit, next).clamp(self.least as f64, self.most as f64);
-        }
-        if probe && self.least < self.most {
-            self.halve(median);
         }
     }
 
-    fn halve(&mut self, median: Duration) {
-        self.probing = Probe::Draining(self.limit, median);
+    fn halve(&mut self, now: Duration, ratio: f64) {
+        if self.limit() == self.least {
+            // There is nothing less to compare it with.
+            self.typical.take_what_is_seen();
+            self.doubled = false;
+            return self.probe_later(now);
+        }
+        self.look = Some(Look { since: now, limit: self.limit, ratio });
         self.limit = (self.limit / 2.0).max(self.least as f64);
     }
+
+    /// With half as many at once latency was so many times the normal one.
+    fn looked(&mut self, now: Duration, look: Look, ratio: f64) {
+        self.look = None;
+        let was = if look.ratio >= DOUBLED { look.ratio } else { 1.0 };
+        if ratio < was * IMPROVED {
+            // Too many at once; perhaps still.
+            if look.ratio < DOUBLED {
+                self.typical.take_what_is_seen();
+                self.halve(now, 1.0);
+            } else if ratio >= DOUBLED {
+                self.halve(now, ratio);
+            }
+            return;
+        }
+        if ratio > self.tolerance {
+            self.typical.take_what_is_seen();
+        }
+        self.limit = look.limit;
+        self.doubled = false;
+        self.probe_later(now);
+    }
+
+    fn probe_later(&mut self, now: Duration) {
+        self.probe_in = (self.probe_in * 4).min(self.probe_every);
+        self.probe_at = Some(now + self.probe_in);
+    }
+}
+
+impl Typical {
+    /// How many times the normal latency of its class a request took; with little to do, what it took counts as normal. `None`: the first.
+    fn compare(&mut self, class: u64, took: Duration, little_to_do: bool) -> Option<f64> {
+        let took = took.as_secs_f64().clamp(1e-7, 3_600.0);
+        let class = &mut self.classes[class as usize % CLASSES];
+        class.now = (class.now.0 + took, class.now.1 + 1);
+        let first = class.normal == 0.0;
+        let ratio = took / if first { took } else { class.normal };
+        if first {
+            class.normal = took;
+        } else if little_to_do {
+            // Half of them slower and half faster: there it stays. The longer they are all on one side, the longer are the steps.
+            class.run = if took > class.normal { class.run.max(0) + 1 } else { class.run.min(0) - 1 };
+            let step = (STEP * 1.3_f64.powi(class.run.abs())).min(LONGEST_STEP);
+            class.normal *= if took > class.normal { 1.0 + step } else { 1.0 - step };
+        }
+        let overall = self.overall.get_or_insert(class.normal);
+        *overall += (class.normal - *overall) * 0.05;
+        (!first).then_some(ratio)
+    }
+
+    fn begin_window(&mut self) {
+        for class in &mut self.classes {
+            class.now = (0.0, 0);
+        }
+    }
+
+    /// What has been seen in this window is normal from now on.
+    fn take_what_is_seen(&mut self) {
+        for class in self.classes.iter_mut().filter(|class| class.now.1 > 0) {
+            class.normal = class.now.0 / f64::from(class.now.1);
+        }
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    if values.is_empty() {
+        return None;
+    }
+    let middle = values.len() / 2;
+    Some(*values.select_nth_unstable_by(middle, f64::total_cmp).1)
 }
 
 #[cfg(test)]

@@ -21,4 +21,4 @@ mod shed;
 
 pub use self::adaptive::AdaptiveConcurrency;
 pub use self::queue::Priority;
-pub use self::shed::{LoadShed, Shed, ShedFuture};
+pub use self::shed::{LoadShed, NoWork, Shed, ShedFuture};

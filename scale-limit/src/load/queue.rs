@@ -165,18 +165,18 @@ pub(super) enum Entry {
 }
 
 impl Place {
-    /// The request has been answered, and its latency says something of the load.
-    pub(super) fn answered(self) {
+    /// A request of this class has been answered, and its latency says something of the load.
+    pub(super) fn answered(self, class: u64) {
         let took = self.since.elapsed();
         let now = self.queue.start.elapsed();
-        self.queue.state.lock().limit.answered(now, took, self.at_once);
+        self.queue.state.lock().limit.answered_in(class, now, took, self.at_once);
     }
 
     /// The request was dropped half way: it has taken at least that long. Says something only if that is long.
-    pub(super) fn abandoned(self) {
+    pub(super) fn abandoned(self, class: u64) {
         let best = self.queue.state.lock().limit.best();
         if best.is_some_and(|best| self.since.elapsed() > best) {
-            self.answered();
+            self.answered(class);
         }
     }
 }

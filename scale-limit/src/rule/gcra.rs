@@ -58,6 +58,11 @@ impl Rate {
         Self { interval, units: (interval as f64).recip(), burst, capacity, debt }
     }
 
+    /// How long an empty bucket takes to fill (ns).
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
     /// A share of it (over 0, at most 1).
     pub(crate) fn share(&self, share: f64) -> Self {
         let burst = (f64::from(self.burst) * share).floor().max(1.0) as u32;

@@ -40,7 +40,7 @@ pub(crate) struct Charge<'a> {
 }
 
 impl<'a> Charge<'a> {
-    #[inline]
+    #[cfg(test)]
     pub(crate) fn new(policy: &'a Policy, key: &'a str, cost: u32) -> Self {
         Self::stored(policy, key, key, cost)
     }
