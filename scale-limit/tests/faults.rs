@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures_util::poll;
-use scale_limit::{Limiter, OnError, Policy};
+use scale_limit::guard::login::Attempt;
+use scale_limit::{Limiter, LoginGuard, OnError, Policy};
 use testkit::{Proxy, Redis, RedisSentinel, eventually};
 
 #[tokio::test]
@@ -106,4 +107,70 @@ async fn a_fail_over_is_survived_and_loses_no_script() -> Result<()> {
         (group.master_port().await.ok()? != master && limiter.check(&policy, "k").await.admitted).then_some(())
     })
     .await
+}
+
+/// A storm: other limits, which wait for 20 ms only, give up on a store that is late, and a guard that has more time still asks it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_does_not_loosen_because_the_store_is_late() -> Result<()> {
+    let server = Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let limiter = Limiter::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?;
+    let guard = LoginGuard::new(&limiter, "login");
+    let guesses = async |from: u32| {
+        let mut looked_at = 0;
+        for n in 0..40_u32 {
+            let address = format!("203.0.{from}.{n}");
+            let attempt = Attempt { account: "ann", address: &address, known_device: None };
+            looked_at += u32::from(guard.begin(attempt).await.is_ok());
+        }
+        looked_at
+    };
+    let mut looked_at = guesses(1).await;
+    assert_eq!(looked_at, 40);
+    // Late: each answer takes 150 ms, and others have opened their breaker long ago.
+    proxy.delay(Duration::from_millis(75));
+    let site = Policy::per_hour("site", 1_000_000);
+    for _ in 0..10 {
+        limiter.check(&site, "k").await;
+    }
+    looked_at += guesses(2).await;
+    assert_eq!(looked_at, 50, "by the store itself, late as it is");
+    // Dead: this process goes on from what it has let through.
+    proxy.cut();
+    looked_at += guesses(3).await;
+    assert_eq!(looked_at, 50);
+    proxy.delay(Duration::ZERO);
+    proxy.heal();
+    looked_at += guesses(4).await;
+    assert_eq!(looked_at, 50, "and what was meant for the dead one is not let through afterwards");
+    Ok(())
+}
+
+/// A store that dies while a guard has let through less than its bound.
+#[tokio::test]
+async fn a_guard_goes_on_from_what_it_has_let_through() -> Result<()> {
+    let server = Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let limiter = Limiter::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?;
+    let guard = LoginGuard::new(&limiter, "login");
+    let mut looked_at = 0;
+    for n in 0..30 {
+        let address = format!("203.0.113.{n}");
+        looked_at += u32::from(guard.begin(Attempt { account: "ann", address: &address, known_device: None }).await.is_ok());
+    }
+    // Who gets in meanwhile is counted nowhere.
+    for _ in 0..20 {
+        let own = Attempt { account: "ben", address: "198.51.100.1", known_device: None };
+        guard.begin(own).await.unwrap().succeeded().await;
+    }
+    proxy.cut();
+    for n in 30..120 {
+        let address = format!("203.0.113.{n}");
+        looked_at += u32::from(guard.begin(Attempt { account: "ann", address: &address, known_device: None }).await.is_ok());
+    }
+    assert_eq!(looked_at, 50);
+    for _ in 0..3 {
+        assert!(guard.begin(Attempt { account: "ben", address: "198.51.100.1", known_device: None }).await.is_ok());
+    }
+    Ok(())
 }
