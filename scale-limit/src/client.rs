@@ -335,10 +335,10 @@ pub(crate) fn inner(ip: IpAddr) -> IpAddr {
     let s = v6.segments();
     let joined = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)));
     match s {
-        // NAT64: the well-known prefix, and the one for local use.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x64, 0xff9b, 1, _, _, _, high, low] => joined(high, low),
-        // 6to4.
-        [0x2002, high, low, ..] => joined(high, low),
+        // NAT64, the well-known prefix and the one for local use; 6to4.
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x64, 0xff9b, 1, _, _, _, high, low] | [0x2002, high, low, ..] => {
+            joined(high, low)
+        }
         // Teredo: the client's address, each bit turned.
         [0x2001, 0, .., high, low] => joined(!high, !low),
         _ => ip,

@@ -164,7 +164,8 @@ async fn weights_are_one_place_each(limiter: &Limiter) -> Result<()> {
     })
     .await?;
     drop(rest);
-    eventually("all to be free", async || limiter.check_all(&[(&bytes, "all", 1_000_000_000)]).await.admitted.then_some(())).await?;
+    eventually("all to be free", async || limiter.check_all(&[(&bytes, "all", 1_000_000_000)]).await.admitted.then_some(()))
+        .await?;
     // Of several, none is held if one denies.
     let (one, two) = (Policy::at_once("one", 1), Policy::at_once("two", 5));
     let first = limiter.check_all(&[(&two, "k", 2), (&one, "k", 1)]).await;
@@ -194,7 +195,9 @@ async fn many_charges_in_one_call(limiter: &Limiter) {
 async fn extremes_rule_as_they_say(limiter: &Limiter) {
     let neighbour = Policy::per_hour("neighbour", 1_000_000).on_error(OnError::Deny);
     for algorithm in COUNTED {
-        for (quota, period) in [(1, Duration::MAX), (1, DAY * 3_650), (0, Duration::ZERO), (u32::MAX - 1, Duration::from_millis(1))] {
+        for (quota, period) in
+            [(1, Duration::MAX), (1, DAY * 3_650), (0, Duration::ZERO), (u32::MAX - 1, Duration::from_millis(1))]
+        {
             let policy = Policy::new(&format!("extreme-{algorithm:?}-{quota}-{}", period.as_secs()), quota, period)
                 .algorithm(algorithm)
                 .on_error(OnError::Deny);
@@ -202,7 +205,10 @@ async fn extremes_rule_as_they_say(limiter: &Limiter) {
             limiter.debit(&[(&policy, "k", u32::MAX)]).await;
             if period >= DAY {
                 let denied = limiter.check(&policy, "k").await;
-                assert!(!denied.admitted && denied.retry_after().unwrap() >= DAY, "{algorithm:?} {quota} in {period:?}: {denied:?}");
+                assert!(
+                    !denied.admitted && denied.retry_after().unwrap() >= DAY,
+                    "{algorithm:?} {quota} in {period:?}: {denied:?}"
+                );
             }
             assert!(!limiter.check_all(&[(&policy, "k", u32::MAX)]).await.admitted, "{policy:?}");
             assert!(limiter.check(&neighbour, "n").await.admitted, "beside {policy:?}");
@@ -227,7 +233,7 @@ async fn who_waits_gets_in(limiter: &Limiter) {
     let places = Policy::at_once("wait-places", 1);
     let held = limiter.check(&places, "k").await;
     let waiting = limiter.acquire(&places, "k", Duration::from_secs(20));
-    let (_, admitted) = tokio::join!(async { drop(held) }, waiting);
+    let ((), admitted) = tokio::join!(async { drop(held) }, waiting);
     assert!(admitted.admitted);
 }
 

@@ -403,7 +403,10 @@ async fn grpc_is_answered_in_its_own_words() {
     app(&layer).oneshot(grpc("/", "1.2.3.4:5")).await.unwrap();
     for (peer, code, message) in [("1.2.3.4:5", "8", "too many requests"), ("9.9.9.9:5", "7", "forbidden")] {
         let denied = app(&layer).oneshot(grpc("/", peer)).await.unwrap();
-        assert_eq!((denied.status(), header(&denied, "grpc-status"), header(&denied, "grpc-message")), (StatusCode::OK, code.into(), message.into()));
+        assert_eq!(
+            (denied.status(), header(&denied, "grpc-status"), header(&denied, "grpc-message")),
+            (StatusCode::OK, code.into(), message.into())
+        );
         assert_eq!(header(&denied, "content-type"), "application/grpc+proto");
         assert!(!header(&denied, "retry-after").is_empty() && !header(&denied, "grpc-status-details-bin").is_empty());
         assert!(denied.into_body().collect().await.unwrap().to_bytes().is_empty());

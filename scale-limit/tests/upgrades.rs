@@ -76,7 +76,9 @@ async fn a_place_is_held_until_the_connection_ends_or_the_upgrade_is_refused() -
             assert_eq!((&bytes, upgrade(address, "/chat").await?.0), (b"hello", "429".to_owned()));
         }
         drop(first);
-        let third = eventually("a place to be free", async || upgrade(address, "/chat").await.ok().filter(|(status, _)| status == "101")).await?;
+        let third =
+            eventually("a place to be free", async || upgrade(address, "/chat").await.ok().filter(|(status, _)| status == "101"))
+                .await?;
         drop((second, third));
         eventually("both to be free", async || {
             let both = (upgrade(address, "/chat").await.ok()?, upgrade(address, "/chat").await.ok()?);

@@ -551,7 +551,9 @@ mod tests {
             bans.ban(subject, MINUTE, "").await.unwrap();
         }
         let is_banned = |ip: &str| bans.find_address(ip.parse().unwrap()).is_some();
-        for banned in ["2001:db8::1", "2001:db8:1:2::9", "2001:db8:ffff:7::1", "203.0.113.9", "::ffff:203.0.113.9", "198.51.100.7"] {
+        for banned in
+            ["2001:db8::1", "2001:db8:1:2::9", "2001:db8:ffff:7::1", "203.0.113.9", "::ffff:203.0.113.9", "198.51.100.7"]
+        {
             assert!(is_banned(banned), "{banned}");
         }
         for free in ["2001:db8::2", "2001:db8:1:3::9", "203.0.114.9", "198.51.100.8"] {

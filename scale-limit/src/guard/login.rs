@@ -292,7 +292,8 @@ pub struct SendGuard {
 impl SendGuard {
     /// `name` sets guards apart: `reset`, `sms`.
     pub fn new(limiter: &Limiter, name: &str) -> Self {
-        let network = |length: u8, times: u32| (length, policies(name, &format!("v6-{length}"), &[(10 * times, HOUR), (50 * times, DAY)]));
+        let network =
+            |length: u8, times: u32| (length, policies(name, &format!("v6-{length}"), &[(10 * times, HOUR), (50 * times, DAY)]));
         Self {
             limiter: limiter.patience(PATIENCE),
             account: policies(name, "account", &[(3, HOUR), (10, DAY)]),
@@ -344,7 +345,8 @@ fn wider<'p>(address: &str, networks: &'p [(u8, Vec<Policy>)]) -> Vec<(String, &
 fn too_many(decision: &Decision, counted: impl Fn(&str) -> Option<Counted>) -> TooMany {
     let denied = decision.outcomes().iter().filter(|outcome| !outcome.admitted());
     // Places have no time at which they are free again.
-    let wait = |counted, wait: Option<Duration>| if counted == Counted::AtOnce { Duration::from_secs(1) } else { wait.unwrap_or(DAY) };
+    let wait =
+        |counted, wait: Option<Duration>| if counted == Counted::AtOnce { Duration::from_secs(1) } else { wait.unwrap_or(DAY) };
     let denied = denied.filter_map(|outcome| counted(outcome.policy()).map(|by| (wait(by, outcome.retry_after()), by)));
     let (retry_after, because) = denied.max_by_key(|(wait, _)| *wait).unwrap_or((DAY, Counted::Account));
     TooMany { retry_after, because }
@@ -506,7 +508,10 @@ mod tests {
     #[tokio::test]
     async fn however_it_is_written_it_is_one_account() {
         let guard = LoginGuard::new(&Limiter::memory(), "login");
-        let spellings = ["ann@example.com", "ANN@example.com", "ａnn@example.com", "ann@ｅxample.com", "ann@example.com\u{200b}", " ann@example.com\0"];
+        let spellings = [
+            "ann@example.com", "ANN@example.com", "ａnn@example.com", "ann@ｅxample.com", "ann@example.com\u{200b}",
+            " ann@example.com\0",
+        ];
         let mut looked_at = 0;
         for n in 0..240 {
             let address = format!("203.0.113.{}", n / 2);

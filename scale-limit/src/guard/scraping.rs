@@ -259,7 +259,8 @@ fn resource_of(uri: &Uri) -> String {
 /// Parameters that say where a visitor comes from.
 fn is_campaign(pair: &str) -> bool {
     let name = pair.split('=').next().unwrap_or_default();
-    name.starts_with("utm_") || matches!(name, "gclid" | "gbraid" | "wbraid" | "dclid" | "fbclid" | "msclkid" | "mc_cid" | "mc_eid")
+    name.starts_with("utm_")
+        || matches!(name, "gclid" | "gbraid" | "wbraid" | "dclid" | "fbclid" | "msclkid" | "mc_cid" | "mc_eid")
 }
 
 /// A path that ends as what pages embed does.
@@ -267,8 +268,8 @@ fn is_embedded(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     let Some((_, end)) = name.rsplit_once('.') else { return false };
     [
-        "png", "jpg", "jpeg", "gif", "webp", "avif", "svg", "ico", "bmp", "css", "js", "mjs", "map", "wasm", "woff", "woff2", "ttf",
-        "otf", "eot", "mp3", "mp4", "ogg", "webm", "webmanifest",
+        "png", "jpg", "jpeg", "gif", "webp", "avif", "svg", "ico", "bmp", "css", "js", "mjs", "map", "wasm", "woff", "woff2",
+        "ttf", "otf", "eot", "mp3", "mp4", "ogg", "webm", "webmanifest",
     ]
     .iter()
     .any(|known| end.eq_ignore_ascii_case(known))

@@ -22,8 +22,8 @@ pub use self::body::{Kept, LimitBody, Wrapped};
 use self::future::End;
 pub use self::future::ResponseFuture;
 pub use self::limits::{Limits, Places};
-use self::response::{Headers, Telling};
 pub use self::response::Refusal;
+use self::response::{Headers, Telling};
 use self::throttle::Plain;
 pub use self::throttle::Throttle;
 use self::told::Told;
@@ -221,7 +221,9 @@ impl Inner {
         }
         match &self.throttles[..] {
             [throttle] => match throttle.plain() {
-                Some(plain) if !self.extension && !self.telling.old && !self.telling.partition_keys => self.judge_one(throttle, plain, head),
+                Some(plain) if !self.extension && !self.telling.old && !self.telling.partition_keys => {
+                    self.judge_one(throttle, plain, head)
+                }
                 _ => self.judge_all(throttle.ask(0, head).into_iter().collect(), head),
             },
             all => self.judge_all(all.iter().enumerate().filter_map(|(n, throttle)| throttle.ask(n, head)).collect(), head),

@@ -421,7 +421,10 @@ mod tests {
             let limiter = Limiter::memory();
             let (_, ruling) = limiter.rule_at_once(&charge).unwrap();
             let decision = Decision::one(0, &charge, &ruling, None);
-            for headers in [Headers::one(Words::of(&policy), &charge, &ruling), Headers::all(decision.outcomes(), Telling::default(), &|_| None)] {
+            for headers in [
+                Headers::one(Words::of(&policy), &charge, &ruling),
+                Headers::all(decision.outcomes(), Telling::default(), &|_| None),
+            ] {
                 let mut map = HeaderMap::new();
                 headers.add(&mut map);
                 assert_eq!(map[&POLICY], told);

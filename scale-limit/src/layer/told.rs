@@ -34,9 +34,10 @@ impl Told {
     }
 
     pub(super) fn new(layer: &Arc<Inner>, mut decision: Decision, asked: &[super::throttle::Asked]) -> Self {
-        let headers = match layer.telling.quiet {
-            true => Headers::None,
-            false => Headers::all(decision.outcomes(), layer.telling, &|policy| layer.partition_key(asked, policy)),
+        let headers = if layer.telling.quiet {
+            Headers::None
+        } else {
+            Headers::all(decision.outcomes(), layer.telling, &|policy| layer.partition_key(asked, policy))
         };
         let places = decision.take_places();
         let shown = layer.extension.then(|| decision.clone());

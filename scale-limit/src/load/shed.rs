@@ -169,7 +169,8 @@ where
 
     fn call(&mut self, request: Request<Req>) -> Self::Future {
         let head = Head::from(&request);
-        let (priority, class, grpc) = ((self.layer.priority)(&head), (self.layer.class)(&head), grpc::spoken(head.headers).cloned());
+        let (priority, class, grpc) =
+            ((self.layer.priority)(&head), (self.layer.class)(&head), grpc::spoken(head.headers).cloned());
         let entry = self.layer.queue.enter(priority);
         let layer = self.layer.clone();
         let clone = self.inner.clone();

@@ -76,6 +76,9 @@ mod tests {
         for n in 1..=20_u64 {
             evicted.remember(n << 40, n * 1_000_000_000);
         }
-        assert_eq!((1..=20).filter(|n: &u64| evicted.find(n << 40, 0).is_some()).collect::<Vec<_>>(), (13..=20).collect::<Vec<_>>());
+        assert_eq!(
+            (1..=20).filter(|n: &u64| evicted.find(n << 40, 0).is_some()).collect::<Vec<_>>(),
+            (13..=20).collect::<Vec<_>>()
+        );
     }
 }

@@ -110,7 +110,8 @@ impl<S: Send> Gather<S> {
                 let mut answers = Vec::with_capacity(groups.len());
                 for group in groups {
                     let alone = call(std::slice::from_ref(group)).await;
-                    answers.push(alone.and_then(|mut charged| charged.pop().ok_or_else(|| Error::Store("an empty reply".into()))));
+                    answers
+                        .push(alone.and_then(|mut charged| charged.pop().ok_or_else(|| Error::Store("an empty reply".into()))));
                 }
                 answers
             }

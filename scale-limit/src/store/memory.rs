@@ -171,12 +171,11 @@ impl Memory {
             let Some((_, shard)) = locked.iter_mut().find(|(n, _)| *n == place.shard()) else { continue };
             let known = Table::find(shard, *place, charge.policy, charge.key).is_some();
             let denied = if known { None } else { self.denied_before(*place, now) };
-            let (ruling, undo) = match denied {
-                Some(denial) => (denial, Undo::Nothing),
-                None => {
-                    let state = self.state(shard, *place, charge, now);
-                    charge.terms.rule.charge_undoable(state, now, charge.cost, charge.least)
-                }
+            let (ruling, undo) = if let Some(denial) = denied {
+                (denial, Undo::Nothing)
+            } else {
+                let state = self.state(shard, *place, charge, now);
+                charge.terms.rule.charge_undoable(state, now, charge.cost, charge.least)
             };
             everybody &= charge.admits(&ruling);
             rulings.push(ruling);

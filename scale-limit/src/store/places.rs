@@ -31,7 +31,12 @@ struct Held {
 
 impl Places {
     pub(super) fn new(server: scale_redis::Redis) -> Arc<Self> {
-        Arc::new(Self { server, extend: Script::new(include_str!("extend.lua")), release: Script::new(include_str!("release.lua")), held: Mutex::default() })
+        Arc::new(Self {
+            server,
+            extend: Script::new(include_str!("extend.lua")),
+            release: Script::new(include_str!("release.lua")),
+            held: Mutex::default(),
+        })
     }
 
     /// From now on these are held: permits, each with the key it is of.

@@ -5,9 +5,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::{COOKIE, RETRY_AFTER, SET_COOKIE};
 use axum::http::request::Parts;
-use axum::response::{IntoResponse, Redirect};
+use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use scale_limit::guard::login::Attempt;
+use scale_limit::guard::login::{Attempt, Counted};
 use scale_session::Session;
 use serde::Deserialize;
 
@@ -59,7 +59,13 @@ pub(crate) async fn log_in(State(app): State<App>, session: Session, request: Pa
         Ok(pending) => pending,
         Err(too_many) => {
             let seconds = too_many.retry_after.as_secs() + 1;
-            let page = page(&app, &session, Some("Too many attempts have failed. Please wait a while.")).await?;
+            // The owner at a new browser, while a botnet guesses: a link by e-mail makes the browser known.
+            let wrong = if too_many.because == Counted::Account && app.links.is_some() {
+                "Somebody has tried too many passwords of this account. If it is yours, let us send you a link."
+            } else {
+                "Too many attempts have failed. Please wait a while."
+            };
+            let page = page(&app, &session, Some(wrong)).await?;
             return Ok((StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, seconds.to_string())], page).into_response());
         }
     };
@@ -75,12 +81,18 @@ pub(crate) async fn log_in(State(app): State<App>, session: Session, request: Pa
     session.sign_in(&account.email, &devices_page::name(&request)).await?;
     let mut response = Redirect::to("/").into_response();
     if !known {
-        let token = devices::remember(&app.db, &account.email).await?;
-        let secure = if app.plain_http { "" } else { "; Secure" };
-        let cookie = format!("{DEVICE}={token}; Path=/login; HttpOnly; SameSite=Lax; Max-Age=31536000{secure}");
-        response.headers_mut().append(SET_COOKIE, cookie.parse()?);
+        remember(&app, &account.email, &mut response).await?;
     }
     Ok(response)
+}
+
+/// Makes a browser known: its guesses are counted by themselves.
+pub(super) async fn remember(app: &App, email: &str, response: &mut Response) -> Result<(), Failure> {
+    let token = devices::remember(&app.db, email).await?;
+    let secure = if app.plain_http { "" } else { "; Secure" };
+    let cookie = format!("{DEVICE}={token}; Path=/login; HttpOnly; SameSite=Lax; Max-Age=31536000{secure}");
+    response.headers_mut().append(SET_COOKIE, cookie.parse()?);
+    Ok(())
 }
 
 fn cookie(request: &Parts, name: &str) -> Option<String> {

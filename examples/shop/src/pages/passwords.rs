@@ -12,7 +12,7 @@ use scale_session::auth::account_links::{Account, MailKind};
 use scale_session::auth::password::Rules;
 use serde::Deserialize;
 
-use super::{Failure, Page, layout, problem};
+use super::{Failure, Page, account, layout, problem};
 use crate::app::App;
 use crate::db::{mails, users};
 use crate::jobs::SendPasswordReset;
@@ -66,20 +66,23 @@ pub(crate) async fn form(State(app): State<App>, Query(Link { token }): Query<Li
 
 pub(crate) async fn set(State(app): State<App>, Form(New { token, password }): Form<New>) -> Page {
     let links = links(&app)?;
-    let Some(account) = Owner::of(&app, &token).await? else { return Ok(worthless()) };
+    let Some(owner) = Owner::of(&app, &token).await? else { return Ok(worthless()) };
     // Before the link is used up.
-    if let Err(error) = Rules::default().check(&password, &[&account.email]) {
+    if let Err(error) = Rules::default().check(&password, &[&owner.email]) {
         return Ok((StatusCode::UNPROCESSABLE_ENTITY, page(&token, Some(&error.to_string()))).into_response());
     }
     let hash = app.passwords.hash(&password).await?;
-    if !links.redeem_password_reset(&token, account.account()).await? {
+    if !links.redeem_password_reset(&token, owner.account()).await? {
         return Ok(worthless());
     }
-    users::set_password(&app.db, &account.email, hash).await?;
+    users::set_password(&app.db, &owner.email, hash).await?;
     // Whoever had the old one is out, wherever they are.
-    app.sessions.revoke_all_of(&account.email).await?;
-    mails::send(&app.db, &links.password_changed(account.account())).await?;
-    Ok(Redirect::to("/login").into_response())
+    app.sessions.revoke_all_of(&owner.email).await?;
+    mails::send(&app.db, &links.password_changed(owner.account())).await?;
+    let mut response = Redirect::to("/login").into_response();
+    // Who opened the link is the owner: no botnet's guesses keep this browser out.
+    account::remember(&app, &owner.email, &mut response).await?;
+    Ok(response)
 }
 
 /// The account that a link names, as the database knows it.

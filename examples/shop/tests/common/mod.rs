@@ -22,6 +22,8 @@ pub struct Visitor {
     pub requests: usize,
     /// Where a load balancer would say this visitor comes from.
     pub address: Option<String>,
+    /// Other headers of every request.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 pub struct Answer {
@@ -32,7 +34,8 @@ pub struct Answer {
 
 impl Visitor {
     pub fn new() -> Self {
-        Self { client: Client::builder(TokioExecutor::new()).build_http(), cookies: BTreeMap::new(), requests: 0, address: None }
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Self { client, cookies: BTreeMap::new(), requests: 0, address: None, headers: Vec::new() }
     }
 
     /// Another browser, at that address.
@@ -62,6 +65,9 @@ impl Visitor {
             let mut request = Request::builder().uri(format!("{base}{path}")).header(header::COOKIE, cookies.join("; "));
             if let Some(address) = &self.address {
                 request = request.header("x-forwarded-for", address);
+            }
+            for (name, value) in &self.headers {
+                request = request.header(*name, value);
             }
             if form.is_some() {
                 request = request.method("POST").header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
