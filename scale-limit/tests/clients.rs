@@ -176,3 +176,38 @@ async fn behind_a_real_haproxy() -> Result<()> {
     listens(front).await.with_context(|| proxy.log_tail())?;
     holds(front, "127.0.0.1").await
 }
+
+#[tokio::test]
+async fn by_the_proxy_protocol() -> Result<()> {
+    let (folder, front, back) = (tempfile::tempdir()?, free_port()?, free_port()?);
+    let path = std::env::current_exe()?.parent().and_then(|deps| deps.parent()).context("target")?.join("examples/proxy_protocol");
+    let mut command = Command::new(path);
+    command.arg(format!("127.0.0.1:{back}"));
+    let server = Process::spawn(&command, None, &folder.path().join("server.log"))?;
+    listens(back).await.with_context(|| server.log_tail())?;
+    let config = format!(
+        "defaults\n  mode http\n  timeout connect 2s\n  timeout client 5s\n  timeout server 5s\n\
+         frontend f\n  bind 127.0.0.1:{front}\n  http-request set-src req.hdr(x-test-client)\n  default_backend b\n\
+         backend b\n  http-reuse never\n  server s 127.0.0.1:{back} send-proxy-v2\n"
+    );
+    std::fs::write(folder.path().join("haproxy.cfg"), config)?;
+    let mut command = Command::new("/usr/sbin/haproxy");
+    command.args(["-db", "-f"]).arg(folder.path().join("haproxy.cfg"));
+    let proxy = Process::spawn(&command, None, &folder.path().join("log"))?;
+    listens(front).await.with_context(|| proxy.log_tail())?;
+    for (client, key) in [("203.0.113.7", "203.0.113.7"), ("2001:db8::7", "2001:db8::7")] {
+        for n in 0..7 {
+            let lies = format!("{LIES}X-Test-Client: {client}\r\n");
+            let (status, body) = ask(front, "GET", "/", &lies).await?;
+            assert_eq!(status, if n < 5 { 200 } else { 429 }, "{body}");
+            assert!(n >= 5 || body == format!("hello, {key}\n"), "{body}");
+        }
+    }
+    // Who is not the proxy, or says nothing, is served nothing.
+    let mut stream = TcpStream::connect(("127.0.0.1", back)).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(answer.is_empty());
+    Ok(())
+}

@@ -44,7 +44,7 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
     let count = 100_000 * effort.scale;
     let clients = ClientIp::direct();
     let ours =
-        LimitLayer::new(Limiter::memory()).policy(Policy::per_second("site", 1_000_000_000), move |request| clients.key(request));
+        LimitLayer::new(Limiter::memory()).policy(Policy::per_second("site", 100_000_000), move |request| clients.key(request));
 
     let ours_in_axum = ours.clone().keep_body(Body::new);
     let router = || Router::new().route("/", get(|| async { "hello" }));

@@ -49,7 +49,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
 
 async fn local(effort: Effort, report: &mut Report) {
     let keys: Vec<String> = (0..1_000).map(|n| format!("203.0.113.{n}")).collect();
-    let policy = Policy::per_second("bench", 1_000_000_000);
+    let policy = Policy::per_second("bench", 100_000_000);
     let limiter = Limiter::memory();
     let governed = RateLimiter::keyed(Quota::per_second(NonZeroU32::MAX));
     let theirs = limitador::RateLimiter::new(10_000);
