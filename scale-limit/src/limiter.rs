@@ -365,7 +365,9 @@ impl Limiter {
                 let granted = if everybody { ruling.granted } else { 0 };
                 shared.lumps.keep(charge, granted, lease, now);
             }
-            if theirs && !ruling.admitted && !charge.policy.is_dry_run() {
+            // A key that comes twice may be denied for what it was charged a moment before, and given back.
+            let twice = || charges.iter().filter(|other| other.is_of_same(charge)).count() > 1;
+            if theirs && !ruling.admitted && !charge.policy.is_dry_run() && !twice() {
                 shared.denials.remember(charge, ruling, now);
             }
             if theirs && everybody && charge.policy.is_mirrored() {

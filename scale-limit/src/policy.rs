@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use smol_str::SmolStr;
 
 use crate::error::Error;
@@ -78,13 +79,17 @@ pub(crate) struct Identity {
     algorithm: Algorithm,
     /// Spreads the policies' keys over a store's table.
     pub(crate) seed: u64,
+    /// Tells policies apart in a shared store, whatever the version of this crate.
+    pub(crate) id: [u8; 8],
 }
 
 impl Identity {
     fn new(name: &str, algorithm: Algorithm) -> Arc<Self> {
         use std::hash::BuildHasher;
         let seed = foldhash::quality::FixedState::with_seed(algorithm as u64).hash_one(name);
-        Arc::new(Self { name: name.into(), algorithm, seed })
+        let mut id = [0; 8];
+        id.copy_from_slice(&Sha256::digest(name.as_bytes())[..8]);
+        Arc::new(Self { name: name.into(), algorithm, seed, id })
     }
 }
 

@@ -280,11 +280,58 @@ mod redis {
                 let name = match algorithm {
                     Algorithm::SlidingWindow => "test:limit:{k}:ttl:w11",
                     Algorithm::FixedWindow => "test:limit:{k}:ttl:w1",
-                    _ => "test:limit:{k}:ttl",
+                    _ => "test:limit:{k}:buckets",
                 };
                 let longest = periods[..=n].iter().max().unwrap().as_millis() as i64;
                 let life: i64 = server.command(&["PTTL", name]).await?.parse()?;
                 assert!(life > 0 && life <= longest * 2 + 1, "{algorithm:?}: {life} ms after {period:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Random charges of several policies, each in several shapes and algorithms, and debits, one after the other: the script says of
+    /// each what the algorithms in process say. Periods are so long that no time passes.
+    #[tokio::test]
+    async fn the_script_rules_as_the_algorithms_in_process() -> Result<()> {
+        let server = Redis::start().await?;
+        for seed in 0..60 {
+            let mut dice = fastrand::Rng::with_seed(seed);
+            let (memory, shared) = (Limiter::memory(), patient(&server.url()).await?);
+            // The names of each round are new.
+            let name = |n: usize| format!("{seed}-{n}");
+            let shapes: Vec<Policy> = (0..12)
+                .map(|n| {
+                    let algorithm = COUNTED[if seed % 3 == 0 { 0 } else { n % 3 }];
+                    let quota = dice.u32(4..30);
+                    // Windows of one length, so that nothing falls out of them when it is counted anew.
+                    let period = if algorithm == Algorithm::Gcra { YEAR * 10 } else { YEAR * [1, 10][dice.usize(..2)] };
+                    let policy = Policy::new(&name(n % 4), quota, period).algorithm(algorithm);
+                    if dice.bool() { policy.dry_run() } else { policy }
+                })
+                .collect();
+            for step in 0..60 {
+                let count = dice.usize(1..5);
+                let keys: Vec<String> = (0..count).map(|_| format!("{seed}-k{}", dice.usize(..2))).collect();
+                let charges: Vec<(&Policy, &str, u32)> =
+                    keys.iter().map(|key| (&shapes[dice.usize(..shapes.len())], key.as_str(), dice.u32(1..5))).collect();
+                let mut decisions = Vec::new();
+                for limiter in [&memory, &shared] {
+                    let charges = &charges[..];
+                    // Once, so that nobody owes more than can be owed.
+                    if step == 26 {
+                        assert!(limiter.debit(charges).await);
+                        continue;
+                    }
+                    let decision = limiter.check_all(charges).await;
+                    let seen: Vec<_> = decision.outcomes().iter().map(|o| (o.admitted(), o.remaining())).collect();
+                    decisions.push((decision.admitted, seen));
+                }
+                if let [first, second] = &decisions[..] {
+                    assert_eq!(first.0, second.0, "seed {seed}, step {step}: {charges:?}");
+                    // A denial may be one that is remembered: what is left tells of then.
+                    assert!(!first.0 || first.1 == second.1, "seed {seed}, step {step}: {decisions:?} {charges:?}");
+                }
             }
         }
         Ok(())

@@ -120,8 +120,16 @@ impl Rate {
     }
 
     fn units(&self, nanos: u64) -> u32 {
-        // Half a nanosecond of rounding must not eat a unit.
-        ((nanos as f64 + 0.5) * self.units) as u32
+        // Rounding, which is more than a nanosecond in long periods, must neither eat a unit nor make one.
+        let near = (nanos as f64 * self.units) as u64;
+        let exact = if near * self.interval > nanos {
+            near - 1
+        } else if (near + 1) * self.interval <= nanos {
+            near + 1
+        } else {
+            near
+        };
+        exact as u32
     }
 }
 
@@ -191,7 +199,7 @@ impl Bucket {
         Rate::paced(self.interval, self.burst, 0)
     }
 
-    /// Brings the bucket of this shape to the front; one that is new begins with what the newest of the others has used.
+    /// Brings the bucket of this shape to the front; one that is new begins with what the others have used.
     fn take_shape(&mut self, rate: &Rate, now: u64) {
         if self.is_of(rate) {
             return;
@@ -205,17 +213,21 @@ impl Bucket {
         let known = others.iter().position(|bucket| bucket.is_of(rate));
         let mut front = match known {
             Some(n) => others.remove(n),
-            None => Self::adopt(rate, &others[0], now),
+            None => Self::adopt(rate, &others, now),
         };
         others.truncate(SHAPES - 1);
         front.other = others.into_iter().rev().fold(None, |rest, bucket| Some(Box::new(Self { other: rest, ..bucket })));
         *self = front;
     }
 
-    /// What has been used of another shape is used of this one, down to an empty bucket.
-    fn adopt(rate: &Rate, other: &Self, now: u64) -> Self {
-        let used = other.tat.saturating_sub(now) as f64 / other.interval.max(1) as f64;
-        let ahead = ((used * rate.interval as f64) as u64).min(rate.capacity);
+    /// What has been used of other shapes, of whichever most, is used of this one, down to an empty bucket.
+    fn adopt(rate: &Rate, others: &[Self], now: u64) -> Self {
+        // As long as the same units take here.
+        let ahead = |other: &Self| {
+            let used = u128::from(other.tat.saturating_sub(now)) * u128::from(rate.interval);
+            u64::try_from(used / u128::from(other.interval.max(1))).unwrap_or(u64::MAX)
+        };
+        let ahead = others.iter().map(ahead).max().unwrap_or(0).min(rate.capacity);
         Self { tat: now + ahead, ..Self::fresh(rate) }
     }
 

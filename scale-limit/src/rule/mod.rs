@@ -100,7 +100,7 @@ impl Rule {
         let before = if matches!(state, State::Held(_)) { None } else { Some(state.clone()) };
         let ruling = self.charge(state, now, cost, least);
         let undo = match before {
-            _ if !ruling.admitted => Undo::Nothing,
+            // Also where it denies: it may have taken another shape.
             Some(before) => Undo::State(before),
             None => Undo::Units(ruling.granted),
         };

@@ -156,7 +156,7 @@ impl Window {
         }
     }
 
-    /// Brings the counters of this length to the front, up to date; new ones begin with what the newest of the others hold.
+    /// Brings the counters of this length to the front, up to date; new ones begin with what the others hold.
     fn take_length(&self, counts: &mut Counts, now: u64) {
         if (counts.slot, counts.kept) != (self.slot, self.kept) {
             let mut others = Vec::with_capacity(LENGTHS);
@@ -168,7 +168,7 @@ impl Window {
             let known = others.iter().position(|of| (of.slot, of.kept) == (self.slot, self.kept));
             *counts = match known {
                 Some(n) => others.remove(n),
-                None => self.adopt(others.first(), now),
+                None => self.adopt(&others, now),
             };
             others.truncate(LENGTHS - 1);
             counts.other = others.into_iter().rev().fold(None, |rest, of| Some(Box::new(Counts { other: rest, ..of })));
@@ -177,20 +177,26 @@ impl Window {
         self.roll(counts, now);
     }
 
-    /// Each counter counts from the latest time it may stand for.
-    fn adopt(&self, other: Option<&Counts>, now: u64) -> Counts {
-        let mut counts = Counts { slot: self.slot, kept: self.kept, ..Counts::default() };
-        self.roll(&mut counts, now);
-        let Some(other) = other else { return counts };
-        for (n, count) in other.counts[..other.kept].iter().enumerate() {
-            let Some(number) = other.newest.checked_sub(n as u64) else { break };
-            let time = (number + 1).saturating_mul(other.slot).min(now);
-            let slot = usize::try_from(counts.newest.saturating_sub(time / self.slot)).unwrap_or(usize::MAX);
-            if slot < self.kept {
-                counts.counts[slot] = counts.counts[slot].saturating_add(*count);
+    /// Counters of other lengths, those that hold most: each counts from the latest time it may stand for.
+    fn adopt(&self, others: &[Counts], now: u64) -> Counts {
+        let mut most = Counts { slot: self.slot, kept: self.kept, ..Counts::default() };
+        self.roll(&mut most, now);
+        let fresh = most.clone();
+        for other in others {
+            let mut counts = fresh.clone();
+            for (n, count) in other.counts[..other.kept].iter().enumerate() {
+                let Some(number) = other.newest.checked_sub(n as u64) else { break };
+                let time = (number + 1).saturating_mul(other.slot).min(now);
+                let slot = usize::try_from(counts.newest.saturating_sub(time / self.slot)).unwrap_or(usize::MAX);
+                if slot < self.kept {
+                    counts.counts[slot] = counts.counts[slot].saturating_add(*count);
+                }
+            }
+            if counts.total() > most.total() {
+                most = counts;
             }
         }
-        counts
+        most
     }
 }
 

@@ -1,6 +1,7 @@
 -- Rules on charges of several requests: of each request all admit, or none is charged.
--- KEYS  one for each charge, all in one slot if this is a Cluster
--- ARGV  number of kinds of charges; for each kind nine values:
+-- KEYS  one for each charge, but that charges with buckets in one key come one after the other and share it; all in one slot if this is a
+--       Cluster
+-- ARGV  number of kinds of charges; for each kind ten values:
 --         algorithm   1 GCRA               2 window               3 places
 --         x           us per unit          us per slot            us until a place frees itself
 --         y           burst (units)        quota                  quota
@@ -9,33 +10,35 @@
 --         dry         1: holds back nobody
 --         mode        0 charge, 1 give back, 2 debit
 --         age         us since it was charged, for giving back
---       then for each request: its number of charges, and for each the kind (0 is the first) and, for places, the permit
+--         id          eight bytes of a hash of the policy's name
+--       then for each request: its number of charges, and for each the kind (0 is the first), with an `s` before it if the key is that of
+--       the charge before, and, for places, the permit
 -- Reply for each charge, by algorithm:
 --         GCRA    granted (units, 0 if denied), TAT ahead of now after the charge (us); if nothing is granted also before it (us)
 --         window  granted, units left, us until the cost would fit (-1: never), us until all is there again
 --         places  granted, places left
 -- Cost  one TIME, one MGET for a thousand keys, one write for each key charged; for places also one HGET each, and now and then one
 --       HGETALL. O(charges x slots)
--- Keys  GCRA    string: for each shape of the policy in use, the last one asked first: TAT, us per unit, burst; doubles
+-- Keys  GCRA    string: for each policy, and each shape of it in use, a record of 32 bytes: TAT, a double; the policy's id; us per unit,
+--               burst, doubles. If a policy has several shapes, those asked last are first, and at the end is since when no other was
 --       window  string: for each length of slots in use: number of the newest slot, us per slot, doubles; the counters, four bytes each
 --       places  hash: permit -> when it frees itself, places; '' -> places held, when the first frees itself at the earliest; doubles
 -- Times are microseconds since 2025-01-01, as doubles: they hold fractions of a microsecond for centuries. They are stored as their eight
 -- bytes: printing and reading numbers would cost more than all the rest.
-local call, pack, unpack_binary, sub = redis.call, struct.pack, struct.unpack, string.sub
+local call, pack, unpack_binary, sub, find = redis.call, struct.pack, struct.unpack, string.sub, string.find
 local time = call('TIME')
 local now = (tonumber(time[1]) - 1735689600) * 1000000 + tonumber(time[2])
-local stored
-if #KEYS <= 1000 then
-  stored = call('MGET', unpack(KEYS))
-else
-  stored = {}
-  for from = 1, #KEYS, 1000 do
-    local part = call('MGET', unpack(KEYS, from, math.min(from + 999, #KEYS)))
+local stored = {}
+for from = 1, #KEYS, 1000 do
+  local part = call('MGET', unpack(KEYS, from, math.min(from + 999, #KEYS)))
+  if from == 1 then
+    stored = part
+  else
     for n = 1, #part do stored[from + n - 1] = part[n] end
   end
 end
 
-local kinds, arg = {}, 2
+local kinds, shape_of, arg = {}, {}, 2
 for i = 0, tonumber(ARGV[1]) - 1 do
   local kind = { dry = ARGV[arg + 6] == '1' }
   for n = 1, 9 do kind[n] = tonumber(ARGV[arg + n - 1]) end
@@ -43,21 +46,40 @@ for i = 0, tonumber(ARGV[1]) - 1 do
     -- A hundredth of a microsecond of rounding must not deny a unit.
     kind.worth, kind.capacity = kind[5] * kind[2], kind[3] * kind[2] + 0.01
     kind.plain = kind[8] == 0 and kind[6] == kind[5] and kind[5] > 0
-    kind.shape = pack('>dd', kind[2], kind[3])
+    kind.id = ARGV[arg + 9]
+    kind.shape = kind.id .. pack('>dd', kind[2], kind[3])
+    -- What keys have after this call, of kinds with one shape.
+    local like = shape_of[kind.shape]
+    kind.tats, kind.before = like and like.tats or {}, like and like.before or {}
+    -- Two shapes of one policy in one call.
+    local same = shape_of[kind.id]
+    if same and same.shape ~= kind.shape then same.several, kind.several = true, true end
+    shape_of[kind.id], shape_of[kind.shape] = kind, kind
   elseif kind[1] == 2 then
     kind.format = '>dd' .. string.rep('I4', kind[4])
   end
   kinds[tostring(i)] = kind
-  arg = arg + 9
+  arg = arg + 10
 end
 
--- What keys are after this call, so that a key that comes twice is charged twice. A key with one shape has its TAT in `tats` and its shape
--- in `shapes`; one with several has them in `buckets`, each { TAT, us per unit, burst }, and `moved` is the one that was in `tats`.
-local tats, shapes, buckets, moved = {}, {}, {}, {}
+-- What keys are after this call, so that a key that comes twice is charged twice. Of a key whose policies have one shape each, `touched` has
+-- the kind that was charged last, and each kind its TAT and the kind `before` it. Of others, `records` has all of it, { TAT, us per unit,
+-- burst, id }, and `moved` which of them were in a kind's TATs before. `missing` counts kinds that a key had no record of.
+local touched, missing, records, moved = {}, {}, {}, {}
 local windows, places, firsts, taken = {}, {}, {}, {}
 -- What a request that is denied in the end has changed: where, which, and what it was.
 local undone, undo_in, undo_key, undo_value = 0, {}, {}, {}
+-- Likewise: which records or windows there were, in which order.
+local orders = {}
 local several
+
+local function remember(list, of, name)
+  if several and not orders[name] then
+    local order = {}
+    for n, value in pairs(list) do order[n] = value end
+    orders[name] = { of, order }
+  end
+end
 
 local function set(where, key, value)
   if several then
@@ -67,49 +89,74 @@ local function set(where, key, value)
   where[key] = value
 end
 
--- The buckets of a key that is known in another shape, or in several; the one of this kind is the first.
-local function buckets_of(name, bytes, kind)
-  local list = buckets[name]
-  if not list then
-    list = {}
-    if tats[name] then
-      list[1] = { tats[name], unpack_binary('>dd', shapes[name]) }
-      moved[name] = list[1]
-      tats[name] = nil
-    elseif bytes and #bytes % 24 == 0 then
-      for at = 1, #bytes, 24 do
-        local tat, interval, burst = unpack_binary('>ddd', bytes, at)
-        list[#list + 1] = { math.max(tat, now), interval, burst }
-      end
+-- Where a record has this id, or id and shape. Values of many records are looked through once.
+local indexed = {}
+local function position(bytes, part)
+  if #bytes > 640 then
+    local index = indexed[bytes]
+    if not index then
+      index = {}
+      for at = 9, #bytes - 23, 32 do index[sub(bytes, at, at + 23)], index[sub(bytes, at, at + 7)] = at, at end
+      indexed[bytes] = index
     end
-    buckets[name] = list
+    return index[part]
   end
-  local own
-  for n, bucket in ipairs(list) do
-    if bucket[2] == kind[2] and bucket[3] == kind[3] then
-      own = table.remove(list, n)
-      break
+  local at = find(bytes, part, 9, true)
+  while at and (at - 9) % 32 ~= 0 do at = find(bytes, part, at + 1, true) end
+  return at
+end
+
+-- The record of a kind, and those of its policy's other shapes, of a key that has several shapes of a policy.
+local function records_of(name, bytes, kind)
+  local list = records[name]
+  if not list then
+    bytes = bytes or ''
+    list = { since = #bytes % 32 == 8 and unpack_binary('>d', bytes, #bytes - 7) or now }
+    for at = 1, #bytes - 31, 32 do
+      local tat, id, interval, burst = unpack_binary('>dc8dd', bytes, at)
+      list[#list + 1] = { math.max(tat, now), interval, burst, id }
+    end
+    -- What was charged in this call, before several shapes were found.
+    local of = touched[name]
+    while of do
+      local own
+      for _, record in ipairs(list) do
+        if record[4] == of.id and record[2] == of[2] and record[3] == of[3] then own = record end
+      end
+      if not own then
+        own = { now, of[2], of[3], of.id }
+        table.insert(list, 1, own)
+      end
+      own.before = own[1]
+      own[1] = of.tats[name] or own[1]
+      moved[of.tats] = moved[of.tats] or {}
+      moved[of.tats][name] = own
+      of = of.before[name]
+    end
+    touched[name] = nil
+    records[name] = list
+  end
+  remember(list, records, name)
+  local own, others, last = nil, {}, nil
+  for n = #list, 1, -1 do
+    local record = list[n]
+    if record[4] == kind.id then
+      table.remove(list, n)
+      last = record
+      if record[2] == kind[2] and record[3] == kind[3] then own = record else table.insert(others, 1, record) end
     end
   end
   if not own then
-    -- What has been used stays used, down to an empty bucket.
-    local other = list[1]
-    local ahead = other and math.min((other[1] - now) / other[2], kind[3]) * kind[2] or 0
-    own = { now + ahead, kind[2], kind[3] }
-    list[4] = nil
+    -- What has been used stays used, of whichever shape most, down to an empty bucket.
+    local used = 0
+    for _, other in ipairs(others) do used = math.max(used, (other[1] - now) / other[2]) end
+    own = { now + math.min(used, kind[3]) * kind[2], kind[2], kind[3], kind.id }
+    others[4] = nil
   end
+  if last ~= own then list.since = now end
+  for n = #others, 1, -1 do table.insert(list, 1, others[n]) end
   table.insert(list, 1, own)
-  return list
-end
-
--- Other shapes are charged along, down to an empty bucket.
-local function charge_bucket(list, after, units)
-  set(list[1], 1, after)
-  for n = 2, #list do
-    local bucket = list[n]
-    local most = math.max(now + bucket[2] * bucket[3], bucket[1])
-    set(bucket, 1, math.min(bucket[1] + units * bucket[2], most))
-  end
+  return own, others
 end
 
 local function roll(window, kept)
@@ -138,25 +185,29 @@ local function windows_of(name, bytes, kind)
     end
     windows[name] = list
   end
+  remember(list, windows, name)
   local own
   for n, window in ipairs(list) do
     if window[2] == kind[2] then
       own = table.remove(list, n)
+      list.dirty = list.dirty or n > 1
       break
     end
   end
   if not own then
-    own = { math.floor(now / kind[2]), kind[2] }
-    for i = 1, kept do own[i + 2] = 0 end
-    local other = list[1]
-    if other then
-      -- Each counter counts from the latest time it may stand for.
-      for i = 0, kept - 1 do
+    -- Counters of other lengths, those that hold most: each counts from the latest time it may stand for.
+    local most = -1
+    for n = 0, #list do
+      local counts, sum, other = { math.floor(now / kind[2]), kind[2] }, 0, list[n]
+      for i = 1, kept do counts[i + 2] = 0 end
+      for i = 0, other and kept - 1 or -1 do
         local at = math.min(now, (other[1] - i + 1) * other[2])
-        local slot = math.max(own[1] - math.floor(at / own[2]), 0)
-        if slot < kept then own[slot + 3] = own[slot + 3] + other[i + 3] end
+        local slot = math.max(counts[1] - math.floor(at / kind[2]), 0)
+        if slot < kept then counts[slot + 3], sum = counts[slot + 3] + other[i + 3], sum + other[i + 3] end
       end
+      if sum > most then own, most = counts, sum end
     end
+    list.dirty = list.dirty or #list > 0
     list[4] = nil
   end
   table.insert(list, 1, own)
@@ -191,49 +242,71 @@ local function places_of(name)
   return held
 end
 
-local reply, r, key = {}, 0, 1
+-- All charges are of one kind, and of keys with no other policy's buckets: the simplest and most frequent call.
+local alone = kinds['0'] and kinds['0'].plain and ARGV[1] == '1'
+for n = 1, alone and #KEYS or 0 do
+  local bytes = stored[n]
+  if bytes and (#bytes ~= 32 or sub(bytes, 9) ~= kinds['0'].shape) then alone = false end
+end
+
+local reply, r, key, offset = {}, 0, 0, 9
 while arg <= #ARGV do
-  local last = key + tonumber(ARGV[arg]) - 1
+  local charges = tonumber(ARGV[arg])
   arg = arg + 1
   local everybody, first_taken = true, #taken
-  several = key < last
+  several = charges > 1
   undone = 0
-  for i = key, last do
-    local name, kind, granted = KEYS[i], kinds[ARGV[arg]], 0
+  if next(orders) then orders = {} end
+  for _ = 1, charges do
+    local word, granted = ARGV[arg], 0
+    local kind = kinds[word]
+    if kind then
+      key, offset = key + 1, 9
+    else
+      kind, offset = kinds[sub(word, 2)], offset + 32
+    end
+    local name = KEYS[key]
     arg = arg + 1
     local algorithm, mode = kind[1], kind[8]
     if algorithm == 1 then
-      local list = buckets[name]
-      local tat
-      if not list then
-        tat = tats[name]
-        if tat then
-          if shapes[name] ~= kind.shape then tat = nil end
-        else
-          local bytes = stored[i]
+      local tat, own, others
+      if not records[name] and not kind.several then
+        tat = kind.tats[name]
+        if not tat then
+          local bytes = stored[key]
           if not bytes then
             tat = now
-          elseif #bytes == 24 and sub(bytes, 9) == kind.shape then
+          elseif alone then
             tat = unpack_binary('>d', bytes)
             if tat < now then tat = now end
+          elseif #bytes % 32 == 0 then
+            -- As a rule records come in the order in which they were written.
+            local shape
+            if #bytes >= offset + 23 then tat, shape = unpack_binary('>dc24', bytes, offset - 8) end
+            if shape ~= kind.shape then
+              tat = nil
+              local at = position(bytes, kind.shape)
+              if at then
+                tat = unpack_binary('>d', bytes, at - 8)
+              elseif not position(bytes, kind.id) then
+                tat = now
+                missing[name] = (missing[name] or 0) + 1
+              end
+            end
+            if tat and tat < now then tat = now end
           end
         end
       end
       if not tat then
-        list = buckets_of(name, stored[i], kind)
-        tat = list[1][1]
+        own, others = records_of(name, stored[key], kind)
+        tat = own[1]
       end
       local after = tat + kind.worth
       if kind.plain then
         -- The common case: a bucket that is asked.
         if after - now <= kind.capacity then granted = kind[5] end
       elseif mode == 1 then
-        local back = math.max(kind.worth - kind[9], 0)
-        after = math.max(tat - back, now)
-        for n = 2, list and #list or 1 do
-          local bucket = list[n]
-          set(bucket, 1, math.max(bucket[1] - math.max(kind[5] * bucket[2] - kind[9], 0), now))
-        end
+        after = math.max(tat - math.max(kind.worth - kind[9], 0), now)
         granted = kind[5]
       elseif mode == 2 then
         after = math.max(math.min(after, now + kind[4]), tat)
@@ -253,19 +326,30 @@ while arg <= #ARGV do
         r = r + 1
         reply[r] = tat - now
         if kind[5] > 0 and not kind.dry then everybody = false end
-      elseif not list then
+      elseif own then
+        set(own, 1, after)
+        -- Other shapes are charged along, down to an empty bucket.
+        for _, record in ipairs(others) do
+          local units = granted * record[2]
+          if mode == 1 then
+            set(record, 1, math.max(record[1] - math.max(units - kind[9], 0), now))
+          else
+            set(record, 1, math.min(record[1] + units, math.max(now + record[2] * record[3], record[1])))
+          end
+        end
+      else
+        local tats = kind.tats
+        if not alone and kind.before[name] == nil then
+          kind.before[name], touched[name] = touched[name] or false, kind
+        end
         if several then
           undone = undone + 1
           undo_in[undone], undo_key[undone], undo_value[undone] = tats, name, tats[name]
         end
-        tats[name], shapes[name] = after, kind.shape
-      elseif mode == 1 then
-        set(list[1], 1, after)
-      else
-        charge_bucket(list, after, granted)
+        tats[name] = after
       end
     elseif algorithm == 2 then
-      local list, kept = windows_of(name, stored[i], kind), kind[4]
+      local list, kept = windows_of(name, stored[key], kind), kind[4]
       local window = list[1]
       local used = 0
       for n = 3, kept + 2 do used = used + window[n] end
@@ -324,15 +408,16 @@ while arg <= #ARGV do
   if several and not everybody then
     for n = undone, 1, -1 do
       local where, name = undo_in[n], undo_key[n]
-      if where == tats and moved[name] then
-        moved[name][1] = undo_value[n] or now
+      local record = moved[where] and moved[where][name]
+      if record then
+        record[1] = undo_value[n] or record.before
       else
         where[name] = undo_value[n]
       end
     end
+    for name, order in pairs(orders) do order[1][name] = order[2] end
     for n = #taken, first_taken + 1, -1 do taken[n] = nil end
   end
-  key = last + 1
 end
 
 local texts = {}
@@ -345,15 +430,61 @@ local function life(us)
   end
   return text
 end
-for name, tat in pairs(tats) do
-  call('SET', name, pack('>d', tat) .. shapes[name], 'PX', life(tat - now))
+if alone then
+  local kind = kinds['0']
+  for name, tat in pairs(kind.tats) do call('SET', name, pack('>dc24', tat, kind.shape), 'PX', life(tat - now)) end
 end
-for name, list in pairs(buckets) do
-  local parts, ends = {}, now
-  for n, bucket in ipairs(list) do
-    parts[n] = pack('>ddd', bucket[1], bucket[2], bucket[3])
-    ends = math.max(ends, bucket[1])
+local chain, parts = {}, {}
+for n = 1, alone and 0 or #KEYS do
+  local name = KEYS[n]
+  local kind = touched[name]
+  if kind then
+    touched[name] = nil
+    local bytes, ends, length, count = stored[n], now, 0, 0
+    repeat
+      length = length + 1
+      chain[length] = kind
+      kind = kind.before[name]
+    until not kind
+    -- In the order in which they were charged.
+    for at = length, 1, -1 do
+      local kind = chain[at]
+      local tat = kind.tats[name]
+      if tat then
+        count = count + 1
+        parts[count] = pack('>dc24', tat, kind.shape)
+        if tat > ends then ends = tat end
+      end
+    end
+    local value = count == 1 and parts[1] or table.concat(parts, '', 1, count)
+    if bytes and #bytes ~= 32 * (count - (missing[name] or 0)) then
+      -- What was not charged stays, until it is full.
+      for at = 1, #bytes, 32 do
+        local tat = unpack_binary('>d', bytes, at)
+        if tat > now and not position(value, sub(bytes, at + 8, at + 31)) then
+          count = count + 1
+          parts[count] = sub(bytes, at, at + 31)
+          if tat > ends then ends = tat end
+        end
+      end
+      value = table.concat(parts, '', 1, count)
+    end
+    if count > 0 then call('SET', name, value, 'PX', life(ends - now)) end
   end
+end
+for name, list in pairs(records) do
+  local parts, ends, known = {}, now, {}
+  for _, record in ipairs(list) do
+    local tat, interval, burst, id = record[1], record[2], record[3], record[4]
+    -- A shape that has not been asked for so long that it would be full is forgotten.
+    if not known[id] or now - list.since <= 2 * interval * burst then
+      parts[#parts + 1] = pack('>dc8dd', tat, id, interval, burst)
+      ends = math.max(ends, tat)
+      if known[id] then known.several = true end
+      known[id] = true
+    end
+  end
+  if known.several then parts[#parts + 1] = pack('>d', list.since) end
   call('SET', name, table.concat(parts), 'PX', life(ends - now))
 end
 for name, list in pairs(windows) do

@@ -23,11 +23,21 @@ const FLIGHTS: usize = 2;
 /// The charges of one request, ready to be sent.
 #[derive(Debug)]
 pub(super) struct Group {
+    /// Charges that come one after the other may share one.
     pub(super) keys: Vec<String>,
-    /// For each key.
-    pub(super) terms: Vec<Terms>,
-    /// For each key whose places are counted: who is to hold one.
-    pub(super) permits: Vec<u64>,
+    pub(super) charges: Vec<Sent>,
+}
+
+/// One charge of a request.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) terms: Terms,
+    /// The key is that of the charge before.
+    pub(super) shares_key: bool,
+    /// Who is to hold a place, where places are counted.
+    pub(super) permit: Option<u64>,
+    /// Its number among the charges that were asked for.
+    pub(super) number: usize,
 }
 
 /// What is asked for a key.
@@ -38,6 +48,8 @@ pub(super) struct Terms {
     pub(super) least: u32,
     pub(super) dry_run: bool,
     pub(super) mode: Mode,
+    /// The policy's, where several policies share a key.
+    pub(super) id: Option<[u8; 8]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -53,6 +53,11 @@ impl<'a> Charge<'a> {
         Self { policy, key: stored, cost, least: cost, terms, permit }
     }
 
+    /// Whether it is of the same policy and key.
+    pub(crate) fn is_of_same(&self, other: &Self) -> bool {
+        self.key == other.key && self.policy.identity() == other.policy.identity()
+    }
+
     /// Whether it is a place that is asked for, to be held for a while.
     pub(crate) fn takes_place(&self) -> bool {
         matches!(self.terms.rule, Rule::Places(_))

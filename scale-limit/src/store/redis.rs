@@ -2,7 +2,7 @@
 //!
 //! | key | type | holds | expires |
 //! | --- | --- | --- | --- |
-//! | `{app}:limit:{<key>}:<policy>` | string | GCRA: the theoretical arrival time, and the shape it is of; once more for each other shape in use | when the bucket is full again |
+//! | `{app}:limit:{<key>}:buckets` | string | GCRA: for each policy the theoretical arrival time, and the shape it is of; once more for each other shape in use | when all buckets are full again |
 //! | `{app}:limit:{<key>}:<policy>:w1`, `:w11` | string | windows: the newest slot's number, the length of slots, the counters; likewise | when all slots are out of the window |
 //! | `{app}:limit:{<key>}:<policy>:held` | hash | places: who holds how many, until when they free themselves | half a minute after the last sign of life |
 //!
@@ -10,7 +10,6 @@
 //! key share a slot. In a Cluster, a call has the charges of one key; those of different keys are ruled on one after the other, and what
 //! was charged before a denial is given back.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,15 +17,20 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use redis::Script;
 use scale_redis::Keys;
+use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
-use super::gather::{Gather, Group, Mode, Send, Terms};
+use super::gather::{Gather, Group, Mode, Send, Sent, Terms};
 use super::places::{HOLD, Places};
 use super::{Charge, Charged, Settle, Store};
 use crate::error::Error;
 use crate::permit::Permits;
 use crate::rule::{NEVER, Rule, Ruling};
 
+/// Charges of one call at most.
+const PORTION: usize = 500;
+/// Kinds of charges among which one that comes again is looked for.
+const KINDS: usize = 32;
 /// Calls under way at once in a Cluster, for one request.
 const AT_ONCE: usize = 32;
 
@@ -55,18 +59,19 @@ impl Send for Caller {
         let mut kinds: Vec<Terms> = Vec::new();
         let mut requests = Vec::with_capacity(groups.len() * 2);
         for group in groups {
-            requests.push(group.terms.len() as u64);
-            let mut permits = group.permits.iter();
-            for (key, terms) in group.keys.iter().zip(&group.terms) {
+            for key in &group.keys {
                 call.key(key);
-                let kind = kinds.iter().position(|k| k == terms).unwrap_or_else(|| {
-                    kinds.push(*terms);
-                    kinds.len() - 1
-                });
-                requests.push(kind as u64);
-                if matches!(terms.rule, Rule::Places(_)) {
-                    requests.extend(permits.next());
+            }
+            requests.push(Word::Number(group.charges.len() as u64));
+            for charge in &group.charges {
+                // Looked for among the last few: one that comes twice is no harm, and a call of thousands of kinds must not take for ever.
+                let known = kinds.iter().rev().take(KINDS).position(|kind| *kind == charge.terms);
+                let kind = known.map_or(kinds.len(), |back| kinds.len() - 1 - back);
+                if known.is_none() {
+                    kinds.push(charge.terms);
                 }
+                requests.push(if charge.shares_key { Word::Sharing(kind) } else { Word::Number(kind as u64) });
+                requests.extend(charge.permit.map(Word::Number));
             }
         }
         call.arg(kinds.len());
@@ -80,29 +85,55 @@ impl Send for Caller {
         let mut rest = &reply[..];
         let mut charged = Vec::with_capacity(groups.len());
         for group in groups {
-            let rulings: Option<Vec<Ruling>> = group.terms.iter().map(|terms| terms.read(&mut rest)).collect();
+            let rulings: Option<Vec<Ruling>> = group.charges.iter().map(|charge| charge.terms.read(&mut rest)).collect();
             let rulings = rulings.ok_or_else(|| Error::Store("the script's reply cannot be read".into()))?;
             let permits = self.permits(group, &rulings);
-            charged.push(Charged { rulings, permits });
+            let mut numbered: Vec<(usize, Ruling)> = group.charges.iter().map(|charge| charge.number).zip(rulings).collect();
+            numbered.sort_unstable_by_key(|(number, _)| *number);
+            charged.push(Charged { rulings: numbered.into_iter().map(|(_, ruling)| ruling).collect(), permits });
         }
         Ok(charged)
+    }
+}
+
+/// A word of the script's arguments.
+enum Word {
+    Number(u64),
+    /// A kind, whose key is that of the charge before.
+    Sharing(usize),
+}
+
+impl redis::ToRedisArgs for Word {
+    fn write_redis_args<W: ?Sized + redis::RedisWrite>(&self, out: &mut W) {
+        let mut number = itoa::Buffer::new();
+        match self {
+            Self::Number(n) => out.write_arg(number.format(*n).as_bytes()),
+            Self::Sharing(kind) => {
+                let (mut text, digits) = (SmallVec::<[u8; 24]>::new(), number.format(*kind));
+                text.push(b's');
+                text.extend_from_slice(digits.as_bytes());
+                out.write_arg(&text);
+            }
+        }
     }
 }
 
 impl Caller {
     /// Holds the places a group was given, until they are dropped.
     fn permits(&self, group: &Group, rulings: &[Ruling]) -> Option<Permits> {
-        if group.permits.is_empty() || !group.terms.iter().zip(rulings).all(|(t, r)| r.admitted || t.dry_run) {
+        let charges = || group.charges.iter().zip(rulings);
+        if !charges().all(|(charge, ruling)| ruling.admitted || charge.terms.dry_run) {
             return None;
         }
-        let mut permits = group.permits.iter();
+        // Charges of places share no key.
+        let mut keys = group.keys.iter();
         let mut held = Vec::new();
-        for ((key, terms), ruling) in group.keys.iter().zip(&group.terms).zip(rulings) {
-            if let (Rule::Places(_), Mode::Charge) = (terms.rule, terms.mode)
-                && let Some(permit) = permits.next()
+        for (charge, ruling) in charges() {
+            let key = if charge.shares_key { None } else { keys.next() };
+            if let (Some(key), Some(permit), Mode::Charge) = (key, charge.permit, charge.terms.mode)
                 && ruling.granted > 0
             {
-                held.push((key.clone(), *permit));
+                held.push((key.clone(), permit));
             }
         }
         if held.is_empty() {
@@ -126,6 +157,7 @@ impl Terms {
                 Some(Settle::GiveBack(age)) => Mode::GiveBack(age.as_micros() as u64),
                 Some(Settle::Debit) => Mode::Debit,
             },
+            id: matches!(charge.terms.rule, Rule::Gcra(_)).then(|| charge.policy.identity().id),
         }
     }
 
@@ -143,6 +175,7 @@ impl Terms {
             Mode::Debit => (2, 0),
         };
         call.arg(algorithm).arg(x).arg(y).arg(z).arg(self.cost).arg(self.least).arg(u8::from(self.dry_run)).arg(mode).arg(age);
+        call.arg(self.id.as_ref().map_or(&[][..], |id| id));
     }
 
     /// Takes one charge's part from the reply.
@@ -217,47 +250,64 @@ impl Redis {
     fn key(&self, charge: &Charge<'_>) -> String {
         let name = charge.policy.name();
         match charge.terms.rule {
-            Rule::Gcra(_) => self.keys.tagged(charge.key, name),
+            Rule::Gcra(_) => self.keys.tagged(charge.key, "buckets"),
             Rule::Window(window) => self.keys.tagged(charge.key, &format!("{name}:w{}", window.kept)),
             Rule::Places(_) | Rule::Free => self.keys.tagged(charge.key, &format!("{name}:held")),
         }
     }
 
     fn group(&self, charges: &[Charge<'_>], how: Option<Settle>) -> Group {
-        let places = charges.iter().filter(|c| c.takes_place());
-        Group {
-            keys: charges.iter().map(|charge| self.key(charge)).collect(),
-            terms: charges.iter().map(|c| Terms::of(c, how)).collect(),
-            permits: places.map(|c| c.permit).collect(),
+        let mut group = Group { keys: Vec::with_capacity(1), charges: Vec::with_capacity(charges.len()) };
+        let is_bucket = |charge: &Charge<'_>| matches!(charge.terms.rule, Rule::Gcra(_));
+        let mut order: SmallVec<[usize; 8]> = (0..charges.len()).collect();
+        // Those with buckets in one key come together, in the order asked.
+        let alike = |a: &Charge<'_>, b: &Charge<'_>| is_bucket(a) && is_bucket(b) && a.key == b.key;
+        if charges.windows(2).any(|pair| !alike(&pair[0], &pair[1])) {
+            order.sort_by_key(|n| (!is_bucket(&charges[*n]), charges[*n].key));
         }
+        let mut before: Option<&Charge<'_>> = None;
+        for number in order {
+            let charge = &charges[number];
+            let shares_key = before.is_some_and(|before| alike(before, charge));
+            if !shares_key {
+                group.keys.push(self.key(charge));
+            }
+            let permit = charge.takes_place().then_some(charge.permit);
+            group.charges.push(Sent { terms: Terms::of(charge, how), shares_key, permit, number });
+            before = Some(charge);
+        }
+        group
     }
 
     /// Calls of their own, several at once; what is ruled for each group.
-    async fn apart(&self, groups: Vec<Group>, patience: Duration) -> Vec<Result<Charged, Error>> {
+    async fn apart(&self, groups: Vec<Group>, at_once: usize, patience: Duration) -> Vec<Result<Charged, Error>> {
         let sender = self.gather.sender();
         let call = |group: Group| async move {
             let charged = sender.send(&[group], patience).await?.pop();
             charged.ok_or_else(|| Error::Store("the script's reply is empty".into()))
         };
-        futures_util::stream::iter(groups.into_iter().map(call)).buffered(AT_ONCE).collect().await
+        futures_util::stream::iter(groups.into_iter().map(call)).buffered(at_once).collect().await
     }
 
-    /// Slot by slot; a denial gives back what the other slots have charged.
-    async fn slot_by_slot(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Charged, Error> {
-        // The charges of one key, in the order asked.
-        let mut mates: HashMap<&str, Vec<Charge<'_>>> = HashMap::new();
-        let mut order = Vec::with_capacity(charges.len());
-        for charge in charges {
-            let of_key = mates.entry(charge.key).or_default();
-            order.push((charge.key, of_key.len()));
-            of_key.push(*charge);
+    /// In portions: in a Cluster key by key, and nowhere more than [`PORTION`] in one call, which would hold the server up. A denial gives
+    /// back what the other portions have charged.
+    async fn in_portions(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Charged, Error> {
+        let mut numbers: Vec<usize> = (0..charges.len()).collect();
+        if self.server().is_cluster() {
+            // The charges of one key together, in the order asked.
+            numbers.sort_by_key(|n| charges[*n].key);
         }
-        let (keys, mates): (Vec<&str>, Vec<Vec<Charge<'_>>>) = mates.into_iter().unzip();
-        let groups = mates.iter().map(|mates| self.group(mates, None)).collect();
-        let mut rulings: HashMap<&str, Vec<Ruling>> = HashMap::new();
+        let is_cluster = self.server().is_cluster();
+        let by_slot = numbers.chunk_by(|a, b| !is_cluster || charges[*a].key == charges[*b].key);
+        let portions: Vec<&[usize]> = by_slot.flat_map(|of_slot| of_slot.chunks(PORTION)).collect();
+        let of = |portion: &[usize]| portion.iter().map(|n| charges[*n]).collect::<Vec<_>>();
+        let groups = portions.iter().map(|portion| self.group(&of(portion), None)).collect();
+        // Calls of one key would only wait for each other.
+        let at_once = if portions.windows(2).any(|pair| charges[pair[0][0]].key == charges[pair[1][0]].key) { 1 } else { AT_ONCE };
+        let mut rulings: Vec<Option<Ruling>> = vec![None; charges.len()];
         let (mut back, mut permits) = (Vec::new(), None);
         let (mut denied, mut failed) = (false, None);
-        for ((key, mates), ruled) in keys.into_iter().zip(&mates).zip(self.apart(groups, patience).await) {
+        for (portion, ruled) in portions.into_iter().zip(self.apart(groups, at_once, patience).await) {
             let ruled = match ruled {
                 Ok(ruled) => ruled,
                 Err(error) => {
@@ -268,25 +318,28 @@ impl Redis {
             if let Some(held) = ruled.permits {
                 permits = Some(held.and(permits));
             }
-            if super::is_charged(mates, &ruled.rulings) {
-                let charged = mates.iter().zip(&ruled.rulings).filter(|(c, r)| r.granted > 0 && !c.takes_place());
+            let asked = of(portion);
+            if super::is_charged(&asked, &ruled.rulings) {
+                let charged = asked.iter().zip(&ruled.rulings).filter(|(c, r)| r.granted > 0 && !c.takes_place());
                 let charged: Vec<_> = charged.map(|(c, r)| Charge { cost: r.granted, least: r.granted, ..*c }).collect();
-                back.push(self.group(&charged, Some(Settle::GiveBack(Duration::ZERO))));
+                if !charged.is_empty() {
+                    back.push(self.group(&charged, Some(Settle::GiveBack(Duration::ZERO))));
+                }
             } else {
                 denied = true;
             }
-            rulings.insert(key, ruled.rulings);
+            for (n, ruling) in portion.iter().zip(ruled.rulings) {
+                rulings[*n] = Some(ruling);
+            }
         }
         if denied || failed.is_some() {
             permits = None;
-            back.retain(|group: &Group| !group.keys.is_empty());
-            failed = failed.or(self.apart(back, patience).await.into_iter().find_map(Result::err));
+            failed = failed.or(self.apart(back, at_once, patience).await.into_iter().find_map(Result::err));
         }
-        if let Some(error) = failed {
-            return Err(error);
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(Charged { rulings: rulings.into_iter().flatten().collect(), permits }),
         }
-        let rulings = order.into_iter().filter_map(|(key, n)| rulings.get(key)?.get(n).copied()).collect();
-        Ok(Charged { rulings, permits })
     }
 }
 
@@ -303,17 +356,17 @@ impl Store for Redis {
     async fn charge(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Charged, Error> {
         if charges.is_empty() {
             Ok(Charged { rulings: Vec::new(), permits: None })
-        } else if self.server().is_cluster() {
-            self.slot_by_slot(charges, patience).await
+        } else if self.server().is_cluster() || charges.len() > PORTION {
+            self.in_portions(charges, patience).await
         } else {
             self.gather.rule(self.group(charges, None), patience).await
         }
     }
 
     async fn settle(&self, charges: &[Charge<'_>], how: Settle, patience: Duration) -> Result<(), Error> {
-        if self.server().is_cluster() {
+        if self.server().is_cluster() || charges.len() > PORTION {
             let groups = charges.iter().map(|charge| self.group(&[*charge], Some(how))).collect();
-            for settled in self.apart(groups, patience).await {
+            for settled in self.apart(groups, AT_ONCE, patience).await {
                 settled?;
             }
         } else if !charges.is_empty() {
@@ -323,6 +376,11 @@ impl Store for Redis {
     }
 
     async fn clear(&self, charge: &Charge<'_>) -> Result<(), Error> {
+        if matches!(charge.terms.rule, Rule::Gcra(_)) {
+            // The key has other policies' buckets, too: this one is filled.
+            let all = Charge { cost: u32::MAX, least: u32::MAX, ..*charge };
+            return self.settle(&[all], Settle::GiveBack(Duration::ZERO), Duration::from_secs(1)).await;
+        }
         redis::cmd("DEL").arg(self.key(charge)).query_async(&mut self.server().clone()).await.map_err(error)
     }
 }

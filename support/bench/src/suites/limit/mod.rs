@@ -118,7 +118,7 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
             concurrently(TASKS, count, move |n| {
                 let (mut redis, script) = (redis.clone(), script.clone());
                 async move {
-                    let key = format!("bench:limit:{{user:{}}}:p0", n % 1_000);
+                    let key = format!("bench:limit:{{user:{}}}:buckets", n % 1_000);
                     std::hint::black_box(script.key(key).invoke_async::<Option<Vec<u8>>>(&mut redis).await?);
                     Ok(())
                 }
