@@ -24,8 +24,7 @@ async fn hello(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infa
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let clients = ClientIp::direct();
-    let limits =
-        LimitLayer::new(Limiter::memory()).policy(Policy::per_minute("site", 5), move |request| clients.key(request));
+    let limits = LimitLayer::new(Limiter::memory()).policy(Policy::per_minute("site", 5), move |request| clients.key(request));
     let listener = TcpListener::bind(std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".into())).await?;
     loop {
         let (stream, from) = listener.accept().await?;

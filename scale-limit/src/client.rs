@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::head::Head;
 pub use crate::key::Key;
 pub use crate::networks::Networks;
+use crate::networks::canonical;
 
 /// The address the connection came from. Whoever accepts connections puts it into the request's extensions, where [`ClientIp::key`]
 /// finds it. axum's and tonic's servers say it in their own words, which the features `axum` and `tonic` read.
@@ -135,6 +136,7 @@ impl TryFrom<Written> for ClientIp {
         if header.is_none() && (hops.is_some() || !trusted.is_empty()) {
             return Err("`header` is missing: the one in which your proxy says who asked, as `x-forwarded-for`");
         }
+        let trusted = trusted.into_iter().map(canonical).collect();
         Ok(Self { trusted, hops, header, lenient: false, prefix })
     }
 }
@@ -152,7 +154,7 @@ impl ClientIp {
 
     /// Behind proxies of these networks, which say in this header who asked them.
     pub fn behind(trusted: impl IntoIterator<Item = IpNet>, header: Header) -> Self {
-        Self { trusted: trusted.into_iter().collect(), header: Some(header), ..Self::default() }
+        Self { trusted: trusted.into_iter().map(canonical).collect(), header: Some(header), ..Self::default() }
     }
 
     /// Exactly so many proxies stand in front, whatever their addresses: a load balancer without fixed ones, a server on a Unix socket. The

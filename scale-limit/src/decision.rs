@@ -1,6 +1,7 @@
 //! What a limiter says of a request.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::Duration;
 
 use smol_str::SmolStr;
@@ -21,6 +22,28 @@ pub struct Decision {
     pub(crate) at: u64,
     outcomes: Outcomes,
     permits: Option<Arc<Permits>>,
+    /// Who was charged.
+    charged: Charged,
+}
+
+/// Who was charged for a decision, and has not given it back.
+#[derive(Debug)]
+struct Charged(AtomicU8);
+
+/// Who a decision charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum By {
+    Nobody,
+    Store,
+    /// This process, since the store did not answer.
+    StandIn,
+}
+
+impl Clone for Charged {
+    fn clone(&self) -> Self {
+        Self(AtomicU8::new(self.0.load(Relaxed)))
+    }
 }
 
 /// One policy is the rule: it needs no allocation, and is written where it stays.
@@ -105,22 +128,33 @@ impl Outcome {
     }
 }
 
+impl Charged {
+    #[inline]
+    fn by(by: By) -> Self {
+        Self(AtomicU8::new(by as u8))
+    }
+}
+
 impl Decision {
     /// One policy's.
     #[inline]
     pub(crate) fn one(at: u64, charge: &Charge<'_>, ruling: &Ruling, permits: Option<Permits>) -> Self {
+        let admitted = ruling.admitted || charge.policy.is_dry_run();
         Self {
-            admitted: ruling.admitted || charge.policy.is_dry_run(),
+            admitted,
+            charged: Charged::by(if admitted { By::Store } else { By::Nobody }),
             at,
             outcomes: Outcomes::One([Outcome::new(charge, ruling)]),
             permits: permits.map(Arc::new),
         }
     }
 
-    pub(crate) fn new(at: u64, outcomes: impl IntoIterator<Item = Outcome>, permits: Option<Permits>) -> Self {
+    pub(crate) fn new(at: u64, by: By, outcomes: impl IntoIterator<Item = Outcome>, permits: Option<Permits>) -> Self {
         let outcomes: Box<[Outcome]> = outcomes.into_iter().collect();
+        let admitted = outcomes.iter().all(|o| o.admitted);
         Self {
-            admitted: outcomes.iter().all(|o| o.admitted),
+            admitted,
+            charged: Charged::by(if admitted { by } else { By::Nobody }),
             at,
             outcomes: Outcomes::Many(outcomes),
             permits: permits.map(Arc::new),
@@ -138,6 +172,15 @@ impl Decision {
     /// When the request would pass every policy; zero if it did, `None` if it never will or nobody can know.
     pub fn retry_after(&self) -> Option<Duration> {
         self.outcomes().iter().filter(|o| !o.admitted).try_fold(Duration::ZERO, |longest, o| Some(longest.max(o.retry_after()?)))
+    }
+
+    /// Who was charged; from now on nobody, since it is given back once.
+    pub(crate) fn take_charge(&self) -> By {
+        match self.charged.0.swap(By::Nobody as u8, Relaxed) {
+            1 => By::Store,
+            2 => By::StandIn,
+            _ => By::Nobody,
+        }
     }
 
     /// The places it holds; from now on it holds none.

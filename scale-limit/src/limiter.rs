@@ -1,6 +1,7 @@
 //! The handle: rules by itself where it can, asks the store where it must, and stands in for it when it does not answer.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
 use crate::breaker::Breaker;
-use crate::decision::{Decision, Outcome};
+use crate::decision::{By, Decision, Outcome};
 use crate::denials::Denials;
 use crate::error::Error;
 use crate::key;
@@ -200,16 +201,18 @@ impl Limiter {
         }
     }
 
-    /// Forgets what has been charged to a key: its owner has proved to be who he is, or has paid. Places that are held are free again.
-    /// Other processes remember a denial for a second at most.
+    /// Forgets what has been charged to a key: its owner has proved to be who he is, or has paid. Places that are held stay held. Other processes remember a denial for a second at most.
     ///
     /// # Errors
     /// [`Error::Store`]: this process has forgotten, the store could not be told.
     pub async fn clear(&self, policy: &Policy, key: &str) -> Result<(), Error> {
         let name = self.name(key);
-        self.memory.clear(policy, &name);
-        let Some(shared) = &self.shared else { return Ok(()) };
+        if policy.counts_places() {
+            return Ok(());
+        }
         let charge = Charge::stored(policy, key, &name, 1);
+        self.memory.clear(&charge);
+        let Some(shared) = &self.shared else { return Ok(()) };
         let told = tokio::time::timeout(self.patience.max(Duration::from_secs(1)), shared.store.clear(&charge)).await;
         shared.denials.forget(&charge);
         shared.lumps.forget(&charge);
@@ -255,18 +258,23 @@ impl Limiter {
     }
 
     /// Gives back what `decision` charged: for limits that count failures only, or costs that turn out smaller. What has flowed back by
-    /// itself meanwhile is not given twice. `false`: the store could not be told, and the charge stands.
+    /// itself meanwhile is not given twice. `false`: the store could not be told, and the charge stands; or there is nothing to give back,
+    /// since the decision was a denial or has been given back before.
     pub async fn refund(&self, decision: &Decision, charges: &[(&Policy, &str, u32)]) -> bool {
+        let by = decision.take_charge();
+        if by == By::Nobody {
+            return false;
+        }
         let age = Duration::from_nanos(self.memory.now().saturating_sub(decision.at));
         let names = self.names(charges);
-        self.settle(&made(charges, &names), Settle::GiveBack(age)).await
+        self.settle(&made(charges, &names), Settle::GiveBack(age), by == By::StandIn).await
     }
 
     /// Charges what has been spent already, however little is left: for costs that are known only afterwards. Nobody owes more than flows
     /// back in two periods (or twice the burst, if that takes longer). `false`: the store could not be told.
     pub async fn debit(&self, charges: &[(&Policy, &str, u32)]) -> bool {
         let names = self.names(charges);
-        self.settle(&made(charges, &names), Settle::Debit).await
+        self.settle(&made(charges, &names), Settle::Debit, false).await
     }
 
     /// This limiter's clock (ns).
@@ -274,7 +282,8 @@ impl Limiter {
         self.memory.now()
     }
 
-    async fn settle(&self, charges: &[Charge<'_>], how: Settle) -> bool {
+    /// `stand_in`: whoever stands in for the store was charged, and the store was not.
+    async fn settle(&self, charges: &[Charge<'_>], how: Settle, stand_in: bool) -> bool {
         // Places are given back by whoever holds them.
         let charges: Charges<'_> =
             charges.iter().filter(|c| !matches!(c.terms.rule, Rule::Places(_) | Rule::Free)).copied().collect();
@@ -282,14 +291,27 @@ impl Limiter {
             self.memory.settle(self.memory.now(), &charges, how);
             return true;
         };
-        let told = tokio::time::timeout(self.patience, shared.store.settle(&charges, how, self.patience)).await;
-        let told = matches!(told, Ok(Ok(())));
-        for charge in &charges {
-            shared.denials.forget(charge);
+        let mut told = true;
+        if !stand_in {
+            let lets_through = self.breaker.lets_through(self.memory.now());
+            let asked = async {
+                let store = shared.store.settle(&charges, how, self.patience);
+                matches!(tokio::time::timeout(self.patience, store).await, Ok(Ok(())))
+            };
+            told = lets_through && asked.await;
+            if told {
+                self.breaker.answered();
+            } else if lets_through {
+                self.breaker.failed(self.memory.now());
+            }
+            for charge in &charges {
+                shared.denials.forget(charge);
+            }
         }
-        // The stand-in may be who was charged, and knows of what guards are charged.
-        let of_stand_in = charges.iter().filter(|charge| !told || charge.policy.is_mirrored()).map(stood_in);
-        self.memory.settle(self.memory.now(), &of_stand_in.collect::<Charges<'_>>(), how);
+        // Debts that the store does not know are the stand-in's, and guards' charges are known to both.
+        let of_stand_in =
+            charges.iter().filter(|charge| stand_in || (!told && how == Settle::Debit) || charge.policy.is_mirrored());
+        self.memory.settle(self.memory.now(), &of_stand_in.map(stood_in).collect::<Charges<'_>>(), how);
         told
     }
 
@@ -353,6 +375,10 @@ impl Limiter {
         }
         let mut rulings: SmallVec<[Ruling; 2]> = rulings.into_iter().flatten().collect();
         let everybody = is_charged(charges, &rulings);
+        // A key that comes twice may be denied for what it was charged a moment before, and given back.
+        let mut seen = HashSet::new();
+        let again = |place: &_| !everybody && !seen.insert(*place);
+        let twice: HashSet<_> = charges.iter().map(Charge::place).filter(again).collect();
         for ((charge, ruling), reserved) in charges.iter().zip(&mut rulings).zip(reserved) {
             if reserved {
                 if !everybody && leased(charge).is_some() {
@@ -365,16 +391,14 @@ impl Limiter {
                 let granted = if everybody { ruling.granted } else { 0 };
                 shared.lumps.keep(charge, granted, lease, now);
             }
-            // A key that comes twice may be denied for what it was charged a moment before, and given back.
-            let twice = || charges.iter().filter(|other| other.is_of_same(charge)).count() > 1;
-            if theirs && !ruling.admitted && !charge.policy.is_dry_run() && !twice() {
+            if theirs && !ruling.admitted && !charge.policy.is_dry_run() && !twice.contains(&charge.place()) {
                 shared.denials.remember(charge, ruling, now);
             }
             if theirs && everybody && charge.policy.is_mirrored() {
                 self.memory.settle(now, &[stood_in(charge)], Settle::Debit);
             }
         }
-        decide(charges, &mut rulings, now, everybody, charged.permits)
+        decide(charges, &mut rulings, now, everybody, charged.permits, if theirs { By::Store } else { By::StandIn })
     }
 
     fn rule_now(&self, charges: &[Charge<'_>], now: u64) -> Known<'_> {
@@ -382,7 +406,7 @@ impl Limiter {
             let mut rulings = self.memory.charge(now, charges);
             let everybody = is_charged(charges, &rulings);
             let permits = self.places(charges, &rulings, everybody);
-            return Known::Decision(decide(charges, &mut rulings, now, everybody, permits));
+            return Known::Decision(decide(charges, &mut rulings, now, everybody, permits, By::Store));
         };
         let denied: SmallVec<[(&Charge<'_>, Ruling); 2]> = charges
             .iter()
@@ -393,7 +417,12 @@ impl Limiter {
             for (charge, _) in &denied {
                 charge.policy.count(false);
             }
-            return Known::Decision(Decision::new(now, denied.iter().map(|(charge, ruling)| Outcome::new(charge, ruling)), None));
+            return Known::Decision(Decision::new(
+                now,
+                By::Nobody,
+                denied.iter().map(|(charge, ruling)| Outcome::new(charge, ruling)),
+                None,
+            ));
         }
         let mut rulings: SmallVec<[Option<Ruling>; 2]> = charges
             .iter()
@@ -404,7 +433,7 @@ impl Limiter {
             .collect();
         if rulings.iter().all(Option::is_some) {
             let mut rulings: SmallVec<[Ruling; 2]> = rulings.drain(..).flatten().collect();
-            return Known::Decision(decide(charges, &mut rulings, now, true, None));
+            return Known::Decision(decide(charges, &mut rulings, now, true, None, By::Store));
         }
         Known::Part(rulings, shared)
     }
@@ -503,7 +532,14 @@ impl Limiter {
     }
 }
 
-fn decide(charges: &[Charge<'_>], rulings: &mut [Ruling], now: u64, everybody: bool, permits: Option<Permits>) -> Decision {
+fn decide(
+    charges: &[Charge<'_>],
+    rulings: &mut [Ruling],
+    now: u64,
+    everybody: bool,
+    permits: Option<Permits>,
+    by: By,
+) -> Decision {
     if !everybody {
         for (charge, ruling) in charges.iter().zip(&mut *rulings).filter(|(_, r)| r.admitted) {
             *ruling = charge.terms.rule.uncharged(*ruling, ruling.granted);
@@ -512,7 +548,7 @@ fn decide(charges: &[Charge<'_>], rulings: &mut [Ruling], now: u64, everybody: b
     for (charge, ruling) in charges.iter().zip(&*rulings) {
         charge.policy.count(ruling.admitted);
     }
-    Decision::new(now, charges.iter().zip(&*rulings).map(|(charge, ruling)| Outcome::new(charge, ruling)), permits)
+    Decision::new(now, by, charges.iter().zip(&*rulings).map(|(charge, ruling)| Outcome::new(charge, ruling)), permits)
 }
 
 fn made<'a>(charges: &[(&'a Policy, &'a str, u32)], names: &'a [Cow<'a, str>]) -> Charges<'a> {

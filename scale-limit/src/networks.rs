@@ -36,7 +36,7 @@ impl Networks {
     pub fn replace(&self, networks: impl IntoIterator<Item = IpNet>) {
         let mut lengths = Lengths::new();
         for network in networks {
-            let network = network.trunc();
+            let network = canonical(network);
             lengths.entry((network.addr().is_ipv6(), network.prefix_len())).or_default().insert(network);
         }
         self.0.store(Arc::new(lengths));
@@ -51,10 +51,31 @@ impl Networks {
     }
 }
 
+/// A network without what is beside it; one of IPv4 written as IPv6 (`::ffff:10.0.0.0/104`) is one of IPv4.
+pub(crate) fn canonical(network: IpNet) -> IpNet {
+    let network = network.trunc();
+    let v4 = match network.addr().to_canonical() {
+        ip @ IpAddr::V4(_) if network.addr().is_ipv6() => {
+            network.prefix_len().checked_sub(96).map(|length| IpNet::new(ip, length))
+        }
+        _ => None,
+    };
+    v4.and_then(Result::ok).unwrap_or(network)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn networks_of_ipv4_are_found_however_they_are_written() {
+        let list = Networks::new(["::ffff:10.0.0.0/104".parse().unwrap(), "::/0".parse().unwrap()]);
+        for inside in ["10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1"] {
+            assert!(list.contains(inside.parse().unwrap()), "{inside}");
+        }
+        assert!(!list.contains("11.1.2.3".parse().unwrap()));
+    }
 
     proptest! {
         /// As if each network had been asked by itself.

@@ -25,7 +25,7 @@ pub enum OnError {
 }
 
 /// How it is counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Algorithm {
@@ -73,7 +73,7 @@ struct Inner {
 }
 
 /// What makes two policies one: the name, and the algorithm, since each has states of its own kind.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     name: SmolStr,
     algorithm: Algorithm,

@@ -25,14 +25,16 @@ async fn admitted(limiter: &Limiter, policy: &Policy, key: &str, times: usize) -
     admitted
 }
 
-async fn all(limiter: &Limiter) -> Result<()> {
+/// `keys`: how many in one call.
+async fn all(limiter: &Limiter, keys: usize) -> Result<()> {
     a_plan_upgrade_counts_at_once(limiter).await?;
     a_deploy_with_other_numbers_locks_nobody_out(limiter).await;
+    what_was_used_stays_used_over_a_detour(limiter).await;
     one_name_in_two_algorithms_counts_apart(limiter).await;
     who_is_cleared_begins_anew(limiter).await?;
     keys_of_any_length_are_told_apart(limiter).await?;
     weights_are_one_place_each(limiter).await?;
-    many_charges_in_one_call(limiter).await;
+    many_charges_in_one_call(limiter, keys).await;
     extremes_rule_as_they_say(limiter).await;
     who_waits_gets_in(limiter).await;
     Ok(())
@@ -60,6 +62,25 @@ async fn a_plan_upgrade_counts_at_once(limiter: &Limiter) -> Result<()> {
         assert!(!limiter.check(&policy, "payer").await.admitted);
     }
     Ok(())
+}
+
+/// A detour over a smaller quota forgets nothing.
+async fn what_was_used_stays_used_over_a_detour(limiter: &Limiter) {
+    for algorithm in COUNTED {
+        let policy = |quota, period| Policy::new(&format!("detour-{algorithm:?}"), quota, period).algorithm(algorithm);
+        assert!(limiter.check_all(&[(&policy(1_000, YEAR), "k", 900)]).await.admitted);
+        assert!(!limiter.check(&policy(5, YEAR), "k").await.admitted);
+        let left = limiter.check(&policy(1_000, YEAR * 2), "k").await.outcomes()[0].remaining();
+        assert_eq!(left, 99, "{algorithm:?}");
+        // Denied, and with several shapes in one request: nothing stays of it.
+        let full = Policy::per_hour(&format!("full-{algorithm:?}"), 1);
+        limiter.check(&full, "k").await;
+        let (a, b) = (policy(100, YEAR), policy(100, YEAR * 3));
+        for _ in 0..3 {
+            assert!(!limiter.check_all(&[(&a, "u", 30), (&b, "u", 1), (&full, "k", 1)]).await.admitted);
+        }
+        assert_eq!(limiter.check(&b, "u").await.outcomes()[0].remaining(), 99, "{algorithm:?}");
+    }
 }
 
 /// Both versions of the application run for a while, then one of them.
@@ -166,6 +187,10 @@ async fn weights_are_one_place_each(limiter: &Limiter) -> Result<()> {
     drop(rest);
     eventually("all to be free", async || limiter.check_all(&[(&bytes, "all", 1_000_000_000)]).await.admitted.then_some(()))
         .await?;
+    // Whoever clears the key frees no place: they are its holders'.
+    let held = limiter.check_all(&[(&bytes, "cleared", 1_000_000_000)]).await;
+    limiter.clear(&bytes, "cleared").await?;
+    assert!(held.admitted && !limiter.check(&bytes, "cleared").await.admitted);
     // Of several, none is held if one denies.
     let (one, two) = (Policy::at_once("one", 1), Policy::at_once("two", 5));
     let first = limiter.check_all(&[(&two, "k", 2), (&one, "k", 1)]).await;
@@ -177,15 +202,15 @@ async fn weights_are_one_place_each(limiter: &Limiter) -> Result<()> {
     Ok(())
 }
 
-async fn many_charges_in_one_call(limiter: &Limiter) {
-    let policies: Vec<Policy> = (0..9_000).map(|n| Policy::per_hour(&format!("n{n}"), 2).on_error(OnError::Deny)).collect();
+async fn many_charges_in_one_call(limiter: &Limiter, keys: usize) {
+    let policies: Vec<Policy> = (0..1_200).map(|n| Policy::per_hour(&format!("n{n}"), 2).on_error(OnError::Deny)).collect();
     let charges: Vec<_> = policies.iter().map(|policy| (policy, "k", 1)).collect();
     let limiter = limiter.patience(Duration::from_secs(30));
     assert!(limiter.check_all(&charges).await.admitted);
     assert!(limiter.check_all(&charges).await.admitted);
     assert!(!limiter.check_all(&charges).await.admitted);
     let policy = Policy::per_hour("many", 1).on_error(OnError::Deny);
-    let keys: Vec<String> = (0..2_000).map(|n| format!("many{n}")).collect();
+    let keys: Vec<String> = (0..keys).map(|n| format!("many{n}")).collect();
     let charges: Vec<_> = keys.iter().map(|key| (&policy, key.as_str(), 1)).collect();
     assert!(limiter.check_all(&charges).await.admitted);
     assert!(!limiter.check_all(&charges).await.admitted);
@@ -239,7 +264,7 @@ async fn who_waits_gets_in(limiter: &Limiter) {
 
 #[tokio::test]
 async fn memory() -> Result<()> {
-    all(&Limiter::memory()).await
+    all(&Limiter::memory(), 9_000).await
 }
 
 #[cfg(feature = "redis")]
@@ -254,7 +279,7 @@ mod redis {
     #[tokio::test]
     async fn standalone() -> Result<()> {
         let server = Redis::start().await?;
-        all(&patient(&server.url()).await?).await?;
+        all(&patient(&server.url()).await?, 9_000).await?;
         // What was secret or long cannot be read.
         let keys = server.command(&["KEYS", "*"]).await?;
         assert!(!keys.contains("Bearer") && !keys.contains("sk_live") && !keys.contains("token"), "{keys}");
@@ -264,7 +289,7 @@ mod redis {
     #[tokio::test]
     async fn cluster() -> Result<()> {
         let cluster = RedisCluster::start().await?;
-        all(&patient(&cluster.url()).await?).await
+        all(&patient(&cluster.url()).await?, 1_000).await
     }
 
     #[tokio::test]

@@ -180,7 +180,8 @@ async fn behind_a_real_haproxy() -> Result<()> {
 #[tokio::test]
 async fn by_the_proxy_protocol() -> Result<()> {
     let (folder, front, back) = (tempfile::tempdir()?, free_port()?, free_port()?);
-    let path = std::env::current_exe()?.parent().and_then(|deps| deps.parent()).context("target")?.join("examples/proxy_protocol");
+    let path =
+        std::env::current_exe()?.parent().and_then(|deps| deps.parent()).context("target")?.join("examples/proxy_protocol");
     let mut command = Command::new(path);
     command.arg(format!("127.0.0.1:{back}"));
     let server = Process::spawn(&command, None, &folder.path().join("server.log"))?;

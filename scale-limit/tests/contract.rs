@@ -42,13 +42,22 @@ async fn contract(limiter: Limiter) -> Result<()> {
     // What is given back can be taken again, and a bucket is never fuller than full.
     let back = Policy::per_hour("back", 2);
     let first = limiter.check(&back, "r").await;
-    assert!(first.admitted && limiter.check(&back, "r").await.admitted);
+    let second = limiter.check(&back, "r").await;
+    let denied = limiter.check(&back, "r").await;
+    assert!(first.admitted && second.admitted && !denied.admitted);
+    // A denial has charged nothing.
+    assert!(!limiter.refund(&denied, &[(&back, "r", 1)]).await);
     assert!(!limiter.check(&back, "r").await.admitted);
     assert!(limiter.refund(&first, &[(&back, "r", 1)]).await);
     // Within the microseconds by which two ways to the store differ.
-    eventually("it to be back", async || limiter.check(&back, "r").await.admitted.then_some(())).await?;
+    let third = eventually("it to be back", async || Some(limiter.check(&back, "r").await).filter(|d| d.admitted)).await?;
+    // Once is all.
     for _ in 0..10 {
-        assert!(limiter.refund(&first, &[(&back, "r", 1)]).await);
+        assert!(!limiter.refund(&first, &[(&back, "r", 1)]).await);
+    }
+    assert!(!limiter.check(&back, "r").await.admitted);
+    for decision in [second, third] {
+        assert!(limiter.refund(&decision, &[(&back, "r", 5)]).await);
     }
     eventually("both to be back", async || limiter.check_all(&[(&back, "r", 2)]).await.admitted.then_some(())).await?;
     assert!(!limiter.check(&back, "r").await.admitted);
@@ -155,13 +164,13 @@ async fn whatever_the_algorithm(limiter: &Limiter, algorithm: Algorithm) -> Resu
 async fn windows(limiter: &Limiter) -> Result<()> {
     for algorithm in [Algorithm::SlidingWindow, Algorithm::FixedWindow] {
         let policy = Policy::new(&format!("window-{algorithm:?}"), 3, AGE).algorithm(algorithm);
-        for left in [2, 1, 0] {
-            assert_eq!(limiter.check(&policy, "w").await.outcomes()[0].remaining(), left);
-        }
+        let first = limiter.check_all(&[(&policy, "w", 2)]).await;
+        assert_eq!(first.outcomes()[0].remaining(), 1);
+        assert_eq!(limiter.check(&policy, "w").await.outcomes()[0].remaining(), 0);
         let denied = limiter.check(&policy, "w").await;
         assert!(!denied.admitted && denied.retry_after().is_some_and(|w| w > Duration::ZERO && w <= AGE * 11 / 10), "{denied:?}");
         assert_eq!(limiter.check_all(&[(&policy, "costly", 4)]).await.retry_after(), None);
-        assert!(limiter.refund(&denied, &[(&policy, "w", 2)]).await);
+        assert!(limiter.refund(&first, &[(&policy, "w", 2)]).await);
         assert!(limiter.check_all(&[(&policy, "w", 2)]).await.admitted);
         assert!(limiter.debit(&[(&policy, "debt", 5)]).await);
         assert!(!limiter.check(&policy, "debt").await.admitted);

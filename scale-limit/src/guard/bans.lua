@@ -4,7 +4,7 @@
 -- Reply what became of the log: 0 it goes on, 1 it is read for the first time, 2 it has been lost, 3 entries have been cut that were not
 --       read; for each entry, oldest first and 1,000 at most: id, operator or rule or lifted, subject,
 --       ms left by this server's clock, reason
--- Cost  two XRANGE of one entry, one XRANGE; O(entries)
+-- Cost  two XRANGE of one entry, one XRANGE, at times one XLEN; O(entries)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local last, missed = ARGV[1], 0
@@ -17,7 +17,8 @@ if last == '0' then
 elseif not newest or number(newest[1]) < number(last) then
   last, missed = '0', 2
 elseif number(oldest[1]) > number(last) then
-  last, missed = '0', 3
+  -- Nothing is cut from a log that is not full: this is another one.
+  last, missed = '0', redis.call('XLEN', KEYS[1]) < 100000 and 2 or 3
 end
 local from = last == '0' and '-' or '(' .. last
 local rows = {}

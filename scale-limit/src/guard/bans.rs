@@ -35,6 +35,7 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::limiter::Limiter;
+use crate::networks::canonical;
 use crate::policy::Policy;
 
 /// Subjects of each kind at most.
@@ -107,6 +108,15 @@ struct Inner {
     log: Option<log::Log>,
 }
 
+/// How far a process has read.
+#[cfg(feature = "redis")]
+struct Read {
+    /// The last entry of the log.
+    id: String,
+    /// The connection's: after another one begins, a server may have taken over that knows less.
+    generation: Option<u64>,
+}
+
 #[derive(Debug, Default)]
 struct Lists {
     operators: HashMap<Arc<str>, Ban>,
@@ -128,7 +138,7 @@ impl BanList {
     #[cfg(feature = "redis")]
     pub async fn redis(redis: scale_redis::Redis, app: &str) -> Result<Self, Error> {
         let list = Self(Arc::new(Inner { lists: RwLock::default(), log: Some(log::Log::new(redis, app)) }));
-        let mut last = String::from("0");
+        let mut last = Read { id: String::from("0"), generation: None };
         list.0.catch_up(&mut last).await?;
         let weak = Arc::downgrade(&list.0);
         tokio::spawn(async move {
@@ -309,17 +319,13 @@ impl Inner {
     }
 
     #[cfg(feature = "redis")]
-    async fn catch_up(&self, last: &mut String) -> Result<(), Error> {
+    async fn catch_up(&self, read: &mut Read) -> Result<(), Error> {
         let Some(log) = &self.log else { return Ok(()) };
+        let generation = log.generation();
+        let mut rewrite = read.generation.is_some() && generation != read.generation;
         loop {
-            let news = log.read(last).await?;
-            if news.log == log::State::Lost {
-                // What all have forgotten is known here.
-                let known: Vec<Ban> = self.lists.read().operators.values().cloned().collect();
-                for ban in known.iter().filter(|ban| !ban.left().is_zero()) {
-                    log.write("operator", &ban.subject, ban.left(), &ban.reason).await?;
-                }
-            }
+            let news = log.read(&read.id).await?;
+            rewrite |= news.log == log::State::Lost;
             if news.log != log::State::GoesOn {
                 let kept = log.kept().await?;
                 if news.log == log::State::Cut {
@@ -330,12 +336,21 @@ impl Inner {
                     self.take(&entry);
                 }
             }
-            let Some(newest) = news.entries.last().map(|e| e.id.clone()) else { return Ok(()) };
             for entry in &news.entries {
                 self.take(entry);
             }
-            *last = newest;
+            let Some(newest) = news.entries.last().map(|e| e.id.clone()) else { break };
+            read.id = newest;
         }
+        if rewrite {
+            // What the server may have forgotten is known here; of two bans the longer one stands.
+            let known: Vec<Ban> = self.lists.read().operators.values().cloned().collect();
+            for ban in known.iter().filter(|ban| !ban.left().is_zero()) {
+                log.write("operator", &ban.subject, ban.left(), &ban.reason).await?;
+            }
+        }
+        read.generation = generation;
+        Ok(())
     }
 
     #[cfg(feature = "redis")]
@@ -356,7 +371,7 @@ fn name(subject: &str) -> String {
         return ip.to_canonical().to_string();
     }
     if let Ok(network) = subject.parse::<IpNet>() {
-        return network.trunc().to_string();
+        return canonical(network).to_string();
     }
     if subject.len() <= LONGEST {
         return subject.into();
@@ -440,6 +455,10 @@ mod log {
                 read: script(include_str!("bans.lua")),
                 scan: script(include_str!("kept.lua")),
             }
+        }
+
+        pub(super) fn generation(&self) -> Option<u64> {
+            self.redis.generation()
         }
 
         pub(super) async fn write(&self, by: &str, subject: &str, time: Duration, reason: &str) -> Result<(), Error> {

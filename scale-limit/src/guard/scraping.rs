@@ -144,9 +144,7 @@ impl Scraping {
         if self.is_new(client, resource) && !self.0.limiter.check(&self.0.distinct, client).await.admitted {
             over = Some("too many distinct resources");
         }
-        if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
-            && !self.0.limiter.check(&self.0.missing, client).await.admitted
-        {
+        if is_missing(status) && !self.0.limiter.check(&self.0.missing, client).await.admitted {
             over = Some("too many resources that do not exist");
         }
         let Some(reason) = over.filter(|_| !self.0.time.is_zero()) else { return false };
@@ -228,7 +226,8 @@ where
         Box::pin(async move {
             let answer = answer.await?;
             if let (Some(client), Some(resource)) = (client, resource)
-                && (scraping.0.resource.is_some() || !(embedded || shows_in_a_page(answer.headers())))
+                && (scraping.0.resource.is_some()
+                    || !(embedded && is_missing(answer.status()) || shows_in_a_page(answer.headers())))
             {
                 let status = answer.status();
                 go_on(async move {
@@ -238,6 +237,10 @@ where
             Ok(answer)
         })
     }
+}
+
+fn is_missing(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 
 /// The path, and the parameters that matter, in one order.
@@ -322,6 +325,8 @@ mod tests {
         assert!(!is_banned("203.0.113.3"), "a page with many images");
         asks(&scraping, "203.0.113.4", (0..60).map(|n| format!("/missing/{n}.php"))).await;
         assert!(is_banned("203.0.113.4"), "a scanner");
+        asks(&scraping, "203.0.113.6", (0..500).map(|n| format!("/product/{n}.css"))).await;
+        assert!(is_banned("203.0.113.6"), "pages under names of styles");
         let photos = scraping.clone().resource(|request| request.uri.path().strip_prefix("/thumb/").map(str::to_owned));
         asks(&photos, "203.0.113.5", (0..500).map(|n| format!("/product?id={n}"))).await;
         assert!(!is_banned("203.0.113.5"));

@@ -160,7 +160,7 @@ impl<W> LimitLayer<W> {
     /// `Retry-After` is up to that share longer than it need be, at random, so that all who were denied do not come back at once. Default:
     /// 0.1.
     pub fn jitter(self, share: f64) -> Self {
-        self.with(|layer| layer.jitter = share.clamp(0.0, 10.0))
+        self.with(|layer| layer.jitter = if share.is_nan() { 0.0 } else { share.clamp(0.0, 10.0) })
     }
 
     /// No `RateLimit` headers on what is admitted.
@@ -316,15 +316,16 @@ impl Inner {
     }
 
     /// The key that a policy has counted, as clients are told it: eight bytes of a hash.
-    fn partition_key(&self, asked: &[throttle::Asked], policy: &str) -> Option<String> {
-        let charges = asked.iter().map(|asked| asked.charge(&self.throttles));
-        let (_, key, _) = charges.into_iter().find(|(of, ..)| of.name() == policy)?;
-        Some(self.limiter.tag(key))
+    /// `number`: the outcome's, and how many there are. A denial that is remembered tells only of the policies that deny.
+    fn partition_key(&self, asked: &[throttle::Asked], number: (usize, usize), policy: &str) -> Option<String> {
+        let mut charges = asked.iter().map(|asked| asked.charge(&self.throttles));
+        let charge = if asked.len() == number.1 { charges.nth(number.0) } else { charges.find(|(of, ..)| of.name() == policy) };
+        charge.map(|(_, key, _)| self.limiter.tag(key))
     }
 
     fn refuse(&self, refusal: &Refusal<'_>, asked: &[throttle::Asked], head: &Head<'_>) -> Response<Bytes> {
         let own = self.respond.as_ref().map(|respond| respond(refusal, head));
-        let key = |policy: &str| self.partition_key(asked, policy);
+        let key = |number, policy: &str| self.partition_key(asked, number, policy);
         response::refusal(refusal, own, head, self.jitter, self.telling, &key)
     }
 }

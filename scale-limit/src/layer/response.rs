@@ -80,8 +80,8 @@ pub(super) struct Telling {
     pub(super) partition_keys: bool,
 }
 
-/// A policy's partition key, by its name.
-pub(super) type KeyOf<'k> = &'k dyn Fn(&str) -> Option<String>;
+/// A policy's partition key, by its outcome's number, of so many, and its name.
+pub(super) type KeyOf<'k> = &'k dyn Fn((usize, usize), &str) -> Option<String>;
 
 /// Where a client stands with the only policy.
 pub(super) struct Standing {
@@ -149,7 +149,7 @@ impl Words {
 
 impl All {
     fn of(outcomes: &[Outcome], telling: Telling, key: KeyOf<'_>) -> Self {
-        let values = told(outcomes, if telling.partition_keys { key } else { &|_| None });
+        let values = told(outcomes, if telling.partition_keys { key } else { &|_, _| None });
         Self { values, old: old(outcomes).filter(|_| telling.old) }
     }
 }
@@ -164,7 +164,7 @@ impl Headers {
                 let wait = if matches!(ruling.retry_after, 0 | NEVER) { ruling.full_after } else { ruling.retry_after };
                 Self::One(Standing { words, remaining: ruling.remaining, wait: wait.div_ceil(1_000_000_000) })
             }
-            _ => Self::all(&[Outcome::new(charge, ruling)], Telling::default(), &|_| None),
+            _ => Self::all(&[Outcome::new(charge, ruling)], Telling::default(), &|_, _| None),
         }
     }
 
@@ -204,7 +204,7 @@ impl Headers {
 fn told(outcomes: &[Outcome], key: KeyOf<'_>) -> [Option<HeaderValue>; 2] {
     let (mut policies, mut limits) = (Text::new(), Text::new());
     // Who has no limit is told of none.
-    for outcome in outcomes {
+    for (number, outcome) in outcomes.iter().enumerate() {
         let Some((quota, window)) = outcome.told() else { continue };
         let Ok(name) = StringRef::from_str(outcome.policy()) else { continue };
         for list in [&mut policies, &mut limits] {
@@ -217,7 +217,7 @@ fn told(outcomes: &[Outcome], key: KeyOf<'_>) -> [Option<HeaderValue>; 2] {
         limits.extend_from_slice(b";r=");
         integer(&mut limits, outcome.remaining().into());
         wait(&mut limits, outcome);
-        if let Some(key) = key(outcome.policy()) {
+        if let Some(key) = key((number, outcomes.len()), outcome.policy()) {
             for list in [&mut policies, &mut limits] {
                 list.extend_from_slice(b";pk=:");
                 list.extend_from_slice(key.as_bytes());
@@ -391,12 +391,11 @@ mod tests {
             let charges: Vec<_> = policies.iter().map(|p| (p, "k", 1)).collect();
             let decision = limiter.check_all(&charges).await;
             let mut headers = HeaderMap::new();
-            Headers::all(decision.outcomes(), Telling::default(), &|_| None).add(&mut headers);
+            Headers::all(decision.outcomes(), Telling::default(), &|_, _| None).add(&mut headers);
             for header in [&POLICY, &LIMIT] {
                 let list: List = Parser::new(headers[header].as_bytes()).parse().unwrap();
                 let fits = name.bytes().all(|b| (0x20..0x7f).contains(&b));
-                // The places' name fits always.
-                assert_eq!(list.len(), if fits { 3 } else { 1 }, "{name}: {list:?}");
+                assert_eq!(list.len(), if fits { 3 } else { 2 }, "{name}: {list:?}");
             }
         }
     }
@@ -423,7 +422,7 @@ mod tests {
             let decision = Decision::one(0, &charge, &ruling, None);
             for headers in [
                 Headers::one(Words::of(&policy), &charge, &ruling),
-                Headers::all(decision.outcomes(), Telling::default(), &|_| None),
+                Headers::all(decision.outcomes(), Telling::default(), &|_, _| None),
             ] {
                 let mut map = HeaderMap::new();
                 headers.add(&mut map);

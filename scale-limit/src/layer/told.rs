@@ -37,7 +37,7 @@ impl Told {
         let headers = if layer.telling.quiet {
             Headers::None
         } else {
-            Headers::all(decision.outcomes(), layer.telling, &|policy| layer.partition_key(asked, policy))
+            Headers::all(decision.outcomes(), layer.telling, &|number, policy| layer.partition_key(asked, number, policy))
         };
         let places = decision.take_places();
         let shown = layer.extension.then(|| decision.clone());

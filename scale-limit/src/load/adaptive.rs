@@ -153,7 +153,7 @@ impl AdaptiveConcurrency {
 
     /// How much slower than normal a request may be before the limit shrinks: 1.3 is three tenths.
     pub fn tolerance(self, tolerance: f64) -> Self {
-        Self { tolerance: tolerance.clamp(1.0, 10.0), ..self }
+        Self { tolerance: if tolerance.is_nan() { 1.3 } else { tolerance.clamp(1.0, 10.0) }, ..self }
     }
 
     /// How often a new normal latency is looked for; for two tenths of a second or so fewer requests are worked on.
@@ -194,8 +194,8 @@ impl AdaptiveConcurrency {
         self.busiest = self.busiest.max(at_once);
         self.seen += 1;
         let limit = self.limit();
-        let Some(ratio) = self.typical.compare(class, took, at_once * 2 <= limit.max(2)) else { return };
-        let sample = Sample { ratio, full: at_once * 4 >= limit * 3 };
+        let Some(ratio) = self.typical.compare(class, took, at_once <= limit.max(2) / 2) else { return };
+        let sample = Sample { ratio, full: at_once >= limit - limit / 4 };
         if self.samples.len() < SAMPLES {
             self.samples.push(sample);
         } else {

@@ -14,6 +14,11 @@
 //! | as good as the best fixed limit, but for a twentieth | in five days of a service that are rehearsed (`tests/overload.rs`): a mix that turns slow, a quiet night, stalls, a slow dependency, a denied client that asks on |
 //! | a dropped request leaves nothing behind | its place goes to the next in line |
 //!
+//! A request is worked on until the head of its answer is there, also while its handler waits for the client: who sends a body drop by drop
+//! holds a place. Bound the time that a body may take (`tower_http::timeout::RequestBodyTimeoutLayer`), or let the proxy take it in first, as
+//! nginx does unless told otherwise and HAProxy with `option http-buffer-request`; and limit how many a client may have
+//! [at once](crate::Policy::at_once).
+//!
 //! What a service does on the executor's own threads, without awaiting, the executor queues before any layer sees it: move such work to
 //! threads of its own (`spawn_blocking`), and it can be shed.
 

@@ -46,15 +46,15 @@ const SHAPES: usize = 4;
 
 impl Rate {
     pub(crate) fn new(quota: u32, period: Duration, burst: u32) -> Self {
-        let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX / 8);
+        let period = u64::try_from(period.as_nanos()).unwrap_or(u64::MAX / 4);
         Self::paced(period.div_ceil(u64::from(quota.max(1))).max(1), burst, period)
     }
 
     /// So many nanoseconds per unit.
     fn paced(interval: u64, burst: u32, period: u64) -> Self {
         // Far beyond what a checked quota has.
-        let capacity = u64::from(burst).saturating_mul(interval).min(u64::MAX / 8);
-        let debt = capacity.max(period).min(u64::MAX / 8) * 2;
+        let capacity = u64::from(burst).saturating_mul(interval).min(u64::MAX / 4);
+        let debt = capacity.max(period).min(u64::MAX / 4) * 2;
         Self { interval, units: (interval as f64).recip(), burst, capacity, debt }
     }
 
@@ -90,6 +90,10 @@ impl Rate {
     fn deny(&self, start: u64, now: u64, cost: u32, least: u32) -> (Ruling, u64) {
         let full_after = start - now;
         let remaining = self.units(self.capacity.saturating_sub(full_after));
+        if cost == 0 {
+            // Nothing is always there, in debt as well.
+            return (Ruling { admitted: true, granted: 0, remaining, retry_after: 0, full_after }, start);
+        }
         if least < cost
             && remaining > 0
             && remaining >= least
@@ -176,6 +180,10 @@ impl Bucket {
             this.tat = rate.give_back(this.tat, now, cost, age);
             bucket = this.other.as_deref_mut();
         }
+    }
+
+    pub(super) fn shape(&self) -> u64 {
+        super::shape(self.interval, self.burst)
     }
 
     /// When it is full, whatever the shape (ns).

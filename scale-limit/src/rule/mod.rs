@@ -63,6 +63,15 @@ pub(crate) enum Undo {
 }
 
 impl Rule {
+    /// A number that differs as the numbers of the rule do.
+    pub(crate) fn shape(&self) -> u64 {
+        match self {
+            Self::Gcra(rate) => shape(rate.interval, rate.burst),
+            Self::Window(window) => shape(window.slot, window.quota),
+            Self::Places(_) | Self::Free => 0,
+        }
+    }
+
     /// A key never seen.
     pub(crate) fn fresh(&self) -> State {
         match self {
@@ -147,7 +156,21 @@ impl Rule {
     }
 }
 
+/// Spreads them over all bits.
+fn shape(length: u64, units: u32) -> u64 {
+    (length ^ u64::from(units).rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 impl State {
+    /// The [shape](Rule::shape) of the rule that was asked last.
+    pub(crate) fn shape(&self) -> u64 {
+        match self {
+            Self::Bucket(bucket) => bucket.shape(),
+            Self::Counts(counts) => counts.shape(),
+            Self::Held(_) => 0,
+        }
+    }
+
     /// As if a charge of a moment ago had not been.
     pub(crate) fn undo(&mut self, undo: Undo) {
         match (self, undo) {

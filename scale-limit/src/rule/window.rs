@@ -47,6 +47,10 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    pub(super) fn shape(&self) -> u64 {
+        super::shape(self.slot, self.quota)
+    }
+
     /// When all are out of the window (ns).
     pub(super) fn until(&self) -> u64 {
         let own = match self.counts[..self.kept].iter().position(|count| *count > 0) {

@@ -236,6 +236,8 @@ local function places_of(name)
           end
         end
       end
+      -- So that the next one need not look again.
+      if first then call('HSET', name, '', pack('>dd', held, first)) else call('DEL', name) end
     end
     places[name], firsts[name] = held, first
   end

@@ -3,7 +3,7 @@
 //! A flood of keys that are all used up leaves nothing emptier to forget. So what is forgotten of a denial is its key and its counters, and
 //! what stays is a fingerprint and its end, eight bytes: a key that comes back meanwhile is denied until then.
 //!
-//! Sets of eight; in a full set the one that ends first goes. A stranger's key is taken for one of them in one of 10^11 cases.
+//! Sets of eight; in a full set one that has ended goes, or one picked at random. A stranger's key is taken for one of them in one of 10^11 cases.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,17 +19,17 @@ const END: u32 = 24;
 pub(crate) struct Evicted(OnceLock<Box<[AtomicU64]>>);
 
 impl Evicted {
-    /// Remembers the denial of a key, by its hash, for so many nanoseconds of a clock that begins with the table.
-    pub(crate) fn remember(&self, hash: u64, until: u64) {
+    /// Remembers the denial of a key, by its hash, until then, on a clock that begins with the table (ns).
+    pub(crate) fn remember(&self, hash: u64, until: u64, now: u64) {
         // Made by the first flood: 32 MB are not for everybody.
         let slots = self.0.get_or_init(|| (0..SETS * WAYS).map(|_| AtomicU64::new(0)).collect());
         let end = until.div_ceil(1_000_000_000).min((1 << END) - 1);
         let set = set_of(slots, hash);
         let ends = |slot: &AtomicU64| slot.load(Relaxed) & ((1 << END) - 1);
         let same = set.iter().find(|slot| slot.load(Relaxed) >> END == fingerprint(hash));
-        if let Some(slot) = same.or_else(|| set.iter().min_by_key(|slot| ends(slot))) {
-            slot.store(fingerprint(hash) << END | end, Relaxed);
-        }
+        let over = || set.iter().find(|slot| ends(slot) * 1_000_000_000 <= now);
+        let slot = same.or_else(over).unwrap_or_else(|| &set[fastrand::usize(..WAYS)]);
+        slot.store(fingerprint(hash) << END | end, Relaxed);
     }
 
     /// Until when a key is denied (ns), if it is known.
@@ -66,19 +66,22 @@ mod tests {
     fn a_denial_is_known_until_it_ends_or_is_forgotten() {
         let evicted = Evicted::default();
         assert_eq!(evicted.find(7 << 30, 0), None);
-        evicted.remember(7 << 30, 1_500_000_000);
+        evicted.remember(7 << 30, 1_500_000_000, 0);
         assert_eq!(evicted.find(7 << 30, 0), Some(2_000_000_000));
         assert_eq!(evicted.find(7 << 30, 2_000_000_000), None);
         assert_eq!(evicted.find(8 << 30, 0), None);
         evicted.forget(7 << 30);
         assert_eq!(evicted.find(7 << 30, 0), None);
-        // In one set the longest stay.
-        for n in 1..=20_u64 {
-            evicted.remember(n << 40, n * 1_000_000_000);
+        // In a full set those that have ended make room first.
+        for n in 1..=WAYS as u64 {
+            evicted.remember(n << 40, n * 1_000_000_000, 0);
         }
-        assert_eq!(
-            (1..=20).filter(|n: &u64| evicted.find(n << 40, 0).is_some()).collect::<Vec<_>>(),
-            (13..=20).collect::<Vec<_>>()
-        );
+        evicted.remember(20 << 40, 20_000_000_000, 3_000_000_000);
+        let known = |now| (1..=20).filter(|n: &u64| evicted.find(n << 40, now).is_some()).collect::<Vec<_>>();
+        assert_eq!(known(3_000_000_000), [4, 5, 6, 7, 8, 20]);
+        for n in 21..1_000 {
+            evicted.remember(n << 40, 30_000_000_000, 3_000_000_000);
+        }
+        assert_eq!((1..1_000).filter(|n: &u64| evicted.find(n << 40, 3_000_000_000).is_some()).count(), WAYS);
     }
 }

@@ -66,6 +66,9 @@ pub(super) trait Send: std::marker::Send + Sync + 'static {
     /// What is ruled for each group, within `patience`. Places that nobody takes out of the answer are freed by its drop: whoever asked may
     /// be gone.
     async fn send(&self, groups: &[Group], patience: Duration) -> Result<Vec<Charged>, Error>;
+
+    /// A call has not been answered, and may be carried out yet: places that it asked for are nobody's.
+    fn unanswered(&self, groups: &[Group]);
 }
 
 type Answer = Result<Charged, Error>;
@@ -104,18 +107,25 @@ impl<S: Send> Gather<S> {
                 state.flights += 1;
                 let this = Arc::clone(self);
                 // A task of its own: who asked may go away, the others still wait.
-                tokio::spawn(async move { this.run(vec![(group, patience, sender)]).await });
+                tokio::spawn(this.run(vec![(group, patience, sender)]));
             }
         }
         answer.await.unwrap_or_else(|_| Err(Error::Store("the runtime shuts down".into())))
     }
 
+    /// One call, which is given up after `patience`.
+    pub(super) async fn call(&self, groups: &[Group], patience: Duration) -> Result<Vec<Charged>, Error> {
+        let answer = tokio::time::timeout(patience, self.sender.send(groups, patience)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Error::Store("no answer in time".into())));
+        if let Err(Error::Store(_)) = &answer {
+            self.sender.unanswered(groups);
+        }
+        answer
+    }
+
     /// What is ruled for each group. A call that is refused is made again, one group at a time: only whose fault it is goes without.
     async fn send(&self, groups: &[Group], patience: Duration) -> Vec<Answer> {
-        let call = |groups| async move {
-            let answer = tokio::time::timeout(patience, self.sender.send(groups, patience)).await;
-            answer.unwrap_or_else(|_| Err(Error::Store("no answer in time".into())))
-        };
+        let call = |groups| self.call(groups, patience);
         match call(groups).await {
             Ok(charged) => charged.into_iter().map(Ok).collect(),
             Err(Error::Refused(_)) if groups.len() > 1 => {
@@ -135,7 +145,8 @@ impl<S: Send> Gather<S> {
         }
     }
 
-    async fn run(&self, mut batch: Batch) {
+    async fn run(self: Arc<Self>, mut batch: Batch) {
+        let mut flight = Flight { gather: Arc::clone(&self), ended: false };
         loop {
             // Who has waited for longer than that is gone.
             batch.retain(|(_, _, sender)| !sender.is_closed());
@@ -150,10 +161,31 @@ impl<S: Send> Gather<S> {
             let mut state = self.state.lock();
             if state.waiting.is_empty() {
                 state.flights -= 1;
+                flight.ended = true;
                 return;
             }
             let rest = if state.waiting.len() > BATCH { state.waiting.split_off(BATCH) } else { Vec::new() };
             batch = std::mem::replace(&mut state.waiting, rest);
+        }
+    }
+}
+
+/// A task that sends calls. It may end with its runtime, in the middle of one.
+struct Flight<S: Send> {
+    gather: Arc<Gather<S>>,
+    ended: bool,
+}
+
+impl<S: Send> Drop for Flight<S> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let mut state = self.gather.state.lock();
+        state.flights -= 1;
+        if state.flights == 0 {
+            // Nobody else sends what waits: who asked is told so, and the next one begins anew.
+            state.waiting.clear();
         }
     }
 }

@@ -13,7 +13,6 @@ use tokio::time::Instant;
 use super::evicted::Evicted;
 use super::table::{Place, Shard, Table, Worth};
 use super::{Charge, Settle};
-use crate::policy::Policy;
 use crate::rule::{Rule, Ruling, State, Undo};
 
 /// 64 shards of 14,336: as many as fit into their tables before these double. About 90 MB with short keys, 200 MB with the longest.
@@ -109,7 +108,7 @@ impl Memory {
         if let Some(state) = Table::find(&mut shard, place, policy, key) {
             return rule_on(state);
         }
-        if let Some(denial) = self.denied_before(place, now) {
+        if let Some(denial) = self.denied_before(place, rule, now) {
             return denial;
         }
         rule_on(self.state(&mut shard, place, charge, now))
@@ -121,15 +120,16 @@ impl Memory {
             && let Some((place, state)) = self.table.make_room(shard, now)
             && let Some(until) = state.denies_until(now)
         {
-            self.evicted.remember(place.hash(), until.saturating_sub(self.time.offset));
+            let since = |time: u64| time.saturating_sub(self.time.offset);
+            self.evicted.remember(place.hash() ^ state.shape(), since(until), since(now));
         }
         self.table.entry(shard, place, (charge.policy, charge.key), now, || charge.terms.rule.fresh())
     }
 
-    /// The denial of a key whose state had to make room.
-    fn denied_before(&self, place: Place, now: u64) -> Option<Ruling> {
+    /// The denial of a key whose state had to make room, if it was one by the same numbers.
+    fn denied_before(&self, place: Place, rule: &Rule, now: u64) -> Option<Ruling> {
         let since = now.saturating_sub(self.time.offset);
-        let wait = self.evicted.find(place.hash(), since)?.saturating_sub(since);
+        let wait = self.evicted.find(place.hash() ^ rule.shape(), since)?.saturating_sub(since);
         Some(Ruling { admitted: false, granted: 0, remaining: 0, retry_after: wait, full_after: wait })
     }
 
@@ -151,9 +151,9 @@ impl Memory {
     }
 
     /// Forgets a key.
-    pub(crate) fn clear(&self, policy: &Policy, key: &str) {
-        self.table.remove(policy, key);
-        self.evicted.forget(self.table.place(policy, key).hash());
+    pub(crate) fn clear(&self, charge: &Charge<'_>) {
+        self.table.remove(charge.policy, charge.key);
+        self.evicted.forget(self.table.place(charge.policy, charge.key).hash() ^ charge.terms.rule.shape());
     }
 
     /// In the order asked, so that a key that comes twice is charged twice; undone in the other order if somebody denies.
@@ -170,7 +170,7 @@ impl Memory {
         for (charge, place) in charges.iter().zip(&places) {
             let Some((_, shard)) = locked.iter_mut().find(|(n, _)| *n == place.shard()) else { continue };
             let known = Table::find(shard, *place, charge.policy, charge.key).is_some();
-            let denied = if known { None } else { self.denied_before(*place, now) };
+            let denied = if known { None } else { self.denied_before(*place, &charge.terms.rule, now) };
             let (ruling, undo) = if let Some(denial) = denied {
                 (denial, Undo::Nothing)
             } else {
@@ -292,7 +292,7 @@ mod tests {
                 };
                 let again = keys.iter().filter(admitted).count();
                 assert_eq!(again, 0, "{algorithm:?} {quota} beside {junk:?}");
-                memory.clear(&policy, &keys[0]);
+                memory.clear(&charge(&policy, &keys[0]));
                 assert!(memory.charge_one(later, &charge(&policy, &keys[0])).admitted);
             }
         }

@@ -21,7 +21,7 @@ pub(crate) use self::table::{Table, Worth};
 use crate::error::Error;
 use crate::key::plain;
 use crate::permit::Permits;
-use crate::policy::{Policy, Terms};
+use crate::policy::{Identity, Policy, Terms};
 use crate::rule::{Rule, Ruling};
 
 /// One policy, one key, one cost.
@@ -53,9 +53,9 @@ impl<'a> Charge<'a> {
         Self { policy, key: stored, cost, least: cost, terms, permit }
     }
 
-    /// Whether it is of the same policy and key.
-    pub(crate) fn is_of_same(&self, other: &Self) -> bool {
-        self.key == other.key && self.policy.identity() == other.policy.identity()
+    /// Which of all counters it is charged to: the policy's, and the key's.
+    pub(crate) fn place(&self) -> (&Identity, &str) {
+        (self.policy.identity(), self.key)
     }
 
     /// Whether it is a place that is asked for, to be held for a while.

@@ -27,6 +27,8 @@ use crate::error::Error;
 use crate::permit::Permits;
 use crate::rule::{NEVER, Rule, Ruling};
 
+/// What is to be given back may take that long.
+const GIVING_BACK: Duration = Duration::from_secs(1);
 /// Charges of one call at most.
 const PORTION: usize = 500;
 /// Kinds of charges among which one that comes again is looked for.
@@ -94,6 +96,50 @@ impl Send for Caller {
         }
         Ok(charged)
     }
+
+    fn unanswered(&self, groups: &[Group]) {
+        let permits: Vec<(String, u64)> =
+            groups.iter().flat_map(Group::permits).map(|(key, permit, _)| (key.clone(), permit)).collect();
+        if !permits.is_empty() {
+            self.places.free_unanswered(permits);
+        }
+    }
+}
+
+impl Group {
+    /// The places asked for: the key, the permit, and the number of the charge.
+    fn permits(&self) -> impl Iterator<Item = (&String, u64, usize)> {
+        let mut keys = self.keys.iter();
+        self.charges.iter().enumerate().filter_map(move |(n, charge)| {
+            // Charges of places share no key.
+            let key = if charge.shares_key { None } else { keys.next() };
+            Some((key?, charge.permit.filter(|_| charge.terms.mode == Mode::Charge)?, n))
+        })
+    }
+
+    /// What gives back what was charged.
+    fn back(&self, rulings: &[Ruling]) -> Self {
+        let mut keys = self.keys.iter();
+        let mut back = Self { keys: Vec::new(), charges: Vec::new() };
+        let mut key_of_last = None;
+        for (charge, ruling) in self.charges.iter().zip(rulings) {
+            if !charge.shares_key {
+                key_of_last = keys.next().map(|key| (key, false));
+            }
+            let Some((key, used)) = &mut key_of_last else { continue };
+            if ruling.granted == 0 || matches!(charge.terms.rule, Rule::Places(_) | Rule::Free) {
+                continue;
+            }
+            let shares_key = std::mem::replace(used, true);
+            if !shares_key {
+                back.keys.push((*key).clone());
+            }
+            let mode = Mode::GiveBack(0);
+            let terms = Terms { cost: ruling.granted, least: ruling.granted, mode, ..charge.terms };
+            back.charges.push(Sent { terms, shares_key, permit: None, number: charge.number });
+        }
+        back
+    }
 }
 
 /// A word of the script's arguments.
@@ -125,17 +171,8 @@ impl Caller {
         if !charges().all(|(charge, ruling)| ruling.admitted || charge.terms.dry_run) {
             return None;
         }
-        // Charges of places share no key.
-        let mut keys = group.keys.iter();
-        let mut held = Vec::new();
-        for (charge, ruling) in charges() {
-            let key = if charge.shares_key { None } else { keys.next() };
-            if let (Some(key), Some(permit), Mode::Charge) = (key, charge.permit, charge.terms.mode)
-                && ruling.granted > 0
-            {
-                held.push((key.clone(), permit));
-            }
-        }
+        let given = group.permits().filter(|(_, _, n)| rulings[*n].granted > 0);
+        let held: Vec<(String, u64)> = given.map(|(key, permit, _)| (key.clone(), permit)).collect();
         if held.is_empty() {
             return None;
         }
@@ -279,68 +316,84 @@ impl Redis {
         group
     }
 
-    /// Calls of their own, several at once; what is ruled for each group.
-    async fn apart(&self, groups: Vec<Group>, at_once: usize, patience: Duration) -> Vec<Result<Charged, Error>> {
-        let sender = self.gather.sender();
-        let call = |group: Group| async move {
-            let charged = sender.send(&[group], patience).await?.pop();
-            charged.ok_or_else(|| Error::Store("the script's reply is empty".into()))
-        };
-        futures_util::stream::iter(groups.into_iter().map(call)).buffered(at_once).collect().await
-    }
-
     /// In portions: in a Cluster key by key, and nowhere more than [`PORTION`] in one call, which would hold the server up. A denial gives
     /// back what the other portions have charged.
+    ///
+    /// In a task of its own: who asked may go away, and what was charged is still to be given back.
     async fn in_portions(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Charged, Error> {
+        let is_cluster = self.server().is_cluster();
         let mut numbers: Vec<usize> = (0..charges.len()).collect();
-        if self.server().is_cluster() {
+        if is_cluster {
             // The charges of one key together, in the order asked.
             numbers.sort_by_key(|n| charges[*n].key);
         }
-        let is_cluster = self.server().is_cluster();
         let by_slot = numbers.chunk_by(|a, b| !is_cluster || charges[*a].key == charges[*b].key);
         let portions: Vec<&[usize]> = by_slot.flat_map(|of_slot| of_slot.chunks(PORTION)).collect();
-        let of = |portion: &[usize]| portion.iter().map(|n| charges[*n]).collect::<Vec<_>>();
-        let groups = portions.iter().map(|portion| self.group(&of(portion), None)).collect();
         // Calls of one key would only wait for each other.
-        let at_once = if portions.windows(2).any(|pair| charges[pair[0][0]].key == charges[pair[1][0]].key) { 1 } else { AT_ONCE };
-        let mut rulings: Vec<Option<Ruling>> = vec![None; charges.len()];
-        let (mut back, mut permits) = (Vec::new(), None);
-        let (mut denied, mut failed) = (false, None);
-        for (portion, ruled) in portions.into_iter().zip(self.apart(groups, at_once, patience).await) {
-            let ruled = match ruled {
-                Ok(ruled) => ruled,
-                Err(error) => {
-                    failed = Some(error);
-                    continue;
-                }
-            };
-            if let Some(held) = ruled.permits {
-                permits = Some(held.and(permits));
+        let at_once =
+            if portions.windows(2).any(|pair| charges[pair[0][0]].key == charges[pair[1][0]].key) { 1 } else { AT_ONCE };
+        let group = |portion: &&[usize]| self.group(&portion.iter().map(|n| charges[*n]).collect::<Vec<_>>(), None);
+        let groups: Vec<Group> = portions.iter().map(group).collect();
+        let ruled = tokio::spawn(all_or_none(Arc::clone(&self.gather), groups, at_once, patience));
+        let (by_portion, permits) = ruled.await.unwrap_or_else(|_| Err(Error::Store("the runtime shuts down".into())))?;
+        let mut rulings: Vec<(usize, Ruling)> =
+            portions.into_iter().flatten().copied().zip(by_portion.into_iter().flatten()).collect();
+        rulings.sort_unstable_by_key(|(n, _)| *n);
+        Ok(Charged { rulings: rulings.into_iter().map(|(_, ruling)| ruling).collect(), permits })
+    }
+}
+
+/// Calls of their own, several at once; what is ruled for each group.
+async fn apart(gather: &Gather<Caller>, groups: &[Group], at_once: usize, patience: Duration) -> Vec<Result<Charged, Error>> {
+    let calls = (0..groups.len()).map(|n| alone(gather, &groups[n..=n], patience));
+    futures_util::stream::iter(calls).buffered(at_once).collect().await
+}
+
+/// A call for one group.
+async fn alone(gather: &Gather<Caller>, group: &[Group], patience: Duration) -> Result<Charged, Error> {
+    gather.call(group, patience).await?.pop().ok_or_else(|| Error::Store("the script's reply is empty".into()))
+}
+
+/// What is ruled for each group, in the order in which its charges were asked for, and the places given.
+async fn all_or_none(
+    gather: Arc<Gather<Caller>>,
+    groups: Vec<Group>,
+    at_once: usize,
+    patience: Duration,
+) -> Result<(Vec<Vec<Ruling>>, Option<Permits>), Error> {
+    let (mut rulings, mut back, mut permits) = (Vec::with_capacity(groups.len()), Vec::new(), None);
+    let (mut denied, mut failed) = (false, None);
+    for (group, ruled) in groups.iter().zip(apart(&gather, &groups, at_once, patience).await) {
+        let ruled = match ruled {
+            Ok(ruled) => ruled,
+            Err(error) => {
+                failed = Some(error);
+                continue;
             }
-            let asked = of(portion);
-            if super::is_charged(&asked, &ruled.rulings) {
-                let charged = asked.iter().zip(&ruled.rulings).filter(|(c, r)| r.granted > 0 && !c.takes_place());
-                let charged: Vec<_> = charged.map(|(c, r)| Charge { cost: r.granted, least: r.granted, ..*c }).collect();
-                if !charged.is_empty() {
-                    back.push(self.group(&charged, Some(Settle::GiveBack(Duration::ZERO))));
-                }
-            } else {
-                denied = true;
-            }
-            for (n, ruling) in portion.iter().zip(ruled.rulings) {
-                rulings[*n] = Some(ruling);
-            }
+        };
+        if let Some(held) = ruled.permits {
+            permits = Some(held.and(permits));
         }
-        if denied || failed.is_some() {
-            permits = None;
-            failed = failed.or(self.apart(back, at_once, patience).await.into_iter().find_map(Result::err));
+        let of_charge = |charge: &Sent| ruled.rulings[charge.number];
+        let in_order: Vec<Ruling> = group.charges.iter().map(of_charge).collect();
+        if group.charges.iter().zip(&in_order).all(|(charge, ruling)| ruling.admitted || charge.terms.dry_run) {
+            back.push(group.back(&in_order));
+        } else {
+            denied = true;
         }
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(Charged { rulings: rulings.into_iter().flatten().collect(), permits }),
+        rulings.push(ruled.rulings);
+    }
+    if denied || failed.is_some() {
+        permits = None;
+        back.retain(|group| !group.keys.is_empty());
+        // What cannot be given back now flows back by itself; a failure to give back is none to deny.
+        for undone in apart(&gather, &back, at_once, patience.max(GIVING_BACK)).await {
+            if let Err(error) = undone {
+                tracing::warn!(%error, "what was charged for a denied request could not be given back");
+            }
         }
     }
+    failed.map_or(Ok((rulings, permits)), Err)
 }
 
 /// What the server says of a call is no outage, unless it says that it cannot serve.
@@ -365,8 +418,8 @@ impl Store for Redis {
 
     async fn settle(&self, charges: &[Charge<'_>], how: Settle, patience: Duration) -> Result<(), Error> {
         if self.server().is_cluster() || charges.len() > PORTION {
-            let groups = charges.iter().map(|charge| self.group(&[*charge], Some(how))).collect();
-            for settled in self.apart(groups, AT_ONCE, patience).await {
+            let groups: Vec<Group> = charges.iter().map(|charge| self.group(&[*charge], Some(how))).collect();
+            for settled in apart(&self.gather, &groups, AT_ONCE, patience).await {
                 settled?;
             }
         } else if !charges.is_empty() {
