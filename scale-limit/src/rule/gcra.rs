@@ -208,7 +208,7 @@ impl Bucket {
     }
 
     /// Brings the bucket of this shape to the front; one that is new begins with what the others have used.
-    fn take_shape(&mut self, rate: &Rate, now: u64) {
+    pub(super) fn take_shape(&mut self, rate: &Rate, now: u64) {
         if self.is_of(rate) {
             return;
         }

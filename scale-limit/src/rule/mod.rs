@@ -104,12 +104,17 @@ impl Rule {
         }
     }
 
-    /// The same, and how to undo it.
+    /// The same, and how to undo it. A shape that the state takes for it stays: later there might be less to learn from the others.
     pub(crate) fn charge_undoable(&self, state: &mut State, now: u64, cost: u32, least: u32) -> (Ruling, Undo) {
+        match (self, &mut *state) {
+            (Self::Gcra(rate), State::Bucket(bucket)) => bucket.take_shape(rate, now),
+            (Self::Window(window), State::Counts(counts)) => window.take_length(counts, now),
+            _ => {}
+        }
         let before = if matches!(state, State::Held(_)) { None } else { Some(state.clone()) };
         let ruling = self.charge(state, now, cost, least);
         let undo = match before {
-            // Also where it denies: it may have taken another shape.
+            _ if !ruling.admitted => Undo::Nothing,
             Some(before) => Undo::State(before),
             None => Undo::Units(ruling.granted),
         };

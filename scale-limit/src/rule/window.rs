@@ -161,7 +161,7 @@ impl Window {
     }
 
     /// Brings the counters of this length to the front, up to date; new ones begin with what the others hold.
-    fn take_length(&self, counts: &mut Counts, now: u64) {
+    pub(super) fn take_length(&self, counts: &mut Counts, now: u64) {
         if (counts.slot, counts.kept) != (self.slot, self.kept) {
             let mut others = Vec::with_capacity(LENGTHS);
             let mut next = Some(std::mem::take(counts)).filter(|counts| counts.slot > 0);
@@ -274,6 +274,27 @@ mod tests {
                 let ruling = window.charge(&mut counts, now, 1, 1);
                 prop_assert!(ruling.admitted || recent >= quota as usize);
                 if ruling.admitted { log.push(now) }
+            }
+        }
+
+        /// Versions with other numbers, in any order: what each lets through is within its own quota, with all that the others let through.
+        #[test]
+        fn versions_side_by_side_keep_each_its_own_quota(
+            versions in prop::collection::vec((1_u32..30, 300_u64..3_000), 2..5),
+            steps in prop::collection::vec((0_u64..100_000_000, 0_usize..4, 1_u32..4), 1..300)
+        ) {
+            let windows: Vec<Window> =
+                versions.iter().map(|(quota, millis)| Window::sliding(*quota, Duration::from_millis(*millis))).collect();
+            let (mut counts, mut now, mut log) = (Counts::default(), START, Vec::<(u64, u32)>::new());
+            for (wait, version, cost) in steps {
+                now += wait;
+                let n = version % windows.len();
+                if windows[n].charge(&mut counts, now, cost, cost).admitted {
+                    log.push((now, cost));
+                    let period = versions[n].1 * 1_000_000;
+                    let used: u32 = log.iter().filter(|(at, _)| *at + period > now).map(|(_, cost)| cost).sum();
+                    prop_assert!(used <= versions[n].0, "{used} of {:?}", versions[n]);
+                }
             }
         }
 

@@ -69,7 +69,8 @@ local touched, missing, records, moved = {}, {}, {}, {}
 local windows, places, firsts, taken = {}, {}, {}, {}
 -- What a request that is denied in the end has changed: where, which, and what it was.
 local undone, undo_in, undo_key, undo_value = 0, {}, {}, {}
--- Likewise: which records or windows there were, in which order.
+-- Likewise: which records or windows there were, in which order. A shape that was taken for it stays: later there might be less to learn
+-- from the others.
 local orders = {}
 local several
 
@@ -136,7 +137,6 @@ local function records_of(name, bytes, kind)
     touched[name] = nil
     records[name] = list
   end
-  remember(list, records, name)
   local own, others, last = nil, {}, nil
   for n = #list, 1, -1 do
     local record = list[n]
@@ -156,6 +156,7 @@ local function records_of(name, bytes, kind)
   if last ~= own then list.since = now end
   for n = #others, 1, -1 do table.insert(list, 1, others[n]) end
   table.insert(list, 1, own)
+  remember(list, records, name)
   return own, others
 end
 
@@ -185,7 +186,6 @@ local function windows_of(name, bytes, kind)
     end
     windows[name] = list
   end
-  remember(list, windows, name)
   local own
   for n, window in ipairs(list) do
     if window[2] == kind[2] then
@@ -212,6 +212,7 @@ local function windows_of(name, bytes, kind)
   end
   table.insert(list, 1, own)
   list.kind = kind
+  remember(list, windows, name)
   return list
 end
 
