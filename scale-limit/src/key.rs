@@ -33,14 +33,16 @@ const LONGEST: usize = 64;
 /// Begins a key that is kept as its hash.
 const HASHED: char = '#';
 
+/// Returns whether stores keep the key as it is.
+#[inline]
+pub(crate) fn is_kept(key: &str) -> bool {
+    key.len() <= LONGEST && key.as_bytes().first().is_some_and(|first| *first != 0 && *first != b'#')
+}
+
 /// The key as stores know it: as it is, or a hash of 128 bits under that secret.
 #[inline]
 pub(crate) fn stored<'k>(key: &'k str, secret: &[u8; 32]) -> Cow<'k, str> {
-    match key.as_bytes().first() {
-        Some(0 | b'#') | None => Cow::Owned(hashed(key, secret)),
-        Some(_) if key.len() > LONGEST => Cow::Owned(hashed(key, secret)),
-        Some(_) => Cow::Borrowed(key),
-    }
+    if is_kept(key) { Cow::Borrowed(key) } else { Cow::Owned(hashed(key, secret)) }
 }
 
 #[cold]

@@ -151,8 +151,14 @@ impl Limiter {
 
     /// One unit of one policy.
     pub async fn check(&self, policy: &Policy, key: &str) -> Decision {
-        let name = self.name(key);
-        let charge = Charge::stored(policy, key, &name, 1);
+        let hashed;
+        let name = if key::is_kept(key) {
+            key
+        } else {
+            hashed = self.name(key);
+            &hashed
+        };
+        let charge = Charge::stored(policy, key, name, 1);
         match self.rule_at_once(&charge) {
             Some((now, ruling)) => Decision::one(now, &charge, &ruling, None),
             None => self.rule(&[charge]).await,

@@ -59,6 +59,9 @@ pub struct Policy(Arc<Inner>);
 #[derive(Clone, Debug)]
 struct Inner {
     identity: Arc<Identity>,
+    /// The identity's, nearer at hand.
+    seed: u64,
+    name: SmolStr,
     quota: Quota,
     algorithm: Algorithm,
     on_error: OnError,
@@ -209,8 +212,11 @@ impl Policy {
     /// ```
     pub fn of(name: &str, quota: Quota) -> Self {
         let algorithm = Algorithm::default();
+        let identity = Identity::new(name, algorithm);
         Self(Arc::new(Inner {
-            identity: Identity::new(name, algorithm),
+            seed: identity.seed,
+            name: identity.name.clone(),
+            identity,
             counters: Counters::new(name),
             quota,
             algorithm,
@@ -239,7 +245,8 @@ impl Policy {
     pub fn algorithm(self, algorithm: Algorithm) -> Self {
         self.with(|p| {
             p.algorithm = algorithm;
-            p.identity = Identity::new(&p.identity.name, algorithm);
+            p.identity = Identity::new(&p.name, algorithm);
+            p.seed = p.identity.seed;
         })
     }
 
@@ -276,7 +283,7 @@ impl Policy {
 
     /// The name: in headers, metrics and keys.
     pub fn name(&self) -> &str {
-        &self.0.identity.name
+        &self.0.name
     }
 
     /// Requests (or cost) a period, or at once.
@@ -295,7 +302,11 @@ impl Policy {
 
     /// In line if short: counting references to one name from all threads would cost more than a check.
     pub(crate) fn short_name(&self) -> &SmolStr {
-        &self.0.identity.name
+        &self.0.name
+    }
+
+    pub(crate) fn seed(&self) -> u64 {
+        self.0.seed
     }
 
     /// What a client is told: so many in so many nanoseconds.

@@ -9,7 +9,7 @@ use anyhow::Result;
 use futures_util::poll;
 use scale_limit::guard::login::Attempt;
 use scale_limit::{Limiter, LoginGuard, OnError, Policy};
-use testkit::{Proxy, Redis, RedisSentinel, eventually};
+use testkit::{Proxy, Redis, RedisCluster, RedisSentinel, eventually};
 
 #[tokio::test]
 async fn a_cut_store_costs_the_patience_and_each_policy_has_its_own_rule() -> Result<()> {
@@ -172,5 +172,102 @@ async fn a_guard_goes_on_from_what_it_has_let_through() -> Result<()> {
     for _ in 0..3 {
         assert!(guard.begin(Attempt { account: "ben", address: "198.51.100.1", known_device: None }).await.is_ok());
     }
+    Ok(())
+}
+
+/// Takes all places there are, within a time that is shorter than an unfreed one would stay.
+async fn all_are_free(limiter: &Limiter, policy: &Policy) {
+    let start = Instant::now();
+    let all = [(policy, "k", policy.quota())];
+    while !limiter.check_all(&all).await.admitted {
+        assert!(start.elapsed() < Duration::from_secs(12), "places stay taken by nobody");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn places_of_callers_that_went_away_are_free_in_a_cluster_too() -> Result<()> {
+    let cluster = RedisCluster::start().await?;
+    let limiter = Limiter::connect(&cluster.url(), "test").await?.patience(Duration::from_secs(5));
+    let policy = Policy::at_once("jobs", 20).on_error(OnError::Deny);
+    for turn in 0..300 {
+        let check = limiter.check(&policy, "k");
+        let _ = tokio::time::timeout(Duration::from_micros(60 + turn), check).await;
+    }
+    all_are_free(&limiter, &policy).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn places_of_answers_that_came_too_late_are_free() -> Result<()> {
+    let server = Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let limiter = Limiter::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?;
+    let policy = Policy::at_once("jobs", 20).on_error(OnError::Deny);
+    assert!(limiter.check(&policy, "k").await.admitted);
+    proxy.delay(Duration::from_millis(40));
+    for _ in 0..60 {
+        limiter.check(&policy, "k").await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    proxy.delay(Duration::ZERO);
+    all_are_free(&limiter.patience(Duration::from_secs(5)), &policy).await;
+    Ok(())
+}
+
+/// A limiter that is used on a second runtime, which ends in the middle of calls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_that_ends_takes_nothing_with_it() -> Result<()> {
+    let server = Redis::start().await?;
+    let limiter = Limiter::connect(&server.url(), "test").await?.patience(Duration::from_secs(5));
+    let policy = Policy::per_hour("p", 1_000).on_error(OnError::Deny);
+    let places = Policy::at_once("places", 1);
+    assert!(limiter.check(&policy, "k").await.admitted);
+    server.pause()?;
+    let (other, of_other) = (limiter.clone(), policy.clone());
+    tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        for n in 0..4 {
+            let (limiter, policy) = (other.clone(), of_other.clone());
+            runtime.spawn(async move { limiter.check(&policy, &n.to_string()).await });
+        }
+        // They are under way once the store has not answered for a while.
+        std::thread::sleep(Duration::from_millis(200));
+        runtime.shutdown_background();
+    })
+    .await?;
+    server.resume()?;
+    eventually("checks to be answered", async || limiter.check(&policy, "k").await.admitted.then_some(())).await?;
+    let held = limiter.check(&places, "k").await;
+    assert!(held.admitted && !limiter.check(&places, "k").await.admitted);
+    Ok(())
+}
+
+/// What the stand-in has let through is given back to it, and not to the store.
+#[tokio::test]
+async fn what_is_given_back_goes_to_whoever_was_charged() -> Result<()> {
+    let server = Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    let limiter = Limiter::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?;
+    let limiter = limiter.patience(Duration::from_millis(200));
+    let policy = Policy::per_hour("p", 100);
+    for _ in 0..60 {
+        assert!(limiter.check(&policy, "k").await.admitted);
+    }
+    proxy.cut();
+    let mut decisions = Vec::new();
+    for _ in 0..20 {
+        decisions.push(limiter.check(&policy, "k").await);
+    }
+    assert!(decisions.iter().all(|decision| decision.admitted), "by the stand-in");
+    proxy.heal();
+    let closed = Policy::per_hour("closed", 1_000).on_error(OnError::Deny);
+    eventually("the store to answer", async || limiter.check(&closed, "k").await.admitted.then_some(())).await?;
+    for decision in &decisions {
+        assert!(limiter.refund(decision, &[(&policy, "k", 1)]).await);
+    }
+    // As before the cut, but for the calls that were under way when it came: they may arrive yet.
+    let left = limiter.check(&policy, "k").await.outcomes()[0].remaining();
+    assert!((30..=39).contains(&left), "{left}");
     Ok(())
 }

@@ -214,7 +214,15 @@ async fn an_operators_ban_outlives_any_number_of_strikes() -> Result<()> {
         assert!(list.find("192.0.2.1").is_none());
     }
     eventually("the lift to arrive", async || there.find("192.0.2.1").is_none().then_some(())).await?;
-    // A server that forgot everything: a process that starts then knows, too, what an operator has said.
+    // A server that forgot everything, and is told of somebody else at once: a process that starts then knows, too, what an operator said.
+    server.command(&["FLUSHALL"]).await?;
+    here.ban_automatically("192.0.2.99", Duration::from_mins(1), "strike").await?;
+    eventually("operators' bans to be back", async || {
+        let new = BanList::connect(&server.url(), "test").await.ok()?;
+        new.find("198.51.100.1").and(new.find_address("2001:db8::1".parse().ok()?)).and(there.find("198.51.100.1"))
+    })
+    .await?;
+    // One that starts anew.
     server.restart().await?;
     eventually("operators' bans to be back", async || {
         let new = BanList::connect(&server.url(), "test").await.ok()?;

@@ -31,6 +31,7 @@ use crate::client::{ClientIp, Key, Networks, Peer, inner, say_what_is_missing};
 use crate::decision::Decision;
 use crate::guard::bans::BanList;
 use crate::head::Head;
+use crate::key;
 use crate::limiter::Limiter;
 use crate::policy::Policy;
 use crate::store::Charge;
@@ -239,8 +240,14 @@ impl Inner {
         if key.is_unknown() {
             return self.unknown(head);
         }
-        let name = self.limiter.name(key);
-        let charge = Charge::stored(policy, key, &name, throttle.cost_of(head));
+        let hashed;
+        let name = if key::is_kept(key) {
+            key
+        } else {
+            hashed = self.limiter.name(key);
+            &*hashed
+        };
+        let charge = Charge::stored(policy, key, name, throttle.cost_of(head));
         match self.limiter.rule_at_once(&charge) {
             Some((_, ruling)) if charge.admits(&ruling) => {
                 let headers = if self.telling.quiet { Headers::None } else { Headers::one(words, &charge, &ruling) };
@@ -249,7 +256,6 @@ impl Inner {
             Some((now, ruling)) => self.too_many(&Decision::one(now, &charge, &ruling, None), &[], head),
             None => {
                 let (cost, takes_place) = (charge.cost, charge.takes_place());
-                drop(name);
                 let asked = found.take().map(|key| throttle::Asked::new(0, None, key, cost)).into_iter().collect();
                 if takes_place { self.judge_all(asked, head) } else { Verdict::Ask(asked) }
             }

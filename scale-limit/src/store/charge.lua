@@ -38,7 +38,7 @@ for from = 1, #KEYS, 1000 do
   end
 end
 
-local kinds, shape_of, arg = {}, {}, 2
+local kinds, sharing, shape_of, arg = {}, {}, {}, 2
 for i = 0, tonumber(ARGV[1]) - 1 do
   local kind = { dry = ARGV[arg + 6] == '1' }
   for n = 1, 9 do kind[n] = tonumber(ARGV[arg + n - 1]) end
@@ -58,7 +58,7 @@ for i = 0, tonumber(ARGV[1]) - 1 do
   elseif kind[1] == 2 then
     kind.format = '>dd' .. string.rep('I4', kind[4])
   end
-  kinds[tostring(i)] = kind
+  kinds[tostring(i)], sharing['s' .. i] = kind, kind
   arg = arg + 10
 end
 
@@ -66,6 +66,7 @@ end
 -- the kind that was charged last, and each kind its TAT and the kind `before` it. Of others, `records` has all of it, { TAT, us per unit,
 -- burst, id }, and `moved` which of them were in a kind's TATs before. `missing` counts kinds that a key had no record of.
 local touched, missing, records, moved = {}, {}, {}, {}
+local has_records = false
 local windows, places, firsts, taken = {}, {}, {}, {}
 -- What a request that is denied in the end has changed: where, which, and what it was.
 local undone, undo_in, undo_key, undo_value = 0, {}, {}, {}
@@ -135,7 +136,7 @@ local function records_of(name, bytes, kind)
       of = of.before[name]
     end
     touched[name] = nil
-    records[name] = list
+    records[name], has_records = list, true
   end
   local own, others, last = nil, {}, nil
   for n = #list, 1, -1 do
@@ -266,14 +267,14 @@ while arg <= #ARGV do
     if kind then
       key, offset = key + 1, 9
     else
-      kind, offset = kinds[sub(word, 2)], offset + 32
+      kind, offset = sharing[word], offset + 32
     end
     local name = KEYS[key]
     arg = arg + 1
     local algorithm, mode = kind[1], kind[8]
     if algorithm == 1 then
       local tat, own, others
-      if not records[name] and not kind.several then
+      if not (has_records and records[name]) and not kind.several then
         tat = kind.tats[name]
         if not tat then
           local bytes = stored[key]
@@ -435,7 +436,7 @@ local function life(us)
 end
 if alone then
   local kind = kinds['0']
-  for name, tat in pairs(kind.tats) do call('SET', name, pack('>dc24', tat, kind.shape), 'PX', life(tat - now)) end
+  for name, tat in pairs(kind.tats) do call('PSETEX', name, life(tat - now), pack('>dc24', tat, kind.shape)) end
 end
 local chain, parts = {}, {}
 for n = 1, alone and 0 or #KEYS do
@@ -472,7 +473,7 @@ for n = 1, alone and 0 or #KEYS do
       end
       value = table.concat(parts, '', 1, count)
     end
-    if count > 0 then call('SET', name, value, 'PX', life(ends - now)) end
+    if count > 0 then call('PSETEX', name, life(ends - now), value) end
   end
 end
 for name, list in pairs(records) do
@@ -488,7 +489,7 @@ for name, list in pairs(records) do
     end
   end
   if known.several then parts[#parts + 1] = pack('>d', list.since) end
-  call('SET', name, table.concat(parts), 'PX', life(ends - now))
+  call('PSETEX', name, life(ends - now), table.concat(parts))
 end
 for name, list in pairs(windows) do
   if list.dirty then
@@ -502,7 +503,7 @@ for name, list in pairs(windows) do
         end
       end
     end
-    call('SET', name, table.concat(parts), 'PX', life(ends - now))
+    call('PSETEX', name, life(ends - now), table.concat(parts))
   end
 end
 for _, place in ipairs(taken) do

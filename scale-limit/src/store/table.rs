@@ -70,7 +70,7 @@ impl<V: Worth> Table<V> {
     }
 
     pub(crate) fn place(&self, policy: &Policy, key: &str) -> Place {
-        self.place_of(policy.identity().seed, key)
+        self.place_of(policy.seed(), key)
     }
 
     fn place_of(&self, seed: u64, key: &str) -> Place {
