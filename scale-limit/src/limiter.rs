@@ -143,8 +143,8 @@ impl Limiter {
     /// # }
     /// ```
     ///
-    /// [pause]: tokio::time::pause
-    /// [advance]: tokio::time::advance
+    /// [pause]: https://docs.rs/tokio/latest/tokio/time/fn.pause.html
+    /// [advance]: https://docs.rs/tokio/latest/tokio/time/fn.advance.html
     pub fn tokio_clock(&self) -> Self {
         Self { memory: Arc::new(Memory::new(Time::tokio())), ..self.clone() }
     }
