@@ -74,6 +74,8 @@ struct Journey<DB: Backend> {
     /// Bit set of node numbers that failed it.
     tried: u64,
     repeats_left: u32,
+    /// Said to be reading, and not proven: on the primary it may write.
+    trusted: bool,
 }
 
 impl<DB: Backend> Journey<DB> {
@@ -83,10 +85,12 @@ impl<DB: Backend> Journey<DB> {
             Verdict::Read => db.0.nodes.load().len() as u32,
             Verdict::Write => 1,
         };
-        if verdict == Verdict::Write && target == Target::Proven {
+        // Whatever may write marks the scope, whoever has chosen the node.
+        let may_write = db.0.router.verdict(sql) == Verdict::Write;
+        if may_write && target != Target::Replica {
             sticky::wrote(db.0.id);
         }
-        Self { db, verdict, tried: 0, repeats_left }
+        Self { db, verdict, tried: 0, repeats_left, trusted: may_write && target == Target::Replica }
     }
 
     async fn node(&self) -> Result<Arc<Node<DB>>, Error> {
@@ -94,7 +98,13 @@ impl<DB: Backend> Journey<DB> {
             Verdict::Write => self.db.primary_node().await,
             Verdict::Read => match self.db.reader(self.tried) {
                 Some(node) => Ok(node),
-                None => self.db.primary_for_reading().await,
+                None => {
+                    let node = self.db.primary_for_reading().await?;
+                    if self.trusted {
+                        sticky::wrote(self.db.0.id);
+                    }
+                    Ok(node)
+                }
             },
         }
     }
@@ -212,7 +222,8 @@ where
         match Parts::take(query) {
             Ok(parts) => {
                 let journey = Journey::new(self.db.clone(), self.target, parts.sql.as_str());
-                stream::once(many(journey, parts)).try_flatten().boxed()
+                // Read later, it still is of this scope.
+                sticky::carry_stream(stream::once(many(journey, parts)).try_flatten()).boxed()
             }
             Err(error) => stream::iter([Err(error)]).boxed(),
         }

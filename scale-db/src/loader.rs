@@ -1,9 +1,10 @@
 //! Batch loading: many look-ups by key that are made at the same time become one query.
 //!
 //! The cure for N+1: a template that asks for each order's customer asks a [`Loader`], and one `where id = any($1)` answers them all. The
-//! idea is that of Facebook's DataLoader. Make one for each request: it remembers what it has loaded.
+//! idea is that of Facebook's DataLoader. Make one for each request: it remembers what it has loaded. Its queries read what the requests that
+//! ask have written, and are [recorded](crate::watch::record) with theirs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
@@ -14,7 +15,10 @@ use futures_core::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::sticky::{self, Scope};
+
 type Fetch<K, V> = dyn Fn(Vec<K>) -> BoxFuture<'static, Result<HashMap<K, V>, sqlx::Error>> + Send + Sync;
+type Waiting<K, V> = HashMap<K, Vec<oneshot::Sender<Answer<V>>>>;
 type Answer<V> = Result<Option<V>, Arc<sqlx::Error>>;
 
 /// Keys of one query at most.
@@ -46,9 +50,15 @@ struct Inner<K, V> {
 
 struct State<K, V> {
     known: HashMap<K, Option<V>>,
-    waiting: HashMap<K, Vec<oneshot::Sender<Answer<V>>>>,
+    waiting: Waiting<K, V>,
+    /// For whom: what any of these scopes has written is read.
+    scopes: Vec<Arc<Scope>>,
     /// A batch is being gathered.
     gathering: bool,
+    /// Batches that are under way.
+    flying: usize,
+    /// What was forgotten since the first of those began: it may have been read before.
+    forgotten: HashSet<K>,
 }
 
 impl<K, V> Clone for Loader<K, V> {
@@ -74,7 +84,14 @@ where
         F: Fn(Vec<K>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<HashMap<K, V>, sqlx::Error>> + Send + 'static,
     {
-        let state = State { known: HashMap::new(), waiting: HashMap::new(), gathering: false };
+        let state = State {
+            known: HashMap::new(),
+            waiting: HashMap::new(),
+            scopes: Vec::new(),
+            gathering: false,
+            flying: 0,
+            forgotten: HashSet::new(),
+        };
         Self(Arc::new(Inner { fetch: Box::new(move |keys| Box::pin(fetch(keys))), state: Mutex::new(state) }))
     }
 
@@ -90,9 +107,11 @@ where
             }
             let (sender, answer) = oneshot::channel();
             state.waiting.entry(key).or_default().push(sender);
+            if let Some(scope) = sticky::current().filter(|new| !state.scopes.iter().any(|old| Arc::ptr_eq(old, new))) {
+                state.scopes.push(scope);
+            }
             if !std::mem::replace(&mut state.gathering, true) {
-                let this = self.clone();
-                tokio::spawn(async move { this.run().await });
+                tokio::spawn(sticky::carry(self.clone().run()));
             }
             answer
         };
@@ -104,18 +123,33 @@ where
         futures_util::future::try_join_all(keys.into_iter().map(|key| self.load(key))).await
     }
 
-    /// Forgets a key: after a write.
+    /// Forgets a key: after a write. A batch that is under way does not remember it either.
     pub fn forget(&self, key: &K) {
-        self.0.state.lock().known.remove(key);
+        let mut state = self.0.state.lock();
+        state.known.remove(key);
+        if state.flying > 0 {
+            state.forgotten.insert(key.clone());
+        }
     }
 
     async fn run(self) {
         tokio::time::sleep(PATIENCE).await;
-        let mut batch = {
+        let (batch, scopes) = {
             let mut state = self.0.state.lock();
             state.gathering = false;
-            std::mem::take(&mut state.waiting)
+            state.flying += 1;
+            (std::mem::take(&mut state.waiting), std::mem::take(&mut state.scopes))
         };
+        let landed = Landed(Arc::clone(&self.0));
+        if scopes.is_empty() {
+            self.fetch(batch).await;
+        } else {
+            sticky::for_all(scopes, self.fetch(batch)).await;
+        }
+        drop(landed);
+    }
+
+    async fn fetch(&self, mut batch: Waiting<K, V>) {
         let keys: Vec<K> = batch.keys().cloned().collect();
         for keys in keys.chunks(BATCH) {
             let fetched = (self.0.fetch)(keys.to_vec()).await;
@@ -126,12 +160,28 @@ where
             for key in keys {
                 let value = values.remove(key);
                 if error.is_none() {
-                    self.0.state.lock().known.insert(key.clone(), value.clone());
+                    let mut state = self.0.state.lock();
+                    if !state.forgotten.contains(key) {
+                        state.known.insert(key.clone(), value.clone());
+                    }
                 }
                 for sender in batch.remove(key).unwrap_or_default() {
                     let _ = sender.send(error.clone().map_or_else(|| Ok(value.clone()), Err));
                 }
             }
+        }
+    }
+}
+
+/// Says that a batch is no longer under way, however it ended.
+struct Landed<K, V>(Arc<Inner<K, V>>);
+
+impl<K, V> Drop for Landed<K, V> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.flying -= 1;
+        if state.flying == 0 {
+            state.forgotten = HashSet::new();
         }
     }
 }
@@ -162,5 +212,30 @@ mod tests {
         assert_eq!(loader.load(200).await.unwrap(), Some(2_000), "an error is not");
         loader.forget(&4);
         assert_eq!((loader.load(4).await.unwrap(), queries.load(SeqCst)), (Some(40), 4));
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_while_it_is_read_is_read_again() {
+        let (queries, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+        let (counted, closed) = (Arc::clone(&queries), Arc::clone(&gate));
+        let loader = Loader::new(move |keys: Vec<u32>| {
+            let (number, gate) = (counted.fetch_add(1, SeqCst), Arc::clone(&closed));
+            async move {
+                let _open = gate.acquire().await;
+                Ok(keys.into_iter().map(|key| (key, number)).collect())
+            }
+        });
+        let first = tokio::spawn({
+            let loader = loader.clone();
+            async move { loader.load_many([1, 2]).await.unwrap() }
+        });
+        while queries.load(SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        loader.forget(&1);
+        gate.add_permits(1);
+        assert_eq!(first.await.unwrap(), [Some(0), Some(0)]);
+        assert_eq!((loader.load(1).await.unwrap(), loader.load(2).await.unwrap()), (Some(1), Some(0)));
+        assert_eq!(loader.load(1).await.unwrap(), Some(1), "remembered again");
     }
 }

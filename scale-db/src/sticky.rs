@@ -9,7 +9,8 @@
 //! | nothing was written | nothing is asked, no cookie is set |
 //! | the primary cannot say its position | the mark pins reads to the primary instead |
 //! | the mark is malformed or forged | malformed is ignored; a forged one can only cost its sender reads from the primary |
-//! | a task is spawned inside a scope | it has no scope: carry one with [`scope`] |
+//! | a scope is opened inside a scope | it needs what the outer one needs, and what it writes the outer one has written |
+//! | a task is spawned, or a body streamed after its response's head | it has no scope, unless it [carries](carry) it; this crate's own tasks do |
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_core::Stream;
 use http::header::{COOKIE, SET_COOKIE};
 use http::{HeaderValue, Request, Response};
 use parking_lot::Mutex;
@@ -26,15 +28,22 @@ use tower_service::Service;
 use crate::backend::Backend;
 use crate::db::Db;
 use crate::position::Position;
+use crate::watch;
 
 tokio::task_local! {
     static SCOPE: Arc<Scope>;
 }
 
+/// What is known of each database, by its handle's number.
 #[derive(Debug, Default)]
-struct Scope(Mutex<Vec<(usize, State)>>);
+pub(crate) struct Scope {
+    own: Mutex<Vec<(usize, State)>>,
+    /// The scopes around this one: what they need it needs, and what it writes they have written.
+    outer: Vec<Arc<Scope>>,
+}
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The later one asks for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
     Needs(Position),
     /// Wrote, or was told that somebody did and nobody knows where.
@@ -99,7 +108,7 @@ pub async fn seeing<DB: Backend, F: Future>(db: &Db<DB>, mark: Option<Mark>, fut
     scope(mark.map(|mark| (db.0.id, mark)), future).await
 }
 
-/// Runs a future in a scope of its own, which must see what `seen` marks.
+/// Runs a future in a scope of its own, which must see what `seen` marks, and what a scope around it has written.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -108,15 +117,81 @@ pub async fn seeing<DB: Backend, F: Future>(db: &Db<DB>, mark: Option<Mark>, fut
 /// # }
 /// ```
 pub async fn scope<F: Future>(seen: Option<(usize, Mark)>, future: F) -> F::Output {
-    let scope = Scope::default();
-    if let Some((id, mark)) = seen {
-        let state = match mark {
-            Mark::At(position) => State::Needs(position),
-            Mark::Primary => State::Dirty,
-        };
-        scope.0.lock().push((id, state));
+    SCOPE.scope(Scope::inside(seen, current()), future).await
+}
+
+/// The same future in the scope in which this is called, wherever it runs: for tasks that are spawned, so that they read what their request
+/// has written. [Recorded](crate::watch::record) as well, if that is going on.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use scale_db::sticky;
+///
+/// let mails = sticky::scope(None, async { tokio::spawn(sticky::carry(async { 2 })).await }).await;
+/// assert_eq!(mails.unwrap(), 2);
+/// # }
+/// ```
+pub fn carry<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    let (scope, record) = (current(), watch::current());
+    async move {
+        match scope {
+            Some(scope) => SCOPE.scope(scope, watch::recorded(record, future)).await,
+            None => watch::recorded(record, future).await,
+        }
     }
-    SCOPE.scope(Arc::new(scope), future).await
+}
+
+/// The same for a stream: for bodies that go on after their response's head.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use futures_util::{StreamExt, stream};
+/// use scale_db::sticky;
+///
+/// let rows = sticky::scope(None, async { sticky::carry_stream(stream::iter([1, 2])) }).await;
+/// assert_eq!(rows.collect::<Vec<_>>().await, [1, 2]);
+/// # }
+/// ```
+pub fn carry_stream<S: Stream>(stream: S) -> Carried<S> {
+    Carried { stream, scope: current(), record: watch::current() }
+}
+
+pin_project_lite::pin_project! {
+    /// The stream of [`carry_stream`].
+    #[derive(Debug)]
+    pub struct Carried<S> {
+        #[pin]
+        stream: S,
+        scope: Option<Arc<Scope>>,
+        record: Option<watch::Recording>,
+    }
+}
+
+impl<S: Stream> Stream for Carried<S> {
+    type Item = S::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        let this = self.project();
+        let poll = || watch::recorded_now(this.record.as_ref(), || this.stream.poll_next(cx));
+        match this.scope {
+            Some(scope) => SCOPE.sync_scope(Arc::clone(scope), poll),
+            None => poll(),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.stream.size_hint()
+    }
+}
+
+/// The scope there is.
+pub(crate) fn current() -> Option<Arc<Scope>> {
+    SCOPE.try_with(Arc::clone).ok()
+}
+
+/// Runs a future for several scopes at once: it needs what any of them needs.
+pub(crate) async fn for_all<F: Future>(outer: Vec<Arc<Scope>>, future: F) -> F::Output {
+    SCOPE.scope(Arc::new(Scope { own: Mutex::default(), outer }), future).await
 }
 
 /// What the next scope must see, if this one wrote to `db` (or was itself told to see something). Outside a scope: `None`.
@@ -152,15 +227,31 @@ fn is_dirty(id: usize) -> bool {
 }
 
 impl Scope {
+    fn inside(seen: Option<(usize, Mark)>, outer: Option<Arc<Self>>) -> Arc<Self> {
+        let state = |mark| match mark {
+            Mark::At(position) => State::Needs(position),
+            Mark::Primary => State::Dirty,
+        };
+        let own = seen.map(|(id, mark)| (id, state(mark))).into_iter().collect();
+        Arc::new(Self { own: Mutex::new(own), outer: outer.into_iter().collect() })
+    }
+
+    /// What it needs most, by itself or for a scope around it.
     fn get(&self, id: usize) -> Option<State> {
-        self.0.lock().iter().find(|(of, _)| *of == id).map(|(_, state)| *state)
+        let own = self.own.lock().iter().find(|(of, _)| *of == id).map(|(_, state)| *state);
+        self.outer.iter().map(|outer| outer.get(id)).fold(own, Option::max)
     }
 
     fn set(&self, id: usize, state: State) {
-        let mut states = self.0.lock();
-        match states.iter_mut().find(|(of, _)| *of == id) {
-            Some((_, old)) => *old = state,
-            None => states.push((id, state)),
+        {
+            let mut states = self.own.lock();
+            match states.iter_mut().find(|(of, _)| *of == id) {
+                Some((_, old)) => *old = state,
+                None => states.push((id, state)),
+            }
+        }
+        for outer in &self.outer {
+            outer.set(id, state);
         }
     }
 }
@@ -264,10 +355,10 @@ where
     fn call(&mut self, request: Request<Req>) -> Self::Future {
         let layer = self.layer.clone();
         let id = layer.db.0.id;
-        let seen = layer.read(&request).map(|mark| (id, mark));
+        let scope = Scope::inside(layer.read(&request).map(|mark| (id, mark)), current());
         // The inner service's own code may run before its future does.
-        let future = SCOPE.sync_scope(Arc::default(), || self.inner.call(request));
-        Box::pin(scope(seen, async move {
+        let future = SCOPE.sync_scope(Arc::clone(&scope), || self.inner.call(request));
+        Box::pin(SCOPE.scope(scope, async move {
             let mut response = future.await?;
             if is_dirty(id)
                 && let Some(mark) = mark(&layer.db).await
@@ -313,5 +404,37 @@ mod tests {
             assert_eq!((needed(1), needed(2)), (Some(Position(5)), None));
         })
         .await;
+    }
+
+    #[tokio::test]
+    async fn scopes_inside_of_each_other_need_and_write_alike() {
+        scope(Some((1, Mark::At(Position(5)))), async {
+            scope(Some((1, Mark::At(Position(3)))), async { assert_eq!(needed(1), Some(Position(5))) }).await;
+            scope(Some((1, Mark::At(Position(9)))), async { assert_eq!(needed(1), Some(Position(9))) }).await;
+            assert_eq!(needed(1), Some(Position(5)), "what the inner one needs is its own");
+            scope(None, async { wrote(2) }).await;
+            assert_eq!((needed(1), needed(2)), (Some(Position(5)), None));
+            scope(None, async { assert_eq!(needed(2), None) }).await;
+        })
+        .await;
+        assert_eq!(needed(2), Some(Position(0)));
+    }
+
+    #[tokio::test]
+    async fn tasks_and_streams_carry_their_scope() {
+        use futures_util::{StreamExt, stream};
+        let (task, stream) = scope(None, async {
+            let lone = tokio::spawn(async { needed(1) }).await.unwrap();
+            assert_eq!(lone, Some(Position(0)));
+            let task = tokio::spawn(carry(async {
+                tokio::task::yield_now().await;
+                needed(1)
+            }));
+            let stream = carry_stream(stream::once(async { needed(1) }));
+            wrote(1);
+            (task, stream)
+        })
+        .await;
+        assert_eq!((task.await.unwrap(), stream.collect::<Vec<_>>().await), (None, vec![None]));
     }
 }

@@ -15,8 +15,31 @@ use parking_lot::Mutex;
 pub use self::plan::Plan;
 
 tokio::task_local! {
-    /// By fingerprint; and one statement of that shape as it was.
-    static RECORD: Arc<Mutex<HashMap<String, (Seen, String)>>>;
+    static RECORD: Recording;
+}
+
+/// By fingerprint; and one statement of that shape as it was.
+pub(crate) type Recording = Arc<Mutex<HashMap<String, (Seen, String)>>>;
+
+/// The recording that is going on.
+pub(crate) fn current() -> Option<Recording> {
+    RECORD.try_with(Arc::clone).ok()
+}
+
+/// Runs a future for a recording.
+pub(crate) async fn recorded<F: Future>(record: Option<Recording>, future: F) -> F::Output {
+    match record {
+        Some(record) => RECORD.scope(record, future).await,
+        None => future.await,
+    }
+}
+
+/// Does something at once for a recording.
+pub(crate) fn recorded_now<T>(record: Option<&Recording>, now: impl FnOnce() -> T) -> T {
+    match record {
+        Some(record) => RECORD.sync_scope(Arc::clone(record), now),
+        None => now(),
+    }
 }
 
 /// A longer text is cut before it is read.
