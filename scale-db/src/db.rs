@@ -1,5 +1,6 @@
 //! The handle.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -280,11 +281,17 @@ impl<DB: Backend> Db<DB> {
 
     /// The node does not take writes; the statement has not run.
     pub(crate) fn is_refusal(&self, error: &sqlx::Error) -> bool {
-        error
-            .as_database_error()
-            .and_then(sqlx::error::DatabaseError::code)
-            .is_some_and(|code| self.0.dialect.is_read_only_code(&code))
+        error.as_database_error().and_then(code).is_some_and(|code| self.0.dialect.is_read_only_code(&code))
     }
+}
+
+/// What a server calls an error: the number in MySQL and MariaDB, whose SQLSTATE is the same for many; elsewhere the code.
+fn code(error: &dyn sqlx::error::DatabaseError) -> Option<Cow<'_, str>> {
+    #[cfg(feature = "mysql")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        return Some(error.number().to_string().into());
+    }
+    error.code()
 }
 
 /// The connection or the server is gone: a read may be asked again elsewhere.

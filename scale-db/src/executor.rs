@@ -96,16 +96,16 @@ impl<DB: Backend> Journey<DB> {
     async fn node(&self) -> Result<Arc<Node<DB>>, Error> {
         match self.verdict {
             Verdict::Write => self.db.primary_node().await,
-            Verdict::Read => match self.db.reader(self.tried) {
-                Some(node) => Ok(node),
-                None => {
-                    let node = self.db.primary_for_reading().await?;
-                    if self.trusted {
-                        sticky::wrote(self.db.0.id);
-                    }
-                    Ok(node)
+            Verdict::Read => {
+                if let Some(node) = self.db.reader(self.tried) {
+                    return Ok(node);
                 }
-            },
+                let node = self.db.primary_for_reading().await?;
+                if self.trusted {
+                    sticky::wrote(self.db.0.id);
+                }
+                Ok(node)
+            }
         }
     }
 

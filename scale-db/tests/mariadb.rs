@@ -91,3 +91,59 @@ async fn writes_follow_a_promotion_and_never_go_back() -> Result<()> {
     assert_eq!(maria.node(0).sql("select count(*) from test.t where n >= 100").await?, "0", "nothing went to the leftover");
     Ok(())
 }
+
+/// As applications connect: a user whom `read_only` binds, which it does not bind an administrator.
+async fn as_application(maria: &MariaDb) -> Result<Builder<MySql>> {
+    maria
+        .node(0)
+        .sql(
+            "create user app@'%'; grant select, insert, execute on test.* to app@'%'; \
+        grant slave monitor, binlog monitor on *.* to app@'%'",
+        )
+        .await?;
+    let url = |n: usize| format!("mysql://app@127.0.0.1:{}/test", maria.node(n).port());
+    eventually("the user to reach the replica", async || {
+        maria.node(1).sql("select 1 from mysql.user where user = 'app'").await.ok().filter(|found| found == "1").map(drop)
+    })
+    .await?;
+    Ok(Db::<MySql>::builder(&url(0)).replica(url(1)))
+}
+
+#[tokio::test]
+async fn a_planned_switch_over_fails_no_write() -> Result<()> {
+    let maria = MariaDb::start(1).await?;
+    maria.node(0).sql("create table test.t (n bigint primary key)").await?;
+    // The monitor looks so seldom that a refused write is the first to know.
+    let builder = as_application(&maria).await?.monitor_interval(Duration::from_secs(3)).primary_wait(Duration::from_secs(10));
+    let db = builder.connect().await?;
+    sqlx::query("insert into t values (1)").execute(&db).await?;
+    caught_up(&db).await?;
+    maria.node(0).sql("set global read_only = 1").await?;
+    maria.node(1).promote().await?;
+    for n in 2..5_i64 {
+        sqlx::query("insert into t values (?)").bind(n).execute(&db).await?;
+    }
+    assert_eq!(maria.node(1).sql("select count(*) from test.t").await?, "4");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_write_hidden_in_a_view_is_repeated_on_the_primary_and_remembered() -> Result<()> {
+    let maria = MariaDb::start(1).await?;
+    for node in maria.nodes() {
+        node.sql("set global log_bin_trust_function_creators = 1").await?;
+    }
+    maria.node(0).sql("create table test.log (n bigint)").await?;
+    let function =
+        "create function test.f() returns bigint modifies sql data begin insert into test.log values (1); return 1; end";
+    maria.node(0).sql(&format!("delimiter //\n{function}//")).await?;
+    maria.node(0).sql("create sql security invoker view test.v as select test.f() as n").await?;
+    let db = as_application(&maria).await?.monitor_interval(Duration::from_millis(100)).connect().await?;
+    caught_up(&db).await?;
+    for n in 1..4 {
+        assert_eq!(sqlx::query_scalar::<_, i64>("select n from v").fetch_one(&db).await?, 1);
+        assert_eq!(maria.node(0).sql("select count(*) from test.log").await?, n.to_string(), "once each");
+    }
+    assert_eq!(db.router().verdict("select n from v"), scale_db::router::Verdict::Write, "remembered");
+    Ok(())
+}

@@ -119,13 +119,13 @@ impl Dialect {
         }
     }
 
-    /// Whether an error code says that the node does not take writes.
+    /// Whether an error's code, or its number in MySQL and MariaDB, says that the node does not take writes.
     pub(crate) fn is_read_only_code(self, code: &str) -> bool {
         match self {
             // read_only_sql_transaction; what a standby says to row locks, temp tables and sequences is of the same class.
             Self::Postgres => code == "25006",
-            // ER_OPTION_PREVENTS_STATEMENT, ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
-            Self::MySql => ["1290", "1792"].contains(&code),
+            // ER_OPTION_PREVENTS_STATEMENT, ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION, ER_READ_ONLY_MODE
+            Self::MySql => ["1290", "1792", "1836"].contains(&code),
             // SQLITE_READONLY and its extended codes
             Self::Sqlite => code.parse::<u32>().is_ok_and(|c| c & 0xFF == 8),
         }

@@ -77,7 +77,7 @@ impl MariaNode {
         let process = spawn(&data, port.number(), id, &home)?;
         let node = Self { port, data, id, process: Mutex::new(Arc::new(process)), home };
         node.ready().await?;
-        node.root("create user test@'127.0.0.1'; grant all on *.* to test@'127.0.0.1'; create database test; reset master")
+        node.root("create user test@'127.0.0.1'; grant all on *.* to test@'127.0.0.1' with grant option; create database test; reset master")
             .await?;
         Ok(node)
     }
