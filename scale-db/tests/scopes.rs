@@ -156,10 +156,8 @@ async fn layers_and_scopes_inside_of_each_other_agree() -> Result<()> {
         move |request: Request<&'static str>| {
             let (a, b) = (a.clone(), b.clone());
             async move {
-                match *request.body() {
-                    "a" => drop(sqlx::query(INSERT).execute(&a).await?),
-                    "b" => drop(sqlx::query(INSERT).execute(&b).await?),
-                    _ => {}
+                if let Some(db) = [("a", &a), ("b", &b)].into_iter().find(|(name, _)| name == request.body()).map(|(_, db)| db) {
+                    sqlx::query(INSERT).execute(db).await?;
                 }
                 Ok::<_, sqlx::Error>(Response::new((rows(&a).await?, rows(&b).await?)))
             }
