@@ -299,17 +299,7 @@ impl Limiter {
         };
         let mut told = true;
         if !stand_in {
-            let lets_through = self.breaker.lets_through(self.memory.now());
-            let asked = async {
-                let store = shared.store.settle(&charges, how, self.patience);
-                matches!(tokio::time::timeout(self.patience, store).await, Ok(Ok(())))
-            };
-            told = lets_through && asked.await;
-            if told {
-                self.breaker.answered();
-            } else if lets_through {
-                self.breaker.failed(self.memory.now());
-            }
+            told = self.breaker.lets_through(self.memory.now()) && self.tell(shared, &charges, how).await;
             for charge in &charges {
                 shared.denials.forget(charge);
             }
@@ -319,6 +309,17 @@ impl Limiter {
             charges.iter().filter(|charge| stand_in || (!told && how == Settle::Debit) || charge.policy.is_mirrored());
         self.memory.settle(self.memory.now(), &of_stand_in.map(stood_in).collect::<Charges<'_>>(), how);
         told
+    }
+
+    /// Tells the store; `false`: it does not know.
+    async fn tell(&self, shared: &Shared, charges: &[Charge<'_>], how: Settle) -> bool {
+        let told = tokio::time::timeout(self.patience, shared.store.settle(charges, how, self.patience)).await;
+        match told {
+            // A refusal is an answer: no outage.
+            Ok(Ok(()) | Err(Error::Refused(_))) => self.breaker.answered(),
+            _ => self.breaker.failed(self.memory.now()),
+        }
+        matches!(told, Ok(Ok(())))
     }
 
     /// The ruling on one charge, and when it was made (ns), if it takes no waiting and gives no place: the path that has to be short.

@@ -178,7 +178,8 @@ impl Caller {
         }
         self.places.hold(&held);
         let (places, runtime) = (Arc::clone(&self.places), Handle::current());
-        Some(Permits::new(move || places.free(&runtime, held)))
+        // By whoever drops them, if that is on a runtime: the one on which they were given may have ended.
+        Some(Permits::new(move || places.free(&Handle::try_current().unwrap_or(runtime), held)))
     }
 }
 
