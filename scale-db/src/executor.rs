@@ -172,7 +172,7 @@ where
         let sql = parts.sql.clone();
         let mut steps = visit.node.pool.fetch_many(parts);
         let first = steps.next().await;
-        visit.answered(sql.as_str(), journey.db.0.config.slow_query);
+        visit.answered(journey.db.0.dialect, sql.as_str(), journey.db.0.config.slow_query);
         if let (Some(Err(error)), Some(copy)) = (&first, copy)
             && journey.again_after(error, &visit.node, sql.as_str()).await
         {
@@ -194,7 +194,7 @@ where
         let copy = (journey.repeats_left > 0).then(|| parts.copy());
         let sql = parts.sql.clone();
         let result = visit.node.pool.fetch_optional(parts).await;
-        visit.answered(sql.as_str(), journey.db.0.config.slow_query);
+        visit.answered(journey.db.0.dialect, sql.as_str(), journey.db.0.config.slow_query);
         match (result, copy) {
             (Err(error), Some(copy)) => {
                 if !journey.again_after(&error, &visit.node, sql.as_str()).await {

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use sqlx::{Database, Pool};
 
 use crate::alive::Alive;
+use crate::dialect::Dialect;
 use crate::position::Position;
 
 /// What a node is, as it says itself.
@@ -190,10 +191,10 @@ impl<DB: Database> Visit<DB> {
     }
 
     /// The first answer is there: what counts as the node's speed, however slowly the rest is read.
-    pub(crate) fn answered(&self, sql: &str, slow: Duration) {
+    pub(crate) fn answered(&self, dialect: Dialect, sql: &str, slow: Duration) {
         let took = self.start.elapsed();
         self.node.took(took);
-        crate::watch::saw(sql, self.node.number, took, slow);
+        crate::watch::saw(dialect, sql, self.node.number, took, slow);
     }
 }
 

@@ -11,6 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
+
+use crate::dialect::Dialect;
 
 pub use self::plan::Plan;
 
@@ -110,80 +113,55 @@ impl fmt::Display for Record {
 }
 
 /// A statement has been answered.
-pub(crate) fn saw(sql: &str, node: usize, took: Duration, slow: Duration) {
+pub(crate) fn saw(dialect: Dialect, sql: &str, node: usize, took: Duration, slow: Duration) {
     let _ = RECORD.try_with(|record| {
         let mut record = record.lock();
-        let (seen, _) = record.entry(fingerprint(sql)).or_insert_with(|| (Seen::default(), sql.to_owned()));
+        let (seen, _) = record.entry(fingerprint(dialect, sql)).or_insert_with(|| (Seen::default(), sql.to_owned()));
         seen.times += 1;
         seen.took += took;
     });
     if took >= slow {
-        tracing::warn!(db.query.summary = fingerprint(sql), node, ?took, "a slow query");
+        tracing::warn!(db.query.summary = fingerprint(dialect, sql), node, ?took, "a slow query");
         metrics::counter!("scale_db_slow_queries_total").increment(1);
     }
 }
 
-/// A statement's text without its values: literals become `?`, lists of them one, white space one blank, comments nothing.
+/// A statement's text without its values, as its dialect reads it: literals become `?`, lists of them one, white space one blank, comments
+/// nothing. Of what the dialect cannot read nothing is shown: where a literal ends is not known.
 ///
 /// ```
-/// # use scale_db::watch::fingerprint;
-/// assert_eq!(fingerprint("select *  from t where name = 'o''hara' and id in (1, 2, 3)"), "select * from t where name = ? and id in (?)");
+/// # use scale_db::{Dialect, watch::fingerprint};
+/// let print = |sql| fingerprint(Dialect::Postgres, sql);
+/// assert_eq!(print("select *  from t where name = 'o''hara' and id in (1, 2, 3)"), "select * from t where name = ? and id in (?)");
+/// assert_eq!(print("select 'open"), "(unreadable)");
 /// ```
-pub fn fingerprint(sql: &str) -> String {
-    let sql = &sql[..sql.floor_char_boundary(LONGEST)];
-    let mut out = String::with_capacity(sql.len());
-    let mut chars = sql.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\'' => {
-                loop {
-                    match chars.next() {
-                        // A doubled quote is a quote; so is an escaped one, which must not end the literal early.
-                        Some('\'') if chars.peek() == Some(&'\'') => drop(chars.next()),
-                        Some('\\') => drop(chars.next()),
-                        Some('\'') | None => break,
-                        Some(_) => {}
-                    }
-                }
-                literal(&mut out);
-            }
-            '$' if chars.peek().is_none_or(|next| !next.is_ascii_digit()) => {
-                // A dollar-quoted string: $tag$ … $tag$.
-                let tag: String = std::iter::from_fn(|| chars.next_if(|c| c.is_alphanumeric() || *c == '_')).collect();
-                if chars.next_if_eq(&'$').is_some() {
-                    let end = format!("${tag}$");
-                    let mut tail = String::new();
-                    for c in chars.by_ref() {
-                        tail.push(c);
-                        if tail.ends_with(&end) {
-                            break;
-                        }
-                    }
-                    literal(&mut out);
-                } else {
-                    out.push('$');
-                    out.push_str(&tag);
-                }
-            }
-            '-' if chars.peek() == Some(&'-') => {
-                chars.by_ref().find(|c| *c == '\n');
-                blank(&mut out);
-            }
-            '/' if chars.peek() == Some(&'*') => {
-                let mut last = ' ';
-                chars.by_ref().skip(1).find(|c| std::mem::replace(&mut last, *c) == '*' && *c == '/');
-                blank(&mut out);
-            }
-            c if c.is_whitespace() => blank(&mut out),
-            c if c.is_ascii_digit() && !out.ends_with(|p: char| p.is_alphanumeric() || p == '_' || p == '$') => {
-                while chars.next_if(|c| c.is_ascii_alphanumeric() || *c == '.' || *c == '_').is_some() {}
-                literal(&mut out);
-            }
-            c => out.push(c),
+pub fn fingerprint(dialect: Dialect, sql: &str) -> String {
+    let read = &sql[..sql.floor_char_boundary(LONGEST)];
+    let mut tokens = Vec::new();
+    let whole = Tokenizer::new(dialect.parser(), read).tokenize_with_location_into_buf(&mut tokens);
+    // A text that is cut may end in the middle of a literal; what comes before is read.
+    if whole.is_err() && read.len() == sql.len() {
+        return "(unreadable)".into();
+    }
+    let mut out = String::with_capacity(read.len());
+    for TokenWithSpan { token, .. } in tokens {
+        match token {
+            Token::Whitespace(_) => blank(&mut out),
+            // SQLite takes a name in double quotes that is none for a string.
+            Token::Word(word) if word.quote_style == Some('"') && dialect != Dialect::Postgres => literal(&mut out),
+            Token::Word(_) | Token::Placeholder(_) => push(&mut out, &token),
+            other if other.to_string().chars().any(char::is_alphanumeric) => literal(&mut out),
+            other => push(&mut out, &other),
         }
     }
     out.truncate(out.trim_end().len());
     out
+}
+
+fn push(out: &mut String, token: &Token) {
+    use fmt::Write;
+    // Writing to a string cannot fail.
+    let _ = write!(out, "{token}");
 }
 
 fn blank(out: &mut String) {
@@ -210,32 +188,60 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const ALL: [Dialect; 3] = [Dialect::Postgres, Dialect::MySql, Dialect::Sqlite];
+
     #[test]
     fn values_are_gone_and_names_stay() {
         for (sql, expected) in [
             ("select 1", "select ?"),
-            ("select a1, $1 from t_2 where x = 1.5e3", "select a1, $1 from t_2 where x = ?"),
-            ("select E'it\\'s', 'x'", "select E?"),
-            ("select $$secret$$, $a$ $b$ secret $a$", "select ?"),
+            ("select a1, t.b2 from t_2 as t where x = 1.5e3", "select a1, t.b2 from t_2 as t where x = ?"),
             ("select /* secret */ x -- secret\nfrom t", "select x from t"),
             ("insert into t values (1, 'a', 2)", "insert into t values (?)"),
-            ("select 'open", "select ?"),
+            ("select 'it''s', x'736563726574'", "select ?"),
+            ("select `a b` from t", "select `a b` from t"),
+            ("select 'open", "(unreadable)"),
             ("", ""),
         ] {
-            assert_eq!(fingerprint(sql), expected, "{sql}");
+            for dialect in ALL {
+                let can = dialect != Dialect::Postgres || !sql.contains('`');
+                assert!(!can || fingerprint(dialect, sql) == expected, "{dialect:?}: {sql}: {}", fingerprint(dialect, sql));
+            }
         }
+        for (dialect, sql, expected) in [
+            (Dialect::Postgres, "select E'it\\'s', $1 from \"T a\"", "select ?, $1 from \"T a\""),
+            (Dialect::Postgres, "select $$secret$$, $a$ $b$ secret $a$", "select ?"),
+            // A backslash is a letter like any other in Postgres, and ends no string in MySQL.
+            (
+                Dialect::Postgres,
+                r"select * from t where path = 'C:\' and token = 's3cret'",
+                "select * from t where path = ? and token = ?",
+            ),
+            (Dialect::MySql, r"select * from t where path = 'C:\' and token = 's3cret'", "(unreadable)"),
+            (Dialect::MySql, r"select 'it\'s', 's3cret'", "select ?"),
+            (Dialect::MySql, r#"select * from t where token = "s3cret" # s3cret"#, "select * from t where token = ?"),
+            (Dialect::Sqlite, r#"select * from t where token = "s3cret""#, "select * from t where token = ?"),
+            (Dialect::Postgres, "select /* a /* b */ s3cret */ x from t", "select x from t"),
+        ] {
+            assert_eq!(fingerprint(dialect, sql), expected, "{dialect:?}: {sql}");
+        }
+        let long = format!("select x from t where name = '{}'", "s3cret".repeat(LONGEST));
+        assert_eq!(fingerprint(Dialect::Postgres, &long), "select x from t where name =");
     }
 
     proptest! {
         #[test]
         fn no_literal_gets_through(word in "[a-z]{12}", number in 1_000_000_u32.., before in "[a-z ,=(]{0,10}") {
-            let print = fingerprint(&format!("select {before} '{word}', {number} /* {word} */ from t"));
-            prop_assert!(!print.contains(&word) && !print.contains(&number.to_string()), "{}", print);
+            for dialect in ALL {
+                let print = fingerprint(dialect, &format!("select {before} '{word}', {number} /* {word} */ from t"));
+                prop_assert!(!print.contains(&word) && !print.contains(&number.to_string()), "{}", print);
+            }
         }
 
         #[test]
         fn any_text_is_survived(sql in ".{0,200}") {
-            fingerprint(&sql);
+            for dialect in ALL {
+                fingerprint(dialect, &sql);
+            }
         }
     }
 }
