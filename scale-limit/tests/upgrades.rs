@@ -59,7 +59,8 @@ async fn upgrade(address: std::net::SocketAddr, path: &str) -> Result<(String, T
 
 #[tokio::test]
 async fn a_place_is_held_until_the_connection_ends_or_the_upgrade_is_refused() -> Result<()> {
-    for limiter in limiters().await? {
+    let (limiters, _server) = limiters().await?;
+    for limiter in limiters {
         let limits = LimitLayer::new(limiter).policy(Policy::at_once("chat", 2), |_| Some("all".into()));
         let app = Router::new().route("/chat", get(holding)).route("/forgets", get(forgetful)).layer(limits.keep_body(Body::new));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -94,13 +95,13 @@ async fn a_place_is_held_until_the_connection_ends_or_the_upgrade_is_refused() -
 }
 
 #[cfg(not(feature = "redis"))]
-async fn limiters() -> Result<Vec<Limiter>> {
-    Ok(vec![Limiter::memory()])
+async fn limiters() -> Result<(Vec<Limiter>, ())> {
+    Ok((vec![Limiter::memory()], ()))
 }
 
 #[cfg(feature = "redis")]
-async fn limiters() -> Result<Vec<Limiter>> {
-    let server = Box::leak(Box::new(testkit::Redis::start().await?));
-    let patient = std::time::Duration::from_secs(5);
-    Ok(vec![Limiter::memory(), Limiter::connect(&server.url(), "test").await?.patience(patient)])
+async fn limiters() -> Result<(Vec<Limiter>, testkit::Redis)> {
+    let server = testkit::Redis::start().await?;
+    let shared = Limiter::connect(&server.url(), "test").await?.patience(std::time::Duration::from_secs(5));
+    Ok((vec![Limiter::memory(), shared], server))
 }
