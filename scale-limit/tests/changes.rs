@@ -10,6 +10,7 @@ use scale_limit::policy::Algorithm;
 use scale_limit::{Limiter, OnError, Policy};
 use testkit::eventually;
 
+#[cfg(feature = "redis")]
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 /// So long that no test sees two windows of it.
