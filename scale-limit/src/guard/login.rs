@@ -38,9 +38,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use unicode_normalization::UnicodeNormalization;
 
 use crate::decision::Decision;
+pub use crate::guard::names::normalise;
+pub use crate::guard::sending::SendGuard;
 use crate::limiter::Limiter;
 use crate::policy::{OnError, Policy};
 
@@ -264,76 +265,16 @@ impl Pending<'_> {
     }
 }
 
-/// Bounds requests that send something, whatever becomes of them: mails to reset a password, codes by SMS. Cloning costs a few reference
-/// counts.
-///
-/// An account gets 3 an hour and 10 a day; an address asks for 10 an hour and 50 a day, an IPv6 /56 for twice and a /48 for four times as
-/// many. Answer the same when it refuses, or strangers learn which accounts exist and which have been asked for.
-///
-/// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() {
-/// use scale_limit::{Limiter, guard::login::SendGuard};
-///
-/// let resets = SendGuard::new(&Limiter::memory(), "reset");
-/// for _ in 0..3 {
-///     assert!(resets.allow("ann@example.com", "203.0.113.7").await.is_ok());
-/// }
-/// assert!(resets.allow("Ann@Example.com ", "198.51.100.1").await.is_err());
-/// # }
-/// ```
-#[derive(Clone, Debug)]
-pub struct SendGuard {
-    limiter: Limiter,
-    account: Vec<Policy>,
-    address: Vec<Policy>,
-    networks: Vec<(u8, Vec<Policy>)>,
-}
-
-impl SendGuard {
-    /// `name` sets guards apart: `reset`, `sms`. It has nothing in common with a [`LoginGuard`] of the same name.
-    pub fn new(limiter: &Limiter, name: &str) -> Self {
-        let name = &format!("{name}-send");
-        let network =
-            |length: u8, times: u32| (length, policies(name, &format!("v6-{length}"), &[(10 * times, HOUR), (50 * times, DAY)]));
-        Self {
-            limiter: limiter.patience(PATIENCE),
-            account: policies(name, "account", &[(3, HOUR), (10, DAY)]),
-            address: policies(name, "address", &[(10, HOUR), (50, DAY)]),
-            networks: vec![network(56, 2), network(48, 4)],
-        }
-    }
-
-    /// Counts a request.
-    ///
-    /// # Errors
-    /// [`TooMany`]: send nothing, and answer as if it had been sent.
-    pub async fn allow(&self, account: &str, address: &str) -> Result<(), TooMany> {
-        let account = self.limiter.hash(&normalise(account));
-        let networks = wider(address, &self.networks);
-        let networks: Vec<_> = networks.iter().flat_map(|(key, of)| of.iter().map(move |p| (p, key.as_str(), 1))).collect();
-        let accounts = self.account.iter().map(|p| (p, account.as_str(), 1));
-        let addresses = self.address.iter().map(|p| (p, address, 1));
-        let charges: Vec<_> = accounts.chain(addresses).chain(networks).collect();
-        let decision = self.limiter.check_all(&charges).await;
-        let counted = |name: &str| {
-            let is = |policies: &[Policy]| policies.iter().any(|policy| policy.name() == name);
-            let counted = if is(&self.account) { Counted::Account } else { Counted::Network };
-            Some(if is(&self.address) { Counted::Address } else { counted })
-        };
-        if decision.admitted { Ok(()) } else { Err(too_many(&decision, counted)) }
-    }
-}
-
 /// How long the limits' store may take.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
-fn policies(name: &str, kind: &str, quotas: &[(u32, Duration)]) -> Vec<Policy> {
+pub(super) fn policies(name: &str, kind: &str, quotas: &[(u32, Duration)]) -> Vec<Policy> {
     let policy = |(most, period): &(u32, Duration)| Policy::new(&format!("{name}-{kind}-{}", period.as_secs()), *most, *period);
     quotas.iter().map(|quota| policy(quota).on_error(OnError::Local(1.0)).mirrored()).collect()
 }
 
 /// The networks that an IPv6 address, or its prefix, is in.
-fn wider<'p>(address: &str, networks: &'p [(u8, Vec<Policy>)]) -> Vec<(String, &'p [Policy])> {
+pub(super) fn wider<'p>(address: &str, networks: &'p [(u8, Vec<Policy>)]) -> Vec<(String, &'p [Policy])> {
     let network = address.parse::<IpNet>().or_else(|_| address.parse::<IpAddr>().map(IpNet::from));
     let Ok(IpNet::V6(network)) = network else { return Vec::new() };
     let in_it = |(length, policies): &'p (u8, Vec<Policy>)| {
@@ -343,7 +284,7 @@ fn wider<'p>(address: &str, networks: &'p [(u8, Vec<Policy>)]) -> Vec<(String, &
     networks.iter().filter_map(in_it).collect()
 }
 
-fn too_many(decision: &Decision, counted: impl Fn(&str) -> Option<Counted>) -> TooMany {
+pub(super) fn too_many(decision: &Decision, counted: impl Fn(&str) -> Option<Counted>) -> TooMany {
     let denied = decision.outcomes().iter().filter(|outcome| !outcome.admitted());
     // Places have no time at which they are free again.
     let wait =
@@ -351,31 +292,6 @@ fn too_many(decision: &Decision, counted: impl Fn(&str) -> Option<Counted>) -> T
     let denied = denied.filter_map(|outcome| counted(outcome.policy()).map(|by| (wait(by, outcome.retry_after()), by)));
     let (retry_after, because) = denied.max_by_key(|(wait, _)| *wait).unwrap_or((DAY, Counted::Account));
     TooMany { retry_after, because }
-}
-
-/// A name as most applications compare it: without spaces around it and characters nobody sees, by compatibility (NFKC: width, ligatures),
-/// and in small letters.
-///
-/// ```
-/// use scale_limit::guard::login::normalise;
-///
-/// assert_eq!(normalise(" Ann@Ｅxample.com\u{200b}"), "ann@example.com");
-/// ```
-pub fn normalise(name: &str) -> String {
-    let folded: String = name.nfkc().filter(|c| !is_unseen(*c)).collect::<String>().to_lowercase().nfkc().collect();
-    folded.trim().to_owned()
-}
-
-/// Characters that nobody sees, or that only change how their neighbours look (Unicode: `Cc`, `Cf`, `Default_Ignorable_Code_Point`).
-/// Databases compare as if most of them were not there.
-fn is_unseen(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
-            | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}'
-            | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
-            | '\u{fff0}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
-            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]

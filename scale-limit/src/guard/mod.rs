@@ -2,4 +2,6 @@
 
 pub mod bans;
 pub mod login;
+mod names;
 pub mod scraping;
+mod sending;
