@@ -285,7 +285,7 @@ impl<DB: Backend> Db<DB> {
     }
 }
 
-/// What a server calls an error: the number in MySQL and MariaDB, whose SQLSTATE is the same for many; elsewhere the code.
+/// Returns the number of an error of MySQL or MariaDB, whose SQLSTATE is the same for many, and the code of others.
 fn code(error: &dyn sqlx::error::DatabaseError) -> Option<Cow<'_, str>> {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {

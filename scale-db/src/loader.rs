@@ -57,7 +57,7 @@ struct State<K, V> {
     gathering: bool,
     /// Batches that are under way.
     flying: usize,
-    /// What was forgotten since the first of those began: it may have been read before.
+    /// The keys forgotten since the first of those began: they may have been read before.
     forgotten: HashSet<K>,
 }
 

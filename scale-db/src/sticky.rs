@@ -34,7 +34,7 @@ tokio::task_local! {
     static SCOPE: Arc<Scope>;
 }
 
-/// What is known of each database, by its handle's number.
+/// The needs and writes of each database, by its handle's number.
 #[derive(Debug, Default)]
 pub(crate) struct Scope {
     own: Mutex<Vec<(usize, State)>>,
@@ -236,7 +236,7 @@ impl Scope {
         Arc::new(Self { own: Mutex::new(own), outer: outer.into_iter().collect() })
     }
 
-    /// What it needs most, by itself or for a scope around it.
+    /// Returns the strictest need, its own or that of a scope around it.
     fn get(&self, id: usize) -> Option<State> {
         let own = self.own.lock().iter().find(|(of, _)| *of == id).map(|(_, state)| *state);
         self.outer.iter().map(|outer| outer.get(id)).fold(own, Option::max)

@@ -22,15 +22,15 @@ pub struct Decision {
     pub(crate) at: u64,
     outcomes: Outcomes,
     permits: Option<Arc<Permits>>,
-    /// Who was charged.
+    /// The one that was charged.
     charged: Charged,
 }
 
-/// Who was charged for a decision, and has not given it back.
+/// The one that a decision charged, until it is given back.
 #[derive(Debug)]
 struct Charged(AtomicU8);
 
-/// Who a decision charged.
+/// The parties that a decision can charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum By {
@@ -63,7 +63,7 @@ pub struct Outcome {
     quota: u32,
     /// Nanoseconds; 0 if there is none.
     period: u64,
-    /// What a client is told: so many in so many nanoseconds.
+    /// The quota and window (ns) that a client is told.
     told: (u32, u64),
     remaining: u32,
     retry_after: u64,
@@ -107,7 +107,7 @@ impl Outcome {
         (self.period > 0).then(|| Duration::from_nanos(self.period))
     }
 
-    /// What a client is told: so many in so much time. `None`: nothing.
+    /// Returns the quota and window that a client is told; `None`: nothing.
     pub(crate) fn told(&self) -> Option<(u32, Duration)> {
         (!self.dry_run && self.remaining != u32::MAX).then(|| (self.told.0, Duration::from_nanos(self.told.1)))
     }
@@ -174,7 +174,7 @@ impl Decision {
         self.outcomes().iter().filter(|o| !o.admitted).try_fold(Duration::ZERO, |longest, o| Some(longest.max(o.retry_after()?)))
     }
 
-    /// Who was charged; from now on nobody, since it is given back once.
+    /// Takes the charge, which is given back once, and returns who was charged.
     pub(crate) fn take_charge(&self) -> By {
         match self.charged.0.swap(By::Nobody as u8, Relaxed) {
             1 => By::Store,

@@ -46,7 +46,7 @@ impl Denials {
         self.of(charge, now, |denial| denial.until)
     }
 
-    /// What the store has said, if it denied for longer than that.
+    /// Returns the store's last denial, while it said to hold.
     pub(crate) fn still_denied(&self, charge: &Charge<'_>, now: u64) -> Option<Ruling> {
         self.of(charge, now, |denial| denial.retry_at)
     }

@@ -568,7 +568,7 @@ fn stood_in<'a>(charge: &Charge<'a>) -> Charge<'a> {
     Charge { terms: charge.terms.share(share), ..*charge }
 }
 
-/// What keys are hashed under, unless the application says.
+/// The default secret under which keys are hashed.
 fn secret(app: &str) -> [u8; 32] {
     Sha256::digest(format!("scale-limit keys of {app}")).into()
 }

@@ -89,7 +89,7 @@ impl Quota {
         Self { quota, period, burst: quota }.within()
     }
 
-    /// So many at once, for policies that count places.
+    /// Makes a quota of so many at once, for policies that count places.
     pub(crate) fn places(places: u32) -> Self {
         Self { quota: places.max(1), period: Duration::from_secs(1), burst: places.max(1) }
     }

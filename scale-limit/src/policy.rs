@@ -68,14 +68,14 @@ struct Inner {
     dry_run: bool,
     lease: Option<Duration>,
     overrides: Option<Overrides>,
-    /// What a store admits is counted in this process, too, so that whoever stands in for it knows.
+    /// Counts in this process what a store admits, so that whoever stands in for it knows.
     mirrored: bool,
     /// Worked out once, from the numbers above.
     terms: Terms,
     counters: Counters,
 }
 
-/// What makes two policies one: the name, and the algorithm, since each has states of its own kind.
+/// The identity of a policy: its name, and its algorithm, since each algorithm has states of its own kind.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     name: SmolStr,
@@ -118,7 +118,7 @@ impl Terms {
         Self { quota, period: u64::try_from(period.as_nanos()).unwrap_or(u64::MAX), rule }
     }
 
-    /// What a client is told: so many in so many nanoseconds. Of a bucket that is what it holds, and how long an empty one takes to fill:
+    /// Returns the quota and window (ns) that a client is told. Of a bucket that is what it holds, and how long an empty one takes to fill:
     /// who spreads so many over that time is never denied. 0: in no time.
     #[inline]
     pub(crate) fn told(&self) -> (u32, u64) {
@@ -309,7 +309,7 @@ impl Policy {
         self.0.seed
     }
 
-    /// What a client is told: so many in so many nanoseconds.
+    /// The quota and window (ns) that a client is told.
     pub(crate) fn told(&self) -> (u32, u64) {
         self.0.terms.told()
     }

@@ -119,7 +119,7 @@ impl Dialect {
         }
     }
 
-    /// Whether an error's code, or its number in MySQL and MariaDB, says that the node does not take writes.
+    /// Returns whether an error's code, or its number in MySQL and MariaDB, says that the node does not take writes.
     pub(crate) fn is_read_only_code(self, code: &str) -> bool {
         match self {
             // read_only_sql_transaction; what a standby says to row locks, temp tables and sequences is of the same class.

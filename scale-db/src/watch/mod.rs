@@ -21,7 +21,7 @@ tokio::task_local! {
     static RECORD: Recording;
 }
 
-/// By fingerprint; and one statement of that shape as it was.
+/// The statements seen, by fingerprint, each with one text as it was.
 pub(crate) type Recording = Arc<Mutex<HashMap<String, (Seen, String)>>>;
 
 /// The recording that is going on.

@@ -177,7 +177,7 @@ impl ClientIp {
         Self { lenient: true, ..self }
     }
 
-    /// So many bits of an IPv6 address make a client, 32 to 128. Default: 64, which is what most networks give to one machine or one home.
+    /// Takes so many bits of an IPv6 address for a client, 32 to 128. Default: 64, which is what most networks give to one machine or one home.
     /// Many providers give homes a /56, and machines a /48: fewer bits put more neighbours into one limit, more bits give more limits to
     /// whoever has a whole network. [`LoginGuard`](crate::LoginGuard) counts by /56 and /48 as well, whatever this is.
     pub fn ipv6_prefix(self, bits: u8) -> Self {
@@ -230,7 +230,7 @@ impl ClientIp {
     /// The key for limits: an IPv4 address, or the [prefix](Self::ipv6_prefix) of an IPv6 one, since a single client usually owns a /64. IPv6
     /// addresses that stand for an IPv4 one are keyed by that: mapped, NAT64 (RFC 6052), 6to4, Teredo.
     ///
-    /// Where nobody says where the connection came from ([`Peer::of`]), layers refuse the request with 500 and say in the log what is missing;
+    /// If nobody says where the connection came from ([`Peer::of`]), layers refuse the request with 500 and say in the log what is missing;
     /// with [`lenient`](Self::lenient) this is `None`. For a Unix socket put in `127.0.0.1` and trust it, if the proxy behind
     /// the socket is trusted; for the PROXY protocol the address it tells.
     pub fn key<'r>(&self, request: impl Into<Head<'r>>) -> Option<Key> {

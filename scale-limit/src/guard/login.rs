@@ -63,7 +63,7 @@ pub struct Attempt<'a> {
 pub struct TooMany {
     /// When to try again, at the earliest.
     pub retry_after: Duration,
-    /// What is used up; of several, what takes longest to come back.
+    /// The way of counting that is used up; of several, the one that takes longest to come back.
     pub because: Counted,
 }
 
@@ -122,7 +122,7 @@ impl std::fmt::Debug for LoginGuard {
     }
 }
 
-/// How many failures in which time.
+/// Numbers of failures, each with its time.
 pub type Quotas = Vec<(u32, Duration)>;
 
 /// How many failures in which time, for each way of counting. An empty list does not count that way.

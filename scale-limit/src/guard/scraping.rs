@@ -122,7 +122,7 @@ impl Scraping {
         self.with(|s| s.missing = policy)
     }
 
-    /// What a request asks for, in place of the module's rule; `None`: it is not watched.
+    /// Takes the application's own name of what a request asks for; `None`: it is not watched.
     ///
     /// ```
     /// # use scale_limit::{BanList, Limiter, guard::scraping::Scraping};

@@ -1,11 +1,11 @@
-//! What a handler can know of its request's limits.
+//! Limits of a request, as its handler can read them.
 
 use std::sync::Arc;
 
 use crate::decision::{Decision, Outcome};
 use crate::permit::Permits;
 
-/// Where a request stands with the limits it has passed, for handlers: in the request's extensions, if the layer
+/// The standing of a request with the limits it has passed, for handlers: in the request's extensions, if the layer
 /// [says so](crate::LimitLayer::with_extension). Of layers in layers, what all of them say.
 ///
 /// ```
@@ -34,7 +34,7 @@ impl Limits {
         &self.0
     }
 
-    /// What is left of a policy, by its name; `None` if it does not apply to this request. `u32::MAX`: no limit.
+    /// Returns the units left of a policy, by its name; `None` if it does not apply to this request. `u32::MAX`: no limit.
     pub fn remaining(&self, policy: &str) -> Option<u32> {
         self.0.iter().find(|outcome| outcome.policy() == policy).map(Outcome::remaining)
     }

@@ -61,7 +61,7 @@ pub(super) enum Headers {
     All(Box<All>),
 }
 
-/// What several policies tell, or one in other words.
+/// The headers of several policies, or of one in other words.
 #[derive(Default)]
 pub(super) struct All {
     values: [Option<HeaderValue>; 2],
@@ -69,7 +69,7 @@ pub(super) struct All {
     old: Option<[u64; 3]>,
 }
 
-/// How much is told.
+/// The extent of what is told.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Telling {
     /// No `RateLimit` headers on what is admitted.

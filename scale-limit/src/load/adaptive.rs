@@ -85,7 +85,7 @@ struct Look {
     ratio: f64,
 }
 
-/// What requests of each class take while there is little to do: a median, followed step by step.
+/// The time of requests of each class while there is little to do: a median, followed step by step.
 #[derive(Clone, Debug)]
 struct Typical {
     classes: Box<[Class]>,
@@ -301,7 +301,7 @@ impl AdaptiveConcurrency {
 }
 
 impl Typical {
-    /// How many times the normal latency of its class a request took; with little to do, what it took counts as normal. `None`: the first.
+    /// Returns the ratio of a request's time to the normal latency of its class; with little to do, what it took counts as normal. `None`: the first.
     fn compare(&mut self, class: u64, took: Duration, little_to_do: bool) -> Option<f64> {
         let took = took.as_secs_f64().clamp(1e-7, 3_600.0);
         let class = &mut self.classes[class as usize % CLASSES];
@@ -327,7 +327,7 @@ impl Typical {
         }
     }
 
-    /// What has been seen in this window is normal from now on.
+    /// Takes the times of this window for normal from now on.
     fn take_what_is_seen(&mut self) {
         for class in self.classes.iter_mut().filter(|class| class.now.1 > 0) {
             class.normal = class.now.0 / f64::from(class.now.1);

@@ -101,7 +101,7 @@ impl LoadShed {
         Self { priority: Arc::new(priority), ..self }
     }
 
-    /// Which requests take about as long as each other, by a number. Default: those with one method, and paths that differ in their numbers
+    /// Sets the class of a request, by a number: those of one class take about as long as each other. Default: those with one method, and paths that differ in their numbers
     /// only (`/orders/17`, `/orders/18`), or after their second segment.
     pub fn class(self, class: impl Fn(&Head<'_>) -> u64 + Send + Sync + 'static) -> Self {
         Self { class: Arc::new(class), ..self }

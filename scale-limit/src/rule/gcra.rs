@@ -30,7 +30,7 @@ pub(crate) struct Rate {
     pub(crate) debt: u64,
 }
 
-/// What a key has used, for one shape of its policy.
+/// The bucket of a key, for one shape of its policy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Bucket {
     /// The theoretical arrival time, ns.
@@ -58,7 +58,7 @@ impl Rate {
         Self { interval, units: (interval as f64).recip(), burst, capacity, debt }
     }
 
-    /// How long an empty bucket takes to fill (ns).
+    /// Returns the time that an empty bucket takes to fill (ns).
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity
     }
@@ -186,7 +186,7 @@ impl Bucket {
         super::shape(self.interval, self.burst)
     }
 
-    /// When it is full, whatever the shape (ns).
+    /// Returns the time at which it is full, whatever the shape (ns).
     pub(crate) fn until(&self) -> u64 {
         self.tat.max(self.other.as_ref().map_or(0, |other| other.until()))
     }
@@ -228,7 +228,7 @@ impl Bucket {
         *self = front;
     }
 
-    /// What has been used of other shapes, of whichever most, is used of this one, down to an empty bucket.
+    /// Takes over the units used of other shapes, of whichever most, down to an empty bucket.
     fn adopt(rate: &Rate, others: &[Self], now: u64) -> Self {
         // As long as the same units take here.
         let ahead = |other: &Self| {

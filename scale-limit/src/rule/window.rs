@@ -51,7 +51,7 @@ impl Counts {
         super::shape(self.slot, self.quota)
     }
 
-    /// When all are out of the window (ns).
+    /// Returns the time at which all are out of the window (ns).
     pub(super) fn until(&self) -> u64 {
         let own = match self.counts[..self.kept].iter().position(|count| *count > 0) {
             Some(newest) => self.end(newest),

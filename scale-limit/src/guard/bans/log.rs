@@ -17,7 +17,7 @@ pub(super) struct Entry {
     pub(super) left: Duration,
 }
 
-/// What became of the log since it was read.
+/// The state of the log since it was read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     GoesOn,
@@ -27,7 +27,7 @@ pub(super) enum State {
     Cut,
 }
 
-/// What has been written since.
+/// The entries written since.
 pub(super) struct News {
     pub(super) log: State,
     /// Oldest first.

@@ -59,12 +59,12 @@ pub struct Ban {
     pub subject: Arc<str>,
     /// Why, for the operators.
     pub reason: Arc<str>,
-    /// Who made it.
+    /// The maker of the ban.
     pub by: By,
     until: Instant,
 }
 
-/// Who makes a ban.
+/// The makers of bans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum By {
     /// Somebody who answers for it.
@@ -111,7 +111,7 @@ struct Inner {
     log: Option<log::Log>,
 }
 
-/// How far a process has read.
+/// The place up to which a process has read.
 #[cfg(feature = "redis")]
 struct Read {
     /// The last entry of the log.
