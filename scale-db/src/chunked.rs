@@ -116,7 +116,7 @@ impl<DB: Backend> Db<DB> {
 
     /// Returns once no replica that answers is further behind.
     pub(crate) async fn caught_up(&self, lag: Duration) {
-        let late = || self.nodes().iter().any(|n| n.role == Role::Replica && n.lag > lag);
+        let late = || self.nodes().iter().any(|n| n.role == Role::Replica && n.lag.is_some_and(|late| late > lag));
         if late() {
             tracing::info!("waiting for replicas to catch up");
         }

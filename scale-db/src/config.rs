@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::Deserialize;
-use sqlx::SqlSafeStr;
 use sqlx::pool::PoolOptions;
 
 use crate::alive::Alive;
 use crate::backend::Backend;
+use crate::capabilities;
 use crate::db::Db;
 use crate::dialect::Dialect;
 use crate::discover::Discover;
 use crate::error::Error;
-use crate::node::Node;
+use crate::node::{Asked, Node};
 use crate::reign::Reign;
 use crate::replica::Replica;
 
@@ -62,7 +63,8 @@ pub struct Config {
     /// How long a write waits for a primary while there is none. Default: 0, it fails at once.
     #[serde(default, with = "humantime_serde")]
     pub primary_wait: Duration,
-    /// Postgres ends a statement that runs longer. Default: 30 s.
+    /// The server ends a statement that runs longer (MySQL: a read), and two seconds later the client gives up waiting for its answer. Zero
+    /// switches both off. SQLite has none. Default: 30 s.
     #[serde(default = "defaults::statement", with = "humantime_serde")]
     pub statement_timeout: Duration,
     /// Longest wait for a lock (SQLite: for the writer). Default: 5 s.
@@ -169,6 +171,11 @@ impl Config {
         Ok(nodes)
     }
 
+    /// How long a node has to say how it is.
+    pub(crate) fn look_limit(&self) -> Duration {
+        self.acquire_timeout.min(self.monitor_interval.max(Duration::from_secs(1)))
+    }
+
     /// A node that was not listed.
     pub(crate) fn found_node<DB: Backend>(
         &self,
@@ -197,8 +204,8 @@ impl Config {
         }
         let connections = at.max_connections.unwrap_or(self.max_connections);
         let greeting = dialect.greeting(reader, self.statement_timeout, self.lock_timeout);
-        let (reign, alive) = (Arc::clone(reign), Alive::default());
-        let asked = alive.clone();
+        let (reign, alive, asked) = (Arc::clone(reign), Alive::default(), Arc::<Mutex<Asked>>::default());
+        let (doubted, told) = (alive.clone(), Arc::clone(&asked));
         let pool = PoolOptions::<DB>::new()
             .max_connections(connections.max(1))
             .acquire_timeout(self.acquire_timeout)
@@ -207,18 +214,18 @@ impl Config {
             .max_lifetime((dialect != Dialect::Sqlite).then_some(Duration::from_mins(30)))
             .test_before_acquire(false)
             .before_acquire(move |connection, meta| {
-                if !asked.is_doubtful(meta.idle_for) {
+                if !doubted.is_doubtful(meta.idle_for) {
                     return Box::pin(std::future::ready(Ok(true)));
                 }
                 Box::pin(async move { DB::ping(connection).await.map(|()| true) })
             })
             .after_connect(move |connection, _| {
-                let (greeting, reign) = (greeting.clone(), Arc::clone(&reign));
+                let (greeting, reign, told) = (greeting.clone(), Arc::clone(&reign), Arc::clone(&told));
                 Box::pin(async move {
                     DB::tell(connection, greeting).await?;
                     if dialect != Dialect::Sqlite {
-                        let row = DB::ask(connection, dialect.probe_sql().into_sql_str()).await?;
-                        if dialect.read_probe(&row).is_some_and(|probe| reign.is_over(number, &probe)) {
+                        let probe = capabilities::ask::<DB>(dialect, connection, &told).await?;
+                        if reign.is_over(number, &probe) {
                             return Err(Error::Leftover { node: number }.into());
                         }
                     }
@@ -228,7 +235,9 @@ impl Config {
             .connect_lazy(&at.url)
             // sqlx's words may hold the password.
             .map_err(|_| Error::Address(format!("node {number}'s address cannot be read by the driver `{}`", DB::NAME)))?;
-        Ok(Node::new(number, pool, alive, at.weight, found.then(|| at.url.clone())))
+        let mut node = Node::new(number, pool, alive, asked, at.weight);
+        node.found = found.then(|| at.url.clone());
+        Ok(node)
     }
 
     fn wrong<DB: Backend>(url: &str) -> Error {

@@ -3,27 +3,30 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use sqlx::pool::PoolConnection;
 use sqlx::{SqlSafeStr, Transaction};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::backend::Backend;
 use crate::balance;
+use crate::capabilities;
 use crate::config::{Builder, Config, NoReplica};
 use crate::dialect::{Dialect, Probe};
 use crate::discover::{self, Discover};
 use crate::error::Error;
 use crate::lag::History;
+use crate::log::Log;
 use crate::monitor;
-use crate::node::{Node, NodeStatus};
+use crate::node::{Node, NodeStatus, Role};
 use crate::position::Position;
-use crate::reign::Reign;
+use crate::reign::{Election, Reign};
 use crate::router::{Router, Verdict};
-use crate::sticky;
+use crate::sticky::{self, Need};
 
 /// A primary and its replicas behind one sqlx executor. Cloning costs one reference count.
 ///
@@ -38,7 +41,14 @@ pub(crate) struct Inner<DB: Backend> {
     pub(crate) router: Router,
     pub(crate) config: Config,
     pub(crate) reign: Arc<Reign>,
+    /// What the primary had written at the last look that saw one.
+    pub(crate) primary_log: ArcSwapOption<Log>,
+    /// The last look saw a primary, and every node answered.
+    pub(crate) all_seen: AtomicBool,
     cluster: Mutex<Option<String>>,
+    rivals: Mutex<Vec<usize>>,
+    /// Leave to read from the primary what a replica would serve.
+    spill: Arc<Semaphore>,
     /// Asks the monitor to look now.
     pub(crate) wake: Arc<Notify>,
     /// Told after each look.
@@ -94,6 +104,7 @@ impl<DB: Backend> Db<DB> {
     ) -> Result<Self, Error> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let interval = config.monitor_interval;
+        let spill = Arc::new(Semaphore::new(config.max_connections.div_ceil(2).max(1) as usize));
         let inner = Arc::new(Inner {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             dialect,
@@ -101,19 +112,24 @@ impl<DB: Backend> Db<DB> {
             router: Router::new(dialect, config.safe_functions.iter().cloned()),
             config,
             reign,
+            primary_log: ArcSwapOption::empty(),
+            all_seen: AtomicBool::new(false),
             cluster: Mutex::new(None),
+            rivals: Mutex::default(),
+            spill,
             wake: Arc::new(Notify::new()),
             looked: Notify::new(),
         });
         if let Some(discover) = &discover {
             discover::look(&inner, discover).await;
         }
-        let mut history = History::default();
+        let mut history = History::new(inner.config.max_replica_lag);
         let failed = monitor::round(&inner, &mut history).await;
         if inner.primary_number().is_none() {
             return Err(match failed {
+                _ if !inner.rivals().is_empty() => inner.no_primary(),
                 Some(error) => Error::Unreachable(inner.cause_of(error).await),
-                None => Error::NoPrimary(inner.nodes.load().len()),
+                None => inner.no_primary(),
             });
         }
         if let Some(node) = inner.nodes.load().iter().find(|n| n.is_stranger()) {
@@ -146,25 +162,27 @@ impl<DB: Backend> Db<DB> {
     pub async fn begin(&self) -> Result<Transaction<'static, DB>, sqlx::Error> {
         let node = self.primary_node().await?;
         sticky::wrote(self.0.id);
-        self.begin_on(&node, "begin").await
+        // A transaction of SQLite that becomes a writer later fails at once if there is another.
+        self.begin_on(&node, if self.0.dialect == Dialect::Sqlite { "begin immediate" } else { "begin" }).await
     }
 
     /// A read-only transaction on a replica: one snapshot for several queries.
     pub async fn begin_read(&self) -> Result<Transaction<'static, DB>, sqlx::Error> {
-        let node = match self.reader(0) {
-            Some(node) => node,
+        let (node, _leave) = match self.reader(0) {
+            Some(node) => (node, None),
             None => self.primary_for_reading().await?,
         };
         let statement = match self.0.dialect {
             Dialect::Postgres => "begin read only",
             Dialect::MySql => "start transaction read only",
+            // A transaction that only reads does not wait for the writer.
             Dialect::Sqlite => "begin",
         };
         self.begin_on(&node, statement).await
     }
 
     async fn begin_on(&self, node: &Node<DB>, statement: &'static str) -> Result<Transaction<'static, DB>, sqlx::Error> {
-        let begin = || node.pool.begin_with(statement.into_sql_str());
+        let begin = || self.within_deadline(node, node.pool.begin_with(statement.into_sql_str()));
         match begin().await {
             // Nothing has run yet; the next connection is asked first.
             Err(error) if is_broken(&error) => {
@@ -189,14 +207,23 @@ impl<DB: Backend> Db<DB> {
         acquire().await
     }
 
-    /// How far the primary has written: a node at or past it shows every write that has returned by now. One round trip.
+    /// Returns how far the primary has written: a node at or past it shows every write that has returned by now. One round trip.
+    ///
+    /// # Errors
+    /// `sqlx::Error::Protocol` where the system's positions are no order (MariaDB with several replication domains, MySQL without GTIDs,
+    /// Aurora), or what sqlx says.
     pub async fn position(&self) -> Result<Position, sqlx::Error> {
-        let Some(sql) = self.0.dialect.position_sql() else { return Ok(Position::default()) };
+        if self.0.dialect == Dialect::Sqlite {
+            return Ok(Position::default());
+        }
         let node = self.primary_node().await?;
-        let mut connection = node.pool.acquire().await?;
-        let row = DB::ask(&mut connection, sql.into_sql_str()).await?;
-        let position = self.0.dialect.read_position(&row);
-        position.ok_or_else(|| sqlx::Error::Protocol("the primary's position cannot be read".into()))
+        let ask = async {
+            let mut connection = node.pool.acquire().await?;
+            capabilities::ask::<DB>(self.0.dialect, &mut connection, &node.asked).await
+        };
+        let probe = self.within_deadline(&node, ask).await?;
+        let position = (probe.role == Role::Primary).then(|| probe.log.position()).flatten();
+        position.ok_or_else(|| sqlx::Error::Protocol("the primary's position is not known".into()))
     }
 
     /// What is known of every node.
@@ -229,10 +256,16 @@ impl<DB: Backend> Db<DB> {
         }
     }
 
-    /// A replica that shows what this scope needs, except those in the bit set `tried`.
+    /// Returns a replica that shows what this scope needs, except those in the bit set `tried`.
     pub(crate) fn reader(&self, tried: u64) -> Option<Arc<Node<DB>>> {
-        let needed = sticky::needed(self.0.id)?;
-        let fits = |node: &&Arc<Node<DB>>| tried & (1 << (node.number % 64)) == 0 && node.serves(needed);
+        let needed = match sticky::needed(self.0.id) {
+            Need::Nothing => None,
+            Need::Write(position) => Some(position),
+            Need::Primary => return None,
+        };
+        let fits = |node: &&Arc<Node<DB>>| {
+            tried & (1 << (node.number % 64)) == 0 && node.is_fit_replica() && needed.is_none_or(|write| node.log().shows(write))
+        };
         let nodes = self.0.nodes.load();
         let mut fitting = nodes.iter().filter(fits);
         let first = fitting.next()?;
@@ -241,13 +274,52 @@ impl<DB: Backend> Db<DB> {
         balance::pick(&all, |n| n.cost()).map(|n| Arc::clone(n))
     }
 
-    pub(crate) async fn primary_for_reading(&self) -> Result<Arc<Node<DB>>, sqlx::Error> {
-        // A scope that wrote must see its write: that is not what the refusal is about.
-        let must = sticky::needed(self.0.id).is_none_or(|p| p > Position::default());
-        if self.0.config.no_replica == NoReplica::Refuse && self.0.nodes.load().len() > 1 && !must {
-            return Err(Error::NoReplica.into());
+    /// Returns the primary for a read that no replica can serve, and leave to use it: a part of its connections is kept for those who
+    /// need the primary itself.
+    pub(crate) async fn primary_for_reading(&self) -> Result<(Arc<Node<DB>>, Option<OwnedSemaphorePermit>), sqlx::Error> {
+        let several = self.0.nodes.load().len() > 1;
+        match sticky::needed(self.0.id) {
+            Need::Nothing if self.0.config.no_replica == NoReplica::Refuse && several => Err(Error::NoReplica.into()),
+            Need::Nothing if several => {
+                let wait = tokio::time::timeout(self.0.config.acquire_timeout, Arc::clone(&self.0.spill).acquire_owned());
+                let leave = wait.await.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)?;
+                Ok((self.primary_node().await?, Some(leave)))
+            }
+            Need::Nothing | Need::Primary => Ok((self.primary_node().await?, None)),
+            Need::Write(position) => Ok((self.primary_that_knows(position).await?, None)),
         }
-        self.primary_node().await
+    }
+
+    /// Returns a primary that is no older than the one that wrote at a position: the mark of another process may know of a fail-over
+    /// before this one does.
+    async fn primary_that_knows(&self, position: Position) -> Result<Arc<Node<DB>>, sqlx::Error> {
+        let knows = |node: &Node<DB>| node.log().knows(position);
+        let node = self.primary_node().await?;
+        if knows(&node) {
+            return Ok(node);
+        }
+        self.look().await;
+        let node = self.primary_node().await?;
+        // Every node has answered, and none knows who wrote that: the mark is forged, or of a database that is no more.
+        if knows(&node) || self.0.all_seen.load(Ordering::Relaxed) {
+            return Ok(node);
+        }
+        Err(Error::Unseen.into())
+    }
+
+    /// Waits for one look of the monitor that begins from now on, no longer than two of them take.
+    pub(crate) async fn look(&self) {
+        if self.0.dialect == Dialect::Sqlite {
+            return;
+        }
+        let one = async {
+            let looked = self.0.looked.notified();
+            self.0.wake.notify_one();
+            looked.await;
+        };
+        // A look may be under way that began before.
+        let two = async { (one.await, self.0.wake.notify_one(), self.0.looked.notified().await) };
+        let _ = tokio::time::timeout(2 * self.0.config.look_limit() + Duration::from_millis(100), two).await;
     }
 
     /// The primary, waiting for one no longer than configured.
@@ -265,8 +337,7 @@ impl<DB: Backend> Db<DB> {
                 }
             }
         };
-        let none = |_| Error::NoPrimary(self.0.nodes.load().len()).into();
-        tokio::time::timeout(self.0.config.primary_wait, wait).await.map_err(none)
+        tokio::time::timeout(self.0.config.primary_wait, wait).await.map_err(|_| self.0.no_primary().into())
     }
 
     /// A failed write may be the first to know of a fail-over.
@@ -330,8 +401,31 @@ impl<DB: Backend> Inner<DB> {
         }
     }
 
-    pub(crate) fn set_primary(&self, found: Option<(usize, u64)>) {
-        match self.reign.found(found) {
+    /// Nodes that take writes with equal rights, while there is no primary for it.
+    fn rivals(&self) -> Vec<usize> {
+        self.rivals.lock().clone()
+    }
+
+    pub(crate) fn no_primary(&self) -> Error {
+        match self.rivals() {
+            rivals if rivals.is_empty() => Error::NoPrimary(self.nodes.load().len()),
+            nodes => Error::TwoPrimaries { nodes },
+        }
+    }
+
+    /// Makes an election's outcome known.
+    pub(crate) fn set_primary(&self, election: &Election) {
+        let (rivals, undecided) = match election {
+            Election::Undecided(nodes) => (nodes.clone(), nodes.clone()),
+            Election::Primary { rivals, .. } => (rivals.clone(), Vec::new()),
+            Election::Nobody => (Vec::new(), Vec::new()),
+        };
+        if !rivals.is_empty() {
+            tracing::error!(nodes = ?rivals, "more than one database node takes writes: end all but one");
+        }
+        metrics::gauge!("scale_db_rival_primaries").set(rivals.len() as f64);
+        *self.rivals.lock() = undecided;
+        match self.reign.accept(election) {
             (old, new) if old == new => {}
             (_, None) => tracing::error!("there is no database primary"),
             (Some(_), Some(node)) => tracing::warn!(node, "the database primary has moved"),

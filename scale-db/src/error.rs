@@ -13,6 +13,15 @@ pub enum Error {
     /// Nodes answer, but none is a primary that takes writes.
     #[error("no primary: {0} node(s) known, none takes writes")]
     NoPrimary(usize),
+    /// Several nodes take writes, and nothing tells which of them is the primary: nothing is written until there is but one.
+    #[error("nodes {nodes:?} all take writes, and nothing tells which is the primary: end all but one")]
+    TwoPrimaries {
+        /// Their numbers.
+        nodes: Vec<usize>,
+    },
+    /// A read must see a write of a primary that this process does not know yet, and a node does not answer: it may be that primary.
+    #[error("a write that this read must see is of a primary that is not known here, and a node does not answer")]
+    Unseen,
     /// A node says it is the primary, and is one of before a fail-over: no connection to it is handed out.
     #[error("node {node} is a primary of before a fail-over")]
     Leftover {

@@ -2,12 +2,15 @@
 //!
 //! | the statement | fails with | then |
 //! | --- | --- | --- |
-//! | reads, on a replica | a lost connection before the first row | the node is ejected, the statement repeated on another |
+//! | reads, on a replica | a lost connection before the first row, or the node is found down | the node is ejected, the statement repeated on another |
 //! | reads, on a replica | "read-only" (its text hid a write) | repeated on the primary once; its text is remembered as a write |
-//! | reads, on the primary | a lost connection before the first row | repeated there once, on a connection that was asked |
+//! | reads, on a replica | "not supported" (an unlogged table) | repeated on the primary once; its text is remembered if the primary ran it |
 //! | reads, on a replica | a conflict with recovery | repeated on another node |
+//! | reads, on a replica | no free connection | repeated on another replica that has one, not on the primary |
+//! | reads, on the primary | a lost connection before the first row | repeated there once, on a connection that was asked |
 //! | writes | "read-only" (the primary was demoted) | repeated once, if the monitor finds another primary |
 //! | writes | a lost connection | never repeated: it may have run. The monitor looks at once |
+//! | is prepared or described | a lost connection | asked again, as a read is |
 
 use std::sync::Arc;
 
@@ -16,9 +19,11 @@ use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sqlx::{Database, Error, Execute, Executor, SqlStr};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::backend::Backend;
 use crate::db::{Db, Target, Via, is_broken, is_lost};
+use crate::deadline::{Deadline, Rows};
 use crate::node::{Node, Visit};
 use crate::router::Verdict;
 use crate::sticky;
@@ -76,6 +81,15 @@ struct Journey<DB: Backend> {
     repeats_left: u32,
     /// Said to be reading, and not proven: on the primary it may write.
     trusted: bool,
+    /// A replica could not run it, and the primary is asked: if it can, the text is remembered.
+    refused: bool,
+}
+
+/// A node to run a statement on.
+struct Stop<DB: Backend> {
+    node: Arc<Node<DB>>,
+    /// Leave to read from the primary, for as long as that takes.
+    leave: Option<OwnedSemaphorePermit>,
 }
 
 impl<DB: Backend> Journey<DB> {
@@ -90,26 +104,39 @@ impl<DB: Backend> Journey<DB> {
         if may_write && target != Target::Replica {
             sticky::wrote(db.0.id);
         }
-        Self { db, verdict, tried: 0, repeats_left, trusted: may_write && target == Target::Replica }
+        let trusted = may_write && target == Target::Replica;
+        Self { db, verdict, tried: 0, repeats_left, trusted, refused: false }
     }
 
-    async fn node(&self) -> Result<Arc<Node<DB>>, Error> {
+    async fn stop(&self) -> Result<Stop<DB>, Error> {
+        if self.verdict == Verdict::Write {
+            return Ok(Stop { node: self.db.primary_node().await?, leave: None });
+        }
+        if let Some(node) = self.db.reader(self.tried) {
+            return Ok(Stop { node, leave: None });
+        }
+        let (node, leave) = self.db.primary_for_reading().await?;
+        if self.trusted {
+            sticky::wrote(self.db.0.id);
+        }
+        Ok(Stop { node, leave })
+    }
+
+    fn deadline(&self) -> Deadline {
         match self.verdict {
-            Verdict::Write => self.db.primary_node().await,
-            Verdict::Read => {
-                if let Some(node) = self.db.reader(self.tried) {
-                    return Ok(node);
-                }
-                let node = self.db.primary_for_reading().await?;
-                if self.trusted {
-                    sticky::wrote(self.db.0.id);
-                }
-                Ok(node)
-            }
+            Verdict::Read => self.db.0.deadline(),
+            Verdict::Write => self.db.0.deadline().for_write(),
         }
     }
 
-    /// Whether the statement may run again after this error, by the table above; arranges for it to run elsewhere.
+    /// Remembers a statement that the primary ran after a replica could not.
+    fn ran(&self, sql: &str) {
+        if self.refused {
+            self.db.0.router.refuse(sql);
+        }
+    }
+
+    /// Returns whether the statement may run again after this error, by the table above; arranges for it to run elsewhere.
     async fn again_after(&mut self, error: &Error, node: &Node<DB>, sql: &str) -> bool {
         if self.verdict == Verdict::Write {
             self.db.judge_write(node, error);
@@ -118,45 +145,81 @@ impl<DB: Backend> Journey<DB> {
             return false;
         }
         self.repeats_left -= 1;
+        let on_primary = self.db.0.primary_number() == Some(node.number);
+        let bit = 1 << (node.number % 64);
+        let first = self.tried & bit == 0;
         match self.verdict {
             Verdict::Read if self.db.is_refusal(error) => {
                 self.db.0.router.refuse(sql);
-                self.verdict = Verdict::Write;
-                self.repeats_left = 0;
-                sticky::wrote(self.db.0.id);
+                self.to_primary();
                 true
+            }
+            Verdict::Read if !on_primary && is_missing_on_replica(error) => {
+                self.refused = !is_stale_plan(error);
+                self.to_primary();
+                true
+            }
+            // All its connections are in use: another replica may have one, and the primary is not there for that.
+            Verdict::Read if matches!(error, Error::PoolTimedOut) && node.is_full() => {
+                self.tried |= bit;
+                !on_primary && self.db.reader(self.tried).is_some()
             }
             Verdict::Read if is_lost(error) => {
                 node.eject();
                 self.db.0.wake.notify_one();
-                let bit = 1 << (node.number % 64);
-                let first = self.tried & bit == 0;
                 self.tried |= bit;
                 // The primary, on which reads end at last, is asked once more: it may have been the connection alone.
-                self.db.0.primary_number() != Some(node.number) || (first && is_broken(error))
+                !on_primary || (first && is_broken(error) && !self.trusted)
             }
             Verdict::Read if is_recovery_conflict(error) => {
-                self.tried |= 1 << (node.number % 64);
-                self.db.0.primary_number() != Some(node.number)
+                self.tried |= bit;
+                !on_primary
             }
             Verdict::Write if self.db.is_refusal(error) => self.has_moved_from(node).await,
             _ => false,
         }
     }
 
-    /// Lets the monitor look, and says whether the primary is another node now.
+    fn to_primary(&mut self) {
+        self.verdict = Verdict::Write;
+        self.repeats_left = 0;
+        sticky::wrote(self.db.0.id);
+    }
+
+    /// Waits for the primary to be another node, as long as a write may wait for one.
     async fn has_moved_from(&self, node: &Node<DB>) -> bool {
         let inner = &self.db.0;
-        let looked = inner.looked.notified();
-        inner.wake.notify_one();
         let limit = inner.config.primary_wait.max(inner.config.monitor_interval);
-        let _ = tokio::time::timeout(limit, looked).await;
-        inner.primary_number().is_some_and(|number| number != node.number)
+        let moved = async {
+            while inner.primary_number().is_none_or(|number| number == node.number) {
+                let looked = inner.looked.notified();
+                inner.wake.notify_one();
+                looked.await;
+            }
+        };
+        tokio::time::timeout(limit, moved).await.is_ok()
     }
 }
 
 fn is_recovery_conflict(error: &Error) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "40001")
+}
+
+/// Returns whether a replica says that it can not do what a primary may: unlogged tables, serializable transactions, functions of a primary
+/// (SQLSTATE 0A000, 55000).
+fn is_missing_on_replica(error: &Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| ["0A000", "55000"].contains(&&*code))
+}
+
+/// Returns whether a prepared statement is older than a change of its table, which any node may say.
+fn is_stale_plan(error: &Error) -> bool {
+    #[cfg(feature = "postgres")]
+    if let Some(error) = error.as_database_error().and_then(|e| e.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()) {
+        return error.routine() == Some("RevalidateCachedQuery");
+    }
+    let _ = error;
+    false
 }
 
 type Step<DB> = Result<Either<<DB as Database>::QueryResult, <DB as Database>::Row>, Error>;
@@ -167,20 +230,24 @@ where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
 {
     loop {
-        let visit = Visit::new(journey.node().await?);
+        let Stop { node, leave } = journey.stop().await?;
         let copy = (journey.repeats_left > 0).then(|| parts.copy());
         let sql = parts.sql.clone();
-        let mut steps = visit.node.pool.fetch_many(parts);
-        let first = steps.next().await;
-        visit.answered(journey.db.0.dialect, sql.as_str(), journey.db.0.config.slow_query);
+        let steps = node.pool.fetch_many(parts);
+        let mut rows = Rows::new(steps, journey.deadline(), Visit::new(node));
+        let first = rows.next().await;
+        rows.visit().answered(journey.db.0.dialect, sql.as_str(), journey.db.0.config.slow_query);
         if let (Some(Err(error)), Some(copy)) = (&first, copy)
-            && journey.again_after(error, &visit.node, sql.as_str()).await
+            && journey.again_after(error, &rows.visit().node, sql.as_str()).await
         {
             parts = copy;
             continue;
         }
-        // The visit ends with the stream, whose connection goes back to its pool then.
-        return Ok(stream::iter(first).chain(steps).map(move |step| (&visit, step).1).boxed());
+        if matches!(first, Some(Ok(_)) | None) {
+            journey.ran(sql.as_str());
+        }
+        // Leave ends with the stream, whose connection goes back to its pool then.
+        return Ok(stream::iter(first).chain(rows).map(move |step| (&leave, step).1).boxed());
     }
 }
 
@@ -190,10 +257,11 @@ where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
 {
     loop {
-        let visit = Visit::new(journey.node().await?);
+        let Stop { node, leave: _leave } = journey.stop().await?;
+        let visit = Visit::new(node);
         let copy = (journey.repeats_left > 0).then(|| parts.copy());
         let sql = parts.sql.clone();
-        let result = visit.node.pool.fetch_optional(parts).await;
+        let result = journey.deadline().answer(&visit.node, visit.node.pool.fetch_optional(parts)).await;
         visit.answered(journey.db.0.dialect, sql.as_str(), journey.db.0.config.slow_query);
         match (result, copy) {
             (Err(error), Some(copy)) => {
@@ -202,7 +270,33 @@ where
                 }
                 parts = copy;
             }
+            (Ok(row), _) => {
+                journey.ran(sql.as_str());
+                return Ok(row);
+            }
             (result, _) => return result,
+        }
+    }
+}
+
+/// Asks what a statement is like, on whichever node would run it.
+async fn about<'a, DB: Backend, T>(
+    mut journey: Journey<DB>,
+    sql: SqlStr,
+    ask: impl Fn(sqlx::Pool<DB>) -> BoxFuture<'a, Result<T, Error>>,
+) -> Result<T, Error> {
+    loop {
+        let Stop { node, leave: _leave } = journey.stop().await?;
+        // Nothing runs, so it may be asked again wherever it was asked.
+        let error = match journey.db.within_deadline(&node, ask(node.pool.clone())).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let again = journey.again_after(&error, &node, sql.as_str()).await;
+        if !again
+            && (journey.verdict == Verdict::Read || !is_broken(&error) || std::mem::replace(&mut journey.repeats_left, 0) == 0)
+        {
+            return Err(error);
         }
     }
 }
@@ -248,7 +342,10 @@ where
         'p: 'e,
     {
         let journey = Journey::new(self.db.clone(), self.target, sql.as_str());
-        Box::pin(async move { journey.node().await?.pool.prepare_with(sql, parameters).await })
+        Box::pin(about(journey, sql.clone(), move |pool| {
+            let sql = sql.clone();
+            Box::pin(async move { pool.prepare_with(sql, parameters).await })
+        }))
     }
 
     #[doc(hidden)]
@@ -257,7 +354,10 @@ where
         'p: 'e,
     {
         let journey = Journey::new(self.db.clone(), self.target, sql.as_str());
-        Box::pin(async move { journey.node().await?.pool.describe(sql).await })
+        Box::pin(about(journey, sql.clone(), move |pool| {
+            let sql = sql.clone();
+            Box::pin(async move { pool.describe(sql).await })
+        }))
     }
 }
 

@@ -1,36 +1,64 @@
-//! How many seconds is a replica behind? Derived from positions alone, so that no clock of any server is trusted.
+//! How far a replica is behind in time. Derived from positions alone, so that no clock of any server is trusted.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::position::Position;
+use crate::log::Log;
 
-/// Samples kept; at one a second, two minutes of the primary's past.
-const KEPT: usize = 120;
+/// Samples within the longest lag that is allowed: what is measured is right to a hundredth of it.
+const STEPS: u32 = 100;
 
-/// When the primary was first seen at which position.
-#[derive(Debug, Default)]
-pub(crate) struct History(VecDeque<(Position, Instant)>);
+/// When the primary was first seen to have written what. Reaches back twice as far as a replica may be late.
+#[derive(Debug)]
+pub(crate) struct History {
+    samples: VecDeque<(Log, Instant)>,
+    limit: Duration,
+    /// Samples were dropped: the history is full.
+    full: bool,
+}
 
 impl History {
-    /// The primary says it is there now.
-    pub(crate) fn record(&mut self, position: Position, now: Instant) {
-        match self.0.back() {
-            Some((last, _)) if *last == position => return,
-            // A new primary may start behind what the lost one had reached.
-            Some((last, _)) if *last > position => self.0.clear(),
-            _ => {}
-        }
-        if self.0.len() == KEPT {
-            self.0.pop_front();
-        }
-        self.0.push_back((position, now));
+    /// An empty history that tells a lag up to `limit` from a longer one.
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { samples: VecDeque::new(), limit, full: false }
     }
 
-    /// Time since the primary first showed something the replica does not have yet; zero when it has all that was seen.
-    pub(crate) fn lag(&self, replayed: Position, now: Instant) -> Duration {
-        let missing = self.0.iter().find(|(position, _)| *position > replayed);
-        missing.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(*since))
+    /// The primary says now that it has written so much.
+    pub(crate) fn record(&mut self, log: &Log, now: Instant) {
+        if let Some((last, at)) = self.samples.back() {
+            match (log.has_all_of(last), last.has_all_of(log)) {
+                // Idle.
+                (Some(true), Some(true)) => return,
+                (Some(true), _) if now.saturating_duration_since(*at) < self.limit / STEPS => return,
+                (Some(true), _) => {}
+                // A new primary may start behind what the lost one had reached.
+                _ => (self.samples.clear(), self.full = false).0,
+            }
+        }
+        let old =
+            |sample: Option<&(Log, Instant)>| sample.is_some_and(|(_, at)| now.saturating_duration_since(*at) > self.limit * 2);
+        while old(self.samples.get(1)) {
+            self.samples.pop_front();
+            self.full = true;
+        }
+        self.samples.push_back((log.clone(), now));
+    }
+
+    /// Returns the time since the primary first showed something that the replica does not have yet: zero when it has all that was seen,
+    /// `None` when that cannot be told, because the replica has not reached even the oldest sample yet.
+    pub(crate) fn lag(&self, replayed: &Log, now: Instant) -> Option<Duration> {
+        // What the replica has of it comes first.
+        let mut unknown = false;
+        let missing = self.samples.partition_point(|(log, _)| {
+            let has = replayed.has_all_of(log);
+            unknown |= has.is_none();
+            has == Some(true)
+        });
+        if unknown {
+            return None;
+        }
+        let Some((_, since)) = self.samples.get(missing) else { return Some(Duration::ZERO) };
+        (missing > 0 || self.full).then(|| now.saturating_duration_since(*since))
     }
 }
 
@@ -38,16 +66,50 @@ impl History {
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn at(lsn: u64) -> Log {
+        Log::Wal { timeline: 1, lsn }
+    }
+
     #[test]
     fn lag_is_the_age_of_the_first_missing_sample() {
-        let (mut history, start) = (History::default(), Instant::now());
-        let at = |s| start + Duration::from_secs(s);
-        history.record(Position(10), at(0));
-        history.record(Position(20), at(1));
-        history.record(Position(20), at(5)); // an idle primary does not make anybody late
-        assert_eq!(history.lag(Position(20), at(9)), Duration::ZERO);
-        assert_eq!(history.lag(Position(10), at(9)), Duration::from_secs(8));
-        history.record(Position(15), at(10)); // failed over
-        assert_eq!(history.lag(Position(15), at(11)), Duration::ZERO);
+        let (mut history, start) = (History::new(10 * SECOND), Instant::now());
+        let after = |s| start + s * SECOND;
+        history.record(&at(10), after(0));
+        history.record(&at(20), after(1));
+        history.record(&at(20), after(5)); // an idle primary does not make anybody late
+        assert_eq!(history.lag(&at(20), after(9)), Some(Duration::ZERO));
+        assert_eq!(history.lag(&at(10), after(9)), Some(8 * SECOND));
+        assert_eq!(history.lag(&at(5), after(9)), None, "late already when the history began");
+        history.record(&Log::Wal { timeline: 2, lsn: 15 }, after(10));
+        assert_eq!(history.lag(&Log::Wal { timeline: 2, lsn: 15 }, after(11)), Some(Duration::ZERO));
+        assert_eq!(history.lag(&at(20), after(11)), Some(SECOND), "it has not seen the new timeline");
+        assert_eq!(history.lag(&Log::Unknown, after(11)), None);
+    }
+
+    #[test]
+    fn the_longest_lag_allowed_is_told_from_a_longer_one_however_often_is_looked() {
+        for (limit, every) in [(120, 50), (1, 10), (600, 1_000), (5, 5_000)] {
+            let (limit, every) = (limit * SECOND, Duration::from_millis(every));
+            let (mut history, start) = (History::new(limit), Instant::now());
+            let mut now = start;
+            let mut written = 0;
+            while now < start + limit * 4 {
+                written += 1;
+                history.record(&at(written), now);
+                // Replay stood still at the third look.
+                let lag = history.lag(&at(3), now);
+                let real = (now - start).saturating_sub(every * 3);
+                if written > 3 && real < limit * 2 {
+                    let error = every + limit / STEPS;
+                    assert!(lag.is_some_and(|lag| lag + error >= real && lag <= real + error), "{lag:?} is not {real:?}");
+                } else if written > 3 {
+                    assert!(lag.is_none_or(|lag| lag > limit), "{lag:?}");
+                }
+                now += every;
+            }
+            assert!(history.samples.len() <= 2 * STEPS as usize + 3, "{}", history.samples.len());
+        }
     }
 }

@@ -3,15 +3,18 @@
 mod alive;
 mod backend;
 mod balance;
+mod capabilities;
 pub mod chunked;
 mod config;
 mod db;
+mod deadline;
 mod dialect;
 mod discover;
 mod error;
 mod executor;
 mod lag;
 mod loader;
+mod log;
 mod monitor;
 mod node;
 pub mod page;

@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use sqlx::{Database, Pool};
+use tokio::sync::Notify;
 
 use crate::alive::Alive;
-use crate::dialect::Dialect;
+use crate::dialect::{Dialect, Probe};
+use crate::log::Log;
 use crate::position::Position;
 
 /// What a node is, as it says itself.
@@ -33,13 +36,24 @@ pub struct NodeStatus {
     pub role: Role,
     /// Whether statements go there.
     pub fit: bool,
-    /// How far it has written or replayed.
+    /// How far it has written or replayed, where nodes say so.
     pub position: Position,
-    /// How far it is behind, in time.
-    pub lag: Duration,
+    /// How far it is behind, in time; `None` if that is not known.
+    pub lag: Option<Duration>,
     /// Statements running there for this process.
     pub in_flight: u32,
 }
+
+/// What is remembered of a node between two looks.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    pub(crate) probe: usize,
+    started: Option<String>,
+    timeline: u64,
+}
+
+/// Stands for a lag that is not known.
+const UNKNOWN: u64 = u64::MAX;
 
 /// The latency (ns) a node is thought to have when it comes into use: fifty statements later it is known better.
 const SLOW_START: u64 = 50_000_000;
@@ -58,8 +72,15 @@ pub(crate) struct Node<DB: Database> {
     fit: AtomicBool,
     /// It belongs to another database cluster: never used.
     stranger: AtomicBool,
-    position: AtomicU64,
+    /// What it has written or replayed.
+    log: ArcSwap<Log>,
     lag_ms: AtomicU64,
+    /// Which of the dialect's probes it answers, and the latest timeline it was seen on since it started.
+    pub(crate) asked: Arc<Mutex<Asked>>,
+    /// Wakes whoever waits for an answer of the node when it is found down.
+    lost: Notify,
+    /// Looks in a row that had no answer.
+    unanswered: AtomicU32,
     in_flight: AtomicU32,
     /// Moving average, in nanoseconds.
     latency: AtomicU64,
@@ -72,19 +93,22 @@ impl<DB: Database> std::fmt::Debug for Node<DB> {
 }
 
 impl<DB: Database> Node<DB> {
-    pub(crate) fn new(number: usize, pool: Pool<DB>, alive: Alive, weight: f64, found: Option<String>) -> Self {
+    pub(crate) fn new(number: usize, pool: Pool<DB>, alive: Alive, asked: Arc<Mutex<Asked>>, weight: f64) -> Self {
         Self {
             number,
             pool,
             alive,
             watch: Mutex::new(None),
             weight,
-            found,
+            found: None,
             role: AtomicU8::new(Role::Down as u8),
             fit: AtomicBool::new(false),
             stranger: AtomicBool::new(false),
-            position: AtomicU64::new(0),
-            lag_ms: AtomicU64::new(0),
+            log: ArcSwap::from_pointee(Log::Unknown),
+            lag_ms: AtomicU64::new(UNKNOWN),
+            asked,
+            lost: Notify::new(),
+            unanswered: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
             latency: AtomicU64::new(1_000_000),
         }
@@ -95,7 +119,11 @@ impl<DB: Database> Node<DB> {
         let kept = self.watch.lock().take();
         match kept {
             Some(connection) => Ok(connection),
-            None => <DB::Connection as sqlx::Connection>::connect_with(&self.pool.connect_options()).await,
+            None => {
+                // It may have been granted more meanwhile.
+                self.asked.lock().probe = 0;
+                <DB::Connection as sqlx::Connection>::connect_with(&self.pool.connect_options()).await
+            }
         }
     }
 
@@ -111,20 +139,42 @@ impl<DB: Database> Node<DB> {
         }
     }
 
-    /// Whether reads may go there.
-    pub(crate) fn serves(&self, needed: Position) -> bool {
-        self.fit.load(Relaxed) && self.role.load(Relaxed) == Role::Replica as u8 && self.position.load(Relaxed) >= needed.0
+    /// Returns whether reads that need to see no write in particular may go there.
+    pub(crate) fn is_fit_replica(&self) -> bool {
+        self.fit.load(Relaxed) && self.role.load(Relaxed) == Role::Replica as u8
     }
 
-    pub(crate) fn saw(&self, role: Role, position: Position, lag: Duration, fit: bool) {
+    /// Returns what it had written or replayed at the last look.
+    pub(crate) fn log(&self) -> Guard<Arc<Log>> {
+        self.log.load()
+    }
+
+    /// A replica says its timeline while it receives, and after its next restart point: in between, it is still on the one it was seen on.
+    pub(crate) fn remember_timeline(&self, probe: &mut Probe) {
+        let (Log::Wal { timeline, .. }, Role::Replica) = (&mut probe.log, probe.role) else { return };
+        let mut asked = self.asked.lock();
+        if asked.started != probe.started {
+            asked.started.clone_from(&probe.started);
+            asked.timeline = 0;
+        }
+        asked.timeline = asked.timeline.max(*timeline);
+        *timeline = asked.timeline;
+    }
+
+    pub(crate) fn saw(&self, role: Role, log: Log, lag: Option<Duration>, fit: bool) {
+        self.unanswered.store(0, Relaxed);
         self.role.store(role as u8, Relaxed);
-        self.position.store(position.0, Relaxed);
-        self.lag_ms.store(lag.as_millis() as u64, Relaxed);
+        self.log.store(Arc::new(log));
+        self.set_lag(lag);
         if fit && !self.fit.swap(fit, Relaxed) {
             // Back, perhaps with empty caches: it begins with a small share, and earns more by being quick.
             self.latency.fetch_max(SLOW_START, Relaxed);
         }
         self.fit.store(fit, Relaxed);
+    }
+
+    fn set_lag(&self, lag: Option<Duration>) {
+        self.lag_ms.store(lag.map_or(UNKNOWN, |lag| lag.as_millis() as u64), Relaxed);
     }
 
     /// Out of service until the monitor has seen it well again.
@@ -138,6 +188,12 @@ impl<DB: Database> Node<DB> {
         self.alive.doubt();
     }
 
+    /// Returns whether it is well, but all of its connections are in use.
+    pub(crate) fn is_full(&self) -> bool {
+        let open = self.pool.size();
+        self.unanswered.load(Relaxed) == 0 && open >= self.pool.options().get_max_connections() && self.pool.num_idle() == 0
+    }
+
     pub(crate) fn is_stranger(&self) -> bool {
         self.stranger.load(Relaxed)
     }
@@ -149,18 +205,34 @@ impl<DB: Database> Node<DB> {
         self.stranger.store(stranger, Relaxed);
     }
 
-    pub(crate) fn down(&self) {
+    /// It does not answer. `late`: it may only be slow. Whoever waits for it goes elsewhere, if it is late twice in a row.
+    pub(crate) fn down(&self, late: bool) {
         self.doubt();
-        self.saw(Role::Down, Position(self.position.load(Relaxed)), Duration::ZERO, false);
+        self.role.store(Role::Down as u8, Relaxed);
+        self.fit.store(false, Relaxed);
+        self.set_lag(None);
+        if self.unanswered.fetch_add(1, Relaxed) > 0 || !late {
+            self.unanswered.fetch_max(2, Relaxed);
+            self.lost.notify_waiters();
+        }
+    }
+
+    /// Waits until the node is found down for good, if it is not.
+    pub(crate) async fn lost(&self) {
+        let lost = self.lost.notified();
+        if self.unanswered.load(Relaxed) < 2 {
+            lost.await;
+        }
     }
 
     pub(crate) fn status(&self) -> NodeStatus {
+        let lag = self.lag_ms.load(Relaxed);
         NodeStatus {
             number: self.number,
             role: self.role(),
             fit: self.fit.load(Relaxed),
-            position: Position(self.position.load(Relaxed)),
-            lag: Duration::from_millis(self.lag_ms.load(Relaxed)),
+            position: self.log.load().position().unwrap_or_default(),
+            lag: (lag != UNKNOWN).then(|| Duration::from_millis(lag)),
             in_flight: self.in_flight.load(Relaxed),
         }
     }

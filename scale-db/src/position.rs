@@ -1,35 +1,55 @@
-//! How far a node has written or replayed.
+//! A point in a primary's log, as marks carry it.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A point in the primary's log: what a node must have replayed to show a write. Opaque, ordered, 8 bytes.
+/// A point in the log of a primary. Opaque and ordered; 32 bytes.
 ///
-/// On Postgres it is the LSN. On SQLite every reader sees every commit, and positions are all zero.
+/// | system | ordered by | written by |
+/// | --- | --- | --- |
+/// | Postgres | timeline, LSN | |
+/// | MariaDB | replication domain, sequence number | server id |
+/// | MySQL | transactions in `gtid_executed`, number of the last one of this server | server UUID |
+/// | SQLite | all are equal: every reader sees every commit | |
+///
+/// The order is the order of writing along one line of primaries. A server that was promoted by
+/// mistake may reach a higher position than the real primary; such a server is told apart by its
+/// timeline or its server id, not by the order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position(pub(crate) u64);
+pub struct Position {
+    pub(crate) era: u64,
+    pub(crate) sequence: u64,
+    pub(crate) origin: u128,
+}
+
+/// Bytes of a position.
+pub(crate) const BYTES: usize = 32;
 
 impl Position {
-    /// For whoever carries it as bytes, for example a cache invalidation.
-    pub fn to_bytes(self) -> [u8; 8] {
-        self.0.to_be_bytes()
+    /// Returns 32 bytes that are ordered as the positions are.
+    pub fn to_bytes(self) -> [u8; BYTES] {
+        let mut bytes = [0; BYTES];
+        bytes[..8].copy_from_slice(&self.era.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.sequence.to_be_bytes());
+        bytes[16..].copy_from_slice(&self.origin.to_be_bytes());
+        bytes
     }
 
-    /// `None` for bytes that are not a position.
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote; `None` for another number of bytes.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        Some(Self(u64::from_be_bytes(bytes.try_into().ok()?)))
-    }
-
-    /// Reads Postgres' `16/B374D848`.
-    pub(crate) fn from_lsn(text: &str) -> Option<Self> {
-        let (high, low) = text.split_once('/')?;
-        Some(Self((u64::from(u32::from_str_radix(high, 16).ok()?) << 32) | u64::from(u32::from_str_radix(low, 16).ok()?)))
+        let bytes: &[u8; BYTES] = bytes.try_into().ok()?;
+        Some(Self {
+            era: u64::from_be_bytes(bytes[..8].try_into().ok()?),
+            sequence: u64::from_be_bytes(bytes[8..16].try_into().ok()?),
+            origin: u128::from_be_bytes(bytes[16..].try_into().ok()?),
+        })
     }
 }
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+        write!(f, "{:x}-{:x}", self.era, self.sequence)?;
+        if self.origin == 0 { Ok(()) } else { write!(f, "-{:x}", self.origin) }
     }
 }
 
@@ -37,7 +57,17 @@ impl FromStr for Position {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        Self::from_lsn(text).ok_or(())
+        // `from_str_radix` would take a sign.
+        let is_number = |part: &&str| part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let short = |part: Option<&str>| u64::from_str_radix(part.filter(is_number).ok_or(())?, 16).map_err(drop);
+        let mut parts = text.split('-');
+        let (era, sequence) = (short(parts.next())?, short(parts.next())?);
+        let origin = match parts.next() {
+            Some(part) if is_number(&part) => u128::from_str_radix(part, 16).map_err(drop)?,
+            Some(_) => return Err(()),
+            None => 0,
+        };
+        if parts.next().is_none() { Ok(Self { era, sequence, origin }) } else { Err(()) }
     }
 }
 
@@ -47,15 +77,28 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn text_and_bytes_come_back(n: u64) {
-            let p = Position(n);
+        fn text_and_bytes_come_back(era: u64, sequence: u64, origin: u128) {
+            let p = Position { era, sequence, origin };
             assert_eq!(p.to_string().parse(), Ok(p));
             assert_eq!(Position::from_bytes(&p.to_bytes()), Some(p));
         }
 
         #[test]
+        fn bytes_have_the_order_of_positions(a: (u64, u64, u128), b: (u64, u64, u128)) {
+            let of = |(era, sequence, origin)| Position { era, sequence, origin };
+            assert_eq!(of(a).cmp(&of(b)), of(a).to_bytes().cmp(&of(b).to_bytes()));
+        }
+
+        #[test]
         fn any_text_is_read_or_refused(text: String) {
             let _ = text.parse::<Position>();
+        }
+    }
+
+    #[test]
+    fn what_is_no_position_is_refused() {
+        for bad in ["", "1", "1-", "-1", "1-+1", "1-1-", "1-1-1-1", "g-1", "1-11111111111111111", " 1-1"] {
+            assert_eq!(bad.parse::<Position>(), Err(()), "{bad}");
         }
     }
 }

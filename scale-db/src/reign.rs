@@ -1,4 +1,14 @@
-//! Which node is the primary, as far as is known; and who only says so.
+//! Which node is the primary, as far as is known.
+//!
+//! | of the nodes that take writes | the primary is |
+//! | --- | --- |
+//! | one has taken over from the others (a later timeline; for GTIDs, the others' writes and its own) | that one |
+//! | one is of a timeline lower than the highest ever seen | not that one |
+//! | several are left, the primary of before among them | the primary of before |
+//! | several are left | none, until there is but one: nobody here can tell which is right |
+//!
+//! Nodes that this process cannot reach are not compared: two processes that see different nodes may follow different primaries. Only an
+//! arbiter outside of the database can prevent that, by ending the old primary before it promotes a new one (fencing).
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -15,44 +25,119 @@ pub(crate) struct Reign {
     timeline: AtomicU64,
 }
 
+/// What an election among the nodes that take writes has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Election {
+    Nobody,
+    Primary {
+        number: usize,
+        timeline: u64,
+        /// Others that take writes, of which it cannot be told that they are of before.
+        rivals: Vec<usize>,
+    },
+    /// Several with equal rights.
+    Undecided(Vec<usize>),
+}
+
 impl Reign {
     pub(crate) fn primary(&self) -> Option<usize> {
         self.primary.load(Ordering::Acquire).checked_sub(1)
     }
 
-    /// The monitor's finding. Returns the primary before and now.
-    pub(crate) fn found(&self, found: Option<(usize, u64)>) -> (Option<usize>, Option<usize>) {
-        let accepted = found.filter(|(_, timeline)| *timeline >= self.timeline.fetch_max(*timeline, Ordering::AcqRel));
-        let new = accepted.map_or(0, |(number, _)| number + 1);
+    /// Elects one of the nodes that say they take writes.
+    pub(crate) fn elect(&self, candidates: &[(usize, &Probe)]) -> Election {
+        let known = self.timeline.load(Ordering::Acquire);
+        let superseded = |probe: &Probe| candidates.iter().any(|(_, other)| other.log.succeeds(&probe.log));
+        let mut left: Vec<_> =
+            candidates.iter().filter(|(_, probe)| probe.timeline() >= known && !superseded(probe)).copied().collect();
+        let before = self.primary();
+        let chosen = match left.as_slice() {
+            [] => return Election::Nobody,
+            [_] => 0,
+            several => match several.iter().position(|(number, _)| Some(*number) == before) {
+                Some(place) => place,
+                None => return Election::Undecided(several.iter().map(|(number, _)| *number).collect()),
+            },
+        };
+        let (number, probe) = left.swap_remove(chosen);
+        let mut rivals: Vec<_> = left.iter().map(|(number, _)| *number).collect();
+        rivals.sort_unstable();
+        Election::Primary { number, timeline: probe.timeline(), rivals }
+    }
+
+    /// Makes an election's outcome known. Returns the primary before and now.
+    pub(crate) fn accept(&self, election: &Election) -> (Option<usize>, Option<usize>) {
+        let new = match election {
+            Election::Primary { number, timeline, .. } if *timeline >= self.timeline.fetch_max(*timeline, Ordering::AcqRel) => {
+                number + 1
+            }
+            _ => 0,
+        };
         let old = self.primary.swap(new, Ordering::AcqRel);
         (old.checked_sub(1), new.checked_sub(1))
     }
 
-    /// Whether a node that says it is the primary is one of before a fail-over.
+    /// Returns whether a node that says it is the primary is one of before a fail-over.
     pub(crate) fn is_over(&self, number: usize, probe: &Probe) -> bool {
         let known = self.timeline.load(Ordering::Acquire);
         let another = self.primary().is_some_and(|primary| primary != number);
-        probe.role == Role::Primary && (probe.timeline < known || (probe.timeline == known && another))
+        probe.role == Role::Primary && (probe.timeline() < known || (probe.timeline() == known && another))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::{Gtids, Log, Stream};
     use crate::position::Position;
+
+    fn probe(role: Role, timeline: u64) -> Probe {
+        Probe { role, log: Log::Wal { timeline, lsn: 5 }, ..Probe::default() }
+    }
+
+    fn primary(number: usize, timeline: u64) -> Election {
+        Election::Primary { number, timeline, rivals: Vec::new() }
+    }
 
     #[test]
     fn a_leftover_is_told_from_a_successor() {
-        let probe = |role, timeline| Probe { role, timeline, position: Position::default(), lag: None, cluster: None };
         let reign = Reign::default();
         assert!(!reign.is_over(0, &probe(Role::Primary, 1)), "at the start nobody is known");
-        assert_eq!(reign.found(Some((0, 1))), (None, Some(0)));
+        assert_eq!(reign.accept(&primary(0, 1)), (None, Some(0)));
         assert!(!reign.is_over(1, &probe(Role::Primary, 2)), "a successor");
         assert!(reign.is_over(1, &probe(Role::Primary, 1)), "another of the same time");
         assert!(!reign.is_over(1, &probe(Role::Replica, 0)));
-        assert_eq!(reign.found(None), (Some(0), None));
-        assert_eq!(reign.found(Some((1, 2))), (None, Some(1)));
+        assert_eq!(reign.accept(&Election::Nobody), (Some(0), None));
+        assert_eq!(reign.accept(&primary(1, 2)), (None, Some(1)));
         assert!(reign.is_over(0, &probe(Role::Primary, 1)) && !reign.is_over(1, &probe(Role::Primary, 2)));
-        assert_eq!(reign.found(Some((0, 1))), (Some(1), None), "it does not reign again");
+        assert_eq!(reign.elect(&[(0, &probe(Role::Primary, 1))]), Election::Nobody, "it does not reign again");
+    }
+
+    #[test]
+    fn of_two_that_were_promoted_neither_is_chosen_but_the_one_of_before_stays() {
+        let (one, two) = (probe(Role::Primary, 2), probe(Role::Primary, 2));
+        let fresh = Reign::default();
+        assert_eq!(fresh.elect(&[(1, &one), (2, &two)]), Election::Undecided(vec![1, 2]));
+        fresh.accept(&primary(2, 2));
+        assert_eq!(fresh.elect(&[(1, &one), (2, &two)]), Election::Primary { number: 2, timeline: 2, rivals: vec![1] });
+        fresh.accept(&Election::Nobody);
+        assert_eq!(fresh.elect(&[(1, &one), (2, &two)]), Election::Undecided(vec![1, 2]), "it may have been restarted");
+    }
+
+    #[test]
+    fn servers_without_timelines_are_told_apart_by_whose_writes_they_have() {
+        let maria = |own: u128, ends: &[(u128, u64)]| {
+            let streams =
+                ends.iter().map(|(origin, end)| Stream { domain: 0, origin: *origin, ranges: vec![(1, *end)] }).collect();
+            let last = ends.last().map(|(origin, end)| Position { era: 0, sequence: *end, origin: *origin });
+            Probe { role: Role::Primary, log: Log::Gtids(Gtids { own, last, streams }), ..Probe::default() }
+        };
+        let (old, new) = (maria(1, &[(1, 900)]), maria(2, &[(1, 430), (2, 431)]));
+        assert_eq!(Reign::default().elect(&[(0, &old), (1, &new)]), primary(1, 0));
+        let silent = maria(2, &[(1, 430)]);
+        let reign = Reign::default();
+        assert_eq!(reign.elect(&[(0, &old), (1, &silent)]), Election::Undecided(vec![0, 1]));
+        reign.accept(&primary(1, 0));
+        assert_eq!(reign.elect(&[(0, &old), (1, &silent)]), Election::Primary { number: 1, timeline: 0, rivals: vec![0] });
     }
 }

@@ -7,7 +7,8 @@
 //! | when | then |
 //! | --- | --- |
 //! | nothing was written | nothing is asked, no cookie is set |
-//! | the primary cannot say its position | the mark pins reads to the primary instead |
+//! | the primary cannot say its position | the mark holds reads to the primary instead, until the cookie's [lifetime](StickyLayer::lifetime) after the last write |
+//! | a mark knows of a fail-over that this process does not | the monitor looks first; a primary of before is not read from |
 //! | the mark is malformed or forged | malformed is ignored; a forged one can only cost its sender reads from the primary |
 //! | a scope is opened inside a scope | it needs what the outer one needs, and what it writes the outer one has written |
 //! | a task is spawned, or a body streamed after its response's head | it has no scope, unless it [carries](carry) it; this crate's own tasks do |
@@ -42,12 +43,22 @@ pub(crate) struct Scope {
     outer: Vec<Arc<Scope>>,
 }
 
-/// The later one asks for more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum State {
-    Needs(Position),
-    /// Wrote, or was told that somebody did and nobody knows where.
-    Dirty,
+/// What a scope must see of a database. The later one asks for more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Need {
+    #[default]
+    Nothing,
+    /// A write that may have reached replicas.
+    Write(Position),
+    /// A write whose position is not known, of its own or of another scope.
+    Primary,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    need: Need,
+    /// Something was written in this scope, not only in those before it.
+    wrote: bool,
 }
 
 /// What a later scope needs to have seen. Printed and parsed as text, for cookies and jobs.
@@ -60,27 +71,32 @@ pub enum Mark {
 }
 
 impl Mark {
-    /// As nine bytes whose order is that of marks: for a cache's invalidation, which keeps the latest.
-    pub fn to_bytes(self) -> [u8; 9] {
-        let mut bytes = [1; 9];
+    /// Returns 33 bytes whose order is that of marks: for a cache's invalidation, which keeps the latest.
+    pub fn to_bytes(self) -> [u8; 33] {
+        let mut bytes = [FORMAT; 33];
         bytes[1..].copy_from_slice(&match self {
-            Self::At(position) => position.0.min(u64::MAX - 1).to_be_bytes(),
-            Self::Primary => u64::MAX.to_be_bytes(),
+            Self::At(position) => position.to_bytes(),
+            Self::Primary => [0xFF; 32],
         });
         bytes
     }
 
     /// Reads what [`to_bytes`](Self::to_bytes) wrote. What cannot be read asks for the primary: that is never wrong.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        match bytes.split_first().and_then(|(version, rest)| Some((version, rest.try_into().ok()?))) {
-            Some((1, position)) if position != [0xFF; 8] => Self::At(Position(u64::from_be_bytes(position))),
+        match bytes.split_first() {
+            Some((&FORMAT, position)) if *position != [0xFF; 32] => {
+                Position::from_bytes(position).map_or(Self::Primary, Self::At)
+            }
             _ => Self::Primary,
         }
     }
 }
 
-/// The format's version.
-const VERSION: &str = "1.";
+/// The format of marks as bytes.
+const FORMAT: u8 = 2;
+
+/// The format of marks as text.
+const VERSION: &str = "2.";
 
 impl std::fmt::Display for Mark {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -194,13 +210,15 @@ pub(crate) async fn for_all<F: Future>(outer: Vec<Arc<Scope>>, future: F) -> F::
     SCOPE.scope(Arc::new(Scope { own: Mutex::default(), outer }), future).await
 }
 
-/// What the next scope must see, if this one wrote to `db` (or was itself told to see something). Outside a scope: `None`.
+/// Returns what the next scope must see, if this one wrote to `db` or was itself told to see something. Outside a scope: `None`.
 pub async fn mark<DB: Backend>(db: &Db<DB>) -> Option<Mark> {
-    let state = SCOPE.try_with(|s| s.get(db.0.id)).ok()??;
-    Some(match state {
-        State::Needs(position) => Mark::At(position),
-        State::Dirty => db.position().await.map_or(Mark::Primary, Mark::At),
-    })
+    let state = SCOPE.try_with(|scope| scope.get(db.0.id)).ok()?;
+    match state {
+        State { wrote: true, .. } => Some(db.position().await.map_or(Mark::Primary, Mark::At)),
+        State { need: Need::Nothing, .. } => None,
+        State { need: Need::Write(position), .. } => Some(Mark::At(position)),
+        State { need: Need::Primary, .. } => Some(Mark::Primary),
+    }
 }
 
 /// Identifies a database within this process, for [`scope`].
@@ -210,48 +228,49 @@ pub fn id<DB: Backend>(db: &Db<DB>) -> usize {
 
 /// The scope, if there is one, has written.
 pub(crate) fn wrote(id: usize) {
-    let _ = SCOPE.try_with(|scope| scope.set(id, State::Dirty));
+    let _ = SCOPE.try_with(|scope| scope.wrote(id));
 }
 
-/// What a node must have replayed; `None` if only the primary will do.
-pub(crate) fn needed(id: usize) -> Option<Position> {
-    match SCOPE.try_with(|scope| scope.get(id)) {
-        Ok(Some(State::Dirty)) => None,
-        Ok(Some(State::Needs(position))) => Some(position),
-        _ => Some(Position::default()),
-    }
+/// Returns what a read must see.
+pub(crate) fn needed(id: usize) -> Need {
+    SCOPE.try_with(|scope| scope.get(id).need).unwrap_or_default()
 }
 
-fn is_dirty(id: usize) -> bool {
-    needed(id).is_none()
+fn has_written(id: usize) -> bool {
+    SCOPE.try_with(|scope| scope.get(id).wrote).unwrap_or_default()
 }
 
 impl Scope {
     fn inside(seen: Option<(usize, Mark)>, outer: Option<Arc<Self>>) -> Arc<Self> {
-        let state = |mark| match mark {
-            Mark::At(position) => State::Needs(position),
-            Mark::Primary => State::Dirty,
+        let state = |mark| State {
+            need: match mark {
+                Mark::At(position) => Need::Write(position),
+                Mark::Primary => Need::Primary,
+            },
+            wrote: false,
         };
         let own = seen.map(|(id, mark)| (id, state(mark))).into_iter().collect();
         Arc::new(Self { own: Mutex::new(own), outer: outer.into_iter().collect() })
     }
 
     /// Returns the strictest need, its own or that of a scope around it.
-    fn get(&self, id: usize) -> Option<State> {
-        let own = self.own.lock().iter().find(|(of, _)| *of == id).map(|(_, state)| *state);
-        self.outer.iter().map(|outer| outer.get(id)).fold(own, Option::max)
+    fn get(&self, id: usize) -> State {
+        let own = self.own.lock().iter().find(|(of, _)| *of == id).map(|(_, state)| *state).unwrap_or_default();
+        let stricter = |a: State, b: State| State { need: a.need.max(b.need), wrote: a.wrote || b.wrote };
+        self.outer.iter().map(|outer| outer.get(id)).fold(own, stricter)
     }
 
-    fn set(&self, id: usize, state: State) {
+    fn wrote(&self, id: usize) {
+        let wrote = State { need: Need::Primary, wrote: true };
         {
             let mut states = self.own.lock();
             match states.iter_mut().find(|(of, _)| *of == id) {
-                Some((_, old)) => *old = state,
-                None => states.push((id, state)),
+                Some((_, old)) => *old = wrote,
+                None => states.push((id, wrote)),
             }
         }
         for outer in &self.outer {
-            outer.set(id, state);
+            outer.wrote(id);
         }
     }
 }
@@ -360,7 +379,8 @@ where
         let future = SCOPE.sync_scope(Arc::clone(&scope), || self.inner.call(request));
         Box::pin(SCOPE.scope(scope, async move {
             let mut response = future.await?;
-            if is_dirty(id)
+            // A user who only reads is not held to the primary for ever.
+            if has_written(id)
                 && let Some(mark) = mark(&layer.db).await
                 && let Some(cookie) = layer.write(mark)
             {
@@ -375,9 +395,13 @@ where
 mod tests {
     use super::*;
 
+    fn at(sequence: u64) -> Position {
+        Position { era: 1, sequence, origin: 0 }
+    }
+
     #[test]
     fn marks_travel_as_bytes_in_their_order() {
-        let marks = [Mark::At(Position(0)), Mark::At(Position(0xFF)), Mark::At(Position(0x100)), Mark::Primary];
+        let marks = [Mark::At(at(0)), Mark::At(at(0xFF)), Mark::At(at(0x100)), Mark::Primary];
         for pair in marks.windows(2) {
             assert!(pair[0] < pair[1] && pair[0].to_bytes() < pair[1].to_bytes());
         }
@@ -387,37 +411,37 @@ mod tests {
 
     #[test]
     fn marks_travel_as_text_and_bad_ones_are_refused() {
-        for mark in [Mark::Primary, Mark::At(Position(0x16_B374_D848))] {
+        for mark in [Mark::Primary, Mark::At(at(0x16_B374_D848))] {
             assert_eq!(mark.to_string().parse(), Ok(mark));
         }
-        for bad in ["", "1.", "2.primary", "1.x/y", "1.1/123456789", "primary"] {
+        for bad in ["", "2.", "1.primary", "1.0/1", "2.x-y", "2.1", "primary"] {
             assert_eq!(bad.parse::<Mark>(), Err(()), "{bad}");
         }
     }
 
     #[tokio::test]
     async fn only_the_database_written_to_is_dirty() {
-        assert_eq!(needed(1), Some(Position(0)));
-        scope(Some((1, Mark::At(Position(5)))), async {
-            assert_eq!((needed(1), needed(2)), (Some(Position(5)), Some(Position(0))));
+        assert_eq!(needed(1), Need::Nothing);
+        scope(Some((1, Mark::At(at(5)))), async {
+            assert_eq!((needed(1), needed(2)), (Need::Write(at(5)), Need::Nothing));
             wrote(2);
-            assert_eq!((needed(1), needed(2)), (Some(Position(5)), None));
+            assert_eq!((needed(1), needed(2)), (Need::Write(at(5)), Need::Primary));
         })
         .await;
     }
 
     #[tokio::test]
     async fn scopes_inside_of_each_other_need_and_write_alike() {
-        scope(Some((1, Mark::At(Position(5)))), async {
-            scope(Some((1, Mark::At(Position(3)))), async { assert_eq!(needed(1), Some(Position(5))) }).await;
-            scope(Some((1, Mark::At(Position(9)))), async { assert_eq!(needed(1), Some(Position(9))) }).await;
-            assert_eq!(needed(1), Some(Position(5)), "what the inner one needs is its own");
+        scope(Some((1, Mark::At(at(5)))), async {
+            scope(Some((1, Mark::At(at(3)))), async { assert_eq!(needed(1), Need::Write(at(5))) }).await;
+            scope(Some((1, Mark::At(at(9)))), async { assert_eq!(needed(1), Need::Write(at(9))) }).await;
+            assert_eq!(needed(1), Need::Write(at(5)), "what the inner one needs is its own");
             scope(None, async { wrote(2) }).await;
-            assert_eq!((needed(1), needed(2)), (Some(Position(5)), None));
-            scope(None, async { assert_eq!(needed(2), None) }).await;
+            assert_eq!((needed(1), needed(2)), (Need::Write(at(5)), Need::Primary));
+            scope(None, async { assert_eq!(needed(2), Need::Primary) }).await;
         })
         .await;
-        assert_eq!(needed(2), Some(Position(0)));
+        assert_eq!(needed(2), Need::Nothing);
     }
 
     #[tokio::test]
@@ -425,7 +449,7 @@ mod tests {
         use futures_util::{StreamExt, stream};
         let (task, stream) = scope(None, async {
             let lone = tokio::spawn(async { needed(1) }).await.unwrap();
-            assert_eq!(lone, Some(Position(0)));
+            assert_eq!(lone, Need::Nothing);
             let task = tokio::spawn(carry(async {
                 tokio::task::yield_now().await;
                 needed(1)
@@ -435,6 +459,6 @@ mod tests {
             (task, stream)
         })
         .await;
-        assert_eq!((task.await.unwrap(), stream.collect::<Vec<_>>().await), (None, vec![None]));
+        assert_eq!((task.await.unwrap(), stream.collect::<Vec<_>>().await), (Need::Primary, vec![Need::Primary]));
     }
 }

@@ -142,7 +142,7 @@ async fn a_walk_waits_for_a_replica_that_lags() -> Result<()> {
     server.node(1).pause_replay().await?;
     sqlx::query("update items set n = 0 where id = -1000").execute(&db).await?;
     let late = Duration::from_millis(100);
-    let lags = async || db.nodes().iter().any(|n| n.lag > late).then_some(());
+    let lags = async || db.nodes().iter().any(|n| n.lag.is_some_and(|lag| lag > late)).then_some(());
     eventually("the lag to be seen", lags).await?;
     let walk = async { add_one!(db.chunked("items", "id").size(100).max_lag(late), DOLLARS) };
     tokio::pin!(walk);

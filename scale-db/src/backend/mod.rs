@@ -35,6 +35,13 @@ pub trait Backend: Database + sealed::Sealed {
         sql: SqlStr,
     ) -> impl Future<Output = Result<Vec<Option<String>>, sqlx::Error>> + Send;
 
+    /// The names and texts of a query's first row, if it has one.
+    #[doc(hidden)]
+    fn named(
+        connection: &mut Self::Connection,
+        sql: SqlStr,
+    ) -> impl Future<Output = Result<Vec<(String, Option<String>)>, sqlx::Error>> + Send;
+
     /// All rows of a query; a column that is null or no text reads as `None`.
     #[doc(hidden)]
     fn rows(
@@ -80,6 +87,16 @@ macro_rules! backend {
                 use sqlx::Row;
                 let row = sqlx::query(sql).fetch_one(connection).await?;
                 (0..row.len()).map(|n| row.try_get::<Option<String>, _>(n)).collect()
+            }
+
+            async fn named(connection: &mut Self::Connection, sql: SqlStr) -> Result<Vec<(String, Option<String>)>, sqlx::Error> {
+                use sqlx::{Column, Row};
+                let Some(row) = sqlx::raw_sql(sql).fetch_optional(connection).await? else { return Ok(Vec::new()) };
+                let text = |column: &<$db as Database>::Column| {
+                    // The text protocol sends numbers as texts, too.
+                    (column.name().to_owned(), row.try_get_unchecked(column.ordinal()).ok().flatten())
+                };
+                Ok(row.columns().iter().map(text).collect())
             }
 
             async fn rows(connection: &mut Self::Connection, sql: String) -> Result<Vec<Vec<Option<String>>>, sqlx::Error> {

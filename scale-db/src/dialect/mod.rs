@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use sqlparser::dialect::{Dialect as Grammar, MySqlDialect, PostgreSqlDialect, SQLiteDialect};
 
+use crate::log::Log;
 use crate::node::Role;
-use crate::position::Position;
 
 /// A family of database systems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,13 +26,30 @@ pub enum Dialect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Probe {
     pub(crate) role: Role,
-    /// Of two that say they are primary, the higher one is.
-    pub(crate) timeline: u64,
-    pub(crate) position: Position,
+    /// What it has written or replayed.
+    pub(crate) log: Log,
     /// Where the node itself knows its lag; else it is derived from positions.
     pub(crate) lag: Option<Duration>,
     /// Equal on all nodes of one database cluster; `None` where the system has no such thing or hides it.
     pub(crate) cluster: Option<String>,
+    /// Since when the server has run, in its own words.
+    pub(crate) started: Option<String>,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self { role: Role::Primary, log: Log::Unknown, lag: None, cluster: None, started: None }
+    }
+}
+
+impl Probe {
+    /// Of two that say they are primary, the one with the higher timeline is; 0 where there is no such thing.
+    pub(crate) fn timeline(&self) -> u64 {
+        match self.log {
+            Log::Wal { timeline, .. } => timeline,
+            _ => 0,
+        }
+    }
 }
 
 impl Dialect {
@@ -55,16 +72,17 @@ impl Dialect {
         }
     }
 
-    /// Asks a node about itself: one row of text columns.
-    pub(crate) fn probe_sql(self) -> &'static str {
+    /// Ask a node about itself, each in one row of text columns. The first tells most; a node that may or can not answer it is asked the
+    /// next.
+    pub(crate) fn probes(self) -> &'static [&'static str] {
         match self {
-            Self::Postgres => postgres::PROBE,
-            Self::MySql => mysql::PROBE,
-            Self::Sqlite => sqlite::PROBE,
+            Self::Postgres => &postgres::PROBES,
+            Self::MySql => &mysql::PROBES,
+            Self::Sqlite => &sqlite::PROBES,
         }
     }
 
-    /// Reads the answer to [`probe_sql`](Self::probe_sql).
+    /// Reads the answer to one of [`probes`](Self::probes).
     pub(crate) fn read_probe(self, row: &[Option<String>]) -> Option<Probe> {
         match self {
             Self::Postgres => postgres::read(row),
@@ -73,22 +91,15 @@ impl Dialect {
         }
     }
 
-    /// Asks the primary how far it has written; `None` where every reader sees every commit.
-    pub(crate) fn position_sql(self) -> Option<&'static str> {
-        match self {
-            Self::Postgres => Some("select pg_current_wal_insert_lsn()::text"),
-            Self::MySql => Some(mysql::POSITION),
-            Self::Sqlite => None,
-        }
+    /// Ask a replica that has no positions how late it is, in a row of named columns.
+    pub(crate) fn lag_statements(self) -> &'static [&'static str] {
+        if self == Self::MySql { &mysql::LAGS } else { &[] }
     }
 
-    /// Reads the answer to [`position_sql`](Self::position_sql); `None` if positions of this server are no order.
-    pub(crate) fn read_position(self, row: &[Option<String>]) -> Option<Position> {
-        match self {
-            Self::Postgres => Position::from_lsn(row.first()?.as_deref()?),
-            Self::MySql => mysql::position(row),
-            Self::Sqlite => Some(Position::default()),
-        }
+    /// Reads the answer to one of [`lag_statements`](Self::lag_statements); `None` while the replica does not follow.
+    pub(crate) fn read_lag(self, row: &[(String, Option<String>)]) -> Option<Duration> {
+        let column = row.iter().find(|(name, _)| mysql::LAG_COLUMNS.contains(&name.as_str()))?;
+        column.1.as_deref()?.parse().ok().map(Duration::from_secs)
     }
 
     /// A name as SQL takes it, its parts (`schema.table`) quoted one by one.
@@ -135,7 +146,7 @@ impl Dialect {
     pub(crate) fn greeting(self, reader: bool, statement: Duration, lock: Duration) -> String {
         match self {
             Self::Postgres => postgres::greeting(statement, lock),
-            Self::MySql => mysql::greeting(lock),
+            Self::MySql => mysql::greeting(statement, lock),
             Self::Sqlite => sqlite::greeting(reader, lock),
         }
     }

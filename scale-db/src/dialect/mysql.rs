@@ -1,34 +1,105 @@
-//! MariaDB 10.6 or newer, and MySQL 8 without positions.
+//! MariaDB 10.6 or newer, and MySQL 8.
 //!
-//! A position is the sequence number of a MariaDB GTID. It grows along one replication domain and over fail-overs, so it is an order as an
-//! LSN is. With several domains, and on MySQL, there is no such order: the position is unknown, and sticky reads stay on the primary.
+//! Both say by GTIDs which transactions a server has. On MariaDB writes have an order within one replication domain; with several domains
+//! a write's position is unknown, and sticky reads stay on the primary. A MySQL server without GTIDs (`gtid_mode = off`) says only, to a
+//! role with `replication client`, how late it is by its own clock (`Seconds_Behind_Source`).
 
 use std::time::Duration;
 
 use super::Probe;
+use crate::log::{Gtids, Log, Stream};
 use crate::node::Role;
 use crate::position::Position;
 
-/// Role: a node that refuses writes of ordinary users is a replica. Only MariaDB reads what stands in `/*M! */`.
-pub(super) const PROBE: &str = "select cast(@@global.read_only as char) /*M! , cast(@@global.gtid_current_pos as char) */";
+/// Only MariaDB reads what stands in `/*M! */`, and only MySQL what stands in `/*!80000 */`. A server with a replication thread is a
+/// replica even if it takes writes.
+pub(super) const PROBES: [&str; 2] = [
+    "select concat(@@global.read_only, '/', @@global.innodb_read_only) \
+     /*M! , cast(@@global.gtid_current_pos as char), cast(@@global.gtid_binlog_state as char), cast(@@global.server_id as char), \
+       (select cast(variable_value as char) from information_schema.global_status where variable_name = 'SLAVE_RUNNING') */ \
+     /*!80000 , cast(@@global.gtid_executed as char), cast(@@global.server_uuid as char) */",
+    "select concat(@@global.read_only, '/', @@global.innodb_read_only)",
+];
 
-/// How far this server has come, as a primary or as a replica.
-pub(super) const POSITION: &str = "select cast('' as char) /*M! , cast(@@global.gtid_current_pos as char) */";
+/// Answers how late a replica is that has no GTIDs, by the server's version.
+pub(super) const LAGS: [&str; 2] = ["show replica status", "show slave status"];
+
+/// Names of the column that says so, in seconds.
+pub(super) const LAG_COLUMNS: [&str; 2] = ["Seconds_Behind_Source", "Seconds_Behind_Master"];
 
 pub(super) fn read(row: &[Option<String>]) -> Option<Probe> {
-    let role = if ["0", "OFF"].contains(&row.first()?.as_deref()?) { Role::Primary } else { Role::Replica };
-    Some(Probe { role, timeline: 0, position: position(row).unwrap_or_default(), lag: None, cluster: None })
+    let text = |n: usize| row.get(n).and_then(Option::as_deref);
+    let writable = text(0)?.split('/').all(|flag| ["0", "OFF"].contains(&flag));
+    let follows = text(4) == Some("ON");
+    let role = if writable && !follows { Role::Primary } else { Role::Replica };
+    let log = match row.len() {
+        5 => mariadb(text(1).unwrap_or_default(), text(2).unwrap_or_default(), text(3)?.parse().ok()?)?,
+        3 => mysql(text(1).unwrap_or_default(), uuid(text(2)?)?)?,
+        _ => Log::Unknown,
+    };
+    Some(Probe { role, log, ..Probe::default() })
 }
 
-/// Reads `domain-server-sequence` from the second column. A server nothing was ever written to has none.
-pub(super) fn position(row: &[Option<String>]) -> Option<Position> {
-    let text = row.get(1)?.as_deref()?;
-    if text.is_empty() {
-        return Some(Position::default());
+/// Reads lists of `domain-server-sequence`: the last of each domain, and the last of each server in each domain.
+fn mariadb(current: &str, binlog: &str, own: u128) -> Option<Log> {
+    let read = |list: &str| {
+        let parse = |gtid: &str| {
+            let mut parts = gtid.trim().split('-');
+            let gtid = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            parts.next().is_none().then_some(gtid)
+        };
+        list.split(',').filter(|gtid| !gtid.trim().is_empty()).map(parse).collect::<Option<Vec<(u32, u128, u64)>>>()
+    };
+    let current = read(current)?;
+    let mut streams: Vec<Stream> = Vec::new();
+    for (domain, origin, last) in read(binlog)?.into_iter().chain(current.iter().copied()) {
+        match streams.iter_mut().find(|s| s.domain == domain && s.origin == origin) {
+            Some(stream) => stream.ranges[0].1 = stream.ranges[0].1.max(last),
+            None => streams.push(Stream { domain, origin, ranges: vec![(1, last)] }),
+        }
     }
-    let mut parts = text.split('-');
-    let (_domain, _server, sequence) = (parts.next()?, parts.next()?, parts.next()?);
-    sequence.parse().ok().filter(|_| parts.next().is_none()).map(Position)
+    let last = match current.as_slice() {
+        [] => Some(Position::default()),
+        [(domain, origin, sequence)] => Some(Position { era: u64::from(*domain), sequence: *sequence, origin: *origin }),
+        _ => None,
+    };
+    Some(Log::Gtids(Gtids { own, last, streams }))
+}
+
+/// Reads `uuid:1-5:7,uuid:tag:1-3`. Without GTIDs it is empty for ever.
+fn mysql(executed: &str, own: u128) -> Option<Log> {
+    if executed.trim().is_empty() {
+        return Some(Log::Unknown);
+    }
+    let mut streams: Vec<Stream> = Vec::new();
+    for set in executed.split(',') {
+        let mut parts = set.trim().split(':');
+        let origin = uuid(parts.next()?)?;
+        let mut domain = 0;
+        for part in parts {
+            if part.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_') {
+                domain = xxhash_rust::xxh3::xxh3_64(part.as_bytes()) as u32;
+                continue;
+            }
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let range = (first.parse().ok()?, last.parse().ok()?);
+            match streams.iter_mut().find(|s| s.domain == domain && s.origin == origin) {
+                Some(stream) => stream.ranges.push(range),
+                None => streams.push(Stream { domain, origin, ranges: vec![range] }),
+            }
+        }
+    }
+    // What it has in all grows along a line of primaries, as the numbers of each of them do.
+    let all: u64 =
+        streams.iter().flat_map(|s| &s.ranges).map(|(first, last)| last.saturating_sub(*first).saturating_add(1)).sum();
+    let written = streams.iter().find(|s| s.origin == own && s.domain == 0).and_then(|s| s.ranges.last());
+    let last = written.map(|(_, last)| Position { era: all, sequence: *last, origin: own });
+    Some(Log::Gtids(Gtids { own, last, streams }))
+}
+
+fn uuid(text: &str) -> Option<u128> {
+    let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
+    (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok())?
 }
 
 /// `explain`'s table: MySQL has a column more than MariaDB before the type.
@@ -48,23 +119,73 @@ pub(super) fn full_scans(plan: &[Vec<Option<String>>], limited: bool) -> Vec<Str
     tables.filter(|table| !table.starts_with('<')).collect()
 }
 
-pub(super) fn greeting(lock: Duration) -> String {
-    format!("set innodb_lock_wait_timeout = {}", lock.as_secs().max(1))
+/// `max_statement_time` is MariaDB's and ends any statement; `max_execution_time` is MySQL's and ends reads.
+pub(super) fn greeting(statement: Duration, lock: Duration) -> String {
+    format!(
+        "set innodb_lock_wait_timeout = {} /*M! , max_statement_time = {} */ /*!80000 , max_execution_time = {} */",
+        lock.as_secs().max(1),
+        statement.as_secs_f64(),
+        statement.as_millis()
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn texts(row: &[&str]) -> Vec<Option<String>> {
+        row.iter().map(|text| Some((*text).to_owned())).collect()
+    }
+
+    fn maria(current: &str, binlog: &str) -> Probe {
+        read(&texts(&["0/0", current, binlog, "1", "OFF"])).unwrap()
+    }
+
+    const A: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+    const B: &str = "4e11fa47-71ca-11e1-9e33-c80aa9429562";
+
+    fn mysql_of(own: &str, executed: &str) -> Log {
+        read(&texts(&["1/0", executed, own])).unwrap().log
+    }
+
     #[test]
-    fn positions_are_read_where_they_are_an_order() {
-        let row = |gtid: &str| [Some("OFF".to_owned()), Some(gtid.to_owned())];
-        assert_eq!(position(&row("0-1-57")), Some(Position(57)));
-        assert_eq!(position(&row("")), Some(Position(0)));
-        for unknown in ["0-1-57,1-1-9", "0-1", "x", "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-77"] {
-            assert_eq!(position(&row(unknown)), None, "{unknown}");
+    fn roles_are_what_a_server_does() {
+        assert_eq!(maria("", "").role, Role::Primary);
+        assert_eq!(read(&texts(&["1/0", "", "", "1", "OFF"])).unwrap().role, Role::Replica);
+        assert_eq!(read(&texts(&["OFF/OFF", "", "", "1", "ON"])).unwrap().role, Role::Replica, "it follows another");
+        assert_eq!(read(&texts(&["0/1", "", A])).unwrap().role, Role::Replica, "a reader of Aurora's");
+        assert_eq!(read(&texts(&["0/0"])).unwrap(), Probe { role: Role::Primary, ..Probe::default() });
+        assert_eq!(read(&[None]), None);
+    }
+
+    #[test]
+    fn positions_of_mariadb_are_an_order_within_one_domain() {
+        assert_eq!(maria("0-2-57", "0-1-50,0-2-57").log.position(), Some(Position { era: 0, sequence: 57, origin: 2 }));
+        assert_eq!(maria("", "").log.position(), Some(Position::default()));
+        let two = maria("0-1-57,1-1-9", "0-1-57,1-1-9").log;
+        assert_eq!(two.position(), None);
+        assert_eq!(two.has_all_of(&maria("0-1-57,1-1-8", "").log), Some(true));
+        assert_eq!(two.has_all_of(&maria("0-1-57,1-1-10", "").log), Some(false));
+        for bad in ["0-1", "x", "0-1-2-3"] {
+            assert_eq!(read(&texts(&["0/0", bad, "", "1", "OFF"])), None, "{bad}");
         }
-        assert_eq!(position(&[Some("0".to_owned())]), None, "MySQL");
-        assert_eq!(read(&row("0-1-57")).unwrap().role, Role::Primary);
+    }
+
+    /// As MySQL 8 answers; the sets are those of its manual.
+    #[test]
+    fn positions_of_mysql_are_sets() {
+        let primary = mysql_of(A, &format!("{A}:1-77"));
+        let write = primary.position().unwrap();
+        assert!(mysql_of(B, &format!("{A}:1-77")).shows(write));
+        assert!(!mysql_of(B, &format!("{A}:1-76")).shows(write));
+        assert!(!mysql_of(B, &format!("{A}:1-70:72-90")).shows(write), "a gap");
+        assert_eq!(mysql_of(B, &format!("{A}:1-76")).has_all_of(&primary), Some(false));
+        assert_eq!(mysql_of(B, &format!("{A}:1-80,\n{B}:1-3")).has_all_of(&primary), Some(true));
+        let after = mysql_of(B, &format!("{A}:1-77,{B}:1"));
+        assert!(after.position().unwrap() > write && after.succeeds(&primary));
+        assert_eq!(mysql_of(A, "").position(), None, "without GTIDs");
+        assert_eq!(mysql_of(B, &format!("{A}:1-5")).position(), None, "it has written nothing itself");
+        assert!(matches!(mysql_of(A, &format!("{A}:1-5:tag:1-3")), Log::Gtids(g) if g.streams.len() == 2));
+        assert_eq!(read(&texts(&["0/0", "nonsense", A])), None);
     }
 }

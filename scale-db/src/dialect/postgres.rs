@@ -1,32 +1,70 @@
-//! PostgreSQL 12 and newer.
+//! PostgreSQL 12 and newer, and services that speak its protocol.
+//!
+//! A node is asked by the first of these statements that it answers:
+//!
+//! | statement | asks for | not answered |
+//! | --- | --- | --- |
+//! | 0 | role, LSN, timeline, cluster | where `pg_control_*` may not be called |
+//! | 1 | role, LSN, timeline as a member of `pg_monitor` sees it | by Amazon Aurora |
+//! | 2 | role, lag as Aurora measures it | elsewhere |
+//! | 3 | role alone | |
+//!
+//! The timeline of a replica is that of the stream it receives (seen by members of `pg_monitor` alone) or that of its last restart point,
+//! whichever is higher.
 
 use std::time::Duration;
 
 use super::Probe;
+use crate::log::Log;
 use crate::node::Role;
-use crate::position::Position;
 
-/// Role, position, timeline (of a primary; from its WAL file's name), cluster.
-pub(super) const PROBE: &str = "select pg_is_in_recovery()::text, \
-    case when pg_is_in_recovery() then coalesce(pg_last_wal_replay_lsn(), '0/0') else pg_current_wal_insert_lsn() end::text, \
-    case when pg_is_in_recovery() then null else substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) end::text, \
-    (select system_identifier::text from pg_control_system())";
+/// Columns: role, LSN, timeline, cluster, start of the server, lag in milliseconds.
+pub(super) const PROBES: [&str; 4] = [
+    "select pg_is_in_recovery()::text, \
+     case when pg_is_in_recovery() then coalesce(pg_last_wal_replay_lsn(), '0/0') else pg_current_wal_insert_lsn() end::text, \
+     case when pg_is_in_recovery() then greatest( \
+         (select received_tli from pg_stat_wal_receiver), (select timeline_id from pg_control_checkpoint())) \
+     else ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int end::text, \
+     (select system_identifier from pg_control_system())::text, pg_postmaster_start_time()::text, null::text",
+    "select pg_is_in_recovery()::text, \
+     case when pg_is_in_recovery() then coalesce(pg_last_wal_replay_lsn(), '0/0') else pg_current_wal_insert_lsn() end::text, \
+     case when pg_is_in_recovery() then (select received_tli from pg_stat_wal_receiver) \
+     else ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int end::text, \
+     null::text, pg_postmaster_start_time()::text, null::text",
+    "select pg_is_in_recovery()::text, null::text, null::text, null::text, null::text, \
+     (select ceil(replica_lag_in_msec)::bigint from aurora_replica_status() where server_id = aurora_db_instance_identifier())::text",
+    "select pg_is_in_recovery()::text, null::text, null::text, null::text, null::text, null::text",
+];
 
 pub(super) fn read(row: &[Option<String>]) -> Option<Probe> {
-    let [in_recovery, position, timeline, cluster] = row else { return None };
+    let [in_recovery, lsn, timeline, cluster, started, lag] = row else { return None };
     let role = match in_recovery.as_deref()? {
         "true" | "t" => Role::Replica,
         _ => Role::Primary,
     };
-    Some(Probe {
-        role,
-        timeline: timeline.as_deref().and_then(|t| u64::from_str_radix(t, 16).ok()).unwrap_or(0),
-        position: Position::from_lsn(position.as_deref()?)?,
-        lag: None,
-        cluster: cluster.clone(),
-    })
+    let log = match lsn {
+        Some(lsn) => Log::Wal {
+            timeline: timeline.as_deref().and_then(|t| t.parse().ok()).unwrap_or(0),
+            lsn: without_header(lsn_of(lsn)?),
+        },
+        None => Log::Unknown,
+    };
+    let lag = lag.as_deref().and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+    Some(Probe { role, log, lag, cluster: cluster.clone(), started: started.clone() })
 }
 
+/// Reads `16/B374D848`.
+fn lsn_of(text: &str) -> Option<u64> {
+    let (high, low) = text.split_once('/')?;
+    Some((u64::from(u32::from_str_radix(high, 16).ok()?) << 32) | u64::from(u32::from_str_radix(low, 16).ok()?))
+}
+
+/// Returns the start of a page of the WAL for a position right after the page's header (24 bytes, or 40 at the start of a file): nothing
+/// was written in between. A primary that has switched to a new file says the latter, a replica that has all of it the former.
+fn without_header(lsn: u64) -> u64 {
+    const PAGE: u64 = 8_192;
+    if [24, 40].contains(&(lsn % PAGE)) { lsn - lsn % PAGE } else { lsn }
+}
 /// Sequential scans, and index scans without a condition unless a limit ends them early. The plan is one text per line, nodes begin with
 /// `->`, what is said of a node stands below it, deeper.
 pub(super) fn full_scans(plan: &[Vec<Option<String>>]) -> Vec<String> {
@@ -63,6 +101,7 @@ pub(super) fn greeting(statement: Duration, lock: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::position::Position;
 
     #[test]
     fn full_scans_are_told_from_pages_and_look_ups() {
@@ -80,13 +119,23 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_both_roles_are_read() {
+    fn answers_of_both_roles_and_of_services_are_read() {
         let text = |s: &str| Some(s.to_owned());
-        let primary = read(&[text("false"), text("1/A0"), text("0000000C"), text("77")]).unwrap();
-        assert_eq!((primary.role, primary.timeline, primary.position), (Role::Primary, 12, Position(0x1_0000_00A0)));
-        let replica = read(&[text("true"), text("0/10"), None, None]).unwrap();
-        assert_eq!((replica.role, replica.timeline, replica.cluster), (Role::Replica, 0, None));
-        assert_eq!(read(&[text("true"), None, None, None]), None);
+        let primary = read(&[text("false"), text("1/A0"), text("12"), text("77"), text("2026"), None]).unwrap();
+        assert_eq!((primary.role, primary.timeline()), (Role::Primary, 12));
+        assert_eq!(primary.log.position(), Some(Position { era: 12, sequence: 0x1_0000_00A0, origin: 0 }));
+        let replica = read(&[text("true"), text("0/10"), None, None, None, None]).unwrap();
+        assert_eq!((replica.role, replica.timeline(), replica.cluster), (Role::Replica, 0, None));
+        let aurora = read(&[text("true"), None, None, None, None, text("17")]).unwrap();
+        assert_eq!((aurora.log, aurora.lag), (Log::Unknown, Some(Duration::from_millis(17))));
+        assert_eq!(read(&[None, None, None, None, None, None]), None);
         assert_eq!(read(&[]), None);
+    }
+
+    #[test]
+    fn a_page_s_header_is_no_write() {
+        assert_eq!(without_header(0x500_0028), 0x500_0000);
+        assert_eq!(without_header(0x500_2018), 0x500_2000);
+        assert_eq!(without_header(0x500_0029), 0x500_0029);
     }
 }

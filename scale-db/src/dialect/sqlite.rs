@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use super::Probe;
+use crate::log::Log;
 use crate::node::Role;
-use crate::position::Position;
 
 /// A connection that may not write belongs to the readers' pool.
-pub(super) const PROBE: &str = "select cast(query_only as text) from pragma_query_only";
+pub(super) const PROBES: [&str; 1] = ["select cast(query_only as text) from pragma_query_only"];
 
 pub(super) fn read(row: &[Option<String>]) -> Option<Probe> {
     let role = if row.first()?.as_deref()? == "0" { Role::Primary } else { Role::Replica };
-    Some(Probe { role, timeline: 0, position: Position::default(), lag: Some(Duration::ZERO), cluster: None })
+    Some(Probe { role, log: Log::Shared, lag: Some(Duration::ZERO), ..Probe::default() })
 }
 
 /// `SCAN t`, and `SCAN t USING INDEX i` unless that is how a limited answer gets its order.

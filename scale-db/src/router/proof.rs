@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    BinaryOperator, Expr, Function, ObjectName, Query, Select, SetExpr, Statement, TableFactor, Visit, Visitor,
+    BinaryOperator, Expr, Function, Ident, ObjectName, Query, Select, SetExpr, Statement, TableFactor, Visit, Visitor,
 };
 use sqlparser::parser::Parser;
 
@@ -46,6 +46,11 @@ const INNOCENT: ControlFlow<()> = ControlFlow::Continue(());
 
 fn when(harmless: bool) -> ControlFlow<()> {
     if harmless { INNOCENT } else { GUILTY }
+}
+
+/// Returns whether a name is that of a column that sequences have.
+fn is_of_sequence(ident: &Ident) -> bool {
+    ["last_value", "log_cnt", "is_called"].iter().any(|name| ident.value.eq_ignore_ascii_case(name))
 }
 
 impl Judge<'_> {
@@ -94,6 +99,8 @@ impl Visitor for Judge<'_> {
         let system = relation.0.iter().filter_map(|p| p.as_ident()).any(|ident| {
             let name = ident.value.to_ascii_lowercase();
             ["pg_", "sqlite_"].iter().any(|p| name.starts_with(p))
+                // As Postgres names the sequence of a serial column.
+                || (self.dialect == Dialect::Postgres && name.ends_with("_seq"))
                 || ["information_schema", "performance_schema", "mysql", "sys"].contains(&name.as_str())
         });
         when(!system)
@@ -118,6 +125,9 @@ impl Visitor for Judge<'_> {
                 op: BinaryOperator::Assignment | BinaryOperator::PGCustomBinaryOperator(_) | BinaryOperator::Custom(_),
                 ..
             } => GUILTY,
+            // A sequence, read as a table: a replica is ahead of it by up to 32 numbers.
+            Expr::Identifier(ident) if is_of_sequence(ident) => GUILTY,
+            Expr::CompoundIdentifier(parts) if parts.last().is_some_and(is_of_sequence) => GUILTY,
             // Session variables live on one connection.
             Expr::Identifier(ident) if ident.value.starts_with('@') => GUILTY,
             _ => INNOCENT,

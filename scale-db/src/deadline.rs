@@ -1,0 +1,125 @@
+//! Waiting for a node no longer than there is hope.
+//!
+//! | who waits | ends when |
+//! | --- | --- |
+//! | a read, the beginning of a transaction | its node is found down, or [`statement_timeout`](crate::Config::statement_timeout) and two seconds have passed |
+//! | a write | the latter alone: it may have run, and is not repeated |
+//! | the rows of a stream | as for their statement, from one row to the next |
+//! | anything on SQLite | it has its answer |
+//!
+//! A connection that a firewall has forgotten, or whose cable was pulled, says nothing for many minutes.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_core::Stream;
+use futures_core::future::BoxFuture;
+use sqlx::Database;
+
+use crate::backend::Backend;
+use crate::db::{Db, Inner};
+use crate::dialect::Dialect;
+use crate::node::{Node, Visit};
+
+/// Added to the time after which the server itself ends a statement.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long is waited for one answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    limit: Option<Duration>,
+    /// Whether a node that is found down is waited for.
+    faithful: bool,
+}
+
+impl<DB: Backend> Inner<DB> {
+    /// For reads: they may be repeated elsewhere.
+    pub(crate) fn deadline(&self) -> Deadline {
+        let timeout = self.config.statement_timeout;
+        let limit = (self.dialect != Dialect::Sqlite && !timeout.is_zero()).then(|| timeout + GRACE);
+        Deadline { limit, faithful: self.dialect == Dialect::Sqlite }
+    }
+}
+
+impl Deadline {
+    /// For writes: they may not.
+    pub(crate) fn for_write(self) -> Self {
+        Self { faithful: true, ..self }
+    }
+
+    async fn passes<DB: Database>(self, node: &Node<DB>) -> io::Error {
+        let lost = async { if self.faithful { std::future::pending().await } else { node.lost().await } };
+        let late = async {
+            match self.limit {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = lost => io::Error::new(io::ErrorKind::ConnectionAborted, "the database node was found down"),
+            () = late => io::Error::new(io::ErrorKind::TimedOut, "the database did not answer within its statement time-out"),
+        }
+    }
+
+    /// Waits for an answer of a node.
+    pub(crate) async fn answer<DB: Database, T>(
+        self,
+        node: &Node<DB>,
+        work: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        tokio::select! {
+            biased;
+            answer = work => answer,
+            error = self.passes(node) => Err(error.into()),
+        }
+    }
+}
+
+impl<DB: Backend> Db<DB> {
+    /// Waits for an answer that may be asked for again elsewhere.
+    pub(crate) async fn within_deadline<T>(
+        &self,
+        node: &Node<DB>,
+        work: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        self.0.deadline().answer(node, work).await
+    }
+}
+
+/// A stream of rows that ends in an error when its node has nothing more to say. Counts as a visit to the node until dropped.
+pub(crate) struct Rows<DB: Database, S> {
+    steps: S,
+    deadline: Deadline,
+    visit: Arc<Visit<DB>>,
+    passes: Option<BoxFuture<'static, io::Error>>,
+}
+
+impl<DB: Database, S> Rows<DB, S> {
+    pub(crate) fn new(steps: S, deadline: Deadline, visit: Visit<DB>) -> Self {
+        Self { steps, deadline, visit: Arc::new(visit), passes: None }
+    }
+
+    pub(crate) fn visit(&self) -> &Visit<DB> {
+        &self.visit
+    }
+}
+
+impl<DB: Database, T, S: Stream<Item = Result<T, sqlx::Error>> + Unpin> Stream for Rows<DB, S> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        if let Poll::Ready(step) = Pin::new(&mut self.steps).poll_next(cx) {
+            self.passes = None;
+            return Poll::Ready(step);
+        }
+        let (deadline, visit) = (self.deadline, Arc::clone(&self.visit));
+        let passes = self.passes.get_or_insert_with(|| Box::pin(async move { deadline.passes(&visit.node).await }));
+        let error = std::task::ready!(passes.as_mut().poll(cx));
+        self.passes = None;
+        Poll::Ready(Some(Err(error.into())))
+    }
+}

@@ -1,0 +1,181 @@
+//! Replicas that fall silent, refuse or are full.
+#![cfg(feature = "postgres")]
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use anyhow::Result;
+use futures_util::TryStreamExt;
+use scale_db::router::Verdict;
+use scale_db::{Builder, Db};
+use sqlx::postgres::PgRow;
+use sqlx::{Executor, Postgres as Pg, SqlSafeStr, Statement};
+use testkit::{DEADLINE, Postgres, Proxy, eventually};
+
+fn over(urls: &[String]) -> Builder<Pg> {
+    let interval = Duration::from_millis(100);
+    let builder = Db::<Pg>::builder(&urls[0]).monitor_interval(interval).safe_function("inet_server_port");
+    urls[1..].iter().fold(builder, Builder::replica)
+}
+
+async fn fit(db: &Db<Pg>, count: usize) -> Result<()> {
+    eventually("nodes to be fit", async || (db.nodes().iter().filter(|n| n.fit).count() == count).then_some(())).await
+}
+
+async fn port(db: &Db<Pg>) -> Result<u16, sqlx::Error> {
+    Ok(sqlx::query_scalar::<_, i32>("select inet_server_port() as port").fetch_one(db).await? as u16)
+}
+
+/// A primary and a replica, each behind a proxy.
+async fn proxied(pg: &Postgres, settings: impl Fn(Builder<Pg>) -> Builder<Pg>) -> Result<(Db<Pg>, Proxy, Proxy)> {
+    let (primary, replica) = (Proxy::start(pg.node(0).port()).await?, Proxy::start(pg.node(1).port()).await?);
+    let url = |proxy: &Proxy| format!("postgres://postgres@127.0.0.1:{}/postgres", proxy.port());
+    let db = settings(over(&[url(&primary), url(&replica)])).connect().await?;
+    sqlx::query("create table t as select generate_series(1, 10) as n").execute(&db).await?;
+    pg.caught_up().await?;
+    fit(&db, 2).await?;
+    Ok((db, primary, replica))
+}
+
+#[tokio::test]
+async fn reads_under_way_on_a_replica_that_falls_silent_are_repeated() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let (db, _primary, replica) = proxied(&pg, |b| b).await?;
+    for _ in 0..20 {
+        port(&db).await?;
+    }
+    replica.cut();
+    let reads = (0..6).map(|_| port(&db));
+    // Long before the statement time-out of 30 s.
+    let ports = tokio::time::timeout(DEADLINE / 3, futures_util::future::try_join_all(reads)).await??;
+    assert_eq!(ports, [pg.node(0).port(); 6]);
+    let streamed: Vec<PgRow> =
+        tokio::time::timeout(DEADLINE / 3, sqlx::query("select n from t").fetch(&db).try_collect()).await??;
+    assert_eq!(streamed.len(), 10);
+    replica.heal();
+    fit(&db, 2).await?;
+    eventually("the replica to be read from", async || (port(&db).await.ok()? == pg.node(1).port()).then_some(())).await
+}
+
+#[tokio::test]
+async fn a_stream_whose_node_falls_silent_ends_in_an_error() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let (db, _primary, replica) = proxied(&pg, |b| b).await?;
+    let mut rows = sqlx::query_scalar::<_, String>("select repeat('x', 10000) from t a, t b, t c, t d").fetch(&db);
+    rows.try_next().await?.unwrap();
+    replica.cut();
+    let rest = tokio::time::timeout(DEADLINE / 3, rows.try_for_each(|_| async { Ok(()) })).await?;
+    assert!(matches!(rest, Err(sqlx::Error::Io(_))), "{rest:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_write_to_a_primary_that_falls_silent_ends_in_time() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let (db, primary, _replica) = proxied(&pg, |b| b.statement_timeout(Duration::from_secs(1))).await?;
+    primary.cut();
+    let write = sqlx::query("insert into t values (11)").execute(&db);
+    let error = tokio::time::timeout(DEADLINE / 3, write).await?.unwrap_err();
+    assert!(matches!(error, sqlx::Error::Io(_)), "{error:?}");
+    let begin = tokio::time::timeout(DEADLINE / 3, db.begin()).await?;
+    assert!(begin.is_err());
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_replica_cannot_do_is_done_by_the_primary_and_remembered() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let db = over(&pg.urls()).connect().await?;
+    sqlx::raw_sql("create unlogged table u (n bigint); insert into u values (1); create sequence numbers").execute(&db).await?;
+    pg.caught_up().await?;
+    fit(&db, 2).await?;
+    let count = "select count(*) from u";
+    for _ in 0..3 {
+        assert_eq!(sqlx::query_scalar::<_, i64>(count).fetch_one(&db).await?, 1);
+        assert_eq!(db.router().verdict(count), Verdict::Write);
+    }
+    // What the primary cannot do either is not remembered.
+    let missing = "select count(*) from u, lateral (select pg_last_wal_replay_lsn()) x, pg_nothing()";
+    assert!(sqlx::query(missing).fetch_one(db.replica()).await.is_err());
+    // A replica is ahead of a sequence by up to 32 numbers.
+    for n in 1..4_i64 {
+        assert_eq!(sqlx::query_scalar::<_, i64>("select nextval('numbers')").fetch_one(&db).await?, n);
+        pg.caught_up().await?;
+        assert_eq!(sqlx::query_scalar::<_, i64>("select last_value from numbers").fetch_one(&db).await?, n);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_default_of_serializable_costs_no_read() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    pg.node(0).sql("alter database postgres set default_transaction_isolation = 'serializable'").await?;
+    // A standby refuses every statement then.
+    eventually("the setting to reach the replica", async || pg.node(1).sql("select 1").await.err().map(drop)).await?;
+    let db = over(&pg.urls()).connect().await?;
+    assert_eq!(port(&db).await?, pg.node(0).port());
+    db.begin_read().await?.commit().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_changed_table_costs_no_read_and_is_read_on_replicas_again() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let db = over(&pg.urls()).max_connections(1).connect().await?;
+    sqlx::query("create table t as select 1::bigint as n").execute(&db).await?;
+    pg.caught_up().await?;
+    fit(&db, 2).await?;
+    let all = "select *, inet_server_port() as port from t";
+    sqlx::query(all).fetch_one(&db).await?;
+    sqlx::query("alter table t add column m text default 'x'").execute(&db).await?;
+    pg.caught_up().await?;
+    sqlx::query(all).fetch_one(&db).await?;
+    assert_eq!(db.router().verdict(all), Verdict::Read, "it is a read still");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_full_replica_does_not_spill_onto_the_primary() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let db = over(&pg.urls()).max_connections(2).acquire_timeout(Duration::from_millis(300)).connect().await?;
+    fit(&db, 2).await?;
+    let held = [db.begin_read().await?, db.begin_read().await?];
+    let full = port(&db).await;
+    assert!(matches!(full, Err(sqlx::Error::PoolTimedOut)), "{full:?}");
+    assert!(db.nodes()[1].fit, "a full node is not ill");
+    drop(held);
+    assert_eq!(port(&db).await?, pg.node(1).port());
+    // Without any replica, reads have half of the primary's connections, and writes the other half.
+    pg.node(1).kill()?;
+    fit(&db, 1).await?;
+    let held = db.begin().await?;
+    let slow = tokio::spawn({
+        let db = db.clone();
+        async move { sqlx::query("select pg_sleep(1)").execute(db.replica()).await }
+    });
+    eventually("the slow read", async || (db.nodes()[0].in_flight == 1).then_some(())).await?;
+    assert!(matches!(port(&db).await, Err(sqlx::Error::PoolTimedOut)));
+    drop(held);
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    slow.await??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_statement_is_prepared_though_its_replica_has_died() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let db = over(&pg.urls()).monitor_interval(Duration::from_mins(10)).max_connections(1).connect().await?;
+    let known = async || {
+        port(&db).await.ok()?;
+        db.nodes()[1].fit.then_some(())
+    };
+    eventually("the replica to be known", known).await?;
+    let prepare = async |sql: &'static str| (&db).prepare(sql.into_sql_str()).await;
+    let before = prepare("select 1::bigint").await?;
+    pg.node(1).kill()?;
+    let after = prepare("select 2::bigint").await?;
+    for (statement, n) in [(before, 1), (after, 2)] {
+        assert_eq!(statement.query_scalar::<i64>().fetch_one(&db).await?, n);
+    }
+    Ok(())
+}
