@@ -428,8 +428,14 @@ impl<DB: Backend> Inner<DB> {
         match self.reign.accept(election) {
             (old, new) if old == new => {}
             (_, None) => tracing::error!("there is no database primary"),
-            (Some(_), Some(node)) => tracing::warn!(node, "the database primary has moved"),
-            (None, Some(node)) => tracing::info!(node, "the database primary is known"),
+            (old, Some(new)) => {
+                let nodes = self.nodes.load();
+                nodes.iter().for_each(|node| node.depose(node.number != new));
+                match old {
+                    Some(_) => tracing::warn!(node = new, "the database primary has moved"),
+                    None => tracing::info!(node = new, "the database primary is known"),
+                }
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! | who waits | ends when |
 //! | --- | --- |
 //! | a read, the beginning of a transaction | its node is found down, or [`statement_timeout`](crate::Config::statement_timeout) and two seconds have passed |
-//! | a write | the latter alone: it may have run, and is not repeated |
+//! | a write | another node has become the primary, or that time has passed: it may have run, and is not repeated |
 //! | the rows of a stream | as for their statement, from one row to the next |
 //! | anything on SQLite | it has its answer |
 //!
@@ -28,12 +28,21 @@ use crate::node::{Node, Visit};
 /// Added to the time after which the server itself ends a statement.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// When a node is waited for no longer, however little time has passed.
+#[derive(Clone, Copy, Debug)]
+enum Patience {
+    /// It is found down.
+    UntilDown,
+    /// Another node has become the primary.
+    UntilDeposed,
+    Endless,
+}
+
 /// How long is waited for one answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     limit: Option<Duration>,
-    /// Whether a node that is found down is waited for.
-    faithful: bool,
+    patience: Patience,
 }
 
 impl<DB: Backend> Inner<DB> {
@@ -41,18 +50,28 @@ impl<DB: Backend> Inner<DB> {
     pub(crate) fn deadline(&self) -> Deadline {
         let timeout = self.config.statement_timeout;
         let limit = (self.dialect != Dialect::Sqlite && !timeout.is_zero()).then(|| timeout + GRACE);
-        Deadline { limit, faithful: self.dialect == Dialect::Sqlite }
+        let patience = if self.dialect == Dialect::Sqlite { Patience::Endless } else { Patience::UntilDown };
+        Deadline { limit, patience }
     }
 }
 
 impl Deadline {
     /// For writes: they may not.
     pub(crate) fn for_write(self) -> Self {
-        Self { faithful: true, ..self }
+        match self.patience {
+            Patience::Endless => self,
+            _ => Self { patience: Patience::UntilDeposed, ..self },
+        }
     }
 
     async fn passes<DB: Database>(self, node: &Node<DB>) -> io::Error {
-        let lost = async { if self.faithful { std::future::pending().await } else { node.lost().await } };
+        let lost = async {
+            match self.patience {
+                Patience::UntilDown => node.lost().await,
+                Patience::UntilDeposed => node.deposed().await,
+                Patience::Endless => std::future::pending().await,
+            }
+        };
         let late = async {
             match self.limit {
                 Some(limit) => tokio::time::sleep(limit).await,
@@ -60,7 +79,7 @@ impl Deadline {
             }
         };
         tokio::select! {
-            () = lost => io::Error::new(io::ErrorKind::ConnectionAborted, "the database node was found down"),
+            () = lost => io::Error::new(io::ErrorKind::ConnectionAborted, "the database node was found down, or is the primary no longer"),
             () = late => io::Error::new(io::ErrorKind::TimedOut, "the database did not answer within its statement time-out"),
         }
     }

@@ -79,6 +79,8 @@ pub(crate) struct Node<DB: Database> {
     pub(crate) asked: Arc<Mutex<Asked>>,
     /// Wakes whoever waits for an answer of the node when it is found down.
     lost: Notify,
+    /// Another node is the primary instead.
+    deposed: AtomicBool,
     /// Looks in a row that had no answer.
     unanswered: AtomicU32,
     in_flight: AtomicU32,
@@ -108,6 +110,7 @@ impl<DB: Database> Node<DB> {
             lag_ms: AtomicU64::new(UNKNOWN),
             asked,
             lost: Notify::new(),
+            deposed: AtomicBool::new(false),
             unanswered: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
             latency: AtomicU64::new(1_000_000),
@@ -186,6 +189,25 @@ impl<DB: Database> Node<DB> {
     /// One of its connections was found broken.
     pub(crate) fn doubt(&self) {
         self.alive.doubt();
+    }
+
+    /// Another node has become the primary instead of this one, or this one the primary.
+    pub(crate) fn depose(&self, deposed: bool) {
+        self.deposed.store(deposed, Relaxed);
+        if deposed {
+            self.lost.notify_waiters();
+        }
+    }
+
+    /// Waits until another node has become the primary instead.
+    pub(crate) async fn deposed(&self) {
+        loop {
+            let lost = self.lost.notified();
+            if self.deposed.load(Relaxed) {
+                return;
+            }
+            lost.await;
+        }
     }
 
     /// Returns whether it is well, but all of its connections are in use.

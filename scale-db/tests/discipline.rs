@@ -11,6 +11,8 @@ use scale_db::{Cursors, Db, Loader, watch};
 use sqlx::{FromRow, Postgres as Pg, QueryBuilder, Sqlite};
 use testkit::Postgres;
 
+const SECRET: &[u8] = b"a secret of this test's own making";
+
 #[derive(Clone, Debug, PartialEq, Eq, FromRow)]
 struct Item {
     id: i64,
@@ -33,14 +35,14 @@ macro_rules! pages {
                 all.push(item);
             }
             all.sort_by_key(|i| (i.shelf.clone(), std::cmp::Reverse(i.price), i.id));
-            let cursors = Cursors::new(b"secret");
+            let cursors = Cursors::new(SECRET)?;
             let page = async |cursor: Option<&str>, size: usize| -> Result<Page<Item>> {
                 let request = cursors.request::<(String, i64, i64)>("items", cursor, size)?;
                 let mut query = QueryBuilder::<$db>::new("select id, shelf, price from items where id >= 0");
                 request.push(&mut query, [("shelf", Order::Ascending), ("price", Order::Descending), ("id", Order::Ascending)]);
                 // On the primary: what was just written must be there, whatever the replicas' lag.
                 let rows: Vec<Item> = query.build_query_as().fetch_all(db.primary()).await?;
-                Ok(request.page(rows, |item| (item.shelf.clone(), item.price, item.id)))
+                Ok(request.page(rows, |item| (item.shelf.clone(), item.price, item.id))?)
             };
             for size in [1, 10, 68, 136, 137, 138] {
                 // Forward to the end, then back to the beginning: the same rows.
@@ -115,8 +117,8 @@ async fn a_deep_page_reads_no_more_rows_than_it_has() -> Result<()> {
         create index up on items (price, id); create index mixed on items (price, id desc); analyze items";
     server.node(0).sql(setup).await?;
     for second in [Order::Ascending, Order::Descending] {
-        let cursors = Cursors::new(b"secret");
-        let deep = cursors.request::<(i64, i64)>("items", None, 1)?.page(vec![(4_500, 45_000), (0, 0)], |key| *key).next;
+        let cursors = Cursors::new(SECRET)?;
+        let deep = cursors.request::<(i64, i64)>("items", None, 1)?.page(vec![(4_500, 45_000), (0, 0)], |key| *key)?.next;
         let request = cursors.request::<(i64, i64)>("items", deep.as_deref(), 20)?;
         let mut query = QueryBuilder::<Pg>::new("explain (analyze, format text) select id, price from items where true");
         request.push(&mut query, [("price", Order::Ascending), ("id", second)]);

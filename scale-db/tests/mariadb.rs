@@ -147,3 +147,68 @@ async fn a_write_hidden_in_a_view_is_repeated_on_the_primary_and_remembered() ->
     assert_eq!(db.router().verdict("select n from v"), scale_db::router::Verdict::Write, "remembered");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_replica_that_follows_a_leftover_serves_nobody() -> Result<()> {
+    let maria = MariaDb::start(2).await?;
+    let db = builder(&maria).max_replica_lag(Duration::from_mins(10)).connect().await?;
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    caught_up(&db).await?;
+    maria.node(0).freeze()?;
+    maria.node(1).promote().await?;
+    let insert = async |n: i64| {
+        sticky::scope(None, async {
+            sqlx::query("insert into t values (?)").bind(n).execute(&db).await?;
+            Ok::<_, sqlx::Error>(sticky::mark(&db).await)
+        })
+        .await
+    };
+    eventually("a write to the new primary", async || insert(0).await.inspect_err(|e| eprintln!("{e:?} {:?}", db.nodes())).ok())
+        .await?;
+    maria.node(0).thaw()?;
+    maria.node(0).sql("create table test.other select seq from test.seq_1_to_1000").await?;
+    maria.node(0).sql("insert into test.other values (0)").await?;
+    let follower = async || db.nodes().iter().any(|n| n.number == 2 && n.role == Role::Replica && !n.fit).then_some(());
+    eventually("the leftover's follower to be left", follower).await?;
+    for n in 1..30_i64 {
+        let mark = insert(n).await?;
+        let count = sqlx::query_scalar::<_, i64>("select count(*) from t where n = ?").bind(n).fetch_one(&db);
+        assert_eq!(sticky::scope(mark.map(|m| (sticky::id(&db), m)), count).await?, 1);
+    }
+    assert_eq!(maria.node(0).sql("select count(*) from test.t").await?.trim(), "0");
+    // A new process sees both, and whose writes each has.
+    let new = builder(&maria).connect().await?;
+    assert!(new.nodes()[1].fit && !new.nodes()[0].fit, "{new:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_late_replica_is_left_with_several_replication_domains_too() -> Result<()> {
+    let maria = MariaDb::start(1).await?;
+    maria.node(0).sql("create table test.t (n bigint); set gtid_domain_id = 7; insert into test.t values (1)").await?;
+    let db = builder(&maria).max_replica_lag(Duration::from_millis(300)).connect().await?;
+    eventually("the replica to be fit", async || db.nodes()[1].fit.then_some(())).await?;
+    assert!(db.position().await.is_err(), "writes have no order");
+    maria.node(1).pause_replay().await?;
+    maria.node(0).sql("set gtid_domain_id = 7; insert into test.t values (2)").await?;
+    let left = async || (!db.nodes()[1].fit && db.nodes()[1].lag.is_some()).then_some(());
+    eventually("the replica to be left", left).await?;
+    let seen = sticky::scope(None, async {
+        sqlx::query("insert into t values (3)").execute(&db).await?;
+        Ok::<_, sqlx::Error>(sticky::mark(&db).await)
+    });
+    assert_eq!(seen.await?, Some(Mark::Primary));
+    maria.node(1).resume_replay().await?;
+    eventually("the replica to be fit", async || db.nodes()[1].fit.then_some(())).await
+}
+
+#[tokio::test]
+async fn a_server_that_follows_another_is_a_replica_though_it_takes_writes() -> Result<()> {
+    let maria = MariaDb::start(1).await?;
+    maria.node(1).sql("set global read_only = 0").await?;
+    let db = builder(&maria).connect().await?;
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    caught_up(&db).await?;
+    assert_eq!(db.nodes().iter().map(|n| n.role).collect::<Vec<_>>(), [Role::Primary, Role::Replica]);
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! Keyset pagination: page 10,000 costs what page 1 costs, and a row that is inserted meanwhile neither doubles nor hides another.
+//!
+//! A page begins after the last row of the one before, found by its *key*: the values it is ordered by, which must be unique together
+//! (put the primary key last) and indexed in that order. The key travels to the client and back as a *cursor*: signed, so that nobody can
+//! make one up (HMAC-SHA256, RFC 2104), and not encrypted: whoever has a cursor can read the key's values in it. The idea: Markus Winand,
+//! "We need tool support for keyset pagination".
+//!
+//! A column that may be null has an `Option` in the key.
+//!
+//! ```no_run
+//! # use scale_db::{Cursors, Db, page::Order};
+//! # #[derive(sqlx::FromRow)] struct Product { id: i64, price: i64 }
+//! # async fn example(db: Db<sqlx::Postgres>, cursors: Cursors, after: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
+//! let request = cursors.request::<(i64, i64)>("products by price", after, 24)?;
+//! let mut query = sqlx::QueryBuilder::new("select id, price from products where stock > 0");
+//! request.push(&mut query, [("price", Order::Descending), ("id", Order::Ascending)]);
+//! let rows: Vec<Product> = query.build_query_as().fetch_all(&db).await?;
+//! let page = request.page(rows, |product| (product.price, product.id))?;
+//! // page.items, page.next and page.previous: cursors for links
+//! # Ok(()) }
+//! ```
+
+mod condition;
+mod cursor;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::{Database, Encode, IntoArguments, QueryBuilder, Type};
+
+use condition::After;
+pub use cursor::Cursors;
+use cursor::Direction;
+
+/// A page has no more rows.
+const MOST: usize = 1_000;
+
+/// Which way a column is ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Smallest first.
+    Ascending,
+    /// Largest first.
+    Descending,
+}
+
+/// A cursor that was not made here: cut, changed, made up, or of another list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a cursor of this list")]
+pub struct BadCursor;
+
+/// A secret that is too short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the secret for cursors has fewer than 32 bytes: take 32 random ones, the same in every process")]
+pub struct WeakSecret;
+
+/// A row's key that does not fit into a cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a row's key has more than 4,096 bytes: order the list by shorter columns")]
+pub struct KeyTooLong;
+
+/// Which page is wanted.
+#[derive(Clone, Debug)]
+pub struct PageRequest<K> {
+    cursors: Cursors,
+    list: String,
+    size: usize,
+    from: Option<K>,
+    direction: Direction,
+}
+
+/// A page, and the cursors of its neighbours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Page<T> {
+    /// The rows, in the list's order whichever way the page was reached.
+    pub items: Vec<T>,
+    /// Where the next page begins; `None` on the last.
+    pub next: Option<String>,
+    /// Where the page before ends; `None` on the first.
+    pub previous: Option<String>,
+}
+
+/// The values a list is ordered by: a tuple of one to four columns' values.
+pub trait Key: Serialize + DeserializeOwned {
+    /// How many columns.
+    const COLUMNS: usize;
+
+    /// Returns whether the `n`th column may be null.
+    #[doc(hidden)]
+    fn is_nullable(n: usize) -> bool;
+
+    /// Returns whether the `n`th value is null.
+    #[doc(hidden)]
+    fn is_null(&self, n: usize) -> bool;
+}
+
+/// A key whose values a database takes.
+pub trait BindKey<DB: Database>: Key {
+    /// Binds the `n`th value.
+    #[doc(hidden)]
+    fn bind(&self, n: usize, query: &mut QueryBuilder<DB>);
+}
+
+/// What `Option` writes for `None`, in MessagePack.
+const NULL: &[u8] = &[0xC0];
+
+macro_rules! key {
+    ($($value:ident $n:tt),*; $count:literal) => {
+        impl<$($value: Serialize + DeserializeOwned),*> Key for ($($value,)*) {
+            const COLUMNS: usize = $count;
+
+            fn is_nullable(n: usize) -> bool {
+                match n {
+                    $($n => rmp_serde::from_slice::<$value>(NULL).is_ok(),)*
+                    _ => false,
+                }
+            }
+
+            fn is_null(&self, n: usize) -> bool {
+                match n {
+                    $($n => rmp_serde::to_vec(&self.$n).is_ok_and(|bytes| bytes == NULL),)*
+                    _ => false,
+                }
+            }
+        }
+
+        impl<DB: Database, $($value),*> BindKey<DB> for ($($value,)*)
+        where
+            $($value: Serialize + DeserializeOwned + Clone + for<'q> Encode<'q, DB> + Type<DB> + Send + 'static,)*
+        {
+            fn bind(&self, n: usize, query: &mut QueryBuilder<DB>) {
+                match n {
+                    $($n => { query.push_bind(self.$n.clone()); })*
+                    _ => {}
+                }
+            }
+        }
+    };
+}
+
+key!(A 0; 1);
+key!(A 0, B 1; 2);
+key!(A 0, B 1, C 2; 3);
+key!(A 0, B 1, C 2, D 3; 4);
+
+impl<K: Key> PageRequest<K> {
+    /// Adds the condition, the order and the limit to a query that ends with its table or inside its `where` clause. One column for each
+    /// value of the key; their names go into the SQL as they are, so they must not come from outside.
+    pub fn push<DB: Database, const N: usize>(&self, query: &mut QueryBuilder<DB>, columns: [(&'static str, Order); N])
+    where
+        K: BindKey<DB>,
+        DB::Arguments: IntoArguments<DB>,
+    {
+        const { assert!(N > 0, "a page is ordered by one column at least") };
+        debug_assert_eq!(N, K::COLUMNS, "a column for each value of the key");
+        let Direction { backward, inclusive } = self.direction;
+        if let Some(key) = &self.from {
+            condition::open_where(query);
+            query.push("(");
+            After { key, columns: &columns, backward, inclusive }.push(query);
+            query.push(")");
+        }
+        // Which of several systems it is, is not known here: nulls are told their place.
+        let tell = |n| condition::dialect::<DB>().is_none() && K::is_nullable(n);
+        for (n, (column, order)) in columns.iter().enumerate() {
+            let descending = (*order == Order::Descending) != backward;
+            query.push(if n == 0 { " order by " } else { ", " });
+            if tell(n) {
+                query.push("case when ").push(column).push(" is null then 1 else 0 end").push(if descending {
+                    " desc, "
+                } else {
+                    ", "
+                });
+            }
+            query.push(column).push(if descending { " desc" } else { "" });
+        }
+        // One row more than the page has says whether there is another page.
+        query.push(" limit ").push((self.size + 1).to_string());
+    }
+
+    /// Returns the page of the rows that the query brought.
+    ///
+    /// # Errors
+    /// [`KeyTooLong`].
+    pub fn page<T>(&self, mut rows: Vec<T>, key: impl Fn(&T) -> K) -> Result<Page<T>, KeyTooLong> {
+        let backward = self.direction.backward;
+        let more = rows.len() > self.size;
+        rows.truncate(self.size);
+        if backward {
+            rows.reverse();
+        }
+        let at = |key: &K, direction| self.cursors.write(&self.list, key, direction).map(Some);
+        let forward = Direction { backward: false, inclusive: false };
+        let back = Direction { backward: true, inclusive: false };
+        let (next, previous) = match (rows.first(), rows.last(), &self.from) {
+            (Some(first), Some(last), _) => {
+                let (has_next, has_previous) = if backward { (true, more) } else { (more, self.from.is_some()) };
+                let next = if has_next { at(&key(last), forward)? } else { None };
+                (next, if has_previous { at(&key(first), back)? } else { None })
+            }
+            // Its rows are gone: the way on leads back to the row it was reached from.
+            (_, _, Some(from)) if backward => (at(from, Direction { inclusive: !self.direction.inclusive, ..forward })?, None),
+            (_, _, Some(from)) => (None, at(from, Direction { inclusive: !self.direction.inclusive, ..back })?),
+            _ => (None, None),
+        };
+        Ok(Page { next, previous, items: rows })
+    }
+}
