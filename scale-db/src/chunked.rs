@@ -17,13 +17,12 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use futures_core::future::BoxFuture;
-use sqlx::{AssertSqlSafe, Error, SqlSafeStr, SqlStr, Transaction};
+use sqlx::{AssertSqlSafe, Error, SqlSafeStr, SqlStr};
 
 use crate::backend::Backend;
 use crate::db::Db;
 use crate::node::Role;
-use crate::retry::{Patience, Transient};
+use crate::retry::{Attempt, Patience, Transient};
 
 /// Where named walks keep how far they came.
 const TABLE: &str = "scale_db_walks";
@@ -93,10 +92,10 @@ impl<DB: Backend> Db<DB> {
     /// let done = db.chunked("orders", "id")
     ///     .named("orders-in-euro")
     ///     .on_progress(|p| println!("{:.0} %", p.fraction() * 100.0))
-    ///     .run(|tx, ids| Box::pin(async move {
+    ///     .run(async |mut tx, ids| {
     ///         let update = sqlx::query("update orders set currency = 'EUR' where id between $1 and $2 and currency is null");
     ///         Ok::<_, sqlx::Error>(update.bind(*ids.start()).bind(*ids.end()).execute(&mut **tx).await?.rows_affected())
-    ///     }))
+    ///     })
     ///     .await?;
     /// println!("{} rows", done.rows);
     /// # Ok(()) }
@@ -163,10 +162,11 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
     ///
     /// # Errors
     /// The work's own, or sqlx's. What was committed stays.
-    pub async fn run<E, F>(mut self, mut work: F) -> Result<Progress, E>
+    pub async fn run<E, F, R>(mut self, mut work: F) -> Result<Progress, E>
     where
-        F: for<'t> FnMut(&'t mut Transaction<'static, DB>, RangeInclusive<i64>) -> BoxFuture<'t, Result<u64, E>> + Send,
-        E: From<Error> + Transient + Send,
+        F: FnMut(Attempt<DB>, RangeInclusive<i64>) -> R,
+        R: Future<Output = Result<u64, E>>,
+        E: From<Error> + Transient,
     {
         let walk = self.begin().await?;
         let Some(mut walk) = walk else {
@@ -221,10 +221,11 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
     }
 
     /// One transaction. Returns its last key, or `None` if there was nothing left.
-    async fn chunk<E, F>(&mut self, walk: &mut Walk, work: &mut F) -> Result<Option<i64>, E>
+    async fn chunk<E, F, R>(&mut self, walk: &mut Walk, work: &mut F) -> Result<Option<i64>, E>
     where
-        F: for<'t> FnMut(&'t mut Transaction<'static, DB>, RangeInclusive<i64>) -> BoxFuture<'t, Result<u64, E>> + Send,
-        E: From<Error> + Transient + Send,
+        F: FnMut(Attempt<DB>, RangeInclusive<i64>) -> R,
+        R: Future<Output = Result<u64, E>>,
+        E: From<Error> + Transient,
     {
         let dialect = self.db.dialect();
         let mut tx = self.db.begin().await?;
@@ -240,7 +241,12 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
         let keys = select(dialect, &["max(k)"], &keys);
         let upto = number(&DB::ask(&mut tx, keys).await?, 0)?;
         let rows = match upto {
-            Some(upto) => work(&mut tx, from..=upto).await?,
+            Some(upto) => {
+                let (attempt, home) = Attempt::lend(tx);
+                let rows = work(attempt, from..=upto).await;
+                tx = Attempt::returned(&home)?;
+                rows?
+            }
             None => 0,
         };
         let after = Walk { rows: walk.rows + rows, next: upto.filter(|u| *u < walk.last).map(|u| u + 1), ..*walk };

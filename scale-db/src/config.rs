@@ -3,20 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use futures_core::future::BoxFuture;
 use serde::Deserialize;
-use sqlx::pool::PoolOptions;
+use sqlx::pool::PoolConnectionMetadata;
 
-use crate::alive::Alive;
 use crate::backend::Backend;
-use crate::capabilities;
 use crate::db::Db;
-use crate::dialect::Dialect;
 use crate::discover::Discover;
 use crate::error::Error;
-use crate::node::{Asked, Node};
-use crate::reign::Reign;
-use crate::replica::Replica;
+use crate::pools::{AfterConnect, Pools};
+use crate::replica::{Options, Replica};
 
 /// What reads do when no replica is fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -46,11 +42,17 @@ pub struct Config {
     /// How often replicas are looked for. Default: 5 s.
     #[serde(default = "defaults::discovery", with = "humantime_serde")]
     pub discovery_interval: Duration,
+    /// Options of the first node, in place of its address.
     #[serde(skip)]
-    discover_with: Option<Discover>,
+    options: Option<Options>,
+    #[serde(skip)]
+    pub(crate) discover_with: Option<Discover>,
     /// Connections to each node at most, and one more to look at it through. Default: 10.
     #[serde(default = "defaults::connections")]
     pub max_connections: u32,
+    /// Connections to each node that are kept open, used or not. Default: 0.
+    #[serde(default)]
+    pub min_connections: u32,
     /// How long to wait for a connection. Default: 3 s.
     #[serde(default = "defaults::acquire", with = "humantime_serde")]
     pub acquire_timeout: Duration,
@@ -118,8 +120,10 @@ impl Config {
             replicas: Vec::new(),
             discover: None,
             discovery_interval: defaults::discovery(),
+            options: None,
             discover_with: None,
             max_connections: defaults::connections(),
+            min_connections: 0,
             acquire_timeout: defaults::acquire(),
             max_replica_lag: defaults::lag(),
             monitor_interval: defaults::interval(),
@@ -135,121 +139,14 @@ impl Config {
     /// Connects: at least one node must answer and be a primary.
     ///
     /// # Errors
-    /// [`Error::Address`], [`Error::Unreachable`], [`Error::NoPrimary`], [`Error::Stranger`].
+    /// [`Error::Address`], [`Error::Unreachable`], [`Error::NoPrimary`], [`Error::TwoPrimaries`], [`Error::Stranger`].
     pub async fn connect<DB: Backend>(self) -> Result<Db<DB>, Error> {
-        DB::prepare_driver();
-        let dialect = DB::dialect(&self.url).ok_or_else(|| Self::wrong::<DB>(&self.url))?;
-        if let Some(other) = self.replicas.iter().find(|r| DB::dialect(&r.url) != Some(dialect)) {
-            return Err(Self::wrong::<DB>(&other.url));
-        }
-        if let Some(url) = self.discover.as_ref().filter(|url| DB::dialect(url) != Some(dialect)) {
-            return Err(Self::wrong::<DB>(url));
-        }
-        let reign = Arc::<Reign>::default();
-        let nodes = match dialect {
-            Dialect::Sqlite => self.sqlite_nodes::<DB>(&reign)?,
-            _ => std::iter::once(&Replica::new(&self.url))
-                .chain(&self.replicas)
-                .enumerate()
-                .map(|(number, replica)| self.node(&reign, dialect, number, replica, false, false))
-                .collect::<Result<_, _>>()?,
-        };
-        let discover = self.discover_with.clone().or_else(|| self.discover.clone().map(Discover::dns));
-        Db::start(self, dialect, nodes, reign, discover).await
-    }
-
-    /// One writer; readers of the same file beside it, unless it only lives in memory.
-    fn sqlite_nodes<DB: Backend>(&self, reign: &Arc<Reign>) -> Result<Vec<Node<DB>>, Error> {
-        if !self.replicas.is_empty() || self.discover.is_some() {
-            return Err(Error::Address("SQLite has no replicas: its readers share the file".into()));
-        }
-        let writer = Replica::new(&self.url).max_connections(1);
-        let mut nodes = vec![self.node(reign, Dialect::Sqlite, 0, &writer, false, false)?];
-        if !self.url.contains(":memory:") && !self.url.contains("mode=memory") {
-            nodes.push(self.node(reign, Dialect::Sqlite, 1, &Replica::new(&self.url), true, false)?);
-        }
-        Ok(nodes)
+        Builder::from(self).connect().await
     }
 
     /// How long a node has to say how it is.
     pub(crate) fn look_limit(&self) -> Duration {
         self.acquire_timeout.min(self.monitor_interval.max(Duration::from_secs(1)))
-    }
-
-    /// A node that was not listed.
-    pub(crate) fn found_node<DB: Backend>(
-        &self,
-        reign: &Arc<Reign>,
-        dialect: Dialect,
-        number: usize,
-        at: &Replica,
-    ) -> Result<Node<DB>, Error> {
-        match DB::dialect(&at.url) {
-            Some(theirs) if theirs == dialect => self.node(reign, dialect, number, at, false, true),
-            _ => Err(Self::wrong::<DB>(&at.url)),
-        }
-    }
-
-    fn node<DB: Backend>(
-        &self,
-        reign: &Arc<Reign>,
-        dialect: Dialect,
-        number: usize,
-        at: &Replica,
-        reader: bool,
-        found: bool,
-    ) -> Result<Node<DB>, Error> {
-        if !(at.weight.is_finite() && at.weight > 0.0) {
-            return Err(Error::Address(format!("node {number}'s weight is not above zero")));
-        }
-        let connections = at.max_connections.unwrap_or(self.max_connections);
-        let greeting = dialect.greeting(reader, self.statement_timeout, self.lock_timeout);
-        let (reign, alive, asked) = (Arc::clone(reign), Alive::default(), Arc::<Mutex<Asked>>::default());
-        let (doubted, told) = (alive.clone(), Arc::clone(&asked));
-        let pool = PoolOptions::<DB>::new()
-            .max_connections(connections.max(1))
-            .acquire_timeout(self.acquire_timeout)
-            // A connection in memory is the database itself.
-            .idle_timeout((dialect != Dialect::Sqlite).then_some(Duration::from_mins(10)))
-            .max_lifetime((dialect != Dialect::Sqlite).then_some(Duration::from_mins(30)))
-            .test_before_acquire(false)
-            .before_acquire(move |connection, meta| {
-                if !doubted.is_doubtful(meta.idle_for) {
-                    return Box::pin(std::future::ready(Ok(true)));
-                }
-                Box::pin(async move { DB::ping(connection).await.map(|()| true) })
-            })
-            .after_connect(move |connection, _| {
-                let (greeting, reign, told) = (greeting.clone(), Arc::clone(&reign), Arc::clone(&told));
-                Box::pin(async move {
-                    DB::tell(connection, greeting).await?;
-                    if dialect != Dialect::Sqlite {
-                        let probe = capabilities::ask::<DB>(dialect, connection, &told).await?;
-                        if reign.is_over(number, &probe) {
-                            return Err(Error::Leftover { node: number }.into());
-                        }
-                    }
-                    Ok(())
-                })
-            })
-            .connect_lazy(&at.url)
-            // sqlx's words may hold the password.
-            .map_err(|_| Error::Address(format!("node {number}'s address cannot be read by the driver `{}`", DB::NAME)))?;
-        let mut node = Node::new(number, pool, alive, asked, at.weight);
-        node.found = found.then(|| at.url.clone());
-        Ok(node)
-    }
-
-    fn wrong<DB: Backend>(url: &str) -> Error {
-        // The scheme alone: the rest may hold a password.
-        let scheme = url.split_once(':').map(|(scheme, _)| scheme.chars().take(20).collect::<String>());
-        match scheme.filter(|scheme| !scheme.is_empty()) {
-            Some(scheme) => Error::Address(format!(
-                "`{scheme}:` is no address of the driver `{}`, or of another system than the first",
-                DB::NAME
-            )),
-            None => Error::Address("it has no scheme".into()),
-        }
     }
 }
 
@@ -276,16 +173,36 @@ impl std::fmt::Debug for Config {
 ///     .await?;
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug)]
 #[must_use]
-pub struct Builder<DB> {
+pub struct Builder<DB: Backend> {
     config: Config,
-    database: std::marker::PhantomData<fn() -> DB>,
+    after_connect: Option<AfterConnect<DB>>,
+}
+
+impl<DB: Backend> Clone for Builder<DB> {
+    fn clone(&self) -> Self {
+        Self { config: self.config.clone(), after_connect: self.after_connect.clone() }
+    }
+}
+
+impl<DB: Backend> std::fmt::Debug for Builder<DB> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Builder").field(&self.config).finish()
+    }
+}
+
+impl<DB: Backend> From<Config> for Builder<DB> {
+    fn from(config: Config) -> Self {
+        Self { config, after_connect: None }
+    }
 }
 
 impl<DB: Backend> Builder<DB> {
-    pub(crate) fn new(url: &str) -> Self {
-        Self { config: Config::new(url), database: std::marker::PhantomData }
+    pub(crate) fn new(first: Replica) -> Self {
+        let mut config = Config::new(first.url);
+        config.max_connections = first.max_connections.unwrap_or(config.max_connections);
+        config.options = first.options;
+        Self::from(config)
     }
 
     /// One more node: an address, or a [`Replica`] with a weight.
@@ -318,6 +235,12 @@ impl<DB: Backend> Builder<DB> {
     /// Connections to each node at most.
     pub fn max_connections(mut self, count: u32) -> Self {
         self.config.max_connections = count;
+        self
+    }
+
+    /// Connections to each node that are kept open, used or not.
+    pub fn min_connections(mut self, count: u32) -> Self {
+        self.config.min_connections = count;
         self
     }
 
@@ -375,8 +298,31 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
+    /// Runs on each new connection, after what this crate says to it (time-outs, pragmas): `set time zone`, `set role`, extensions.
+    pub fn after_connect<F>(mut self, run: F) -> Self
+    where
+        F: for<'c> Fn(&'c mut DB::Connection, PoolConnectionMetadata) -> BoxFuture<'c, Result<(), sqlx::Error>>
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.after_connect = Some(Arc::new(run));
+        self
+    }
+
+    /// Connects: at least one node must answer and be a primary.
+    ///
+    /// # Errors
     /// See [`Config::connect`].
     pub async fn connect(self) -> Result<Db<DB>, Error> {
-        self.config.connect().await
+        DB::prepare_driver();
+        let Self { config, after_connect } = self;
+        let mut all = vec![Replica { options: config.options.clone(), ..Replica::new(&config.url) }];
+        all.extend(config.replicas.iter().cloned());
+        let discover = config.discover_with.clone().or_else(|| config.discover.clone().map(Discover::dns));
+        let listed = discover.is_none();
+        let pools = Pools::<DB>::new(&all, config.discover.as_deref(), after_connect)?;
+        let nodes = pools.listed(&config, &all, listed)?;
+        Db::start(config, pools, nodes, discover).await
     }
 }

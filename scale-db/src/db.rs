@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_core::future::BoxFuture;
 use parking_lot::Mutex;
 use sqlx::pool::PoolConnection;
-use sqlx::{SqlSafeStr, Transaction};
+use sqlx::{Acquire, Pool, SqlSafeStr, SqlStr, Transaction};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::backend::Backend;
@@ -23,8 +24,10 @@ use crate::lag::History;
 use crate::log::Log;
 use crate::monitor;
 use crate::node::{Node, NodeStatus, Role};
+use crate::pools::Pools;
 use crate::position::Position;
 use crate::reign::{Election, Reign};
+use crate::replica::Replica;
 use crate::router::{Router, Verdict};
 use crate::sticky::{self, Need};
 
@@ -37,6 +40,7 @@ pub(crate) struct Inner<DB: Backend> {
     /// Tells the handles of one process apart, for sticky scopes.
     pub(crate) id: usize,
     pub(crate) dialect: Dialect,
+    pub(crate) pools: Pools<DB>,
     pub(crate) nodes: ArcSwap<Vec<Arc<Node<DB>>>>,
     pub(crate) router: Router,
     pub(crate) config: Config,
@@ -82,7 +86,7 @@ impl<DB: Backend> Clone for Via<'_, DB> {
 }
 
 impl<DB: Backend> Db<DB> {
-    /// One node, or an SQLite file, with the default settings.
+    /// Connects to one node, or opens an SQLite file, with the default settings.
     ///
     /// # Errors
     /// See [`Config::connect`].
@@ -90,36 +94,53 @@ impl<DB: Backend> Db<DB> {
         Config::new(url).connect().await
     }
 
-    /// The long way, with replicas and limits.
-    pub fn builder(url: &str) -> Builder<DB> {
-        Builder::new(url)
+    /// Begins with the first node, given by its address or by sqlx's options (`PgConnectOptions`, …); replicas and limits follow.
+    pub fn builder(first: impl Into<Replica>) -> Builder<DB> {
+        Builder::new(first.into())
     }
 
-    pub(crate) async fn start(
-        config: Config,
-        dialect: Dialect,
-        nodes: Vec<Node<DB>>,
-        reign: Arc<Reign>,
-        discover: Option<Discover>,
-    ) -> Result<Self, Error> {
+    /// Makes a database of pools that there are already, the first of them the primary's as a rule. Their roles are observed.
+    ///
+    /// Pools of one's own are not told this crate's [time-outs](Config::statement_timeout), and do not close the door to a primary of
+    /// before a fail-over at each new connection, but at the next look alone.
+    ///
+    /// # Errors
+    /// See [`Config::connect`].
+    pub async fn from_pools(pools: impl IntoIterator<Item = Pool<DB>>) -> Result<Self, Error> {
+        let pools: Vec<_> = pools.into_iter().collect();
+        let none = || Error::Address("there is no pool to make a database of".into());
+        let dialect = DB::dialect_of(pools.first().ok_or_else(none)?).ok_or_else(none)?;
+        let nodes = pools.into_iter().enumerate().map(|(number, pool)| Node::of_pool(number, pool)).collect();
+        Self::start(Config::new(""), Pools::of_others(dialect), nodes, None).await
+    }
+
+    fn assemble(config: Config, pools: Pools<DB>, nodes: Vec<Node<DB>>) -> Arc<Inner<DB>> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let interval = config.monitor_interval;
-        let spill = Arc::new(Semaphore::new(config.max_connections.div_ceil(2).max(1) as usize));
-        let inner = Arc::new(Inner {
+        Arc::new(Inner {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            dialect,
+            dialect: pools.dialect,
             nodes: ArcSwap::from_pointee(nodes.into_iter().map(Arc::new).collect()),
-            router: Router::new(dialect, config.safe_functions.iter().cloned()),
-            config,
-            reign,
+            router: Router::new(pools.dialect, config.safe_functions.iter().cloned()),
+            reign: Arc::clone(&pools.reign),
+            pools,
             primary_log: ArcSwapOption::empty(),
             all_seen: AtomicBool::new(false),
             cluster: Mutex::new(None),
             rivals: Mutex::default(),
-            spill,
+            spill: Arc::new(Semaphore::new(config.max_connections.div_ceil(2).max(1) as usize)),
+            config,
             wake: Arc::new(Notify::new()),
             looked: Notify::new(),
-        });
+        })
+    }
+
+    pub(crate) async fn start(
+        config: Config,
+        pools: Pools<DB>,
+        nodes: Vec<Node<DB>>,
+        discover: Option<Discover>,
+    ) -> Result<Self, Error> {
+        let inner = Self::assemble(config, pools, nodes);
         if let Some(discover) = &discover {
             discover::look(&inner, discover).await;
         }
@@ -135,14 +156,34 @@ impl<DB: Backend> Db<DB> {
         if let Some(node) = inner.nodes.load().iter().find(|n| n.is_stranger()) {
             return Err(Error::Stranger { node: node.number });
         }
+        if inner.config.min_connections > 0 {
+            let nodes = inner.nodes.load_full();
+            tokio::spawn(async move { futures_util::future::join_all(nodes.iter().map(|node| node.fill())).await });
+        }
         // The roles of SQLite's two pools never change.
-        if dialect != Dialect::Sqlite {
+        if inner.dialect != Dialect::Sqlite {
+            let interval = inner.config.monitor_interval;
             tokio::spawn(monitor::run(Arc::downgrade(&inner), history, interval));
             if let Some(discover) = discover {
                 tokio::spawn(discover::run(Arc::downgrade(&inner), discover));
             }
         }
         Ok(Self(inner))
+    }
+
+    /// Returns the pool of the present primary, for what takes a pool (`PgListener`, session stores, other libraries). It does not follow a
+    /// fail-over; ask again then.
+    ///
+    /// # Errors
+    /// [`Error::NoPrimary`] inside `sqlx::Error::Configuration`.
+    pub async fn primary_pool(&self) -> Result<Pool<DB>, sqlx::Error> {
+        sticky::wrote(self.0.id);
+        Ok(self.primary_node().await?.pool.clone())
+    }
+
+    /// Returns the pools of the replicas that are fit for reading now.
+    pub fn replica_pools(&self) -> Vec<Pool<DB>> {
+        self.0.nodes.load().iter().filter(|node| node.is_fit_replica()).map(|node| node.pool.clone()).collect()
     }
 
     /// The primary, for a read that must not be late by even the lag allowed.
@@ -163,7 +204,18 @@ impl<DB: Backend> Db<DB> {
         let node = self.primary_node().await?;
         sticky::wrote(self.0.id);
         // A transaction of SQLite that becomes a writer later fails at once if there is another.
-        self.begin_on(&node, if self.0.dialect == Dialect::Sqlite { "begin immediate" } else { "begin" }).await
+        let statement = if self.0.dialect == Dialect::Sqlite { "begin immediate" } else { "begin" };
+        self.begin_on(&node, statement.into_sql_str()).await
+    }
+
+    /// Begins a transaction on the primary by a statement of yours: `begin isolation level serializable`.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin); `sqlx::Error::BeginFailed` if the statement begins no transaction.
+    pub async fn begin_with(&self, statement: impl SqlSafeStr) -> Result<Transaction<'static, DB>, sqlx::Error> {
+        let node = self.primary_node().await?;
+        sticky::wrote(self.0.id);
+        self.begin_on(&node, statement.into_sql_str()).await
     }
 
     /// A read-only transaction on a replica: one snapshot for several queries.
@@ -178,11 +230,11 @@ impl<DB: Backend> Db<DB> {
             // A transaction that only reads does not wait for the writer.
             Dialect::Sqlite => "begin",
         };
-        self.begin_on(&node, statement).await
+        self.begin_on(&node, statement.into_sql_str()).await
     }
 
-    async fn begin_on(&self, node: &Node<DB>, statement: &'static str) -> Result<Transaction<'static, DB>, sqlx::Error> {
-        let begin = || self.within_deadline(node, node.pool.begin_with(statement.into_sql_str()));
+    async fn begin_on(&self, node: &Node<DB>, statement: SqlStr) -> Result<Transaction<'static, DB>, sqlx::Error> {
+        let begin = || self.within_deadline(node, node.pool.begin_with(statement.clone()));
         match begin().await {
             // Nothing has run yet; the next connection is asked first.
             Err(error) if is_broken(&error) => {
@@ -357,7 +409,7 @@ impl<DB: Backend> Db<DB> {
 }
 
 /// Returns the number of an error of MySQL or MariaDB, whose SQLSTATE is the same for many, and the code of others.
-fn code(error: &dyn sqlx::error::DatabaseError) -> Option<Cow<'_, str>> {
+pub(crate) fn code(error: &dyn sqlx::error::DatabaseError) -> Option<Cow<'_, str>> {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
         return Some(error.number().to_string().into());
@@ -425,12 +477,16 @@ impl<DB: Backend> Inner<DB> {
         }
         metrics::gauge!("scale_db_rival_primaries").set(rivals.len() as f64);
         *self.rivals.lock() = undecided;
+        // Before anybody writes to it.
+        if let Election::Primary { number, .. } = election {
+            self.nodes.load().iter().filter(|node| node.number == *number).for_each(|node| node.depose(false));
+        }
         match self.reign.accept(election) {
             (old, new) if old == new => {}
             (_, None) => tracing::error!("there is no database primary"),
             (old, Some(new)) => {
                 let nodes = self.nodes.load();
-                nodes.iter().for_each(|node| node.depose(node.number != new));
+                nodes.iter().filter(|node| node.number != new).for_each(|node| node.depose(true));
                 match old {
                     Some(_) => tracing::warn!(node = new, "the database primary has moved"),
                     None => tracing::info!(node = new, "the database primary is known"),
@@ -443,6 +499,33 @@ impl<DB: Backend> Inner<DB> {
     pub(crate) fn is_stranger(&self, probe: &Probe) -> bool {
         let Some(theirs) = &probe.cluster else { return false };
         self.cluster.lock().get_or_insert_with(|| theirs.clone()) != theirs
+    }
+}
+
+impl<DB: Backend> From<Pool<DB>> for Db<DB> {
+    /// Takes a pool as that of a lone primary, as in `#[sqlx::test]`. Nothing is asked and nothing observed: for replicas and fail-overs see
+    /// [`Db::from_pools`].
+    fn from(pool: Pool<DB>) -> Self {
+        let dialect = DB::dialect_of(&pool).unwrap_or(Dialect::Postgres);
+        let inner = Self::assemble(Config::new(""), Pools::of_others(dialect), vec![Node::of_pool(0, pool)]);
+        inner.set_primary(&Election::Primary { number: 0, timeline: 0, rivals: Vec::new() });
+        inner.nodes.load().iter().for_each(|node| node.saw(Role::Primary, Log::Unknown, Some(Duration::ZERO), true));
+        Self(inner)
+    }
+}
+
+impl<'a, DB: Backend> Acquire<'a> for &Db<DB> {
+    type Database = DB;
+    type Connection = PoolConnection<DB>;
+
+    fn acquire(self) -> BoxFuture<'a, Result<PoolConnection<DB>, sqlx::Error>> {
+        let db = self.clone();
+        Box::pin(async move { db.acquire().await })
+    }
+
+    fn begin(self) -> BoxFuture<'a, Result<Transaction<'a, DB>, sqlx::Error>> {
+        let db = self.clone();
+        Box::pin(async move { db.begin().await })
     }
 }
 

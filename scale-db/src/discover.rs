@@ -94,7 +94,7 @@ pub(crate) async fn look<DB: Backend>(inner: &Inner<DB>, discover: &Discover) ->
     let mut number = old.iter().map(|node| node.number).max().unwrap_or_default();
     for url in found.iter().filter(|url| !known(url)) {
         number += 1;
-        match inner.config.found_node::<DB>(&inner.reign, inner.dialect, number, &Replica::new(url)) {
+        match inner.pools.found(&inner.config, number, &Replica::new(url)) {
             Ok(node) => nodes.push(Arc::new(node)),
             Err(error) => tracing::warn!(%error, "a replica that was found is not used"),
         }

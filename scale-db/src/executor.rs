@@ -5,9 +5,10 @@
 //! | reads, on a replica | a lost connection before the first row, or the node is found down | the node is ejected, the statement repeated on another |
 //! | reads, on a replica | "read-only" (its text hid a write) | repeated on the primary once; its text is remembered as a write |
 //! | reads, on a replica | "not supported" (an unlogged table) | repeated on the primary once; its text is remembered if the primary ran it |
+//! | reads, on a replica | "no such table" (it may be new) | repeated on the primary once |
 //! | reads, on a replica | a conflict with recovery | repeated on another node |
 //! | reads, on a replica | no free connection | repeated on another replica that has one, not on the primary |
-//! | reads, on the primary | a lost connection before the first row | repeated there once, on a connection that was asked |
+//! | reads, on the primary | a lost connection before the first row | repeated there once, on a connection that was asked, if it reads tables alone: a view may write |
 //! | writes | "read-only" (the primary was demoted) | repeated once, if the monitor finds another primary |
 //! | writes | a lost connection | never repeated: it may have run. The monitor looks at once |
 //! | is prepared or described | a lost connection | asked again, as a read is |
@@ -24,9 +25,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::backend::Backend;
 use crate::db::{Db, Target, Via, is_broken, is_lost};
 use crate::deadline::{Deadline, Rows};
+use crate::dialect::Dialect;
 use crate::node::{Node, Visit};
 use crate::router::Verdict;
 use crate::sticky;
+use crate::tables;
 
 /// A query taken apart, ready to run, and to run again.
 struct Parts<DB: Database> {
@@ -152,10 +155,11 @@ impl<DB: Backend> Journey<DB> {
             Verdict::Read if self.db.is_refusal(error) => {
                 self.db.0.router.refuse(sql);
                 self.to_primary();
+                sticky::wrote(self.db.0.id);
                 true
             }
-            Verdict::Read if !on_primary && is_missing_on_replica(error) => {
-                self.refused = !is_stale_plan(error);
+            Verdict::Read if !on_primary && let Some(lacks) = lack(self.db.0.dialect, error) => {
+                self.refused = lacks == Lacks::Ever;
                 self.to_primary();
                 true
             }
@@ -168,8 +172,9 @@ impl<DB: Backend> Journey<DB> {
                 node.eject();
                 self.db.0.wake.notify_one();
                 self.tried |= bit;
-                // The primary, on which reads end at last, is asked once more: it may have been the connection alone.
-                !on_primary || (first && is_broken(error) && !self.trusted)
+                // The primary, on which reads end at last, is asked once more: it may have been the connection alone. But there a view may
+                // have written before it was lost.
+                !on_primary || (first && is_broken(error) && !self.trusted && tables::are_all_it_reads(&self.db, sql).await)
             }
             Verdict::Read if is_recovery_conflict(error) => {
                 self.tried |= bit;
@@ -183,7 +188,6 @@ impl<DB: Backend> Journey<DB> {
     fn to_primary(&mut self) {
         self.verdict = Verdict::Write;
         self.repeats_left = 0;
-        sticky::wrote(self.db.0.id);
     }
 
     /// Waits for the primary to be another node, as long as a write may wait for one.
@@ -205,17 +209,35 @@ fn is_recovery_conflict(error: &Error) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "40001")
 }
 
-/// Returns whether a replica says that it can not do what a primary may: unlogged tables, serializable transactions, functions of a primary
-/// (SQLSTATE 0A000, 55000).
-fn is_missing_on_replica(error: &Error) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| ["0A000", "55000"].contains(&&*code))
+/// Why a replica fails a statement that the primary may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lacks {
+    /// It never can: unlogged tables, serializable transactions, functions of a primary, what only SQLite's writer has attached.
+    Ever,
+    /// It cannot yet: a table, a column, a function that are new; a prepared statement older than a change of its table.
+    Yet,
+}
+
+fn lack(dialect: Dialect, error: &Error) -> Option<Lacks> {
+    let error = error.as_database_error()?;
+    let code = crate::db::code(error)?;
+    match dialect {
+        Dialect::Postgres if code == "0A000" && is_stale_plan(error) => Some(Lacks::Yet),
+        Dialect::Postgres if ["0A000", "55000"].contains(&&*code) => Some(Lacks::Ever),
+        // undefined_table, _column, _function, _object, _parameter, invalid_schema_name
+        Dialect::Postgres if ["42P01", "42703", "42883", "42704", "3F000"].contains(&&*code) => Some(Lacks::Yet),
+        // ER_NO_SUCH_TABLE, ER_BAD_FIELD_ERROR, ER_SP_DOES_NOT_EXIST, ER_BAD_DB_ERROR
+        Dialect::MySql if ["1146", "1054", "1305", "1049"].contains(&&*code) => Some(Lacks::Yet),
+        // SQLITE_ERROR: "no such table".
+        Dialect::Sqlite if code == "1" => Some(Lacks::Ever),
+        _ => None,
+    }
 }
 
 /// Returns whether a prepared statement is older than a change of its table, which any node may say.
-fn is_stale_plan(error: &Error) -> bool {
+fn is_stale_plan(error: &dyn sqlx::error::DatabaseError) -> bool {
     #[cfg(feature = "postgres")]
-    if let Some(error) = error.as_database_error().and_then(|e| e.try_downcast_ref::<sqlx::postgres::PgDatabaseError>()) {
+    if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
         return error.routine() == Some("RevalidateCachedQuery");
     }
     let _ = error;

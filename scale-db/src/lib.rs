@@ -20,6 +20,7 @@ mod node;
 pub mod page;
 #[cfg(feature = "partition")]
 pub mod partition;
+mod pools;
 mod position;
 mod reign;
 mod replica;
@@ -27,6 +28,7 @@ mod retry;
 pub mod router;
 pub mod shard;
 pub mod sticky;
+mod tables;
 pub mod watch;
 
 pub use backend::Backend;
@@ -39,5 +41,5 @@ pub use node::{NodeStatus, Role};
 pub use page::Cursors;
 pub use position::Position;
 pub use replica::Replica;
-pub use retry::Transient;
+pub use retry::{Attempt, Transient};
 pub use sticky::StickyLayer;

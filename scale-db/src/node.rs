@@ -117,6 +117,17 @@ impl<DB: Database> Node<DB> {
         }
     }
 
+    /// A node of which nothing is known, but its pool.
+    pub(crate) fn of_pool(number: usize, pool: Pool<DB>) -> Self {
+        Self::new(number, pool, Alive::default(), Arc::default(), 1.0)
+    }
+
+    /// Opens the connections that its pool is to keep: by itself, the pool would think of them when the first ones grow old.
+    pub(crate) async fn fill(&self) {
+        let kept = self.pool.options().get_min_connections();
+        futures_util::future::join_all((0..kept).map(|_| self.pool.acquire())).await;
+    }
+
     /// A connection to look at the node through, not of its pool. Give it [back](Self::watched) if it is of use still.
     pub(crate) async fn watch(&self) -> Result<DB::Connection, sqlx::Error> {
         let kept = self.watch.lock().take();

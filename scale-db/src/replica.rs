@@ -1,18 +1,32 @@
-//! One more node: where it is, and how much of the reads it gets.
+//! A node: where it is, and how much of the reads it gets.
+
+use std::any::Any;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
-/// A node beside the first. In a file: its address, or a table with `url`, `weight` and `max_connections`.
+use crate::dialect::Dialect;
+
+/// A node: the first, or one beside it. In code: an address, or sqlx's options for connections (`PgConnectOptions`, …), from which this is
+/// made. In a file: its address, or a table with `url`, `weight` and `max_connections`.
 #[derive(Clone, Deserialize)]
 #[serde(from = "Form")]
 #[non_exhaustive]
 pub struct Replica {
-    /// Its address.
+    /// Its address; empty if it has options.
     pub url: String,
     /// Its share of the reads, beside others' 1. A larger machine gets more.
     pub weight: f64,
     /// Connections to it at most; else as many as to the others.
     pub max_connections: Option<u32>,
+    pub(crate) options: Option<Options>,
+}
+
+/// A driver's own options for connections.
+#[derive(Clone)]
+pub(crate) struct Options {
+    pub(crate) dialect: Option<Dialect>,
+    pub(crate) of_driver: Arc<dyn Any + Send + Sync>,
 }
 
 #[derive(Deserialize)]
@@ -34,7 +48,9 @@ impl From<Form> for Replica {
     fn from(form: Form) -> Self {
         match form {
             Form::Url(url) => Self::new(url),
-            Form::Table(Table { url, weight, max_connections }) => Self { url, weight: weight.unwrap_or(1.0), max_connections },
+            Form::Table(Table { url, weight, max_connections }) => {
+                Self { url, weight: weight.unwrap_or(1.0), max_connections, options: None }
+            }
         }
     }
 }
@@ -42,7 +58,7 @@ impl From<Form> for Replica {
 impl Replica {
     /// With a weight of 1.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), weight: 1.0, max_connections: None }
+        Self { url: url.into(), weight: 1.0, max_connections: None, options: None }
     }
 
     /// Its share of the reads, beside others' 1.
@@ -58,11 +74,45 @@ impl Replica {
     }
 }
 
-impl<S: Into<String>> From<S> for Replica {
-    fn from(url: S) -> Self {
+impl From<&str> for Replica {
+    fn from(url: &str) -> Self {
         Self::new(url)
     }
 }
+
+impl From<&String> for Replica {
+    fn from(url: &String) -> Self {
+        Self::new(url)
+    }
+}
+
+impl From<String> for Replica {
+    fn from(url: String) -> Self {
+        Self::new(url)
+    }
+}
+
+#[allow(unused_macros)]
+macro_rules! options {
+    ($options:ty, $dialect:expr) => {
+        impl From<$options> for Replica {
+            fn from(options: $options) -> Self {
+                let dialect: fn(&$options) -> Option<Dialect> = $dialect;
+                let options = Options { dialect: dialect(&options), of_driver: Arc::new(options) };
+                Self { options: Some(options), ..Self::new("") }
+            }
+        }
+    };
+}
+
+#[cfg(feature = "postgres")]
+options!(sqlx::postgres::PgConnectOptions, |_| Some(Dialect::Postgres));
+#[cfg(feature = "mysql")]
+options!(sqlx::mysql::MySqlConnectOptions, |_| Some(Dialect::MySql));
+#[cfg(feature = "sqlite")]
+options!(sqlx::sqlite::SqliteConnectOptions, |_| Some(Dialect::Sqlite));
+#[cfg(feature = "any")]
+options!(sqlx::any::AnyConnectOptions, |options| Dialect::of(options.database_url.as_str()));
 
 impl std::fmt::Debug for Replica {
     /// Without the address: it may hold a password.

@@ -7,9 +7,12 @@
 //! | anything else, an error of the caller's own included | rolled back and returned |
 //! | its future is dropped | rolled back |
 
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_core::future::BoxFuture;
+use parking_lot::Mutex;
 use sqlx::{Error, Transaction};
 
 use crate::backend::Backend;
@@ -40,9 +43,9 @@ pub trait Transient {
 
 impl Transient for Error {
     fn is_transient(&self) -> bool {
-        let Some(code) = self.as_database_error().and_then(sqlx::error::DatabaseError::code) else { return false };
-        // Postgres: serialization_failure, deadlock_detected. MySQL: ER_LOCK_DEADLOCK. SQLite: BUSY, LOCKED, and their extended forms.
-        ["40001", "40P01", "1213", "5", "6", "261", "262", "517"].contains(&&*code)
+        let Some(code) = self.as_database_error().and_then(crate::db::code) else { return false };
+        // Postgres: serialization_failure, deadlock_detected. MySQL: ER_LOCK_DEADLOCK, ER_CHECKREAD (MariaDB). SQLite: BUSY, LOCKED, and their extended forms.
+        ["40001", "40P01", "1213", "1020", "5", "6", "261", "262", "517"].contains(&&*code)
     }
 }
 
@@ -56,6 +59,13 @@ impl Transient for Box<dyn std::error::Error + Send + Sync> {
             cause = error.source();
         }
         false
+    }
+}
+
+#[cfg(feature = "anyhow")]
+impl Transient for anyhow::Error {
+    fn is_transient(&self) -> bool {
+        self.chain().find_map(|cause| cause.downcast_ref::<Error>()).is_some_and(Transient::is_transient)
     }
 }
 
@@ -91,31 +101,90 @@ impl Patience {
     }
 }
 
+/// A transaction under way, lent to one attempt at it. Looks through to [`Transaction`], and ends with the attempt.
+///
+/// It is owned, not borrowed, so that the futures of closures that use it can be sent between threads, as web frameworks demand.
+pub struct Attempt<DB: Backend> {
+    // Taken when dropped alone.
+    tx: Option<Transaction<'static, DB>>,
+    home: Home<DB>,
+}
+
+type Home<DB> = Arc<Mutex<Option<Transaction<'static, DB>>>>;
+
+impl<DB: Backend> Attempt<DB> {
+    /// Lends a transaction. It is at home again when the attempt is dropped.
+    pub(crate) fn lend(tx: Transaction<'static, DB>) -> (Self, Home<DB>) {
+        let home = Home::<DB>::default();
+        (Self { tx: Some(tx), home: Arc::clone(&home) }, home)
+    }
+
+    /// Takes a transaction home.
+    pub(crate) fn returned(home: &Home<DB>) -> Result<Transaction<'static, DB>, Error> {
+        home.lock().take().ok_or_else(|| Error::Protocol("the transaction was kept longer than its attempt".into()))
+    }
+}
+
+impl<DB: Backend> Drop for Attempt<DB> {
+    fn drop(&mut self) {
+        *self.home.lock() = self.tx.take();
+    }
+}
+
+impl<DB: Backend> Deref for Attempt<DB> {
+    type Target = Transaction<'static, DB>;
+
+    #[allow(clippy::expect_used)]
+    fn deref(&self) -> &Self::Target {
+        self.tx.as_ref().expect("taken by drop alone")
+    }
+}
+
+impl<DB: Backend> DerefMut for Attempt<DB> {
+    #[allow(clippy::expect_used)]
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.tx.as_mut().expect("taken by drop alone")
+    }
+}
+
+impl<DB: Backend> fmt::Debug for Attempt<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Attempt")
+    }
+}
+
 impl<DB: Backend> Db<DB> {
     /// Runs a transaction on the primary and commits it, up to five times if the database asks for it: `work` must do nothing that
     /// cannot be done again, but through the transaction.
     ///
     /// ```no_run
     /// # async fn example(db: scale_db::Db<sqlx::Postgres>) -> Result<(), sqlx::Error> {
-    /// let left: i64 = db.transaction(|tx| Box::pin(async move {
-    ///     sqlx::query("update accounts set cents = cents - 100 where id = 1").execute(&mut **tx).await?;
-    ///     sqlx::query_scalar("select cents from accounts where id = 1").fetch_one(&mut **tx).await
-    /// })).await?;
+    /// let account = 1_i64;
+    /// let left: i64 = db.transaction(async |mut tx| {
+    ///     let take = sqlx::query("update accounts set cents = cents - 100 where id = $1");
+    ///     take.bind(account).execute(&mut **tx).await?;
+    ///     sqlx::query_scalar("select cents from accounts where id = $1").bind(account).fetch_one(&mut **tx).await
+    /// }).await?;
     /// # Ok(()) }
     /// ```
     ///
+    /// An `async` closure may borrow what it only reads. One that changes a variable of its surroundings does so before its future:
+    /// `|mut tx| { runs += 1; async move { … } }`.
+    ///
     /// # Errors
     /// The last attempt's.
-    pub async fn transaction<T, E, F>(&self, mut work: F) -> Result<T, E>
+    pub async fn transaction<T, E, F, R>(&self, mut work: F) -> Result<T, E>
     where
-        F: for<'t> FnMut(&'t mut Transaction<'static, DB>) -> BoxFuture<'t, Result<T, E>> + Send,
-        T: Send,
-        E: From<Error> + Transient + Send,
+        F: FnMut(Attempt<DB>) -> R,
+        R: Future<Output = Result<T, E>>,
+        E: From<Error> + Transient,
     {
         let mut patience = Patience::default();
         loop {
-            let mut tx = self.begin().await?;
-            let error = match work(&mut tx).await {
+            let (attempt, home) = Attempt::lend(self.begin().await?);
+            let result = work(attempt).await;
+            let tx = Attempt::returned(&home)?;
+            let error = match result {
                 Ok(value) => match tx.commit().await {
                     Ok(()) => return Ok(value),
                     Err(error) => E::from(error),

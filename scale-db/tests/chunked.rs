@@ -18,11 +18,9 @@ const ROWS: i64 = 3_000;
 macro_rules! add_one {
     ($walk:expr, $sql:expr) => {
         $walk
-            .run(|tx, ids| {
-                Box::pin(async move {
-                    let update = sqlx::query($sql).bind(*ids.start()).bind(*ids.end());
-                    Ok::<_, sqlx::Error>(update.execute(&mut **tx).await?.rows_affected())
-                })
+            .run(async |mut tx, ids| {
+                let update = sqlx::query($sql).bind(*ids.start()).bind(*ids.end());
+                Ok::<_, sqlx::Error>(update.execute(&mut **tx).await?.rows_affected())
             })
             .await
     };

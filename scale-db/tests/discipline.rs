@@ -146,17 +146,15 @@ async fn serialization_failures_and_deadlocks_are_tried_again() -> Result<()> {
                     // Each locks the two rows in its own order: deadlocks are certain, and so are lost updates without `serializable`.
                     let order = if task % 2 == 0 { [1_i64, 2] } else { [2, 1] };
                     let result = db
-                        .transaction(|tx| {
-                            Box::pin(async move {
-                                sqlx::query("set transaction isolation level serializable").execute(&mut **tx).await?;
-                                for id in order {
-                                    let read = sqlx::query_scalar("select n from counters where id = $1").bind(id);
-                                    let n: i64 = read.fetch_one(&mut **tx).await?;
-                                    let write = sqlx::query("update counters set n = $2 where id = $1").bind(id).bind(n + 1);
-                                    write.execute(&mut **tx).await?;
-                                }
-                                Ok::<_, sqlx::Error>(())
-                            })
+                        .transaction(async |mut tx| {
+                            sqlx::query("set transaction isolation level serializable").execute(&mut **tx).await?;
+                            for id in order {
+                                let read = sqlx::query_scalar("select n from counters where id = $1").bind(id);
+                                let n: i64 = read.fetch_one(&mut **tx).await?;
+                                let write = sqlx::query("update counters set n = $2 where id = $1").bind(id).bind(n + 1);
+                                write.execute(&mut **tx).await?;
+                            }
+                            Ok::<_, sqlx::Error>(())
                         })
                         .await;
                     done += i64::from(result.is_ok());
@@ -176,12 +174,12 @@ async fn serialization_failures_and_deadlocks_are_tried_again() -> Result<()> {
     // An error of the caller's own is not tried again, and rolls back.
     let mut runs = 0;
     let result = db
-        .transaction(|tx| {
+        .transaction(|mut tx| {
             runs += 1;
-            Box::pin(async move {
+            async move {
                 sqlx::query("update counters set n = -1").execute(&mut **tx).await?;
                 Err::<(), sqlx::Error>(sqlx::Error::RowNotFound)
-            })
+            }
         })
         .await;
     assert!(matches!(result, Err(sqlx::Error::RowNotFound)) && runs == 1);

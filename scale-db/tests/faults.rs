@@ -179,3 +179,44 @@ async fn a_statement_is_prepared_though_its_replica_has_died() -> Result<()> {
     }
     Ok(())
 }
+
+/// A primary without replicas, which is asked seldom, and a table that counts what a view with a side effect has done.
+async fn lone(connections: u32) -> Result<(Postgres, Db<Pg>)> {
+    let pg = Postgres::start(0).await?;
+    let db = over(&pg.urls()).max_connections(connections).monitor_interval(Duration::from_mins(10)).connect().await?;
+    let charge = format!(
+        "create extension dblink; create table log (n bigint); create table t as select 1::bigint n;
+         create function charge() returns bigint language plpgsql as $$ begin
+             perform dblink_exec('host=127.0.0.1 port={} user=postgres dbname=postgres', 'insert into log values (1)');
+             perform pg_terminate_backend(pg_backend_pid());
+             return 1;
+         end $$;
+         create view v as select charge() as n",
+        pg.node(0).port()
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(charge)).execute(&db).await?;
+    Ok((pg, db))
+}
+
+#[tokio::test]
+async fn a_view_that_writes_and_loses_its_connection_has_written_once() -> Result<()> {
+    let (pg, db) = lone(1).await?;
+    assert!(sqlx::query("select n from v").fetch_one(&db).await.is_err());
+    assert!(sqlx::query("with w as (select n from t) select w.n from w join v on true").fetch_one(&db).await.is_err());
+    assert_eq!(pg.node(0).sql("select count(*) from log").await?, "2");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_read_of_tables_alone_is_repeated_on_the_primary() -> Result<()> {
+    let (pg, db) = lone(1).await?;
+    for read in ["select n from t", "with w as (select n from t) select n from w", "select n from public.t x", "select 1::bigint"]
+    {
+        assert_eq!(sqlx::query_scalar::<_, i64>(read).fetch_one(&db).await?, 1);
+        pg.node(0)
+            .sql("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname = 'postgres'")
+            .await?;
+        assert_eq!(sqlx::query_scalar::<_, i64>(read).fetch_one(&db).await?, 1, "{read}");
+    }
+    Ok(())
+}

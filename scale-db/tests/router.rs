@@ -252,3 +252,44 @@ proptest::proptest! {
         assert_eq!(Router::new(Dialect::Postgres, [""; 0]).verdict(&sql), Verdict::Write, "{sql}");
     }
 }
+
+/// A tree as deep as its text is long is taken apart by functions that call themselves: in a thread of 2 MiB, as tokio's are.
+#[test]
+fn deep_texts_are_survived() {
+    let repeated =
+        |begin: &str, part: &str, end: &str| format!("select {begin}{}{end}", part.repeat((60_000 - end.len()) / part.len()));
+    let deep = [
+        repeated("1", "+1", ""),
+        repeated("true", " and true", ""),
+        repeated("1", "||1", ""),
+        repeated("", "-", "1"),
+        repeated("", "not ", "true"),
+        repeated("", "(", "1"),
+        repeated("1", "::int", ""),
+        repeated("a", "[1]", ""),
+        repeated("", "case when 1=1 then ", "1"),
+        repeated("1", " union select 1", ""),
+        repeated("1 from t", " join t", ""),
+        repeated("1", " is null", ""),
+        repeated("", "abs(", "1"),
+        repeated("a", " collate c", ""),
+        repeated("a", ".b", ""),
+        format!("select {}1{}", "(".repeat(30_000), ")".repeat(30_000)),
+        format!("select {}1{}", "(select ".repeat(7_000), ")".repeat(3_000)),
+        format!("with {} select 1", "a as (select 1), ".repeat(3_000)),
+        format!("explain {} select 1", "explain ".repeat(7_000)),
+    ];
+    let judge = move || {
+        for dialect in [Dialect::Postgres, Dialect::MySql, Dialect::Sqlite] {
+            for sql in &deep {
+                let router = Router::new(dialect, [""; 0]);
+                let _ = router.verdict(sql);
+                let _ = scale_db::watch::fingerprint(dialect, sql);
+            }
+            // A long list is not deep.
+            let list = format!("select * from t where id in ({}1)", "1, ".repeat(15_000));
+            assert_eq!(Router::new(dialect, [""; 0]).verdict(&list), Verdict::Read);
+        }
+    };
+    std::thread::Builder::new().stack_size(2 << 20).spawn(judge).unwrap().join().unwrap();
+}

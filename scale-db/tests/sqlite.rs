@@ -64,3 +64,49 @@ async fn wrong_addresses_say_so() {
     let error = Db::<Sqlite>::connect("sqlite:///no/such/folder/a.db").await.unwrap_err();
     assert!(matches!(error, scale_db::Error::Unreachable(_)), "{error}");
 }
+
+#[tokio::test]
+async fn an_address_without_a_file_is_refused() {
+    for url in ["sqlite:", "sqlite://", "sqlite:?mode=rwc"] {
+        let error = Db::<Sqlite>::connect(url).await.unwrap_err().to_string();
+        assert!(error.contains("sqlite::memory:"), "{url}: {error}");
+    }
+}
+
+/// A second handle stands for a second process: what SQLite locks, it locks for each connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_wait_for_each_other() -> Result<()> {
+    let (one, folder) = file().await?;
+    let two = Db::<Sqlite>::connect(&format!("sqlite:{}/a.db", folder.path().display())).await?;
+    sqlx::query("insert into t (id, n) values (1, 0)").execute(&one).await?;
+    // Reads, and then writes what it has read.
+    let count = async |db: Db<Sqlite>| {
+        for _ in 0..100 {
+            let mut tx = db.begin().await?;
+            let n: i64 = sqlx::query_scalar("select n from t where id = 1").fetch_one(&mut *tx).await?;
+            sqlx::query("update t set n = $1 where id = 1").bind(n + 1).execute(&mut *tx).await?;
+            tx.commit().await?;
+            sqlx::query("update t set n = n + 1 where id = 1").execute(&db).await?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::try_join!(count(one.clone()), count(two))?;
+    assert_eq!(sqlx::query_scalar::<_, i64>("select n from t where id = 1").fetch_one(&one).await?, 400);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_only_the_writer_has_is_read_from_the_writer() -> Result<()> {
+    let (db, folder) = file().await?;
+    sqlx::query("create temp table mine (n int)").execute(&db).await?;
+    let attach = format!("attach database '{}/b.db' as other", folder.path().display());
+    sqlx::query(sqlx::AssertSqlSafe(attach)).execute(&db).await?;
+    sqlx::query("create table other.theirs (n int)").execute(&db).await?;
+    for read in ["select count(*) from mine", "select count(*) from other.theirs"] {
+        for _ in 0..2 {
+            assert_eq!(sqlx::query_scalar::<_, i64>(read).fetch_one(&db).await?, 0, "{read}");
+        }
+    }
+    assert!(sqlx::query("select count(*) from nobody_s").fetch_one(&db).await.is_err());
+    Ok(())
+}

@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use futures_core::future::BoxFuture;
-use sqlx::{Database, SqlStr};
+use sqlx::{Database, Pool, SqlStr};
 
 use crate::dialect::Dialect;
 
@@ -15,6 +15,10 @@ pub trait Backend: Database + sealed::Sealed {
     /// Which dialect an address of this driver speaks; `None` if it is not one of this driver's.
     #[doc(hidden)]
     fn dialect(url: &str) -> Option<Dialect>;
+
+    /// Which dialect a pool speaks.
+    #[doc(hidden)]
+    fn dialect_of(pool: &Pool<Self>) -> Option<Dialect>;
 
     /// Arguments for a second run of the same statement.
     #[doc(hidden)]
@@ -56,7 +60,7 @@ mod sealed {
 
 #[allow(unused_macros)]
 macro_rules! backend {
-    ($db:ty, $prepare:expr, $dialect:expr, $copy:expr) => {
+    ($db:ty, $prepare:expr, $dialect:expr, $of:expr, $copy:expr) => {
         impl sealed::Sealed for $db {}
 
         impl Backend for $db {
@@ -67,6 +71,11 @@ macro_rules! backend {
             fn dialect(url: &str) -> Option<Dialect> {
                 let allowed: fn(Dialect) -> bool = $dialect;
                 Dialect::of(url).filter(|d| allowed(*d))
+            }
+
+            fn dialect_of(pool: &Pool<Self>) -> Option<Dialect> {
+                let of: fn(&Pool<$db>) -> Option<Dialect> = $of;
+                of(pool)
             }
 
             fn copy(arguments: &Self::Arguments) -> Self::Arguments {
@@ -110,13 +119,19 @@ macro_rules! backend {
 }
 
 #[cfg(feature = "postgres")]
-backend!(sqlx::Postgres, (), |d| d == Dialect::Postgres, Clone::clone);
+backend!(sqlx::Postgres, (), |d| d == Dialect::Postgres, |_| Some(Dialect::Postgres), Clone::clone);
 #[cfg(feature = "sqlite")]
-backend!(sqlx::Sqlite, (), |d| d == Dialect::Sqlite, Clone::clone);
+backend!(sqlx::Sqlite, (), |d| d == Dialect::Sqlite, |_| Some(Dialect::Sqlite), Clone::clone);
 #[cfg(feature = "mysql")]
-backend!(sqlx::MySql, (), |d| d == Dialect::MySql, Clone::clone);
+backend!(sqlx::MySql, (), |d| d == Dialect::MySql, |_| Some(Dialect::MySql), Clone::clone);
 #[cfg(feature = "any")]
-backend!(sqlx::Any, sqlx::any::install_default_drivers(), |_| true, |arguments| {
-    // The driver has no `Clone` for them, but its values have.
-    sqlx_core::any::AnyArguments { values: sqlx_core::any::AnyArgumentBuffer(arguments.values.0.clone()) }
-});
+backend!(
+    sqlx::Any,
+    sqlx::any::install_default_drivers(),
+    |_| true,
+    |pool| Dialect::of(pool.connect_options().database_url.as_str()),
+    |arguments| {
+        // The driver has no `Clone` for them, but its values have.
+        sqlx_core::any::AnyArguments { values: sqlx_core::any::AnyArgumentBuffer(arguments.values.0.clone()) }
+    }
+);

@@ -7,18 +7,127 @@ use std::ops::ControlFlow;
 use sqlparser::ast::{
     BinaryOperator, Expr, Function, Ident, ObjectName, Query, Select, SetExpr, Statement, TableFactor, Visit, Visitor,
 };
+use sqlparser::keywords::Keyword;
 use sqlparser::parser::Parser;
+use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer, Word};
 
-use super::Verdict;
 use super::functions::is_safe;
+use super::{MAX_PARSED, Verdict};
 use crate::dialect::Dialect;
 
 pub(super) fn verdict(dialect: Dialect, safe: &[String], sql: &str) -> Verdict {
-    let Ok(statements) = Parser::parse_sql(dialect.parser(), sql) else { return Verdict::Write };
+    let Some(statements) = parse(dialect, sql) else { return Verdict::Write };
     let mut judge = Judge { dialect, safe };
     let unreadable = statements.is_empty() || (dialect == Dialect::MySql && has_executable_comment(sql));
     let proven = !unreadable && statements.iter().all(|s| is_reading(s) && s.visit(&mut judge).is_continue());
     if proven { Verdict::Read } else { Verdict::Write }
+}
+
+/// Returns the tables and views that a statement reads, as they are written; `None` if it cannot be read.
+pub(crate) fn relations(dialect: Dialect, sql: &str) -> Option<Vec<String>> {
+    #[derive(Default)]
+    struct Names {
+        found: Vec<String>,
+        with: Vec<String>,
+    }
+    impl Visitor for Names {
+        type Break = ();
+
+        fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+            let names = query.with.iter().flat_map(|with| &with.cte_tables).map(|table| table.alias.name.to_string());
+            self.with.extend(names);
+            ControlFlow::Continue(())
+        }
+
+        fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
+            let name = relation.to_string();
+            if !self.found.contains(&name) {
+                self.found.push(name);
+            }
+            ControlFlow::Continue(())
+        }
+    }
+    let mut names = Names::default();
+    let _ = parse(dialect, sql)?.visit(&mut names);
+    // A name that is both a subquery's and a table's is taken for the former; it hides the latter where it is known.
+    names.found.retain(|name| !names.with.contains(name));
+    Some(names.found)
+}
+
+/// Operators that lie within each other at most: a longer chain is not parsed.
+const DEEPEST: usize = 1_000;
+
+/// Returns the statements of a text; `None` if it cannot be read, is longer than [`MAX_PARSED`], or makes a tree so deep that taking it apart could exhaust the stack of
+/// a thread.
+pub(crate) fn parse(dialect: Dialect, sql: &str) -> Option<Vec<Statement>> {
+    if sql.len() > MAX_PARSED {
+        return None;
+    }
+    let tokens = Tokenizer::new(dialect.parser(), sql).tokenize_with_location().ok()?;
+    if depth(&tokens) > DEEPEST {
+        return None;
+    }
+    Parser::new(dialect.parser()).with_tokens_with_locations(tokens).parse_statements().ok()
+}
+
+/// Returns an upper bound of how deep the tree of a text is: within parentheses, operators between two commas.
+fn depth(tokens: &[TokenWithSpan]) -> usize {
+    // Of each open parenthesis.
+    let mut levels = vec![0];
+    let (mut now, mut deepest) = (0_usize, 0);
+    for token in tokens {
+        let level = levels.len() - 1;
+        match &token.token {
+            Token::LParen => levels.push(0),
+            Token::RParen if level > 0 => now -= levels.pop().unwrap_or_default(),
+            Token::Comma => now -= std::mem::take(&mut levels[level]),
+            Token::Word(Word { keyword, quote_style: None, .. }) if !makes_deeper(*keyword) => {}
+            Token::Word(Word { quote_style: Some(_), .. }) | Token::Number(..) | Token::Whitespace(_) | Token::Placeholder(_) => {
+            }
+            Token::SingleQuotedString(_) | Token::RParen | Token::SemiColon | Token::EOF => {}
+            _ => {
+                levels[level] += 1;
+                now += 1;
+                deepest = deepest.max(now);
+            }
+        }
+    }
+    deepest
+}
+
+/// Returns whether a keyword makes a new node of what stands before it.
+fn makes_deeper(keyword: Keyword) -> bool {
+    use Keyword as K;
+    matches!(
+        keyword,
+        K::AND
+            | K::OR
+            | K::XOR
+            | K::NOT
+            | K::IS
+            | K::IN
+            | K::LIKE
+            | K::ILIKE
+            | K::RLIKE
+            | K::REGEXP
+            | K::SIMILAR
+            | K::BETWEEN
+            | K::JOIN
+            | K::COLLATE
+            | K::UNION
+            | K::EXCEPT
+            | K::INTERSECT
+            | K::MINUS
+            | K::DIV
+            | K::AT
+            | K::OVERLAPS
+            | K::OPERATOR
+            | K::MATCH
+            | K::MEMBER
+            | K::NOTNULL
+            | K::EXPLAIN
+            | K::GLOB
+    )
 }
 
 /// MySQL runs what stands in `/*! … */`; the parser may see a comment.

@@ -27,6 +27,29 @@ macro_rules! integers {
 
 integers!(i16, i32, i64, u16, u32);
 
+macro_rules! wide {
+    ($($int:ty),*) => {$(
+        impl ShardKey for $int {
+            /// As the other integers where it fits into eight bytes, else all of its bytes.
+            fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
+                match i64::try_from(*self) {
+                    Ok(fits) => read(&fits.to_be_bytes()),
+                    Err(_) => read(&self.to_be_bytes()),
+                }
+            }
+        }
+    )*};
+}
+
+wide!(u64, usize, isize, i128, u128);
+
+#[cfg(feature = "uuid")]
+impl ShardKey for uuid::Uuid {
+    fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
+        read(self.as_bytes())
+    }
+}
+
 impl ShardKey for str {
     fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
         read(self.as_bytes())

@@ -111,11 +111,8 @@ impl Record {
 /// One statement that has a plan, and nothing after it.
 fn is_explainable(dialect: Dialect, sql: &str) -> bool {
     use sqlparser::ast::Statement::{Delete, Insert, Query, Update};
-    if sql.len() > crate::router::MAX_PARSED {
-        return false;
-    }
-    let parsed = sqlparser::parser::Parser::parse_sql(dialect.parser(), sql);
-    matches!(parsed.as_deref(), Ok([Query(_) | Insert(_) | Update { .. } | Delete(_)]))
+    let parsed = crate::router::parse(dialect, sql);
+    matches!(parsed.as_deref(), Some([Query(_) | Insert(_) | Update { .. } | Delete(_)]))
 }
 
 /// Each `?` outside of quotes becomes `1`.

@@ -198,11 +198,9 @@ async fn neighbour(db: &Db<Pg>, change: impl Future<Output = Result<()>>) -> Res
 }
 
 async fn by_chunks(db: &Db<Pg>) -> Result<()> {
-    let walk = db.chunked("items", "id").size(1_000).run(|tx, ids| {
-        Box::pin(async move {
-            let update = sqlx::query("update items set price = price + 1 - 1 where id between $1 and $2");
-            Ok::<_, sqlx::Error>(update.bind(*ids.start()).bind(*ids.end()).execute(&mut **tx).await?.rows_affected())
-        })
+    let walk = db.chunked("items", "id").size(1_000).run(async |mut tx, ids| {
+        let update = sqlx::query("update items set price = price + 1 - 1 where id between $1 and $2");
+        Ok::<_, sqlx::Error>(update.bind(*ids.start()).bind(*ids.end()).execute(&mut **tx).await?.rows_affected())
     });
     anyhow::ensure!(walk.await?.rows == ROWS as u64, "not all rows");
     Ok(())

@@ -1,0 +1,57 @@
+//! Tells a statement that reads tables alone from one that reads views, which may call functions that write.
+//!
+//! A replica refuses what such a view writes. A primary runs it, and a statement whose connection was lost there may have run.
+
+use sqlx::{AssertSqlSafe, SqlSafeStr};
+
+use crate::backend::Backend;
+use crate::db::Db;
+use crate::dialect::Dialect;
+use crate::router;
+
+/// Asks the primary's catalogue about what a statement reads. Whatever cannot be told is a view.
+pub(crate) async fn are_all_it_reads<DB: Backend>(db: &Db<DB>, sql: &str) -> bool {
+    let Some(names) = router::relations(db.0.dialect, sql) else { return false };
+    if names.is_empty() {
+        return true;
+    }
+    let ask = async {
+        let node = db.primary_node().await?;
+        let mut connection = node.pool.acquire().await?;
+        let question = AssertSqlSafe(question(db.0.dialect, &names)).into_sql_str();
+        db.within_deadline(&node, DB::ask(&mut connection, question)).await
+    };
+    ask.await.is_ok_and(|row| row.first().and_then(Option::as_deref) == Some("0"))
+}
+
+/// Counts what is no table, or has rules of its own for its rows.
+fn question(dialect: Dialect, names: &[String]) -> String {
+    let literals: Vec<_> = names.iter().map(|name| dialect.literal(name)).collect();
+    let of = |parts: &str| parts.to_owned();
+    match dialect {
+        Dialect::Postgres => format!(
+            "select count(*)::text from unnest(array[{}]::text[]) n left join pg_class c on c.oid = to_regclass(n) \
+             where c.oid is null or c.relkind not in ('r', 'p', 'm', 't') or c.relrowsecurity",
+            literals.join(", ")
+        ),
+        Dialect::MySql => {
+            let one = |name: &String| {
+                let (schema, table) = match name.split_once('.') {
+                    Some((schema, table)) => (dialect.literal(&bare(schema)), dialect.literal(&bare(table))),
+                    None => (of("database()"), dialect.literal(&bare(name))),
+                };
+                format!(
+                    "(select count(*) from information_schema.tables \
+                     where table_schema = {schema} and table_name = {table} and table_type = 'BASE TABLE')"
+                )
+            };
+            let found: Vec<_> = names.iter().map(one).collect();
+            format!("select cast({} - ({}) as char)", names.len(), found.join(" + "))
+        }
+        Dialect::Sqlite => of("select '1'"),
+    }
+}
+
+fn bare(name: &str) -> String {
+    name.trim_matches('`').replace("``", "`")
+}

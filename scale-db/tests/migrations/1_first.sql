@@ -1,0 +1,1 @@
+create table migrated (id bigint primary key, name text not null);

@@ -1,0 +1,1 @@
+create index migrated_name on migrated (name);
