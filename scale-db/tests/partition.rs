@@ -1,12 +1,12 @@
 //! Partitions: made ahead, archived and dropped, and no row lost wherever it is cut.
-#![cfg(feature = "partition")]
+#![cfg(all(feature = "partition", feature = "postgres"))]
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use scale_db::partition::{Every, Partitions, Report};
+use scale_db::partition::{Every, Partitions, Report, restore};
 use scale_db::{Db, Error};
 use sqlx::Postgres as Pg;
 use testkit::Postgres;
@@ -41,17 +41,13 @@ async fn count(db: &Db<Pg>, sql: &str) -> Result<i64> {
 
 /// Rows in all archives, each file once, by putting them back into a table.
 async fn restored(db: &Db<Pg>, folder: &Path) -> Result<i64> {
-    sqlx::raw_sql("drop table if exists again; create table again (id bigint, at timestamptz, note text, size bigint)")
+    sqlx::raw_sql("drop table if exists again; create table again (note text, size bigint, at timestamptz, id bigint)")
         .execute(db)
         .await?;
     for file in std::fs::read_dir(folder)? {
         let path = file?.path();
         if path.extension().is_some_and(|e| e == "zst") && !path.file_name().unwrap().to_string_lossy().starts_with('.') {
-            let text = zstd::decode_all(std::fs::File::open(&path)?)?;
-            let mut own = db.acquire().await?;
-            let mut copy = own.copy_in_raw("copy again from stdin (format csv, header)").await?;
-            copy.send(text).await?;
-            copy.finish().await?;
+            restore(db, "again", &path).await?;
         }
     }
     count(db, "select count(*) from again").await
@@ -82,7 +78,8 @@ async fn partitions_are_made_ahead_and_old_ones_go_into_files() -> Result<()> {
     assert_eq!(rows[0], ("x".to_owned(), 1));
     assert!(sqlx::query("insert into events (at, note) values (now(), 'bad')").execute(&db).await.is_err());
     // Nothing is due any more.
-    assert_eq!(months.maintain(&db).await?, Report::default());
+    let Report { created, detached, archived, failed, .. } = months.maintain(&db).await?;
+    assert!(created.is_empty() && detached.is_empty() && archived.is_empty() && failed.is_empty());
     Ok(())
 }
 
@@ -157,7 +154,8 @@ async fn what_cannot_be_archived_stays() -> Result<()> {
     let (_server, db, folder) = start().await?;
     let table = month(&db, 2, 50).await?;
     let nowhere = Partitions::of("events", Every::Month).archive_after(0, folder.path().join("missing")).maintain(&db).await;
-    assert!(matches!(nowhere, Err(Error::Archive { .. })), "{nowhere:?}");
+    let nowhere = nowhere?;
+    assert!(matches!(&nowhere.failed[..], [failed] if matches!(failed.error, Error::Archive { .. })), "{nowhere:?}");
     assert_eq!(count(&db, &format!("select count(*) from {table}")).await?, 50, "detached, and whole");
     // An archive of that name is there, with other rows: it is not replaced.
     let file = folder.path().join("events_2.csv.zst");
@@ -167,7 +165,8 @@ async fn what_cannot_be_archived_stays() -> Result<()> {
     // Somebody writes to the detached table: it waits for them, and fails if they take long.
     let mut tx = db.begin().await?;
     sqlx::query("delete from events_2 where id = 1").execute(&mut *tx).await?;
-    assert!(matches!(here.maintain(&db).await, Err(Error::Sql(_))));
+    let locked = here.maintain(&db).await?;
+    assert!(matches!(&locked.failed[..], [failed] if failed.partition == "events_2"), "{locked:?}");
     tx.commit().await?;
     let report = here.maintain(&db).await?;
     assert_eq!(report.archived[0].path.file_name().context("a name")?, "events_2-2.csv.zst");
@@ -193,5 +192,133 @@ async fn one_of_two_maintains_and_dropping_must_be_asked_for() -> Result<()> {
         "0",
         "no lock stays behind"
     );
+    Ok(())
+}
+
+/// A table with a partition that is long over, and what an application might do to it.
+async fn old(db: &Db<Pg>, table: &str, columns: &str, more: &str) -> Result<()> {
+    let sql = format!(
+        "create table {table} (at timestamptz not null, {columns}) partition by range (at);
+         create table {table}_old partition of {table} for values from ('2020-01-01') to ('2020-02-01'); {more}"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(db).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_that_a_policy_hides_are_not_dropped() -> Result<()> {
+    let (server, db, folder) = start().await?;
+    server.node(0).sql("create role app login; grant all on schema public to app").await?;
+    let app = Db::<Pg>::connect(&server.node(0).url().replace("postgres@", "app@")).await?;
+    let policy = "alter table s_old enable row level security; alter table s_old force row level security;
+        create policy p on s_old using (tenant = 1) with check (true);
+        insert into s values ('2020-01-02', 1), ('2020-01-03', 2), ('2020-01-04', 2)";
+    old(&app, "s", "tenant int", policy).await?;
+    let report = Partitions::of("s", Every::Month).archive_after(12, folder.path()).maintain(&app).await?;
+    assert!(
+        matches!(&report.failed[..], [f] if matches!(f.error, Error::Archive { .. })) && report.archived.is_empty(),
+        "{report:?}"
+    );
+    assert_eq!(count(&db, "select count(*) from s_old").await?, 3);
+    // A role that sees them all goes on.
+    let report = Partitions::of("s", Every::Month).archive_after(12, folder.path()).maintain(&db).await?;
+    assert_eq!(report.archived[0].rows, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_archived_comes_back_as_it_was() -> Result<()> {
+    let (server, db, folder) = start().await?;
+    let rows = r#"create type mood as enum ('a b', '"q"'); alter table o add m mood, add j jsonb, add a text[], add b bytea, add f float4;
+        insert into o (at, given, m, j, a, b, f) values
+        ('2020-01-02 03:04:05.678901+05', 'plain', '"q"', '{"a": [1]}', '{a,"b c",NULL,"\"q\""}', '\x00ff', 1e-40),
+        ('2020-01-03', '', 'a b', 'null', '{}', '', 'NaN'), ('2020-01-04', null, null, null, null, null, null),
+        ('2020-01-05', E'a\n\\.\nb\r\t,"', null, null, null, null, 3.4e38), ('2020-01-06', E'\\.', null, null, null, null, 0.1)"#;
+    let columns = "given text, \"Odd, \"\"name\"\"\" int default 7, twice int generated always as (3 * 2) stored, id bigint generated always as identity";
+    old(&db, "o", columns, rows).await?;
+    let sum = "select count(*) || ' ' || md5(string_agg(o::text, E'\\n' order by id)) from o";
+    let before = server.node(0).sql(sum).await?;
+    assert!(before.starts_with("5 "), "{before}");
+    let months = Partitions::of("o", Every::Month).archive_after(12, folder.path());
+    let path = months.maintain(&db).await?.archived[0].path.clone();
+    // Into a partition whose columns stand in another order.
+    sqlx::raw_sql(
+        "create table o_back (like o including generated); alter table o_back drop given, add given text; \
+        alter table o attach partition o_back for values from ('2020-01-01') to ('2020-02-01')",
+    )
+    .execute(&db)
+    .await?;
+    assert_eq!(restore(&db, "o", &path).await?, 5);
+    assert_eq!(server.node(0).sql(sum).await?, before);
+    // A file that is damaged, or not all of it, changes nothing.
+    let whole = std::fs::read(&path)?;
+    for bad in [&whole[..whole.len() - 1], &[&whole[..], b"x"].concat()] {
+        std::fs::write(&path, bad)?;
+        let refused = restore(&db, "o", &path).await;
+        assert!(matches!(refused, Err(Error::Archive { .. })), "{refused:?}");
+    }
+    assert!(restore(&db, "o", folder.path().join("none.csv.zst")).await.is_err());
+    assert_eq!(count(&db, "select count(*) from o").await?, 5);
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_moment_is_left_without_a_partition() -> Result<()> {
+    let (server, db, _folder) = start().await?;
+    let bounds = |zone: &str, days: Option<u32>| {
+        let stop = days.map_or("interval '1 month'".to_owned(), |days| format!("interval '{days} days'"));
+        format!(
+            "do $$ declare s timestamp := date_trunc('month', now() at time zone '{zone}') + interval '1 month'; begin
+             execute format('create table gap_hand partition of gap for values from (%L) to (%L)', s at time zone '{zone}', (s + {stop}) at time zone '{zone}');
+             end $$"
+        )
+    };
+    for hand in [bounds("Europe/Berlin", None), bounds("UTC", Some(7)), bounds("Asia/Kathmandu", Some(9)), "select 1".into()] {
+        server
+            .node(0)
+            .sql("drop table if exists gap; create table gap (at timestamptz not null) partition by range (at)")
+            .await?;
+        server.node(0).sql(&hand).await?;
+        let report = Partitions::of("gap", Every::Month).ahead(2).maintain(&db).await?;
+        assert!(report.failed.is_empty(), "{report:?}");
+        let each_hour = "insert into gap select generate_series(date_trunc('month', now() at time zone 'UTC') at time zone 'UTC',
+            (date_trunc('month', now() at time zone 'UTC') + interval '3 months') at time zone 'UTC' - interval '1 second', interval '30 minutes')";
+        server.node(0).sql(each_hour).await?;
+        assert!(Partitions::of("gap", Every::Month).ahead(2).maintain(&db).await?.created.is_empty());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_of_the_default_partition_move_and_a_foreign_key_stops_its_own_partition_alone() -> Result<()> {
+    let (server, db, folder) = start().await?;
+    old(&db, "q", "id bigint, primary key (id, at)", "create table q_rest (id bigint not null, at timestamptz not null);
+        alter table q attach partition q_rest default;
+        insert into q values (now(), 1), (now() + interval '1 month', 2), ('1999-01-01', 3), ('2020-01-05', 4);
+        create table q_older partition of q for values from ('2019-01-01') to ('2019-02-01'); insert into q values ('2019-01-05', 5);
+        create table refers (id bigint, at timestamptz, foreign key (id, at) references q); insert into refers values (5, '2019-01-05')").await?;
+    let report = Partitions::of("q", Every::Month).ahead(1).archive_after(12, folder.path()).maintain(&db).await?;
+    assert_eq!((report.created.len(), report.detached.as_slice()), (2, &["q_old".to_owned()][..]), "{report:?}");
+    assert!(matches!(&report.failed[..], [failed] if failed.partition == "q_older"), "{report:?}");
+    assert_eq!(report.archived.iter().map(|a| a.rows).sum::<u64>(), 1);
+    assert_eq!(count(&db, "select count(*) from q_rest").await?, 1, "what no partition takes stays");
+    assert_eq!(count(&db, "select count(*) from q").await?, 4);
+    server.node(0).sql("delete from refers").await?;
+    let report = Partitions::of("q", Every::Month).ahead(1).archive_after(12, folder.path()).maintain(&db).await?;
+    assert_eq!((report.detached.as_slice(), report.failed.len()), (&["q_older".to_owned()][..], 0), "{report:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn tables_with_the_longest_names_are_told_apart() -> Result<()> {
+    let (_server, db, _folder) = start().await?;
+    let long = "a_table_whose_name_is_as_long_as_names_may_be_in_some_schema";
+    for table in [format!("{long}s1"), format!("{long}s2")] {
+        let create = format!("create table {table} (at timestamptz not null) partition by range (at)");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&db).await?;
+        let report = Partitions::of(&table, Every::Month).ahead(2).maintain(&db).await?;
+        assert_eq!((report.created.len(), report.failed.len()), (3, 0), "{report:?}");
+        sqlx::query(sqlx::AssertSqlSafe(format!("insert into {table} values (now())"))).execute(&db).await?;
+    }
     Ok(())
 }

@@ -4,12 +4,11 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use futures_util::TryStreamExt;
 use sha2::{Digest, Sha256};
-use sqlx::AssertSqlSafe;
-use sqlx::postgres::PgConnection;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::error::Error;
 
@@ -40,14 +39,20 @@ struct Content {
     file: [u8; 32],
 }
 
-/// Writes the table's rows and proves that they are there. The transaction must keep them from changing.
-pub(super) async fn write(tx: &mut PgConnection, part: &str, name: &str, folder: &Path) -> Result<Archived, Error> {
-    let draft = draft(folder, name);
-    let failed = |what: &'static str| move |cause: io::Error| Error::Archive { what, cause };
-    let (chunks, mut received) = mpsc::channel::<bytes::Bytes>(16);
-    let writing = {
-        let draft = Draft(draft.clone());
-        tokio::task::spawn_blocking(move || -> io::Result<(Draft, [u8; 32])> {
+/// A file that is being written.
+pub(super) struct Writer {
+    chunks: mpsc::Sender<Bytes>,
+    writing: JoinHandle<io::Result<(Draft, [u8; 32])>>,
+    folder: PathBuf,
+    name: String,
+}
+
+impl Writer {
+    /// Begins a draft of the table's file.
+    pub(super) fn begin(folder: &Path, name: &str) -> Self {
+        let (chunks, mut received) = mpsc::channel::<Bytes>(16);
+        let draft = Draft(draft(folder, name));
+        let writing = tokio::task::spawn_blocking(move || {
             let mut text = Sha256::new();
             let mut encoder = zstd::Encoder::new(File::create_new(&draft.0)?, LEVEL)?;
             encoder.include_checksum(true)?;
@@ -57,39 +62,59 @@ pub(super) async fn write(tx: &mut PgConnection, part: &str, name: &str, folder:
             }
             encoder.finish()?.sync_all()?;
             Ok((draft, text.finalize().into()))
-        })
-    };
-    let copy = async {
-        let mut rows = tx.copy_out_raw(&format!("copy (select * from {part}) to stdout (format csv, header)")).await?;
-        while let Some(chunk) = rows.try_next().await? {
-            if chunks.send(chunk).await.is_err() {
-                break; // The writer says why.
-            }
-        }
-        Ok::<_, sqlx::Error>(())
-    };
-    let copied = copy.await;
-    drop(chunks);
-    let written = joined(writing.await).map_err(failed("its file cannot be written"))?;
-    copied?;
-    let (draft, text) = written;
-    let count: i64 = sqlx::query_scalar(AssertSqlSafe(format!("select count(*) from {part}"))).fetch_one(&mut *tx).await?;
+        });
+        Self { chunks, writing, folder: folder.to_owned(), name: name.to_owned() }
+    }
 
-    let (folder, name) = (folder.to_owned(), name.to_owned());
-    let table = name.clone();
-    let finishing = tokio::task::spawn_blocking(move || -> io::Result<Archived> {
-        let (path, content) = settle(&draft.0, &folder, &name, text)?;
-        if content.rows != count as u64 || content.text != text {
-            let found = format!("{} holds {} records, the table {count}", path.display(), content.rows);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, found));
-        }
-        let sha256 = HEXLOWER.encode(&content.file);
-        let file = path.file_name().unwrap_or_default().to_string_lossy();
-        let note = format!("# scale-db archive 1: table {name}, {count} rows\n{sha256}  {file}\n");
-        put(&folder, &format!("{file}.sha256"), note.as_bytes())?;
-        Ok(Archived { table, path, rows: content.rows, sha256 })
-    });
-    joined(finishing.await).map_err(failed("its file does not hold what the table does"))
+    /// Adds text. What fails is said when the file is finished.
+    pub(super) async fn write(&self, chunk: Bytes) {
+        let _ = self.chunks.send(chunk).await;
+    }
+
+    /// Finishes the file and reads it again: it must have as many records as the table has rows, counted in another way.
+    pub(super) async fn finish(self, count: u64) -> Result<Archived, Error> {
+        let Self { chunks, writing, folder, name } = self;
+        drop(chunks);
+        let (draft, text) = joined(writing.await).map_err(failed("its file cannot be written"))?;
+        let finishing = tokio::task::spawn_blocking(move || {
+            let (path, content) = settle(&draft.0, &folder, &name, text)?;
+            if content.rows != count || content.text != text {
+                let found = format!("{} holds {} records, the table {count}", path.display(), content.rows);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, found));
+            }
+            let sha256 = HEXLOWER.encode(&content.file);
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            let note = format!("{NOTE}table {name}, {count} rows\n{sha256}  {file}\n");
+            put(&folder, &format!("{file}.sha256"), note.as_bytes())?;
+            Ok(Archived { table: name, path, rows: content.rows, sha256 })
+        });
+        joined(finishing.await).map_err(failed("its file does not hold what the table does"))
+    }
+}
+
+/// Begins the first line of the file beside an archive.
+const NOTE: &str = "# scale-db archive 1: ";
+
+/// Reads an archive as a whole, and compares it with what was noted beside it. Returns its rows.
+pub(super) fn check(path: &Path) -> io::Result<u64> {
+    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".sha256");
+    let note = std::fs::read_to_string(&beside)?;
+    let mut lines = note.lines();
+    let noted = || invalid(format!("{} cannot be read", Path::new(&beside).display()));
+    let rows = lines.next().and_then(|line| line.strip_prefix(NOTE)).and_then(|line| line.rsplit_once(", "));
+    let rows: u64 = rows.and_then(|(_, rows)| rows.strip_suffix(" rows")?.parse().ok()).ok_or_else(noted)?;
+    let sha256 = lines.next().and_then(|line| line.split(' ').next()).ok_or_else(noted)?;
+    let content = read(path)?;
+    if HEXLOWER.encode(&content.file) != sha256 || content.rows != rows {
+        return Err(invalid(format!("{} is not what was archived", path.display())));
+    }
+    Ok(rows)
+}
+
+pub(super) fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |cause| Error::Archive { what, cause }
 }
 
 /// A name nobody else has: a draft that a dead process left may be another name of a finished file by now.
@@ -106,7 +131,7 @@ impl Drop for Draft {
     }
 }
 
-fn joined<T>(result: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
+pub(super) fn joined<T>(result: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
     result.unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }
 

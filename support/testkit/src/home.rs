@@ -24,11 +24,20 @@ impl Home {
         let path = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
         std::fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
-        if let Some(user) = user.filter(|_| Uid::effective().is_root()) {
-            let user = User::from_name(user)?.with_context(|| format!("no user `{user}`"))?;
-            chown(&path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+        if let Some(user) = user {
+            Self::give(&path, user, 0o700)?;
         }
         Ok(Self(path))
+    }
+
+    /// Makes a file `user`'s where the caller is root, and nobody else's.
+    pub(crate) fn give(path: &Path, user: &str, mode: u32) -> Result<()> {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+        if Uid::effective().is_root() {
+            let user = User::from_name(user)?.with_context(|| format!("no user `{user}`"))?;
+            chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -9,6 +9,7 @@ mod postgres;
 mod process;
 mod proxy;
 mod redis;
+mod tls;
 mod wait;
 
 pub use binary::require;
@@ -18,4 +19,5 @@ pub use postgres::{PgNode, Postgres};
 pub use process::{Process, helper};
 pub use proxy::Proxy;
 pub use redis::{Redis, RedisCluster, RedisSentinel};
+pub use tls::Authority;
 pub use wait::{DEADLINE, eventually};

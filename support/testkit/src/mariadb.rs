@@ -12,6 +12,7 @@ use crate::binary::require;
 use crate::home::Home;
 use crate::port::Port;
 use crate::process::Process;
+use crate::tls::{Authority, Identity};
 use crate::wait::eventually;
 
 const USER: &str = "mysql";
@@ -29,6 +30,7 @@ pub struct MariaNode {
     data: PathBuf,
     id: usize,
     process: Mutex<Arc<Process>>,
+    identity: Mutex<Option<Identity>>,
     home: Home,
 }
 
@@ -74,8 +76,8 @@ impl MariaNode {
         install.args(["--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=32M"]);
         Process::run(&install, Some(USER)).await?;
         let port = Port::claim()?;
-        let process = spawn(&data, port.number(), id, &home)?;
-        let node = Self { port, data, id, process: Mutex::new(Arc::new(process)), home };
+        let process = spawn(&data, port.number(), id, &home, None)?;
+        let node = Self { port, data, id, process: Mutex::new(Arc::new(process)), identity: Mutex::default(), home };
         node.ready().await?;
         node.root("create user test@'127.0.0.1'; grant all on *.* to test@'127.0.0.1' with grant option; create database test; reset master")
             .await?;
@@ -90,6 +92,13 @@ impl MariaNode {
     /// `mysql://…/test`.
     pub fn url(&self) -> String {
         format!("mysql://test@127.0.0.1:{}/test", self.port())
+    }
+
+    /// Starts anew, and offers TLS with a certificate of the authority's.
+    pub async fn offer_tls(&self, authority: &Authority) -> Result<()> {
+        let identity = authority.identify(self.home.path(), USER)?;
+        *self.identity.lock() = Some(identity);
+        self.restart().await
     }
 
     /// Runs SQL through the `mariadb` client and returns the bare answer.
@@ -130,7 +139,7 @@ impl MariaNode {
     /// Kills if running, then starts on the same data and port.
     pub async fn restart(&self) -> Result<()> {
         self.kill()?;
-        let process = spawn(&self.data, self.port(), self.id, &self.home)?;
+        let process = spawn(&self.data, self.port(), self.id, &self.home, self.identity.lock().as_ref())?;
         *self.process.lock() = Arc::new(process);
         self.ready().await
     }
@@ -158,7 +167,7 @@ impl MariaNode {
     }
 }
 
-fn spawn(data: &std::path::Path, port: u16, id: usize, home: &Home) -> Result<Process> {
+fn spawn(data: &std::path::Path, port: u16, id: usize, home: &Home, identity: Option<&Identity>) -> Result<Process> {
     let mut command = Command::new(require("mariadbd")?);
     command.arg("--no-defaults").arg(format!("--datadir={}", data.display()));
     command.arg(format!("--socket={}", home.join("sock").display())).arg(format!("--pid-file={}", home.join("pid").display()));
@@ -167,6 +176,9 @@ fn spawn(data: &std::path::Path, port: u16, id: usize, home: &Home) -> Result<Pr
         "--bind-address=127.0.0.1", "--log-bin=binlog", "--log-slave-updates", "--binlog-format=ROW", "--gtid-strict-mode=1",
         "--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=64M", "--skip-name-resolve", "--slave-net-timeout=5",
     ]);
+    if let Some(Identity { certificate, key }) = identity {
+        command.args([format!("--ssl-cert={}", certificate.display()), format!("--ssl-key={}", key.display())]);
+    }
     if Uid::effective().is_root() {
         command.arg(format!("--user={USER}"));
     }

@@ -11,6 +11,7 @@ use crate::binary::require;
 use crate::home::Home;
 use crate::port::Port;
 use crate::process::Process;
+use crate::tls::Authority;
 use crate::wait::{accepts, eventually};
 
 const USER: &str = "postgres";
@@ -141,6 +142,14 @@ impl PgNode {
     /// `postgres://…/postgres`.
     pub fn url(&self) -> String {
         format!("postgres://{USER}@127.0.0.1:{}/postgres", self.port())
+    }
+
+    /// Offers TLS from now on, with a certificate of the authority's.
+    pub async fn offer_tls(&self, authority: &Authority) -> Result<()> {
+        authority.identify(&self.data, USER)?;
+        self.sql("alter system set ssl = on").await?;
+        self.sql("select pg_reload_conf()").await?;
+        eventually("Postgres to offer TLS", async || (self.sql("show ssl").await.ok()? == "on").then_some(())).await
     }
 
     /// Runs SQL through `psql` and returns the bare, unaligned answer.

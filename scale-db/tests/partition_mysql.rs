@@ -1,0 +1,201 @@
+//! Partitions of MariaDB: made ahead, archived, dropped and restored, and no row lost wherever it is cut.
+#![cfg(all(feature = "partition", feature = "mysql"))]
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use scale_db::partition::{Every, Partitions, restore};
+use scale_db::{Db, Error};
+use sqlx::MySql;
+use testkit::MariaDb;
+
+async fn start() -> Result<(MariaDb, Db<MySql>, tempfile::TempDir)> {
+    let server = MariaDb::start(0).await?;
+    let db = Db::<MySql>::builder(server.node(0).url()).lock_timeout(Duration::from_secs(1)).connect().await?;
+    Ok((server, db, tempfile::tempdir()?))
+}
+
+async fn tell(db: &Db<MySql>, sql: impl Into<String>) -> Result<()> {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql.into())).execute(db).await?;
+    Ok(())
+}
+
+async fn count(db: &Db<MySql>, from: &str) -> Result<i64> {
+    Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select count(*) from {from}"))).fetch_one(db.primary()).await?)
+}
+
+/// A table with a partition for each of the past months, and rows of all kinds in them.
+async fn events(db: &Db<MySql>, months: u32, rows: u32) -> Result<()> {
+    let mut sql = String::from(
+        "create table events (id bigint auto_increment, at datetime(3) not null, note text, twice int generated always as (7 * 2) stored, \
+         picture blob, share float, flags bit(9), money decimal(20, 4), json json, small tinyint unsigned, primary key (id, at)) \
+         charset utf8mb4 partition by range columns (at) (",
+    );
+    for back in (0..months).rev() {
+        let bound: String = sqlx::query_scalar("select cast(date_format(utc_date(), '%Y-%m-01') - interval ? month as char)")
+            .bind(back)
+            .fetch_one(db)
+            .await?;
+        sql += &format!("{}partition m{back} values less than ('{bound}')", if back + 1 == months { "" } else { ", " });
+    }
+    tell(db, sql + ")").await?;
+    let insert = format!(
+        "insert into events (at, note, picture, share, flags, money, json, small) \
+         select date_format(utc_date(), '%Y-%m-01') - interval m.seq month + interval r.seq second, \
+         case r.seq mod 4 when 0 then null when 1 then '' when 2 then 'a\\n\\\\.\\nb,\"\\' ü' else concat('note ', r.seq) end, \
+         if(r.seq mod 3 = 0, null, unhex(hex(r.seq * 7919))), r.seq / 7, r.seq mod 512, r.seq / 3, '{{\"a\": [1]}}', 255 \
+         from seq_1_to_{months} m, seq_1_to_{rows} r"
+    );
+    tell(db, insert).await
+}
+
+/// All rows in all archives, put back into a table.
+async fn restored(db: &Db<MySql>, folder: &Path) -> Result<i64> {
+    tell(db, "drop table if exists again; create table again like events; alter table again remove partitioning").await?;
+    for file in std::fs::read_dir(folder)? {
+        let path = file?.path();
+        if path.extension().is_some_and(|e| e == "zst") && !path.file_name().unwrap().to_string_lossy().starts_with('.') {
+            restore(db, "again", &path).await?;
+        }
+    }
+    count(db, "again").await
+}
+
+#[tokio::test]
+async fn partitions_are_made_ahead_and_old_ones_go_into_files() -> Result<()> {
+    let (server, db, folder) = start().await?;
+    events(&db, 4, 300).await?;
+    let months = Partitions::of("events", Every::Month).ahead(3).archive_after(2, folder.path());
+    let sum = "checksum table test.";
+    tell(
+        &db,
+        "create table before_all like events; alter table before_all remove partitioning; \
+        insert into before_all (id, at, note, picture, share, flags, money, json, small) \
+        select id, at, note, picture, share, flags, money, json, small from events partition (m2, m3)",
+    )
+    .await?;
+    let report = months.maintain(&db).await?;
+    assert_eq!((report.created.len(), report.failed.len()), (4, 0), "this month and three more: {report:?}");
+    assert_eq!(report.detached, ["m3", "m2"]);
+    assert_eq!(report.archived.iter().map(|a| a.rows).collect::<Vec<_>>(), [300, 300]);
+    assert_eq!(count(&db, "events").await?, 600, "two months are kept");
+    assert_eq!(restored(&db, folder.path()).await?, 600);
+    let sums = (server.node(0).sql(&format!("{sum}again")).await?, server.node(0).sql(&format!("{sum}before_all")).await?);
+    assert_eq!(sums.0.split_whitespace().nth(1), sums.1.split_whitespace().nth(1), "as they were");
+    let check = std::process::Command::new("sha256sum").args(["-c", "events_m2.csv.zst.sha256"]).current_dir(&folder).output()?;
+    assert!(check.status.success(), "{check:?}");
+    // New rows land in what was made.
+    tell(&db, "insert into events (at) values (utc_timestamp()), (utc_timestamp() + interval 3 month)").await?;
+    let again = months.maintain(&db).await?;
+    assert!(
+        again.created.is_empty() && again.detached.is_empty() && again.archived.is_empty() && again.failed.is_empty(),
+        "{again:?}"
+    );
+    // What is no column of the table is refused.
+    tell(&db, "alter table again drop column money; delete from again").await?;
+    assert!(matches!(restore(&db, "again", &report.archived[0].path).await, Err(Error::Archive { .. })));
+    assert_eq!(count(&db, "again").await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn tables_are_split_by_dates_days_and_seconds_with_a_rest_or_without() -> Result<()> {
+    let (_server, db, folder) = start().await?;
+    let rest = "(partition rest values less than (maxvalue))";
+    for (n, (kind, by, every, begin)) in [
+        ("date", "range columns (at)", Every::Week, rest),
+        ("datetime", "range (to_days(at))", Every::Day, rest),
+        ("timestamp", "range (unix_timestamp(at))", Every::Month, rest),
+        ("datetime", "range columns (at)", Every::Year, "(partition first values less than ('2000-01-01'))"),
+        ("datetime", "range (to_days(at))", Every::Month, "(partition first values less than (to_days('2000-01-01')))"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let table = format!("odd name {n}");
+        tell(&db, format!("create table `{table}` (at {kind} not null) partition by {by} {begin}")).await?;
+        let old = if begin == rest { "2001-02-03" } else { "1999-02-03" };
+        tell(&db, format!("insert into `{table}` values ('{old}')")).await?;
+        if begin == rest {
+            tell(&db, format!("insert into `{table}` values (utc_timestamp())")).await?;
+        }
+        let what = Partitions::of(&table, every).ahead(4).archive_after(1, folder.path());
+        let report = what.maintain(&db).await?;
+        assert_eq!((report.created.len(), report.failed.len()), (6, 0), "what is over, the present and four more: {report:?}");
+        assert_eq!(
+            report.archived.iter().map(|a| a.rows).collect::<Vec<_>>(),
+            [u64::from(begin != rest)].iter().filter(|n| **n > 0).copied().collect::<Vec<_>>(),
+            "{report:?}"
+        );
+        tell(&db, format!("insert into `{table}` values (utc_timestamp() + interval 3 day)")).await?;
+        assert!(what.maintain(&db).await?.created.is_empty());
+    }
+    tell(&db, "create table plain (at datetime)").await?;
+    assert!(matches!(Partitions::of("plain", Every::Day).maintain(&db).await, Err(Error::Sql(_))));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_row_is_lost_wherever_it_is_cut() -> Result<()> {
+    let (server, db, folder) = start().await?;
+    events(&db, 6, 1_000).await?;
+    let months = Partitions::of("events", Every::Month).archive_after(0, folder.path());
+    let mut cuts = 0;
+    for round in 0_u64..500 {
+        let after = Duration::from_millis(1 + round * 7);
+        let dropped = round < 4 || round % 2 == 0;
+        let kills = async {
+            if dropped {
+                std::future::pending::<()>().await;
+            }
+            loop {
+                tokio::time::sleep(after).await;
+                let all = "select group_concat('kill ', id separator ';') from information_schema.processlist where user = 'test' and db = 'test' and id <> connection_id()";
+                if let Ok(kills) = server.node(0).sql(all).await
+                    && kills.trim() != "NULL"
+                {
+                    let _ = server.node(0).sql(kills.trim()).await;
+                }
+            }
+        };
+        let limit = if dropped { after } else { Duration::from_secs(30) };
+        let Ok(other) = Db::<MySql>::connect(&server.node(0).url()).await else { continue };
+        let done = tokio::select! {
+            done = tokio::time::timeout(limit, months.maintain(&other)) => done,
+            never = kills => never,
+        };
+        if let Ok(Ok(report)) = &done
+            && !report.busy
+            && report.failed.is_empty()
+        {
+            break;
+        }
+        cuts += 1;
+    }
+    assert!(cuts >= 4, "{cuts}");
+    assert_eq!(count(&db, "events").await?, 0);
+    assert_eq!(restored(&db, folder.path()).await?, 6_000, "each row in one file");
+    assert_eq!(count(&db, "information_schema.tables where table_schema = 'test' and table_name like 'events\\_m%'").await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn late_rows_stay_and_what_cannot_be_archived_too() -> Result<()> {
+    let (_server, db, folder) = start().await?;
+    events(&db, 2, 50).await?;
+    let nowhere = Partitions::of("events", Every::Month).archive_after(0, folder.path().join("missing")).maintain(&db).await?;
+    assert!(nowhere.failed.len() == 2 && nowhere.archived.is_empty(), "{nowhere:?}");
+    assert_eq!(count(&db, "events_m0").await? + count(&db, "events_m1").await?, 100, "detached, and whole");
+    // A row for a month that has left is in the oldest partition there is.
+    tell(&db, "insert into events (at) values ('2020-01-01')").await?;
+    let here = Partitions::of("events", Every::Month).archive_after(0, folder.path());
+    let report = here.maintain(&db).await?;
+    assert_eq!(report.archived.iter().map(|a| a.rows).sum::<u64>(), 100, "{report:?}");
+    assert_eq!(count(&db, "events").await?, 1);
+    // Two at once: one does it.
+    let (one, two) = tokio::join!(here.maintain(&db), here.maintain(&db));
+    assert!(!(one?.busy && two?.busy));
+    Ok(())
+}
