@@ -18,7 +18,8 @@ use crate::dialect::Dialect;
 pub(super) fn verdict(dialect: Dialect, safe: &[String], sql: &str) -> Verdict {
     let Some(statements) = parse(dialect, sql) else { return Verdict::Write };
     let mut judge = Judge { dialect, safe };
-    let unreadable = statements.is_empty() || (dialect == Dialect::MySql && has_executable_comment(sql));
+    let unreadable =
+        statements.is_empty() || (dialect == Dialect::MySql && (has_executable_comment(sql) || counts_found_rows(sql)));
     let proven = !unreadable && statements.iter().all(|s| is_reading(s) && s.visit(&mut judge).is_continue());
     if proven { Verdict::Read } else { Verdict::Write }
 }
@@ -135,6 +136,11 @@ fn has_executable_comment(sql: &str) -> bool {
     sql.contains("/*!") || sql.contains("/*M!")
 }
 
+/// `select sql_calc_found_rows` leaves a number on its connection, for the next statement.
+fn counts_found_rows(sql: &str) -> bool {
+    sql.as_bytes().windows("sql_calc_found_rows".len()).any(|part| part.eq_ignore_ascii_case(b"sql_calc_found_rows"))
+}
+
 /// The kinds of statement that can be proven at all.
 fn is_reading(statement: &Statement) -> bool {
     match statement {
@@ -237,8 +243,9 @@ impl Visitor for Judge<'_> {
             // A sequence, read as a table: a replica is ahead of it by up to 32 numbers.
             Expr::Identifier(ident) if is_of_sequence(ident) => GUILTY,
             Expr::CompoundIdentifier(parts) if parts.last().is_some_and(is_of_sequence) => GUILTY,
-            // Session variables live on one connection.
+            // Variables of the session live on one connection, those of the server tell of it.
             Expr::Identifier(ident) if ident.value.starts_with('@') => GUILTY,
+            Expr::CompoundIdentifier(parts) if parts.first().is_some_and(|part| part.value.starts_with('@')) => GUILTY,
             _ => INNOCENT,
         }
     }
