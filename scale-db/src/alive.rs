@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// What was used so lately is taken to live, unless the node was in trouble since.
 const LATELY: Duration = Duration::from_millis(500);
 
+/// How long a connection may take from its last use to its pool.
+const MOMENT: Duration = Duration::from_secs(1);
+
 /// Between two looks at a clock a thread may have to wait for its turn.
 const MARGIN: Duration = Duration::from_millis(50);
 
@@ -34,6 +37,12 @@ impl Alive {
     /// A connection to the node was found broken: its others may be, too.
     pub(crate) fn doubt(&self) {
         self.0.trouble.store(self.0.start.elapsed().as_nanos() as u64, Relaxed);
+    }
+
+    /// Returns whether a connection was doubted a moment ago: one that goes back to its pool now may be that one.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let trouble = self.0.trouble.load(Relaxed);
+        trouble != 0 && self.0.start.elapsed().saturating_sub(Duration::from_nanos(trouble)) < MOMENT
     }
 
     /// Whether a connection that lay idle for so long must be asked.

@@ -38,6 +38,14 @@ pub(crate) async fn ask<DB: Backend>(
     asked.lock().probe = number;
     let unreadable = || sqlx::Error::Protocol("a node's account of itself cannot be read".into());
     let mut probe = dialect.read_probe(&row).ok_or_else(unreadable)?;
+    if probe.role == Role::Primary {
+        for statement in dialect.follower_statements() {
+            if let Ok(row) = DB::named(connection, (*statement).into_sql_str()).await {
+                probe.role = if row.is_empty() { Role::Primary } else { Role::Replica };
+                break;
+            }
+        }
+    }
     if probe.log == Log::Unknown && probe.role == Role::Replica && probe.lag.is_none() {
         for statement in dialect.lag_statements() {
             if let Ok(row) = DB::named(connection, (*statement).into_sql_str()).await {

@@ -21,6 +21,8 @@ use sqlx::{AssertSqlSafe, Error, SqlSafeStr, SqlStr};
 
 use crate::backend::Backend;
 use crate::db::Db;
+use crate::log::Log;
+use crate::node::Node;
 use crate::node::Role;
 use crate::retry::{Attempt, Patience, Transient};
 
@@ -115,7 +117,12 @@ impl<DB: Backend> Db<DB> {
 
     /// Returns once no replica that answers is further behind.
     pub(crate) async fn caught_up(&self, lag: Duration) {
-        let late = || self.nodes().iter().any(|n| n.role == Role::Replica && n.lag.is_some_and(|late| late > lag));
+        // One that has not reached what the primary had when this process began is late, and nobody knows how late.
+        let is_late = |node: &Node<DB>| {
+            let status = node.status();
+            status.role == Role::Replica && status.lag.map_or(**node.log() != Log::Unknown, |late| late > lag)
+        };
+        let late = || self.0.nodes.load().iter().any(|node| is_late(node));
         if late() {
             tracing::info!("waiting for replicas to catch up");
         }
@@ -239,7 +246,7 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
         let keys =
             format!("(select {key} as k from {table} where {key} between {from} and {last} order by {key} limit {size}) c");
         let keys = select(dialect, &["max(k)"], &keys);
-        let upto = number(&DB::ask(&mut tx, keys).await?, 0)?;
+        let upto = number(&self.db.0.deadline().in_time(DB::ask(&mut tx, keys)).await?, 0)?;
         let rows = match upto {
             Some(upto) => {
                 let (attempt, home) = Attempt::lend(tx);

@@ -53,10 +53,50 @@ pub(crate) struct Inner<DB: Backend> {
     rivals: Mutex<Vec<usize>>,
     /// Leave to read from the primary what a replica would serve.
     spill: Arc<Semaphore>,
+    pub(crate) closed: AtomicBool,
     /// Asks the monitor to look now.
     pub(crate) wake: Arc<Notify>,
     /// Told after each look.
     pub(crate) looked: Notify,
+}
+
+/// A read-only transaction. Looks through to its connection, as sqlx's `Transaction` does, and ends with `commit`, `rollback`, or when dropped.
+pub struct Snapshot<DB: Backend> {
+    tx: Transaction<'static, DB>,
+    /// Leave to read from the primary, for as long as this lives.
+    _leave: Option<OwnedSemaphorePermit>,
+}
+
+impl<DB: Backend> Snapshot<DB> {
+    /// Ends the transaction.
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
+        self.tx.commit().await
+    }
+
+    /// Ends the transaction.
+    pub async fn rollback(self) -> Result<(), sqlx::Error> {
+        self.tx.rollback().await
+    }
+}
+
+impl<DB: Backend> std::ops::Deref for Snapshot<DB> {
+    type Target = DB::Connection;
+
+    fn deref(&self) -> &DB::Connection {
+        &self.tx
+    }
+}
+
+impl<DB: Backend> std::ops::DerefMut for Snapshot<DB> {
+    fn deref_mut(&mut self) -> &mut DB::Connection {
+        &mut self.tx
+    }
+}
+
+impl<DB: Backend> fmt::Debug for Snapshot<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Snapshot")
+    }
 }
 
 /// Where a statement is meant to run.
@@ -125,6 +165,7 @@ impl<DB: Backend> Db<DB> {
             pools,
             primary_log: ArcSwapOption::empty(),
             all_seen: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             cluster: Mutex::new(None),
             rivals: Mutex::default(),
             spill: Arc::new(Semaphore::new(config.max_connections.div_ceil(2).max(1) as usize)),
@@ -218,9 +259,12 @@ impl<DB: Backend> Db<DB> {
         self.begin_on(&node, statement.into_sql_str()).await
     }
 
-    /// A read-only transaction on a replica: one snapshot for several queries.
-    pub async fn begin_read(&self) -> Result<Transaction<'static, DB>, sqlx::Error> {
-        let (node, _leave) = match self.reader(0) {
+    /// Begins a read-only transaction on a replica: one snapshot for several queries.
+    ///
+    /// # Errors
+    /// [`Error::NoReplica`] if so configured, or what sqlx says.
+    pub async fn begin_read(&self) -> Result<Snapshot<DB>, sqlx::Error> {
+        let (node, leave) = match self.reader(0) {
             Some(node) => (node, None),
             None => self.primary_for_reading().await?,
         };
@@ -230,7 +274,8 @@ impl<DB: Backend> Db<DB> {
             // A transaction that only reads does not wait for the writer.
             Dialect::Sqlite => "begin",
         };
-        self.begin_on(&node, statement.into_sql_str()).await
+        let tx = self.begin_on(&node, statement.into_sql_str()).await?;
+        Ok(Snapshot { tx, _leave: leave })
     }
 
     async fn begin_on(&self, node: &Node<DB>, statement: SqlStr) -> Result<Transaction<'static, DB>, sqlx::Error> {
@@ -250,13 +295,18 @@ impl<DB: Backend> Db<DB> {
     pub async fn acquire(&self) -> Result<PoolConnection<DB>, sqlx::Error> {
         let node = self.primary_node().await?;
         sticky::wrote(self.0.id);
-        let acquire = || async { node.pool.acquire().await.inspect_err(|e| self.judge_write(&node, e)) };
-        let mut connection = acquire().await?;
-        if DB::ping(&mut connection).await.is_ok() {
-            return Ok(connection);
+        let acquire = || async {
+            let mut connection = node.pool.acquire().await?;
+            DB::ping(&mut connection).await.map(|()| connection)
+        };
+        match self.within_deadline(&node, acquire()).await {
+            Err(error) if is_broken(&error) => {
+                node.doubt();
+                self.within_deadline(&node, acquire()).await
+            }
+            acquired => acquired,
         }
-        node.doubt();
-        acquire().await
+        .inspect_err(|error| self.judge_write(&node, error))
     }
 
     /// Returns how far the primary has written: a node at or past it shows every write that has returned by now. One round trip.
@@ -295,6 +345,8 @@ impl<DB: Backend> Db<DB> {
 
     /// Waits until every connection is closed. Handles that remain fail with `PoolClosed`.
     pub async fn close(&self) {
+        self.0.closed.store(true, Ordering::Relaxed);
+        self.0.wake.notify_one();
         let nodes = self.0.nodes.load_full();
         nodes.iter().for_each(|node| node.watched(None));
         futures_util::future::join_all(nodes.iter().map(|n| n.pool.close())).await;
@@ -337,8 +389,7 @@ impl<DB: Backend> Db<DB> {
                 let leave = wait.await.map_err(|_| sqlx::Error::PoolTimedOut)?.map_err(|_| sqlx::Error::PoolClosed)?;
                 Ok((self.primary_node().await?, Some(leave)))
             }
-            Need::Nothing | Need::Primary => Ok((self.primary_node().await?, None)),
-            Need::Write(position) => Ok((self.primary_that_knows(position).await?, None)),
+            _ => Ok((self.primary_node().await?, None)),
         }
     }
 
@@ -346,12 +397,12 @@ impl<DB: Backend> Db<DB> {
     /// before this one does.
     async fn primary_that_knows(&self, position: Position) -> Result<Arc<Node<DB>>, sqlx::Error> {
         let knows = |node: &Node<DB>| node.log().knows(position);
-        let node = self.primary_node().await?;
+        let node = self.any_primary().await?;
         if knows(&node) {
             return Ok(node);
         }
         self.look().await;
-        let node = self.primary_node().await?;
+        let node = self.any_primary().await?;
         // Every node has answered, and none knows who wrote that: the mark is forged, or of a database that is no more.
         if knows(&node) || self.0.all_seen.load(Ordering::Relaxed) {
             return Ok(node);
@@ -374,8 +425,15 @@ impl<DB: Backend> Db<DB> {
         let _ = tokio::time::timeout(2 * self.0.config.look_limit() + Duration::from_millis(100), two).await;
     }
 
-    /// The primary, waiting for one no longer than configured.
+    /// Returns the primary, waiting for one no longer than configured: no older than what this scope was told of.
     pub(crate) async fn primary_node(&self) -> Result<Arc<Node<DB>>, sqlx::Error> {
+        match sticky::told(self.0.id) {
+            position if position == Position::default() => self.any_primary().await,
+            position => self.primary_that_knows(position).await,
+        }
+    }
+
+    async fn any_primary(&self) -> Result<Arc<Node<DB>>, sqlx::Error> {
         if let Some(node) = self.0.primary_node() {
             return Ok(node);
         }

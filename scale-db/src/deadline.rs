@@ -5,6 +5,7 @@
 //! | a read, the beginning of a transaction | its node is found down, or [`statement_timeout`](crate::Config::statement_timeout) and two seconds have passed |
 //! | a write | another node has become the primary, or that time has passed: it may have run, and is not repeated |
 //! | the rows of a stream | as for their statement, from one row to the next |
+//! | a statement of your own inside a transaction | it has its answer: the connection is yours, and so is the time-out |
 //! | anything on SQLite | it has its answer |
 //!
 //! A connection that a firewall has forgotten, or whose cable was pulled, says nothing for many minutes.
@@ -84,16 +85,42 @@ impl Deadline {
         }
     }
 
+    /// Waits for an answer, whoever gives it.
+    pub(crate) async fn in_time<T>(self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+        let Some(limit) = self.limit else { return work.await };
+        tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+    }
+
     /// Waits for an answer of a node.
     pub(crate) async fn answer<DB: Database, T>(
         self,
         node: &Node<DB>,
         work: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, sqlx::Error> {
+        tokio::pin!(work);
+        // Dropped before the work: a connection that it gives back is in doubt by then.
+        let mut unfinished = Unfinished { node, finished: false };
         tokio::select! {
             biased;
-            answer = work => answer,
+            answer = &mut work => {
+                unfinished.finished = true;
+                answer
+            }
             error = self.passes(node) => Err(error.into()),
+        }
+    }
+}
+
+/// Somebody left while a node was to answer.
+struct Unfinished<'a, DB: Database> {
+    node: &'a Node<DB>,
+    finished: bool,
+}
+
+impl<DB: Database> Drop for Unfinished<'_, DB> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.node.doubt();
         }
     }
 }
@@ -115,11 +142,20 @@ pub(crate) struct Rows<DB: Database, S> {
     deadline: Deadline,
     visit: Arc<Visit<DB>>,
     passes: Option<BoxFuture<'static, io::Error>>,
+    ended: bool,
+}
+
+impl<DB: Database, S> Drop for Rows<DB, S> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.visit.node.doubt();
+        }
+    }
 }
 
 impl<DB: Database, S> Rows<DB, S> {
     pub(crate) fn new(steps: S, deadline: Deadline, visit: Visit<DB>) -> Self {
-        Self { steps, deadline, visit: Arc::new(visit), passes: None }
+        Self { steps, deadline, visit: Arc::new(visit), passes: None, ended: false }
     }
 
     pub(crate) fn visit(&self) -> &Visit<DB> {
@@ -133,6 +169,7 @@ impl<DB: Database, T, S: Stream<Item = Result<T, sqlx::Error>> + Unpin> Stream f
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
         if let Poll::Ready(step) = Pin::new(&mut self.steps).poll_next(cx) {
             self.passes = None;
+            self.ended = step.is_none();
             return Poll::Ready(step);
         }
         let (deadline, visit) = (self.deadline, Arc::clone(&self.visit));

@@ -4,19 +4,26 @@
 //! | --- | --- |
 //! | a new address is found | a node of it is made; it gets reads once the monitor has seen it well |
 //! | an address is found no more | it gets no new statements; running ones end |
+//! | whoever is asked does not answer within the interval (5 s at least), or panics | what was found before stays |
 //! | the name cannot be resolved, or to nothing | what was found before stays |
 //! | a found node is promoted | it is the primary, as a listed one would be |
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures_core::future::BoxFuture;
+use futures_util::FutureExt;
 use url::Url;
 
 use crate::backend::Backend;
 use crate::db::Inner;
 use crate::replica::Replica;
+
+/// How long whoever is asked for addresses may take at least.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Answers the addresses of the replicas that there are now.
 #[derive(Clone)]
@@ -63,7 +70,7 @@ pub(crate) async fn run<DB: Backend>(inner: Weak<Inner<DB>>, discover: Discover)
     loop {
         let Some(interval) = inner.upgrade().map(|i| i.config.discovery_interval) else { return };
         tokio::time::sleep(interval).await;
-        let Some(inner) = inner.upgrade() else { return };
+        let Some(inner) = inner.upgrade().filter(|inner| !inner.closed.load(Ordering::Relaxed)) else { return };
         if look(&inner, &discover).await {
             inner.wake.notify_one();
         }
@@ -72,7 +79,12 @@ pub(crate) async fn run<DB: Backend>(inner: Weak<Inner<DB>>, discover: Discover)
 
 /// Makes the nodes what was found. Whether anything is new.
 pub(crate) async fn look<DB: Backend>(inner: &Inner<DB>, discover: &Discover) -> bool {
-    let found = match (discover.0)().await {
+    let find = std::panic::AssertUnwindSafe(async { (discover.0)().await }).catch_unwind();
+    let found = tokio::time::timeout(inner.config.discovery_interval.max(LONGEST), find).await;
+    let found = match found
+        .unwrap_or_else(|_| Ok(Err(io::ErrorKind::TimedOut.into())))
+        .unwrap_or_else(|_| Err(io::Error::other("it panicked")))
+    {
         Ok(mut found) if !found.is_empty() => {
             found.sort();
             found.dedup();

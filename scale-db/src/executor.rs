@@ -5,6 +5,7 @@
 //! | reads, on a replica | a lost connection before the first row, or the node is found down | the node is ejected, the statement repeated on another |
 //! | reads, on a replica | "read-only" (its text hid a write) | repeated on the primary once; its text is remembered as a write |
 //! | reads, on a replica | "not supported" (an unlogged table) | repeated on the primary once; its text is remembered if the primary ran it |
+//! | any | "cached plan must not change" (its table was changed after it was prepared; nothing has run) | prepared anew and repeated once; the node's connections forget what they prepared |
 //! | reads, on a replica | "no such table" (it may be new) | repeated on the primary once |
 //! | reads, on a replica | a conflict with recovery | repeated on another node |
 //! | reads, on a replica | no free connection | repeated on another replica that has one, not on the primary |
@@ -17,9 +18,9 @@ use std::sync::Arc;
 
 use either::Either;
 use futures_core::future::BoxFuture;
-use futures_core::stream::BoxStream;
+use futures_core::stream::{BoxStream, Stream};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use sqlx::{Database, Error, Execute, Executor, SqlStr};
+use sqlx::{AssertSqlSafe, Database, Error, Execute, Executor, SqlSafeStr, SqlStr};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::backend::Backend;
@@ -45,6 +46,16 @@ impl<DB: Backend> Parts<DB> {
         let persistent = query.persistent();
         let statement = query.statement().cloned();
         Ok(Self { sql: query.sql(), statement, arguments, persistent })
+    }
+
+    /// For another run, `anew` without what was prepared for the text before.
+    fn again(self, anew: bool) -> Self {
+        if !anew {
+            return self;
+        }
+        let sql = format!("{}\n", self.sql.as_str());
+        // The text is the same, but for its end.
+        Self { sql: AssertSqlSafe(sql).into_sql_str(), statement: None, persistent: false, ..self }
     }
 
     fn copy(&self) -> Self {
@@ -84,6 +95,8 @@ struct Journey<DB: Backend> {
     repeats_left: u32,
     /// Said to be reading, and not proven: on the primary it may write.
     trusted: bool,
+    /// A statement prepared before was older than a change of its table: it is prepared anew, for once.
+    anew: bool,
     /// A replica could not run it, and the primary is asked: if it can, the text is remembered.
     refused: bool,
 }
@@ -108,7 +121,7 @@ impl<DB: Backend> Journey<DB> {
             sticky::wrote(db.0.id);
         }
         let trusted = may_write && target == Target::Replica;
-        Self { db, verdict, tried: 0, repeats_left, trusted, refused: false }
+        Self { db, verdict, tried: 0, repeats_left, trusted, anew: false, refused: false }
     }
 
     async fn stop(&self) -> Result<Stop<DB>, Error> {
@@ -140,7 +153,7 @@ impl<DB: Backend> Journey<DB> {
     }
 
     /// Returns whether the statement may run again after this error, by the table above; arranges for it to run elsewhere.
-    async fn again_after(&mut self, error: &Error, node: &Node<DB>, sql: &str) -> bool {
+    async fn again_after(&mut self, error: &Error, node: &Arc<Node<DB>>, sql: &str) -> bool {
         if self.verdict == Verdict::Write {
             self.db.judge_write(node, error);
         }
@@ -148,6 +161,11 @@ impl<DB: Backend> Journey<DB> {
             return false;
         }
         self.repeats_left -= 1;
+        // Postgres says so before it runs anything.
+        if error.as_database_error().is_some_and(is_stale_plan) && !std::mem::replace(&mut self.anew, true) {
+            node.forget_plans();
+            return true;
+        }
         let on_primary = self.db.0.primary_number() == Some(node.number);
         let bit = 1 << (node.number % 64);
         let first = self.tried & bit == 0;
@@ -214,7 +232,7 @@ fn is_recovery_conflict(error: &Error) -> bool {
 enum Lacks {
     /// It never can: unlogged tables, serializable transactions, functions of a primary, what only SQLite's writer has attached.
     Ever,
-    /// It cannot yet: a table, a column, a function that are new; a prepared statement older than a change of its table.
+    /// It cannot yet: a table, a column, a function that are new.
     Yet,
 }
 
@@ -222,7 +240,6 @@ fn lack(dialect: Dialect, error: &Error) -> Option<Lacks> {
     let error = error.as_database_error()?;
     let code = crate::db::code(error)?;
     match dialect {
-        Dialect::Postgres if code == "0A000" && is_stale_plan(error) => Some(Lacks::Yet),
         Dialect::Postgres if ["0A000", "55000"].contains(&&*code) => Some(Lacks::Ever),
         // undefined_table, _column, _function, _object, _parameter, invalid_schema_name
         Dialect::Postgres if ["42P01", "42703", "42883", "42704", "3F000"].contains(&&*code) => Some(Lacks::Yet),
@@ -262,7 +279,7 @@ where
         if let (Some(Err(error)), Some(copy)) = (&first, copy)
             && journey.again_after(error, &rows.visit().node, sql.as_str()).await
         {
-            parts = copy;
+            parts = copy.again(journey.anew);
             continue;
         }
         if matches!(first, Some(Ok(_)) | None) {
@@ -271,6 +288,17 @@ where
         // Leave ends with the stream, whose connection goes back to its pool then.
         return Ok(stream::iter(first).chain(rows).map(move |step| (&leave, step).1).boxed());
     }
+}
+
+/// Returns the first row of a write, which is waited for to its end: until then it has not committed, and may fail still.
+async fn first_of_all<Q, R>(mut steps: impl Stream<Item = Result<Either<Q, R>, Error>> + Unpin) -> Result<Option<R>, Error> {
+    let mut found = None;
+    while let Some(step) = steps.try_next().await? {
+        if let Either::Right(row) = step {
+            found.get_or_insert(row);
+        }
+    }
+    Ok(found)
 }
 
 async fn optional<DB>(mut journey: Journey<DB>, mut parts: Parts<DB>) -> Result<Option<DB::Row>, Error>
@@ -283,14 +311,21 @@ where
         let visit = Visit::new(node);
         let copy = (journey.repeats_left > 0).then(|| parts.copy());
         let sql = parts.sql.clone();
-        let result = journey.deadline().answer(&visit.node, visit.node.pool.fetch_optional(parts)).await;
+        let verdict = journey.verdict;
+        let run = async {
+            match verdict {
+                Verdict::Read => visit.node.pool.fetch_optional(parts).await,
+                Verdict::Write => first_of_all(visit.node.pool.fetch_many(parts)).await,
+            }
+        };
+        let result = journey.deadline().answer(&visit.node, run).await;
         visit.answered(journey.db.0.dialect, sql.as_str(), journey.db.0.config.slow_query);
         match (result, copy) {
             (Err(error), Some(copy)) => {
                 if !journey.again_after(&error, &visit.node, sql.as_str()).await {
                     return Err(error);
                 }
-                parts = copy;
+                parts = copy.again(journey.anew);
             }
             (Ok(row), _) => {
                 journey.ran(sql.as_str());

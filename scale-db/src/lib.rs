@@ -33,7 +33,7 @@ pub mod watch;
 
 pub use backend::Backend;
 pub use config::{Builder, Config, NoReplica};
-pub use db::{Db, Via};
+pub use db::{Db, Snapshot, Via};
 pub use dialect::Dialect;
 pub use error::Error;
 pub use loader::Loader;

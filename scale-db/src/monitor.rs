@@ -4,6 +4,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
 use crate::backend::Backend;
 use crate::capabilities;
 use crate::db::{Inner, is_broken};
@@ -11,6 +14,10 @@ use crate::dialect::{Dialect, Probe};
 use crate::lag::History;
 use crate::log::{Lineage, Log};
 use crate::node::{Node, Role};
+use crate::reign::Election;
+
+/// How long others have to answer, when one has taken over: another may have, too.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// Between two looks at least.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -23,7 +30,7 @@ pub(crate) async fn run<DB: Backend>(inner: Weak<Inner<DB>>, mut history: Histor
             () = tokio::time::sleep(interval) => {}
             () = wake.notified() => {}
         }
-        let Some(inner) = inner.upgrade() else { return };
+        let Some(inner) = inner.upgrade().filter(|inner| !inner.closed.load(Ordering::Relaxed)) else { return };
         round(&inner, &mut history).await;
         // Whoever wakes the monitor, with a forged mark perhaps, does not make it ask without a pause.
         tokio::time::sleep(PAUSE.min(interval)).await;
@@ -33,18 +40,19 @@ pub(crate) async fn run<DB: Backend>(inner: Weak<Inner<DB>>, mut history: Histor
 /// Looks at all nodes at once. Returns the last error, for a start at which nobody answers.
 pub(crate) async fn round<DB: Backend>(inner: &Inner<DB>, history: &mut History) -> Option<sqlx::Error> {
     let nodes = inner.nodes.load_full();
-    let answers = futures_util::future::join_all(nodes.iter().map(|node| probe(inner, node))).await;
+    let answers = all_answers(inner, &nodes).await;
     let now = Instant::now();
-    let mut candidates = Vec::new();
+    // In their order: the first one that says so names the cluster.
     for (node, answer) in nodes.iter().zip(&answers) {
-        let Ok(probe) = answer else { continue };
-        node.recognise(inner.is_stranger(probe));
-        if probe.role == Role::Primary && !node.is_stranger() {
-            candidates.push((node.number, probe));
+        if let Some(Ok(probe)) = answer {
+            node.recognise(inner.is_stranger(probe));
         }
     }
+    let candidates = candidates(&nodes, &answers);
     let election = inner.reign.elect(&candidates);
     inner.set_primary(&election);
+    // Who follows a rival of the same timeline looks like one who follows the primary.
+    let contested = matches!(&election, Election::Primary { rivals, .. } if !rivals.is_empty());
     let primary =
         candidates.iter().find(|(number, _)| inner.primary_number() == Some(*number)).map(|(_, probe)| probe.log.clone());
     // Without a primary, what is known of the last one still is what replicas are compared with.
@@ -55,9 +63,10 @@ pub(crate) async fn round<DB: Backend>(inner: &Inner<DB>, history: &mut History)
     let primary = inner.primary_log.load_full();
     let mut error = None;
     for (node, answer) in nodes.iter().zip(answers) {
-        match answer {
+        match answer.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             Ok(probe) => {
                 let (fit, lag) = judge(inner, node, &probe, primary.as_deref(), history, now);
+                let fit = fit && !(contested && probe.role == Role::Replica && matches!(probe.log, Log::Wal { .. }));
                 let shown = lag.map_or(f64::NAN, |lag| lag.as_secs_f64());
                 metrics::gauge!("scale_db_replica_lag_seconds", "node" => node.number.to_string()).set(shown);
                 node.saw(probe.role, probe.log, lag, fit);
@@ -73,6 +82,42 @@ pub(crate) async fn round<DB: Backend>(inner: &Inner<DB>, history: &mut History)
     inner.all_seen.store(error.is_none() && inner.primary_number().is_some(), Ordering::Relaxed);
     inner.looked.notify_waiters();
     error
+}
+
+/// What each node has answered so far.
+type Answers = Vec<Option<Result<Probe, sqlx::Error>>>;
+
+/// Asks all nodes. A primary that has taken over gets the writes a moment after it has answered, though another node be silent.
+async fn all_answers<DB: Backend>(inner: &Inner<DB>, nodes: &[Arc<Node<DB>>]) -> Answers {
+    let ask = |at: usize| async move { (at, probe(inner, &nodes[at]).await) };
+    let mut asked: FuturesUnordered<_> = (0..nodes.len()).map(ask).collect();
+    let mut answers: Answers = nodes.iter().map(|_| None).collect();
+    let mut elected = false;
+    loop {
+        let succeeded =
+            !elected && candidates(nodes, &answers).iter().any(|(number, probe)| inner.reign.is_succeeded_by(*number, probe));
+        let moment = async { if succeeded { tokio::time::sleep(MOMENT).await } else { std::future::pending().await } };
+        tokio::select! {
+            answer = asked.next() => match answer {
+                Some((at, answer)) => answers[at] = Some(answer),
+                None => return answers,
+            },
+            () = moment => {
+                inner.set_primary(&inner.reign.elect(&candidates(nodes, &answers)));
+                inner.looked.notify_waiters();
+                elected = true;
+            }
+        }
+    }
+}
+
+/// Returns the nodes that say they take writes.
+fn candidates<'a, DB: Backend>(nodes: &[Arc<Node<DB>>], answers: &'a Answers) -> Vec<(usize, &'a Probe)> {
+    let takes_writes = |(node, answer): (&Arc<Node<DB>>, &'a Option<Result<Probe, sqlx::Error>>)| {
+        let probe = answer.as_ref()?.as_ref().ok()?;
+        (probe.role == Role::Primary && !node.is_stranger()).then_some((node.number, probe))
+    };
+    nodes.iter().zip(answers).filter_map(takes_writes).collect()
 }
 
 /// Returns whether statements may go to a node that has answered, and how late it is.

@@ -10,6 +10,7 @@ use sqlx::{Database, Pool};
 use tokio::sync::Notify;
 
 use crate::alive::Alive;
+use crate::backend::Backend;
 use crate::dialect::{Dialect, Probe};
 use crate::log::Log;
 use crate::position::Position;
@@ -81,6 +82,8 @@ pub(crate) struct Node<DB: Database> {
     lost: Notify,
     /// Another node is the primary instead.
     deposed: AtomicBool,
+    /// Its connections are being told to forget what they have prepared.
+    forgetting: AtomicBool,
     /// Looks in a row that had no answer.
     unanswered: AtomicU32,
     in_flight: AtomicU32,
@@ -111,6 +114,7 @@ impl<DB: Database> Node<DB> {
             asked,
             lost: Notify::new(),
             deposed: AtomicBool::new(false),
+            forgetting: AtomicBool::new(false),
             unanswered: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
             latency: AtomicU64::new(1_000_000),
@@ -142,7 +146,7 @@ impl<DB: Database> Node<DB> {
     }
 
     pub(crate) fn watched(&self, connection: Option<DB::Connection>) {
-        *self.watch.lock() = connection;
+        *self.watch.lock() = connection.filter(|_| !self.pool.is_closed());
     }
 
     pub(crate) fn role(&self) -> Role {
@@ -200,6 +204,25 @@ impl<DB: Database> Node<DB> {
     /// One of its connections was found broken.
     pub(crate) fn doubt(&self) {
         self.alive.doubt();
+    }
+
+    /// Lets idle connections forget what they have prepared: a table has changed.
+    pub(crate) fn forget_plans(self: &Arc<Self>)
+    where
+        DB: Backend,
+    {
+        if self.forgetting.swap(true, Relaxed) {
+            return;
+        }
+        let node = Arc::clone(self);
+        tokio::spawn(async move {
+            // Those in use may be missed; whatever they run is repeated, too.
+            let idle: Vec<_> = std::iter::from_fn(|| node.pool.try_acquire()).take(node.pool.size() as usize).collect();
+            node.forgetting.store(false, Relaxed);
+            for mut connection in idle {
+                let _ = DB::forget_plans(&mut connection).await;
+            }
+        });
     }
 
     /// Another node has become the primary instead of this one, or this one the primary.

@@ -106,7 +106,8 @@ impl<DB: Backend> Pools<DB> {
         let connections = at.max_connections.unwrap_or(config.max_connections).max(1);
         let greeting = dialect.greeting(reader, config.statement_timeout, config.lock_timeout);
         let (reign, alive, asked) = (Arc::clone(&self.reign), Alive::default(), Arc::<Mutex<Asked>>::default());
-        let (doubted, told, own) = (alive.clone(), Arc::clone(&asked), self.after_connect.clone());
+        let (doubted, left, told, own) = (alive.clone(), alive.clone(), Arc::clone(&asked), self.after_connect.clone());
+        let patience = config.acquire_timeout;
         let options = PoolOptions::<DB>::new()
             .max_connections(connections)
             .min_connections(config.min_connections.min(connections))
@@ -120,6 +121,19 @@ impl<DB: Backend> Pools<DB> {
                     return Box::pin(std::future::ready(Ok(true)));
                 }
                 Box::pin(async move { DB::ping(connection).await.map(|()| true) })
+            })
+            // A connection that was left in the middle is asked whether it lives when it goes back, by sqlx without any limit: one that is
+            // silent would keep its place for as long as TCP hopes.
+            .after_release(move |connection, _| {
+                if !left.is_in_doubt() {
+                    return Box::pin(std::future::ready(Ok(true)));
+                }
+                Box::pin(async move {
+                    match tokio::time::timeout(patience, DB::ping(connection)).await {
+                        Ok(answer) => answer.map(|()| true),
+                        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+                    }
+                })
             })
             .after_connect(move |connection, meta| {
                 let (greeting, reign, told, own) = (greeting.clone(), Arc::clone(&reign), Arc::clone(&told), own.clone());

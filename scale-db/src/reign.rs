@@ -1,5 +1,7 @@
 //! Which node is the primary, as far as is known.
 //!
+//! A server that is reached by two addresses is one node of them.
+//!
 //! | of the nodes that take writes | the primary is |
 //! | --- | --- |
 //! | one has taken over from the others (a later timeline; for GTIDs, the others' writes and its own) | that one |
@@ -47,6 +49,17 @@ impl Reign {
     /// Elects one of the nodes that say they take writes.
     pub(crate) fn elect(&self, candidates: &[(usize, &Probe)]) -> Election {
         let known = self.timeline.load(Ordering::Acquire);
+        // One server under two addresses is one.
+        let again = |at: usize| {
+            let (_, probe) = candidates[at];
+            let same =
+                |other: &Probe| probe.started.is_some() && other.started == probe.started && other.cluster == probe.cluster;
+            let before = |(number, _): &(usize, &Probe)| Some(*number) == self.primary();
+            candidates.iter().enumerate().any(|(other, candidate)| {
+                other != at && same(candidate.1) && (before(candidate) || (other < at && !before(&candidates[at])))
+            })
+        };
+        let candidates: Vec<_> = (0..candidates.len()).filter(|at| !again(*at)).map(|at| candidates[at]).collect();
         let superseded = |probe: &Probe| candidates.iter().any(|(_, other)| other.log.succeeds(&probe.log));
         let mut left: Vec<_> =
             candidates.iter().filter(|(_, probe)| probe.timeline() >= known && !superseded(probe)).copied().collect();
@@ -63,6 +76,13 @@ impl Reign {
         let mut rivals: Vec<_> = left.iter().map(|(number, _)| *number).collect();
         rivals.sort_unstable();
         Election::Primary { number, timeline: probe.timeline(), rivals }
+    }
+
+    /// Returns whether a node that has just answered has taken over, whatever the others say: none of them can be newer than a timeline that
+    /// is above all that were ever seen, but one that is newer still.
+    pub(crate) fn is_succeeded_by(&self, number: usize, probe: &Probe) -> bool {
+        let known = self.timeline.load(Ordering::Acquire);
+        probe.role == Role::Primary && known > 0 && probe.timeline() > known && self.primary() != Some(number)
     }
 
     /// Makes an election's outcome known. Returns the primary before and now.
@@ -122,6 +142,17 @@ mod tests {
         assert_eq!(fresh.elect(&[(1, &one), (2, &two)]), Election::Primary { number: 2, timeline: 2, rivals: vec![1] });
         fresh.accept(&Election::Nobody);
         assert_eq!(fresh.elect(&[(1, &one), (2, &two)]), Election::Undecided(vec![1, 2]), "it may have been restarted");
+    }
+
+    #[test]
+    fn one_server_under_two_addresses_is_no_rival_of_itself() {
+        let server = |since: &str| Probe { started: Some(since.into()), cluster: Some("7".into()), ..probe(Role::Primary, 2) };
+        let (one, other) = (server("noon"), server("one"));
+        let reign = Reign::default();
+        assert_eq!(reign.elect(&[(0, &one), (3, &one)]), primary(0, 2));
+        reign.accept(&primary(3, 2));
+        assert_eq!(reign.elect(&[(0, &one), (3, &one)]), primary(3, 2));
+        assert!(matches!(reign.elect(&[(0, &one), (3, &other)]), Election::Primary { number: 3, rivals, .. } if rivals == [0]));
     }
 
     #[test]

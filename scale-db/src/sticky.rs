@@ -57,6 +57,8 @@ pub(crate) enum Need {
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     need: Need,
+    /// What it was told to see at least, whatever it has written since.
+    told: Position,
     /// Something was written in this scope, not only in those before it.
     wrote: bool,
 }
@@ -214,7 +216,8 @@ pub(crate) async fn for_all<F: Future>(outer: Vec<Arc<Scope>>, future: F) -> F::
 pub async fn mark<DB: Backend>(db: &Db<DB>) -> Option<Mark> {
     let state = SCOPE.try_with(|scope| scope.get(db.0.id)).ok()?;
     match state {
-        State { wrote: true, .. } => Some(db.position().await.map_or(Mark::Primary, Mark::At)),
+        // Never less than what it was told: a mark of a newer primary is not forgotten.
+        State { wrote: true, told, .. } => Some(db.position().await.map_or(Mark::Primary, |now| Mark::At(now.max(told)))),
         State { need: Need::Nothing, .. } => None,
         State { need: Need::Write(position), .. } => Some(Mark::At(position)),
         State { need: Need::Primary, .. } => Some(Mark::Primary),
@@ -240,12 +243,21 @@ fn has_written(id: usize) -> bool {
     SCOPE.try_with(|scope| scope.get(id).wrote).unwrap_or_default()
 }
 
+/// Returns the write that this scope was told to see.
+pub(crate) fn told(id: usize) -> Position {
+    SCOPE.try_with(|scope| scope.get(id).told).unwrap_or_default()
+}
+
 impl Scope {
     fn inside(seen: Option<(usize, Mark)>, outer: Option<Arc<Self>>) -> Arc<Self> {
         let state = |mark| State {
             need: match mark {
                 Mark::At(position) => Need::Write(position),
                 Mark::Primary => Need::Primary,
+            },
+            told: match mark {
+                Mark::At(position) => position,
+                Mark::Primary => Position::default(),
             },
             wrote: false,
         };
@@ -256,17 +268,17 @@ impl Scope {
     /// Returns the strictest need, its own or that of a scope around it.
     fn get(&self, id: usize) -> State {
         let own = self.own.lock().iter().find(|(of, _)| *of == id).map(|(_, state)| *state).unwrap_or_default();
-        let stricter = |a: State, b: State| State { need: a.need.max(b.need), wrote: a.wrote || b.wrote };
+        let stricter =
+            |a: State, b: State| State { need: a.need.max(b.need), told: a.told.max(b.told), wrote: a.wrote || b.wrote };
         self.outer.iter().map(|outer| outer.get(id)).fold(own, stricter)
     }
 
     fn wrote(&self, id: usize) {
-        let wrote = State { need: Need::Primary, wrote: true };
         {
             let mut states = self.own.lock();
             match states.iter_mut().find(|(of, _)| *of == id) {
-                Some((_, old)) => *old = wrote,
-                None => states.push((id, wrote)),
+                Some((_, old)) => (old.need, old.wrote) = (Need::Primary, true),
+                None => states.push((id, State { need: Need::Primary, told: Position::default(), wrote: true })),
             }
         }
         for outer in &self.outer {

@@ -159,11 +159,75 @@ async fn a_mark_tells_a_process_of_a_fail_over_that_it_has_not_seen() -> Result<
         matches!(&refused, Err(sqlx::Error::Configuration(e)) if matches!(e.downcast_ref(), Some(Error::Unseen))),
         "{refused:?}"
     );
+    // Nor is it written to, or read from by force; and the mark is not forgotten.
+    let kept = sticky::scope(mark.map(|mark| (sticky::id(&cut_off), mark)), async {
+        assert!(sqlx::query("insert into t values (8)").execute(&cut_off).await.is_err());
+        assert!(sqlx::query("select count(*) from t").fetch_one(cut_off.primary()).await.is_err());
+        assert!(cut_off.begin().await.is_err() && cut_off.acquire().await.is_err());
+        sticky::mark(&cut_off).await
+    })
+    .await;
+    assert_eq!(kept, Some(Mark::Primary), "or the mark itself");
+    assert_eq!(pg.node(0).sql("select count(*) from t").await?, "0");
     way.heal();
     let found = async || seen(&cut_off, mark, 7).await.ok().filter(|n| *n == 1);
     eventually("the new primary to be found", found).await?;
     // A forged mark costs its sender a look, and no more.
     let forged = "2.ff-ff".parse::<Mark>().ok();
     assert_eq!(seen(&one, forged, 7).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rival_s_followers_are_not_read_from() -> Result<()> {
+    let pg = Postgres::start(3).await?;
+    let db = over(&pg.urls()).primary_wait(Duration::from_secs(10)).max_replica_lag(Duration::from_mins(10)).connect().await?;
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    pg.caught_up().await?;
+    fit(&db, 4).await?;
+    pg.node(0).kill()?;
+    pg.node(1).promote().await?;
+    moved_to(&db, 1).await?;
+    pg.node(2).promote().await?;
+    pg.node(3).follow(pg.node(2)).await?;
+    pg.node(2).sql("create table astray as select generate_series(1, 100000)").await?;
+    let following =
+        async || (pg.node(3).sql("select count(*) from pg_class where relname = 'astray'").await.ok()? == "1").then_some(());
+    eventually("node 3 to follow the rival", following).await?;
+    eventually("the rival to be seen", async || (db.nodes()[2].role == Role::Primary).then_some(())).await?;
+    for n in 0..20 {
+        let mark = insert(&db, n).await?;
+        assert_eq!(seen(&db, mark, n).await?, 1);
+    }
+    assert!(db.nodes().iter().all(|node| node.fit == (node.number == 1)), "{:?}", db.nodes());
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_server_under_two_addresses_is_one() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let urls = [pg.urls()[0].clone(), pg.urls()[0].replace("127.0.0.1", "localhost"), pg.urls()[1].clone()];
+    let db = over(&urls).connect().await?;
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    fit(&db, 2).await?;
+    assert!(db.nodes()[0].fit && db.nodes()[2].fit, "{:?}", db.nodes());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_silent_node_does_not_keep_the_writes_from_the_new_primary() -> Result<()> {
+    let pg = Postgres::start(2).await?;
+    let db = over(&pg.urls()).connect().await?;
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    pg.caught_up().await?;
+    fit(&db, 3).await?;
+    pg.node(2).freeze()?;
+    eventually("the silent node to be down", async || (db.nodes()[2].role == Role::Down).then_some(())).await?;
+    pg.node(1).promote().await?;
+    let written = async || {
+        insert(&db, 1).await.ok()?;
+        (pg.node(1).sql("select count(*) from t").await.ok()? != "0").then_some(())
+    };
+    eventually("a write to the new primary", written).await?;
     Ok(())
 }

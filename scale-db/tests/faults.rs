@@ -220,3 +220,148 @@ async fn a_read_of_tables_alone_is_repeated_on_the_primary() -> Result<()> {
     }
     Ok(())
 }
+
+/// A firewall that has forgotten the connections there are, and lets new ones through.
+#[tokio::test]
+async fn connections_that_fell_silent_give_their_places_back() -> Result<()> {
+    let pg = Postgres::start(0).await?;
+    let way = Proxy::start(pg.node(0).port()).await?;
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", way.port());
+    let limits = |b: Builder<Pg>| {
+        b.max_connections(3).statement_timeout(Duration::from_secs(1)).acquire_timeout(Duration::from_millis(700))
+    };
+    let db = limits(over(&[url])).connect().await?;
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    let sleep = "insert into t select 1 from pg_sleep(30)";
+    let under_way: Vec<_> = (0..3)
+        .map(|_| {
+            let db = db.clone();
+            tokio::spawn(async move { sqlx::query(sleep).execute(&db).await.is_ok() })
+        })
+        .collect();
+    let running = "select count(*) from pg_stat_activity where query like 'insert into t select 1%' and wait_event = 'PgSleep'";
+    eventually("three statements", async || (pg.node(0).sql(running).await.ok()? == "3").then_some(())).await?;
+    way.forget();
+    for task in under_way {
+        assert!(!task.await?, "it was never answered");
+    }
+    let again = async || sqlx::query("insert into t values (2)").execute(&db).await.ok();
+    eventually("a connection", again).await?;
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        all.push(eventually("a connection", async || db.acquire().await.ok()).await?);
+    }
+    // Whoever holds one has it; a new one does not wait for ever.
+    way.cut();
+    drop(all);
+    let late = tokio::time::timeout(DEADLINE / 3, db.acquire()).await?;
+    assert!(late.is_err());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_that_a_write_returns_is_committed() -> Result<()> {
+    let pg = Postgres::start(0).await?;
+    let db = over(&pg.urls()).connect().await?;
+    sqlx::raw_sql("create table parents (id bigint primary key); create table t (n bigint primary key, parent bigint references parents deferrable initially deferred)").execute(&db).await?;
+    // The row comes before the end of its transaction, which fails.
+    let insert = "insert into t values (1, 7) returning n";
+    assert!(sqlx::query_scalar::<_, i64>(insert).fetch_one(&db).await.is_err());
+    assert!(sqlx::query_scalar::<_, i64>(insert).fetch_optional(&db).await.is_err());
+    let setup = "alter table t alter parent drop not null; alter table t add slow text";
+    sqlx::raw_sql(setup).execute(&db).await?;
+    for n in 0..200_i64 {
+        let written: i64 = sqlx::query_scalar("insert into t values ($1) returning n").bind(n).fetch_one(&db).await?;
+        let seen: i64 = sqlx::query_scalar("select count(*) from t where n = $1").bind(written).fetch_one(db.primary()).await?;
+        assert_eq!(seen, 1, "by another connection");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_changed_table_fails_neither_reads_nor_writes() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let db = over(&pg.urls()).max_connections(3).connect().await?;
+    sqlx::raw_sql("create table t (n bigint)").execute(&db).await?;
+    pg.caught_up().await?;
+    fit(&db, 2).await?;
+    let (read, write) = ("select * from t", "insert into t values (1) returning *");
+    let both = async || {
+        for _ in 0..5 {
+            let reads = (0..3).map(|_| sqlx::query(read).fetch_all(&db));
+            futures_util::future::try_join_all(reads).await?;
+            sqlx::query(read).fetch_all(db.primary()).await?;
+            sqlx::query(write).fetch_one(&db).await?;
+        }
+        Ok::<_, sqlx::Error>(())
+    };
+    both().await?;
+    for column in ["a", "b"] {
+        pg.node(0).sql(&format!("alter table t add {column} text default 'x'")).await?;
+        both().await?;
+        pg.caught_up().await?;
+        both().await?;
+    }
+    assert_eq!(pg.node(0).sql("select count(*) from t").await?, "25", "each ran once");
+    Ok(())
+}
+
+#[tokio::test]
+async fn transactions_that_read_leave_half_of_the_primary_to_writes() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let db = over(&pg.urls()).max_connections(4).acquire_timeout(Duration::from_millis(300)).connect().await?;
+    fit(&db, 2).await?;
+    pg.node(1).kill()?;
+    fit(&db, 1).await?;
+    let held = [db.begin_read().await?, db.begin_read().await?];
+    assert!(db.begin_read().await.is_err());
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    drop(held);
+    db.begin_read().await?.commit().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_database_that_is_closed_stays_closed() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let db = over(&pg.urls()).connect().await?;
+    fit(&db, 2).await?;
+    db.close().await;
+    let open = async || {
+        let mut open = 0;
+        for node in pg.nodes() {
+            let others =
+                "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()";
+            open += node.sql(others).await.ok()?.parse::<u32>().ok()?;
+        }
+        (open == 0).then_some(())
+    };
+    eventually("all connections to end", open).await?;
+    // Three more looks would have been.
+    tokio::time::sleep(Duration::from_millis(350)).await;
+    assert!(open().await.is_some(), "a closed database has connected again");
+    assert!(matches!(port(&db).await, Err(sqlx::Error::PoolClosed)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_is_asked_for_addresses_may_fail_in_any_way() -> Result<()> {
+    let pg = Postgres::start(1).await?;
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let (count, url) = (std::sync::Arc::clone(&asked), pg.urls()[1].clone());
+    let db = over(&pg.urls()[..1])
+        .discovery_interval(Duration::from_millis(50))
+        .discover_with(move || {
+            let (n, url) = (count.fetch_add(1, std::sync::atomic::Ordering::Relaxed), url.clone());
+            async move {
+                assert!(n != 1, "the second time");
+                if n == 0 {
+                    std::future::pending::<()>().await;
+                }
+                Ok(vec![url])
+            }
+        })
+        .connect()
+        .await?;
+    fit(&db, 2).await
+}

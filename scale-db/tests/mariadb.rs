@@ -209,6 +209,15 @@ async fn a_server_that_follows_another_is_a_replica_though_it_takes_writes() -> 
     let db = builder(&maria).connect().await?;
     sqlx::query("create table t (n bigint)").execute(&db).await?;
     caught_up(&db).await?;
-    assert_eq!(db.nodes().iter().map(|n| n.role).collect::<Vec<_>>(), [Role::Primary, Role::Replica]);
+    let roles = async || db.nodes().iter().map(|n| n.role).collect::<Vec<_>>();
+    assert_eq!(roles().await, [Role::Primary, Role::Replica]);
+    // Nor does it become the primary because its replication stands still, or has nobody to follow.
+    maria.node(1).pause_replay().await?;
+    let again = builder(&maria).connect().await?;
+    assert_eq!(again.nodes()[1].role, Role::Replica);
+    maria.node(0).kill()?;
+    eventually("the primary to be missed", async || (db.nodes()[0].role == Role::Down).then_some(())).await?;
+    assert!(sqlx::query("insert into t values (1)").execute(&db).await.is_err());
+    assert_eq!(maria.node(1).sql("select count(*) from test.t").await?.trim(), "0");
     Ok(())
 }

@@ -274,6 +274,12 @@ fn deep_texts_are_survived() {
         repeated("", "abs(", "1"),
         repeated("a", " collate c", ""),
         repeated("a", ".b", ""),
+        format!("select a from t{}{}", " join t".repeat(5_000), " on true".repeat(2_500)),
+        format!("select * from {}t{}", "(".repeat(48), ")".repeat(48)),
+        format!("select * from {}t{}", "(".repeat(20_000), ")".repeat(20_000)),
+        format!("select * from {}t{}", "(t join ".repeat(45), " on true)".repeat(45)),
+        format!("select * from {}t{}", "(t join ".repeat(3_000), " on true)".repeat(3_000)),
+        format!("select a from t{}{}", " join t".repeat(59), " on true".repeat(59)),
         format!("select {}1{}", "(".repeat(30_000), ")".repeat(30_000)),
         format!("select {}1{}", "(select ".repeat(7_000), ")".repeat(3_000)),
         format!("with {} select 1", "a as (select 1), ".repeat(3_000)),
@@ -292,4 +298,17 @@ fn deep_texts_are_survived() {
         }
     };
     std::thread::Builder::new().stack_size(2 << 20).spawn(judge).unwrap().join().unwrap();
+}
+
+#[test]
+fn a_function_in_the_dress_of_a_field_is_one() {
+    let router = Router::new(Dialect::Postgres, [""; 0]);
+    for write in ["select (42::bigint).pg_advisory_lock", "select (0.1::float8).pg_sleep", "select ((select 1)).nextval"] {
+        assert_eq!(router.verdict(write), Verdict::Write, "{write}");
+    }
+    let sqlite = Router::new(Dialect::Sqlite, [""; 0]);
+    assert_eq!(sqlite.verdict("select * from pragma_query_only"), Verdict::Write);
+    // Joins one after another are not within each other.
+    let joins = (0..200).map(|n| format!(" join t t{n} on t{n}.id = t.id")).collect::<String>();
+    assert_eq!(router.verdict(&format!("select 1 from t{joins}")), Verdict::Read);
 }

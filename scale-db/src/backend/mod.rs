@@ -39,6 +39,10 @@ pub trait Backend: Database + sealed::Sealed {
         sql: SqlStr,
     ) -> impl Future<Output = Result<Vec<Option<String>>, sqlx::Error>> + Send;
 
+    /// Forgets the statements that a connection has prepared, where their plans can become stale.
+    #[doc(hidden)]
+    fn forget_plans(connection: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>>;
+
     /// The names and texts of a query's first row, if it has one.
     #[doc(hidden)]
     fn named(
@@ -60,7 +64,7 @@ mod sealed {
 
 #[allow(unused_macros)]
 macro_rules! backend {
-    ($db:ty, $prepare:expr, $dialect:expr, $of:expr, $copy:expr) => {
+    ($db:ty, $prepare:expr, $dialect:expr, $of:expr, $forget:expr, $copy:expr) => {
         impl sealed::Sealed for $db {}
 
         impl Backend for $db {
@@ -76,6 +80,11 @@ macro_rules! backend {
             fn dialect_of(pool: &Pool<Self>) -> Option<Dialect> {
                 let of: fn(&Pool<$db>) -> Option<Dialect> = $of;
                 of(pool)
+            }
+
+            fn forget_plans(connection: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+                let forget: fn(&mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>> = $forget;
+                forget(connection)
             }
 
             fn copy(arguments: &Self::Arguments) -> Self::Arguments {
@@ -118,18 +127,31 @@ macro_rules! backend {
     };
 }
 
+#[allow(dead_code)]
+fn nothing<C>(_: &mut C) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+    Box::pin(std::future::ready(Ok(())))
+}
+
 #[cfg(feature = "postgres")]
-backend!(sqlx::Postgres, (), |d| d == Dialect::Postgres, |_| Some(Dialect::Postgres), Clone::clone);
+backend!(
+    sqlx::Postgres,
+    (),
+    |d| d == Dialect::Postgres,
+    |_| Some(Dialect::Postgres),
+    |c| Box::pin(sqlx::Connection::clear_cached_statements(c)),
+    Clone::clone
+);
 #[cfg(feature = "sqlite")]
-backend!(sqlx::Sqlite, (), |d| d == Dialect::Sqlite, |_| Some(Dialect::Sqlite), Clone::clone);
+backend!(sqlx::Sqlite, (), |d| d == Dialect::Sqlite, |_| Some(Dialect::Sqlite), nothing, Clone::clone);
 #[cfg(feature = "mysql")]
-backend!(sqlx::MySql, (), |d| d == Dialect::MySql, |_| Some(Dialect::MySql), Clone::clone);
+backend!(sqlx::MySql, (), |d| d == Dialect::MySql, |_| Some(Dialect::MySql), nothing, Clone::clone);
 #[cfg(feature = "any")]
 backend!(
     sqlx::Any,
     sqlx::any::install_default_drivers(),
     |_| true,
     |pool| Dialect::of(pool.connect_options().database_url.as_str()),
+    nothing,
     |arguments| {
         // The driver has no `Clone` for them, but its values have.
         sqlx_core::any::AnyArguments { values: sqlx_core::any::AnyArgumentBuffer(arguments.values.0.clone()) }

@@ -91,6 +91,11 @@ impl Dialect {
         }
     }
 
+    /// Ask a server that takes writes whether it is told to follow another: if so, there is a row.
+    pub(crate) fn follower_statements(self) -> &'static [&'static str] {
+        if self == Self::MySql { &mysql::FOLLOWS } else { &[] }
+    }
+
     /// Ask a replica that has no positions how late it is, in a row of named columns.
     pub(crate) fn lag_statements(self) -> &'static [&'static str] {
         if self == Self::MySql { &mysql::LAGS } else { &[] }

@@ -1,7 +1,8 @@
 //! MariaDB 10.6 or newer, and MySQL 8.
 //!
 //! Both say by GTIDs which transactions a server has. On MariaDB writes have an order within one replication domain; with several domains
-//! a write's position is unknown, and sticky reads stay on the primary. A MySQL server without GTIDs (`gtid_mode = off`) says only, to a
+//! a write's position is unknown, and sticky reads stay on the primary. A server that takes writes and is told to follow another is a replica;
+//! while its replication does not run, only a role that may see the replication status knows. A MySQL server without GTIDs (`gtid_mode = off`) says only, to a
 //! role with `replication client`, how late it is by its own clock (`Seconds_Behind_Source`).
 
 use std::time::Duration;
@@ -17,9 +18,14 @@ pub(super) const PROBES: [&str; 2] = [
     "select concat(@@global.read_only, '/', @@global.innodb_read_only) \
      /*M! , cast(@@global.gtid_current_pos as char), cast(@@global.gtid_binlog_state as char), cast(@@global.server_id as char), \
        (select cast(variable_value as char) from information_schema.global_status where variable_name = 'SLAVE_RUNNING') */ \
-     /*!80000 , cast(@@global.gtid_executed as char), cast(@@global.server_uuid as char) */",
+     /*!80000 , cast(@@global.gtid_executed as char), cast(@@global.server_uuid as char) */ \
+     , concat(@@hostname, ':', @@port, ' ', @@global.server_id)",
     "select concat(@@global.read_only, '/', @@global.innodb_read_only)",
 ];
+
+/// Answers whether a server is told to follow another, running or not: MariaDB's, then MySQL's. Wants `replica monitor` or `replication
+/// client`.
+pub(super) const FOLLOWS: [&str; 2] = ["show all slaves status", "show replica status"];
 
 /// Answers how late a replica is that has no GTIDs, by the server's version.
 pub(super) const LAGS: [&str; 2] = ["show replica status", "show slave status"];
@@ -33,11 +39,11 @@ pub(super) fn read(row: &[Option<String>]) -> Option<Probe> {
     let follows = text(4) == Some("ON");
     let role = if writable && !follows { Role::Primary } else { Role::Replica };
     let log = match row.len() {
-        5 => mariadb(text(1).unwrap_or_default(), text(2).unwrap_or_default(), text(3)?.parse().ok()?)?,
-        3 => mysql(text(1).unwrap_or_default(), uuid(text(2)?)?)?,
+        6 => mariadb(text(1).unwrap_or_default(), text(2).unwrap_or_default(), text(3)?.parse().ok()?)?,
+        4 => mysql(text(1).unwrap_or_default(), uuid(text(2)?)?)?,
         _ => Log::Unknown,
     };
-    Some(Probe { role, log, ..Probe::default() })
+    Some(Probe { role, log, started: text(row.len() - 1).filter(|_| row.len() > 1).map(str::to_owned), ..Probe::default() })
 }
 
 /// Reads lists of `domain-server-sequence`: the last of each domain, and the last of each server in each domain.
@@ -138,22 +144,22 @@ mod tests {
     }
 
     fn maria(current: &str, binlog: &str) -> Probe {
-        read(&texts(&["0/0", current, binlog, "1", "OFF"])).unwrap()
+        read(&texts(&["0/0", current, binlog, "1", "OFF", "a:1 1"])).unwrap()
     }
 
     const A: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
     const B: &str = "4e11fa47-71ca-11e1-9e33-c80aa9429562";
 
     fn mysql_of(own: &str, executed: &str) -> Log {
-        read(&texts(&["1/0", executed, own])).unwrap().log
+        read(&texts(&["1/0", executed, own, "a:1 1"])).unwrap().log
     }
 
     #[test]
     fn roles_are_what_a_server_does() {
         assert_eq!(maria("", "").role, Role::Primary);
-        assert_eq!(read(&texts(&["1/0", "", "", "1", "OFF"])).unwrap().role, Role::Replica);
-        assert_eq!(read(&texts(&["OFF/OFF", "", "", "1", "ON"])).unwrap().role, Role::Replica, "it follows another");
-        assert_eq!(read(&texts(&["0/1", "", A])).unwrap().role, Role::Replica, "a reader of Aurora's");
+        assert_eq!(read(&texts(&["1/0", "", "", "1", "OFF", "a"])).unwrap().role, Role::Replica);
+        assert_eq!(read(&texts(&["OFF/OFF", "", "", "1", "ON", "a"])).unwrap().role, Role::Replica, "it follows another");
+        assert_eq!(read(&texts(&["0/1", "", A, "a"])).unwrap().role, Role::Replica, "a reader of Aurora's");
         assert_eq!(read(&texts(&["0/0"])).unwrap(), Probe { role: Role::Primary, ..Probe::default() });
         assert_eq!(read(&[None]), None);
     }
@@ -167,7 +173,7 @@ mod tests {
         assert_eq!(two.has_all_of(&maria("0-1-57,1-1-8", "").log), Some(true));
         assert_eq!(two.has_all_of(&maria("0-1-57,1-1-10", "").log), Some(false));
         for bad in ["0-1", "x", "0-1-2-3"] {
-            assert_eq!(read(&texts(&["0/0", bad, "", "1", "OFF"])), None, "{bad}");
+            assert_eq!(read(&texts(&["0/0", bad, "", "1", "OFF", "a"])), None, "{bad}");
         }
     }
 
@@ -186,6 +192,6 @@ mod tests {
         assert_eq!(mysql_of(A, "").position(), None, "without GTIDs");
         assert_eq!(mysql_of(B, &format!("{A}:1-5")).position(), None, "it has written nothing itself");
         assert!(matches!(mysql_of(A, &format!("{A}:1-5:tag:1-3")), Log::Gtids(g) if g.streams.len() == 2));
-        assert_eq!(read(&texts(&["0/0", "nonsense", A])), None);
+        assert_eq!(read(&texts(&["0/0", "nonsense", A, "a"])), None);
     }
 }

@@ -137,24 +137,51 @@ pub(super) fn nulls_are_largest<DB: Database>() -> bool {
     !matches!(dialect::<DB>(), Some(Dialect::MySql | Dialect::Sqlite))
 }
 
-/// Prepares a query for one more condition: begins its `where`, or puts what stands there into parentheses if it says `or`.
+/// Prepares a query for one more condition: begins its `where`, puts what stands there into parentheses if it says `or`, or the whole query
+/// if it groups or unites.
 pub(super) fn open_where<DB: Database>(query: &mut QueryBuilder<DB>)
 where
     DB::Arguments: IntoArguments<DB>,
 {
     let sql = query.sql().as_str().to_owned();
-    match last_where::<DB>(&sql) {
+    let found = last_where::<DB>(&sql);
+    if found != Some(Where::Whole) {
+        // What stands at the end may be a comment.
+        query.push("\n");
+    }
+    match found {
         Some(Where::None) => {
-            query.push(" where ");
+            query.push("where ");
         }
+        Some(Where::Whole) => wrap(query, " where "),
         Some(Where::Alternatives(at)) => {
             let arguments = sqlx::Execute::take_arguments(&mut query.build()).ok().flatten().unwrap_or_default();
-            *query = QueryBuilder::with_arguments(format!("{} ({}) and ", &sql[..at], &sql[at..]), arguments);
+            *query = QueryBuilder::with_arguments(format!("{} ({}\n) and ", &sql[..at], &sql[at..]), arguments);
         }
         Some(Where::Plain) | None => {
-            query.push(" and ");
+            query.push("and ");
         }
     }
+}
+
+/// Prepares a query for an order by expressions, which united rows do not take.
+pub(super) fn open_order<DB: Database>(query: &mut QueryBuilder<DB>)
+where
+    DB::Arguments: IntoArguments<DB>,
+{
+    if last_where::<DB>(query.sql().as_str()) == Some(Where::Whole) {
+        wrap(query, "");
+    }
+}
+
+/// Makes a query a table of another.
+fn wrap<DB: Database>(query: &mut QueryBuilder<DB>, end: &str)
+where
+    DB::Arguments: IntoArguments<DB>,
+{
+    let sql = query.sql().as_str().to_owned();
+    let arguments = sqlx::Execute::take_arguments(&mut query.build()).ok().flatten().unwrap_or_default();
+    *query = QueryBuilder::with_arguments(format!("select * from ({sql}\n) as page{end}"), arguments);
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -163,13 +190,15 @@ enum Where {
     Plain,
     /// Has an `or`; begins after this byte.
     Alternatives(usize),
+    /// Cannot take a condition at its end: groups, unions.
+    Whole,
 }
 
 /// Reads the last `where` outside of parentheses; `None` if the text cannot be read.
 fn last_where<DB: Database>(sql: &str) -> Option<Where> {
     let grammar = dialect::<DB>().map_or(&GenericDialect {} as &dyn sqlparser::dialect::Dialect, Dialect::parser);
     let (mut depth, mut found) = (0_u32, Where::None);
-    let (mut begins, mut alternatives) = (None, false);
+    let (mut begins, mut alternatives, mut whole) = (None, false, false);
     for token in Tokenizer::new(grammar, sql).tokenize_with_location().ok()? {
         match token.token {
             Token::LParen => depth += 1,
@@ -179,12 +208,18 @@ fn last_where<DB: Database>(sql: &str) -> Option<Where> {
                     (begins, alternatives) = (Some(token.span.end), false);
                 }
                 Keyword::OR | Keyword::XOR => alternatives = true,
+                Keyword::GROUP | Keyword::HAVING | Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::WINDOW => {
+                    whole = true
+                }
                 _ => {}
             },
             // MySQL's `or`, unless told otherwise.
             Token::StringConcat if depth == 0 && dialect::<DB>() == Some(Dialect::MySql) => alternatives = true,
             _ => {}
         }
+    }
+    if whole {
+        return Some(Where::Whole);
     }
     if let Some(at) = begins {
         found = if alternatives { Where::Alternatives(byte_of(sql, at)?) } else { Where::Plain };
@@ -214,16 +249,20 @@ mod tests {
             open_where(&mut query);
             query.into_string()
         };
-        assert_eq!(opened("select 1 from t"), "select 1 from t where ");
-        assert_eq!(opened("select 1 from t where a"), "select 1 from t where a and ");
-        assert_eq!(opened("select 1 from t where a or b"), "select 1 from t where ( a or b) and ");
-        assert_eq!(opened("select 1 from t where (a or b)"), "select 1 from t where (a or b) and ");
-        assert_eq!(
-            opened("select 'ö',\n'ü' from t\n Where a\n or b"),
-            "select 'ö',\n'ü' from t\n Where (\n a\n or b) and ".replace("(\n", "(")
-        );
-        assert_eq!(opened("select 1 from (select 1 where a or b) x"), "select 1 from (select 1 where a or b) x where ");
-        assert_eq!(opened("select 'where a or b' from t where \"or\" = 1"), "select 'where a or b' from t where \"or\" = 1 and ");
+        for (sql, with) in [
+            ("select 1 from t", "select 1 from t\nwhere "),
+            ("select 1 from t -- all", "select 1 from t -- all\nwhere "),
+            ("select 1 from t where a", "select 1 from t where a\nand "),
+            ("select 1 from t where a or b", "select 1 from t where ( a or b\n) and "),
+            ("select 1 from t where (a or b)", "select 1 from t where (a or b)\nand "),
+            ("select 'ö',\n'ü' from t\n Where a\n or b", "select 'ö',\n'ü' from t\n Where (\n a\n or b\n) and ".trim_start()),
+            ("select 1 from (select 1 where a or b) x", "select 1 from (select 1 where a or b) x\nwhere "),
+            ("select 'where a or b' from t where \"or\" = 1", "select 'where a or b' from t where \"or\" = 1\nand "),
+            ("select 1 from t union select 2", "select * from (select 1 from t union select 2\n) as page where "),
+            ("select a from t where b group by a", "select * from (select a from t where b group by a\n) as page where "),
+        ] {
+            assert_eq!(opened(sql).replace("Where (\n", "Where ("), with.replace("Where (\n", "Where ("), "{sql}");
+        }
     }
 
     #[test]

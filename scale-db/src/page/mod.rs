@@ -144,7 +144,7 @@ key!(A 0, B 1, C 2; 3);
 key!(A 0, B 1, C 2, D 3; 4);
 
 impl<K: Key> PageRequest<K> {
-    /// Adds the condition, the order and the limit to a query that ends with its table or inside its `where` clause. One column for each
+    /// Adds the condition, the order and the limit to a query that ends with its table, or inside its `where` clause, or that groups or unites rows under the columns' names. One column for each
     /// value of the key; their names go into the SQL as they are, so they must not come from outside.
     pub fn push<DB: Database, const N: usize>(&self, query: &mut QueryBuilder<DB>, columns: [(&'static str, Order); N])
     where
@@ -162,9 +162,12 @@ impl<K: Key> PageRequest<K> {
         }
         // Which of several systems it is, is not known here: nulls are told their place.
         let tell = |n| condition::dialect::<DB>().is_none() && K::is_nullable(n);
+        if self.from.is_none() && (0..N).any(tell) {
+            condition::open_order(query);
+        }
         for (n, (column, order)) in columns.iter().enumerate() {
             let descending = (*order == Order::Descending) != backward;
-            query.push(if n == 0 { " order by " } else { ", " });
+            query.push(if n == 0 { "\norder by " } else { ", " });
             if tell(n) {
                 query.push("case when ").push(column).push(" is null then 1 else 0 end").push(if descending {
                     " desc, "

@@ -5,7 +5,7 @@ mod proof;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub(crate) use self::proof::{parse, relations};
+pub(crate) use self::proof::{relations, with_statements};
 pub use crate::dialect::Dialect;
 
 /// Whether a statement is proven to be free of side effects.

@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    BinaryOperator, Expr, Function, Ident, ObjectName, Query, Select, SetExpr, Statement, TableFactor, Visit, Visitor,
+    AccessExpr, BinaryOperator, Expr, Function, Ident, ObjectName, Query, Select, SetExpr, Statement, TableFactor, Visit, Visitor,
 };
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::Parser;
@@ -16,6 +16,10 @@ use super::{MAX_PARSED, Verdict};
 use crate::dialect::Dialect;
 
 pub(super) fn verdict(dialect: Dialect, safe: &[String], sql: &str) -> Verdict {
+    on_a_large_stack(|| judge(dialect, safe, sql))
+}
+
+fn judge(dialect: Dialect, safe: &[String], sql: &str) -> Verdict {
     let Some(statements) = parse(dialect, sql) else { return Verdict::Write };
     let mut judge = Judge { dialect, safe };
     let unreadable =
@@ -48,11 +52,27 @@ pub(crate) fn relations(dialect: Dialect, sql: &str) -> Option<Vec<String>> {
             ControlFlow::Continue(())
         }
     }
-    let mut names = Names::default();
-    let _ = parse(dialect, sql)?.visit(&mut names);
+    let names = on_a_large_stack(|| {
+        let mut names = Names::default();
+        let _ = parse(dialect, sql)?.visit(&mut names);
+        Some(names)
+    });
+    let mut names = names?;
     // A name that is both a subquery's and a table's is taken for the former; it hides the latter where it is known.
     names.found.retain(|name| !names.with.contains(name));
     Some(names.found)
+}
+
+/// Joins that wait for their `on` at most.
+const OPEN_JOINS: usize = 60;
+
+/// What the parser calls itself with while it reads tables within parentheses and joins, fifty levels of them in a build without
+/// optimisation, does not fit into the stack of a thread.
+const STACK: usize = 16 << 20;
+
+/// Runs what may go as deep as a statement does.
+fn on_a_large_stack<T>(work: impl FnOnce() -> T) -> T {
+    stacker::maybe_grow(STACK / 4, STACK, work)
 }
 
 /// Operators that lie within each other at most: a longer chain is not parsed.
@@ -60,15 +80,34 @@ const DEEPEST: usize = 1_000;
 
 /// Returns the statements of a text; `None` if it cannot be read, is longer than [`MAX_PARSED`], or makes a tree so deep that taking it apart could exhaust the stack of
 /// a thread.
-pub(crate) fn parse(dialect: Dialect, sql: &str) -> Option<Vec<Statement>> {
+fn parse(dialect: Dialect, sql: &str) -> Option<Vec<Statement>> {
     if sql.len() > MAX_PARSED {
         return None;
     }
     let tokens = Tokenizer::new(dialect.parser(), sql).tokenize_with_location().ok()?;
-    if depth(&tokens) > DEEPEST {
+    if depth(&tokens) > DEEPEST || open_joins(&tokens) > OPEN_JOINS {
         return None;
     }
     Parser::new(dialect.parser()).with_tokens_with_locations(tokens).parse_statements().ok()
+}
+
+/// Returns how many joins wait for their `on` at most: each lies within the one before.
+fn open_joins(tokens: &[TokenWithSpan]) -> usize {
+    let (mut open, mut most) = (0_usize, 0);
+    for token in tokens {
+        let Token::Word(Word { keyword, .. }) = &token.token else { continue };
+        match keyword {
+            Keyword::JOIN => {
+                open += 1;
+                most = most.max(open);
+            }
+            Keyword::ON | Keyword::USING => open = open.saturating_sub(1),
+            // These have none.
+            Keyword::CROSS | Keyword::NATURAL => open = open.saturating_sub(1),
+            _ => {}
+        }
+    }
+    most
 }
 
 /// Returns an upper bound of how deep the tree of a text is: within parentheses, operators between two commas.
@@ -129,6 +168,11 @@ fn makes_deeper(keyword: Keyword) -> bool {
             | K::EXPLAIN
             | K::GLOB
     )
+}
+
+/// Reads a text and looks at its statements.
+pub(crate) fn with_statements<T>(dialect: Dialect, sql: &str, look: impl FnOnce(&[Statement]) -> T) -> Option<T> {
+    on_a_large_stack(|| parse(dialect, sql).map(|statements| look(&statements)))
 }
 
 /// MySQL runs what stands in `/*! … */`; the parser may see a comment.
@@ -213,7 +257,7 @@ impl Visitor for Judge<'_> {
     fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
         let system = relation.0.iter().filter_map(|p| p.as_ident()).any(|ident| {
             let name = ident.value.to_ascii_lowercase();
-            ["pg_", "sqlite_"].iter().any(|p| name.starts_with(p))
+            ["pg_", "sqlite_", "pragma_"].iter().any(|p| name.starts_with(p))
                 // As Postgres names the sequence of a serial column.
                 || (self.dialect == Dialect::Postgres && name.ends_with("_seq"))
                 || ["information_schema", "performance_schema", "mysql", "sys"].contains(&name.as_str())
@@ -240,6 +284,10 @@ impl Visitor for Judge<'_> {
                 op: BinaryOperator::Assignment | BinaryOperator::PGCustomBinaryOperator(_) | BinaryOperator::Custom(_),
                 ..
             } => GUILTY,
+            // `(42).pg_advisory_lock` calls a function.
+            Expr::CompoundFieldAccess { access_chain, .. } => {
+                when(!access_chain.iter().any(|access| matches!(access, AccessExpr::Dot(_))))
+            }
             // A sequence, read as a table: a replica is ahead of it by up to 32 numbers.
             Expr::Identifier(ident) if is_of_sequence(ident) => GUILTY,
             Expr::CompoundIdentifier(parts) if parts.last().is_some_and(is_of_sequence) => GUILTY,

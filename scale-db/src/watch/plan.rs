@@ -111,8 +111,8 @@ impl Record {
 /// One statement that has a plan, and nothing after it.
 fn is_explainable(dialect: Dialect, sql: &str) -> bool {
     use sqlparser::ast::Statement::{Delete, Insert, Query, Update};
-    let parsed = crate::router::parse(dialect, sql);
-    matches!(parsed.as_deref(), Some([Query(_) | Insert(_) | Update { .. } | Delete(_)]))
+    let is_one = |statements: &[_]| matches!(statements, [Query(_) | Insert(_) | Update { .. } | Delete(_)]);
+    crate::router::with_statements(dialect, sql, is_one).unwrap_or(false)
 }
 
 /// Each `?` outside of quotes becomes `1`.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
+use scale_chaos::db;
 use scale_chaos::queue::{self, Setting, StoreKind};
 
 #[derive(Parser)]
@@ -28,6 +29,27 @@ enum Suite {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Databases: primaries move, replicas lag, links are cut.
+    Db {
+        /// How long faults are played.
+        #[arg(long, default_value_t = 2.0)]
+        minutes: f64,
+        /// Draws the same faults again.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// An application process of the suite `db`.
+    #[command(hide = true)]
+    DbApp {
+        /// Which one it is.
+        number: usize,
+        /// How many there are.
+        processes: usize,
+        /// Where they note what they did.
+        folder: PathBuf,
+        /// Its ways to the nodes.
+        urls: Vec<String>,
+    },
     /// A worker process of the suite `queue`.
     #[command(hide = true)]
     QueueWorker {
@@ -42,6 +64,16 @@ enum Suite {
 async fn main() -> Result<()> {
     match Arguments::parse().suite {
         Suite::QueueWorker { url, journal } => queue::work(&url, &journal).await,
+        Suite::DbApp { number, processes, folder, urls } => db::app(number, processes, &folder, &urls).await,
+        Suite::Db { minutes, seed } => {
+            let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+            report(format_args!("seed {seed}, {minutes} minutes\n{}", db::Outcome::HEAD));
+            let time = Duration::from_secs_f64(minutes * 60.0);
+            let outcome = db::run(db::Setting { time, seed, program: std::env::current_exe()? }).await?;
+            report(format_args!("{outcome}"));
+            ensure!(outcome.broken() == 0, "{} promises were broken", outcome.broken());
+            Ok(())
+        }
         Suite::Queue { minutes, store, seed } => {
             let seed = seed.unwrap_or_else(|| fastrand::u64(..));
             let stores = if store.is_empty() { StoreKind::ALL.to_vec() } else { store };

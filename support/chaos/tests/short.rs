@@ -1,8 +1,9 @@
-//! A few seconds of faults on each store. Longer ones: `cargo run --release -p scale-chaos -- queue --minutes 10`.
+//! A few seconds of faults on each store, and on a database. Longer ones: `cargo run --release -p scale-chaos -- queue --minutes 10`.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use scale_chaos::db;
 use scale_chaos::queue::{Outcome, Setting, StoreKind, run};
 
 async fn play(store: StoreKind) -> Result<()> {
@@ -27,4 +28,14 @@ async fn postgres() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite() -> Result<()> {
     play(StoreKind::Sqlite).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn database() -> Result<()> {
+    let seed = fastrand::u64(..);
+    let program = env!("CARGO_BIN_EXE_scale-chaos").into();
+    let outcome = db::run(db::Setting { time: Duration::from_secs(20), seed, program }).await?;
+    ensure!(outcome.broken() == 0, "seed {seed}\n{}\n{outcome}", db::Outcome::HEAD);
+    ensure!(outcome.written > 100 && outcome.marked > 100, "{outcome}");
+    Ok(())
 }

@@ -105,24 +105,7 @@ impl PgNode {
     async fn replica_of(source: &Self) -> Result<Self> {
         let home = Home::new(Some(USER))?;
         let data = home.join("data");
-        let mut copy = Command::new(require("pg_basebackup")?);
-        copy.args([
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &source.port().to_string(),
-            "-U",
-            USER,
-            "-R",
-            "-X",
-            "stream",
-            "-c",
-            "fast",
-            "--no-sync",
-            "-D",
-        ]);
-        copy.arg(&data);
-        Process::run(&copy, Some(USER)).await?;
+        copy(source.port(), &data).await?;
         Self::launch(home, data).await
     }
 
@@ -229,6 +212,18 @@ impl PgNode {
         self.ready().await
     }
 
+    /// Becomes a replica of another node, whatever it was: its data is a new copy, its port is the same.
+    pub async fn rejoin(&self, primary: &Self) -> Result<()> {
+        self.thaw()?;
+        self.kill()?;
+        eventually("the backends of a killed server to leave", async || self.backends().is_empty().then_some(())).await?;
+        std::fs::remove_dir_all(&self.data)?;
+        copy(primary.port(), &self.data).await?;
+        let process = spawn(&self.data, self.port(), &self.home)?;
+        *self.process.lock() = Arc::new(process);
+        self.ready().await
+    }
+
     async fn ready(&self) -> Result<()> {
         eventually("Postgres to answer", async || {
             if !self.process.lock().is_running() {
@@ -263,6 +258,14 @@ impl Drop for PgNode {
         let _ = self.thaw();
         let _ = self.kill();
     }
+}
+
+/// Copies a running server, as a replica of it.
+async fn copy(source: u16, data: &std::path::Path) -> Result<()> {
+    let mut copy = Command::new(require("pg_basebackup")?);
+    copy.args(["-h", "127.0.0.1", "-p", &source.to_string(), "-U", USER, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]);
+    copy.arg(data);
+    Process::run(&copy, Some(USER)).await.map(drop)
 }
 
 fn spawn(data: &std::path::Path, port: u16, home: &Home) -> Result<Process> {

@@ -19,6 +19,8 @@ struct Weather {
     refuse: bool,
     /// Counts resets: a connection of an older count is torn down.
     resets: u64,
+    /// Counts forgettings: a connection of an older count is silent for ever.
+    forgotten: u64,
 }
 
 /// Forwards a free loopback port to one server.
@@ -68,6 +70,11 @@ impl Proxy {
         self.weather.send_modify(|w| w.cut = true);
     }
 
+    /// Nothing passes on the connections that are open, for ever; new ones are fine. As a firewall that has lost its table.
+    pub fn forget(&self) {
+        self.weather.send_modify(|w| w.forgotten += 1);
+    }
+
     /// Tears every open connection down with a TCP reset; new ones are fine.
     pub fn reset(&self) {
         self.weather.send_modify(|w| w.resets += 1);
@@ -83,7 +90,7 @@ impl Proxy {
 
     /// Fair weather again; bytes held back by a cut are let through.
     pub fn heal(&self) {
-        self.weather.send_modify(|w| *w = Weather { resets: w.resets, ..Weather::default() });
+        self.weather.send_modify(|w| *w = Weather { resets: w.resets, forgotten: w.forgotten, ..Weather::default() });
     }
 }
 
@@ -101,7 +108,7 @@ async fn listen(listener: TcpListener, target: SocketAddr, weather: Arc<watch::S
 }
 
 async fn carry(client: TcpStream, target: SocketAddr, mut weather: watch::Receiver<Weather>) {
-    let born = weather.borrow_and_update().resets;
+    let born = *weather.borrow_and_update();
     let _ = (client.set_zero_linger(), client.set_nodelay(true));
     if weather.borrow().refuse {
         return;
@@ -112,13 +119,13 @@ async fn carry(client: TcpStream, target: SocketAddr, mut weather: watch::Receiv
     let (mut from_server, mut to_server) = server.into_split();
     let (up, down) = (weather.clone(), weather.clone());
     tokio::select! {
-        _ = pump(&mut from_client, &mut to_server, up) => {}
-        _ = pump(&mut from_server, &mut to_client, down) => {}
-        _ = weather.wait_for(|w| w.resets != born) => {}
+        _ = pump(&mut from_client, &mut to_server, up, born.forgotten) => {}
+        _ = pump(&mut from_server, &mut to_client, down, born.forgotten) => {}
+        _ = weather.wait_for(|w| w.resets != born.resets) => {}
     }
 }
 
-async fn pump<R, W>(from: &mut R, to: &mut W, mut weather: watch::Receiver<Weather>) -> Result<()>
+async fn pump<R, W>(from: &mut R, to: &mut W, mut weather: watch::Receiver<Weather>, forgotten: u64) -> Result<()>
 where
     R: AsyncReadExt + Unpin,
     W: AsyncWriteExt + Unpin,
@@ -130,14 +137,14 @@ where
         if read == 0 {
             return Ok(());
         }
-        let now = *weather.wait_for(|w| !w.cut).await?;
+        let now = *weather.wait_for(|w| !w.cut && w.forgotten == forgotten).await?;
         if !now.delay.is_zero() {
             tokio::time::sleep(now.delay).await;
         }
         if let Some(rate) = now.bytes_per_second {
             tokio::time::sleep(Duration::from_secs_f64(read as f64 / f64::from(rate))).await;
         }
-        weather.wait_for(|w| !w.cut).await?;
+        weather.wait_for(|w| !w.cut && w.forgotten == forgotten).await?;
         to.write_all(&buffer[..read]).await?;
     }
 }

@@ -1,0 +1,140 @@
+//! Holds what the processes noted against what the last primary has.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::cluster::{Cluster, Counts};
+use super::journal::Entry;
+use super::{INTERVAL, LAG};
+
+/// How long after a promotion a process may still write to the primary of before: one look, which waits a second for nodes that are
+/// silent, and the processes' turns on a busy machine.
+const LIMIT: Duration = Duration::from_millis(3_200);
+/// The statement time-out, its grace, the waits for a connection and for a primary, and the mark's round trip.
+const LONGEST: Duration = Duration::from_secs(20);
+
+/// What was counted.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Rows that were written.
+    pub written: usize,
+    /// Reads that carried a mark.
+    pub marked: usize,
+    /// Reads that did not.
+    pub plain: usize,
+    /// Statements that failed.
+    pub failed: usize,
+    /// Rows that a fail-over lost: their primary had not sent them on.
+    pub lost: usize,
+    /// Reads with the mark of a row that is there, which did not see it.
+    pub unseen: usize,
+    /// Rows written to a primary of before, later than the limit.
+    pub strayed: usize,
+    /// Reads of a replica that was later than allowed.
+    pub stale: usize,
+    /// Statements that failed later than any time-out.
+    pub hung: usize,
+    counts: Counts,
+}
+
+impl Outcome {
+    /// The table's head.
+    pub const HEAD: &'static str =
+        "promotions  leftovers  others   written   marked    plain   failed   lost | unseen strayed stale hung";
+
+    /// How many promises were broken.
+    pub fn broken(&self) -> usize {
+        self.unseen + self.strayed + self.stale + self.hung
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts { promotions, leftovers, others } = self.counts;
+        write!(
+            f,
+            "{promotions:>10} {leftovers:>10} {others:>7} {:>9} {:>8} {:>8} {:>8} {:>6} | {:>6} {:>7} {:>5} {:>4}",
+            self.written, self.marked, self.plain, self.failed, self.lost, self.unseen, self.strayed, self.stale, self.hung
+        )
+    }
+}
+
+pub(super) async fn verify(cluster: &Cluster) -> Result<Outcome> {
+    let ids = cluster.pg.node(cluster.primary).sql("select id from writes").await?;
+    let there: HashSet<u64> = ids.lines().filter_map(|id| id.parse().ok()).collect();
+    let journals = cluster.journals()?;
+    let us = |time: Duration| time.as_micros() as u64;
+    // The primary that everybody knows at a time.
+    let primary = |at: u64| cluster.promotions.iter().rev().find(|p| p.at + us(LIMIT) <= at).map(|p| p.port);
+    let is_cut_off = |process: usize, from: u64, to: u64| {
+        let from = from.saturating_sub(us(LIMIT));
+        cluster.cuts.iter().any(|cut| cut.process == process && cut.from < to && cut.to + us(LIMIT) > from)
+    };
+    // Rows that are there, by when they were known to be.
+    let mut known: Vec<(u64, u64)> = Vec::new();
+    for entry in journals.iter().flatten() {
+        if let Entry::Wrote { id, ended, .. } = entry
+            && there.contains(id)
+        {
+            known.push((*ended, *id));
+        }
+    }
+    known.sort_unstable();
+    let mut newest = 0;
+    for (_, id) in &mut known {
+        newest = newest.max(*id);
+        *id = newest;
+    }
+    let mut outcome = Outcome { counts: cluster.counts, ..Outcome::default() };
+    for (process, journal) in journals.iter().enumerate() {
+        for entry in journal {
+            match entry {
+                Entry::Wrote { id, began, ended, port, .. } => {
+                    outcome.written += 1;
+                    if !there.contains(id) {
+                        let astray =
+                            primary(*began).is_some_and(|primary| primary != *port) && !is_cut_off(process, *began, *ended);
+                        if astray {
+                            outcome.strayed += 1;
+                        } else {
+                            outcome.lost += 1;
+                        }
+                    }
+                }
+                Entry::Read { id, began, found } => {
+                    outcome.marked += 1;
+                    if *found == 0 && there.contains(id) {
+                        tell(format_args!("process {process} did not see {id} at {began}"));
+                        outcome.unseen += 1;
+                    }
+                }
+                Entry::Newest { began, id } => {
+                    outcome.plain += 1;
+                    let before = began.saturating_sub(us(LAG + INTERVAL + LIMIT));
+                    let must = known.partition_point(|(ended, _)| *ended < before).checked_sub(1).map(|at| known[at].1);
+                    if must.is_some_and(|must| *id < must) && !is_cut_off(process, *began, *began) {
+                        tell(format_args!("process {process} saw {id}, not {must:?}, at {began}"));
+                        outcome.stale += 1;
+                    }
+                }
+                Entry::Failed { began, ended, what } => {
+                    outcome.failed += 1;
+                    if ended - began > us(LONGEST) {
+                        tell(format_args!("process {process} waited {} s for: {what}", (ended - began) / 1_000_000));
+                        outcome.hung += 1;
+                    }
+                }
+            }
+        }
+    }
+    Ok(outcome)
+}
+
+/// Says what was seen, to whoever looks for the reason.
+#[expect(clippy::print_stderr, reason = "a run that has failed says why")]
+fn tell(what: fmt::Arguments<'_>) {
+    eprintln!("{what}");
+}
