@@ -49,7 +49,7 @@ pub(crate) async fn ask<DB: Backend>(
     if probe.log == Log::Unknown && probe.role == Role::Replica && probe.lag.is_none() {
         for statement in dialect.lag_statements() {
             if let Ok(row) = DB::named(connection, (*statement).into_sql_str()).await {
-                probe.lag = dialect.read_lag(&row);
+                probe.lag = Dialect::read_lag(&row);
                 break;
             }
         }

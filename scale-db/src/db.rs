@@ -279,7 +279,7 @@ impl<DB: Backend> Db<DB> {
     }
 
     async fn begin_on(&self, node: &Node<DB>, statement: SqlStr) -> Result<Transaction<'static, DB>, sqlx::Error> {
-        let begin = || self.within_deadline(node, node.pool.begin_with(statement.clone()));
+        let begin = || Box::pin(self.within_deadline(node, node.pool.begin_with(statement.clone())));
         match begin().await {
             // Nothing has run yet; the next connection is asked first.
             Err(error) if is_broken(&error) => {
@@ -299,10 +299,10 @@ impl<DB: Backend> Db<DB> {
             let mut connection = node.pool.acquire().await?;
             DB::ping(&mut connection).await.map(|()| connection)
         };
-        match self.within_deadline(&node, acquire()).await {
+        match Box::pin(self.within_deadline(&node, acquire())).await {
             Err(error) if is_broken(&error) => {
                 node.doubt();
-                self.within_deadline(&node, acquire()).await
+                Box::pin(self.within_deadline(&node, acquire())).await
             }
             acquired => acquired,
         }
@@ -323,7 +323,7 @@ impl<DB: Backend> Db<DB> {
             let mut connection = node.pool.acquire().await?;
             capabilities::ask::<DB>(self.0.dialect, &mut connection, &node.asked).await
         };
-        let probe = self.within_deadline(&node, ask).await?;
+        let probe = Box::pin(self.within_deadline(&node, ask)).await?;
         let position = (probe.role == Role::Primary).then(|| probe.log.position()).flatten();
         position.ok_or_else(|| sqlx::Error::Protocol("the primary's position is not known".into()))
     }
@@ -429,7 +429,8 @@ impl<DB: Backend> Db<DB> {
     pub(crate) async fn primary_node(&self) -> Result<Arc<Node<DB>>, sqlx::Error> {
         match sticky::told(self.0.id) {
             position if position == Position::default() => self.any_primary().await,
-            position => self.primary_that_knows(position).await,
+            // Seldom: not every future carries it.
+            position => Box::pin(self.primary_that_knows(position)).await,
         }
     }
 
@@ -545,9 +546,10 @@ impl<DB: Backend> Inner<DB> {
             (old, Some(new)) => {
                 let nodes = self.nodes.load();
                 nodes.iter().filter(|node| node.number != new).for_each(|node| node.depose(true));
-                match old {
-                    Some(_) => tracing::warn!(node = new, "the database primary has moved"),
-                    None => tracing::info!(node = new, "the database primary is known"),
+                if old.is_some() {
+                    tracing::warn!(node = new, "the database primary has moved");
+                } else {
+                    tracing::info!(node = new, "the database primary is known");
                 }
             }
         }

@@ -172,13 +172,13 @@ impl<DB: Backend> Journey<DB> {
         match self.verdict {
             Verdict::Read if self.db.is_refusal(error) => {
                 self.db.0.router.refuse(sql);
-                self.to_primary();
+                self.turn_to_primary();
                 sticky::wrote(self.db.0.id);
                 true
             }
             Verdict::Read if !on_primary && let Some(lacks) = lack(self.db.0.dialect, error) => {
                 self.refused = lacks == Lacks::Ever;
-                self.to_primary();
+                self.turn_to_primary();
                 true
             }
             // All its connections are in use: another replica may have one, and the primary is not there for that.
@@ -192,18 +192,19 @@ impl<DB: Backend> Journey<DB> {
                 self.tried |= bit;
                 // The primary, on which reads end at last, is asked once more: it may have been the connection alone. But there a view may
                 // have written before it was lost.
-                !on_primary || (first && is_broken(error) && !self.trusted && tables::are_all_it_reads(&self.db, sql).await)
+                !on_primary
+                    || (first && is_broken(error) && !self.trusted && Box::pin(tables::are_all_it_reads(&self.db, sql)).await)
             }
             Verdict::Read if is_recovery_conflict(error) => {
                 self.tried |= bit;
                 !on_primary
             }
-            Verdict::Write if self.db.is_refusal(error) => self.has_moved_from(node).await,
+            Verdict::Write if self.db.is_refusal(error) => Box::pin(self.has_moved_from(node)).await,
             _ => false,
         }
     }
 
-    fn to_primary(&mut self) {
+    fn turn_to_primary(&mut self) {
         self.verdict = Verdict::Write;
         self.repeats_left = 0;
     }

@@ -135,14 +135,12 @@ impl<DB: Database> Node<DB> {
     /// A connection to look at the node through, not of its pool. Give it [back](Self::watched) if it is of use still.
     pub(crate) async fn watch(&self) -> Result<DB::Connection, sqlx::Error> {
         let kept = self.watch.lock().take();
-        match kept {
-            Some(connection) => Ok(connection),
-            None => {
-                // It may have been granted more meanwhile.
-                self.asked.lock().probe = 0;
-                <DB::Connection as sqlx::Connection>::connect_with(&self.pool.connect_options()).await
-            }
+        if let Some(connection) = kept {
+            return Ok(connection);
         }
+        // Its role may have been granted more meanwhile.
+        self.asked.lock().probe = 0;
+        <DB::Connection as sqlx::Connection>::connect_with(&self.pool.connect_options()).await
     }
 
     pub(crate) fn watched(&self, connection: Option<DB::Connection>) {

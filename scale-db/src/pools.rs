@@ -63,7 +63,7 @@ impl<DB: Backend> Pools<DB> {
         }
         let (writer, reader) = (all[0].clone().max_connections(1), Replica { max_connections: None, ..all[0].clone() });
         let mut nodes = vec![self.node(config, 0, &writer, false)?];
-        if !self.is_in_memory(&reader)? {
+        if !Self::is_in_memory(&reader)? {
             nodes.push(self.node(config, 1, &reader, true)?);
         }
         Ok(nodes)
@@ -81,7 +81,7 @@ impl<DB: Backend> Pools<DB> {
         }
     }
 
-    fn is_in_memory(&self, at: &Replica) -> Result<bool, Error> {
+    fn is_in_memory(at: &Replica) -> Result<bool, Error> {
         #[cfg(feature = "sqlite")]
         if let Some(options) = at.options.as_ref().and_then(|o| o.of_driver.downcast_ref::<sqlx::sqlite::SqliteConnectOptions>())
         {

@@ -234,7 +234,7 @@ async fn an_n_plus_one_is_seen_and_a_loader_cures_it() -> Result<()> {
 #[tokio::test]
 async fn a_slow_query_is_answered_all_the_same() -> Result<()> {
     let server = Postgres::start(0).await?;
-    let db = Db::<Pg>::builder(&server.node(0).url()).slow_query(Duration::from_millis(10)).connect().await?;
+    let db = Db::<Pg>::builder(server.node(0).url()).slow_query(Duration::from_millis(10)).connect().await?;
     let answer: i32 = sqlx::query_scalar("select 7 from pg_sleep(0.05)").fetch_one(&db).await?;
     assert_eq!(answer, 7);
     Ok(())

@@ -14,7 +14,7 @@ const PORT: &str = "select cast(@@port as signed)";
 
 fn builder(maria: &MariaDb) -> Builder<MySql> {
     let mut nodes = maria.nodes().iter();
-    let builder = Db::<MySql>::builder(&nodes.next().unwrap().url()).monitor_interval(Duration::from_millis(100));
+    let builder = Db::<MySql>::builder(nodes.next().unwrap().url()).monitor_interval(Duration::from_millis(100));
     nodes.fold(builder, |b, node| b.replica(node.url()))
 }
 
@@ -106,7 +106,7 @@ async fn as_application(maria: &MariaDb) -> Result<Builder<MySql>> {
         maria.node(1).sql("select 1 from mysql.user where user = 'app'").await.ok().filter(|found| found == "1").map(drop)
     })
     .await?;
-    Ok(Db::<MySql>::builder(&url(0)).replica(url(1)))
+    Ok(Db::<MySql>::builder(url(0)).replica(url(1)))
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use testkit::Postgres;
 
 async fn start() -> Result<(Postgres, Db<Pg>, tempfile::TempDir)> {
     let server = Postgres::start(0).await?;
-    let db = Db::<Pg>::builder(&server.node(0).url()).lock_timeout(Duration::from_secs(1)).connect().await?;
+    let db = Db::<Pg>::builder(server.node(0).url()).lock_timeout(Duration::from_secs(1)).connect().await?;
     sqlx::raw_sql(
         "create table events (id bigint generated always as identity, at timestamptz not null, note text default 'x', \
          size bigint generated always as (length(note)) stored, check (note <> 'bad'), primary key (id, at)) partition by range (at)",

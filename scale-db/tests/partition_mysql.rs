@@ -2,6 +2,7 @@
 #![cfg(all(feature = "partition", feature = "mysql"))]
 #![allow(clippy::unwrap_used)]
 
+use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -38,7 +39,8 @@ async fn events(db: &Db<MySql>, months: u32, rows: u32) -> Result<()> {
             .bind(back)
             .fetch_one(db)
             .await?;
-        sql += &format!("{}partition m{back} values less than ('{bound}')", if back + 1 == months { "" } else { ", " });
+        let comma = if back + 1 == months { "" } else { ", " };
+        write!(sql, "{comma}partition m{back} values less than ('{bound}')")?;
     }
     tell(db, sql + ")").await?;
     let insert = format!(

@@ -190,3 +190,35 @@ async fn layers_and_scopes_inside_of_each_other_agree() -> Result<()> {
     })
     .await
 }
+
+/// Where positions are not known, a cookie says "the primary". It must run out, however active its user is.
+#[tokio::test]
+async fn a_user_who_only_reads_is_not_held_to_the_primary_for_ever() -> Result<()> {
+    use http::{Request, Response};
+    use tower::{Layer, ServiceExt, service_fn};
+    let db = Db::<sqlx::Sqlite>::connect("sqlite::memory:").await?;
+    sqlx::query("create table t (n int)").execute(&db).await?;
+    let handler = {
+        let db = db.clone();
+        move |request: Request<bool>| {
+            let db = db.clone();
+            async move {
+                if *request.body() {
+                    sqlx::query("insert into t values (1)").execute(&db).await?;
+                }
+                sqlx::query("select count(*) from t").fetch_one(&db).await?;
+                Ok::<_, sqlx::Error>(Response::new(()))
+            }
+        }
+    };
+    let app = scale_db::StickyLayer::new(db.clone()).layer(service_fn(handler));
+    let sent = async |cookie: &str, writes: bool| -> Result<bool> {
+        let response = app.clone().oneshot(Request::builder().header("cookie", cookie).body(writes)?).await?;
+        Ok(response.headers().contains_key("set-cookie"))
+    };
+    for cookie in ["scale_db=2.primary", "scale_db=2.1-ff", "scale_db=2.1-ff-a", "scale_db=1.primary", ""] {
+        assert!(!sent(cookie, false).await?, "{cookie} is not renewed by a read");
+        assert!(sent(cookie, true).await?, "{cookie} is by a write");
+    }
+    Ok(())
+}

@@ -102,7 +102,7 @@ impl Dialect {
     }
 
     /// Reads the answer to one of [`lag_statements`](Self::lag_statements); `None` while the replica does not follow.
-    pub(crate) fn read_lag(self, row: &[(String, Option<String>)]) -> Option<Duration> {
+    pub(crate) fn read_lag(row: &[(String, Option<String>)]) -> Option<Duration> {
         let column = row.iter().find(|(name, _)| mysql::LAG_COLUMNS.contains(&name.as_str()))?;
         column.1.as_deref()?.parse().ok().map(Duration::from_secs)
     }

@@ -194,4 +194,17 @@ mod tests {
         assert!(matches!(mysql_of(A, &format!("{A}:1-5:tag:1-3")), Log::Gtids(g) if g.streams.len() == 2));
         assert_eq!(read(&texts(&["0/0", "nonsense", A, "a"])), None);
     }
+
+    /// Columns of `show replica status` and of `show slave status`, as their manuals list them.
+    #[test]
+    fn without_gtids_the_server_s_own_lag_counts() {
+        let row = |name: &str, lag: Option<&str>| {
+            vec![("Replica_IO_State".to_owned(), Some("Waiting".to_owned())), (name.to_owned(), lag.map(str::to_owned))]
+        };
+        let read = |row: &[(String, Option<String>)]| crate::Dialect::read_lag(row);
+        assert_eq!(read(&row("Seconds_Behind_Source", Some("7"))), Some(Duration::from_secs(7)));
+        assert_eq!(read(&row("Seconds_Behind_Master", Some("0"))), Some(Duration::ZERO));
+        assert_eq!(read(&row("Seconds_Behind_Source", None)), None, "it does not follow");
+        assert_eq!(read(&[]), None);
+    }
 }

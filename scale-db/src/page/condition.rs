@@ -209,7 +209,7 @@ fn last_where<DB: Database>(sql: &str) -> Option<Where> {
                 }
                 Keyword::OR | Keyword::XOR => alternatives = true,
                 Keyword::GROUP | Keyword::HAVING | Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::WINDOW => {
-                    whole = true
+                    whole = true;
                 }
                 _ => {}
             },

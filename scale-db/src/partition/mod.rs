@@ -157,7 +157,7 @@ impl Partitions {
     /// # Errors
     /// [`Error::Sql`] if the table cannot be looked at. What happens to one partition alone is in [`Report::failed`].
     pub async fn maintain<DB: Partitioned>(&self, db: &Db<DB>) -> Result<Report, Error> {
-        DB::maintain(self, db).await
+        Box::pin(DB::maintain(self, db)).await
     }
 }
 

@@ -56,7 +56,7 @@ impl Engine for MySql {
                 || std::io::Error::new(std::io::ErrorKind::NotFound, format!("the table has no column `{name}` to write to"));
             let column = column.ok_or_else(missing).map_err(failed("its file cannot be restored"))?;
             names.push(format!("`{}`", name.replace('`', "``")));
-            values.push(column.kind.from_text());
+            values.push(column.kind.placeholder());
         }
         let (row, mut rows) = (format!("({})", values.join(", ")), 0);
         let table = dialect.quoted(table);
@@ -115,7 +115,7 @@ impl Kind {
         }
     }
 
-    fn from_text(self) -> String {
+    fn placeholder(self) -> String {
         match self {
             Self::Binary => "unhex(?)".into(),
             Self::Bit => "cast(? as unsigned)".into(),
@@ -405,7 +405,7 @@ async fn archive(own: &mut MySqlConnection, full: &str, name: &str, count: u64, 
         let mut rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch(&mut *own);
         while let Some(row) = rows.try_next().await? {
             let fields = (0..columns.len()).map(|n| bytes_of(&row, n)).collect::<Result<Vec<_>, _>>()?;
-            csv::push(&mut text, fields.into_iter());
+            csv::push(&mut text, fields);
             if text.len() >= CHUNK {
                 writer.write(Bytes::from(std::mem::take(&mut text))).await;
             }

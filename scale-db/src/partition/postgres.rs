@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
 use futures_util::TryStreamExt;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Postgres};
@@ -46,7 +45,9 @@ impl Engine for Postgres {
         while let Some(batch) = archive.next().await? {
             text.clear();
             // Not as CSV: within a text, a line of `\.` would end it.
-            batch.iter().for_each(|record| push_line(&mut text, record));
+            for record in &batch {
+                push_line(&mut text, record);
+            }
             copy.send(&text[..]).await?;
         }
         let rows = archive.took(copy.finish().await?)?;
@@ -286,7 +287,7 @@ async fn archive(tx: &mut PgConnection, part: &str, name: &str, folder: &Path) -
         let from = format!("(select {columns} from {part})");
         let mut rows = tx.copy_out_raw(&format!("copy {from} to stdout (format csv, header)")).await?;
         while let Some(chunk) = rows.try_next().await? {
-            writer.write(Bytes::from(chunk)).await;
+            writer.write(chunk).await;
         }
     }
     // Another plan than the copy's, where there is an index.

@@ -34,7 +34,7 @@ pub async fn restore<DB: Partitioned>(db: &Db<DB>, table: &str, file: impl AsRef
     let checked = path.clone();
     let rows = joined(tokio::task::spawn_blocking(move || check(&checked)).await).map_err(failed(WHAT))?;
     let archive = Archive::open(path, rows).await?;
-    DB::restore(db, table, archive).await
+    Box::pin(DB::restore(db, table, archive)).await
 }
 
 /// An archive that was checked, and is read once more.

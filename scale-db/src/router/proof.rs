@@ -101,9 +101,8 @@ fn open_joins(tokens: &[TokenWithSpan]) -> usize {
                 open += 1;
                 most = most.max(open);
             }
-            Keyword::ON | Keyword::USING => open = open.saturating_sub(1),
-            // These have none.
-            Keyword::CROSS | Keyword::NATURAL => open = open.saturating_sub(1),
+            // The last two have no `on`.
+            Keyword::ON | Keyword::USING | Keyword::CROSS | Keyword::NATURAL => open = open.saturating_sub(1),
             _ => {}
         }
     }
@@ -122,9 +121,14 @@ fn depth(tokens: &[TokenWithSpan]) -> usize {
             Token::RParen if level > 0 => now -= levels.pop().unwrap_or_default(),
             Token::Comma => now -= std::mem::take(&mut levels[level]),
             Token::Word(Word { keyword, quote_style: None, .. }) if !makes_deeper(*keyword) => {}
-            Token::Word(Word { quote_style: Some(_), .. }) | Token::Number(..) | Token::Whitespace(_) | Token::Placeholder(_) => {
-            }
-            Token::SingleQuotedString(_) | Token::RParen | Token::SemiColon | Token::EOF => {}
+            Token::Word(Word { quote_style: Some(_), .. })
+            | Token::Number(..)
+            | Token::Whitespace(_)
+            | Token::Placeholder(_)
+            | Token::SingleQuotedString(_)
+            | Token::RParen
+            | Token::SemiColon
+            | Token::EOF => {}
             _ => {
                 levels[level] += 1;
                 now += 1;

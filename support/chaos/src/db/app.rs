@@ -17,6 +17,7 @@ const PAUSE: Duration = Duration::from_millis(15);
 /// Runs until it is killed.
 pub async fn run(number: usize, processes: usize, folder: &Path, urls: &[String]) -> Result<()> {
     let builder = Db::<Postgres>::builder(&urls[0])
+        .safe_function("inet_server_port")
         .monitor_interval(INTERVAL)
         .max_replica_lag(LAG)
         .primary_wait(Duration::from_secs(3))
@@ -88,10 +89,11 @@ async fn read_marked(db: Db<Postgres>, journal: Arc<Journal>, folder: std::path:
         });
         if let Some((id, mark)) = last {
             let began = now_us();
-            let count = sqlx::query_scalar::<_, i64>("select count(*) from writes where id = $1").bind(id as i64);
+            let count = "select (select count(*) from writes where id = $1), inet_server_port()";
+            let count = sqlx::query_as::<_, (i64, i32)>(count).bind(id as i64);
             let found = sticky::seeing(&db, mark, count.fetch_one(&db)).await;
-            if let Some(found) = note(&journal, began, found)? {
-                journal.note(&Entry::Read { id, began, found })?;
+            if let Some((found, port)) = note(&journal, began, found)? {
+                journal.note(&Entry::Read { id, began, found, port: port as u16 })?;
             }
         }
         tokio::time::sleep(PAUSE).await;

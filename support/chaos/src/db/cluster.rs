@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use testkit::{Postgres, Proxy, eventually};
 
 use super::{Setting, journal, now_us};
@@ -52,7 +52,7 @@ pub(super) struct Cluster {
 impl Cluster {
     pub(super) async fn start(setting: &Setting) -> Result<Self> {
         let pg = Postgres::start(NODES - 1).await?;
-        pg.node(0).sql("create table writes (id bigint primary key)").await?;
+        pg.node(0).sql("create table writes (id bigint primary key); create table tokens (n bigint)").await?;
         pg.caught_up().await?;
         let mut ways = Vec::new();
         for _ in 0..PROCESSES {
@@ -181,11 +181,28 @@ impl Cluster {
         }
         tokio::time::sleep(Duration::from_millis(random.u64(500..5_000))).await;
         self.pg.node(old).rejoin(self.pg.node(new)).await?;
-        // It may have gone too far along with the leftover.
-        if !follows || self.pg.node(third).sql("select count(*) from pg_stat_wal_receiver").await? != "1" {
+        // It may have gone too far along with the leftover: what is written now, it would never see.
+        if !follows || !self.sees_what_is_written(third, 40).await? {
             self.pg.node(third).rejoin(self.pg.node(new)).await?;
         }
+        for replica in [old, third] {
+            ensure!(self.sees_what_is_written(replica, 600).await?, "a replica does not follow");
+        }
         Ok(())
+    }
+
+    /// Returns whether a replica shows a write to the primary, within so many twentieths of a second.
+    async fn sees_what_is_written(&self, replica: usize, patience: u32) -> Result<bool> {
+        let token = fastrand::u64(..) >> 1;
+        self.pg.node(self.primary).sql(&format!("insert into tokens values ({token})")).await?;
+        for _ in 0..patience {
+            let seen = self.pg.node(replica).sql(&format!("select count(*) from tokens where n = {token}")).await;
+            if seen.is_ok_and(|seen| seen == "1") {
+                return Ok(true);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(false)
     }
 
     /// Lets every process write once more, and ends them.

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 pub(super) enum Entry {
     /// A row was written on the node of that port, and its writer got this mark.
     Wrote { id: u64, began: u64, ended: u64, port: u16, mark: String },
-    /// A read with a row's mark found so many rows of it.
-    Read { id: u64, began: u64, found: i64 },
+    /// A read with a row's mark found so many rows of it, on the node of that port.
+    Read { id: u64, began: u64, found: i64, port: u16 },
     /// A read without a mark found this to be the newest row.
     Newest { began: u64, id: u64 },
     /// Something failed after so long.
@@ -24,7 +24,7 @@ impl Entry {
     fn line(&self) -> String {
         match self {
             Self::Wrote { id, began, ended, port, mark } => format!("W {id} {began} {ended} {port} {mark}\n"),
-            Self::Read { id, began, found } => format!("R {id} {began} {found}\n"),
+            Self::Read { id, began, found, port } => format!("R {id} {began} {found} {port}\n"),
             Self::Newest { began, id } => format!("N {began} {id}\n"),
             Self::Failed { began, ended, what } => format!("F {began} {ended} {}\n", what.replace('\n', " ")),
         }
@@ -39,7 +39,7 @@ impl Entry {
                 let (id, began, ended, port) = (number()?, number()?, number()?, number()? as u16);
                 Self::Wrote { id, began, ended, port, mark: parts.next()?.to_owned() }
             }
-            "R" => Self::Read { id: number()?, began: number()?, found: number()? as i64 },
+            "R" => Self::Read { id: number()?, began: number()?, found: number()? as i64, port: number()? as u16 },
             "N" => Self::Newest { began: number()?, id: number()? },
             "F" => Self::Failed { began: number()?, ended: number()?, what: parts.collect::<Vec<_>>().join(" ") },
             _ => return None,

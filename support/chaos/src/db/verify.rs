@@ -67,8 +67,11 @@ pub(super) async fn verify(cluster: &Cluster) -> Result<Outcome> {
     let there: HashSet<u64> = ids.lines().filter_map(|id| id.parse().ok()).collect();
     let journals = cluster.journals()?;
     let us = |time: Duration| time.as_micros() as u64;
-    // The primary that everybody knows at a time.
-    let primary = |at: u64| cluster.promotions.iter().rev().find(|p| p.at + us(LIMIT) <= at).map(|p| p.port);
+    // The primary that everybody knows by then, and those that were promoted since, or are being promoted.
+    let may_write = |began: u64, ended: u64| {
+        let known = cluster.promotions.iter().rposition(|p| p.at + us(LIMIT) <= began).unwrap_or_default();
+        cluster.promotions[known..].iter().take_while(move |p| p.at <= ended + us(LIMIT)).map(|p| p.port)
+    };
     let is_cut_off = |process: usize, from: u64, to: u64| {
         let from = from.saturating_sub(us(LIMIT));
         cluster.cuts.iter().any(|cut| cut.process == process && cut.from < to && cut.to + us(LIMIT) > from)
@@ -95,19 +98,21 @@ pub(super) async fn verify(cluster: &Cluster) -> Result<Outcome> {
                 Entry::Wrote { id, began, ended, port, .. } => {
                     outcome.written += 1;
                     if !there.contains(id) {
-                        let astray =
-                            primary(*began).is_some_and(|primary| primary != *port) && !is_cut_off(process, *began, *ended);
+                        let astray = !may_write(*began, *ended).any(|of| of == *port) && !is_cut_off(process, *began, *ended);
                         if astray {
+                            tell(format_args!("process {process} wrote {id} to {port}, till {ended}"));
                             outcome.strayed += 1;
                         } else {
                             outcome.lost += 1;
                         }
                     }
                 }
-                Entry::Read { id, began, found } => {
+                Entry::Read { id, began, found, port } => {
                     outcome.marked += 1;
                     if *found == 0 && there.contains(id) {
-                        tell(format_args!("process {process} did not see {id} at {began}"));
+                        let written =
+                            journals.iter().flatten().find(|entry| matches!(entry, Entry::Wrote { id: of, .. } if of == id));
+                        tell(format_args!("process {process} did not see {written:?} at {began}, on {port}"));
                         outcome.unseen += 1;
                     }
                 }
