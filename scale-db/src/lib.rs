@@ -19,6 +19,7 @@ mod monitor;
 mod node;
 pub mod page;
 #[cfg(feature = "partition")]
+#[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
 pub mod partition;
 mod pools;
 mod position;
