@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// What was used so lately is taken to live, unless the node was in trouble since.
+/// A connection that was used so lately is taken to live, unless the node was in trouble since.
 const LATELY: Duration = Duration::from_millis(500);
 
-/// How long a connection may take from its last use to its pool.
+/// Time that a connection takes at most from its last use to its pool.
 const MOMENT: Duration = Duration::from_secs(1);
 
 /// Between two looks at a clock a thread may have to wait for its turn.
@@ -45,13 +45,14 @@ impl Alive {
         trouble != 0 && self.0.start.elapsed().saturating_sub(Duration::from_nanos(trouble)) < MOMENT
     }
 
-    /// Whether a connection that lay idle for so long must be asked.
+    /// Returns whether a connection that lay idle for so long must be asked.
     pub(crate) fn is_doubtful(&self, idle: Duration) -> bool {
         idle > LATELY || is_older(idle, self.0.start.elapsed(), Duration::from_nanos(self.0.trouble.load(Relaxed)))
     }
 }
 
-/// Whether it was last used before the trouble or right after it; all since the same start. How long it was idle was read before `now`.
+/// Returns whether a connection was last used before the trouble or right after it, all since the same start. Its idle time was read
+/// before `now`.
 fn is_older(idle: Duration, now: Duration, trouble: Duration) -> bool {
     !trouble.is_zero() && now.saturating_sub(idle) <= trouble + MARGIN
 }

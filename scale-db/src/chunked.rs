@@ -31,7 +31,7 @@ const TABLE: &str = "scale_db_walks";
 /// A chunk never grows past it, however quick.
 const LARGEST: u64 = 100_000;
 
-/// How far a walk has come.
+/// Progress of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
@@ -139,7 +139,7 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
         self
     }
 
-    /// How long a chunk is meant to take, and so, how long anybody waits for its locks. Default: 100 ms.
+    /// Sets the time that a chunk is meant to take, for which others wait for its locks. Default: 100 ms.
     pub fn target(mut self, time: Duration) -> Self {
         self.target = time.max(Duration::from_millis(1));
         self

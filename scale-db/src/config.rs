@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::pools::{AfterConnect, Pools};
 use crate::replica::{Options, Replica};
 
-/// What reads do when no replica is fit.
+/// Choice of what reads do when no replica is fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -39,7 +39,7 @@ pub struct Config {
     /// checked against the IP address; list replicas by name where that matters.
     #[serde(default)]
     pub discover: Option<String>,
-    /// How often replicas are looked for. Default: 5 s.
+    /// Interval at which replicas are looked for. Default: 5 s.
     #[serde(default = "defaults::discovery", with = "humantime_serde")]
     pub discovery_interval: Duration,
     /// Options of the first node, in place of its address.
@@ -53,16 +53,16 @@ pub struct Config {
     /// Connections to each node that are kept open, used or not. Default: 0.
     #[serde(default)]
     pub min_connections: u32,
-    /// How long to wait for a connection. Default: 3 s.
+    /// Longest wait for a connection. Default: 3 s.
     #[serde(default = "defaults::acquire", with = "humantime_serde")]
     pub acquire_timeout: Duration,
     /// A replica further behind gets no reads. Default: 5 s.
     #[serde(default = "defaults::lag", with = "humantime_serde")]
     pub max_replica_lag: Duration,
-    /// How often every node is asked for role and position. Default: 500 ms.
+    /// Interval at which every node is asked for role and position. Default: 500 ms.
     #[serde(default = "defaults::interval", with = "humantime_serde")]
     pub monitor_interval: Duration,
-    /// How long a write waits for a primary while there is none. Default: 0, it fails at once.
+    /// Longest wait of a write for a primary while there is none. Default: 0, it fails at once.
     #[serde(default, with = "humantime_serde")]
     pub primary_wait: Duration,
     /// The server ends a statement that runs longer (MySQL: a read), and two seconds later the client gives up waiting for its answer. Zero
@@ -75,7 +75,7 @@ pub struct Config {
     /// A statement whose first answer takes longer is logged, without its values. Default: 500 ms.
     #[serde(default = "defaults::slow", with = "humantime_serde")]
     pub slow_query: Duration,
-    /// What reads do when no replica is fit.
+    /// Choice of what reads do when no replica is fit.
     #[serde(default)]
     pub no_replica: NoReplica,
     /// Functions of the application that neither write nor lock.
@@ -144,7 +144,7 @@ impl Config {
         Builder::from(self).connect().await
     }
 
-    /// How long a node has to say how it is.
+    /// Returns the time that a node has to answer a look.
     pub(crate) fn look_limit(&self) -> Duration {
         self.acquire_timeout.min(self.monitor_interval.max(Duration::from_secs(1)))
     }
@@ -226,7 +226,7 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
-    /// How often replicas are looked for.
+    /// Sets the interval at which replicas are looked for.
     pub fn discovery_interval(mut self, interval: Duration) -> Self {
         self.config.discovery_interval = interval;
         self
@@ -244,7 +244,7 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
-    /// How long to wait for a connection.
+    /// Sets the longest wait for a connection.
     pub fn acquire_timeout(mut self, limit: Duration) -> Self {
         self.config.acquire_timeout = limit;
         self
@@ -256,13 +256,13 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
-    /// How often every node is asked for role and position.
+    /// Sets the interval at which every node is asked for role and position.
     pub fn monitor_interval(mut self, interval: Duration) -> Self {
         self.config.monitor_interval = interval;
         self
     }
 
-    /// How long a write waits for a primary while there is none.
+    /// Sets the longest wait of a write for a primary while there is none.
     pub fn primary_wait(mut self, limit: Duration) -> Self {
         self.config.primary_wait = limit;
         self
@@ -286,7 +286,7 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
-    /// What reads do when no replica is fit.
+    /// Choice of what reads do when no replica is fit.
     pub fn no_replica(mut self, choice: NoReplica) -> Self {
         self.config.no_replica = choice;
         self

@@ -39,7 +39,7 @@ enum Patience {
     Endless,
 }
 
-/// How long is waited for one answer.
+/// Longest wait for one answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     limit: Option<Duration>,

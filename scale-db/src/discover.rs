@@ -22,7 +22,7 @@ use crate::backend::Backend;
 use crate::db::Inner;
 use crate::replica::Replica;
 
-/// How long whoever is asked for addresses may take at least.
+/// Time that whoever is asked for addresses has at least.
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// Answers the addresses of the replicas that there are now.

@@ -1,4 +1,4 @@
-//! What can go wrong before a query runs; queries themselves return [`sqlx::Error`], as with any sqlx executor.
+//! Errors before a query runs; queries themselves return [`sqlx::Error`], as with any sqlx executor.
 
 /// Why a [`Db`](crate::Db) could not be made or has nobody to ask.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ pub enum Error {
     Archive {
         /// Where it stopped.
         what: &'static str,
-        /// What the system says.
+        /// The system's own error.
         #[source]
         cause: std::io::Error,
     },

@@ -24,9 +24,9 @@ use sqlx::{AssertSqlSafe, Database, Error, Execute, Executor, SqlSafeStr, SqlStr
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::backend::Backend;
-use crate::db::{Db, Target, Via, is_broken, is_lost};
+use crate::db::{Db, Target, Via};
 use crate::deadline::{Deadline, Rows};
-use crate::dialect::Dialect;
+use crate::failure::{Lacks, is_broken, is_lost, is_recovery_conflict, is_stale_plan, lack};
 use crate::node::{Node, Visit};
 use crate::router::Verdict;
 use crate::sticky;
@@ -222,44 +222,6 @@ impl<DB: Backend> Journey<DB> {
         };
         tokio::time::timeout(limit, moved).await.is_ok()
     }
-}
-
-fn is_recovery_conflict(error: &Error) -> bool {
-    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "40001")
-}
-
-/// Why a replica fails a statement that the primary may run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lacks {
-    /// It never can: unlogged tables, serializable transactions, functions of a primary, what only SQLite's writer has attached.
-    Ever,
-    /// It cannot yet: a table, a column, a function that are new.
-    Yet,
-}
-
-fn lack(dialect: Dialect, error: &Error) -> Option<Lacks> {
-    let error = error.as_database_error()?;
-    let code = crate::db::code(error)?;
-    match dialect {
-        Dialect::Postgres if ["0A000", "55000"].contains(&&*code) => Some(Lacks::Ever),
-        // undefined_table, _column, _function, _object, _parameter, invalid_schema_name
-        Dialect::Postgres if ["42P01", "42703", "42883", "42704", "3F000"].contains(&&*code) => Some(Lacks::Yet),
-        // ER_NO_SUCH_TABLE, ER_BAD_FIELD_ERROR, ER_SP_DOES_NOT_EXIST, ER_BAD_DB_ERROR
-        Dialect::MySql if ["1146", "1054", "1305", "1049"].contains(&&*code) => Some(Lacks::Yet),
-        // SQLITE_ERROR: "no such table".
-        Dialect::Sqlite if code == "1" => Some(Lacks::Ever),
-        _ => None,
-    }
-}
-
-/// Returns whether a prepared statement is older than a change of its table, which any node may say.
-fn is_stale_plan(error: &dyn sqlx::error::DatabaseError) -> bool {
-    #[cfg(feature = "postgres")]
-    if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
-        return error.routine() == Some("RevalidateCachedQuery");
-    }
-    let _ = error;
-    false
 }
 
 type Step<DB> = Result<Either<<DB as Database>::QueryResult, <DB as Database>::Row>, Error>;

@@ -1,4 +1,4 @@
-//! How far a replica is behind in time. Derived from positions alone, so that no clock of any server is trusted.
+//! Replication lag in time. Derived from positions alone, so that no clock of any server is trusted.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -23,7 +23,7 @@ type Answer<V> = Result<Option<V>, Arc<sqlx::Error>>;
 
 /// Keys of one query at most.
 const BATCH: usize = 1_000;
-/// How long the first of a batch waits for others.
+/// Time for which the first of a batch waits for others.
 const PATIENCE: Duration = Duration::from_micros(500);
 
 /// Gathers look-ups. Cloning costs one reference count; clones gather together.

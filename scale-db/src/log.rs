@@ -1,4 +1,4 @@
-//! What a node has written or replayed, and how two such accounts compare. Pure: no I/O.
+//! Logs of nodes: the transactions that a node has written or replayed, compared with another node's. Pure: no I/O.
 //!
 //! | question | Postgres | MariaDB, MySQL |
 //! | --- | --- | --- |
@@ -9,7 +9,7 @@
 
 use crate::position::Position;
 
-/// What a node has written or replayed.
+/// Log of a node: the transactions that it has written or replayed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Log {
     /// The node does not say.
@@ -44,7 +44,7 @@ pub(crate) struct Stream {
     pub(crate) ranges: Vec<(u64, u64)>,
 }
 
-/// How a replica's past compares with the primary's.
+/// Result of comparing a replica's past with the primary's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lineage {
     /// The replica has nothing that the primary has not, as far as can be told.

@@ -9,14 +9,15 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::backend::Backend;
 use crate::capabilities;
-use crate::db::{Inner, is_broken};
+use crate::db::Inner;
 use crate::dialect::{Dialect, Probe};
+use crate::failure::is_broken;
 use crate::lag::History;
 use crate::log::{Lineage, Log};
 use crate::node::{Node, Role};
 use crate::reign::Election;
 
-/// How long others have to answer, when one has taken over: another may have, too.
+/// Time for others to answer when one has taken over: another may have, too.
 const MOMENT: Duration = Duration::from_millis(100);
 
 /// Between two looks at least.
@@ -84,7 +85,7 @@ pub(crate) async fn round<DB: Backend>(inner: &Inner<DB>, history: &mut History)
     error
 }
 
-/// What each node has answered so far.
+/// Answers of the nodes so far.
 type Answers = Vec<Option<Result<Probe, sqlx::Error>>>;
 
 /// Asks all nodes. A primary that has taken over gets the writes a moment after it has answered, though another node be silent.

@@ -15,7 +15,7 @@ use crate::dialect::{Dialect, Probe};
 use crate::log::Log;
 use crate::position::Position;
 
-/// What a node is, as it says itself.
+/// Role of a node, as it says itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Role {
@@ -27,7 +27,7 @@ pub enum Role {
     Replica = 2,
 }
 
-/// What is known of one node, for health pages and tests.
+/// Status of one node, for health pages and tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeStatus {
@@ -35,17 +35,17 @@ pub struct NodeStatus {
     pub number: usize,
     /// Its role at the last look.
     pub role: Role,
-    /// Whether statements go there.
+    /// Statements go there.
     pub fit: bool,
-    /// How far it has written or replayed, where nodes say so.
+    /// Position to which it has written or replayed, where nodes say so.
     pub position: Position,
-    /// How far it is behind, in time; `None` if that is not known.
+    /// Replication lag; `None` if it is not known.
     pub lag: Option<Duration>,
     /// Statements running there for this process.
     pub in_flight: u32,
 }
 
-/// What is remembered of a node between two looks.
+/// Memory of a node between two looks.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) probe: usize,
@@ -73,7 +73,7 @@ pub(crate) struct Node<DB: Database> {
     fit: AtomicBool,
     /// It belongs to another database cluster: never used.
     stranger: AtomicBool,
-    /// What it has written or replayed.
+    /// Log that it has written or replayed.
     log: ArcSwap<Log>,
     lag_ms: AtomicU64,
     /// Which of the dialect's probes it answers, and the latest timeline it was seen on since it started.

@@ -27,7 +27,7 @@ pub(crate) struct Reign {
     timeline: AtomicU64,
 }
 
-/// What an election among the nodes that take writes has come to.
+/// Outcome of an election among the nodes that take writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Election {
     Nobody,

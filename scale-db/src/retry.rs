@@ -37,13 +37,13 @@ use crate::db::Db;
 /// }
 /// ```
 pub trait Transient {
-    /// Whether trying again may help, and cannot do anything twice.
+    /// Returns whether trying again may help, and cannot do anything twice.
     fn is_transient(&self) -> bool;
 }
 
 impl Transient for Error {
     fn is_transient(&self) -> bool {
-        let Some(code) = self.as_database_error().and_then(crate::db::code) else { return false };
+        let Some(code) = self.as_database_error().and_then(crate::failure::code) else { return false };
         // Postgres: serialization_failure, deadlock_detected. MySQL: ER_LOCK_DEADLOCK, ER_CHECKREAD (MariaDB). SQLite: BUSY, LOCKED, and their extended forms.
         ["40001", "40P01", "1213", "1020", "5", "6", "261", "262", "517"].contains(&&*code)
     }
@@ -75,7 +75,7 @@ const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
-/// What is left of a transaction's attempts.
+/// Attempts that a transaction has left.
 pub(crate) struct Patience {
     attempts: u32,
     bound: Duration,
@@ -88,7 +88,7 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Whether to try once more after this error; the pause before it has passed then.
+    /// Returns whether to try once more after this error; the pause before it has passed then.
     pub(crate) async fn again(&mut self, error: &impl Transient) -> bool {
         self.attempts -= 1;
         if self.attempts == 0 || !error.is_transient() {

@@ -43,7 +43,7 @@ pub(crate) struct Scope {
     outer: Vec<Arc<Scope>>,
 }
 
-/// What a scope must see of a database. The later one asks for more.
+/// Need of a scope: what it must see of a database. The later one asks for more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Need {
     #[default]
@@ -57,13 +57,13 @@ pub(crate) enum Need {
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     need: Need,
-    /// What it was told to see at least, whatever it has written since.
+    /// Write that it was told to see at least, whatever it has written since.
     told: Position,
     /// Something was written in this scope, not only in those before it.
     wrote: bool,
 }
 
-/// What a later scope needs to have seen. Printed and parsed as text, for cookies and jobs.
+/// A write that a later scope must see. Printed and parsed as text, for cookies and jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mark {
     /// Nodes that have replayed this far will do.
@@ -321,7 +321,7 @@ impl<DB: Backend> StickyLayer<DB> {
         self
     }
 
-    /// How long the client's reads are held to its last write.
+    /// Sets the time for which a client's reads are held to its last write.
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = lifetime;
         self

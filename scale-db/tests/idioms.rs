@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use futures_util::{StreamExt, TryStreamExt};
 use scale_db::shard::Shards;
 use scale_db::{Attempt, Backend, Db, Error, Role, Transient};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{Acquire, Connection, Executor, MySql, PgPool, Postgres as Pg, QueryBuilder, Row, SqlSafeStr, Sqlite, Statement};
 use testkit::{MariaDb, Postgres, eventually};
@@ -30,6 +31,20 @@ async fn migrations_run_on_the_database_itself() -> Result<()> {
     let migrator = sqlx::migrate!("tests/migrations");
     tokio::try_join!(migrator.run(&db), migrator.run(&other))?;
     assert_eq!(pg.node(0).sql("select count(*) from _sqlx_migrations").await?, "2");
+    // One that takes longer than any other statement may, waited for by whoever starts meanwhile.
+    let hasty =
+        Db::<Pg>::builder(&pg.urls()[0]).statement_timeout(Duration::from_millis(300)).lock_timeout(Duration::from_millis(100));
+    let (hasty, another) = (hasty.clone().connect().await?, hasty.connect().await?);
+    let slow = Migration::new(3, "slow".into(), MigrationType::Simple, "select pg_sleep(1)".into_sql_str(), false);
+    let mut slow = Migrator::with_migrations(vec![slow]);
+    slow.set_ignore_missing(true);
+    assert!(slow.run(&another).await.is_err());
+    // What has failed keeps the migrator's lock until its connection ends.
+    another.close().await;
+    let (one, two) = (slow.run(hasty.unlimited()), slow.run(hasty.unlimited()));
+    tokio::try_join!(one, two)?;
+    let limit: String = sqlx::query_scalar("show statement_timeout").fetch_one(hasty.primary()).await?;
+    assert_eq!(limit, "300ms", "its connections are not those of others");
 
     let maria = MariaDb::start(0).await?;
     let mysql = Db::<MySql>::connect(&maria.node(0).url()).await?;

@@ -1,4 +1,4 @@
-//! What differs between database systems and needs no I/O: SQL texts, how their answers read, which errors mean "read-only".
+//! Differences between database systems that need no I/O: SQL texts, the reading of their answers, errors that mean "read-only".
 
 mod mysql;
 mod postgres;
@@ -22,11 +22,11 @@ pub enum Dialect {
     Sqlite,
 }
 
-/// What a node says of itself.
+/// A node's account of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Probe {
     pub(crate) role: Role,
-    /// What it has written or replayed.
+    /// Log that it has written or replayed.
     pub(crate) log: Log,
     /// Where the node itself knows its lag; else it is derived from positions.
     pub(crate) lag: Option<Duration>,
@@ -43,7 +43,7 @@ impl Default for Probe {
 }
 
 impl Probe {
-    /// Of two that say they are primary, the one with the higher timeline is; 0 where there is no such thing.
+    /// Returns the timeline: of two nodes that say they are primary, the one on the higher timeline is. 0 where there is no such thing.
     pub(crate) fn timeline(&self) -> u64 {
         match self.log {
             Log::Wal { timeline, .. } => timeline,
@@ -147,7 +147,18 @@ impl Dialect {
         }
     }
 
-    /// What every new connection is told, by the limits configured.
+    /// Returns the statement that takes a connection's limits back.
+    pub(crate) fn without_limits(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some("set statement_timeout = 0; set lock_timeout = 0"),
+            Self::MySql => Some(
+                "set innodb_lock_wait_timeout = 1073741824 /*M! , max_statement_time = 0 */ /*!80000 , max_execution_time = 0 */",
+            ),
+            Self::Sqlite => None,
+        }
+    }
+
+    /// Returns the statements that every new connection runs first, by the limits configured.
     pub(crate) fn greeting(self, reader: bool, statement: Duration, lock: Duration) -> String {
         match self {
             Self::Postgres => postgres::greeting(statement, lock),

@@ -82,7 +82,7 @@ pub struct Page<T> {
 
 /// The values a list is ordered by: a tuple of one to four columns' values.
 pub trait Key: Serialize + DeserializeOwned {
-    /// How many columns.
+    /// Number of columns.
     const COLUMNS: usize;
 
     /// Returns whether the `n`th column may be null.
@@ -101,7 +101,7 @@ pub trait BindKey<DB: Database>: Key {
     fn bind(&self, n: usize, query: &mut QueryBuilder<DB>);
 }
 
-/// What `Option` writes for `None`, in MessagePack.
+/// MessagePack of `None`.
 const NULL: &[u8] = &[0xC0];
 
 macro_rules! key {

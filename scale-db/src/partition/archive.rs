@@ -29,7 +29,7 @@ pub struct Archived {
     pub sha256: String,
 }
 
-/// What a file holds.
+/// Content of a file.
 #[derive(Debug, PartialEq, Eq)]
 struct Content {
     rows: u64,

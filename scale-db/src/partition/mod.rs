@@ -44,7 +44,7 @@ use crate::backend::Backend;
 use crate::db::Db;
 use crate::error::Error;
 
-/// How much time one partition holds.
+/// Period of time that one partition holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Every {
@@ -76,7 +76,7 @@ enum Old {
     Drop { keep: u32 },
 }
 
-/// How a table is split, and for how long its rows stay.
+/// Settings of a table that is split by time.
 ///
 /// ```no_run
 /// # async fn example(db: scale_db::Db<sqlx::Postgres>) -> Result<(), scale_db::Error> {
@@ -108,7 +108,7 @@ pub struct Failed {
     pub error: Error,
 }
 
-/// What one call did.
+/// Report of one call.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Report {
@@ -127,7 +127,7 @@ pub struct Report {
 }
 
 impl Partitions {
-    /// Of a table partitioned by range over one column of a time or date (on MySQL `range columns (at)`, `range (to_days(at))` or
+    /// Takes a table that is partitioned by range over one column of a time or date (on MySQL `range columns (at)`, `range (to_days(at))` or
     /// `range (unix_timestamp(at))`). The name may have a schema.
     pub fn of(table: &str, every: Every) -> Self {
         Self { table: table.to_owned(), every, ahead: 2, old: Old::Stay }

@@ -82,7 +82,7 @@ impl Engine for MySql {
 const SESSION: &str = "set names utf8mb4; set time_zone = '+00:00'; \
     set sql_mode = 'NO_AUTO_VALUE_ON_ZERO,STRICT_ALL_TABLES' /*M! , max_statement_time = 0 */ /*!80000 , max_execution_time = 0 */";
 
-/// How a column's values are written as text.
+/// Form of a column's values as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Text,
@@ -436,7 +436,7 @@ async fn columns(own: &mut MySqlConnection, place: &str) -> Result<Vec<Column>, 
     Ok(columns)
 }
 
-/// By what a table is partitioned.
+/// Expression by which a table is partitioned.
 enum By {
     Columns,
     ToDays,
@@ -490,7 +490,7 @@ fn place(table: &str) -> String {
     }
 }
 
-/// What says that a table was a partition of this one and is on its way out.
+/// Returns the comment that says that a table was a partition of this one and is on its way out.
 fn mark(table: &str) -> String {
     literal(&format!("Detached by scale-db from {table}."))
 }

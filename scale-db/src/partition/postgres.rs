@@ -341,7 +341,7 @@ fn bounds(literal: &str) -> String {
     )
 }
 
-/// What says that a table was a partition of this one and is on its way out.
+/// Returns the comment that says that a table was a partition of this one and is on its way out.
 fn mark(literal: &str) -> String {
     Dialect::Postgres.literal(&format!("Detached by scale-db from {}.", literal.replace('\'', "")))
 }

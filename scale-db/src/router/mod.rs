@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(crate) use self::proof::{relations, with_statements};
 pub use crate::dialect::Dialect;
 
-/// Whether a statement is proven to be free of side effects.
+/// Verdict on a statement: proven to be free of side effects, or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// Proven read-only: any replica may run it, and it may be repeated.

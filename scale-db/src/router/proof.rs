@@ -66,8 +66,8 @@ pub(crate) fn relations(dialect: Dialect, sql: &str) -> Option<Vec<String>> {
 /// Joins that wait for their `on` at most.
 const OPEN_JOINS: usize = 60;
 
-/// What the parser calls itself with while it reads tables within parentheses and joins, fifty levels of them in a build without
-/// optimisation, does not fit into the stack of a thread.
+/// Bytes of stack for the parser: fifty levels of tables within parentheses and joins, in a build without optimisation, need more than a
+/// thread of tokio's has.
 const STACK: usize = 16 << 20;
 
 /// Runs what may go as deep as a statement does.

@@ -186,12 +186,12 @@ impl<DB: Backend> Shards<DB> {
         });
     }
 
-    /// Whether a shard was added and not settled yet.
+    /// Returns whether a shard was added and not settled yet.
     pub fn is_growing(&self) -> bool {
         self.0.placement.load().is_growing()
     }
 
-    /// How many keys live elsewhere than the hash says.
+    /// Returns the number of keys that live elsewhere than the hash says.
     pub fn exceptions(&self) -> usize {
         self.0.placement.load().exceptions()
     }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// What rows are spread by: an account, a tenant.
+/// A key by which rows are spread: an account, a tenant.
 pub trait ShardKey {
     /// Gives the key's bytes, which must be the same for ever.
     fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T;
@@ -138,7 +138,7 @@ impl Placement {
         self.hashing < self.seeds.len()
     }
 
-    /// How many keys live elsewhere than the hash says.
+    /// Returns the number of keys that live elsewhere than the hash says.
     pub(crate) fn exceptions(&self) -> usize {
         self.directory.len()
     }

@@ -1,4 +1,4 @@
-//! What queries a request makes: the slow ones in the log, and all of them for a test to look at.
+//! The queries that a request makes: slow ones in the log, and all of them for a test to look at.
 //!
 //! A statement is known by its *fingerprint*: its text with literals replaced by `?`, so that values never reach a log.
 
@@ -48,11 +48,11 @@ pub(crate) fn recorded_now<T>(record: Option<&Recording>, now: impl FnOnce() -> 
 /// A longer text is cut before it is read.
 const LONGEST: usize = 10_000;
 
-/// How often a statement ran, and for how long.
+/// Count and time of a statement's runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Seen {
-    /// How often.
+    /// Number of runs.
     pub times: u32,
     /// In all.
     pub took: Duration,
@@ -86,7 +86,7 @@ impl Record {
         &self.0
     }
 
-    /// How many statements ran.
+    /// Returns the number of statements that ran.
     pub fn total(&self) -> u32 {
         self.0.iter().map(|(_, seen)| seen.times).sum()
     }

@@ -19,7 +19,7 @@ use crate::backend::Backend;
 use crate::db::Db;
 use crate::error::Error;
 
-/// How the database would run a statement.
+/// A database's plan for a statement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     lines: Vec<String>,
@@ -46,7 +46,7 @@ impl fmt::Display for Plan {
 }
 
 impl<DB: Backend> Db<DB> {
-    /// How the database would run a statement, its parameters left open. The statement does not run.
+    /// Returns the database's plan for a statement whose parameters are open. The statement does not run.
     ///
     /// ```no_run
     /// # async fn example(db: scale_db::Db<sqlx::Postgres>) -> Result<(), scale_db::Error> {

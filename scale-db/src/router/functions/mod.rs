@@ -19,7 +19,7 @@ const GRAMMAR: &[&str] = &[
     "some", "trim",
 ];
 
-/// By the catalogue of Postgres 15.
+/// Names from the catalogue of Postgres 15.
 const POSTGRES: &str = include_str!("postgres.txt");
 
 /// Volatile by the catalogue, but only in what they answer; grammar; and those of `pg_trgm`.
@@ -30,7 +30,7 @@ const POSTGRES_MORE: &[&str] = &[
     "xmlroot", "xmlserialize",
 ];
 
-/// Of Postgres 16 to 18, by their manuals.
+/// Names of Postgres 16 to 18, from their manuals.
 const POSTGRES_LATER: &[&str] = &[
     "any_value", "array_reverse", "array_sample", "array_shuffle", "array_sort", "casefold", "crc32", "crc32c", "date_add",
     "date_subtract", "erf", "erfc", "gamma", "json", "json_array", "json_arrayagg", "json_exists", "json_objectagg",
@@ -38,7 +38,7 @@ const POSTGRES_LATER: &[&str] = &[
     "uuid_extract_timestamp", "uuid_extract_version", "uuidv4", "uuidv7",
 ];
 
-/// Of MySQL 8 and MariaDB 10.6 to 11.
+/// Names of MySQL 8 and MariaDB 10.6 to 11.
 const MYSQL: &[&str] = &[
     "abs", "acos", "add_months", "adddate", "addtime", "aes_decrypt", "aes_encrypt", "any_value", "ascii", "asin", "atan",
     "atan2", "avg", "bin", "bin_to_uuid", "bit_and", "bit_count", "bit_length", "bit_or", "bit_xor", "ceil", "ceiling", "char",
@@ -67,7 +67,7 @@ const MYSQL: &[&str] = &[
     "weekday", "weekofyear", "weight_string", "year", "yearweek",
 ];
 
-/// Of SQLite 3.50 and its full-text search.
+/// Names of SQLite 3.50 and its full-text search.
 const SQLITE: &[&str] = &[
     "abs", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "avg", "bm25", "ceil", "ceiling", "char", "concat",
     "concat_ws", "cos", "cosh", "count", "cume_dist", "date", "datetime", "degrees", "dense_rank", "exp", "first_value", "floor",
