@@ -57,18 +57,18 @@ impl<DB: Backend> fmt::Debug for Snapshot<DB> {
 
 impl<DB: Backend> Db<DB> {
     /// Returns the pool of the present primary, for what takes a pool (`PgListener`, session stores, other libraries). It does not follow a
-    /// fail-over; ask again then.
+    /// fail-over, and is closed when its connections fall silent: ask again then.
     ///
     /// # Errors
     /// [`Error::NoPrimary`] inside `sqlx::Error::Configuration`.
     pub async fn primary_pool(&self) -> Result<Pool<DB>, sqlx::Error> {
         sticky::wrote(self.0.id);
-        Ok(self.primary_node().await?.pool.clone())
+        Ok(self.primary_node().await?.pool())
     }
 
     /// Returns the pools of the replicas that are fit for reading now.
     pub fn replica_pools(&self) -> Vec<Pool<DB>> {
-        self.0.nodes.load().iter().filter(|node| node.is_fit_replica()).map(|node| node.pool.clone()).collect()
+        self.0.nodes.load().iter().filter(|node| node.is_fit_replica()).map(|node| node.pool()).collect()
     }
 
     /// A transaction on the primary. Rolled back when dropped before `commit`.
@@ -113,7 +113,10 @@ impl<DB: Backend> Db<DB> {
     }
 
     async fn begin_on(&self, node: &Node<DB>, statement: SqlStr) -> Result<Transaction<'static, DB>, sqlx::Error> {
-        let begin = || Box::pin(self.within_deadline(node, node.pool.begin_with(statement.clone())));
+        let begin = || {
+            let (pool, statement) = (node.pool(), statement.clone());
+            Box::pin(self.within_deadline(node, async move { pool.begin_with(statement).await }))
+        };
         match begin().await {
             // Nothing has run yet; the next connection is asked first.
             Err(error) if is_broken(&error) => {
@@ -130,7 +133,7 @@ impl<DB: Backend> Db<DB> {
         let node = self.primary_node().await?;
         sticky::wrote(self.0.id);
         let acquire = || async {
-            let mut connection = node.pool.acquire().await?;
+            let mut connection = node.pool().acquire().await?;
             DB::ping(&mut connection).await.map(|()| connection)
         };
         match Box::pin(self.within_deadline(&node, acquire())).await {
@@ -154,7 +157,7 @@ impl<DB: Backend> Db<DB> {
         }
         let node = self.primary_node().await?;
         let ask = async {
-            let mut connection = node.pool.acquire().await?;
+            let mut connection = node.pool().acquire().await?;
             capabilities::ask::<DB>(self.0.dialect, &mut connection, &node.asked).await
         };
         let probe = Box::pin(self.within_deadline(&node, ask)).await?;

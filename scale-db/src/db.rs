@@ -197,7 +197,7 @@ impl<DB: Backend> Db<DB> {
         self.0.wake.notify_one();
         let nodes = self.0.nodes.load_full();
         nodes.iter().for_each(|node| node.watched(None));
-        futures_util::future::join_all(nodes.iter().map(|n| n.pool.close())).await;
+        futures_util::future::join_all(nodes.iter().map(|n| n.close())).await;
     }
 
     pub(crate) fn verdict(&self, target: Target, sql: &str) -> Verdict {
@@ -222,7 +222,7 @@ impl<DB: Backend> Inner<DB> {
     /// A pool that ran out of time does not say why its connections failed: one made by hand does.
     async fn cause_of(&self, error: sqlx::Error) -> sqlx::Error {
         let (sqlx::Error::PoolTimedOut, Some(node)) = (&error, self.nodes.load().first().cloned()) else { return error };
-        let options = node.pool.connect_options();
+        let options = node.pool().connect_options();
         let attempt = <DB::Connection as sqlx::Connection>::connect_with(&options);
         match tokio::time::timeout(self.config.acquire_timeout, attempt).await {
             Ok(Err(cause)) => cause,

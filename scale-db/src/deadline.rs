@@ -81,7 +81,11 @@ impl Deadline {
         };
         tokio::select! {
             () = lost => io::Error::new(io::ErrorKind::ConnectionAborted, "the database node was found down, or is the primary no longer"),
-            () = late => io::Error::new(io::ErrorKind::TimedOut, "the database did not answer within its statement time-out"),
+            () = late => {
+                // The server itself would have answered that the time is over.
+                node.renew();
+                io::Error::new(io::ErrorKind::TimedOut, "the database did not answer within its statement time-out")
+            }
         }
     }
 

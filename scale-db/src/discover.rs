@@ -119,7 +119,7 @@ pub(crate) async fn look<DB: Backend>(inner: &Inner<DB>, discover: &Discover) ->
             let node = Arc::clone(node);
             node.eject();
             // Waits for what is running there.
-            tokio::spawn(async move { node.pool.close().await });
+            tokio::spawn(async move { node.close().await });
         }
     }
     changed

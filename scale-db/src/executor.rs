@@ -235,7 +235,7 @@ where
         let Stop { node, leave } = journey.stop().await?;
         let copy = (journey.repeats_left > 0).then(|| parts.copy());
         let sql = parts.sql.clone();
-        let steps = node.pool.fetch_many(parts);
+        let steps = node.pool().fetch_many(parts);
         let mut rows = Rows::new(steps, journey.deadline(), Visit::new(node));
         let first = rows.next().await;
         rows.visit().answered(journey.db.0.dialect, sql.as_str(), journey.db.0.config.slow_query);
@@ -277,8 +277,8 @@ where
         let verdict = journey.verdict;
         let run = async {
             match verdict {
-                Verdict::Read => visit.node.pool.fetch_optional(parts).await,
-                Verdict::Write => first_of_all(visit.node.pool.fetch_many(parts)).await,
+                Verdict::Read => visit.node.pool().fetch_optional(parts).await,
+                Verdict::Write => first_of_all(visit.node.pool().fetch_many(parts)).await,
             }
         };
         let result = journey.deadline().answer(&visit.node, run).await;
@@ -308,7 +308,7 @@ async fn about<'a, DB: Backend, T>(
     loop {
         let Stop { node, leave: _leave } = journey.stop().await?;
         // Nothing runs, so it may be asked again wherever it was asked.
-        let error = match journey.db.within_deadline(&node, ask(node.pool.clone())).await {
+        let error = match journey.db.within_deadline(&node, ask(node.pool())).await {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };

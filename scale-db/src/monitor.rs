@@ -51,7 +51,14 @@ pub(crate) async fn round<DB: Backend>(inner: &Inner<DB>, history: &mut History)
     }
     let candidates = candidates(&nodes, &answers);
     let election = inner.reign.elect(&candidates);
-    inner.set_primary(&election);
+    // A primary that is late once is slow, as far as is known, and nobody else has taken over.
+    let is_slow = |number: usize| {
+        let late = |answer: &Option<Result<Probe, sqlx::Error>>| matches!(answer, Some(Err(sqlx::Error::PoolTimedOut)));
+        nodes.iter().zip(&answers).any(|(node, answer)| node.number == number && late(answer) && node.has_answered())
+    };
+    if election != Election::Nobody || !inner.primary_number().is_some_and(is_slow) {
+        inner.set_primary(&election);
+    }
     // Who follows a rival of the same timeline looks like one who follows the primary.
     let contested = matches!(&election, Election::Primary { rivals, .. } if !rivals.is_empty());
     let primary =
@@ -158,7 +165,7 @@ async fn probe<DB: Backend>(inner: &Inner<DB>, node: &Node<DB>) -> Result<Probe,
 async fn ask<DB: Backend>(inner: &Inner<DB>, node: &Node<DB>) -> Result<Probe, sqlx::Error> {
     if inner.dialect == Dialect::Sqlite {
         // What a connection may do there is the pool's to say, and a database in memory is its connection.
-        let mut connection = node.pool.acquire().await?;
+        let mut connection = node.pool().acquire().await?;
         return capabilities::ask::<DB>(inner.dialect, &mut connection, &node.asked).await;
     }
     let mut connection = node.watch().await?;

@@ -56,12 +56,19 @@ pub(crate) struct Asked {
 /// Stands for a lag that is not known.
 const UNKNOWN: u64 = u64::MAX;
 
+/// Between two new pools of one node at least.
+const RENEWAL: Duration = Duration::from_secs(2);
+
 /// The latency (ns) a node is thought to have when it comes into use: fifty statements later it is known better.
 const SLOW_START: u64 = 50_000_000;
 
 pub(crate) struct Node<DB: Database> {
     pub(crate) number: usize,
-    pub(crate) pool: Pool<DB>,
+    pool: ArcSwap<Pool<DB>>,
+    /// The pool is this crate's own, and may be replaced; when it was.
+    renewed: Option<Mutex<Instant>>,
+    /// A look had no answer in time.
+    was_late: AtomicBool,
     alive: Alive,
     /// The monitor's own connection: a pool that is exhausted is no sign of illness.
     watch: Mutex<Option<DB::Connection>>,
@@ -101,7 +108,9 @@ impl<DB: Database> Node<DB> {
     pub(crate) fn new(number: usize, pool: Pool<DB>, alive: Alive, asked: Arc<Mutex<Asked>>, weight: f64) -> Self {
         Self {
             number,
-            pool,
+            pool: ArcSwap::from_pointee(pool),
+            renewed: Some(Mutex::new(Instant::now())),
+            was_late: AtomicBool::new(false),
             alive,
             watch: Mutex::new(None),
             weight,
@@ -123,13 +132,41 @@ impl<DB: Database> Node<DB> {
 
     /// A node of which nothing is known, but its pool.
     pub(crate) fn of_pool(number: usize, pool: Pool<DB>) -> Self {
-        Self::new(number, pool, Alive::default(), Arc::default(), 1.0)
+        Self { renewed: None, ..Self::new(number, pool, Alive::default(), Arc::default(), 1.0) }
+    }
+
+    /// Returns the pool of its connections.
+    pub(crate) fn pool(&self) -> Pool<DB> {
+        Pool::clone(&self.pool.load())
+    }
+
+    /// Takes a new pool, after the node or some of its connections fell silent: those that are asked whether they live when they go back
+    /// keep their places in the old one for as long as TCP hopes. What runs there goes on, and its connections are closed after it.
+    pub(crate) fn renew(&self) {
+        let Some(renewed) = &self.renewed else { return };
+        let old = self.pool();
+        {
+            let mut renewed = renewed.lock();
+            if renewed.elapsed() < RENEWAL || old.is_closed() {
+                return;
+            }
+            *renewed = Instant::now();
+        }
+        tracing::warn!(node = self.number, "connections to a database node fell silent; it gets new ones");
+        let options = Arc::unwrap_or_clone(old.connect_options());
+        self.pool.store(Arc::new(old.options().clone().connect_lazy_with(options)));
+        tokio::spawn(async move { old.close().await });
+    }
+
+    /// Closes its connections, and waits for those in use.
+    pub(crate) async fn close(&self) {
+        self.pool().close().await;
     }
 
     /// Opens the connections that its pool is to keep: by itself, the pool would think of them when the first ones grow old.
     pub(crate) async fn fill(&self) {
-        let kept = self.pool.options().get_min_connections();
-        futures_util::future::join_all((0..kept).map(|_| self.pool.acquire())).await;
+        let kept = self.pool().options().get_min_connections();
+        futures_util::future::join_all((0..kept).map(|_| self.pool().acquire())).await;
     }
 
     /// A connection to look at the node through, not of its pool. Give it [back](Self::watched) if it is of use still.
@@ -140,11 +177,11 @@ impl<DB: Database> Node<DB> {
         }
         // Its role may have been granted more meanwhile.
         self.asked.lock().probe = 0;
-        <DB::Connection as sqlx::Connection>::connect_with(&self.pool.connect_options()).await
+        <DB::Connection as sqlx::Connection>::connect_with(&self.pool().connect_options()).await
     }
 
     pub(crate) fn watched(&self, connection: Option<DB::Connection>) {
-        *self.watch.lock() = connection.filter(|_| !self.pool.is_closed());
+        *self.watch.lock() = connection.filter(|_| !self.pool().is_closed());
     }
 
     pub(crate) fn role(&self) -> Role {
@@ -179,6 +216,9 @@ impl<DB: Database> Node<DB> {
 
     pub(crate) fn saw(&self, role: Role, log: Log, lag: Option<Duration>, fit: bool) {
         self.unanswered.store(0, Relaxed);
+        if self.was_late.swap(false, Relaxed) {
+            self.renew();
+        }
         self.role.store(role as u8, Relaxed);
         self.log.store(Arc::new(log));
         self.set_lag(lag);
@@ -212,10 +252,10 @@ impl<DB: Database> Node<DB> {
         if self.forgetting.swap(true, Relaxed) {
             return;
         }
-        let node = Arc::clone(self);
+        let (node, pool) = (Arc::clone(self), self.pool());
         tokio::spawn(async move {
             // Those in use may be missed; whatever they run is repeated, too.
-            let idle: Vec<_> = std::iter::from_fn(|| node.pool.try_acquire()).take(node.pool.size() as usize).collect();
+            let idle: Vec<_> = std::iter::from_fn(|| pool.try_acquire()).take(pool.size() as usize).collect();
             node.forgetting.store(false, Relaxed);
             for mut connection in idle {
                 let _ = DB::forget_plans(&mut connection).await;
@@ -244,8 +284,8 @@ impl<DB: Database> Node<DB> {
 
     /// Returns whether it is well, but all of its connections are in use.
     pub(crate) fn is_full(&self) -> bool {
-        let open = self.pool.size();
-        self.unanswered.load(Relaxed) == 0 && open >= self.pool.options().get_max_connections() && self.pool.num_idle() == 0
+        let pool = self.pool();
+        self.unanswered.load(Relaxed) == 0 && pool.size() >= pool.options().get_max_connections() && pool.num_idle() == 0
     }
 
     pub(crate) fn is_stranger(&self) -> bool {
@@ -262,6 +302,7 @@ impl<DB: Database> Node<DB> {
     /// It does not answer. `late`: it may only be slow. Whoever waits for it goes elsewhere, if it is late twice in a row.
     pub(crate) fn down(&self, late: bool) {
         self.doubt();
+        self.was_late.fetch_or(late, Relaxed);
         self.role.store(Role::Down as u8, Relaxed);
         self.fit.store(false, Relaxed);
         self.set_lag(None);
@@ -269,6 +310,11 @@ impl<DB: Database> Node<DB> {
             self.unanswered.fetch_max(2, Relaxed);
             self.lost.notify_waiters();
         }
+    }
+
+    /// Returns whether it had answered the look before this one.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.unanswered.load(Relaxed) == 0
     }
 
     /// Waits until the node is found down for good, if it is not.

@@ -168,6 +168,9 @@ impl<DB: Backend> Db<DB> {
     /// # Ok(()) }
     /// ```
     ///
+    /// A statement's error that `work` swallows is not undone by it: Postgres has given the transaction up then, and rolls back at its end
+    /// without saying so.
+    ///
     /// An `async` closure may borrow what it only reads. One that changes a variable of its surroundings does so before its future:
     /// `|mut tx| { runs += 1; async move { … } }`.
     ///

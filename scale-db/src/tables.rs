@@ -17,7 +17,7 @@ pub(crate) async fn are_all_it_reads<DB: Backend>(db: &Db<DB>, sql: &str) -> boo
     }
     let ask = async {
         let node = db.primary_node().await?;
-        let mut connection = node.pool.acquire().await?;
+        let mut connection = node.pool().acquire().await?;
         let question = AssertSqlSafe(question(db.0.dialect, &names)).into_sql_str();
         db.within_deadline(&node, DB::ask(&mut connection, question)).await
     };

@@ -365,3 +365,58 @@ async fn whoever_is_asked_for_addresses_may_fail_in_any_way() -> Result<()> {
         .await?;
     fit(&db, 2).await
 }
+
+/// Connections fall silent at any moment of their use, those that a caller holds among them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_pool_keeps_its_places_though_connections_fall_silent() -> Result<()> {
+    let pg = Postgres::start(0).await?;
+    let way = Proxy::start(pg.node(0).port()).await?;
+    way.delay(Duration::from_millis(2));
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", way.port());
+    let limits =
+        |b: Builder<Pg>| b.max_connections(8).statement_timeout(Duration::from_secs(1)).acquire_timeout(Duration::from_secs(1));
+    let db = limits(over(&[url])).connect().await?;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let busy: Vec<_> = (0..6)
+        .map(|_| {
+            let (db, stop) = (db.clone(), std::sync::Arc::clone(&stop));
+            tokio::spawn(async move {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = sqlx::query("select 1").execute(&db).await;
+                }
+            })
+        })
+        .collect();
+    let mut held = db.begin().await?;
+    sqlx::query("select 1").execute(&mut *held).await?;
+    for _ in 0..2 {
+        way.forget();
+        eventually("a statement after the silence", async || sqlx::query("select 2").execute(&db).await.ok()).await?;
+    }
+    let _ = tokio::time::timeout(Duration::from_millis(100), sqlx::query("select 3").execute(&mut *held)).await;
+    drop(held);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for task in busy {
+        tokio::time::timeout(DEADLINE, task).await??;
+    }
+    // All places at once.
+    let all = async || futures_util::future::try_join_all((0..8).map(|_| db.acquire())).await.ok();
+    eventually("all places", all).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_primary_that_is_slow_once_is_the_primary_still() -> Result<()> {
+    let pg = Postgres::start(0).await?;
+    let db = over(&pg.urls()).connect().await?;
+    sqlx::query("create table t (n bigint)").execute(&db).await?;
+    pg.node(0).freeze()?;
+    eventually("a late look", async || (db.nodes()[0].role == scale_db::Role::Down).then_some(())).await?;
+    // It waits for the answer, and does not fail for want of a primary.
+    let (db_too, pg) = (db.clone(), std::sync::Arc::new(pg));
+    let write = tokio::spawn(async move { sqlx::query("insert into t values (1)").execute(&db_too).await });
+    eventually("the write to be under way", async || (db.nodes()[0].in_flight == 1 || write.is_finished()).then_some(())).await?;
+    pg.node(0).thaw()?;
+    write.await??;
+    Ok(())
+}

@@ -66,6 +66,7 @@ macro_rules! nulls {
             // What a condition cannot be added to is read through.
             for part in [
                 "select price, name, id from p -- all of them",
+                "select distinct price, name, id from p",
                 "select price, name, id from p where id < 40 union all select price, name, id from p where id >= 40",
                 "select price, name, id from p group by price, name, id having id >= 0",
             ] {

@@ -322,3 +322,87 @@ async fn tables_with_the_longest_names_are_told_apart() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn moving_rows_sets_off_neither_foreign_keys_nor_triggers() -> Result<()> {
+    let (server, db, folder) = start().await?;
+    old(
+        &db,
+        "m",
+        "id bigint, primary key (id, at)",
+        "create table m_rest (id bigint not null, at timestamptz not null); alter table m attach partition m_rest default;
+        insert into m select now(), n from generate_series(1, 10) n;
+        create table child (id bigint, at timestamptz, foreign key (id, at) references m on delete cascade);
+        create table log (what text);
+        create function note() returns trigger language plpgsql as $$ begin insert into log values (tg_op); return null; end $$;
+        create trigger note after insert or delete on m for each row execute function note()",
+    )
+    .await?;
+    let months = Partitions::of("m", Every::Month).ahead(1).archive_after(12, folder.path());
+    let rows = async || {
+        server
+            .node(0)
+            .sql("select (select count(*) from m) || '/' || (select count(*) from child) || '/' || (select count(*) from log)")
+            .await
+    };
+    server.node(0).sql("insert into child select id, at from m where id <= 5").await?;
+    let report = months.maintain(&db).await?;
+    assert_eq!((report.failed.len(), rows().await?.as_str()), (1, "10/5/0"), "rows that are referred to stay: {report:?}");
+    server.node(0).sql("delete from child").await?;
+    let report = months.maintain(&db).await?;
+    assert_eq!((report.failed.len(), rows().await?.as_str()), (0, "10/0/0"), "{report:?}");
+    assert_eq!(count(&db, "select count(*) from m_rest").await?, 0);
+    // The trigger is there as before.
+    server.node(0).sql("insert into m values (now(), 11), ('1999-01-01', 12)").await?;
+    assert_eq!(rows().await?, "12/0/2");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_else_s_table_is_dropped() -> Result<()> {
+    let (server, db, folder) = start().await?;
+    // Two tenants with tables of one name.
+    for schema in ["a", "b"] {
+        server.node(0).sql(&format!("create schema {schema}")).await?;
+        old(&db, &format!("{schema}.ev"), "id int", &format!("insert into {schema}.ev values ('2020-01-05', 1)")).await?;
+    }
+    let a = Partitions::of("a.ev", Every::Month);
+    assert_eq!(a.clone().archive_after(1, folder.path().join("missing")).maintain(&db).await?.failed.len(), 1);
+    assert_eq!(Partitions::of("b.ev", Every::Month).drop_after(1).maintain(&db).await?.dropped, ["ev_old"]);
+    assert_eq!(count(&db, "select count(*) from a.ev_old").await?, 1);
+    // Its owner takes it out by hand, after it could not be detached, to keep it.
+    old(
+        &db,
+        "kept",
+        "id int, primary key (id, at)",
+        "insert into kept values ('2020-01-05', 1);
+        comment on table kept_old is 'mine'; create table refers (id int, at timestamptz, foreign key (id, at) references kept);
+        insert into refers values (1, '2020-01-05')",
+    )
+    .await?;
+    let kept = Partitions::of("kept", Every::Month).drop_after(1);
+    assert_eq!(kept.maintain(&db).await?.failed.len(), 1);
+    assert_eq!(server.node(0).sql("select obj_description('kept_old'::regclass, 'pg_class')").await?, "mine");
+    server.node(0).sql("drop table refers; alter table kept detach partition kept_old").await?;
+    assert!(kept.maintain(&db).await?.dropped.is_empty());
+    assert_eq!(count(&db, "select count(*) from kept_old").await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_does_not_lead_out_of_the_folder_and_what_is_no_period_is_refused() -> Result<()> {
+    let (server, db, folder) = start().await?;
+    server
+        .node(0)
+        .sql("create table n (at date not null) partition by range (at);
+            create table \"/evil\" partition of n for values from ('2020-01-01') to ('2020-02-01'); insert into n values ('2020-01-05')")
+        .await?;
+    let report = Partitions::of("n", Every::Month).archive_after(1, folder.path()).maintain(&db).await?;
+    assert_eq!(report.archived[0].path, folder.path().join("%2Fevil.csv.zst"));
+    for (name, by) in [("two", "range (at, id)"), ("listed", "list (at)"), ("numbers", "range (id)")] {
+        server.node(0).sql(&format!("create table {name} (at date not null, id int) partition by {by}")).await?;
+        let refused = Partitions::of(name, Every::Month).maintain(&db).await;
+        assert!(matches!(refused, Err(Error::Sql(sqlx::Error::Configuration(_)))), "{name}: {refused:?}");
+    }
+    Ok(())
+}

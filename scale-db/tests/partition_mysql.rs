@@ -201,3 +201,70 @@ async fn late_rows_stay_and_what_cannot_be_archived_too() -> Result<()> {
     assert!(!(one?.busy && two?.busy));
     Ok(())
 }
+
+#[tokio::test]
+async fn large_values_and_other_character_sets_come_back() -> Result<()> {
+    let (server, db, folder) = start().await?;
+    tell(
+        &db,
+        "create table wide (at date not null, n int, bytes longblob, latin longtext charset latin1, wave varchar(20) charset sjis, \
+         some enum('a', 'ß') charset latin1) partition by range columns (at) (partition old values less than ('2020-02-01')); \
+         insert into wide values ('2020-01-01', 1, repeat(unhex('00ff'), 5000000), null, _sjis 0x5c8160, 'ß'), \
+         ('2020-01-01', 2, null, repeat(_latin1 0xe9, 12000000), null, null); \
+         insert into wide select '2020-01-02', seq, repeat('x', 200000), null, null, 'a' from seq_1_to_60; \
+         create table before_all like wide; alter table before_all remove partitioning; insert into before_all select * from wide",
+    )
+    .await?;
+    let months = Partitions::of("wide", Every::Month).archive_after(1, folder.path());
+    let report = months.maintain(&db).await?;
+    assert_eq!((report.failed.len(), report.archived[0].rows), (0, 62), "{report:?}");
+    tell(&db, "create table again like before_all").await?;
+    assert_eq!(restore(&db, "again", &report.archived[0].path).await?, 62);
+    let sums = server.node(0).sql("checksum table test.again, test.before_all").await?;
+    let sums: Vec<_> = sums.split_whitespace().collect();
+    assert_eq!(sums[1], sums[3], "as they were");
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_else_s_table_is_dropped_and_what_is_no_period_is_refused() -> Result<()> {
+    let (_server, db, folder) = start().await?;
+    let old = "(at date not null, n int) partition by range columns (at) (partition old values less than ('2020-02-01'))";
+    for table in ["events", "Events", "`odd.name`"] {
+        tell(&db, format!("create table {table} {old}; insert into {table} values ('2020-01-01', 1)")).await?;
+    }
+    let missing = folder.path().join("missing");
+    assert_eq!(Partitions::of("Events", Every::Month).archive_after(1, &missing).maintain(&db).await?.failed.len(), 1);
+    // A copy has the same comment.
+    tell(&db, "create table rescue like Events_old; insert into rescue select * from Events_old").await?;
+    assert_eq!(Partitions::of("events", Every::Month).drop_after(1).maintain(&db).await?.dropped, ["events_old"]);
+    assert_eq!(Partitions::of("Events", Every::Month).drop_after(1).maintain(&db).await?.dropped, ["Events_old"]);
+    assert_eq!(count(&db, "rescue").await?, 1);
+    // Names of partitions that are long, or have a dot or a quote.
+    let long = "p".repeat(60);
+    tell(
+        &db,
+        format!(
+            "create table named (at date not null) partition by range columns (at) (partition `p.1` values less than ('2018-01-01'), \
+             partition `a``b` values less than ('2019-01-01'), partition {long} values less than ('2020-01-01')); \
+             insert into named values ('2017-01-01'), ('2018-01-01'), ('2019-01-01')"
+        ),
+    )
+    .await?;
+    let report = Partitions::of("named", Every::Month).archive_after(1, folder.path()).maintain(&db).await?;
+    assert_eq!((report.failed.len(), report.archived.len()), (0, 3), "{report:?}");
+    for (name, table) in [
+        ("numbers", "(at int not null) partition by range columns (at) (partition old values less than (5))"),
+        ("words", "(at varchar(20) not null) partition by range columns (at) (partition old values less than ('b'))"),
+        (
+            "history",
+            "(at date not null) with system versioning partition by system_time limit 100 (partition p history, partition q current)",
+        ),
+        ("listed", "(at date not null) partition by list columns (at) (partition old values in ('2020-01-01'))"),
+    ] {
+        tell(&db, format!("create table {name} {table}")).await?;
+        let refused = Partitions::of(name, Every::Month).maintain(&db).await;
+        assert!(matches!(refused, Err(Error::Sql(sqlx::Error::Configuration(_)))), "{name}: {refused:?}");
+    }
+    Ok(())
+}

@@ -198,8 +198,13 @@ enum Where {
 fn last_where<DB: Database>(sql: &str) -> Option<Where> {
     let grammar = dialect::<DB>().map_or(&GenericDialect {} as &dyn sqlparser::dialect::Dialect, Dialect::parser);
     let (mut depth, mut found) = (0_u32, Where::None);
-    let (mut begins, mut alternatives, mut whole) = (None, false, false);
+    let (mut begins, mut alternatives, mut whole, mut first) = (None, false, false, true);
     for token in Tokenizer::new(grammar, sql).tokenize_with_location().ok()? {
+        // All of it stands within parentheses.
+        if first && !matches!(token.token, Token::Whitespace(_)) {
+            whole = token.token == Token::LParen;
+            first = false;
+        }
         match token.token {
             Token::LParen => depth += 1,
             Token::RParen => depth = depth.saturating_sub(1),
@@ -208,7 +213,13 @@ fn last_where<DB: Database>(sql: &str) -> Option<Where> {
                     (begins, alternatives) = (Some(token.span.end), false);
                 }
                 Keyword::OR | Keyword::XOR => alternatives = true,
-                Keyword::GROUP | Keyword::HAVING | Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::WINDOW => {
+                Keyword::DISTINCT
+                | Keyword::GROUP
+                | Keyword::HAVING
+                | Keyword::UNION
+                | Keyword::EXCEPT
+                | Keyword::INTERSECT
+                | Keyword::WINDOW => {
                     whole = true;
                 }
                 _ => {}

@@ -5,7 +5,8 @@
 //! make one up (HMAC-SHA256, RFC 2104), and not encrypted: whoever has a cursor can read the key's values in it. The idea: Markus Winand,
 //! "We need tool support for keyset pagination".
 //!
-//! A column that may be null has an `Option` in the key.
+//! A column that may be null has an `Option` in the key. A `QueryBuilder<Any>` writes `?` for a value, which Postgres does not take: pages of a
+//! `Db<Any>` are for MySQL and SQLite.
 //!
 //! ```no_run
 //! # use scale_db::{Cursors, Db, page::Order};

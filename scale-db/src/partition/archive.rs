@@ -5,7 +5,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use data_encoding::HEXLOWER;
+use data_encoding::{HEXLOWER, HEXUPPER};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -117,9 +117,26 @@ pub(super) fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |cause| Error::Archive { what, cause }
 }
 
+/// Returns a table's name as that of a file in a folder: slashes, percent signs, control characters and a dot in front are encoded.
+fn file_name(name: &str) -> String {
+    let mut encoded = String::new();
+    for (at, c) in name.char_indices() {
+        if matches!(c, '/' | '\\' | '%') || c.is_control() || (c == '.' && at == 0) {
+            let mut bytes = [0; 4];
+            for byte in c.encode_utf8(&mut bytes).bytes() {
+                encoded.push('%');
+                encoded.push_str(&HEXUPPER.encode(&[byte]));
+            }
+        } else {
+            encoded.push(c);
+        }
+    }
+    encoded
+}
+
 /// A name nobody else has: a draft that a dead process left may be another name of a finished file by now.
 fn draft(folder: &Path, name: &str) -> PathBuf {
-    folder.join(format!(".{name}.{:016x}.draft", fastrand::u64(..)))
+    folder.join(format!(".{}.{:016x}.draft", file_name(name), fastrand::u64(..)))
 }
 
 /// A file not finished yet: gone when dropped.
@@ -140,7 +157,7 @@ pub(super) fn joined<T>(result: Result<io::Result<T>, tokio::task::JoinError>) -
 fn settle(draft: &Path, folder: &Path, name: &str, text: [u8; 32]) -> io::Result<(PathBuf, Content)> {
     for number in 1.. {
         let suffix = if number == 1 { String::new() } else { format!("-{number}") };
-        let path = folder.join(format!("{name}{suffix}.csv.zst"));
+        let path = folder.join(format!("{}{suffix}.csv.zst", file_name(name)));
         // Unlike a rename, a link never replaces anything.
         match std::fs::hard_link(draft, &path) {
             Ok(()) => {
@@ -238,6 +255,17 @@ mod tests {
             let mut records = Records::default();
             text.as_bytes().chunks(2).for_each(|c| records.count(c));
             assert_eq!(records.0, count, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn no_name_leads_out_of_the_folder() {
+        assert_eq!(file_name("events_2026"), "events_2026");
+        assert_eq!(file_name("Größe von x"), "Größe von x");
+        for (name, file) in
+            [("/evil", "%2Fevil"), ("../up", "%2E.%2Fup"), ("a/b", "a%2Fb"), ("a%2Fb", "a%252Fb"), ("a\nb", "a%0Ab")]
+        {
+            assert_eq!(file_name(name), file);
         }
     }
 

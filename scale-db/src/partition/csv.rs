@@ -58,6 +58,11 @@ impl Reader {
         Ok(())
     }
 
+    /// Returns the bytes of the record that has not ended.
+    pub(super) fn length(&self) -> usize {
+        self.field.len() + self.record.iter().flatten().map(Vec::len).sum::<usize>()
+    }
+
     /// Returns whether the text ended with a record.
     pub(super) fn is_at_end(&self) -> bool {
         self.record.is_empty() && self.field.is_empty() && !self.quoted

@@ -19,14 +19,20 @@
 //! | there is a default partition (MySQL: one for `maxvalue`) | its rows move into the partitions that are made; on Postgres, detaching locks the table for a moment, since it cannot be done concurrently then |
 //! | one partition cannot be made, detached or archived (a foreign key, a lock, a full disk) | it is in [`Report::failed`], and the others are done |
 //! | row-level security hides rows from the role | nothing is archived: [`Error::Archive`] |
+//! | a row of MySQL is larger than a packet (`max_allowed_packet`) | it is archived; it cannot be restored before the server takes larger ones |
+//! | a table of MariaDB keeps its history (`with system versioning`), or is split by anything but time | refused |
 //! | rows arrive for a period that was archived | Postgres refuses them, or puts them into your default partition; on MySQL they are in the oldest partition, and leave with it |
 //! | a row lock or a long query stands in the way | after [`lock_timeout`](crate::Config::lock_timeout) that partition fails, and the next call goes on |
 //!
-//! [`restore`] puts a file's rows back, after it has checked the file. It needs nothing of ours, though: a file is CSV with a line of column
-//! names, nulls being empty and not in quotes; `sha256sum -c events_p20260101.csv.zst.sha256` checks it, and on Postgres
-//! `zstd -dc FILE | psql -c 'copy events (COLUMNS OF ITS FIRST LINE) from stdin (format csv, header)'` reads it. Binary columns of MySQL are
-//! in hexadecimal. Files whose names begin with a dot are drafts; old ones were left by processes that died, and may go. Periods begin at
-//! midnight UTC. Postgres 14, MySQL 8, MariaDB 10.6 or newer.
+//! [`restore`] puts a file's rows back, after it has checked the file. It needs nothing of ours, though:
+//!
+//! - A file is CSV with a line of column names, nulls being empty and not in quotes. Binary columns of MySQL, and texts of other character
+//!   sets than UTF-8, are in hexadecimal.
+//! - `sha256sum -c events_p20260101.csv.zst.sha256` checks it.
+//! - On Postgres, `zstd -dc FILE | psql -c 'copy events (COLUMNS OF ITS FIRST LINE) from stdin (format csv, header)'` reads it.
+//!
+//! Files whose names begin with a dot are drafts; old ones were left by processes that died, and may go. Periods begin at midnight UTC.
+//! Postgres 14, MySQL 8, MariaDB 10.6 or newer.
 
 mod archive;
 mod csv;

@@ -6,9 +6,11 @@
 //! | `by range (to_days(at))` | a number of days |
 //! | `by range (unix_timestamp(at))` | a number of seconds |
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use bytes::Bytes;
+use data_encoding::{HEXUPPER, HEXUPPER_PERMISSIVE};
 use futures_util::TryStreamExt;
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Connection, MySql, Row};
@@ -26,8 +28,12 @@ use crate::error::Error;
 const LONGEST: usize = 64;
 /// Bytes of text handed to the file at a time.
 const CHUNK: usize = 1 << 16;
-/// Rows of one insert.
+/// Rows of one insert at most, their values, and their bytes unless one row has more.
 const ROWS: usize = 100;
+const PLACEHOLDERS: usize = 65_535;
+const PACKET: usize = 1 << 20;
+
+const WHAT: &str = "its file cannot be restored";
 
 impl Partitioned for MySql {}
 
@@ -36,7 +42,9 @@ impl Engine for MySql {
         // A connection of our own, which ends with this call however it ends, and our locks with it.
         let mut own = db.acquire().await?.detach();
         let wait = db.0.config.lock_timeout.as_secs().max(1);
-        let mut work = Work { what, table: Dialect::MySql.quoted(&what.table), own: &mut own, report: Report::default() };
+        let (place, name) = Place::split(&what.table);
+        let mut work =
+            Work { what, table: place.quoted(name), name: name.to_owned(), place, own: &mut own, report: Report::default() };
         let result = work.run(wait).await;
         let report = work.report;
         let _ = own.close().await;
@@ -44,30 +52,44 @@ impl Engine for MySql {
     }
 
     async fn restore(db: &Db<Self>, table: &str, mut archive: Archive) -> Result<u64, Error> {
-        let dialect = Dialect::MySql;
         let mut tx = db.begin().await?;
         tell(&mut tx, SESSION.into()).await?;
-        let known = columns(&mut tx, &place(table)).await?;
-        let mut names = Vec::new();
-        let mut values = Vec::new();
+        let (place, name) = Place::split(table);
+        let known = columns(&mut tx, &place.condition(name)).await?;
+        let (mut names, mut values, mut kinds) = (Vec::new(), Vec::new(), Vec::new());
         for name in &archive.columns {
             let column = known.iter().find(|column| column.name == *name);
             let missing =
                 || std::io::Error::new(std::io::ErrorKind::NotFound, format!("the table has no column `{name}` to write to"));
-            let column = column.ok_or_else(missing).map_err(failed("its file cannot be restored"))?;
-            names.push(format!("`{}`", name.replace('`', "``")));
+            let column = column.ok_or_else(missing).map_err(failed(WHAT))?;
+            names.push(ident(name));
             values.push(column.kind.placeholder());
+            kinds.push(column.kind);
         }
-        let (row, mut rows) = (format!("({})", values.join(", ")), 0);
-        let table = dialect.quoted(table);
-        while let Some(batch) = archive.next().await? {
-            for records in batch.chunks(ROWS) {
-                let all = vec![row.as_str(); records.len()].join(", ");
-                let insert = format!("insert into {table} ({}) values {all}", names.join(", "));
-                let mut query = sqlx::query(AssertSqlSafe(insert));
-                for field in records.iter().flatten() {
-                    let text = field.clone().map(String::from_utf8).transpose();
-                    query = query.bind(text.map_err(std::io::Error::other).map_err(failed("its file cannot be restored"))?);
+        let (row, mut rows, table) = (format!("({})", values.join(", ")), 0, place.quoted(name));
+        let most = (PLACEHOLDERS / kinds.len().max(1)).clamp(1, ROWS);
+        while let Some(mut batch) = archive.next().await? {
+            while !batch.is_empty() {
+                let (mut count, mut bytes) = (0, 0);
+                for record in batch.iter().take(most) {
+                    bytes += record.iter().flatten().map(Vec::len).sum::<usize>();
+                    if count > 0 && bytes > PACKET {
+                        break;
+                    }
+                    count += 1;
+                }
+                let all = vec![row.as_str(); count].join(", ");
+                let mut query = sqlx::query(AssertSqlSafe(format!("insert into {table} ({}) values {all}", names.join(", "))))
+                    .persistent(false);
+                for (n, field) in batch.drain(..count).flatten().enumerate() {
+                    query = match kinds[n % kinds.len()] {
+                        Kind::Binary => {
+                            let bytes = field.map(|hex| HEXUPPER_PERMISSIVE.decode(&hex)).transpose();
+                            query.bind(bytes.map_err(std::io::Error::other).map_err(failed(WHAT))?)
+                        }
+                        _ => query
+                            .bind(field.map(String::from_utf8).transpose().map_err(std::io::Error::other).map_err(failed(WHAT))?),
+                    };
                 }
                 rows += query.execute(&mut *tx).await?.rows_affected();
             }
@@ -80,53 +102,61 @@ impl Engine for MySql {
 
 /// UTC, and neither backslashes nor zeros that mean something else.
 const SESSION: &str = "set names utf8mb4; set time_zone = '+00:00'; \
-    set sql_mode = 'NO_AUTO_VALUE_ON_ZERO,STRICT_ALL_TABLES' /*M! , max_statement_time = 0 */ /*!80000 , max_execution_time = 0 */";
+    set sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,STRICT_ALL_TABLES' /*M! , max_statement_time = 0 */ /*!80000 , max_execution_time = 0 */";
 
 /// Form of a column's values as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
+    /// Numbers, times, and texts in UTF-8: as the server sends them.
     Text,
     /// Its digits as a double: as a float it shows six of them.
     Float,
-    /// Bytes, in hexadecimal.
+    /// Bytes, and texts of other character sets, in hexadecimal.
     Binary,
     Bit,
 }
 
 impl Kind {
     /// Returns `None` for what cannot be written as text.
-    fn of(data_type: &str) -> Option<Self> {
-        Some(match data_type {
-            "binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" => Self::Binary,
-            "bit" => Self::Bit,
-            "float" => Self::Float,
-            "geometry" | "point" | "linestring" | "polygon" | "multipoint" | "multilinestring" | "multipolygon"
-            | "geometrycollection" | "geomcollection" | "vector" => return None,
+    fn of(data_type: &str, charset: Option<&str>) -> Option<Self> {
+        Some(match (data_type, charset) {
+            ("binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob", _) => Self::Binary,
+            ("bit", _) => Self::Bit,
+            ("float", _) => Self::Float,
+            (
+                "geometry" | "point" | "linestring" | "polygon" | "multipoint" | "multilinestring" | "multipolygon"
+                | "geometrycollection" | "geomcollection" | "vector",
+                _,
+            ) => return None,
+            (_, Some(charset)) if !charset.starts_with("utf8") && charset != "ascii" => Self::Binary,
             _ => Self::Text,
         })
     }
 
-    fn to_text(self, column: &str) -> String {
+    /// Returns an expression for its value. A function of a large value would be null, and no error.
+    fn value(self, column: &str) -> String {
         match self {
-            Self::Text => format!("cast({column} as char)"),
-            Self::Float => format!("cast({column} + 0e0 as char)"),
-            Self::Binary => format!("cast(hex({column}) as char)"),
-            Self::Bit => format!("cast({column} + 0 as char)"),
+            Self::Text | Self::Binary => column.to_owned(),
+            Self::Float => format!("{column} + 0e0"),
+            Self::Bit => format!("{column} + 0"),
         }
     }
 
-    fn placeholder(self) -> String {
-        match self {
-            Self::Binary => "unhex(?)".into(),
-            Self::Bit => "cast(? as unsigned)".into(),
-            _ => "?".into(),
-        }
+    fn placeholder(self) -> &'static str {
+        if self == Self::Bit { "cast(? as unsigned)" } else { "?" }
     }
 }
 
 struct Column {
     name: String,
     kind: Kind,
+}
+
+/// Values of a column that are not null, and their bytes, where those are the same in the table and on the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Weight {
+    values: u64,
+    bytes: u64,
 }
 
 /// One partition: its name, and where it ends in seconds of Unix time; `None` for `maxvalue`.
@@ -140,6 +170,8 @@ struct Work<'a> {
     what: &'a Partitions,
     /// The table's name as SQL takes it.
     table: String,
+    name: String,
+    place: Place,
     own: &'a mut MySqlConnection,
     report: Report,
 }
@@ -179,20 +211,34 @@ impl Work<'_> {
     /// Learns by what the table is partitioned.
     async fn partitioned_by(&mut self) -> Result<By, Error> {
         let sql = format!(
-            "select cast(partition_method as char), cast(partition_expression as char) from information_schema.partitions
-             where {} limit 1",
-            place(&self.what.table)
+            "select cast(partition_method as char), cast(partition_expression as char),
+             (select cast(table_type as char) from information_schema.tables where {0}) from information_schema.partitions
+             where {0} limit 1",
+            self.place.condition(&self.name)
         );
         let row = MySql::rows(self.own, sql).await?.into_iter().next().unwrap_or_default();
         let by = match &row[..] {
-            [Some(method), Some(expression)] => By::of(method, expression),
+            [Some(method), Some(expression), Some(kind)] if kind == "BASE TABLE" => By::of(method, expression),
             _ => None,
+        };
+        let by = match by {
+            Some(By::Columns(column)) => self.is_of_days(&column).await?.then_some(By::Columns(column)),
+            by => by,
         };
         by.ok_or_else(|| {
             let why = "a table to maintain is partitioned by range columns (one date or datetime), range (to_days(column)) or \
-                       range (unix_timestamp(column))";
+                       range (unix_timestamp(column)), and keeps no history";
             sqlx::Error::Configuration(why.into()).into()
         })
+    }
+
+    async fn is_of_days(&mut self, column: &str) -> Result<bool, Error> {
+        let sql = format!(
+            "select cast(lower(data_type) as char) from information_schema.columns where {} and column_name = {}",
+            self.place.condition(&self.name),
+            literal(column)
+        );
+        Ok(one(self.own, sql).await?.is_some_and(|kind| ["date", "datetime"].contains(&kind.as_str())))
     }
 
     /// The table's partitions, in order.
@@ -200,9 +246,10 @@ impl Work<'_> {
         let sql = format!(
             "select cast(partition_name as char), case when partition_description = 'MAXVALUE' then null
                  else cast({} as char) end
-             from information_schema.partitions where {} order by partition_ordinal_position",
+             from information_schema.partitions where {}
+             group by partition_name, partition_description order by min(partition_ordinal_position)",
             by.seconds("partition_description"),
-            place(&self.what.table)
+            self.place.condition(&self.name)
         );
         let part = |row: Vec<Option<String>>| {
             let mut row = row.into_iter();
@@ -248,7 +295,7 @@ impl Work<'_> {
             while parts.iter().any(|part| part.name.eq_ignore_ascii_case(&name)) {
                 name.push('x');
             }
-            let new = format!("partition `{name}` values less than ({})", by.bound(date(n)));
+            let new = format!("partition {} values less than ({})", ident(&name), by.bound(date(n)));
             let made = match &rest {
                 Some(rest) => {
                     format!("reorganize partition `{rest}` into ({new}, partition `{rest}` values less than (maxvalue))")
@@ -288,52 +335,50 @@ impl Work<'_> {
     }
 
     async fn detach_one(&mut self, part: &str) -> Result<(), Error> {
-        let table = self.table.clone();
-        let count = format!("select cast(count(*) as char) from {table} partition (`{part}`)");
+        let (table, part_as) = (self.table.clone(), ident(part));
+        let count = format!("select cast(count(*) as char) from {table} partition ({part_as})");
         let is_empty = |count: Option<String>| count.as_deref() == Some("0");
         if !is_empty(one(self.own, count.clone()).await?) {
-            let aside = Dialect::MySql.quoted(&self.free_name(part).await?);
+            let name = self.free_name(part).await?;
+            let aside = self.place.quoted(&name);
             tell(self.own, format!("create table if not exists {aside} like {table}")).await?;
             // Marked while it is empty: whoever finds it empty drops it.
-            tell(self.own, format!("alter table {aside} comment = {} remove partitioning", mark(&self.what.table))).await?;
-            tell(self.own, format!("alter table {table} exchange partition `{part}` with table {aside}")).await?;
+            let mark = format!("select concat({}, {}, '.')", mark(&self.place, &self.name), literal(&name));
+            let mark = literal(&one(self.own, mark).await?.unwrap_or_default());
+            tell(self.own, format!("alter table {aside} comment = {mark} remove partitioning")).await?;
+            tell(self.own, format!("alter table {table} exchange partition {part_as} with table {aside}")).await?;
         }
         // Rows that arrived meanwhile stay, and leave with the next call.
         tell(self.own, format!("lock tables {table} write")).await?;
         if is_empty(one(self.own, count).await?) {
-            tell(self.own, format!("alter table {table} drop partition `{part}`")).await?;
+            tell(self.own, format!("alter table {table} drop partition {part_as}")).await?;
         }
         tell(self.own, "unlock tables".into()).await
     }
 
     /// Returns a name for the table of a partition that is used by none, or by an empty table that a call left before it was marked.
     async fn free_name(&mut self, part: &str) -> Result<String, Error> {
-        let (schema, name) = match self.what.table.rsplit_once('.') {
-            Some((schema, name)) => (format!("{schema}."), name),
-            None => (String::new(), self.what.table.as_str()),
-        };
+        let whole = format!("{}_{part}", self.name);
+        let hash = format!("_{:08x}", xxhash_rust::xxh3::xxh3_64(whole.as_bytes()) as u32);
         for number in 1.. {
-            let end = if number == 1 { format!("_{part}") } else { format!("_{part}_{number}") };
-            let hash = format!("_{:08x}", xxhash_rust::xxh3::xxh3_64(name.as_bytes()) as u32);
-            let mut room = LONGEST.saturating_sub(end.len());
-            let own = if name.chars().count() <= room {
-                format!("{name}{end}")
+            let end = if number == 1 { String::new() } else { format!("_{number}") };
+            let name = if whole.chars().count() + end.len() <= LONGEST {
+                format!("{whole}{end}")
             } else {
-                room = room.saturating_sub(hash.len());
-                format!("{}{hash}{end}", name.chars().take(room).collect::<String>())
+                let room = LONGEST - hash.len() - end.len();
+                format!("{}{hash}{end}", whole.chars().take(room).collect::<String>())
             };
-            let full = format!("{schema}{own}");
             let taken = format!(
                 "select cast(create_options like '%partitioned%' and table_comment not like 'Detached by %' as char) \
                  from information_schema.tables where {}",
-                place(&full)
+                self.place.condition(&name)
             );
             match one(self.own, taken).await?.as_deref() {
-                None => return Ok(full),
+                None => return Ok(name),
                 Some("1") => {
-                    let empty = format!("select cast(not exists (select 1 from {}) as char)", Dialect::MySql.quoted(&full));
+                    let empty = format!("select cast(not exists (select 1 from {}) as char)", self.place.quoted(&name));
                     if one(self.own, empty).await?.as_deref() == Some("1") {
-                        return Ok(full);
+                        return Ok(name);
                     }
                 }
                 Some(_) => {}
@@ -344,19 +389,16 @@ impl Work<'_> {
 
     /// Archives and drops what was detached, now or by a call that did not come to its end.
     async fn leave(&mut self, folder: Option<&Path>) -> Result<(), Error> {
-        let schema = match self.what.table.rsplit_once('.') {
-            Some((schema, _)) => literal(schema),
-            None => "database()".into(),
-        };
         let detached = format!(
             "select cast(table_name as char) from information_schema.tables
-             where table_schema = {schema} and table_comment = {} order by table_name",
-            mark(&self.what.table)
+             where table_schema = {} and binary table_comment = binary concat({}, table_name, '.') order by table_name",
+            self.place.schema(),
+            mark(&self.place, &self.name)
         );
         for row in MySql::rows(self.own, detached).await? {
             let Some(name) = row.into_iter().next().flatten() else { continue };
             let left = self.leave_one(&name, folder).await;
-            let _ = tell(self.own, "unlock tables".into()).await;
+            let _ = tell(self.own, "unlock tables; set character_set_results = utf8mb4".into()).await;
             match left {
                 Ok(Some(archived)) if archived.rows > 0 => self.report.archived.push(archived),
                 Ok(Some(_)) => {}
@@ -370,18 +412,14 @@ impl Work<'_> {
     }
 
     async fn leave_one(&mut self, name: &str, folder: Option<&Path>) -> Result<Option<Archived>, Error> {
-        let full = match self.what.table.rsplit_once('.') {
-            Some((schema, _)) => format!("{schema}.{name}"),
-            None => name.to_owned(),
-        };
-        let table = Dialect::MySql.quoted(&full);
+        let table = self.place.quoted(name);
         // Nobody changes a row between its being read and the drop.
         tell(self.own, format!("lock tables {table} write")).await?;
         let count = one(self.own, format!("select cast(count(*) as char) from {table}")).await?;
         let count: u64 = count.and_then(|count| count.parse().ok()).unwrap_or_default();
         let archived = match folder {
             Some(_) if count == 0 => Some(Archived { table: name.into(), path: "".into(), rows: 0, sha256: String::new() }),
-            Some(folder) => Some(archive(self.own, &full, name, count, folder).await?),
+            Some(folder) => Some(archive(self.own, &self.place, name, count, folder).await?),
             None => None,
         };
         tell(self.own, format!("drop table {table}")).await?;
@@ -392,27 +430,73 @@ impl Work<'_> {
     }
 }
 
-/// Writes a table's rows to a file, and proves that they are there.
-async fn archive(own: &mut MySqlConnection, full: &str, name: &str, count: u64, folder: &Path) -> Result<Archived, Error> {
-    let columns = columns(own, &place(full)).await?;
+/// Writes a table's rows to a file, and proves that they are there: as many rows, and of each column as many values and bytes, as the server
+/// counts.
+async fn archive(own: &mut MySqlConnection, at: &Place, name: &str, count: u64, folder: &Path) -> Result<Archived, Error> {
+    let columns = columns(own, &at.condition(name)).await?;
+    let table = at.quoted(name);
+    let counted = weights(own, &columns, &table).await?;
     let mut text = Vec::new();
     csv::push(&mut text, columns.iter().map(|column| Some(column.name.as_bytes())));
-    let quoted = |column: &Column| column.kind.to_text(&format!("`{}`", column.name.replace('`', "``")));
-    let values: Vec<_> = columns.iter().map(quoted).collect();
-    let sql = format!("select {} from {}", values.join(", "), Dialect::MySql.quoted(full));
+    let values: Vec<_> = columns.iter().map(|column| column.kind.value(&ident(&column.name))).collect();
+    let sql = format!("select {} from {table}", values.join(", "));
     let writer = Writer::begin(folder, name);
+    let mut written = vec![Weight::default(); columns.len()];
+    // Texts come as they are stored.
+    tell(own, "set character_set_results = null".into()).await?;
     {
         let mut rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch(&mut *own);
         while let Some(row) = rows.try_next().await? {
-            let fields = (0..columns.len()).map(|n| bytes_of(&row, n)).collect::<Result<Vec<_>, _>>()?;
-            csv::push(&mut text, fields);
+            let mut fields = Vec::with_capacity(columns.len());
+            for (n, column) in columns.iter().enumerate() {
+                let value = bytes_of(&row, n)?;
+                if let Some(value) = value {
+                    written[n].values += 1;
+                    written[n].bytes += value.len() as u64;
+                }
+                fields.push(value.map(|value| match column.kind {
+                    Kind::Binary => Cow::Owned(HEXUPPER.encode(value).into_bytes()),
+                    _ => Cow::Borrowed(value),
+                }));
+            }
+            csv::push(&mut text, fields.iter().map(|field| field.as_deref()));
             if text.len() >= CHUNK {
                 writer.write(Bytes::from(std::mem::take(&mut text))).await;
             }
         }
     }
+    tell(own, "set character_set_results = utf8mb4".into()).await?;
+    for ((column, written), counted) in columns.iter().zip(&mut written).zip(&counted) {
+        if column.kind != Kind::Binary {
+            written.bytes = 0;
+        }
+        if written != counted {
+            let found = format!("of column `{}`, {written:?} came of {counted:?}", column.name);
+            return Err(failed("its values do not all come")(std::io::Error::new(std::io::ErrorKind::InvalidData, found)));
+        }
+    }
     writer.write(Bytes::from(text)).await;
     writer.finish(count).await
+}
+
+/// Lets the server count the values of each column.
+async fn weights(own: &mut MySqlConnection, columns: &[Column], table: &str) -> Result<Vec<Weight>, Error> {
+    let of = |column: &Column| {
+        let name = ident(&column.name);
+        let bytes = match column.kind {
+            Kind::Binary => format!("coalesce(sum(length({name})), 0)"),
+            _ => "0".into(),
+        };
+        format!("cast(count({name}) as char), cast({bytes} as char)")
+    };
+    let counts: Vec<_> = columns.iter().map(of).collect();
+    let row =
+        MySql::rows(own, format!("select {} from {table}", counts.join(", "))).await?.into_iter().next().unwrap_or_default();
+    let number = |text: &Option<String>| text.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default();
+    Ok(row
+        .chunks(2)
+        .map(|pair| Weight { values: number(&pair[0]), bytes: pair.get(1).map(number).unwrap_or_default() })
+        .collect())
 }
 
 fn bytes_of(row: &MySqlRow, n: usize) -> Result<Option<&[u8]>, sqlx::Error> {
@@ -422,15 +506,18 @@ fn bytes_of(row: &MySqlRow, n: usize) -> Result<Option<&[u8]>, sqlx::Error> {
 /// Returns the columns of a table that can be written: all but generated ones.
 async fn columns(own: &mut MySqlConnection, place: &str) -> Result<Vec<Column>, Error> {
     let sql = format!(
-        "select cast(column_name as char), cast(lower(data_type) as char) from information_schema.columns
+        "select cast(column_name as char), cast(lower(data_type) as char), cast(lower(character_set_name) as char)
+         from information_schema.columns
          where {place} and coalesce(generation_expression, '') = '' order by ordinal_position"
     );
     let mut columns = Vec::new();
     for row in MySql::rows(own, sql).await? {
-        let [Some(name), Some(data_type)] = &row[..] else { continue };
+        let [Some(name), Some(data_type), charset] = &row[..] else { continue };
         let unwritable =
             || std::io::Error::new(std::io::ErrorKind::Unsupported, format!("column `{name}` is of the type {data_type}"));
-        let kind = Kind::of(data_type).ok_or_else(unwritable).map_err(failed("a column cannot be written as text"))?;
+        let kind = Kind::of(data_type, charset.as_deref())
+            .ok_or_else(unwritable)
+            .map_err(failed("a column cannot be written as text"))?;
         columns.push(Column { name: name.clone(), kind });
     }
     Ok(columns)
@@ -438,7 +525,8 @@ async fn columns(own: &mut MySqlConnection, place: &str) -> Result<Vec<Column>, 
 
 /// Expression by which a table is partitioned.
 enum By {
-    Columns,
+    /// The column itself.
+    Columns(String),
     ToDays,
     UnixTimestamp,
 }
@@ -447,7 +535,7 @@ impl By {
     fn of(method: &str, expression: &str) -> Option<Self> {
         let expression = expression.replace(['`', ' '], "").to_ascii_lowercase();
         match method.to_ascii_uppercase().as_str() {
-            "RANGE COLUMNS" => (!expression.contains(',')).then_some(Self::Columns),
+            "RANGE COLUMNS" => (!expression.contains(',')).then_some(Self::Columns(expression)),
             "RANGE" if expression.starts_with("to_days(") => Some(Self::ToDays),
             "RANGE" if expression.starts_with("unix_timestamp(") => Some(Self::UnixTimestamp),
             _ => None,
@@ -457,7 +545,7 @@ impl By {
     /// A bound's text as seconds.
     fn seconds(&self, bound: &str) -> String {
         match self {
-            Self::Columns => format!("timestampdiff(second, '1970-01-01', cast(trim(both '''' from {bound}) as datetime))"),
+            Self::Columns(_) => format!("timestampdiff(second, '1970-01-01', cast(trim(both '''' from {bound}) as datetime))"),
             Self::ToDays => format!("(cast({bound} as signed) - to_days('1970-01-01')) * 86400"),
             Self::UnixTimestamp => format!("cast({bound} as signed)"),
         }
@@ -466,7 +554,7 @@ impl By {
     /// A date's beginning as a bound.
     fn bound(&self, time: &str) -> String {
         match self {
-            Self::Columns => format!("'{time}'"),
+            Self::Columns(_) => format!("'{time}'"),
             Self::ToDays => format!("to_days('{time}')"),
             Self::UnixTimestamp => format!("unix_timestamp('{time}')"),
         }
@@ -482,17 +570,43 @@ fn begin_of(every: Every) -> &'static str {
     }
 }
 
-/// The condition that finds a table in `information_schema`.
-fn place(table: &str) -> String {
-    match table.rsplit_once('.') {
-        Some((schema, name)) => format!("table_schema = {} and table_name = {}", literal(schema), literal(name)),
-        None => format!("table_schema = database() and table_name = {}", literal(table)),
+/// Where tables are: in a schema that was named, or in the connection's.
+struct Place {
+    schema: Option<String>,
+}
+
+impl Place {
+    /// Splits `schema.table`.
+    fn split(full: &str) -> (Self, &str) {
+        match full.rsplit_once('.') {
+            Some((schema, name)) => (Self { schema: Some(schema.to_owned()) }, name),
+            None => (Self { schema: None }, full),
+        }
+    }
+
+    fn schema(&self) -> String {
+        self.schema.as_deref().map_or("database()".to_owned(), literal)
+    }
+
+    fn quoted(&self, name: &str) -> String {
+        let schema = self.schema.as_deref().map(|schema| format!("{}.", ident(schema)));
+        format!("{}{}", schema.unwrap_or_default(), ident(name))
+    }
+
+    /// Returns the condition that finds a table in `information_schema`.
+    fn condition(&self, name: &str) -> String {
+        format!("table_schema = {} and table_name = {}", self.schema(), literal(name))
     }
 }
 
-/// Returns the comment that says that a table was a partition of this one and is on its way out.
-fn mark(table: &str) -> String {
-    literal(&format!("Detached by scale-db from {table}."))
+/// Returns a name as SQL takes it, dots included.
+fn ident(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+/// Begins the comment that says that a table was a partition and is on its way out. The table's own name ends it: it is of no copy.
+fn mark(place: &Place, table: &str) -> String {
+    format!("concat('Detached by scale-db from ', {}, '.', {}, ' as ')", place.schema(), literal(table))
 }
 
 fn literal(text: &str) -> String {

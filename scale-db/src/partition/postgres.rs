@@ -108,6 +108,7 @@ impl Work<'_> {
             self.report.busy = true;
             return Ok(());
         }
+        self.check().await?;
         self.create().await?;
         match &self.what.old {
             Old::Stay => {}
@@ -130,6 +131,21 @@ impl Work<'_> {
         tell(self.own, "rollback".into()).await?;
         self.report.fail(partition, error);
         Ok(false)
+    }
+
+    /// Refuses a table whose partitions are not periods.
+    async fn check(&mut self) -> Result<(), Error> {
+        let sql = format!(
+            "select exists (select from pg_partitioned_table join pg_attribute on attrelid = partrelid and attnum = partattrs[0]
+            where partrelid = {}::regclass and partstrat = 'r' and partnatts = 1
+            and atttypid in ('date'::regtype, 'timestamp'::regtype, 'timestamptz'::regtype))::text",
+            self.literal
+        );
+        if one(self.own, sql).await?.as_deref() == Some("true") {
+            return Ok(());
+        }
+        let why = "a table to maintain is partitioned by range over one column of the type date, timestamp or timestamptz";
+        Err(sqlx::Error::Configuration(why.into()).into())
     }
 
     /// Makes the partitions that are missing: of each period, what none covers.
@@ -169,21 +185,32 @@ impl Work<'_> {
             ),
         )
         .await?;
-        if let Some(Default { part, column }) = default {
-            let columns = columns(self.own, part).await?.join(", ");
-            // Rows of this period went there while it had no partition.
-            tell(
-                self.own,
-                format!(
-                    "lock table {part} in share row exclusive mode;
-                    with moved as (delete from {part} where {column} >= '{start}' and {column} < '{stop}' returning {columns})
-                    insert into {new} ({columns}) overriding system value select {columns} from moved"
-                ),
-            )
-            .await?;
+        let attach = format!("alter table {table} attach partition {new} for values from ('{start}') to ('{stop}')");
+        let Some(Default { part, column }) = default else { return tell(self.own, format!("{attach}; commit")).await };
+        // Rows of this period went to the default partition while it had none of its own.
+        let there = format!("{column} >= '{start}' and {column} < '{stop}'");
+        tell(self.own, format!("lock table {part} in share row exclusive mode")).await?;
+        let found = one(self.own, format!("select exists (select from {part} where {there})::text")).await?;
+        if found.as_deref() != Some("true") {
+            return tell(self.own, format!("{attach}; commit")).await;
         }
-        tell(self.own, format!("alter table {table} attach partition {new} for values from ('{start}') to ('{stop}'); commit"))
-            .await
+        let columns = columns(self.own, part).await?.join(", ");
+        // By itself it has neither the foreign keys that refer to its rows, whose actions a deletion would set off, nor the table's
+        // triggers. If a row is referred to, it cannot be detached.
+        tell(
+            self.own,
+            format!(
+                "alter table {table} detach partition {part};
+                alter table {part} disable trigger user;
+                with moved as (delete from {part} where {there} returning {columns})
+                insert into {new} ({columns}) overriding system value select {columns} from moved;
+                alter table {part} enable trigger user;
+                {attach};
+                alter table {table} attach partition {part} default;
+                commit"
+            ),
+        )
+        .await
     }
 
     async fn default(&mut self) -> Result<Option<Default>, Error> {
@@ -222,13 +249,26 @@ impl Work<'_> {
         for row in Postgres::rows(self.own, old).await? {
             let [Some(part), Some(default)] = &row[..] else { continue };
             let concurrently = if default == "true" { "" } else { " concurrently" };
+            let this = Dialect::Postgres.literal(part);
+            // Its own comment, should it stay.
+            let before = one(self.own, format!("select quote_literal(obj_description({this}::regclass, 'pg_class'))")).await?;
+            let mark =
+                one(self.own, format!("select quote_literal({})", mark(&literal, &format!("{this}::regclass::oid")))).await?;
             let done = async {
-                tell(self.own, format!("comment on table {part} is {}", mark(&literal))).await?;
+                tell(self.own, format!("comment on table {part} is {}", mark.as_deref().unwrap_or("null"))).await?;
                 tell(self.own, format!("alter table {table} detach partition {part}{concurrently}")).await
             };
             let done = done.await;
             if self.note(part, done).await? {
                 self.report.detached.push(part.clone());
+                continue;
+            }
+            // Whoever detaches it by hand means to keep it.
+            let attached = format!(
+                "select exists (select from pg_inherits where inhrelid = {this}::regclass and not inhdetachpending)::text"
+            );
+            if one(self.own, attached).await?.as_deref() == Some("true") {
+                tell(self.own, format!("comment on table {part} is {}", before.as_deref().unwrap_or("null"))).await?;
             }
         }
         Ok(())
@@ -240,7 +280,7 @@ impl Work<'_> {
             "select c.oid::regclass::text, c.relname from pg_class c
             where c.relkind in ('r', 'p') and obj_description(c.oid, 'pg_class') = {}
             and not exists (select from pg_inherits where inhrelid = c.oid) order by c.relname",
-            mark(&self.literal)
+            mark(&self.literal, "c.oid")
         );
         for row in Postgres::rows(self.own, detached).await? {
             let [Some(part), Some(name)] = &row[..] else { continue };
@@ -341,9 +381,10 @@ fn bounds(literal: &str) -> String {
     )
 }
 
-/// Returns the comment that says that a table was a partition of this one and is on its way out.
-fn mark(literal: &str) -> String {
-    Dialect::Postgres.literal(&format!("Detached by scale-db from {}.", literal.replace('\'', "")))
+/// Returns an expression for the comment that says that the table of an id was a partition of this one and is on its way out. It is of no
+/// other table, and of no copy.
+fn mark(literal: &str, oid: &str) -> String {
+    format!("'Detached by scale-db: table ' || {oid} || ' of ' || {literal}::regclass::oid || '.'")
 }
 
 async fn tell(connection: &mut PgConnection, sql: String) -> Result<(), Error> {

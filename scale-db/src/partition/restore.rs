@@ -11,8 +11,12 @@ use super::csv::{Field, Reader};
 use crate::db::Db;
 use crate::error::Error;
 
-/// Records handed over at a time.
+/// Records handed over at a time, and their bytes, unless one has more.
 const BATCH: usize = 500;
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Bytes of a record at most: more than any database takes.
+const LONGEST: usize = 1 << 30;
 
 const WHAT: &str = "its file cannot be restored";
 
@@ -48,7 +52,7 @@ pub struct Archive {
 
 impl Archive {
     async fn open(path: PathBuf, rows: u64) -> Result<Self, Error> {
-        let (sender, mut batches) = mpsc::channel(4);
+        let (sender, mut batches) = mpsc::channel(2);
         let mut reading = tokio::task::spawn_blocking(move || read(&path, &sender));
         // The names come first, by themselves.
         let Some(header) = batches.recv().await.and_then(|batch| batch.into_iter().next()) else {
@@ -87,7 +91,7 @@ impl Archive {
 fn read(path: &Path, sender: &mpsc::Sender<Vec<Vec<Field>>>) -> io::Result<()> {
     let mut decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(1 << 17, std::fs::File::open(path)?))?;
     let (mut reader, mut buffer) = (Reader::default(), vec![0; 1 << 17]);
-    let (mut batch, mut names) = (Vec::new(), true);
+    let (mut batch, mut names, mut bytes) = (Vec::new(), true, 0);
     let gone = |_| io::Error::other("nobody takes the rows any more");
     loop {
         let length = decoder.read(&mut buffer)?;
@@ -95,12 +99,17 @@ fn read(path: &Path, sender: &mpsc::Sender<Vec<Vec<Field>>>) -> io::Result<()> {
             break;
         }
         reader.read(&buffer[..length], |record| {
+            bytes += record.iter().flatten().map(Vec::len).sum::<usize>();
             batch.push(record);
-            if std::mem::take(&mut names) || batch.len() == BATCH {
+            if std::mem::take(&mut names) || batch.len() == BATCH || bytes >= BATCH_BYTES {
+                bytes = 0;
                 sender.blocking_send(std::mem::take(&mut batch)).map_err(gone)?;
             }
             Ok::<_, io::Error>(())
         })?;
+        if reader.length() > LONGEST {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a record has more than a gibibyte"));
+        }
     }
     if !reader.is_at_end() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "its last record has no end"));
