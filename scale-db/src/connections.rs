@@ -60,7 +60,7 @@ impl<DB: Backend> Db<DB> {
     /// fail-over, and is closed when its connections fall silent: ask again then.
     ///
     /// # Errors
-    /// [`Error::NoPrimary`] inside `sqlx::Error::Configuration`.
+    /// [`Error::NoPrimary`](crate::Error::NoPrimary) inside `sqlx::Error::Configuration`.
     pub async fn primary_pool(&self) -> Result<Pool<DB>, sqlx::Error> {
         sticky::wrote(self.0.id);
         Ok(self.primary_node().await?.pool())
@@ -74,7 +74,7 @@ impl<DB: Backend> Db<DB> {
     /// A transaction on the primary. Rolled back when dropped before `commit`.
     ///
     /// # Errors
-    /// [`Error::NoPrimary`] inside `sqlx::Error::Configuration`, or what sqlx says.
+    /// [`Error::NoPrimary`](crate::Error::NoPrimary) inside `sqlx::Error::Configuration`, or what sqlx says.
     pub async fn begin(&self) -> Result<Transaction<'static, DB>, sqlx::Error> {
         let node = self.primary_node().await?;
         sticky::wrote(self.0.id);
@@ -96,7 +96,7 @@ impl<DB: Backend> Db<DB> {
     /// Begins a read-only transaction on a replica: one snapshot for several queries.
     ///
     /// # Errors
-    /// [`Error::NoReplica`] if so configured, or what sqlx says.
+    /// [`Error::NoReplica`](crate::Error::NoReplica) if so configured, or what sqlx says.
     pub async fn begin_read(&self) -> Result<Snapshot<DB>, sqlx::Error> {
         let (node, leave) = match self.reader(0) {
             Some(node) => (node, None),
