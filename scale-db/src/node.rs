@@ -83,7 +83,7 @@ pub(crate) struct Node<DB: Database> {
     /// Log that it has written or replayed.
     log: ArcSwap<Log>,
     lag_ms: AtomicU64,
-    /// Which of the dialect's probes it answers, and the latest timeline it was seen on since it started.
+    /// Number of the dialect's probe that it answers, and the latest timeline it was seen on since it started.
     pub(crate) asked: Arc<Mutex<Asked>>,
     /// Wakes whoever waits for an answer of the node when it is found down.
     lost: Notify,

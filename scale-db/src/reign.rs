@@ -1,4 +1,4 @@
-//! Which node is the primary, as far as is known.
+//! The election of the primary among the nodes that take writes.
 //!
 //! A server that is reached by two addresses is one node of them.
 //!

@@ -27,7 +27,6 @@ pub(crate) async fn are_all_it_reads<DB: Backend>(db: &Db<DB>, sql: &str) -> boo
 /// Counts what is no table, or has rules of its own for its rows.
 fn question(dialect: Dialect, names: &[String]) -> String {
     let literals: Vec<_> = names.iter().map(|name| dialect.literal(name)).collect();
-    let of = |parts: &str| parts.to_owned();
     match dialect {
         Dialect::Postgres => format!(
             "select count(*)::text from unnest(array[{}]::text[]) n left join pg_class c on c.oid = to_regclass(n) \
@@ -38,7 +37,7 @@ fn question(dialect: Dialect, names: &[String]) -> String {
             let one = |name: &String| {
                 let (schema, table) = match name.split_once('.') {
                     Some((schema, table)) => (dialect.literal(&bare(schema)), dialect.literal(&bare(table))),
-                    None => (of("database()"), dialect.literal(&bare(name))),
+                    None => ("database()".to_owned(), dialect.literal(&bare(name))),
                 };
                 format!(
                     "(select count(*) from information_schema.tables \
@@ -48,7 +47,7 @@ fn question(dialect: Dialect, names: &[String]) -> String {
             let found: Vec<_> = names.iter().map(one).collect();
             format!("select cast({} - ({}) as char)", names.len(), found.join(" + "))
         }
-        Dialect::Sqlite => of("select '1'"),
+        Dialect::Sqlite => "select '1'".to_owned(),
     }
 }
 

@@ -33,7 +33,7 @@ async fn insert(db: &Db<Pg>, n: i64) -> Result<Option<Mark>, sqlx::Error> {
     .await
 }
 
-/// How many rows of that number a read finds that carries a mark.
+/// Returns the number of rows of that number which a read with a mark finds.
 async fn seen(db: &Db<Pg>, mark: Option<Mark>, n: i64) -> Result<i64, sqlx::Error> {
     let seen = mark.map(|mark| (sticky::id(db), mark));
     sticky::scope(seen, sqlx::query_scalar("select count(*) from t where n = $1").bind(n).fetch_one(db)).await

@@ -1,4 +1,4 @@
-//! What people write with sqlx, written against `&Db`: migrations, `Acquire`, pools in and out, options, transactions, `COPY`, `LISTEN`.
+//! Code as people write it with sqlx, against `&Db`: migrations, `Acquire`, pools in and out, options, transactions, `COPY`, `LISTEN`.
 #![cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "any", feature = "anyhow", feature = "uuid"))]
 #![allow(clippy::unwrap_used)]
 

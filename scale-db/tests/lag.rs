@@ -1,4 +1,4 @@
-//! How late a replica may be, and what services and roles tell of it.
+//! Replication lag: its bound, and the accounts of it that services and roles give.
 #![cfg(feature = "postgres")]
 #![allow(clippy::unwrap_used)]
 

@@ -16,7 +16,7 @@ pub trait Backend: Database + sealed::Sealed {
     #[doc(hidden)]
     fn dialect(url: &str) -> Option<Dialect>;
 
-    /// Which dialect a pool speaks.
+    /// Returns the dialect that a pool speaks.
     #[doc(hidden)]
     fn dialect_of(pool: &Pool<Self>) -> Option<Dialect>;
 

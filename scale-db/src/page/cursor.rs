@@ -34,7 +34,7 @@ impl std::fmt::Debug for Cursors {
     }
 }
 
-/// Where a page begins, and which way it goes from there.
+/// Direction of a page from the row where it begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Direction {
     pub(super) backward: bool,

@@ -35,7 +35,7 @@ use cursor::Direction;
 /// A page has no more rows.
 const MOST: usize = 1_000;
 
-/// Which way a column is ordered.
+/// Order of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Smallest first.
@@ -59,7 +59,7 @@ pub struct WeakSecret;
 #[error("a row's key has more than 4,096 bytes: order the list by shorter columns")]
 pub struct KeyTooLong;
 
-/// Which page is wanted.
+/// Request for a page.
 #[derive(Clone, Debug)]
 pub struct PageRequest<K> {
     cursors: Cursors,
@@ -75,9 +75,9 @@ pub struct PageRequest<K> {
 pub struct Page<T> {
     /// The rows, in the list's order whichever way the page was reached.
     pub items: Vec<T>,
-    /// Where the next page begins; `None` on the last.
+    /// Cursor of the next page; `None` on the last.
     pub next: Option<String>,
-    /// Where the page before ends; `None` on the first.
+    /// Cursor of the page before; `None` on the first.
     pub previous: Option<String>,
 }
 

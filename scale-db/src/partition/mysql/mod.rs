@@ -6,28 +6,27 @@
 //! | `by range (to_days(at))` | a number of days |
 //! | `by range (unix_timestamp(at))` | a number of seconds |
 
-use std::borrow::Cow;
+mod columns;
+mod place;
+
 use std::path::Path;
 
-use bytes::Bytes;
-use data_encoding::{HEXUPPER, HEXUPPER_PERMISSIVE};
-use futures_util::TryStreamExt;
-use sqlx::mysql::{MySqlConnection, MySqlRow};
-use sqlx::{AssertSqlSafe, Connection, MySql, Row};
+use data_encoding::HEXUPPER_PERMISSIVE;
+use sqlx::mysql::MySqlConnection;
+use sqlx::{AssertSqlSafe, Connection, MySql};
 
-use super::archive::{Archived, Writer, failed};
+use self::columns::{Kind, archive, columns};
+use self::place::{Place, ident, literal, mark};
+use super::archive::{Archived, failed};
 use super::restore::Archive;
 use super::sealed::Engine;
-use super::{Every, Old, Partitioned, Partitions, Report, csv};
-use crate::Dialect;
+use super::{Every, Old, Partitioned, Partitions, Report};
 use crate::backend::Backend;
 use crate::db::Db;
 use crate::error::Error;
 
 /// Bytes of a name at most.
 const LONGEST: usize = 64;
-/// Bytes of text handed to the file at a time.
-const CHUNK: usize = 1 << 16;
 /// Rows of one insert at most, their values, and their bytes unless one row has more.
 const ROWS: usize = 100;
 const PLACEHOLDERS: usize = 65_535;
@@ -63,7 +62,7 @@ impl Engine for MySql {
                 || std::io::Error::new(std::io::ErrorKind::NotFound, format!("the table has no column `{name}` to write to"));
             let column = column.ok_or_else(missing).map_err(failed(WHAT))?;
             names.push(ident(name));
-            values.push(column.kind.placeholder());
+            values.push(column.kind.parameter());
             kinds.push(column.kind);
         }
         let (row, mut rows, table) = (format!("({})", values.join(", ")), 0, place.quoted(name));
@@ -103,61 +102,6 @@ impl Engine for MySql {
 /// UTC, and neither backslashes nor zeros that mean something else.
 const SESSION: &str = "set names utf8mb4; set time_zone = '+00:00'; \
     set sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,STRICT_ALL_TABLES' /*M! , max_statement_time = 0 */ /*!80000 , max_execution_time = 0 */";
-
-/// Form of a column's values as text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// Numbers, times, and texts in UTF-8: as the server sends them.
-    Text,
-    /// Its digits as a double: as a float it shows six of them.
-    Float,
-    /// Bytes, and texts of other character sets, in hexadecimal.
-    Binary,
-    Bit,
-}
-
-impl Kind {
-    /// Returns `None` for what cannot be written as text.
-    fn of(data_type: &str, charset: Option<&str>) -> Option<Self> {
-        Some(match (data_type, charset) {
-            ("binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob", _) => Self::Binary,
-            ("bit", _) => Self::Bit,
-            ("float", _) => Self::Float,
-            (
-                "geometry" | "point" | "linestring" | "polygon" | "multipoint" | "multilinestring" | "multipolygon"
-                | "geometrycollection" | "geomcollection" | "vector",
-                _,
-            ) => return None,
-            (_, Some(charset)) if !charset.starts_with("utf8") && charset != "ascii" => Self::Binary,
-            _ => Self::Text,
-        })
-    }
-
-    /// Returns an expression for its value. A function of a large value would be null, and no error.
-    fn value(self, column: &str) -> String {
-        match self {
-            Self::Text | Self::Binary => column.to_owned(),
-            Self::Float => format!("{column} + 0e0"),
-            Self::Bit => format!("{column} + 0"),
-        }
-    }
-
-    fn placeholder(self) -> &'static str {
-        if self == Self::Bit { "cast(? as unsigned)" } else { "?" }
-    }
-}
-
-struct Column {
-    name: String,
-    kind: Kind,
-}
-
-/// Values of a column that are not null, and their bytes, where those are the same in the table and on the way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Weight {
-    values: u64,
-    bytes: u64,
-}
 
 /// One partition: its name, and where it ends in seconds of Unix time; `None` for `maxvalue`.
 struct Part {
@@ -430,99 +374,6 @@ impl Work<'_> {
     }
 }
 
-/// Writes a table's rows to a file, and proves that they are there: as many rows, and of each column as many values and bytes, as the server
-/// counts.
-async fn archive(own: &mut MySqlConnection, at: &Place, name: &str, count: u64, folder: &Path) -> Result<Archived, Error> {
-    let columns = columns(own, &at.condition(name)).await?;
-    let table = at.quoted(name);
-    let counted = weights(own, &columns, &table).await?;
-    let mut text = Vec::new();
-    csv::push(&mut text, columns.iter().map(|column| Some(column.name.as_bytes())));
-    let values: Vec<_> = columns.iter().map(|column| column.kind.value(&ident(&column.name))).collect();
-    let sql = format!("select {} from {table}", values.join(", "));
-    let writer = Writer::begin(folder, name);
-    let mut written = vec![Weight::default(); columns.len()];
-    // Texts come as they are stored.
-    tell(own, "set character_set_results = null".into()).await?;
-    {
-        let mut rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch(&mut *own);
-        while let Some(row) = rows.try_next().await? {
-            let mut fields = Vec::with_capacity(columns.len());
-            for (n, column) in columns.iter().enumerate() {
-                let value = bytes_of(&row, n)?;
-                if let Some(value) = value {
-                    written[n].values += 1;
-                    written[n].bytes += value.len() as u64;
-                }
-                fields.push(value.map(|value| match column.kind {
-                    Kind::Binary => Cow::Owned(HEXUPPER.encode(value).into_bytes()),
-                    _ => Cow::Borrowed(value),
-                }));
-            }
-            csv::push(&mut text, fields.iter().map(|field| field.as_deref()));
-            if text.len() >= CHUNK {
-                writer.write(Bytes::from(std::mem::take(&mut text))).await;
-            }
-        }
-    }
-    tell(own, "set character_set_results = utf8mb4".into()).await?;
-    for ((column, written), counted) in columns.iter().zip(&mut written).zip(&counted) {
-        if column.kind != Kind::Binary {
-            written.bytes = 0;
-        }
-        if written != counted {
-            let found = format!("of column `{}`, {written:?} came of {counted:?}", column.name);
-            return Err(failed("its values do not all come")(std::io::Error::new(std::io::ErrorKind::InvalidData, found)));
-        }
-    }
-    writer.write(Bytes::from(text)).await;
-    writer.finish(count).await
-}
-
-/// Lets the server count the values of each column.
-async fn weights(own: &mut MySqlConnection, columns: &[Column], table: &str) -> Result<Vec<Weight>, Error> {
-    let of = |column: &Column| {
-        let name = ident(&column.name);
-        let bytes = match column.kind {
-            Kind::Binary => format!("coalesce(sum(length({name})), 0)"),
-            _ => "0".into(),
-        };
-        format!("cast(count({name}) as char), cast({bytes} as char)")
-    };
-    let counts: Vec<_> = columns.iter().map(of).collect();
-    let row =
-        MySql::rows(own, format!("select {} from {table}", counts.join(", "))).await?.into_iter().next().unwrap_or_default();
-    let number = |text: &Option<String>| text.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default();
-    Ok(row
-        .chunks(2)
-        .map(|pair| Weight { values: number(&pair[0]), bytes: pair.get(1).map(number).unwrap_or_default() })
-        .collect())
-}
-
-fn bytes_of(row: &MySqlRow, n: usize) -> Result<Option<&[u8]>, sqlx::Error> {
-    row.try_get_unchecked::<Option<&[u8]>, _>(n)
-}
-
-/// Returns the columns of a table that can be written: all but generated ones.
-async fn columns(own: &mut MySqlConnection, place: &str) -> Result<Vec<Column>, Error> {
-    let sql = format!(
-        "select cast(column_name as char), cast(lower(data_type) as char), cast(lower(character_set_name) as char)
-         from information_schema.columns
-         where {place} and coalesce(generation_expression, '') = '' order by ordinal_position"
-    );
-    let mut columns = Vec::new();
-    for row in MySql::rows(own, sql).await? {
-        let [Some(name), Some(data_type), charset] = &row[..] else { continue };
-        let unwritable =
-            || std::io::Error::new(std::io::ErrorKind::Unsupported, format!("column `{name}` is of the type {data_type}"));
-        let kind = Kind::of(data_type, charset.as_deref())
-            .ok_or_else(unwritable)
-            .map_err(failed("a column cannot be written as text"))?;
-        columns.push(Column { name: name.clone(), kind });
-    }
-    Ok(columns)
-}
-
 /// Expression by which a table is partitioned.
 enum By {
     /// The column itself.
@@ -568,49 +419,6 @@ fn begin_of(every: Every) -> &'static str {
         Every::Month => "date_format(utc_date(), '%Y-%m-01')",
         Every::Year => "date_format(utc_date(), '%Y-01-01')",
     }
-}
-
-/// Where tables are: in a schema that was named, or in the connection's.
-struct Place {
-    schema: Option<String>,
-}
-
-impl Place {
-    /// Splits `schema.table`.
-    fn split(full: &str) -> (Self, &str) {
-        match full.rsplit_once('.') {
-            Some((schema, name)) => (Self { schema: Some(schema.to_owned()) }, name),
-            None => (Self { schema: None }, full),
-        }
-    }
-
-    fn schema(&self) -> String {
-        self.schema.as_deref().map_or("database()".to_owned(), literal)
-    }
-
-    fn quoted(&self, name: &str) -> String {
-        let schema = self.schema.as_deref().map(|schema| format!("{}.", ident(schema)));
-        format!("{}{}", schema.unwrap_or_default(), ident(name))
-    }
-
-    /// Returns the condition that finds a table in `information_schema`.
-    fn condition(&self, name: &str) -> String {
-        format!("table_schema = {} and table_name = {}", self.schema(), literal(name))
-    }
-}
-
-/// Returns a name as SQL takes it, dots included.
-fn ident(name: &str) -> String {
-    format!("`{}`", name.replace('`', "``"))
-}
-
-/// Begins the comment that says that a table was a partition and is on its way out. The table's own name ends it: it is of no copy.
-fn mark(place: &Place, table: &str) -> String {
-    format!("concat('Detached by scale-db from ', {}, '.', {}, ' as ')", place.schema(), literal(table))
-}
-
-fn literal(text: &str) -> String {
-    Dialect::MySql.literal(text)
 }
 
 async fn tell(connection: &mut MySqlConnection, sql: String) -> Result<(), Error> {
