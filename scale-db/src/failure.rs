@@ -15,6 +15,11 @@ pub(crate) fn code(error: &dyn sqlx::error::DatabaseError) -> Option<Cow<'_, str
     error.code()
 }
 
+/// Returns whether a primary was refused for being older than a mark.
+pub(crate) fn is_unseen(error: &Error) -> bool {
+    matches!(error, Error::Configuration(cause) if matches!(cause.downcast_ref(), Some(crate::Error::Unseen)))
+}
+
 /// The connection or the server is gone: a read may be asked again elsewhere.
 pub(crate) fn is_lost(error: &Error) -> bool {
     matches!(error, Error::PoolTimedOut) || is_broken(error)

@@ -28,6 +28,7 @@ use tower_service::Service;
 
 use crate::backend::Backend;
 use crate::db::Db;
+use crate::failure::is_unseen;
 use crate::position::Position;
 use crate::watch;
 
@@ -217,7 +218,12 @@ pub async fn mark<DB: Backend>(db: &Db<DB>) -> Option<Mark> {
     let state = SCOPE.try_with(|scope| scope.get(db.0.id)).ok()?;
     match state {
         // Never less than what it was told: a mark of a newer primary is not forgotten.
-        State { wrote: true, told, .. } => Some(db.position().await.map_or(Mark::Primary, |now| Mark::At(now.max(told)))),
+        State { wrote: true, told, .. } => Some(match db.position().await {
+            Ok(now) => Mark::At(now.max(told)),
+            // Nothing was written: every way to a primary was refused.
+            Err(error) if is_unseen(&error) => Mark::At(told),
+            Err(_) => Mark::Primary,
+        }),
         State { need: Need::Nothing, .. } => None,
         State { need: Need::Write(position), .. } => Some(Mark::At(position)),
         State { need: Need::Primary, .. } => Some(Mark::Primary),
