@@ -1,16 +1,20 @@
-//! A clock that goes on while the process is stopped and the machine is suspended.
+//! A clock that keeps running while the process is stopped or the machine is suspended.
 
 use std::time::Duration;
 
-/// Returns the time since the machine was started, including the time it was suspended. Only differences have a meaning.
+/// Returns the time since the machine was started, including suspended time. Only differences are
+/// meaningful.
 ///
-/// A process cannot see how long it was frozen by looking at a clock that was frozen with it. On Linux this is
-/// `CLOCK_BOOTTIME`; elsewhere the clock of [`std::time::Instant`].
+/// A process cannot measure how long it was suspended with a clock that was suspended too. On Linux
+/// this is `CLOCK_BOOTTIME`; on other systems it is the clock of [`std::time::Instant`].
 pub fn since_boot() -> Duration {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), u32::try_from(now.tv_nsec).unwrap_or_default())
+        Duration::new(
+            u64::try_from(now.tv_sec).unwrap_or_default(),
+            u32::try_from(now.tv_nsec).unwrap_or_default(),
+        )
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     {

@@ -1,4 +1,4 @@
-//! How long to wait for what.
+//! Settings of a connection: timeouts and retries.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,13 @@ use serde::Deserialize;
 use crate::error::Error;
 use crate::handle::Redis;
 
-/// Settings of a handle; [`Config::new`] has the defaults. The same names serve in files and environment.
+/// Settings of a handle; [`Config::new`] has the defaults. Configuration files and environment
+/// variables use the same names.
 ///
 /// ```
 /// use std::time::Duration;
-/// let config = scale_redis::Config::new("redis://127.0.0.1").response_timeout(Duration::from_millis(100));
+/// let config = scale_redis::Config::new("redis://127.0.0.1")
+///     .response_timeout(Duration::from_millis(100));
 /// ```
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,7 +42,7 @@ const fn three() -> u32 {
 }
 
 impl Config {
-    /// The defaults for an address.
+    /// Creates the default settings for an address.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -51,50 +53,55 @@ impl Config {
         }
     }
 
-    /// How long making a connection may take, handshake included. Default: 500 ms.
+    /// Sets how long connecting may take, including the handshake. Default: 500 ms.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
     }
 
-    /// How long an answer may take. Default: 500 ms.
+    /// Sets how long an answer may take. Default: 500 ms.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit;
         self
     }
 
-    /// The longest pause between two attempts to reconnect; pauses start at 10 ms and double. Default: 2 s.
+    /// Sets the longest pause between two attempts to reconnect; pauses start at 10 ms and double.
+    /// Default: 2 s.
     pub fn max_reconnect_delay(mut self, limit: Duration) -> Self {
         self.max_reconnect_delay = limit;
         self
     }
 
-    /// How often a Cluster command is repeated after a redirection or a lost link. Default: 3.
+    /// Sets how often a Cluster command is repeated after a redirection or a lost connection.
+    /// Default: 3.
     pub fn cluster_retries(mut self, times: u32) -> Self {
         self.cluster_retries = times;
         self
     }
 
-    /// A handle that has been answered once. For that one answer the time-out is that of connecting, if it is longer.
+    /// Connects, and waits for one answer. Its timeout is the connect timeout, if that is longer
+    /// than the response timeout.
     pub async fn connect(self) -> Result<Redis, Error> {
         let deadline = Instant::now() + self.connect_timeout;
         let redis = self.connect_lazy()?;
         loop {
             match redis.ping().await {
-                Err(Error::Redis { source, .. }) if source.is_timeout() && Instant::now() < deadline => {}
+                Err(Error::Redis { source, .. })
+                    if source.is_timeout() && Instant::now() < deadline => {}
                 answer => return answer.map(|()| redis),
             }
         }
     }
 
-    /// A handle that connects in the background: only a wrong address is an error. Must be called inside a tokio runtime.
+    /// Returns a handle that connects in the background: only an invalid address is an error. Must
+    /// be called inside a tokio runtime.
     pub fn connect_lazy(self) -> Result<Redis, Error> {
         Redis::from_config(self)
     }
 }
 
 impl std::fmt::Debug for Config {
-    /// Without the address: it may hold a password.
+    /// Omits the address, because it may contain a password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config")
             .field("connect_timeout", &self.connect_timeout)

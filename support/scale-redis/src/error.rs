@@ -1,20 +1,20 @@
-//! What can go wrong before there is a handle.
+//! Errors of connecting.
 
 use redis::RedisError;
 
-/// Why a handle could not be made or did not answer.
+/// Error of a handle: it could not be created, or got no answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The address is not one of the documented forms.
-    #[error("not a Redis address: {0}")]
+    #[error("invalid Redis address: {0}")]
     Address(String),
-    /// The server could not be reached, refused us, or answered with an error.
+    /// The server could not be reached, refused the connection, or answered with an error.
     #[error("Redis at {address}: {source}")]
     Redis {
-        /// The address, without secrets.
+        /// Address without secrets.
         address: String,
-        /// The client's own words.
+        /// Error of the client.
         source: RedisError,
     },
 }

@@ -1,4 +1,4 @@
-//! The handle: clone it, give it to whoever speaks Redis.
+//! Handle of Redis: clone it, and pass it to all code that uses Redis.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,9 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{MultipleNodeRoutingInfo, Route as NodeRoute, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
+use redis::cluster_routing::{
+    MultipleNodeRoutingInfo, Route as NodeRoute, RoutingInfo, SingleNodeRoutingInfo, SlotAddr,
+};
 use redis::{Cmd, Pipeline, RedisError, RedisFuture, Value};
 
 use crate::address::{Address, Shape};
@@ -20,12 +22,12 @@ use crate::subscribe::{Source, SourceKind, Subscription};
 
 /// A Redis server, Sentinel group or Cluster. Cloning costs one reference count.
 ///
-/// It implements [`redis::aio::ConnectionLike`], so everything of the `redis` crate works on it: `redis::cmd`, `pipe`, `Script` and
-/// the `AsyncCommands` trait.
+/// It implements [`redis::aio::ConnectionLike`], so everything in the `redis` crate works with it:
+/// `redis::cmd`, `pipe`, `Script` and the `AsyncCommands` trait.
 #[derive(Clone)]
 pub struct Redis {
     inner: Arc<Inner>,
-    /// Time that answers may take beyond the response time-out.
+    /// Additional time for answers beyond the response timeout.
     allowance: Duration,
 }
 
@@ -43,11 +45,11 @@ enum Route {
 
 struct Cluster {
     client: redis::cluster::ClusterClient,
-    /// With what ends when the runtime does that its tasks run on.
+    /// The connection, and an anchor that ends with the runtime of its tasks.
     connection: tokio::sync::Mutex<Option<(ClusterConnection, Anchor)>>,
 }
 
-/// Tells whether the runtime still lives on which it was made.
+/// Shows whether the runtime on which it was created still exists.
 struct Anchor(tokio::task::AbortHandle);
 
 impl Anchor {
@@ -67,10 +69,10 @@ impl Drop for Anchor {
 }
 
 impl Redis {
-    /// Connects with the default settings and waits for one answer.
+    /// Connects with the default settings, and waits for one answer.
     ///
     /// # Errors
-    /// [`Error::Address`] for an address that cannot be read; [`Error::Redis`] when nobody answers.
+    /// [`Error::Address`] for an invalid address; [`Error::Redis`] if no server answers.
     pub async fn connect(url: &str) -> Result<Self, Error> {
         Config::new(url).connect().await
     }
@@ -80,40 +82,53 @@ impl Redis {
         let wrong = |source: RedisError| Error::Redis { address: address.to_string(), source };
         #[cfg(feature = "tls")]
         if address.tls {
-            // Somebody else may have chosen a provider already: theirs is as good.
+            // The application may have installed a provider already; that one is used then.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let (route, kind) = match (Connector::new(&address).map_err(wrong)?, &address.shape) {
             (Some(connector), _) => {
                 let connector = Arc::new(connector);
                 (
-                    Route::Link(Link::new(Arc::clone(&connector), config.clone()), Arc::clone(&connector)),
+                    Route::Link(
+                        Link::new(Arc::clone(&connector), config.clone()),
+                        Arc::clone(&connector),
+                    ),
                     SourceKind::Link(connector),
                 )
             }
             (None, Shape::Cluster(nodes)) => {
-                let seeds =
-                    nodes.iter().map(|n| redis::Client::open(resp3(n.clone()))).collect::<Result<_, _>>().map_err(wrong)?;
+                let seeds = nodes
+                    .iter()
+                    .map(|n| redis::Client::open(resp3(n.clone())))
+                    .collect::<Result<_, _>>()
+                    .map_err(wrong)?;
                 let client = cluster(nodes, &config).build().map_err(wrong)?;
                 (
-                    Route::Cluster(Box::new(Cluster { client, connection: tokio::sync::Mutex::default() })),
+                    Route::Cluster(Box::new(Cluster {
+                        client,
+                        connection: tokio::sync::Mutex::default(),
+                    })),
                     SourceKind::Seeds(seeds),
                 )
             }
-            (None, _) => return Err(Error::Address("neither a server nor a Cluster".into())),
+            (None, _) => return Err(Error::Address("no server and no Cluster".into())),
         };
         let source = Arc::new(Source { config: config.clone(), kind });
-        Ok(Self { inner: Arc::new(Inner { address, config, route, source }), allowance: Duration::ZERO })
+        Ok(Self {
+            inner: Arc::new(Inner { address, config, route, source }),
+            allowance: Duration::ZERO,
+        })
     }
 
-    /// Asks whether the server answers; in a Cluster, whether any node does.
+    /// Checks whether the server answers; in a Cluster, whether any node does.
     pub async fn ping(&self) -> Result<(), Error> {
         let answer = redis::cmd("PING").query_async::<()>(&mut self.clone()).await;
         answer.map_err(|source| Error::Redis { address: self.inner.address.to_string(), source })
     }
 
-    /// Warns in the log, if the server forgets keys when its memory is full, instead of refusing new ones: `what` is lost then. Asks once,
-    /// for whoever keeps there what must last. Where the server does not say (`INFO` may be forbidden), there is no word.
+    /// Logs a warning if the server evicts keys when its memory is full, instead of refusing new
+    /// ones, so that `what` may be lost. The server is asked once per call. If it does not report
+    /// its policy (`INFO` may be forbidden), nothing is logged. Returns whether it evicts keys.
     pub async fn warn_of_eviction(&self, what: &str) -> bool {
         let mut info = redis::cmd("INFO");
         info.arg("memory");
@@ -121,9 +136,11 @@ impl Redis {
         let text: String = redis::from_redis_value(answer).unwrap_or_default();
         let field = |name: &str| text.lines().find_map(|line| line.trim().strip_prefix(name));
         let policy = field("maxmemory_policy:").unwrap_or("noeviction");
-        let evicts = policy != "noeviction" && field("maxmemory:").is_some_and(|bytes| bytes != "0");
+        let evicts =
+            policy != "noeviction" && field("maxmemory:").is_some_and(|bytes| bytes != "0");
         if evicts {
-            tracing::warn!(address = %self.inner.address, policy, "this Redis forgets keys when its memory is full, and {what} with them: set maxmemory-policy noeviction");
+            tracing::warn!(address = %self.inner.address, policy, "this Redis evicts keys \
+                when its memory is full, and {what} with them: set maxmemory-policy noeviction");
         }
         evicts
     }
@@ -133,18 +150,26 @@ impl Redis {
         matches!(self.inner.route, Route::Cluster(_))
     }
 
-    /// A connection of its own without a response time-out, for commands that block (`BLPOP`, `XREAD BLOCK`).
+    /// Returns a separate connection without a response timeout, for commands that block (`BLPOP`,
+    /// `XREAD BLOCK`).
     ///
-    /// It does not heal: after an error, ask for another one.
+    /// It does not reconnect: after an error, request another one.
     pub async fn dedicated(&self) -> Result<Dedicated, Error> {
         let made = match &self.inner.route {
-            Route::Link(_, connector) => connector.connect(&self.inner.config, None).await.map(Dedicated::Single),
+            Route::Link(_, connector) => {
+                connector.connect(&self.inner.config, None).await.map(Dedicated::Single)
+            }
             Route::Cluster(_) => match &self.inner.address.shape {
                 Shape::Cluster(nodes) => {
                     let forever = Duration::from_hours(365 * 24);
-                    let builder = cluster(nodes, &self.inner.config).response_timeout(forever).overall_response_timeout(None);
+                    let builder = cluster(nodes, &self.inner.config)
+                        .response_timeout(forever)
+                        .overall_response_timeout(None);
                     match builder.build() {
-                        Ok(client) => client.get_async_connection().await.map(|c| Dedicated::Cluster(Box::new(c))),
+                        Ok(client) => client
+                            .get_async_connection()
+                            .await
+                            .map(|c| Dedicated::Cluster(Box::new(c))),
                         Err(error) => Err(error),
                     }
                 }
@@ -154,26 +179,39 @@ impl Redis {
         made.map_err(|source| Error::Redis { address: self.inner.address.to_string(), source })
     }
 
-    /// Messages of these channels; see [`Subscription`]. In a Cluster any node serves: channels are heard by all.
-    pub fn subscribe<C: Into<String>>(&self, channels: impl IntoIterator<Item = C>) -> Subscription {
-        Subscription::new(Arc::clone(&self.inner.source), channels.into_iter().map(Into::into).collect())
+    /// Subscribes to channels; see [`Subscription`]. In a Cluster any node is used, because
+    /// messages reach all nodes.
+    pub fn subscribe<C: Into<String>>(
+        &self,
+        channels: impl IntoIterator<Item = C>,
+    ) -> Subscription {
+        Subscription::new(
+            Arc::clone(&self.inner.source),
+            channels.into_iter().map(Into::into).collect(),
+        )
     }
 
-    /// Messages of these channels from every master of a Cluster, each listened to by itself: what was published at a node that can be
-    /// reached is heard, or [`Event::Lost`](crate::Event::Lost) is said, though the Cluster's bus is cut. The same message may come once
-    /// from each master. Without a Cluster it is [`subscribe`](Self::subscribe).
-    pub fn subscribe_everywhere<C: Into<String>>(&self, channels: impl IntoIterator<Item = C>) -> Subscription {
+    /// Subscribes to channels at every master of a Cluster separately. A message published at a
+    /// reachable node is received, or [`Event::Lost`](crate::Event::Lost) is yielded, even if the
+    /// Cluster's bus is cut. The same message may arrive once from each master. Without a Cluster
+    /// this is [`subscribe`](Self::subscribe).
+    pub fn subscribe_everywhere<C: Into<String>>(
+        &self,
+        channels: impl IntoIterator<Item = C>,
+    ) -> Subscription {
         let channels = channels.into_iter().map(Into::into).collect();
         match &self.inner.address.shape {
-            Shape::Cluster(seeds) => {
-                Subscription::of_masters(Masters { seeds: seeds.clone(), config: self.inner.config.clone() }, channels)
-            }
+            Shape::Cluster(seeds) => Subscription::of_masters(
+                Masters { seeds: seeds.clone(), config: self.inner.config.clone() },
+                channels,
+            ),
             _ => Subscription::new(Arc::clone(&self.inner.source), channels),
         }
     }
 
-    /// Counts the connections made so far: another number means that commands may reach another server, or the same one after a restart.
-    /// `None` in a Cluster, and while there is no connection.
+    /// Returns the number of connections made so far. If it changes, commands may reach another
+    /// server, or the same one after a restart. Returns `None` in a Cluster, and while there is no
+    /// connection.
     pub fn generation(&self) -> Option<u64> {
         match &self.inner.route {
             Route::Link(link, _) => link.generation(),
@@ -181,14 +219,17 @@ impl Redis {
         }
     }
 
-    /// One command for all masters of a Cluster, or for the one server; the answers in no order.
+    /// Sends a command to all masters of a Cluster, or to the one server; the answers have no
+    /// order.
     pub async fn command_everywhere(&self, cmd: Cmd) -> Result<Vec<Value>, RedisError> {
         match &self.inner.route {
             Route::Link(link, _) => Ok(vec![link.command(&cmd, self.allowance).await?]),
             Route::Cluster(cluster) => {
                 let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
                 match cluster.connection().await?.route_command(cmd, all).await? {
-                    Value::Map(answers) => Ok(answers.into_iter().map(|(_, answer)| answer).collect()),
+                    Value::Map(answers) => {
+                        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+                    }
                     Value::Array(answers) => Ok(answers),
                     answer => Ok(vec![answer]),
                 }
@@ -196,26 +237,32 @@ impl Redis {
         }
     }
 
-    /// The longest an answer takes, twice that while a connection is being made; `None` in a Cluster, where a command may be repeated.
+    /// Returns the maximum time of an answer; twice that time while connecting. Returns `None` in a
+    /// Cluster, where a command may be repeated.
     pub fn bound(&self) -> Option<Duration> {
         matches!(self.inner.route, Route::Link(..)).then_some(self.inner.config.response_timeout)
     }
 
-    /// The same connection, on which answers may take so much longer than the response time-out: for a command that moves megabytes.
-    /// In a Cluster it changes nothing: there the response time-out is what finds dead nodes.
+    /// Returns the same connection with more time for answers than the response timeout, for
+    /// commands that transfer megabytes. It has no effect in a Cluster, where the response timeout
+    /// detects dead nodes.
     ///
     /// ```no_run
     /// # async fn example(redis: scale_redis::Redis) -> redis::RedisResult<()> {
     /// use std::time::Duration;
     /// let page: Vec<Vec<u8>> =
-    ///     redis::cmd("LRANGE").arg("big").arg(0).arg(99).query_async(&mut redis.allowing(Duration::from_secs(4))).await?;
+    ///     redis::cmd("LRANGE")
+    ///         .arg("big")
+    ///         .arg(0)
+    ///         .arg(99)
+    ///         .query_async(&mut redis.allowing(Duration::from_secs(4))).await?;
     /// # Ok(()) }
     /// ```
     pub fn allowing(&self, longer: Duration) -> Self {
         Self { inner: Arc::clone(&self.inner), allowance: longer }
     }
 
-    /// One command, without the boxed futures that the `redis` crate's traits ask for.
+    /// Sends a command, without the boxed futures that the traits of the `redis` crate require.
     pub async fn command(&self, cmd: &Cmd) -> Result<Value, RedisError> {
         match &self.inner.route {
             Route::Link(link, _) => link.command(cmd, self.allowance).await,
@@ -223,21 +270,32 @@ impl Redis {
         }
     }
 
-    /// One command that names no key, sent to the server that has this key: in a Cluster `SCAN` sees one node's keys.
+    /// Sends a command without a key to the server that has this key: in a Cluster, `SCAN` sees
+    /// only one node's keys.
     pub async fn command_near(&self, cmd: Cmd, key: &str) -> Result<Value, RedisError> {
         match &self.inner.route {
             Route::Link(link, _) => link.command(&cmd, self.allowance).await,
             Route::Cluster(cluster) => {
-                let node = SingleNodeRoutingInfo::SpecificNode(NodeRoute::with_key(key.as_bytes(), SlotAddr::Master));
+                let node = SingleNodeRoutingInfo::SpecificNode(NodeRoute::with_key(
+                    key.as_bytes(),
+                    SlotAddr::Master,
+                ));
                 cluster.connection().await?.route_command(cmd, RoutingInfo::SingleNode(node)).await
             }
         }
     }
 
-    async fn pipeline(&self, pipeline: &Pipeline, offset: usize, count: usize) -> Result<Vec<Value>, RedisError> {
+    async fn pipeline(
+        &self,
+        pipeline: &Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> Result<Vec<Value>, RedisError> {
         match &self.inner.route {
             Route::Link(link, _) => link.pipeline(pipeline, offset, count, self.allowance).await,
-            Route::Cluster(cluster) => cluster.connection().await?.req_packed_commands(pipeline, offset, count).await,
+            Route::Cluster(cluster) => {
+                cluster.connection().await?.req_packed_commands(pipeline, offset, count).await
+            }
         }
     }
 }
@@ -268,13 +326,20 @@ impl ConnectionLike for Redis {
         Box::pin(self.command(cmd))
     }
 
-    fn req_packed_commands<'a>(&'a mut self, pipeline: &'a Pipeline, offset: usize, count: usize) -> RedisFuture<'a, Vec<Value>> {
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(self.pipeline(pipeline, offset, count))
     }
 
     fn get_db(&self) -> i64 {
         match &self.inner.address.shape {
-            Shape::Single(info) | Shape::Sentinel { master: info, .. } => info.redis_settings().db(),
+            Shape::Single(info) | Shape::Sentinel { master: info, .. } => {
+                info.redis_settings().db()
+            }
             Shape::Cluster(_) => 0,
         }
     }
@@ -286,7 +351,7 @@ impl fmt::Debug for Redis {
     }
 }
 
-/// A connection of one's own, from [`Redis::dedicated`].
+/// Separate connection from [`Redis::dedicated`].
 #[derive(Clone)]
 pub enum Dedicated {
     /// To a server.
@@ -309,7 +374,12 @@ impl ConnectionLike for Dedicated {
         }
     }
 
-    fn req_packed_commands<'a>(&'a mut self, pipeline: &'a Pipeline, offset: usize, count: usize) -> RedisFuture<'a, Vec<Value>> {
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
         match self {
             Self::Single(connection) => connection.req_packed_commands(pipeline, offset, count),
             Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),

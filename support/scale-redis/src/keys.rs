@@ -1,22 +1,23 @@
-//! Names of keys: `{app}:{crate}:…`, with the hash tag where a script's keys must share a slot. Different names make different keys.
+//! Names of keys: `{app}:{crate}:…`, with a hash tag where the keys of a script must share a slot.
+//! Different names give different keys.
 //!
-//! | in | written otherwise | as |
+//! | part of the key | escaped | as |
 //! | --- | --- | --- |
-//! | the application and the crate | `%`, `{`, `}`, `:` | `%25`, `%7B`, `%7D`, `%3A` |
-//! | a tag, and a name that stands alone | `%`, `{`, `}` | the same |
-//! | the same | more than 512 bytes | `%#` and its SHA-256, hexadecimal |
-//! | a tag | nothing at all | `%` |
-//! | a name behind a tag | nothing: scripts make such keys, too | |
+//! | application and crate | `%`, `{`, `}`, `:` | `%25`, `%7B`, `%7D`, `%3A` |
+//! | tag, and name without a tag | `%`, `{`, `}` | the same |
+//! | tag, and name without a tag | more than 512 bytes | `%#` and its SHA-256, hexadecimal |
+//! | tag | an empty one | `%` |
+//! | name after a tag | nothing, because scripts build such keys too | |
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-/// The longest tag, or name that stands alone, that is written as it is, bytes.
+/// Maximum bytes of a tag, or of a name without a tag, that are not hashed.
 const LONGEST: usize = 512;
 
-/// The prefix under which one crate of one application keeps its keys.
+/// Prefix of the keys of one crate of one application.
 ///
 /// ```
 /// let keys = scale_redis::Keys::new("shop", "queue");
@@ -27,31 +28,31 @@ const LONGEST: usize = 512;
 pub struct Keys(Arc<str>);
 
 impl Keys {
-    /// Keys of a crate, called `part`, of an application.
+    /// Creates the prefix for the crate `part` of an application.
     pub fn new(app: &str, part: &str) -> Self {
         let part_of = |name: &str| escaped(name).replace(':', "%3A");
         Self(format!("{}:{}:", part_of(app), part_of(part)).into())
     }
 
-    /// `app:crate:name`: a key that is used alone.
+    /// Returns `app:crate:name`, for a key that is used alone.
     pub fn plain(&self, name: &str) -> String {
         joined([&self.0, &written(name)])
     }
 
-    /// `app:crate:{tag}:name`: all keys of one tag share a Cluster slot.
+    /// Returns `app:crate:{tag}:name`; all keys with one tag share a Cluster slot.
     pub fn tagged(&self, tag: &str, name: &str) -> String {
-        // Without a tag, Redis would take the whole key for one.
+        // With an empty tag, Redis would hash the whole key.
         let tag = if tag.is_empty() { "%".into() } else { written(tag) };
         joined([&self.0, "{", &tag, "}:", name])
     }
 
-    /// `app:crate:`.
+    /// Returns `app:crate:`.
     pub fn prefix(&self) -> &str {
         &self.0
     }
 }
 
-/// With one allocation: keys are made for every command.
+/// Joins the parts with one allocation, because keys are built for every command.
 fn joined<const N: usize>(parts: [&str; N]) -> String {
     let mut key = String::with_capacity(parts.iter().map(|part| part.len()).sum());
     for part in parts {
@@ -60,7 +61,7 @@ fn joined<const N: usize>(parts: [&str; N]) -> String {
     key
 }
 
-/// A percent sign begins nothing else than what is written otherwise: so no two names are written alike.
+/// Escapes a name. A percent sign always begins an escape, so no two names are escaped alike.
 fn written(name: &str) -> Cow<'_, str> {
     if name.len() > LONGEST {
         let hash = Sha256::digest(name.as_bytes());
@@ -86,7 +87,10 @@ mod tests {
     #[test]
     fn a_brace_in_a_name_cannot_move_the_tag() {
         assert_eq!(Keys::new("a{b}", "q").tagged("}x{", "k"), "a%7Bb%7D:q:{%7Dx%7B}:k");
-        assert_ne!(Keys::new("a", "q").tagged("f{x}", "k"), Keys::new("a", "q").tagged("f(x)", "k"));
+        assert_ne!(
+            Keys::new("a", "q").tagged("f{x}", "k"),
+            Keys::new("a", "q").tagged("f(x)", "k")
+        );
     }
 
     #[test]
@@ -99,7 +103,7 @@ mod tests {
         assert_eq!(keys.tagged(&"x".repeat(512), "k").len(), "a:q:{}:k".len() + 512);
     }
 
-    /// What Redis takes for the hash tag.
+    /// Returns the part of a key that Redis takes for the hash tag.
     fn hash_tag(key: &str) -> &str {
         let (_, rest) = key.split_once('{').unwrap();
         rest.split_once('}').unwrap().0
@@ -116,8 +120,14 @@ mod tests {
             one in (name(), name(), name(), name()),
             two in (name(), name(), name(), name()),
         ) {
-            let tagged = |(app, part, tag, name): &(String, String, String, String)| Keys::new(app, part).tagged(tag, name);
-            let plain = |(app, part, _, name): &(String, String, String, String)| Keys::new(app, part).plain(name);
+            let tagged = |(app, part, tag, name): &(
+                String, String, String, String,
+            )| Keys::new(app, part)
+                .tagged(tag, name);
+            let plain = |(app, part, _, name): &(
+                String, String, String, String,
+            )| Keys::new(app, part)
+                .plain(name);
             prop_assert_eq!(one == two, tagged(&one) == tagged(&two));
             let same = one.0 == two.0 && one.1 == two.1 && one.3 == two.3;
             prop_assert_eq!(same, plain(&one) == plain(&two));

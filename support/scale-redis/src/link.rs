@@ -1,7 +1,8 @@
 //! One pipelined connection that is replaced when it breaks.
 //!
-//! A background task owns the making of connections; commands only look at the state it publishes. So a dead server costs a command
-//! nothing but the look, and a thousand commands cause one attempt to reconnect, not a thousand.
+//! A background task makes the connections; commands only read the state that it publishes. So
+//! while a server is down, commands fail without waiting, and a thousand commands cause one attempt
+//! to reconnect, not a thousand.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,7 +10,9 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{
+    Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, Value,
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
@@ -19,38 +22,40 @@ const FIRST_DELAY: Duration = Duration::from_millis(10);
 
 #[derive(Clone)]
 enum State {
-    /// An attempt is under way and nothing is known against it: commands wait for its end.
+    /// The first attempt of a series is under way: commands wait for its end.
     Connecting,
     Up(MultiplexedConnection, u64),
-    /// The last attempt failed: commands fail with it at once.
+    /// The last attempt failed: commands fail at once with its error.
     Down(Arc<RedisError>),
 }
 
-/// A connection that heals itself.
+/// A connection that reconnects by itself.
 pub(crate) struct Link {
     kept: RwLock<Kept>,
     connector: Arc<Connector>,
     config: Config,
-    /// Connections made, by this keeper and those before it.
+    /// Number of connections made by all keepers so far.
     made: Arc<AtomicU64>,
     patience: Duration,
     response_timeout: Duration,
     allowed: Arc<Allowed>,
 }
 
-/// The ends of the task that keeps the connection. It ends with the runtime it was started on; then another one takes its place.
+/// Channels of the task that keeps the connection. The task ends with the runtime on which it was
+/// started; then another one replaces it.
 #[derive(Clone)]
 struct Kept {
     state: watch::Receiver<State>,
     complaints: mpsc::UnboundedSender<Complaint>,
 }
 
-/// The sum of the allowances of commands under way, microseconds: whatever is sent behind a large answer waits for that one too.
+/// Sum of the allowances of running commands, in microseconds: a command sent after a large answer
+/// waits for that answer too.
 #[derive(Default)]
 struct Allowed(AtomicU64);
 
 impl Allowed {
-    /// Adds an allowance until the guard is dropped. Returns the sum with it.
+    /// Adds an allowance until the guard is dropped. Returns the new sum.
     fn add(&self, allowance: Duration) -> (AllowedGuard<'_>, Duration) {
         let own = u64::try_from(allowance.as_micros()).unwrap_or(u64::MAX / 1_000);
         let sum = self.0.fetch_add(own, Relaxed) + own;
@@ -72,7 +77,7 @@ impl Drop for AllowedGuard<'_> {
 enum Complaint {
     /// The connection of that number is broken.
     Broken(u64),
-    /// It did not answer in time: ask it, and believe the answer.
+    /// The connection of that number did not answer in time, and has to be checked.
     Silent(u64),
 }
 
@@ -86,7 +91,7 @@ impl Link {
         Self { kept, connector, config, made, patience, response_timeout, allowed }
     }
 
-    /// The number of the present connection.
+    /// Returns the number of the current connection.
     pub(crate) fn generation(&self) -> Option<u64> {
         match &*self.kept.read().state.borrow() {
             State::Up(_, number) => Some(*number),
@@ -94,14 +99,15 @@ impl Link {
         }
     }
 
-    /// The present keeper; a new one, on the runtime that asks, if the last one's runtime is gone.
+    /// Returns the current keeper, or starts one on the current runtime if the runtime of the last
+    /// one has ended.
     fn kept(&self) -> RedisResult<Kept> {
         let kept = self.kept.read().clone();
         if kept.state.has_changed().is_ok() {
             return Ok(kept);
         }
         if tokio::runtime::Handle::try_current().is_err() {
-            return Err(too_late("there is no runtime to keep the connection"));
+            return Err(too_late("no tokio runtime is running"));
         }
         let mut place = self.kept.write();
         if place.state.has_changed().is_err() {
@@ -110,11 +116,12 @@ impl Link {
         Ok(place.clone())
     }
 
-    /// `allowance`: how much longer than the response time-out the answer may take.
+    /// Runs a command. `allowance` is added to the response timeout.
     pub(crate) async fn command(&self, cmd: &Cmd, allowance: Duration) -> RedisResult<Value> {
         let (mut connection, number) = self.connection().await?;
         let (_guard, allowance) = self.allowed.add(allowance);
-        let result = in_time(self.response_timeout + allowance, connection.send_packed_command(cmd)).await;
+        let result =
+            in_time(self.response_timeout + allowance, connection.send_packed_command(cmd)).await;
         self.judge(result, number)
     }
 
@@ -149,17 +156,21 @@ impl Link {
                 State::Down(error) => Err(refused(error)),
                 State::Connecting => Err(too_late("still connecting")),
             },
-            Ok(Err(_)) => Err(too_late("the runtime that kept the link is gone")),
+            Ok(Err(_)) => Err(too_late("the runtime of the connection has ended")),
             Err(_) => Err(too_late("still connecting")),
         }
     }
 
-    /// Passes a result on, and tells the keeper what it says of the connection.
+    /// Returns the result, after reporting to the keeper what it says about the connection.
     fn judge<T>(&self, result: RedisResult<T>, number: u64) -> RedisResult<T> {
         if let Err(error) = &result {
             let complaint = if error.is_timeout() {
                 Some(Complaint::Silent(number))
-            } else if error.is_io_error() || error.is_connection_dropped() || error.is_unrecoverable_error() || demoted(error) {
+            } else if error.is_io_error()
+                || error.is_connection_dropped()
+                || error.is_unrecoverable_error()
+                || demoted(error)
+            {
                 Some(Complaint::Broken(number))
             } else {
                 None
@@ -173,29 +184,48 @@ impl Link {
 }
 
 /// Starts a keeper.
-fn keep(connector: &Arc<Connector>, config: &Config, made: &Arc<AtomicU64>, allowed: &Arc<Allowed>) -> Kept {
+fn keep(
+    connector: &Arc<Connector>,
+    config: &Config,
+    made: &Arc<AtomicU64>,
+    allowed: &Arc<Allowed>,
+) -> Kept {
     let (publish, state) = watch::channel(State::Connecting);
     let (complaints, inbox) = mpsc::unbounded_channel();
-    let (connector, config, made, allowed) = (Arc::clone(connector), config.clone(), Arc::clone(made), Arc::clone(allowed));
+    let (connector, config, made, allowed) =
+        (Arc::clone(connector), config.clone(), Arc::clone(made), Arc::clone(allowed));
     tokio::spawn(Keeper { connector, config, publish, inbox, number: 0, made, allowed }.run());
     Kept { state, complaints }
 }
 
-async fn in_time<T>(limit: Duration, answer: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = RedisResult<T>>,
+) -> RedisResult<T> {
     tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(too_late("no answer in time")))
 }
 
-/// A server that became a replica refuses writes: whoever is the master now is elsewhere.
+/// Returns whether the server is no longer a master, so that another one takes writes.
 fn demoted(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
+    matches!(
+        error.kind(),
+        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
+    )
 }
 
 fn refused(error: &RedisError) -> RedisError {
-    let kind = if error.is_timeout() { std::io::ErrorKind::TimedOut } else { std::io::ErrorKind::ConnectionRefused };
-    RedisError::from(std::io::Error::new(kind, format!("the last attempt to connect failed: {error}")))
+    let kind = if error.is_timeout() {
+        std::io::ErrorKind::TimedOut
+    } else {
+        std::io::ErrorKind::ConnectionRefused
+    };
+    RedisError::from(std::io::Error::new(
+        kind,
+        format!("the last attempt to connect failed: {error}"),
+    ))
 }
 
-/// The background task: connects, listens for trouble, connects again.
+/// Background task that connects, waits for trouble, and connects again.
 struct Keeper {
     connector: Arc<Connector>,
     config: Config,
@@ -224,7 +254,7 @@ impl Keeper {
                     tracing::warn!("lost the connection to Redis; reconnecting");
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "could not connect to Redis");
+                    tracing::warn!(%error, "could not connect to Redis; trying again");
                     metrics::counter!("scale_redis_connect_errors_total").increment(1);
                     self.publish.send_replace(State::Down(Arc::new(error)));
                     let jittered = delay.mul_f64(0.5 + fastrand::f64() / 2.0);
@@ -237,7 +267,7 @@ impl Keeper {
         }
     }
 
-    /// Returns when the connection is of no more use; `None` when the last handle is gone.
+    /// Returns when the connection is broken; `None` when the last handle is dropped.
     async fn until_broken(
         &mut self,
         connection: MultiplexedConnection,
@@ -255,7 +285,10 @@ impl Keeper {
                         let mut probe = connection.clone();
                         let ping = redis::cmd("PING");
                         let (_guard, allowance) = self.allowed.add(Duration::ZERO);
-                        let answer = in_time(self.config.response_timeout + allowance, ping.query_async::<Value>(&mut probe)).await;
+                        let answer = in_time(
+                            self.config.response_timeout + allowance,
+                            ping.query_async::<Value>(&mut probe),
+                        ).await;
                         if answer.is_err_and(|e| e.is_timeout() || e.is_io_error()) {
                             return Some(());
                         }
@@ -266,7 +299,7 @@ impl Keeper {
         }
     }
 
-    /// Waits between two attempts; complaints about older connections are old news.
+    /// Waits between two attempts; reports about older connections are ignored.
     async fn pause(&mut self, delay: Duration) -> Option<()> {
         let end = tokio::time::Instant::now() + delay;
         loop {

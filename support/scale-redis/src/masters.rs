@@ -1,8 +1,9 @@
-//! A subscription at every master of a Cluster.
+//! Subscriptions at every master of a Cluster.
 //!
-//! What is published at one node reaches the others over the Cluster's bus, and nobody says when the bus has lost it. So each master is
-//! listened to itself: a script that publishes does so at the node that has its keys, and there nothing is lost unnoticed. A message
-//! comes once from its own node and, as a rule, once more from each other one.
+//! A message published at one node reaches the others over the Cluster's bus, and losses on the bus
+//! are not reported. So each master has a subscription of its own: a script publishes at the node
+//! that has its keys, and there no message is lost unnoticed. A message arrives once from its own
+//! node, and normally once more from each other node.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -18,21 +19,22 @@ use crate::config::Config;
 use crate::connect::{resp3, too_late};
 use crate::subscribe::{BACKLOG, CHECK, Event, FIRST_DELAY, SILENCE};
 
-/// A node as the Cluster names it.
+/// A node, as named by the Cluster.
 type Node = (String, u16);
 
-/// Where the masters are to be asked for.
+/// Source of the masters' addresses.
 pub(crate) struct Masters {
     pub(crate) seeds: Vec<ConnectionInfo>,
     pub(crate) config: Config,
 }
 
-/// One master that is listened to.
+/// Subscription at one master.
 struct Member {
     sink: PubSubSink,
-    /// Asked which masters this node knows: another one than the subscription's, which takes no other commands.
+    /// Connection for asking which masters this node knows; the subscription's connection accepts
+    /// no other commands.
     questions: MultiplexedConnection,
-    /// The name by which it is known, for a node that does not know its own.
+    /// Host name by which the node is known, for a node that does not know its own.
     host: String,
 }
 
@@ -40,8 +42,11 @@ impl Masters {
     pub(crate) async fn keep(&self, channels: &[String], events: &mpsc::Sender<Event>) {
         let mut delay = FIRST_DELAY;
         loop {
-            let opened = tokio::time::timeout(self.config.connect_timeout, self.open(channels)).await;
-            match opened.unwrap_or_else(|_| Err(too_late("subscribing to all masters took too long"))) {
+            let opened =
+                tokio::time::timeout(self.config.connect_timeout, self.open(channels)).await;
+            match opened
+                .unwrap_or_else(|_| Err(too_late("subscribing to all masters took too long")))
+            {
                 Ok((known, members, streams)) => {
                     delay = FIRST_DELAY;
                     if events.send(Event::Restored).await.is_err() {
@@ -54,7 +59,10 @@ impl Masters {
                     metrics::counter!("scale_redis_subscriptions_lost_total").increment(1);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "could not subscribe to all masters of the Redis Cluster");
+                    tracing::warn!(
+                        %error,
+                        "could not subscribe to all masters of the Redis Cluster; trying again",
+                    );
                     tokio::time::sleep(delay.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                     delay = (delay * 2).min(self.config.max_reconnect_delay);
                 }
@@ -62,13 +70,16 @@ impl Masters {
         }
     }
 
-    /// Subscribes at every master that any of them knows.
-    async fn open(&self, channels: &[String]) -> RedisResult<(BTreeSet<Node>, Vec<Member>, SelectAll<PubSubStream>)> {
+    /// Subscribes at every master that any of the masters knows.
+    async fn open(
+        &self,
+        channels: &[String],
+    ) -> RedisResult<(BTreeSet<Node>, Vec<Member>, SelectAll<PubSubStream>)> {
         let mut known = self.discover().await?;
         loop {
             let members = try_join_all(known.iter().map(|node| self.join(node, channels))).await?;
             let (mut members, streams): (Vec<_>, Vec<_>) = members.into_iter().unzip();
-            // One of them may know of masters that the seed does not.
+            // A master may know others that the seed does not know.
             let all = masters_of(&mut members).await?;
             if all.is_subset(&known) {
                 return Ok((known, members, streams.into_iter().collect()));
@@ -77,9 +88,9 @@ impl Masters {
         }
     }
 
-    /// The masters that the first seed that answers knows.
+    /// Returns the masters known to the first seed that answers.
     async fn discover(&self) -> RedisResult<BTreeSet<Node>> {
-        let mut last = RedisError::from(std::io::Error::other("no seed is known"));
+        let mut last = RedisError::from(std::io::Error::other("the address has no seeds"));
         for seed in &self.seeds {
             let asked = async {
                 let client = redis::Client::open(resp3(seed.clone()))?;
@@ -96,12 +107,19 @@ impl Masters {
         Err(last)
     }
 
-    async fn join(&self, (host, port): &Node, channels: &[String]) -> RedisResult<(Member, PubSubStream)> {
+    async fn join(
+        &self,
+        (host, port): &Node,
+        channels: &[String],
+    ) -> RedisResult<(Member, PubSubStream)> {
         let seed = &self.seeds[0];
         let address = match seed.addr() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
-                ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: *insecure, tls_params: tls_params.clone() }
-            }
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+                host: host.clone(),
+                port: *port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
             _ => ConnectionAddr::Tcp(host.clone(), *port),
         };
         let client = redis::Client::open(resp3(seed.clone().set_addr(address)))?;
@@ -113,7 +131,8 @@ impl Masters {
     }
 }
 
-/// Returns when a link is lost or silent, the reader is too slow, or there is a master that is not listened to.
+/// Listens until a connection is lost or silent, the reader is too slow, or there is a master
+/// without a subscription.
 async fn listen(
     known: &BTreeSet<Node>,
     mut members: Vec<Member>,
@@ -150,28 +169,30 @@ async fn listen(
                 pending.push_back(Event::Heard { asked });
             }
         }
-        // A stream that has ended is taken out in silence.
+        // `SelectAll` removes an ended stream without a notice.
         if streams.len() < count || pending.len() > BACKLOG {
             return;
         }
     }
 }
 
-/// The masters that any of these nodes knows.
+/// Returns the masters that any of these nodes knows.
 async fn masters_of(members: &mut [Member]) -> RedisResult<BTreeSet<Node>> {
     let asked = members.iter_mut().map(|Member { questions, host, .. }| slots(questions, host));
     Ok(try_join_all(asked).await?.into_iter().flatten().collect())
 }
 
-/// The masters that have slots, as one node sees it.
+/// Returns the masters with slots, as seen by one node.
 async fn slots(connection: &mut MultiplexedConnection, host: &str) -> RedisResult<BTreeSet<Node>> {
-    let Value::Array(ranges) = redis::cmd("CLUSTER").arg("SLOTS").query_async(connection).await? else {
-        return Err(std::io::Error::other("CLUSTER SLOTS gave no list").into());
+    let Value::Array(ranges) = redis::cmd("CLUSTER").arg("SLOTS").query_async(connection).await?
+    else {
+        return Err(std::io::Error::other("CLUSTER SLOTS returned no list").into());
     };
     Ok(ranges.iter().filter_map(|range| master_of(range, host)).collect())
 }
 
-/// The master of a range of slots: `[from, to, [host, port, …], replicas…]`. A node that does not know its own host names none.
+/// Returns the master of a range of slots: `[from, to, [host, port, …], replicas…]`. A node that
+/// does not know its own host gives none.
 fn master_of(range: &Value, host: &str) -> Option<Node> {
     let Value::Array(range) = range else { return None };
     let Value::Array(node) = range.get(2)? else { return None };

@@ -1,4 +1,4 @@
-//! Messages of channels, and the truth about when some may be missing.
+//! Subscriptions to channels, which report when messages may be missing.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -15,42 +15,47 @@ use crate::config::Config;
 use crate::connect::too_late;
 use crate::masters::Masters;
 
-/// How often an idle subscription asks whether its server still lives.
+/// Interval at which an idle subscription checks its server.
 pub(crate) const CHECK: Duration = Duration::from_millis(1_100);
 pub(crate) const FIRST_DELAY: Duration = Duration::from_millis(10);
-/// Messages a slow reader may leave unread; beyond that the link is given up, and said to be lost.
+/// Maximum number of unread messages; with more, the connection is closed and reported as lost.
 pub(crate) const BACKLOG: usize = 4_096;
-/// A check that is not answered for so long means that the link is lost.
+/// Time without an answer to a check after which the connection is lost.
 pub(crate) const SILENCE: Duration = Duration::from_millis(400);
 
-/// What a [`Subscription`] yields.
+/// Event of a [`Subscription`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Somebody published.
+    /// A message was published.
     Message {
-        /// The channel's name.
+        /// Name of the channel.
         channel: String,
-        /// The bytes published.
+        /// Published bytes.
         payload: Vec<u8>,
     },
-    /// The link is gone (or the reader fell too far behind): from here on messages may be missed.
+    /// The connection is lost, or the reader too slow: from here on messages may be missed.
     Lost,
-    /// Subscribed, at the start and again after each [`Lost`](Event::Lost): from here on nothing is missed.
+    /// Subscribed, at the start and after each [`Lost`](Event::Lost): from here on no message is
+    /// missed.
     Restored,
-    /// Everything that was published before `asked` has been said. Comes after each check of the link, every 1.1 s.
+    /// All messages published before `asked` have been yielded. Follows each check of the
+    /// connection, every 1.1 s.
     Heard {
-        /// When the check was begun, by [`since_boot`].
+        /// Time at which the check began, by [`since_boot`].
         asked: Duration,
     },
 }
 
 impl Event {
     pub(crate) fn message(message: &redis::Msg) -> Self {
-        Self::Message { channel: message.get_channel_name().to_owned(), payload: message.get_payload_bytes().to_vec() }
+        Self::Message {
+            channel: message.get_channel_name().to_owned(),
+            payload: message.get_payload_bytes().to_vec(),
+        }
     }
 }
 
-/// A stream of [`Event`]s that re-subscribes by itself and never ends; dropping it unsubscribes.
+/// Stream of [`Event`]s that re-subscribes by itself and never ends; dropping it unsubscribes.
 #[derive(Debug)]
 pub struct Subscription {
     events: mpsc::Receiver<Event>,
@@ -58,7 +63,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// The longest time from the loss of a link to the [`Event::Lost`] that says so.
+    /// Longest time from the loss of a connection to its [`Event::Lost`].
     pub const NOTICED_WITHIN: Duration = Duration::from_millis(1_500);
 
     pub(crate) fn new(source: Arc<Source>, channels: Vec<String>) -> Self {
@@ -73,7 +78,7 @@ impl Subscription {
         Self { events, task }
     }
 
-    /// The next event; `None` only if the runtime is shutting down. Safe to drop half way.
+    /// Returns the next event; `None` only if the runtime shuts down. Cancel-safe.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }
@@ -93,7 +98,7 @@ impl Drop for Subscription {
     }
 }
 
-/// Where subscriptions connect: the one server, or any node of a Cluster.
+/// Servers for subscriptions: the one server, or any node of a Cluster.
 pub(crate) struct Source {
     pub(crate) config: Config,
     pub(crate) kind: SourceKind,
@@ -139,7 +144,7 @@ impl Source {
                     metrics::counter!("scale_redis_subscriptions_lost_total").increment(1);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "could not subscribe to Redis");
+                    tracing::warn!(%error, "could not subscribe to Redis; trying again");
                     tokio::time::sleep(delay.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                     delay = (delay * 2).min(self.config.max_reconnect_delay);
                 }
@@ -147,7 +152,7 @@ impl Source {
         }
     }
 
-    /// Returns when the link is lost, silent, or read too slowly.
+    /// Returns when the connection is lost or silent, or read too slowly.
     async fn listen(&self, pubsub: redis::aio::PubSub, events: &mpsc::Sender<Event>) {
         let (mut sink, mut stream) = pubsub.split();
         let mut check = tokio::time::interval(CHECK);
@@ -159,7 +164,9 @@ impl Source {
                     Some(message) => pending.push_back(Event::message(&message)),
                     None => return,
                 },
-                room = events.reserve(), if !pending.is_empty() => match (room, pending.pop_front()) {
+                room = events.reserve(), if !pending.is_empty() => match (
+                    room, pending.pop_front(),
+                ) {
                     (Ok(room), Some(event)) => room.send(event),
                     _ => return,
                 },
@@ -169,7 +176,7 @@ impl Source {
                     if !matches!(alive, Ok(Ok(_))) {
                         return;
                     }
-                    // What came before the answer is said before it.
+                    // Messages received before the answer are yielded before it.
                     while let Some(Some(message)) = stream.next().now_or_never() {
                         pending.push_back(Event::message(&message));
                     }

@@ -1,4 +1,4 @@
-//! The promises of the README, each against real servers.
+//! The promises of the README, each tested against real servers.
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use redis::AsyncCommands;
 use scale_redis::{Config, Event, Redis, Subscription};
 use testkit::{Proxy, RedisCluster, RedisSentinel, eventually};
 
-/// The next event but for proofs of the link, which come when they like.
+/// Returns the next event, without link checks, which arrive at any time.
 async fn next(sub: &mut Subscription) -> Option<Event> {
     loop {
         match sub.next().await {
@@ -33,7 +33,8 @@ async fn a_dead_server_costs_milliseconds_and_a_restart_heals() -> Result<()> {
     assert!(start.elapsed() < Duration::from_secs(1), "100 failures took {:?}", start.elapsed());
 
     server.restart().await?;
-    let value: i64 = eventually("the link to heal", async || redis.clone().get("k").await.ok()).await?;
+    let value: i64 =
+        eventually("the link to heal", async || redis.clone().get("k").await.ok()).await?;
     assert_eq!(value, 1);
     Ok(())
 }
@@ -55,7 +56,8 @@ async fn an_idle_handle_survives_a_restart_without_a_failed_command() -> Result<
 async fn a_frozen_server_costs_the_time_out_and_no_more() -> Result<()> {
     let server = testkit::Redis::start().await?;
     let limit = Duration::from_millis(100);
-    let redis = Config::new(server.url()).response_timeout(limit).connect_timeout(limit).connect().await?;
+    let redis =
+        Config::new(server.url()).response_timeout(limit).connect_timeout(limit).connect().await?;
     server.pause()?;
     let start = Instant::now();
     assert!(redis.ping().await.is_err());
@@ -77,7 +79,10 @@ async fn a_cut_network_is_noticed_by_a_subscription() -> Result<()> {
     let mut sub = redis.subscribe(["news"]);
     assert_eq!(next(&mut sub).await, Some(Event::Restored));
     server.command(&["PUBLISH", "news", "one"]).await?;
-    assert_eq!(next(&mut sub).await, Some(Event::Message { channel: "news".into(), payload: b"one".to_vec() }));
+    assert_eq!(
+        next(&mut sub).await,
+        Some(Event::Message { channel: "news".into(), payload: b"one".to_vec() })
+    );
 
     proxy.cut();
     assert_eq!(next(&mut sub).await, Some(Event::Lost), "silence is not peace");
@@ -85,7 +90,10 @@ async fn a_cut_network_is_noticed_by_a_subscription() -> Result<()> {
     proxy.heal();
     assert_eq!(next(&mut sub).await, Some(Event::Restored));
     server.command(&["PUBLISH", "news", "two"]).await?;
-    assert_eq!(next(&mut sub).await, Some(Event::Message { channel: "news".into(), payload: b"two".to_vec() }));
+    assert_eq!(
+        next(&mut sub).await,
+        Some(Event::Message { channel: "news".into(), payload: b"two".to_vec() })
+    );
     Ok(())
 }
 
@@ -96,7 +104,10 @@ async fn sentinel_fail_over_is_followed() -> Result<()> {
     redis.set::<_, _, ()>("before", "kept").await?;
     redis::cmd("WAIT").arg(1).arg(1_000).query_async::<i64>(&mut redis).await?;
     group.server(0).kill()?;
-    eventually("a write on the new master", async || redis.clone().set::<_, _, ()>("after", 1).await.ok()).await?;
+    eventually("a write on the new master", async || {
+        redis.clone().set::<_, _, ()>("after", 1).await.ok()
+    })
+    .await?;
     assert_eq!(redis.get::<_, String>("before").await?, "kept");
     assert_eq!(group.server(1).command(&["GET", "after"]).await?, "1");
     Ok(())
@@ -107,16 +118,37 @@ async fn a_demoted_master_is_left() -> Result<()> {
     let group = RedisSentinel::start().await?;
     let redis = Redis::connect(&group.url()).await?;
     let before = group.master_port().await?;
-    // A manual fail-over leaves the old master alive, as a replica that refuses writes.
-    let sentinel = group.url().split(['/', ',']).find(|h| h.contains(':') && !h.ends_with(':')).map(str::to_owned).unwrap();
-    let mut admin = redis::Client::open(format!("redis://{sentinel}"))?.get_multiplexed_async_connection().await?;
-    redis::cmd("SENTINEL").arg("FAILOVER").arg(RedisSentinel::NAME).query_async::<()>(&mut admin).await?;
-    eventually("the fail-over", async || (group.master_port().await.ok()? != before).then_some(())).await?;
-    // Until the Sentinels have told it, the old master still takes writes, and loses them: that is Redis, not the link.
-    eventually("the demotion", async || group.server(0).command(&["ROLE"]).await.ok()?.starts_with("slave").then_some(()))
+    // After a manual failover the old master is alive, as a replica that refuses writes.
+    let sentinel = group
+        .url()
+        .split(['/', ','])
+        .find(|h| h.contains(':') && !h.ends_with(':'))
+        .map(str::to_owned)
+        .unwrap();
+    let mut admin = redis::Client::open(format!("redis://{sentinel}"))?
+        .get_multiplexed_async_connection()
         .await?;
-    eventually("a write on the new master", async || redis.clone().set::<_, _, ()>("k", 1).await.ok()).await?;
-    eventually("the value there", async || (group.server(1).command(&["GET", "k"]).await.ok()? == "1").then_some(())).await
+    redis::cmd("SENTINEL")
+        .arg("FAILOVER")
+        .arg(RedisSentinel::NAME)
+        .query_async::<()>(&mut admin)
+        .await?;
+    eventually("the fail-over", async || (group.master_port().await.ok()? != before).then_some(()))
+        .await?;
+    // Until the Sentinels have demoted the old master, it still takes writes and loses them. This
+    // is a property of Redis, not of the link.
+    eventually("the demotion", async || {
+        group.server(0).command(&["ROLE"]).await.ok()?.starts_with("slave").then_some(())
+    })
+    .await?;
+    eventually("a write on the new master", async || {
+        redis.clone().set::<_, _, ()>("k", 1).await.ok()
+    })
+    .await?;
+    eventually("the value there", async || {
+        (group.server(1).command(&["GET", "k"]).await.ok()? == "1").then_some(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -133,17 +165,21 @@ async fn a_cluster_serves_keys_scripts_and_channels() -> Result<()> {
     let mut sub = redis.subscribe(["news"]);
     assert_eq!(next(&mut sub).await, Some(Event::Restored));
     redis.publish::<_, _, ()>("news", "hello").await?;
-    assert!(matches!(next(&mut sub).await, Some(Event::Message { payload, .. }) if payload == b"hello"));
+    assert!(
+        matches!(next(&mut sub).await, Some(Event::Message { payload, .. }) if payload == b"hello")
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn a_dedicated_connection_may_block_while_the_handle_goes_on() -> Result<()> {
     let server = testkit::Redis::start().await?;
-    let mut redis = Config::new(server.url()).response_timeout(Duration::from_millis(50)).connect().await?;
+    let mut redis =
+        Config::new(server.url()).response_timeout(Duration::from_millis(50)).connect().await?;
     let mut own = redis.dedicated().await?;
-    let waiting =
-        tokio::spawn(async move { redis::cmd("BLPOP").arg("list").arg(5).query_async::<(String, String)>(&mut own).await });
+    let waiting = tokio::spawn(async move {
+        redis::cmd("BLPOP").arg("list").arg(5).query_async::<(String, String)>(&mut own).await
+    });
     eventually("the block", async || {
         server.command(&["INFO", "clients"]).await.ok()?.contains("blocked_clients:1").then_some(())
     })
@@ -170,12 +206,17 @@ async fn a_server_that_forgets_keys_is_told_from_one_that_refuses() -> Result<()
         (&["--maxmemory-policy", "allkeys-lru"], false),
     ] {
         let server = testkit::Redis::start_with(arguments).await?;
-        assert_eq!(Redis::connect(&server.url()).await?.warn_of_eviction("jobs").await, evicts, "{arguments:?}");
+        assert_eq!(
+            Redis::connect(&server.url()).await?.warn_of_eviction("jobs").await,
+            evicts,
+            "{arguments:?}"
+        );
     }
     Ok(())
 }
 
-/// What is published at a node is heard though the nodes cannot tell each other.
+/// A message that is published at a node is received although the nodes cannot forward it to each
+/// other.
 #[tokio::test]
 async fn a_cut_bus_loses_no_message_of_a_cluster() -> Result<()> {
     let cluster = RedisCluster::start().await?;
@@ -193,19 +234,21 @@ async fn a_cut_bus_loses_no_message_of_a_cluster() -> Result<()> {
             other => anyhow::bail!("{other:?}"),
         };
     }
-    // And one that cannot be heard itself is missed.
+    // A node whose messages cannot be received is reported.
     cluster.node(2).kill()?;
     assert_eq!(next(&mut sub).await, Some(Event::Lost));
     Ok(())
 }
 
-/// A handle is used on another runtime after the one is gone on which it was made.
+/// A handle is used on another runtime after the runtime that created it has ended.
 #[test]
 fn a_handle_outlives_its_runtime() -> Result<()> {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let servers = runtime()?;
-    let (server, cluster) =
-        servers.block_on(async { anyhow::Ok((testkit::Redis::start().await?, RedisCluster::start().await?)) })?;
+    let (server, cluster) = servers.block_on(async {
+        anyhow::Ok((testkit::Redis::start().await?, RedisCluster::start().await?))
+    })?;
     for url in [server.url(), cluster.url()] {
         let first = runtime()?;
         let redis = first.block_on(Redis::connect(&url))?;
@@ -218,7 +261,7 @@ fn a_handle_outlives_its_runtime() -> Result<()> {
     Ok(())
 }
 
-/// Another number for each connection: after a restart commands reach another server.
+/// Each connection has another number: after a restart, commands reach another server.
 #[tokio::test]
 async fn connections_are_counted() -> Result<()> {
     let server = testkit::Redis::start().await?;
@@ -226,5 +269,8 @@ async fn connections_are_counted() -> Result<()> {
     let first = redis.generation();
     assert!(first.is_some());
     server.restart().await?;
-    eventually("another connection", async || redis.generation().filter(|now| Some(*now) != first).map(drop)).await
+    eventually("another connection", async || {
+        redis.generation().filter(|now| Some(*now) != first).map(drop)
+    })
+    .await
 }

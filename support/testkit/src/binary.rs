@@ -1,10 +1,10 @@
-//! Finds the servers' binaries, or says how to install them.
+//! Locates the servers' binaries, with installation hints for missing ones.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-/// What provides each binary on Debian.
+/// Debian package of each binary.
 const PACKAGES: &[(&str, &str)] = &[
     ("initdb", "postgresql"),
     ("postgres", "postgresql"),
@@ -21,7 +21,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
 ];
 
-/// The full path of a server's binary; the error names the package that has it.
+/// Returns the full path of a server's binary; the error names its Debian package.
 ///
 /// ```
 /// let missing = testkit::require("no-such-server").unwrap_err().to_string();
@@ -38,12 +38,15 @@ pub fn require(name: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     match PACKAGES.iter().find(|(binary, _)| *binary == name) {
-        Some((_, package)) => bail!("`{name}` is missing; install it: apt-get install -y {package}"),
+        Some((_, package)) => {
+            bail!("`{name}` is missing: install it with apt-get install -y {package}")
+        }
         None => bail!("`{name}` is missing"),
     }
 }
 
-/// Debian keeps Postgres' servers off the PATH, a folder per version; newest first.
+/// Returns the folders of Postgres' server binaries, newest version first: Debian keeps them out of
+/// the PATH.
 fn postgres_folders() -> Vec<PathBuf> {
     let mut versions: Vec<u32> = std::fs::read_dir(Path::new("/usr/lib/postgresql"))
         .into_iter()

@@ -1,4 +1,5 @@
-//! A server's folder: made in the temporary directory, removed on drop, swept by a later run if this one was killed.
+//! Folder of a server: created in the temporary directory, removed on drop, or by a later run if
+//! this one was killed.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ const PREFIX: &str = "scale-testkit-";
 pub(crate) struct Home(PathBuf);
 
 impl Home {
-    /// A new empty folder, owned by `user` where the caller is root.
+    /// Creates an empty folder, owned by `user` if the caller is root.
     pub(crate) fn new(user: Option<&str>) -> Result<Self> {
         static SWEEP: Once = Once::new();
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -30,7 +31,7 @@ impl Home {
         Ok(Self(path))
     }
 
-    /// Makes a file `user`'s where the caller is root, and nobody else's.
+    /// Makes a file accessible to `user` only, who becomes its owner if the caller is root.
     pub(crate) fn give(path: &Path, user: &str, mode: u32) -> Result<()> {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
         if Uid::effective().is_root() {
@@ -55,17 +56,18 @@ impl Drop for Home {
     }
 }
 
-/// Whether a process of that number lives.
+/// Returns whether a process with this id exists.
 pub(crate) fn alive(pid: &str) -> bool {
     Path::new("/proc").join(pid).exists()
 }
 
-/// Removes the folders of test processes that were killed before they could.
+/// Removes the folders of test processes that were killed before they could do so.
 fn sweep() {
     let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.split('-').next());
+        let owner =
+            name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.split('-').next());
         if owner.is_some_and(|pid| pid.bytes().all(|b| b.is_ascii_digit()) && !alive(pid)) {
             let _ = std::fs::remove_dir_all(entry.path());
         }

@@ -17,7 +17,7 @@ use crate::wait::eventually;
 
 const USER: &str = "mysql";
 
-/// A primary (node 0) and its replicas. Dropping it stops them all.
+/// A primary (node 0) and its replicas. Dropping it stops all of them.
 #[derive(Debug)]
 pub struct MariaDb {
     nodes: Vec<MariaNode>,
@@ -35,7 +35,7 @@ pub struct MariaNode {
 }
 
 impl MariaDb {
-    /// A primary with `replicas` GTID replicas, all answering.
+    /// Starts a primary with `replicas` GTID replicas, and waits until all answer.
     pub async fn start(replicas: usize) -> Result<Self> {
         let mut nodes = Vec::new();
         for id in 0..=replicas {
@@ -45,7 +45,8 @@ impl MariaDb {
         for replica in &nodes[1..] {
             replica
                 .sql(&format!(
-                    "change master to master_host='127.0.0.1', master_port={source}, master_user='test', master_use_gtid=slave_pos, \
+                    "change master to master_host='127.0.0.1', master_port={source}, \
+                     master_user='test', master_use_gtid=slave_pos, \
                      master_connect_retry=1; start slave; set global read_only=1"
                 ))
                 .await?;
@@ -53,12 +54,12 @@ impl MariaDb {
         Ok(Self { nodes })
     }
 
-    /// Node `n`: 0 is the first primary.
+    /// Returns node `n`; 0 is the first primary.
     pub fn node(&self, n: usize) -> &MariaNode {
         &self.nodes[n]
     }
 
-    /// All nodes.
+    /// Returns all nodes.
     pub fn nodes(&self) -> &[MariaNode] {
         &self.nodes
     }
@@ -69,77 +70,94 @@ impl MariaNode {
         let home = Home::new(Some(USER))?;
         let data = home.join("data");
         let mut install = Command::new(require("mariadb-install-db")?);
-        install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]);
+        install.args([
+            "--no-defaults",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+            "--skip-name-resolve",
+        ]);
         install.arg(format!("--datadir={}", data.display()));
-        // A server that starts removes the temporary tables it finds, another's included.
+        // A starting server deletes all temporary tables it finds, including those of other
+        // servers.
         install.arg(format!("--tmpdir={}", home.path().display()));
         install.args(["--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=32M"]);
         Process::run(&install, Some(USER)).await?;
         let port = Port::claim()?;
         let process = spawn(&data, port.number(), id, &home, None)?;
-        let node = Self { port, data, id, process: Mutex::new(Arc::new(process)), identity: Mutex::default(), home };
+        let node = Self {
+            port,
+            data,
+            id,
+            process: Mutex::new(Arc::new(process)),
+            identity: Mutex::default(),
+            home,
+        };
         node.ready().await?;
-        node.root("create user test@'127.0.0.1'; grant all on *.* to test@'127.0.0.1' with grant option; create database test; reset master")
-            .await?;
+        node.root(
+            "create user test@'127.0.0.1'; grant all on *.* to test@'127.0.0.1' \
+            with grant option; create database test; reset master",
+        )
+        .await?;
         Ok(node)
     }
 
-    /// The loopback port.
+    /// Returns the loopback port.
     pub fn port(&self) -> u16 {
         self.port.number()
     }
 
-    /// `mysql://…/test`.
+    /// Returns `mysql://…/test`.
     pub fn url(&self) -> String {
         format!("mysql://test@127.0.0.1:{}/test", self.port())
     }
 
-    /// Starts anew, and offers TLS with a certificate of the authority's.
+    /// Restarts with TLS, using a certificate of the authority.
     pub async fn offer_tls(&self, authority: &Authority) -> Result<()> {
         let identity = authority.identify(self.home.path(), USER)?;
         *self.identity.lock() = Some(identity);
         self.restart().await
     }
 
-    /// Runs SQL through the `mariadb` client and returns the bare answer.
+    /// Runs SQL with the `mariadb` client, and returns the unformatted answer.
     pub async fn sql(&self, query: &str) -> Result<String> {
         self.client(&["-utest", "-h127.0.0.1", &format!("-P{}", self.port())], query).await
     }
 
-    /// Makes a replica the primary.
+    /// Promotes a replica to primary.
     pub async fn promote(&self) -> Result<()> {
         self.sql("stop slave; reset slave all; set global read_only=0").await.map(drop)
     }
 
-    /// The replica goes on receiving but stands still.
+    /// Pauses replay; the replica still receives.
     pub async fn pause_replay(&self) -> Result<()> {
         self.sql("stop slave sql_thread").await.map(drop)
     }
 
-    /// Goes on after [`pause_replay`](Self::pause_replay).
+    /// Resumes replay after [`pause_replay`](Self::pause_replay).
     pub async fn resume_replay(&self) -> Result<()> {
         self.sql("start slave sql_thread").await.map(drop)
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub fn kill(&self) -> Result<()> {
         self.process.lock().kill()
     }
 
-    /// SIGSTOP.
+    /// Sends SIGSTOP.
     pub fn freeze(&self) -> Result<()> {
         self.process.lock().pause()
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn thaw(&self) -> Result<()> {
         self.process.lock().resume()
     }
 
-    /// Kills if running, then starts on the same data and port.
+    /// Kills the server if it is running, then starts it with the same data and port.
     pub async fn restart(&self) -> Result<()> {
         self.kill()?;
-        let process = spawn(&self.data, self.port(), self.id, &self.home, self.identity.lock().as_ref())?;
+        let process =
+            spawn(&self.data, self.port(), self.id, &self.home, self.identity.lock().as_ref())?;
         *self.process.lock() = Arc::new(process);
         self.ready().await
     }
@@ -150,7 +168,10 @@ impl MariaNode {
 
     async fn client(&self, to: &[&str], query: &str) -> Result<String> {
         let mut client = Command::new(require("mariadb")?);
-        client.args(["--no-defaults", "--connect-timeout=5", "-N", "-B"]).args(to).args(["-e", query]);
+        client
+            .args(["--no-defaults", "--connect-timeout=5", "-N", "-B"])
+            .args(to)
+            .args(["-e", query]);
         Process::run(&client, None).await
     }
 
@@ -167,17 +188,44 @@ impl MariaNode {
     }
 }
 
-fn spawn(data: &std::path::Path, port: u16, id: usize, home: &Home, identity: Option<&Identity>) -> Result<Process> {
+fn spawn(
+    data: &std::path::Path,
+    port: u16,
+    id: usize,
+    home: &Home,
+    identity: Option<&Identity>,
+) -> Result<Process> {
     let mut command = Command::new(require("mariadbd")?);
     command.arg("--no-defaults").arg(format!("--datadir={}", data.display()));
-    command.arg(format!("--socket={}", home.join("sock").display())).arg(format!("--pid-file={}", home.join("pid").display()));
-    command.args([format!("--port={port}"), format!("--server-id={}", id + 1), format!("--tmpdir={}", home.path().display())]);
+    command
+        .arg(format!("--socket={}", home.join("sock").display()))
+        .arg(format!("--pid-file={}", home.join("pid").display()));
     command.args([
-        "--bind-address=127.0.0.1", "--log-bin=binlog", "--log-slave-updates", "--binlog-format=ROW", "--gtid-strict-mode=1",
-        "--innodb-flush-log-at-trx-commit=2", "--innodb-buffer-pool-size=64M", "--skip-name-resolve", "--slave-net-timeout=5",
+        format!("--port={port}"),
+        format!("--server-id={}", id + 1),
+        format!("--tmpdir={}", home.path().display()),
+    ]);
+    command.args([
+        "--bind-address=127.0.0.1",
+        "--log-bin=binlog",
+        "--log-slave-updates",
+        "--binlog-format=ROW",
+        "--gtid-strict-mode=1",
+        "--innodb-flush-log-at-trx-commit=2",
+        "--innodb-buffer-pool-size=64M",
+        "--skip-name-resolve",
+        "--slave-net-timeout=5",
+        // The default of MySQL 8, which is stricter.
+        concat!(
+            "--sql-mode=ONLY_FULL_GROUP_BY,STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,",
+            "ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
+        ),
     ]);
     if let Some(Identity { certificate, key }) = identity {
-        command.args([format!("--ssl-cert={}", certificate.display()), format!("--ssl-key={}", key.display())]);
+        command.args([
+            format!("--ssl-cert={}", certificate.display()),
+            format!("--ssl-key={}", key.display()),
+        ]);
     }
     if Uid::effective().is_root() {
         command.arg(format!("--user={USER}"));

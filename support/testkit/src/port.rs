@@ -1,4 +1,4 @@
-//! Free loopback ports that no other test process is about to take.
+//! Free loopback ports that no other test process will use.
 
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::home::alive;
 
-/// Below Linux' ephemeral range, so that no outgoing connection sits on them.
+/// Below Linux' ephemeral range, so that no outgoing connection uses them.
 const RANGE: std::ops::Range<u16> = 20_000..32_000;
 
-/// A port claimed for this process until dropped.
+/// A port reserved for this process until dropped.
 #[derive(Debug)]
 pub(crate) struct Port {
     number: u16,
@@ -23,7 +23,8 @@ impl Port {
         let folder = std::env::temp_dir().join("scale-testkit.ports");
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let span = u64::from(RANGE.end - RANGE.start);
-        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+        let seed =
+            std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
         for step in 0..span {
             let number = RANGE.start + ((seed.wrapping_add(step * 7)) % span) as u16;
             let claim = folder.join(number.to_string());
@@ -49,7 +50,7 @@ impl Drop for Port {
     }
 }
 
-/// Makes the claim file, or takes it over from a dead owner.
+/// Creates the claim file, or removes that of a process that has ended.
 fn take(claim: &PathBuf) -> Result<bool> {
     match std::fs::OpenOptions::new().write(true).create_new(true).open(claim) {
         Ok(mut file) => {

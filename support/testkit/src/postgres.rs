@@ -16,7 +16,7 @@ use crate::wait::{accepts, eventually};
 
 const USER: &str = "postgres";
 
-/// Fast, small, and logging nothing to disk that a test would need after a power cut.
+/// Settings for speed and small size, without durability across power failures.
 const SETTINGS: &[&str] = &[
     "fsync=off",
     "full_page_writes=off",
@@ -35,7 +35,7 @@ const SETTINGS: &[&str] = &[
     "shared_preload_libraries=pg_stat_statements",
 ];
 
-/// A primary (node 0 at first) and its replicas. Dropping it stops them all.
+/// A primary (node 0 at first) and its replicas. Dropping it stops all of them.
 #[derive(Debug)]
 pub struct Postgres {
     nodes: Vec<PgNode>,
@@ -52,7 +52,7 @@ pub struct PgNode {
 }
 
 impl Postgres {
-    /// A primary with `replicas` streaming replicas, all answering.
+    /// Starts a primary with `replicas` streaming replicas, and waits until all answer.
     pub async fn start(replicas: usize) -> Result<Self> {
         let primary = PgNode::primary().await?;
         let mut nodes = vec![primary];
@@ -63,27 +63,30 @@ impl Postgres {
         Ok(Self { nodes })
     }
 
-    /// Node `n`: 0 is the first primary, the replicas follow.
+    /// Returns node `n`; 0 is the first primary, the replicas follow.
     pub fn node(&self, n: usize) -> &PgNode {
         &self.nodes[n]
     }
 
-    /// All nodes.
+    /// Returns all nodes.
     pub fn nodes(&self) -> &[PgNode] {
         &self.nodes
     }
 
-    /// The addresses of all nodes.
+    /// Returns the addresses of all nodes.
     pub fn urls(&self) -> Vec<String> {
         self.nodes.iter().map(PgNode::url).collect()
     }
 
-    /// Waits until every replica has replayed what node 0 had written when asked.
+    /// Waits until every replica has replayed what node 0 has written until now.
     pub async fn caught_up(&self) -> Result<()> {
         let position = self.node(0).sql("select pg_current_wal_lsn()").await?;
         for replica in &self.nodes[1..] {
             let query = format!("select pg_last_wal_replay_lsn() >= '{position}'::pg_lsn");
-            eventually("a replica to catch up", async || (replica.sql(&query).await.ok()? == "t").then_some(())).await?;
+            eventually("a replica to catch up", async || {
+                (replica.sql(&query).await.ok()? == "t").then_some(())
+            })
+            .await?;
         }
         Ok(())
     }
@@ -94,10 +97,10 @@ impl PgNode {
         let home = Home::new(Some(USER))?;
         let data = home.join("data");
         let mut initdb = Command::new(require("initdb")?);
-        initdb
-            .arg("-D")
-            .arg(&data)
-            .args(["-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions"]);
+        initdb.arg("-D").arg(&data).args([
+            "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync",
+            "--no-instructions",
+        ]);
         Process::run(&initdb, Some(USER)).await?;
         Self::launch(home, data).await
     }
@@ -117,25 +120,28 @@ impl PgNode {
         Ok(node)
     }
 
-    /// The loopback port.
+    /// Returns the loopback port.
     pub fn port(&self) -> u16 {
         self.port.number()
     }
 
-    /// `postgres://…/postgres`.
+    /// Returns `postgres://…/postgres`.
     pub fn url(&self) -> String {
         format!("postgres://{USER}@127.0.0.1:{}/postgres", self.port())
     }
 
-    /// Offers TLS from now on, with a certificate of the authority's.
+    /// Enables TLS with a certificate of the authority.
     pub async fn offer_tls(&self, authority: &Authority) -> Result<()> {
         authority.identify(&self.data, USER)?;
         self.sql("alter system set ssl = on").await?;
         self.sql("select pg_reload_conf()").await?;
-        eventually("Postgres to offer TLS", async || (self.sql("show ssl").await.ok()? == "on").then_some(())).await
+        eventually("Postgres to offer TLS", async || {
+            (self.sql("show ssl").await.ok()? == "on").then_some(())
+        })
+        .await
     }
 
-    /// Runs SQL through `psql` and returns the bare, unaligned answer.
+    /// Runs SQL with `psql`, and returns the unaligned answer.
     pub async fn sql(&self, query: &str) -> Result<String> {
         let mut psql = Command::new(require("psql")?);
         psql.env("PGCONNECT_TIMEOUT", "5").args([
@@ -153,7 +159,7 @@ impl PgNode {
         Process::run(&psql, None).await
     }
 
-    /// Makes a replica the primary and waits until it takes writes.
+    /// Promotes a replica to primary, and waits until it takes writes.
     pub async fn promote(&self) -> Result<()> {
         self.sql("select pg_promote(true, 30)").await?;
         eventually("a promoted node to leave recovery", async || {
@@ -162,61 +168,73 @@ impl PgNode {
         .await
     }
 
-    /// Points this replica at another primary.
+    /// Makes this replica follow another primary.
     pub async fn follow(&self, primary: &Self) -> Result<()> {
-        self.sql(&format!("alter system set primary_conninfo = 'host=127.0.0.1 port={} user={USER}'", primary.port())).await?;
+        self.sql(&format!(
+            "alter system set primary_conninfo = 'host=127.0.0.1 port={} user={USER}'",
+            primary.port()
+        ))
+        .await?;
         self.sql("select pg_reload_conf()").await?;
         Ok(())
     }
 
-    /// The replica goes on receiving but stands still: its readers see the past.
+    /// Pauses replay; the replica still receives, and its readers see old data.
     pub async fn pause_replay(&self) -> Result<()> {
         self.sql("select pg_wal_replay_pause()").await?;
         eventually("replay to pause", async || {
-            (self.sql("select pg_get_wal_replay_pause_state()").await.ok()? == "paused").then_some(())
+            (self.sql("select pg_get_wal_replay_pause_state()").await.ok()? == "paused")
+                .then_some(())
         })
         .await
     }
 
-    /// Goes on after [`pause_replay`](Self::pause_replay).
+    /// Resumes replay after [`pause_replay`](Self::pause_replay).
     pub async fn resume_replay(&self) -> Result<()> {
         self.sql("select pg_wal_replay_resume()").await.map(drop)
     }
 
-    /// SIGKILL, as a pulled plug.
+    /// Sends SIGKILL, like a power failure of the server.
     pub fn kill(&self) -> Result<()> {
         self.process.lock().kill()
     }
 
-    /// SIGSTOP to the whole server: connections open, no answer.
+    /// Sends SIGSTOP to the whole server: connections stay open, without answers.
     pub fn freeze(&self) -> Result<()> {
-        // Backends have process groups of their own, so each is stopped by number.
+        // Backends have their own process groups, so each is stopped by its id.
         self.each_backend(nix::sys::signal::Signal::SIGSTOP)
     }
 
-    /// Goes on after [`freeze`](Self::freeze).
+    /// Resumes the server after [`freeze`](Self::freeze).
     pub fn thaw(&self) -> Result<()> {
         self.each_backend(nix::sys::signal::Signal::SIGCONT)
     }
 
-    /// Kills if running, then starts on the same data and port.
+    /// Kills the server if it is running, then starts it with the same data and port.
     pub async fn restart(&self) -> Result<()> {
         self.kill()?;
         let children_gone = async || (!accepts(self.port()).await).then_some(());
         eventually("a killed server's port to close", children_gone).await?;
-        // Backends of a killed postmaster leave by themselves; the data folder stays locked until then.
-        eventually("the backends of a killed server to leave", async || self.backends().is_empty().then_some(())).await?;
+        // Backends of a killed postmaster end by themselves; the data folder stays locked until
+        // then.
+        eventually("the backends of a killed server to leave", async || {
+            self.backends().is_empty().then_some(())
+        })
+        .await?;
         let _ = std::fs::remove_file(self.data.join("postmaster.pid"));
         let process = spawn(&self.data, self.port(), &self.home)?;
         *self.process.lock() = Arc::new(process);
         self.ready().await
     }
 
-    /// Becomes a replica of another node, whatever it was: its data is a new copy, its port is the same.
+    /// Makes this node a replica of another one: with a new copy of its data, on the same port.
     pub async fn rejoin(&self, primary: &Self) -> Result<()> {
         self.thaw()?;
         self.kill()?;
-        eventually("the backends of a killed server to leave", async || self.backends().is_empty().then_some(())).await?;
+        eventually("the backends of a killed server to leave", async || {
+            self.backends().is_empty().then_some(())
+        })
+        .await?;
         std::fs::remove_dir_all(&self.data)?;
         copy(primary.port(), &self.data).await?;
         let process = spawn(&self.data, self.port(), &self.home)?;
@@ -241,7 +259,10 @@ impl PgNode {
         let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         entries
             .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
-            .filter(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.as_os_str() == postmaster))
+            .filter(|pid| {
+                std::fs::read_link(format!("/proc/{pid}/cwd"))
+                    .is_ok_and(|cwd| cwd.as_os_str() == postmaster)
+            })
             .collect()
     }
 
@@ -260,10 +281,24 @@ impl Drop for PgNode {
     }
 }
 
-/// Copies a running server, as a replica of it.
+/// Copies the data of a running server, to become its replica.
 async fn copy(source: u16, data: &std::path::Path) -> Result<()> {
     let mut copy = Command::new(require("pg_basebackup")?);
-    copy.args(["-h", "127.0.0.1", "-p", &source.to_string(), "-U", USER, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]);
+    copy.args([
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &source.to_string(),
+        "-U",
+        USER,
+        "-R",
+        "-X",
+        "stream",
+        "-c",
+        "fast",
+        "--no-sync",
+        "-D",
+    ]);
     copy.arg(data);
     Process::run(&copy, Some(USER)).await.map(drop)
 }

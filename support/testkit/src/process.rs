@@ -1,4 +1,4 @@
-//! A server process that cannot outlive the test that started it.
+//! A server process that ends with the test that started it.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::binary::require;
 use crate::wait::DEADLINE;
 
-/// A running server, in a process group of its own; killed on drop.
+/// A running server in its own process group; killed on drop.
 #[derive(Debug)]
 pub struct Process {
     child: Mutex<Child>,
@@ -24,7 +24,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` under a parent-death signal, as `user` where the caller is root, its output going to `log`.
+    /// Starts `command` with a parent-death signal, as `user` if the caller is root, with its
+    /// output in `log`.
     pub fn spawn(command: &Command, user: Option<&str>, log: &Path) -> Result<Self> {
         let mut wrapped = guarded(user)?;
         wrapped.arg(command.get_program()).args(command.get_args());
@@ -35,42 +36,58 @@ impl Process {
             };
         }
         let out = File::options().create(true).append(true).open(log)?;
-        wrapped.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0).current_dir("/");
-        let child = on_lasting_thread(wrapped).with_context(|| format!("starting {}", command.get_program().display()))?;
+        wrapped
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .process_group(0)
+            .current_dir("/");
+        let child = on_lasting_thread(wrapped)
+            .with_context(|| format!("starting {}", command.get_program().display()))?;
         Ok(Self { child: Mutex::new(child), log: log.to_owned() })
     }
 
-    /// Runs a short command to its end and returns what it printed.
+    /// Runs a short command to its end, and returns its output.
     pub(crate) async fn run(command: &Command, user: Option<&str>) -> Result<String> {
         let mut wrapped = guarded(user)?;
-        wrapped.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null()).current_dir("/");
+        wrapped
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(Stdio::null())
+            .current_dir("/");
         for (key, value) in command.get_envs() {
             if let Some(value) = value {
                 wrapped.env(key, value);
             }
         }
         let name = command.get_program().to_string_lossy().into_owned();
-        // Stays on one thread from start to end, so the death signal cannot come early.
+        // One thread runs the command from start to end, so the death signal cannot be sent early.
         let run = tokio::task::spawn_blocking(move || wrapped.output());
-        let output = tokio::time::timeout(DEADLINE, run).await.with_context(|| format!("{name} took over {DEADLINE:?}"))?;
+        let output = tokio::time::timeout(DEADLINE, run)
+            .await
+            .with_context(|| format!("{name} took over {DEADLINE:?}"))?;
         let output = output?.with_context(|| format!("running {name}"))?;
         if !output.status.success() {
-            bail!("{name} failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "{name} failed ({}): {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// The process number of the group's leader.
+    /// Returns the process id of the group's leader.
     pub fn pid(&self) -> u32 {
         self.child.lock().id()
     }
 
-    /// Whether the leader is still running.
+    /// Returns whether the leader is still running.
     pub fn is_running(&self) -> bool {
         matches!(self.child.lock().try_wait(), Ok(None))
     }
 
-    /// SIGKILL to the whole group, and waits until the leader is gone.
+    /// Sends SIGKILL to the whole group, and waits until the leader has ended.
     pub fn kill(&self) -> Result<()> {
         let mut child = self.child.lock();
         let group = Pid::from_raw(child.id().cast_signed());
@@ -80,29 +97,30 @@ impl Process {
         Ok(())
     }
 
-    /// SIGTERM to the leader's group: a polite stop.
+    /// Sends SIGTERM to the group, for a regular shutdown.
     pub fn terminate(&self) -> Result<()> {
         self.signal(Signal::SIGTERM)
     }
 
-    /// SIGSTOP: alive for the kernel, silent for its clients.
+    /// Sends SIGSTOP: the process stays alive, but does not answer.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::SIGSTOP)
     }
 
-    /// SIGCONT: goes on after [`pause`](Self::pause).
+    /// Sends SIGCONT: resumes after [`pause`](Self::pause).
     pub fn resume(&self) -> Result<()> {
         self.signal(Signal::SIGCONT)
     }
 
-    /// The end of what the server printed, for error messages.
+    /// Returns the end of the server's output, for error messages.
     pub fn log_tail(&self) -> String {
         tail(&self.log).unwrap_or_default()
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
         let pid = self.pid();
-        killpg(Pid::from_raw(pid.cast_signed()), signal).with_context(|| format!("sending {signal} to {pid}"))
+        killpg(Pid::from_raw(pid.cast_signed()), signal)
+            .with_context(|| format!("sending {signal} to {pid}"))
     }
 }
 
@@ -112,7 +130,8 @@ impl Drop for Process {
     }
 }
 
-/// `setpriv` sets the death signal and the user without a line of unsafe code of ours.
+/// Returns a command prefix with `setpriv`, which sets the death signal and the user without unsafe
+/// code here.
 fn guarded(user: Option<&str>) -> Result<Command> {
     let mut command = Command::new(require("setpriv")?);
     command.args(["--pdeathsig", "KILL"]);
@@ -125,7 +144,8 @@ fn guarded(user: Option<&str>) -> Result<Command> {
 
 type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
 
-/// The death signal fires when the *thread* that forked ends, so all servers are forked by one that never does.
+/// Spawns a command on a thread that never ends: the death signal is sent when the *thread* that
+/// forked ends.
 fn on_lasting_thread(command: Command) -> Result<Child> {
     static SPAWNER: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
@@ -151,8 +171,9 @@ fn tail(log: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// This test binary anew, as a process of its own that runs one of its tests, a helper that does nothing without what it finds in its
-/// environment. What it is told and what it says are piped.
+/// Returns a command that starts this test binary again, to run one of its tests as a helper
+/// process. The helper should do nothing without certain environment variables. Its stdin and
+/// stdout are piped.
 pub fn helper(test: &str) -> Result<Command> {
     let mut helper = Command::new(std::env::current_exe()?);
     helper.args(["--exact", test, "--nocapture"]).stdin(Stdio::piped()).stdout(Stdio::piped());

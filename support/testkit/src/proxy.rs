@@ -1,4 +1,4 @@
-//! A TCP proxy between a client and a server that misbehaves on request.
+//! A TCP proxy between a client and a server, with faults on request.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What the proxy does to bytes at the moment.
+/// Faults that the proxy currently applies.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Weather {
     delay: Duration,
     bytes_per_second: Option<u32>,
     cut: bool,
     refuse: bool,
-    /// Counts resets: a connection of an older count is torn down.
+    /// Number of resets: connections with an older number are reset.
     resets: u64,
-    /// Counts forgettings: a connection of an older count is silent for ever.
+    /// Number of calls of `forget`: connections with an older number are silent forever.
     forgotten: u64,
 }
 
@@ -28,7 +28,7 @@ struct Weather {
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> anyhow::Result<()> {
 /// let proxy = testkit::Proxy::start(6379).await?;
-/// proxy.cut();      // bytes stop, connections stay open: the worst kind of silence
+/// proxy.cut();      // bytes stop, but connections stay open
 /// proxy.heal();
 /// assert!(proxy.port() > 0);
 /// # Ok(()) }
@@ -41,46 +41,51 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free port and forwards to `127.0.0.1:target`.
+    /// Listens on a free port, and forwards to `127.0.0.1:target`.
     pub async fn start(target: u16) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
         let weather = Arc::new(watch::Sender::new(Weather::default()));
-        let task = tokio::spawn(listen(listener, (Ipv4Addr::LOCALHOST, target).into(), Arc::clone(&weather)));
+        let task = tokio::spawn(listen(
+            listener,
+            (Ipv4Addr::LOCALHOST, target).into(),
+            Arc::clone(&weather),
+        ));
         Ok(Self { port, weather, listener: task })
     }
 
-    /// The port clients connect to.
+    /// Returns the port for clients.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Every chunk of bytes waits this long, in both directions.
+    /// Delays each chunk of bytes by this time, in both directions.
     pub fn delay(&self, delay: Duration) {
         self.weather.send_modify(|w| w.delay = delay);
     }
 
-    /// At most that many bytes a second in each direction of each connection.
+    /// Limits each direction of each connection to that many bytes per second.
     pub fn throttle(&self, bytes_per_second: u32) {
         self.weather.send_modify(|w| w.bytes_per_second = Some(bytes_per_second.max(1)));
     }
 
-    /// Nothing passes any more; connections stay open and new ones are accepted in silence.
+    /// Stops all bytes; connections stay open, and new ones are accepted without an answer.
     pub fn cut(&self) {
         self.weather.send_modify(|w| w.cut = true);
     }
 
-    /// Nothing passes on the connections that are open, for ever; new ones are fine. As a firewall that has lost its table.
+    /// Stops all bytes of the open connections forever, like a firewall that has lost its table;
+    /// new connections work.
     pub fn forget(&self) {
         self.weather.send_modify(|w| w.forgotten += 1);
     }
 
-    /// Tears every open connection down with a TCP reset; new ones are fine.
+    /// Closes every open connection with a TCP reset; new connections work.
     pub fn reset(&self) {
         self.weather.send_modify(|w| w.resets += 1);
     }
 
-    /// Resets what is open and every new connection until [`heal`](Self::heal).
+    /// Resets open connections, and every new one until [`heal`](Self::heal).
     pub fn refuse(&self) {
         self.weather.send_modify(|w| {
             w.refuse = true;
@@ -88,9 +93,11 @@ impl Proxy {
         });
     }
 
-    /// Fair weather again; bytes held back by a cut are let through.
+    /// Removes all faults; bytes held back by a cut are forwarded.
     pub fn heal(&self) {
-        self.weather.send_modify(|w| *w = Weather { resets: w.resets, forgotten: w.forgotten, ..Weather::default() });
+        self.weather.send_modify(|w| {
+            *w = Weather { resets: w.resets, forgotten: w.forgotten, ..Weather::default() }
+        });
     }
 }
 
@@ -125,14 +132,22 @@ async fn carry(client: TcpStream, target: SocketAddr, mut weather: watch::Receiv
     }
 }
 
-async fn pump<R, W>(from: &mut R, to: &mut W, mut weather: watch::Receiver<Weather>, forgotten: u64) -> Result<()>
+async fn pump<R, W>(
+    from: &mut R,
+    to: &mut W,
+    mut weather: watch::Receiver<Weather>,
+    forgotten: u64,
+) -> Result<()>
 where
     R: AsyncReadExt + Unpin,
     W: AsyncWriteExt + Unpin,
 {
     let mut buffer = vec![0; 16 * 1024];
     loop {
-        let limit = weather.borrow().bytes_per_second.map_or(buffer.len(), |b| (b as usize / 20).clamp(1, buffer.len()));
+        let limit = weather
+            .borrow()
+            .bytes_per_second
+            .map_or(buffer.len(), |b| (b as usize / 20).clamp(1, buffer.len()));
         let read = from.read(&mut buffer[..limit]).await?;
         if read == 0 {
             return Ok(());

@@ -1,4 +1,4 @@
-//! A certificate authority of one's own, for servers that speak TLS.
+//! A certificate authority for servers with TLS.
 
 use std::path::{Path, PathBuf};
 
@@ -7,14 +7,14 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 use crate::home::Home;
 
-/// Signs certificates for `127.0.0.1` and `localhost`, and nothing else.
+/// Signs certificates for `127.0.0.1` and `localhost` only.
 #[derive(Debug)]
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     home: Home,
 }
 
-/// A server's certificate and key, as files of the server's user.
+/// Files of a server's certificate and key, owned by the server's user.
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) certificate: PathBuf,
@@ -22,7 +22,7 @@ pub(crate) struct Identity {
 }
 
 impl Authority {
-    /// A new authority, that nobody trusts yet.
+    /// Creates a new authority, which no client trusts yet.
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -33,18 +33,21 @@ impl Authority {
         Ok(Self { issuer, home })
     }
 
-    /// The authority's own certificate, for those who trust it.
+    /// Returns the file of the authority's certificate, for clients that should trust it.
     pub fn file(&self) -> PathBuf {
         self.home.join("ca.pem")
     }
 
-    /// Signs a certificate and writes it, with its key, into a folder of `user`'s.
+    /// Signs a certificate, and writes it and its key into a folder of `user`.
     pub(crate) fn identify(&self, folder: &Path, user: &str) -> Result<Identity> {
         let key = KeyPair::generate()?;
         let params = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        let files = Identity { certificate: folder.join("server.crt"), key: folder.join("server.key") };
-        for (file, text) in [(&files.certificate, certificate.pem()), (&files.key, key.serialize_pem())] {
+        let files =
+            Identity { certificate: folder.join("server.crt"), key: folder.join("server.key") };
+        for (file, text) in
+            [(&files.certificate, certificate.pem()), (&files.key, key.serialize_pem())]
+        {
             std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
             Home::give(file, user, 0o600)?;
         }

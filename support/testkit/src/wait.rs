@@ -1,4 +1,4 @@
-//! Waiting for a thing instead of for a time.
+//! Waiting for a condition instead of a duration.
 
 use std::future::Future;
 use std::time::Duration;
@@ -6,15 +6,17 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tokio::time::Instant;
 
-/// How long a server may take to do as told before the test fails.
+/// Maximum time to wait for a server before the test fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Asks `check` again and again until it answers `Some`, at most [`DEADLINE`] long.
+/// Calls `check` repeatedly until it returns `Some`, for at most [`DEADLINE`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> anyhow::Result<()> {
 /// let mut asked = 0;
-/// let answer = testkit::eventually("the third time", async || { asked += 1; (asked == 3).then_some(asked) }).await?;
+/// let answer = testkit::eventually(
+///     "the third time", async || { asked += 1; (asked == 3).then_some(asked) },
+/// ).await?;
 /// assert_eq!(answer, 3);
 /// # Ok(()) }
 /// ```
@@ -31,7 +33,7 @@ pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>
     }
 }
 
-/// Waits until a TCP port accepts.
+/// Returns whether a TCP port accepts a connection.
 pub(crate) async fn accepts(port: u16) -> bool {
     let connect: std::pin::Pin<Box<dyn Future<Output = _> + Send>> =
         Box::pin(tokio::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)));

@@ -1,4 +1,4 @@
-//! Every server starts, does what its handle says, and is gone afterwards.
+//! Every server starts, works as its handle describes, and is removed afterwards.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
@@ -17,7 +17,10 @@ async fn postgres_replicates_pauses_promotes_and_restarts() -> Result<()> {
 
     pg.node(1).pause_replay().await?;
     pg.node(0).sql("insert into t values (2)").await?;
-    eventually("the other replica", async || (pg.node(2).sql("select count(*) from t").await.ok()? == "2").then_some(())).await?;
+    eventually("the other replica", async || {
+        (pg.node(2).sql("select count(*) from t").await.ok()? == "2").then_some(())
+    })
+    .await?;
     assert_eq!(pg.node(1).sql("select count(*) from t").await?, "1");
     pg.node(1).resume_replay().await?;
     pg.caught_up().await?;
@@ -28,7 +31,10 @@ async fn postgres_replicates_pauses_promotes_and_restarts() -> Result<()> {
     pg.node(2).promote().await?;
     pg.node(2).sql("insert into t values (3)").await?;
     pg.node(1).follow(pg.node(2)).await?;
-    eventually("the follower", async || (pg.node(1).sql("select count(*) from t").await.ok()? == "3").then_some(())).await?;
+    eventually("the follower", async || {
+        (pg.node(1).sql("select count(*) from t").await.ok()? == "3").then_some(())
+    })
+    .await?;
 
     pg.node(0).restart().await?;
     assert_eq!(pg.node(0).sql("select count(*) from t").await?, "2");
@@ -39,8 +45,10 @@ async fn postgres_replicates_pauses_promotes_and_restarts() -> Result<()> {
 async fn mariadb_replicates_by_gtid() -> Result<()> {
     let maria = MariaDb::start(1).await?;
     maria.node(0).sql("create table test.t (n int); insert into test.t values (1)").await?;
-    eventually("the row on the replica", async || (maria.node(1).sql("select n from test.t").await.ok()? == "1").then_some(()))
-        .await?;
+    eventually("the row on the replica", async || {
+        (maria.node(1).sql("select n from test.t").await.ok()? == "1").then_some(())
+    })
+    .await?;
     maria.node(0).kill()?;
     maria.node(1).promote().await?;
     maria.node(1).sql("insert into test.t values (2)").await?;
@@ -64,14 +72,21 @@ async fn sentinels_move_the_master() -> Result<()> {
     let group = RedisSentinel::start().await?;
     let before = group.master_port().await?;
     group.server(0).kill()?;
-    eventually("a new master", async || (group.master_port().await.ok()? != before).then_some(())).await?;
+    eventually("a new master", async || (group.master_port().await.ok()? != before).then_some(()))
+        .await?;
     Ok(())
 }
 
 #[tokio::test]
 async fn a_cluster_spreads_its_slots() -> Result<()> {
     let cluster = RedisCluster::start().await?;
-    assert!(cluster.node(0).command(&["CLUSTER", "SLOTS"]).await?.contains(&cluster.node(2).port().to_string()));
+    assert!(
+        cluster
+            .node(0)
+            .command(&["CLUSTER", "SLOTS"])
+            .await?
+            .contains(&cluster.node(2).port().to_string())
+    );
     Ok(())
 }
 
@@ -113,10 +128,10 @@ async fn a_proxy_delays_cuts_and_resets() -> Result<()> {
     Ok(())
 }
 
-/// What starts servers must not leave them behind, even when killed.
+/// A process that starts servers must not leave them behind, even when it is killed.
 #[tokio::test]
 async fn servers_die_with_a_killed_parent() -> Result<()> {
-    // The child process is this very test binary, running the helper below.
+    // The child process is this test binary, running the helper below.
     let mut child = std::process::Command::new(std::env::current_exe()?)
         .args(["--exact", "helper_that_waits_to_be_killed", "--nocapture"])
         .env("TESTKIT_HELPER", "1")
@@ -138,7 +153,10 @@ async fn servers_die_with_a_killed_parent() -> Result<()> {
     assert!(TcpStream::connect(("127.0.0.1", port)).is_ok());
     child.kill()?;
     child.wait()?;
-    eventually("the orphan to die", async || TcpStream::connect(("127.0.0.1", port)).is_err().then_some(())).await
+    eventually("the orphan to die", async || {
+        TcpStream::connect(("127.0.0.1", port)).is_err().then_some(())
+    })
+    .await
 }
 
 #[tokio::test]
