@@ -1,4 +1,5 @@
-//! A push in process: what is ours of any push. `cargo bench -p scale-queue`
+//! A push to the memory store: the part of any push that this crate costs. `cargo bench -p
+//! scale-queue`
 #![allow(missing_docs)]
 
 use divan::{AllocProfiler, Bencher};
@@ -24,14 +25,19 @@ impl Job for Small {
 
 fn jobs(count: usize) -> Vec<Small> {
     (0..count)
-        .map(|n| Small { n, text: "a payload of about a hundred bytes, which is what most jobs carry around".into() })
+        .map(|n| Small {
+            n,
+            text: "a payload of about a hundred bytes, which is what most jobs carry around".into(),
+        })
         .collect()
 }
 
-/// By how many at once.
+/// Benchmarks pushes of `count` jobs at the same time.
 #[divan::bench(args = [1, 1_000])]
 fn push_many(bencher: Bencher<'_, '_>, count: usize) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return;
+    };
     bencher
         .with_inputs(|| (Queue::memory(), jobs(count)))
         .counter(divan::counter::ItemsCount::new(count))

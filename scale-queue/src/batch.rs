@@ -1,35 +1,36 @@
-//! Jobs that belong together: done side by side, counted as one, and followed by another when all are done.
+//! Batches: jobs that run in parallel, are counted together, and are followed by another job when
+//! all are done.
 //!
 //! | when | then |
 //! | --- | --- |
 //! | all jobs are done | the `then` job is pushed, once |
-//! | the first one is dead | the `catch` job is pushed, once; those that have not begun end unrun, unless [`allow_failures`](Batch::allow_failures) |
+//! | one of the jobs dies | the `catch` job is pushed, once; jobs that have not begun are skipped, unless [`allow_failures`](Batch::allow_failures) is set |
 //! | every job is done or dead | the `finally` job is pushed, once |
-//! | a dead one is revived and done | it counts as done: `then` comes after all, unless others have ended unrun since it died |
-//! | a worker dies between a job and its count | the job is done again, and counted once |
-//! | a push of the batch fails half way, or its process dies | push it again under the same [name](Batch::named): jobs that are there are not doubled |
-//! | all are done and what follows is stored | its keys go; it is still listed for a day |
-//! | nothing happens for 7 days | the batch is forgotten; jobs of it that are left still run |
+//! | a dead job is revived and done | it counts as done: `then` is pushed after all, unless other jobs were skipped since it died |
+//! | a worker dies after it ran a job and before it counted the job | the job runs again, and is counted once |
+//! | a push of the batch fails half way, or its process dies | push it again under the same [name](Batch::named): jobs that are already stored are not duplicated |
+//! | all jobs are done and the following jobs are stored | the batch's keys are removed; it is listed for another day |
+//! | nothing happens for 7 days | the batch is forgotten; remaining jobs of it still run |
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::envelope::{Envelope, Extra, Link, Place};
 use crate::error::Error;
+use crate::format::{Envelope, Extra, Link, Place};
 use crate::job::{Job, JobId};
-use crate::presence::{self, Kind};
 use crate::queue::{Queue, checked};
+use crate::registry::{self, Kind};
 use crate::store::{End, Entry, NewBatch, Store, Tally};
 
-/// How long a batch is remembered after its last change.
+/// Time a batch is remembered after its last change.
 pub(crate) const LIFE: Duration = Duration::from_hours(7 * 24);
-/// A batch that is done is listed for this long.
+/// Time for which a completed batch is listed.
 const LISTED: Duration = Duration::from_hours(24);
-/// Jobs at most: two bits each are kept of them.
+/// Maximum number of jobs: the store keeps two bits for each.
 const LARGEST: usize = 10_000_000;
 
-/// A batch in the making; see [`Queue::batch`].
+/// Builder of a batch; see [`Queue::batch`].
 #[must_use = "a batch does nothing until pushed"]
 #[derive(Debug)]
 pub struct Batch<'q> {
@@ -40,38 +41,39 @@ pub struct Batch<'q> {
     plan: Plan,
 }
 
-/// What comes after.
+/// Jobs that follow a batch.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Plan {
     then: Option<Link>,
     catch: Option<Link>,
     finally: Option<Link>,
-    /// The queues of its jobs.
+    /// Queues of the batch's jobs.
     #[serde(default)]
     queues: Vec<String>,
 }
 
-/// How far a batch is.
+/// Progress of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct BatchStatus {
-    /// Jobs in all.
+    /// Total number of jobs.
     pub total: u32,
-    /// Jobs that are done.
+    /// Number of jobs that are done.
     pub done: u32,
-    /// Jobs that are dead.
+    /// Number of jobs that are dead.
     pub dead: u32,
-    /// Whether what had not begun was not to begin: by [`Queue::cancel_batch`] or by a death.
+    /// True if the batch was cancelled, by [`Queue::cancel_batch`] or by the death of a job. Jobs
+    /// that had not begun then are skipped.
     pub cancelled: bool,
 }
 
 impl BatchStatus {
-    /// Whether every job is done or dead.
+    /// Returns whether every job is done or dead.
     pub fn is_over(&self) -> bool {
         self.done + self.dead >= self.total
     }
 
-    /// Between 0 and 1.
+    /// Returns the completed fraction, between 0 and 1.
     pub fn fraction(&self) -> f64 {
         if self.total == 0 { 1.0 } else { f64::from(self.done + self.dead) / f64::from(self.total) }
     }
@@ -85,7 +87,7 @@ impl From<Tally> for BatchStatus {
 }
 
 impl Queue {
-    /// Jobs that belong together.
+    /// Starts a batch: jobs that are counted together.
     ///
     /// ```
     /// # use scale_queue::{Job, Queue};
@@ -94,7 +96,8 @@ impl Queue {
     /// # impl Job for Import { const NAME: &'static str = "import"; }
     /// # #[derive(Serialize, Deserialize)] struct TellAdmin { what: String }
     /// # impl Job for TellAdmin { const NAME: &'static str = "tell-admin"; }
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_queue::Error> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), scale_queue::Error> {
     /// # let queue = Queue::memory();
     /// let id = queue
     ///     .batch()
@@ -108,23 +111,31 @@ impl Queue {
     /// # Ok(()) }
     /// ```
     pub fn batch(&self) -> Batch<'_> {
-        Batch { queue: self, id: JobId::new().to_string(), jobs: Ok(Vec::new()), lenient: false, plan: Plan::default() }
+        Batch {
+            queue: self,
+            id: JobId::new().to_string(),
+            jobs: Ok(Vec::new()),
+            lenient: false,
+            plan: Plan::default(),
+        }
     }
 
-    /// How far a batch is; `None` if it is not known, or not any more.
+    /// Returns the progress of a batch; `None` if it is unknown or forgotten.
     pub async fn batch_status(&self, id: &str) -> Result<Option<BatchStatus>, Error> {
         Ok(self.store().batch(id).await?.map(|(tally, _)| tally.into()))
     }
 
-    /// Jobs of the batch that have not begun end unrun, and count as done. `false`: it is not known.
+    /// Cancels a batch: jobs that have not begun are skipped, and count as done. Returns `false` if
+    /// the batch is unknown.
     pub async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
         self.store().cancel_batch(id).await
     }
 }
 
 impl Batch<'_> {
-    /// A name of your own, so that pushing it a second time, after a failure, doubles nothing. Letters, digits, `-`, `_` and `.`, 64 at
-    /// most. A name is free again 7 days after the last change.
+    /// Names the batch, so that a second push after a failure does not duplicate jobs. A name has 1
+    /// to 64 letters, digits, `-`, `_` and `.`. It is free again 7 days after the batch's last
+    /// change.
     pub fn named(mut self, name: &str) -> Self {
         match checked(name) {
             Ok(name) => name.clone_into(&mut self.id),
@@ -133,7 +144,7 @@ impl Batch<'_> {
         self
     }
 
-    /// One more job, in its own queue. Its [`unique_key`](Job::unique_key) does not count.
+    /// Adds a job, in its own queue. Its [`unique_key`](Job::unique_key) is ignored.
     #[expect(clippy::needless_pass_by_value, reason = "as every push takes its job")]
     pub fn job<J: Job>(mut self, job: J) -> Self {
         self.jobs = self.jobs.and_then(|mut jobs| {
@@ -141,35 +152,39 @@ impl Batch<'_> {
             let number = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
             envelope.body.extra.batch = Some(Place { id: self.id.clone(), number });
             jobs.push((checked(J::QUEUE)?.to_owned(), envelope));
-            if jobs.len() > LARGEST { Err(Error::TooLarge { job: J::NAME, size: jobs.len() }) } else { Ok(jobs) }
+            if jobs.len() > LARGEST {
+                Err(Error::TooMany { job: J::NAME, most: LARGEST })
+            } else {
+                Ok(jobs)
+            }
         });
         self
     }
 
-    /// More jobs of one kind.
+    /// Adds jobs of one type.
     pub fn jobs<J: Job>(self, jobs: impl IntoIterator<Item = J>) -> Self {
         jobs.into_iter().fold(self, Self::job)
     }
 
-    /// To be pushed when all are done.
+    /// Sets the job to be pushed when all jobs are done.
     pub fn then<J: Job>(mut self, job: J) -> Self {
         self.plan.then = self.link(job);
         self
     }
 
-    /// To be pushed when the first one is dead.
+    /// Sets the job to be pushed once when one of the jobs dies.
     pub fn catch<J: Job>(mut self, job: J) -> Self {
         self.plan.catch = self.link(job);
         self
     }
 
-    /// To be pushed when every one is done or dead.
+    /// Sets the job to be pushed when every job is done or dead.
     pub fn finally<J: Job>(mut self, job: J) -> Self {
         self.plan.finally = self.link(job);
         self
     }
 
-    /// A death does not cancel the others.
+    /// Lets the other jobs run after one has died.
     pub fn allow_failures(mut self) -> Self {
         self.lenient = true;
         self
@@ -186,20 +201,23 @@ impl Batch<'_> {
         }
     }
 
-    /// Stores the batch, then its jobs, a thousand at a time. Returns its id.
+    /// Stores the batch, then its jobs, 1,000 at a time. Returns the batch's id.
     ///
     /// # Errors
-    /// As of [`Queue::push`]; [`Error::Empty`] for no job. After [`Error::Store`] or [`Error::Full`] some may be stored: push the same jobs
-    /// again under the same [name](Self::named).
+    /// The errors of [`Queue::push`]; [`Error::Empty`] for a batch without jobs. After
+    /// [`Error::Store`] or [`Error::Full`] some jobs may be stored: push the same jobs again under
+    /// the same [name](Self::named).
     pub async fn push(self) -> Result<String, Error> {
         let Self { queue, id, jobs, lenient, mut plan } = self;
-        // `job` gave the id that was the batch's then.
+        // The name may have been set after the jobs were added.
         let mut jobs = jobs?;
-        jobs.iter_mut().filter_map(|(_, envelope)| envelope.body.extra.batch.as_mut()).for_each(|place| place.id.clone_from(&id));
+        jobs.iter_mut()
+            .filter_map(|(_, envelope)| envelope.body.extra.batch.as_mut())
+            .for_each(|place| place.id.clone_from(&id));
         if jobs.is_empty() {
             return Err(Error::Empty);
         }
-        // One that is over is not pushed anew.
+        // A concluded batch is not pushed again.
         if queue.store().batch(&id).await?.is_some_and(|(tally, _)| tally.followed) {
             return Ok(id);
         }
@@ -211,19 +229,22 @@ impl Batch<'_> {
         let plan = rmp_serde::to_vec(&plan).map_err(Error::store)?;
         let total = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
         queue.store().open_batch(&id, NewBatch { total, lenient, plan: &plan, life: LIFE }).await?;
-        let pushed = presence::Pushed { pushed_ms: queue.store().now_ms() };
-        presence::announce(&**queue.store(), Kind::Batch, &id, &pushed).await;
+        let pushed = registry::Pushed { pushed_ms: queue.store().now_ms() };
+        registry::register(&**queue.store(), Kind::Batch, &id, &pushed).await;
         for (name, entries) in by_queue(&id, jobs) {
             for thousand in entries.chunks(1_000) {
                 let holders = queue.store().push(&name, thousand).await?;
-                crate::queue::count_pushed(&name, holders.iter().filter(|holder| holder.is_none()).count());
+                crate::queue::push::count_pushed(
+                    &name,
+                    holders.iter().filter(|holder| holder.is_none()).count(),
+                );
             }
         }
         Ok(id)
     }
 }
 
-/// Each queue's jobs, each to be stored once whatever is pushed again.
+/// Groups jobs by queue; each has a key that prevents duplicates when the batch is pushed again.
 fn by_queue(id: &str, jobs: Vec<(String, Envelope)>) -> Vec<(String, Vec<Entry>)> {
     let mut queues: Vec<(String, Vec<Entry>)> = Vec::new();
     for (number, (name, envelope)) in jobs.into_iter().enumerate() {
@@ -241,50 +262,60 @@ fn once_key(id: &str, what: impl std::fmt::Display) -> String {
     format!("batch:{id}:{what}")
 }
 
-/// Whether a job of the batch should not begin any more.
+/// Returns whether the batch of a job that has not begun was cancelled.
 pub(crate) async fn is_cancelled(store: &dyn Store, place: &Place) -> bool {
-    // In doubt it runs: that is what was asked for.
+    // If the store does not answer, the job runs: that is what the pusher asked for.
     store.is_cancelled(&place.id, place.number).await.unwrap_or(false)
 }
 
-/// Counts a job's end, and pushes what that brings about: before the store is told that it ended. Returns what
-/// was pushed.
+/// Counts the end of a job, and pushes the jobs that follow from it. Must be called before the job
+/// is acknowledged. Returns the ids of the pushed jobs.
 pub(crate) async fn count(store: &dyn Store, place: &Place, end: End) -> Result<Vec<JobId>, Error> {
-    let Some(tally) = store.mark(&place.id, place.number, end).await? else { return Ok(Vec::new()) };
+    let Some(tally) = store.mark(&place.id, place.number, end).await? else {
+        return Ok(Vec::new());
+    };
     let (all_done, over) = (tally.done >= tally.total, tally.done + tally.dead >= tally.total);
     if tally.followed || !(all_done || over || tally.dead > 0) {
         return Ok(Vec::new());
     }
     let Some((_, plan)) = store.batch(&place.id).await? else { return Ok(Vec::new()) };
-    let Ok(Plan { then, catch, finally, queues }) = rmp_serde::from_slice::<Plan>(&plan) else { return Ok(Vec::new()) };
+    let Ok(Plan { then, catch, finally, queues }) = rmp_serde::from_slice::<Plan>(&plan) else {
+        return Ok(Vec::new());
+    };
     let (mut keys, mut pushed) = (Vec::new(), Vec::new());
-    // After a death others may have ended unrun: not all was done, though no one is dead any more.
-    for (due, word, link) in
-        [(all_done && !tally.skipped, "then", then), (tally.dead > 0, "catch", catch), (over, "finally", finally)]
-    {
+    // After a death others may have been skipped: then not all jobs were done, even if none is dead
+    // now.
+    for (due, word, link) in [
+        (all_done && !tally.skipped, "then", then),
+        (tally.dead > 0, "catch", catch),
+        (over, "finally", finally),
+    ] {
         if let Some(link) = link {
             let key = once_key(&place.id, word);
             keys.push((link.queue.clone(), key.clone()));
             if due {
                 let once = Some((key, LIFE));
                 let id = JobId::new();
-                let (queue, entry) = link.entry(id, store.now_ms(), Vec::new(), Extra::default(), once);
+                let (queue, entry) =
+                    link.entry(id, store.now_ms(), Vec::new(), Extra::default(), once);
                 let holders = store.push(&queue, std::slice::from_ref(&entry)).await?;
                 let is_new = holders.iter().all(Option::is_none);
-                crate::queue::count_pushed(&queue, usize::from(is_new));
+                crate::queue::push::count_pushed(&queue, usize::from(is_new));
                 pushed.extend(is_new.then_some(id));
             }
         }
     }
     if all_done {
-        // From here on nothing follows any more, so nothing has to be known of what was pushed.
+        // Nothing follows from here on, so the keys that prevent duplicates are no longer needed.
         store.conclude_batch(&place.id, LISTED).await?;
         for (queue, key) in keys {
             store.expire_once(&queue, &[key]).await?;
         }
         for queue in queues {
             for from in (0..tally.total).step_by(1_000) {
-                let keys: Vec<_> = (from..tally.total.min(from + 1_000)).map(|number| once_key(&place.id, number)).collect();
+                let keys: Vec<_> = (from..tally.total.min(from + 1_000))
+                    .map(|number| once_key(&place.id, number))
+                    .collect();
                 store.expire_once(&queue, &keys).await?;
             }
         }

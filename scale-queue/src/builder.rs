@@ -1,11 +1,11 @@
-//! Connects a queue, with settings.
+//! Settings of a queue, and its connection to the store.
 
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::queue::Queue;
-#[cfg(feature = "sqlite")]
-use crate::store::Synchronous;
+#[cfg(feature = "sql")]
+use crate::store::sql::{Settings, SqlStore, Synchronous};
 
 /// Settings of a [`Queue`], from [`Queue::builder`].
 #[must_use = "nothing happens before `connect`"]
@@ -17,12 +17,14 @@ pub struct QueueBuilder {
     connect_timeout: Duration,
     replicas: usize,
     replicas_within: Duration,
-    #[cfg(feature = "sqlite")]
-    synchronous: Synchronous,
+    #[cfg(feature = "sql")]
+    sql: Settings,
+    #[cfg(feature = "sql")]
+    pool: Option<scale_sql::Database>,
 }
 
 impl std::fmt::Debug for QueueBuilder {
-    /// Without the address: it may hold a password.
+    /// Omits the address, because it may contain a password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("QueueBuilder")
             .field("app", &self.app)
@@ -40,78 +42,138 @@ impl QueueBuilder {
             connect_timeout: Duration::from_millis(500),
             replicas: 0,
             replicas_within: Duration::from_secs(1),
-            #[cfg(feature = "sqlite")]
-            synchronous: Synchronous::Full,
+            #[cfg(feature = "sql")]
+            sql: Settings::default(),
+            #[cfg(feature = "sql")]
+            pool: None,
         }
     }
 
-    /// Sets how long an answer of Redis may take. Default: 500 ms. An answer or a request of megabytes may take longer, a second for each.
+    /// Sets how long Redis may take to answer. Default: 500 ms. A request or an answer of several
+    /// megabytes gets one more second for each megabyte.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit;
         self
     }
 
-    /// Sets how long making a connection to Redis may take. Default: 500 ms.
+    /// Sets how long connecting to Redis may take. Default: 500 ms.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
     }
 
-    /// A push is `Ok` only once so many replicas of a Redis have it, which is asked by `WAIT` and may take up to `within`; else it is
-    /// [`Error::Unacknowledged`]. Default: 0, and what has not reached a replica is lost in a fail-over. For those who want none lost; it
-    /// costs a round trip between master and replica for each call, which pushes of the same moment share.
+    /// Makes a push return `Ok` only after `count` replicas of Redis have the job. The store sends
+    /// `WAIT` and waits at most `within`; then the push fails with [`Error::Unacknowledged`].
     ///
-    /// Not in a Cluster, where the answer cannot be told to be that of the right node: [`connect`](Self::connect) says so.
+    /// Default: 0. A job that has not reached a replica is then lost in a failover. The setting
+    /// costs one round trip between master and replica per call; pushes made at the same time share
+    /// it.
+    ///
+    /// Not available in a Redis Cluster, because the answer to `WAIT` cannot be assigned to the
+    /// right node: [`connect`](Self::connect) returns an error.
     pub fn replicas(mut self, count: usize, within: Duration) -> Self {
         (self.replicas, self.replicas_within) = (count, within);
         self
     }
 
-    /// Sets how safely an SQLite file keeps what was acknowledged. Default: [`Synchronous::Full`].
-    #[cfg(feature = "sqlite")]
+    /// Sets how durably an SQLite file stores acknowledged writes. Default: [`Synchronous::Full`].
+    #[cfg(feature = "sql")]
     pub fn synchronous(mut self, synchronous: Synchronous) -> Self {
-        self.synchronous = synchronous;
+        self.sql.synchronous = synchronous;
+        self
+    }
+
+    /// Sets whether [`connect`](Self::connect) migrates the tables of a database to this version of
+    /// the crate. Default: `true` for an SQLite file. On a server, `connect` only checks the
+    /// tables, so its role needs no permission to create any; see
+    /// [`migrate`](crate::store::migrate).
+    #[cfg(feature = "sql")]
+    pub fn migrate(mut self, migrates: bool) -> Self {
+        self.sql.migrate = Some(migrates);
+        self
+    }
+
+    /// Sets the maximum number of connections to a database server. Default: 10. PostgreSQL uses
+    /// one more to listen for notifications. With [`Queue::with_pool`] the pool's own setting
+    /// applies.
+    #[cfg(feature = "sql")]
+    pub fn max_connections(mut self, count: u32) -> Self {
+        self.sql.options.max_connections = count.max(1);
+        self
+    }
+
+    /// Sets how long a database server may take to answer before its connection is closed. Default:
+    /// 30 s.
+    #[cfg(feature = "sql")]
+    pub fn statement_timeout(mut self, limit: Duration) -> Self {
+        self.sql.options.statement_timeout = limit;
+        self
+    }
+
+    /// Declares that a pooler between this process and PostgreSQL assigns a connection per
+    /// transaction, as pgbouncer does in its mode `transaction`. Statements are then not prepared,
+    /// and workers poll for jobs four times a second instead of receiving notifications. Default:
+    /// `false`.
+    #[cfg(feature = "sql")]
+    pub fn transaction_pooling(mut self, is_pooled: bool) -> Self {
+        self.sql.options.transaction_pooling = is_pooled;
+        self
+    }
+
+    #[cfg(feature = "sql")]
+    pub(crate) fn on(mut self, pool: scale_sql::Database) -> Self {
+        self.pool = Some(pool);
         self
     }
 
     /// Connects to the store.
     ///
     /// # Errors
-    /// [`Error::Address`] for an address of no store that is compiled in; [`Error::Setting`] for a setting that this store cannot keep;
-    /// [`Error::Store`] if nobody answers there.
+    /// [`Error::Address`] if the address belongs to no store that is compiled in;
+    /// [`Error::Setting`] for a setting that this store does not support; `Error::Schema` if the
+    /// tables are older or newer than this version needs; [`Error::Store`] if the store cannot be
+    /// reached.
     pub async fn connect(self) -> Result<Queue, Error> {
         let scheme = self.url.split(':').next().unwrap_or_default();
         if self.replicas > 0 && !scheme.starts_with("redis") {
             return Err(Error::Setting(
-                "`replicas` is for Redis alone: a database has its own settings for synchronous replication",
+                "`replicas` is supported on Redis only: for a database, use its own settings \
+                 for synchronous replication",
             ));
+        }
+        #[cfg(feature = "sql")]
+        if let Some(pool) = self.pool {
+            let store = SqlStore::open(pool.with(&self.sql.options), &self.app, &self.sql).await?;
+            return Ok(Queue::new(store));
         }
         match scheme {
             "memory" => Ok(Queue::memory()),
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
                 let config = scale_redis::Config::new(&self.url);
-                let config = config.response_timeout(self.response_timeout).connect_timeout(self.connect_timeout);
+                let config = config
+                    .response_timeout(self.response_timeout)
+                    .connect_timeout(self.connect_timeout);
                 let redis = config.clone().connect().await.map_err(Error::store)?;
                 redis.warn_of_eviction("jobs").await;
                 let mut store = crate::store::RedisStore::new(redis.clone(), &self.app);
                 store.synchronise().await?;
                 if self.replicas > 0 {
                     if redis.is_cluster() {
-                        return Err(Error::Setting("`replicas` is not for a Redis Cluster: use `min-replicas-to-write` there"));
+                        return Err(Error::Setting(
+                            "`replicas` is not supported in a Redis Cluster: use \
+                             `min-replicas-to-write` there",
+                        ));
                     }
                     let pushes = config.connect().await.map_err(Error::store)?;
                     store = store.replicas(pushes, self.replicas, self.replicas_within);
                 }
                 Ok(Queue::new(store))
             }
-            #[cfg(any(feature = "postgres", feature = "sqlite"))]
-            _ if crate::store::sql::System::of(&self.url).is_some() => {
-                #[cfg(feature = "sqlite")]
-                let store = crate::store::SqlStore::connect_with(&self.url, &self.app, self.synchronous).await?;
-                #[cfg(not(feature = "sqlite"))]
-                let store = crate::store::SqlStore::connect_with(&self.url, &self.app).await?;
-                Ok(Queue::new(store))
+            #[cfg(feature = "sql")]
+            _ if scale_sql::System::of(&self.url).is_some() => {
+                let database = scale_sql::Database::connect(&self.url, &self.sql.options).await?;
+                Ok(Queue::new(SqlStore::open(database, &self.app, &self.sql).await?))
             }
             _ => Err(Error::address(&self.url)),
         }

@@ -1,52 +1,53 @@
-//! What a handler may know of the job it handles.
+//! Context of a running job.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::envelope::Place;
+use crate::format::Place;
 use crate::job::JobId;
 use crate::store::Store;
 
-/// The circumstances of one attempt.
+/// Context of one attempt.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Context {
-    /// The job's id: the same in every attempt, so a good key for idempotence.
+    /// Id of the job. It is the same in every attempt, so it is a good idempotency key.
     pub id: JobId,
-    /// The queue it came from.
+    /// Queue from which the job was taken.
     pub queue: Arc<str>,
-    /// Which attempt this is: 1 at first.
+    /// Number of the attempt, from 1.
     pub attempt: u16,
-    /// How long the job waited since it was pushed, delays included.
+    /// Time since the job was pushed, delays included.
     pub waited: Duration,
-    /// Why the attempt before failed.
+    /// Error of the previous attempt.
     pub last_error: Option<String>,
-    /// What its pusher gave it on its way: see [`Queue::carrying`](crate::Queue::carrying).
-    pub carried: Vec<(String, String)>,
-    /// The batch it belongs to.
+    /// Metadata set by the pusher: see [`Queue::propagating`](crate::Queue::propagating).
+    pub metadata: Vec<(String, String)>,
+    /// Batch to which the job belongs.
     pub batch: Option<String>,
     pub(crate) place: Option<Place>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) cancelled: Cancelled,
 }
 
-/// Why a running job was told to stop.
+/// Reason why a running job is cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CancelReason {
-    /// Somebody asked for its end: see [`Queue::cancel`](crate::Queue::cancel).
+    /// Cancellation was requested: see [`Queue::cancel`](crate::Queue::cancel).
     Requested,
-    /// The worker's lease has run out: the job is another worker's by now.
+    /// The worker's lease has expired: another worker may have the job by now.
     LeaseLost,
-    /// A permit of one of its [limits](crate::Job::limits) could not be renewed: another job may have it soon.
+    /// A permit of one of the job's [limits](crate::Job::limits) could not be renewed: another job
+    /// may get it soon.
     PermitLost,
-    /// The worker shuts down, and its [grace](crate::Worker::grace) is over.
+    /// The worker is shutting down, and its [grace period](crate::Worker::grace) is over.
     Shutdown,
 }
 
-/// Tells a running job to stop, once, with the reason.
+/// Signal that cancels a running job once, with a reason.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cancelled {
     token: CancellationToken,
@@ -55,7 +56,7 @@ pub(crate) struct Cancelled {
 
 impl Cancelled {
     pub(crate) fn cancel(&self, reason: CancelReason) {
-        // The first reason stays.
+        // Later reasons are ignored.
         let _ = self.reason.set(reason);
         self.token.cancel();
     }
@@ -66,18 +67,18 @@ impl Cancelled {
 }
 
 impl Context {
-    /// Ends when the job is told to stop, for a [reason](Self::cancel_reason). The handler's future is dropped soon after; work on blocking
-    /// threads should watch this.
+    /// Completes when the job is cancelled, for a [reason](Self::cancel_reason). The handler's
+    /// future is dropped soon after; work on blocking threads should watch this.
     pub async fn cancelled(&self) {
         self.cancelled.cancelled().await;
     }
 
-    /// Whether [`cancelled`](Self::cancelled) has ended.
+    /// Returns whether the job was cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.token.is_cancelled()
     }
 
-    /// Returns why the job was told to stop, if it was.
+    /// Returns the reason why the job was cancelled, if it was.
     pub fn cancel_reason(&self) -> Option<CancelReason> {
         self.cancelled.reason.get().copied()
     }

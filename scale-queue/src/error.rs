@@ -1,90 +1,112 @@
-//! What can go wrong with a queue itself; what goes wrong in a handler is its job's business.
+//! Errors of queue operations. Errors of handlers belong to their jobs.
 
-/// Why a job could not be pushed, or a queue not be asked.
+/// Error of a queue operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The address names no store that is compiled in.
-    #[error("{0} is no store for jobs; use `memory:` or, with its feature, a Redis, Postgres or SQLite address")]
+    /// The address belongs to no store that is compiled in.
+    #[error(
+        "cannot use {0} as a queue store: expected memory or, with its feature, redis, \
+         postgres, mysql or sqlite"
+    )]
     Address(String),
-    /// The store did not answer. Whether what was asked for has happened is unknown: a job may have been pushed.
+    /// The store did not answer. The operation may or may not have happened: a job may have been
+    /// pushed.
     #[error("the queue's store: {0}")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The tables of a database are older or newer than this version of the crate needs, or could
+    /// not be migrated.
+    #[cfg(feature = "sql")]
+    #[error(transparent)]
+    Schema(Box<dyn std::error::Error + Send + Sync>),
     /// The store has no room. Nothing was written.
     #[error("the queue's store is full")]
     Full,
-    /// The job is stored, but not on as many replicas as [asked for](crate::QueueBuilder::replicas): a fail-over may lose it.
-    #[error("the job has reached {reached} of {wanted} replicas: it is stored, and a fail-over may lose it")]
+    /// The job is stored, but on fewer replicas than [requested](crate::QueueBuilder::replicas): a
+    /// failover may lose it.
+    #[error(
+        "the job has reached {reached} of {wanted} replicas: it is stored, \
+         but a failover may lose it"
+    )]
     Unacknowledged {
-        /// Replicas that have it.
+        /// Number of replicas that have the job.
         reached: usize,
-        /// Replicas that were to have it.
+        /// Number of replicas requested.
         wanted: usize,
     },
-    /// The job cannot be written as JSON.
+    /// The job cannot be encoded as JSON.
     #[error("job `{job}` cannot be encoded: {source}")]
     Encode {
-        /// Its name.
+        /// Name of the job.
         job: &'static str,
-        /// The encoder's words.
+        /// Error of the encoder.
         source: serde_json::Error,
     },
-    /// The encoded job is over the limit (1 MiB). Store what is large elsewhere and push where it is.
-    #[error("job `{job}` has {size} bytes; the limit is 1 MiB")]
+    /// The encoded job is larger than 1 MiB. Store large data elsewhere, and push a reference to
+    /// it.
+    #[error("job `{job}` has {size} bytes: at most 1 MiB (1,048,576 bytes) is allowed")]
     TooLarge {
-        /// Its name.
+        /// Name of the job.
         job: &'static str,
-        /// Its size, bytes.
+        /// Size in bytes.
         size: usize,
     },
-    /// The payload could not be [sealed](crate::Seal).
-    #[error("job `{job}` cannot be sealed: {source}")]
-    Seal {
-        /// Its name.
+    /// A chain or a batch has more jobs than one may have. Divide it.
+    #[error("job `{job}` is one too many: at most {most} jobs are allowed together")]
+    TooMany {
+        /// Name of the first job that is refused.
         job: &'static str,
-        /// The seal's words.
+        /// Largest number of jobs.
+        most: usize,
+    },
+    /// The payload could not be [encrypted](crate::PayloadCipher).
+    #[error("job `{job}` cannot be encrypted: {source}")]
+    Encryption {
+        /// Name of the job.
+        job: &'static str,
+        /// Error of the cipher.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A worker was given a bound for a queue that it does not serve.
-    #[error("`{0}` is not among the worker's queues")]
+    #[error("queue `{0}` is not among the worker's queues")]
     NotServed(String),
-    /// A setting that the store cannot keep.
+    /// The store does not support a setting.
     #[error("{0}")]
     Setting(&'static str),
-    /// A chain has no job.
-    #[error("a chain needs a job")]
+    /// A chain or batch has no jobs.
+    #[error("a chain or batch without jobs: expected at least one")]
     Empty,
     /// A queue's name is not made of 1 to 64 letters, digits, `-`, `_` and `.`.
-    #[error("`{0}` is no name for a queue: use 1 to 64 letters, digits, `-`, `_` and `.`")]
+    #[error("invalid queue name `{0}`: expected 1 to 64 letters, digits, `-`, `_` and `.`")]
     Name(String),
 }
 
 impl Error {
-    /// Names the scheme alone: the rest may hold a password.
+    /// Creates an address error that contains only the scheme: the rest may contain a password.
     pub(crate) fn address(url: &str) -> Self {
-        let scheme = url.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| !scheme.is_empty());
-        let quoted = |scheme: &str| format!("`{}`", scheme.chars().take(20).collect::<String>());
-        Self::Address(scheme.map_or_else(|| "an address without a scheme".into(), quoted))
+        Self::Address(scale_core::address::shown_scheme(url))
     }
 
     pub(crate) fn store(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Store(source.into())
     }
 
-    /// Returns whether the store has refused what was asked, so that nothing of it has happened.
+    /// Returns whether the store refused the operation, so that no part of it has happened.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
-            #[cfg(any(feature = "postgres", feature = "sqlite"))]
+            #[cfg(feature = "sql")]
             Self::Store(_) => crate::store::sql::is_refusal(self),
             _ => false,
         }
     }
 
-    /// The same again, for each of those that waited for one answer.
+    /// Copies the error, for each of the callers that waited for the same answer.
     pub(crate) fn repeat(&self) -> Self {
         match self {
             Self::Full => Self::Full,
-            Self::Unacknowledged { reached, wanted } => Self::Unacknowledged { reached: *reached, wanted: *wanted },
+            Self::Unacknowledged { reached, wanted } => {
+                Self::Unacknowledged { reached: *reached, wanted: *wanted }
+            }
             other => Self::store(other.to_string()),
         }
     }

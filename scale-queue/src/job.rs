@@ -1,4 +1,4 @@
-//! What a job is: a serde type with a name.
+//! Definition of a job: a serde type with a name.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::limit::Limit;
 use crate::retry::Retry;
 
-/// A piece of work to be done later, perhaps elsewhere.
+/// Unit of work, run later by a worker.
 ///
 /// ```
 /// use scale_queue::{Job, Retry};
@@ -26,30 +26,36 @@ use crate::retry::Retry;
 /// }
 /// ```
 ///
-/// Jobs are delivered *at least once*: a worker may die after the work and before it could say so. Make a handler's effect idempotent.
+/// Jobs are delivered *at least once*: a worker may die after it ran the handler and before it
+/// acknowledged the job. Make a handler's effect idempotent.
 pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// What the job is called in the store. Keep it when the type is renamed: jobs that wait know only this.
+    /// Name of the job in the store. Keep it when the type is renamed: stored jobs are identified
+    /// by this name alone.
     const NAME: &'static str;
-    /// The queue it is pushed to unless told otherwise.
+    /// Queue to which the job is pushed by default.
     const QUEUE: &'static str = "default";
-    /// What happens after a failure.
+    /// Retry policy after a failure.
     const RETRY: Retry = Retry::exponential(10);
-    /// How long one attempt may take; then its future is dropped and the attempt has failed.
+    /// Maximum duration of one attempt. After it the future is dropped, and the attempt has failed.
     const TIMEOUT: Duration = Duration::from_mins(5);
 
-    /// While a job with the same key waits or runs in its queue, another push of it is dropped. Default: none.
+    /// Returns the unique key, if any. While a job with the same key waits or runs in its queue,
+    /// another push with that key is dropped. Default: none.
     fn unique_key(&self) -> Option<String> {
         None
     }
 
-    /// How many like it may run at a time, or begin in a time, across the fleet. Default: as many as there are workers for.
+    /// Returns the limits on jobs like this one across the fleet: how many may run at a time, or
+    /// begin in a period. Default: none.
     fn limits(&self) -> Vec<Limit> {
         Vec::new()
     }
 }
 
-/// A job's identity: a UUID of version 7, so ids sort by the time of the push.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+/// Id of a job: a UUID of version 7, so ids sort by time of push.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct JobId(Uuid);
 

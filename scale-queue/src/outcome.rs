@@ -1,4 +1,4 @@
-//! What comes of an attempt, and what is done about it. Pure: no store, no clock.
+//! Outcome of an attempt, and the decision that follows. Pure: no store, no clock.
 
 use std::error::Error;
 use std::fmt;
@@ -9,10 +9,11 @@ use crate::retry::Retry;
 /// Any error a handler may return.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// An error that ends a job: no further attempt, straight to the dead set.
+/// Error that ends a job: it becomes dead at once, without further attempts.
 ///
-/// It is recognised anywhere in a chain of causes: inside `anyhow::Error`, behind `thiserror`'s `#[from]`, `#[source]` and
-/// `#[error(transparent)]`, in a `Box<dyn Error + Send + Sync>`, in an `io::Error`.
+/// It is recognized anywhere in a chain of causes: inside `anyhow::Error`, behind `thiserror`'s
+/// `#[from]`, `#[source]` and `#[error(transparent)]`, in a `Box<dyn Error + Send + Sync>`, in an
+/// `io::Error`.
 ///
 /// ```
 /// async fn handler() -> Result<(), scale_queue::worker::BoxError> {
@@ -22,12 +23,13 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 #[derive(Debug)]
 pub struct Discard(DiscardCause);
 
-/// The cause of every [`Discard`]. A wrapper may hide the type of the error it holds, but passes on that error's `source`.
+/// Cause of every [`Discard`]. A wrapper may hide the type of the error it contains, but still
+/// returns that error's `source`.
 #[derive(Debug)]
 struct DiscardCause(String);
 
 impl Discard {
-    /// With the reason that the dead set will show.
+    /// Creates the error with the reason that is shown with the dead job.
     pub fn because(reason: impl Into<String>) -> Self {
         Self(DiscardCause(reason.into()))
     }
@@ -53,42 +55,43 @@ impl fmt::Display for DiscardCause {
 
 impl Error for DiscardCause {}
 
-/// An error that runs the job again after a delay, without counting this attempt: for a partner that says when to come back. Like
-/// [`Discard`], it is recognised anywhere in a chain of causes.
+/// Error that runs the job again after a delay, without counting this attempt, for example for an
+/// API that answers with `Retry-After`. Like [`Discard`], it is recognized anywhere in a chain of
+/// causes.
 #[derive(Debug)]
-pub struct Later(LaterCause);
+pub struct Snooze(SnoozeCause);
 
 #[derive(Debug)]
-struct LaterCause(Duration);
+struct SnoozeCause(Duration);
 
-impl Later {
-    /// Not before that time has passed.
+impl Snooze {
+    /// Runs the job again after this delay.
     pub fn after(delay: Duration) -> Self {
-        Self(LaterCause(delay))
+        Self(SnoozeCause(delay))
     }
 }
 
-impl fmt::Display for Later {
+impl fmt::Display for Snooze {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl Error for Later {
+impl Error for Snooze {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&self.0)
     }
 }
 
-impl fmt::Display for LaterCause {
+impl fmt::Display for SnoozeCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "again in {:?}", self.0)
     }
 }
 
-impl Error for LaterCause {}
+impl Error for SnoozeCause {}
 
-/// The first error of that type in a chain of causes, the error itself included.
+/// Finds the first error of type `T` in a chain of causes, the error itself included.
 fn find<'e, T: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e T> {
     let mut next = Some(error);
     for _ in 0..MOST_CAUSES {
@@ -101,54 +104,54 @@ fn find<'e, T: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e 
     None
 }
 
-/// Causes that are looked through: a chain that leads back to itself must not hold a worker.
+/// Maximum number of causes searched: a cyclic chain must not block a worker.
 const MOST_CAUSES: usize = 100;
 
-/// How an attempt ended.
+/// Outcome of an attempt.
 #[derive(Debug)]
 pub(crate) enum Ending {
     Done,
     Failed(BoxError),
     TimedOut(Duration),
     Panicked(String),
-    /// It was told to stop: the worker shuts down, or has lost the job's lease or permit.
+    /// The attempt was cancelled: the worker shuts down, or has lost the job's lease or permit.
     Cancelled,
-    /// Its batch was cancelled before it began.
+    /// The job did not begin: its batch was cancelled before.
     Skipped,
-    /// It did not begin: a limit has no room. It waits in that limit's line.
+    /// The job did not begin: a limit has no room. The job waits in that limit's line.
     Blocked(Blocked),
-    /// It did not begin: the store did not say whether its limits let it.
+    /// The job did not begin: the store did not answer whether its limits have room.
     Unadmitted,
-    /// It did not begin: its payload does not fit the type.
+    /// The job did not begin: its payload cannot be parsed as the job's type.
     Unfit(String),
 }
 
-/// A line that a job waits in.
+/// Line in which a job waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Blocked {
-    /// The name of the line.
+    /// Name of the line.
     pub(crate) line: String,
-    /// When to try again, should nothing wake it.
+    /// Delay until the next try if no wake-up arrives before.
     pub(crate) retry_in: Duration,
-    /// Of a rate: a place comes free so often.
+    /// Interval between two free slots of a rate limit.
     pub(crate) pace: Option<Duration>,
-    /// Of permits: the key, and how many there are.
+    /// Key and number of permits of a concurrency limit.
     pub(crate) permits: Option<(String, u32)>,
 }
 
-/// What is done about it.
+/// Decision about a job after an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Done,
-    /// Another attempt after the delay: this one has failed.
+    /// This attempt has failed: run the job again after the delay.
     Retry {
         delay: Duration,
         reason: String,
     },
-    /// Another attempt after the delay: this one does not count.
+    /// Run the job again after the delay, without counting this attempt.
     Defer(Duration),
     Block(Blocked),
-    /// Its payload cannot be read here: another worker may be newer.
+    /// The payload cannot be parsed here; a newer worker may be able to.
     Unfit(String),
     Dead {
         reason: String,
@@ -156,13 +159,13 @@ pub(crate) enum Verdict {
     HandBack,
 }
 
-/// The longest reason kept, bytes.
+/// Maximum length of a stored reason, in bytes.
 const LONGEST_REASON: usize = 2_048;
-/// How long a job waits whose limits could not be asked.
+/// Delay of a job whose limits could not be checked.
 const UNADMITTED: Duration = Duration::from_secs(1);
 
 impl Ending {
-    /// The word for it in metrics.
+    /// Returns the label value for metrics.
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -177,7 +180,7 @@ impl Ending {
         }
     }
 
-    /// `failed` counts this attempt.
+    /// Decides what happens to the job. `failed` includes this attempt.
     pub(crate) fn verdict(self, retry: Retry, failed: u16, dice: f64) -> Verdict {
         let reason = match self {
             Self::Done | Self::Skipped => return Verdict::Done,
@@ -186,7 +189,7 @@ impl Ending {
             Self::Unadmitted => return Verdict::Defer(UNADMITTED.mul_f64(0.5 + dice)),
             Self::Unfit(reason) => return Verdict::Unfit(cut(&reason)),
             Self::Failed(error) => {
-                if let Some(LaterCause(delay)) = find(&*error) {
+                if let Some(SnoozeCause(delay)) = find(&*error) {
                     return Verdict::Defer(*delay);
                 }
                 let reason = chain(&*error);
@@ -206,7 +209,7 @@ impl Ending {
     }
 }
 
-/// The error and its causes, in one line.
+/// Formats the error and its causes in one line.
 fn chain(error: &(dyn Error + Send + Sync)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -220,7 +223,8 @@ fn chain(error: &(dyn Error + Send + Sync)) -> String {
     text
 }
 
-/// Short, and without the zero bytes that some databases refuse in a text: a reason must never be why a job cannot be settled.
+/// Shortens a reason, and replaces zero bytes, which some databases reject in text: a reason must
+/// never be the cause that a job cannot be settled.
 fn cut(text: &str) -> String {
     text[..text.floor_char_boundary(LONGEST_REASON)].replace('\0', " ")
 }
@@ -235,24 +239,33 @@ mod tests {
 
     #[test]
     fn each_ending_has_its_verdict() {
-        assert_eq!(failed("no"), Verdict::Retry { delay: Duration::from_secs(1), reason: "no".into() });
+        assert_eq!(
+            failed("no"),
+            Verdict::Retry { delay: Duration::from_secs(1), reason: "no".into() }
+        );
         assert_eq!(failed(Discard::because("never")), Verdict::Dead { reason: "never".into() });
-        assert_eq!(failed(Later::after(Duration::from_secs(9))), Verdict::Defer(Duration::from_secs(9)));
+        assert_eq!(
+            failed(Snooze::after(Duration::from_secs(9))),
+            Verdict::Defer(Duration::from_secs(9))
+        );
         assert_eq!(Ending::Cancelled.verdict(Retry::never(), 1, 0.0), Verdict::HandBack);
-        assert_eq!(Ending::Panicked("x".into()).verdict(Retry::never(), 1, 0.0), Verdict::Dead { reason: "panicked: x".into() });
+        assert_eq!(
+            Ending::Panicked("x".into()).verdict(Retry::never(), 1, 0.0),
+            Verdict::Dead { reason: "panicked: x".into() }
+        );
         assert!(
             matches!(Ending::Unadmitted.verdict(Retry::never(), 1, 0.0), Verdict::Defer(_)),
-            "a blip of the store kills nobody"
+            "a short failure of the store makes no job dead"
         );
     }
 
-    /// Every way in which an error of ours reaches the worker inside another one.
+    /// Ways in which an error of this crate reaches the worker inside another error.
     #[derive(Debug, thiserror::Error)]
     enum Wrapped {
         #[error("from: {0}")]
         From(#[from] Discard),
         #[error(transparent)]
-        Transparent(#[from] Later),
+        Transparent(#[from] Snooze),
         #[error("with a source")]
         Source {
             #[source]
@@ -269,7 +282,10 @@ mod tests {
             ("anyhow", boxed(error()).into()),
             ("anyhow with context", boxed(error()).context("a mail").context("an order").into()),
             ("source", Wrapped::Source { cause: error() }.into()),
-            ("source in source", Wrapped::Source { cause: Wrapped::Source { cause: error() }.into() }.into()),
+            (
+                "source in source",
+                Wrapped::Source { cause: Wrapped::Source { cause: error() }.into() }.into(),
+            ),
             ("anyhow in an error", Wrapped::Anyhow(boxed(error())).into()),
             ("io::Error", std::io::Error::other(error()).into()),
             ("io::Error in anyhow", anyhow::Error::new(std::io::Error::other(error())).into()),
@@ -281,10 +297,19 @@ mod tests {
     fn a_discard_is_recognised_in_every_wrapper() {
         for (wrapper, error) in wrappers(|| Discard::because("never").into()) {
             let verdict = failed(error);
-            assert!(matches!(&verdict, Verdict::Dead { reason } if reason.ends_with("never")), "{wrapper}: {verdict:?}");
+            assert!(
+                matches!(&verdict, Verdict::Dead { reason } if reason.ends_with("never")),
+                "{wrapper}: {verdict:?}"
+            );
         }
-        assert_eq!(failed(Wrapped::from(Discard::because("never"))), Verdict::Dead { reason: "from: never".into() });
-        assert_eq!(failed(anyhow::Error::from(Discard::because("never"))), Verdict::Dead { reason: "never".into() });
+        assert_eq!(
+            failed(Wrapped::from(Discard::because("never"))),
+            Verdict::Dead { reason: "from: never".into() }
+        );
+        assert_eq!(
+            failed(anyhow::Error::from(Discard::because("never"))),
+            Verdict::Dead { reason: "never".into() }
+        );
         let question_mark = || -> anyhow::Result<()> { Err(Discard::because("never"))? };
         assert_eq!(failed(question_mark().unwrap_err()), Verdict::Dead { reason: "never".into() });
     }
@@ -292,11 +317,11 @@ mod tests {
     #[test]
     fn a_later_is_recognised_in_every_wrapper() {
         let delay = Duration::from_secs(9);
-        for (wrapper, error) in wrappers(|| Later::after(delay).into()) {
+        for (wrapper, error) in wrappers(|| Snooze::after(delay).into()) {
             assert_eq!(failed(error), Verdict::Defer(delay), "{wrapper}");
         }
-        assert_eq!(failed(Wrapped::from(Later::after(delay))), Verdict::Defer(delay));
-        assert_eq!(failed(anyhow::Error::from(Later::after(delay))), Verdict::Defer(delay));
+        assert_eq!(failed(Wrapped::from(Snooze::after(delay))), Verdict::Defer(delay));
+        assert_eq!(failed(anyhow::Error::from(Snooze::after(delay))), Verdict::Defer(delay));
     }
 
     #[test]

@@ -1,16 +1,19 @@
-//! When a failed job is tried again: exponential backoff with full jitter.
+//! Delays between attempts: exponential backoff with full jitter.
 //!
-//! Full jitter draws the delay between zero and the exponential bound, which spreads a herd of failed jobs best (Marc Brooker,
-//! "Exponential Backoff and Jitter", AWS Architecture Blog, 2015). Ours draws from the upper half of it: a job never comes back at once.
+//! Full jitter draws the delay between zero and the exponential bound, which spreads the retries of
+//! many failed jobs best (Marc Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog,
+//! 2015). This crate draws from the upper half of that range, so a job is never retried at once.
 
 use std::time::Duration;
 
-/// How often, and after which delays.
+/// Number of attempts, and the delays between them.
 ///
 /// ```
 /// use scale_queue::Retry;
 /// use std::time::Duration;
-/// const PATIENT: Retry = Retry::exponential(20).first(Duration::from_secs(5)).longest(Duration::from_hours(6));
+/// const PATIENT: Retry = Retry::exponential(20)
+///     .first(Duration::from_secs(5))
+///     .longest(Duration::from_hours(6));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
@@ -20,40 +23,42 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// At most `attempts` attempts in all; delays of about 1 s, 2 s, 4 s, … up to an hour between them.
+    /// Allows at most `attempts` attempts in total, with delays of about 1 s, 2 s, 4 s, … up to an
+    /// hour between them.
     pub const fn exponential(attempts: u16) -> Self {
         Self { attempts, first: Duration::from_secs(1), longest: Duration::from_hours(1) }
     }
 
-    /// One attempt.
+    /// Allows one attempt.
     pub const fn never() -> Self {
         Self::exponential(1)
     }
 
-    /// The bound of the delay after the first failure; it doubles with each.
+    /// Sets the bound of the delay after the first failure; the bound doubles with each failure.
     pub const fn first(mut self, delay: Duration) -> Self {
         self.first = delay;
         self
     }
 
-    /// The bound that delays do not grow over.
+    /// Sets the largest bound of a delay.
     pub const fn longest(mut self, delay: Duration) -> Self {
         self.longest = delay;
         self
     }
 
-    /// The same delays, and another number of attempts in all.
+    /// Sets the total number of attempts; the delays stay the same.
     pub(crate) fn attempts(mut self, attempts: u16) -> Self {
         self.attempts = attempts;
         self
     }
 
-    /// Whether that many failed attempts were all.
+    /// Returns whether no attempt is left after `failed` failed attempts.
     pub(crate) fn is_over(&self, failed: u16) -> bool {
         failed >= self.attempts
     }
 
-    /// The delay after that many failed attempts; `None` if that was the last. `dice` is between 0 and 1.
+    /// Returns the delay after `failed` failed attempts; `None` if no attempt is left. `dice` is
+    /// between 0 and 1.
     pub(crate) fn after(&self, failed: u16, dice: f64) -> Option<Duration> {
         if self.is_over(failed) {
             return None;

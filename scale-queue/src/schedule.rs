@@ -1,14 +1,14 @@
-//! Jobs by the clock: cron expressions in a time zone, or every so often.
+//! Scheduled jobs: cron expressions in a time zone, or fixed periods.
 //!
 //! | when | then |
 //! | --- | --- |
-//! | several processes run the same schedule | each moment's job is pushed once: its name and moment are a key that the store remembers |
-//! | all of them were down at the moment | nothing, or one job for the last moment missed, if [`Scheduler::catch_up`] reaches that far back |
-//! | a process is stopped for a while, or its machine sleeps | one job for the last moment that has passed, however many have |
-//! | the store fails | the push is tried again until the next moment |
-//! | clocks of processes differ | the first pushes; the others find it done |
-//! | clocks change for daylight saving | a fixed hour that does not exist comes at the next moment that does; one that comes twice counts once |
-//! | a schedule's name is used for something else | the names of schedules set them apart: keep them unique |
+//! | several processes run the same schedule | the job of each run is pushed once: the store remembers a key of the schedule's name and the run's time |
+//! | all processes were down at the time of a run | nothing, or one job for the last missed run, if it is within [`Scheduler::catch_up`] |
+//! | a process is stopped for a while, or its machine sleeps | one job for the last missed run, however many were missed |
+//! | the store fails | the push is retried until the next run |
+//! | clocks of processes differ | the first process pushes; the others find the key |
+//! | clocks change for daylight saving | a fixed hour that does not exist runs at the next existing time; an hour that occurs twice runs once |
+//! | two schedules have the same name | of runs at the same time only one job is pushed: keep names unique |
 
 use std::fmt;
 use std::future::Future;
@@ -24,58 +24,62 @@ use tokio::time::Instant;
 use crate::error::Error;
 use crate::job::Job;
 use crate::limit::bounded_key;
-use crate::presence::{self, Kind, ScheduleStatus};
 use crate::push::Terms;
 use crate::queue::Queue;
+use crate::registry::{self, Kind, ScheduleStatus};
 use crate::store::Entry;
 
-/// The store remembers which moments have been served for at least so long.
+/// Minimum time for which the store remembers completed runs.
 const REMEMBERED: Duration = Duration::from_hours(24);
 
-/// Why a schedule is none.
+/// Reason why a schedule is invalid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScheduleError {
-    /// Not a cron expression.
-    #[error("`{expression}` is no cron expression: {reason}")]
+    /// The cron expression is invalid.
+    #[error("invalid cron expression `{expression}`: {reason}")]
     Cron {
-        /// As given.
+        /// Expression as given.
         expression: String,
-        /// What is wrong with it.
+        /// Error of the parser.
         reason: String,
     },
-    /// Not a time zone.
-    #[error("`{0}` is no time zone; use a name like `Europe/Zurich` or `UTC`")]
+    /// The time zone is unknown.
+    #[error("unknown time zone `{0}`: expected an IANA name like `Europe/Zurich` or `UTC`")]
     Zone(String),
 }
 
-/// When a job is due. Pure: time is given.
+/// Rule for the times at which a job is due. Pure: the current time is a parameter.
 #[derive(Clone)]
 enum Rule {
     Cron(Box<Cron>, TimeZone),
-    /// At whole multiples of it since 1970, so that all processes agree.
+    /// Whole multiples of the period since 1970, so that all processes agree.
     Every(Duration),
 }
 
 impl Rule {
-    /// The first moment after this one.
+    /// Returns the first run after `moment`.
     fn after(&self, moment: Timestamp) -> Option<Timestamp> {
         match self {
-            Self::Cron(cron, zone) => {
-                cron.find_next_occurrence(&Zoned::new(moment, zone.clone()), false).ok().map(|z| z.timestamp())
-            }
+            Self::Cron(cron, zone) => cron
+                .find_next_occurrence(&Zoned::new(moment, zone.clone()), false)
+                .ok()
+                .map(|z| z.timestamp()),
             Self::Every(period) => {
                 let period = i64::try_from(period.as_millis()).ok()?.max(1);
-                Timestamp::from_millisecond((moment.as_millisecond().div_euclid(period) + 1).checked_mul(period)?).ok()
+                Timestamp::from_millisecond(
+                    (moment.as_millisecond().div_euclid(period) + 1).checked_mul(period)?,
+                )
+                .ok()
             }
         }
     }
 
-    /// The last moment in `(from, until]`.
+    /// Returns the last run in `(from, until]`.
     fn last(&self, from: Timestamp, until: Timestamp) -> Option<Timestamp> {
         let mut last = None;
         let mut at = from;
-        // A rule that fires every second, looked at over a day.
+        // Enough for a rule that fires every second over a day.
         for _ in 0..100_000 {
             match self.after(at) {
                 Some(next) if next <= until => {
@@ -96,11 +100,12 @@ struct Task {
     name: String,
     rule: Rule,
     make: Make,
-    /// For people to read; when it fires next is not known yet.
+    /// Registered details; the time of the next run is filled in later.
     about: ScheduleStatus,
 }
 
-/// Pushes jobs when they are due. Run it in every process: each moment's job is pushed once all the same.
+/// Pushes jobs when they are due. Run it in every process: the job of each run is still pushed only
+/// once.
 ///
 /// ```
 /// # use scale_queue::{Job, Queue, Scheduler};
@@ -109,7 +114,8 @@ struct Task {
 /// # impl Job for Report { const NAME: &'static str = "report"; }
 /// # #[derive(Serialize, Deserialize)] struct Sweep;
 /// # impl Job for Sweep { const NAME: &'static str = "sweep"; }
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
 ///
 /// let queue = Queue::memory();
@@ -117,7 +123,7 @@ struct Task {
 ///     .cron("daily-report", "0 9 * * MON-FRI", "Europe/Zurich", || Report)?
 ///     .every("sweep", Duration::from_mins(5), || Sweep)
 ///     .catch_up(Duration::from_hours(1))
-///     .run(async { /* until told to stop */ })
+///     .run(async { /* completes at shutdown */ })
 ///     .await;
 /// # Ok(()) }
 /// ```
@@ -137,12 +143,13 @@ impl fmt::Debug for Scheduler {
 }
 
 impl Scheduler {
-    /// Without tasks yet.
+    /// Creates a scheduler without schedules.
     pub fn new(queue: &Queue) -> Self {
         Self { queue: queue.clone(), tasks: Vec::new(), catch_up: Duration::ZERO }
     }
 
-    /// A job by a cron expression of five fields (six with seconds), in a time zone by its IANA name.
+    /// Adds a schedule by a cron expression of five fields (six with seconds), in a time zone given
+    /// by its IANA name.
     pub fn cron<J: Job>(
         self,
         name: &str,
@@ -160,42 +167,64 @@ impl Scheduler {
         let zone = TimeZone::get(zone).map_err(|_| ScheduleError::Zone(zone.into()))?;
         let rule = Rule::Cron(Box::new(cron), zone);
         if rule.after(Timestamp::now()).is_none() {
-            return Err(wrong("it never comes".into()));
+            return Err(wrong("the expression never fires".into()));
         }
         Ok(self.task(name, rule, format!("{expression} ({zone_name})"), job))
     }
 
-    /// A job every so often, at whole multiples of the period since 1970 (UTC). At least a millisecond.
-    pub fn every<J: Job>(self, name: &str, period: Duration, job: impl Fn() -> J + Send + Sync + 'static) -> Self {
+    /// Adds a schedule with a fixed period of at least a millisecond. It runs at whole multiples of
+    /// the period since 1970 (UTC).
+    pub fn every<J: Job>(
+        self,
+        name: &str,
+        period: Duration,
+        job: impl Fn() -> J + Send + Sync + 'static,
+    ) -> Self {
         let period = period.max(Duration::from_millis(1));
         self.task(name, Rule::Every(period), format!("every {period:?}"), job)
     }
 
-    /// How far back a start looks for a moment at which nobody was there; the last one is then made up for. Default: not at all; a day
-    /// at most.
+    /// Sets how far back the scheduler looks for missed runs when it starts; the job of the last
+    /// missed run is then pushed. Default: zero. Maximum: a day.
     pub fn catch_up(mut self, window: Duration) -> Self {
         self.catch_up = window.min(REMEMBERED);
         self
     }
 
-    fn task<J: Job>(mut self, name: &str, rule: Rule, words: String, job: impl Fn() -> J + Send + Sync + 'static) -> Self {
+    fn task<J: Job>(
+        mut self,
+        name: &str,
+        rule: Rule,
+        words: String,
+        job: impl Fn() -> J + Send + Sync + 'static,
+    ) -> Self {
         let make: Make = Arc::new(move |queue| {
-            let (_, entry) = queue.entry(&job(), Terms { unique_for: REMEMBERED, ..Terms::default() })?;
+            let (_, entry) =
+                queue.entry(&job(), Terms { unique_for: REMEMBERED, ..Terms::default() })?;
             Ok((J::QUEUE, entry))
         });
-        let about = ScheduleStatus { name: String::new(), rule: words, job: J::NAME.into(), queue: J::QUEUE.into(), next_ms: 0 };
+        let about = ScheduleStatus {
+            name: String::new(),
+            rule: words,
+            job: J::NAME.into(),
+            queue: J::QUEUE.into(),
+            next_ms: 0,
+        };
         self.tasks.push(Task { name: name.into(), rule, make, about });
         self
     }
 
-    /// Pushes what is due until `stop` ends.
+    /// Pushes due jobs until `stop` completes.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let start = self.now();
-        let from = start.checked_sub(SignedDuration::try_from(self.catch_up).unwrap_or_default()).unwrap_or(start);
-        let tasks: Vec<BoxFuture<'_, ()>> = self.tasks.iter().map(|task| Box::pin(self.keep(task, from, start)) as _).collect();
+        let from = start
+            .checked_sub(SignedDuration::try_from(self.catch_up).unwrap_or_default())
+            .unwrap_or(start);
+        let tasks: Vec<BoxFuture<'_, ()>> =
+            self.tasks.iter().map(|task| Box::pin(self.keep(task, from, start)) as _).collect();
         let work = async {
             join_all(tasks).await;
-            // Without tasks, or with none that ever comes again: wait to be stopped all the same.
+            // Without schedules, or when none fires any more, this still waits for `stop`.
             std::future::pending::<()>().await;
         };
         tokio::select! {
@@ -205,7 +234,8 @@ impl Scheduler {
     }
 
     fn now(&self) -> Timestamp {
-        Timestamp::from_millisecond(self.queue.store().now_ms() as i64).unwrap_or_else(|_| Timestamp::now())
+        Timestamp::from_millisecond(self.queue.store().now_ms() as i64)
+            .unwrap_or_else(|_| Timestamp::now())
     }
 
     async fn keep(&self, task: &Task, from: Timestamp, start: Timestamp) {
@@ -220,15 +250,16 @@ impl Scheduler {
                 if left <= 0 {
                     break;
                 }
-                if said.is_none_or(|at| at.elapsed() >= presence::SOONEST) {
+                if said.is_none_or(|at| at.elapsed() >= registry::MIN_HEARTBEAT_INTERVAL) {
                     said = Some(Instant::now());
-                    self.announce(task, next);
+                    self.register(task, next);
                 }
-                // In steps: a clock that is set while we sleep must not be slept through.
-                tokio::time::sleep(Duration::from_millis(left as u64).min(Duration::from_mins(1))).await;
+                // In steps, so that a change of the clock is noticed.
+                tokio::time::sleep(Duration::from_millis(left as u64).min(Duration::from_mins(1)))
+                    .await;
             }
-            // This process may have slept, or the store have been away: of the moments that have passed the last one is made up for, and
-            // only if it is not over by more than `catch_up` and the time until the next.
+            // The process may have been suspended, or the store unavailable. Only the last of the
+            // missed runs is made up for, and only before the run that follows it, plus `catch_up`.
             let now = self.now();
             let moment = task.rule.last(next, now).unwrap_or(next);
             let until = task.rule.after(moment).unwrap_or(moment + SignedDuration::from_mins(1));
@@ -240,28 +271,43 @@ impl Scheduler {
         }
     }
 
-    /// Says that it is kept, beside the work: a slow store must not make a job late.
-    fn announce(&self, task: &Task, next: Timestamp) {
-        let about = ScheduleStatus { next_ms: next.as_millisecond().max(0) as u64, ..task.about.clone() };
+    /// Registers the schedule in a separate task, so that a slow store does not delay a job.
+    fn register(&self, task: &Task, next: Timestamp) {
+        let about =
+            ScheduleStatus { next_ms: next.as_millisecond().max(0) as u64, ..task.about.clone() };
         let (store, name) = (Arc::clone(self.queue.store()), task.name.clone());
-        tokio::spawn(async move { presence::announce(&*store, Kind::Schedule, &name, &about).await });
+        tokio::spawn(
+            async move { registry::register(&*store, Kind::Schedule, &name, &about).await },
+        );
     }
 
-    /// Pushes the job of a moment, tried until the next one.
+    /// Pushes the job of a run, with retries until the next run.
     async fn fire(&self, task: &Task, moment: Timestamp, until: Timestamp) {
         let mut pause = Duration::from_millis(50);
         loop {
             match self.push(task, moment).await {
                 Ok(is_new) => {
-                    tracing::debug!(schedule = task.name, %moment, is_new, "a scheduled job is due");
-                    metrics::counter!("scale_queue_scheduled_total", "schedule" => task.name.clone())
-                        .increment(u64::from(is_new));
+                    tracing::debug!(
+                        schedule = task.name, %moment, is_new, "a scheduled job is due",
+                    );
+                    metrics::counter!(
+                        "scale_queue_scheduled_total", "schedule" => task.name.clone(),
+                    )
+                    .increment(u64::from(is_new));
                     return;
                 }
-                Err(error) => tracing::warn!(%error, schedule = task.name, "a scheduled job could not be pushed"),
+                Err(error) => {
+                    tracing::warn!(
+                        %error, schedule = task.name,
+                        "could not push a scheduled job; trying again until the next run",
+                    );
+                }
             }
             if self.queue.store().now_ms() as i64 >= until.as_millisecond() {
-                tracing::error!(schedule = task.name, %moment, "a scheduled job is given up");
+                tracing::error!(
+                    schedule = task.name, %moment,
+                    "could not push a scheduled job before its next run; the run is skipped",
+                );
                 return;
             }
             tokio::time::sleep(pause).await;
@@ -273,7 +319,13 @@ impl Scheduler {
         let (queue, mut entry) = (task.make)(&self.queue)?;
         let key = bounded_key(format!("schedule:{}:{}", task.name, moment.as_millisecond()));
         entry.once = Some((key, REMEMBERED * 2));
-        Ok(self.queue.store().push(queue, &[entry]).await?.into_iter().all(|holder| holder.is_none()))
+        Ok(self
+            .queue
+            .store()
+            .push(queue, &[entry])
+            .await?
+            .into_iter()
+            .all(|holder| holder.is_none()))
     }
 }
 
@@ -292,17 +344,26 @@ mod tests {
     #[test]
     fn moments_are_those_of_the_time_zone() {
         let nine = cron("0 9 * * *", "Europe/Zurich");
-        assert_eq!(nine.after(at("2026-01-15T00:00:00Z")), Some(at("2026-01-15T08:00:00Z")), "winter");
-        assert_eq!(nine.after(at("2026-07-15T00:00:00Z")), Some(at("2026-07-15T07:00:00Z")), "summer");
+        assert_eq!(
+            nine.after(at("2026-01-15T00:00:00Z")),
+            Some(at("2026-01-15T08:00:00Z")),
+            "winter"
+        );
+        assert_eq!(
+            nine.after(at("2026-07-15T00:00:00Z")),
+            Some(at("2026-07-15T07:00:00Z")),
+            "summer"
+        );
     }
 
     #[test]
     fn daylight_saving_neither_skips_nor_doubles_a_day() {
         let half_past_two = cron("30 2 * * *", "Europe/Zurich");
         // The night of 29 March 2026 has no half past two; that of 25 October has two.
-        for (from, to, days) in
-            [("2026-03-27T12:00:00Z", "2026-03-31T12:00:00Z", 4), ("2026-10-23T12:00:00Z", "2026-10-27T12:00:00Z", 4)]
-        {
+        for (from, to, days) in [
+            ("2026-03-27T12:00:00Z", "2026-03-31T12:00:00Z", 4),
+            ("2026-10-23T12:00:00Z", "2026-10-27T12:00:00Z", 4),
+        ] {
             let (mut moment, end, mut count) = (at(from), at(to), 0);
             while let Some(next) = half_past_two.after(moment).filter(|next| *next <= end) {
                 (moment, count) = (next, count + 1);
@@ -316,7 +377,10 @@ mod tests {
         let rule = Rule::Every(Duration::from_mins(5));
         assert_eq!(rule.after(at("2026-01-01T10:04:59.999Z")), Some(at("2026-01-01T10:05:00Z")));
         assert_eq!(rule.after(at("2026-01-01T10:05:00Z")), Some(at("2026-01-01T10:10:00Z")));
-        assert_eq!(rule.last(at("2026-01-01T10:00:00Z"), at("2026-01-01T10:17:00Z")), Some(at("2026-01-01T10:15:00Z")));
+        assert_eq!(
+            rule.last(at("2026-01-01T10:00:00Z"), at("2026-01-01T10:17:00Z")),
+            Some(at("2026-01-01T10:15:00Z"))
+        );
         assert_eq!(rule.last(at("2026-01-01T10:15:00Z"), at("2026-01-01T10:17:00Z")), None);
     }
 
@@ -329,12 +393,13 @@ mod tests {
         }
         let scheduler = || Scheduler::new(&Queue::memory());
         for (expression, zone, word) in [
-            ("61 * * * *", "UTC", "no cron"),
-            ("", "UTC", "no cron"),
+            ("61 * * * *", "UTC", "invalid cron"),
+            ("", "UTC", "invalid cron"),
             ("0 0 30 2 *", "UTC", "never"),
-            ("* * * * *", "Mars/Olympus", "no time zone"),
+            ("* * * * *", "Mars/Olympus", "unknown time zone"),
         ] {
-            let error = scheduler().cron("x", expression, zone, || Nothing).unwrap_err().to_string();
+            let error =
+                scheduler().cron("x", expression, zone, || Nothing).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
     }

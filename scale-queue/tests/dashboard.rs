@@ -1,4 +1,4 @@
-//! The dashboard's API: what it shows, and whom it lets change things.
+//! The dashboard's API: its contents, and who may change things.
 #![cfg(feature = "dashboard")]
 #![allow(clippy::unwrap_used)]
 
@@ -23,7 +23,12 @@ impl Job for Doomed {
     const NAME: &'static str = "doomed";
 }
 
-async fn call(dashboard: &Dashboard, method: &str, path: &str, headers: &[(&str, &str)]) -> (StatusCode, Value) {
+async fn call(
+    dashboard: &Dashboard,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> (StatusCode, Value) {
     let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -39,14 +44,19 @@ const OURS: (&str, &str) = ("x-scale-queue", "dashboard");
 #[tokio::test]
 async fn it_shows_and_changes_what_it_may() -> Result<()> {
     let queue = Queue::memory();
-    let worker = Worker::new(&queue).handle(|_: Doomed, _| async { Err::<(), _>(Discard::because("<b>no</b>")) });
+    let worker = Worker::new(&queue)
+        .handle(|_: Doomed, _| async { Err::<(), _>(Discard::because("<b>no</b>")) });
     let workers = running([worker]);
     queue.push(Doomed { html: "<script>alert(1)</script>".into() }).await?;
-    eventually("the job to be dead", async || (queue.stats("default").await.ok()?.dead == 1).then_some(())).await?;
+    eventually("the job to be dead", async || {
+        (queue.stats("default").await.ok()?.dead == 1).then_some(())
+    })
+    .await?;
     workers.stop().await?;
 
     let reader = Dashboard::new(&queue);
-    let writer = Dashboard::new(&queue).allow_changes(|request| request.headers.get("who").is_some_and(|who| who == "admin"));
+    let writer = Dashboard::new(&queue)
+        .allow_changes(|request| request.headers.get("who").is_some_and(|who| who == "admin"));
     let (status, overview) = call(&reader, "GET", "/mounted/here/api/queues", &[]).await;
     assert_eq!(
         (status, &overview["writable"], &overview["queues"][0]["name"]),
@@ -56,7 +66,10 @@ async fn it_shows_and_changes_what_it_may() -> Result<()> {
     let (_, dead) = call(&reader, "GET", "/api/queues/default/dead", &[]).await;
     assert_eq!(dead["jobs"][0]["reason"], "<b>no</b>");
     let id = dead["jobs"][0]["id"].as_str().unwrap().to_owned();
-    assert_eq!(call(&reader, "GET", "/api/queues/default/dead?offset=1", &[]).await.1["jobs"], json!([]));
+    assert_eq!(
+        call(&reader, "GET", "/api/queues/default/dead?offset=1", &[]).await.1["jobs"],
+        json!([])
+    );
 
     let revive = format!("/api/queues/default/dead/{id}/revive");
     let admin = ("who", "admin");
@@ -70,9 +83,17 @@ async fn it_shows_and_changes_what_it_may() -> Result<()> {
         assert_eq!(call(dashboard, "POST", &revive, &headers).await.0, expected, "{headers:?}");
     }
     assert_eq!(queue.stats("default").await?.waiting, 1, "it waits again");
-    assert_eq!(call(&writer, "POST", &revive, &[OURS, admin]).await.1, json!({ "done": false }), "once");
+    assert_eq!(
+        call(&writer, "POST", &revive, &[OURS, admin]).await.1,
+        json!({ "done": false }),
+        "once"
+    );
     let forget = format!("/api/queues/default/dead/{id}/forget");
-    assert_eq!(call(&writer, "POST", &forget, &[OURS, admin]).await.1, json!({ "done": false }), "it is not dead");
+    assert_eq!(
+        call(&writer, "POST", &forget, &[OURS, admin]).await.1,
+        json!({ "done": false }),
+        "it is not dead"
+    );
     for all in ["/api/queues/default/dead/revive", "/api/queues/default/dead/forget"] {
         assert_eq!(call(&reader, "POST", all, &[OURS, admin]).await.0, StatusCode::FORBIDDEN);
         assert_eq!(call(&writer, "POST", all, &[OURS, admin]).await.1, json!({ "done": true }));
@@ -88,7 +109,11 @@ async fn it_shows_and_changes_what_it_may() -> Result<()> {
         ("DELETE", "/", StatusCode::METHOD_NOT_ALLOWED),
         ("POST", "/api/queues/default/explode", StatusCode::NOT_FOUND),
     ] {
-        assert_eq!(call(&writer, method, path, &[OURS, admin]).await.0, expected, "{method} {path}");
+        assert_eq!(
+            call(&writer, method, path, &[OURS, admin]).await.0,
+            expected,
+            "{method} {path}"
+        );
     }
     Ok(())
 }
@@ -102,7 +127,10 @@ async fn jobs_are_listed_cancelled_and_drained() -> Result<()> {
     let reader = Dashboard::new(&queue);
     let writer = Dashboard::new(&queue).allow_changes(|_| true);
     let (_, waiting) = call(&reader, "GET", "/api/queues/default/waiting", &[]).await;
-    assert_eq!((&waiting["jobs"][0]["id"], &waiting["jobs"][0]["payload"]), (&json!(id.to_string()), &json!(r#"{"html":"a"}"#)));
+    assert_eq!(
+        (&waiting["jobs"][0]["id"], &waiting["jobs"][0]["payload"]),
+        (&json!(id.to_string()), &json!(r#"{"html":"a"}"#))
+    );
     let (_, scheduled) = call(&reader, "GET", "/api/queues/default/scheduled", &[]).await;
     assert!(scheduled["jobs"][0]["due_ms"].as_u64() > scheduled["jobs"][0]["pushed_ms"].as_u64());
     assert_eq!(call(&reader, "GET", "/api/queues/default/leased", &[]).await.1["jobs"], json!([]));
@@ -114,16 +142,29 @@ async fn jobs_are_listed_cancelled_and_drained() -> Result<()> {
         assert_eq!(call(&writer, "POST", path, &[]).await.0, StatusCode::FORBIDDEN, "{path}");
     }
     assert_eq!(call(&writer, "POST", &cancel, &[OURS]).await.1, json!({ "done": true }));
-    assert_eq!(call(&writer, "POST", &cancel, &[OURS]).await.1, json!({ "done": false }), "it is dead by now");
-    assert_eq!(call(&writer, "POST", "/api/queues/default/jobs/nonsense/cancel", &[OURS]).await.1, json!({ "done": false }));
-    assert_eq!(call(&writer, "POST", "/api/queues/default/drain", &[OURS]).await.1, json!({ "done": true }));
+    assert_eq!(
+        call(&writer, "POST", &cancel, &[OURS]).await.1,
+        json!({ "done": false }),
+        "it is dead by now"
+    );
+    assert_eq!(
+        call(&writer, "POST", "/api/queues/default/jobs/nonsense/cancel", &[OURS]).await.1,
+        json!({ "done": false })
+    );
+    assert_eq!(
+        call(&writer, "POST", "/api/queues/default/drain", &[OURS]).await.1,
+        json!({ "done": true })
+    );
     let stats = queue.stats("default").await?;
     assert_eq!((stats.waiting, stats.scheduled, stats.dead), (0, 0, 1));
 
     let batch = queue.batch().job(doomed("c")).push().await?;
     let path = format!("/api/batches/{batch}");
     assert_eq!(call(&reader, "GET", &path, &[]).await.1["total"], 1);
-    assert_eq!(call(&writer, "POST", &format!("{path}/cancel"), &[OURS]).await.1, json!({ "done": true }));
+    assert_eq!(
+        call(&writer, "POST", &format!("{path}/cancel"), &[OURS]).await.1,
+        json!({ "done": true })
+    );
     assert_eq!(call(&reader, "GET", &path, &[]).await.1["cancelled"], true);
     assert_eq!(call(&reader, "GET", "/api/batches/unknown", &[]).await.0, StatusCode::NOT_FOUND);
     Ok(())
@@ -134,15 +175,20 @@ async fn jobs_are_searched_in_steps() -> Result<()> {
     let queue = Queue::memory();
     queue.push_many((0..2_500).map(|n| Doomed { html: format!("order {n}.") })).await?;
     let reader = Dashboard::new(&queue);
-    let search = async |query: &str| call(&reader, "GET", &format!("/api/queues/default/waiting?{query}"), &[]).await.1;
+    let search = async |query: &str| {
+        call(&reader, "GET", &format!("/api/queues/default/waiting?{query}"), &[]).await.1
+    };
     let page = search("").await;
     assert_eq!((page["jobs"].as_array().unwrap().len(), &page["next"]), (50, &json!(50)));
-    // In upper case, encoded, and beyond what one answer looks through.
+    // In upper case, encoded, and beyond the jobs that one answer searches.
     let first = search("search=ORDER%202400.").await;
     assert_eq!(first, json!({ "jobs": [], "next": 2_000 }));
     let second = search("search=order+2400.&offset=2000").await;
-    assert_eq!((&second["jobs"][0]["payload"], &second["next"]), (&json!(r#"{"html":"order 2400."}"#), &Value::Null));
-    // More than a page of it: none is skipped between two answers.
+    assert_eq!(
+        (&second["jobs"][0]["payload"], &second["next"]),
+        (&json!(r#"{"html":"order 2400."}"#), &Value::Null)
+    );
+    // More matches than one page: none is skipped between two answers.
     let (mut seen, mut offset) = (0, 0);
     loop {
         let page = search(&format!("search=order%2011&offset={offset}")).await;
@@ -152,7 +198,10 @@ async fn jobs_are_searched_in_steps() -> Result<()> {
         offset = next;
     }
     assert_eq!(seen, 111, "order 11, 110 to 119 and 1100 to 1199");
-    assert_eq!(search("offset=99999999999999999999&search=%ff%00").await, json!({ "jobs": [], "next": 2_000 }));
+    assert_eq!(
+        search("offset=99999999999999999999&search=%ff%00").await,
+        json!({ "jobs": [], "next": 2_000 })
+    );
     Ok(())
 }
 
@@ -164,7 +213,10 @@ async fn who_is_there_is_listed_until_it_goes() -> Result<()> {
     assert_eq!(get("workers").await, json!({ "workers": [] }));
     let worker = Worker::new(&queue).name("web-1").queues(["high", "low"]).concurrency(3);
     let workers = running([worker.handle(|_: Doomed, _| async { Ok::<(), std::io::Error>(()) })]);
-    let there = eventually("the worker to be there", async || get("workers").await["workers"].get(0).cloned()).await?;
+    let there = eventually("the worker to be there", async || {
+        get("workers").await["workers"].get(0).cloned()
+    })
+    .await?;
     assert!(there["id"].as_str().unwrap().starts_with("web-1-"), "{there}");
     assert_eq!((&there["queues"], &there["concurrency"]), (&json!(["high", "low"]), &json!(3)));
     workers.stop().await?;
@@ -174,7 +226,11 @@ async fn who_is_there_is_listed_until_it_goes() -> Result<()> {
         queue.batch().named(name).job(Doomed { html: name.into() }).push().await?;
     }
     let batches = get("batches").await;
-    assert_eq!((&batches["batches"][0]["id"], &batches["batches"][1]["total"]), (&json!("second"), &json!(1)), "{batches}");
+    assert_eq!(
+        (&batches["batches"][0]["id"], &batches["batches"][1]["total"]),
+        (&json!("second"), &json!(1)),
+        "{batches}"
+    );
     assert_eq!(get("batches?offset=50").await, json!({ "batches": [], "next": null }));
     Ok(())
 }
@@ -192,7 +248,9 @@ async fn news_come_as_events_until_the_time_is_over() -> Result<()> {
     assert_eq!(event["queues"][0]["waiting"], 1);
     queue.drain("default").await?;
     let second = body.frame().await.unwrap()?.into_data().unwrap();
-    assert!(second.ends_with(b"\n\n") && String::from_utf8_lossy(&second).contains(r#""waiting":0"#));
+    assert!(
+        second.ends_with(b"\n\n") && String::from_utf8_lossy(&second).contains(r#""waiting":0"#)
+    );
     let mut more = 0;
     while body.frame().await.is_some() {
         more += 1;

@@ -1,4 +1,4 @@
-//! What breaks, and that no job is lost by it. Each test counts.
+//! Faults, none of which loses a job. Each test counts its jobs.
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used)]
 
@@ -21,10 +21,10 @@ use serde::{Deserialize, Serialize};
 use testkit::{Proxy, Redis, RedisSentinel, eventually, helper};
 
 const LEASE: Duration = Duration::from_millis(500);
-/// Counts from there on take longer than a lease.
+/// From this number of jobs on, counting takes longer than a lease.
 const SLOW: u32 = 1_000_000;
 
-/// A process that does not outlive its test, even a failed one.
+/// A process that is killed when its test ends, even if the test fails.
 struct Process(Child);
 
 impl Process {
@@ -41,20 +41,29 @@ impl Drop for Process {
     }
 }
 
-/// A worker process: this very test binary, running the helper at the end.
+/// Starts a worker process: this test binary, running the helper at the end of this file.
 fn worker_process(url: &str) -> Result<Process> {
     Ok(Process(
-        helper("helper_that_works_until_killed")?.env("QUEUE_URL", url).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?,
+        helper("helper_that_works_until_killed")?
+            .env("QUEUE_URL", url)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?,
     ))
 }
 
-/// The same, with a clock that is off. That of the machine's running time is not: timers work by it.
+/// As above, with a wrong wall clock. The monotonic clock is right, because timers depend on it.
 fn worker_process_off_by(hours: &str, url: &str) -> Result<Process> {
-    let libraries =
-        std::fs::read_dir("/usr/lib")?.filter_map(|folder| Some(folder.ok()?.path().join("faketime/libfaketime.so.1")));
-    let library = libraries.into_iter().find(|path| path.exists()).context("libfaketime is not installed")?;
+    let libraries = std::fs::read_dir("/usr/lib")?
+        .filter_map(|folder| Some(folder.ok()?.path().join("faketime/libfaketime.so.1")));
+    let library =
+        libraries.into_iter().find(|path| path.exists()).context("libfaketime is not installed")?;
     let mut command = helper("helper_that_works_until_killed")?;
-    command.env("LD_PRELOAD", library).env("FAKETIME", hours).env("DONT_FAKE_MONOTONIC", "1").env("QUEUE_URL", url);
+    command
+        .env("LD_PRELOAD", library)
+        .env("FAKETIME", hours)
+        .env("DONT_FAKE_MONOTONIC", "1")
+        .env("QUEUE_URL", url);
     Ok(Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
 }
 
@@ -69,12 +78,18 @@ impl Job for Count {
     const RETRY: Retry = Retry::exponential(20).first(Duration::from_millis(50));
 }
 
-/// How often each job was done, by number.
+/// Returns how often each job was done, by number.
 async fn counts(redis: &mut scale_redis::Redis) -> Result<HashMap<String, u32>> {
     let (mut all, mut cursor) = (HashMap::new(), 0_u64);
-    // In steps: a hundred thousand in one answer are late on a busy machine.
+    // Read in steps: one answer with a hundred thousand entries is too slow on a busy machine.
     loop {
-        let step = redis::cmd("HSCAN").arg("counts").arg(cursor).arg("COUNT").arg(1_000).query_async(redis).await?;
+        let step = redis::cmd("HSCAN")
+            .arg("counts")
+            .arg(cursor)
+            .arg("COUNT")
+            .arg(1_000)
+            .query_async(redis)
+            .await?;
         let (next, some): (u64, Vec<(String, u32)>) = step;
         all.extend(some);
         cursor = next;
@@ -91,10 +106,14 @@ async fn workers_killed_at_random_lose_no_job() -> Result<()> {
     let server = Redis::start().await?;
     let queue = Queue::connect(&server.url(), "test").await?;
     queue.push_many((0..JOBS).map(|n| Count { n })).await?;
-    let mut workers: Vec<Process> = (0..3).map(|_| worker_process(&server.url())).collect::<Result<_>>()?;
+    let mut workers: Vec<Process> =
+        (0..3).map(|_| worker_process(&server.url())).collect::<Result<_>>()?;
     for kill in 0..KILLS {
         let goal = (kill as u64 + 1) * u64::from(JOBS) / (KILLS as u64 + 2);
-        eventually("progress", async || (queue.stats("counts").await.ok()?.done_total >= goal).then_some(())).await?;
+        eventually("progress", async || {
+            (queue.stats("counts").await.ok()?.done_total >= goal).then_some(())
+        })
+        .await?;
         let victim = &mut workers[fastrand::usize(..3)];
         victim.kill()?;
         *victim = worker_process(&server.url())?;
@@ -112,7 +131,8 @@ async fn workers_killed_at_random_lose_no_job() -> Result<()> {
     assert_eq!(counts.len(), JOBS as usize, "every job was done");
     assert_eq!(queue.stats("counts").await?.dead, 0);
     let repeats: u32 = counts.values().map(|times| times - 1).sum();
-    // What was in flight at a kill: leased, of which at most 50 × 3 running or prefetched, and acknowledgements under way.
+    // Jobs in progress at a kill: leased jobs, of which at most 50 × 3 are running or prefetched,
+    // and acknowledgements in transit.
     assert!(repeats <= KILLS as u32 * 2_000, "{repeats} repeats");
     println!("{JOBS} jobs, {KILLS} kills: {repeats} repeats, none lost");
     Ok(())
@@ -123,8 +143,13 @@ async fn clocks_an_hour_off_make_no_job_early_late_or_somebody_elses() -> Result
     let server = Redis::start().await?;
     let queue = Queue::connect(&server.url(), "test").await?;
     let url = server.url();
-    let mut workers = vec![worker_process(&url)?, worker_process_off_by("+1h", &url)?, worker_process_off_by("-1h", &url)?];
-    eventually("three workers", async || (queue.workers().await.ok()?.len() == 3).then_some(())).await?;
+    let mut workers = vec![
+        worker_process(&url)?,
+        worker_process_off_by("+1h", &url)?,
+        worker_process_off_by("-1h", &url)?,
+    ];
+    eventually("three workers", async || (queue.workers().await.ok()?.len() == 3).then_some(()))
+        .await?;
     let began: Vec<u64> = queue.workers().await?.iter().map(|worker| worker.started_ms).collect();
     let spread = began.iter().max().unwrap() - began.iter().min().unwrap();
     assert!(spread < 60_000, "all of them know the time, which is Redis's: {began:?}");
@@ -136,7 +161,11 @@ async fn clocks_an_hour_off_make_no_job_early_late_or_somebody_elses() -> Result
     let all = loop {
         let counts = counts(&mut redis).await?;
         let early = counts.keys().filter(|n| n.parse().is_ok_and(|n: u32| n < 100)).count();
-        assert!(early == 0 || pushed.elapsed() >= delay, "{early} are early, after {:?}", pushed.elapsed());
+        assert!(
+            early == 0 || pushed.elapsed() >= delay,
+            "{early} are early, after {:?}",
+            pushed.elapsed()
+        );
         if counts.len() == 560 {
             break counts;
         }
@@ -163,24 +192,33 @@ async fn chains_of_killed_workers_go_on_and_no_link_is_pushed_twice() -> Result<
         links.fold(queue.chain(), Chain::then).push().await?;
     }
     let all = u64::from(CHAINS * LINKS);
-    let mut workers: Vec<Process> = (0..3).map(|_| worker_process(&server.url())).collect::<Result<_>>()?;
+    let mut workers: Vec<Process> =
+        (0..3).map(|_| worker_process(&server.url())).collect::<Result<_>>()?;
     for kill in 1..=KILLS {
         let goal = kill * all / (KILLS + 2);
-        eventually("progress", async || (queue.stats("counts").await.ok()?.done_total >= goal).then_some(())).await?;
+        eventually("progress", async || {
+            (queue.stats("counts").await.ok()?.done_total >= goal).then_some(())
+        })
+        .await?;
         let victim = &mut workers[fastrand::usize(..3)];
         victim.kill()?;
         *victim = worker_process(&server.url())?;
     }
     eventually("every chain to end", async || {
         let stats = queue.stats("counts").await.ok()?;
-        (stats.done_total >= all && stats.waiting + stats.leased + stats.scheduled == 0).then_some(())
+        (stats.done_total >= all && stats.waiting + stats.leased + stats.scheduled == 0)
+            .then_some(())
     })
     .await?;
     for worker in &mut workers {
         worker.kill()?;
     }
     let stats = queue.stats("counts").await?;
-    assert_eq!((stats.done_total, stats.dead), (all, 0), "as many ends as links: none was pushed twice");
+    assert_eq!(
+        (stats.done_total, stats.dead),
+        (all, 0),
+        "as many ends as links: none was pushed twice"
+    );
     let mut redis = scale_redis::Redis::connect(&server.url()).await?;
     assert_eq!(counts(&mut redis).await?.len() as u64, all, "every link was done");
     Ok(())
@@ -199,7 +237,8 @@ async fn a_restart_of_redis_is_survived_by_workers_and_pushers() -> Result<()> {
             if n % 1_000 == 100 {
                 server.restart().await?;
             }
-            // A push that failed may or may not be stored; one that is pushed again may be there twice.
+            // A failed push may or may not be stored; if it is repeated, its job may be stored
+            // twice.
             let push = eventually("a push to succeed", async || queue.push(Note { n }).await.ok());
             push.await?;
             acknowledged.push(n);
@@ -222,7 +261,8 @@ async fn a_fail_over_is_survived() -> Result<()> {
     queue.push_many((0..100).map(|n| Note { n })).await?;
     log.wait_for(100).await?;
     group.server(0).kill()?;
-    eventually("a push on the new master", async || queue.push(Note { n: 1_000 }).await.ok()).await?;
+    eventually("a push on the new master", async || queue.push(Note { n: 1_000 }).await.ok())
+        .await?;
     eventually("its end", async || log.all().contains(&1_000).then_some(())).await?;
     workers.stop().await
 }
@@ -235,15 +275,18 @@ async fn a_worker_cut_off_for_longer_than_its_lease_is_fenced() -> Result<()> {
     let distant = Queue::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?;
     let (begun, cancelled) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (begins, cancels) = (Arc::clone(&begun), Arc::clone(&cancelled));
-    let cut_off = Worker::new(&distant).queues(["slow"]).lease(LEASE).handle(move |_: Slow, context: Context| {
-        begins.fetch_add(1, SeqCst);
-        let cancels = Arc::clone(&cancels);
-        // On a task of its own, as blocking work would be: it outlives the handler's future and sees the cancellation.
-        tokio::spawn(async move {
-            context.cancelled().await;
-            cancels.fetch_add(1, SeqCst);
-        })
-    });
+    let cut_off = Worker::new(&distant).queues(["slow"]).lease(LEASE).handle(
+        move |_: Slow, context: Context| {
+            begins.fetch_add(1, SeqCst);
+            let cancels = Arc::clone(&cancels);
+            // In a separate task, as blocking work would be: it outlives the handler's future and
+            // observes the cancellation.
+            tokio::spawn(async move {
+                context.cancelled().await;
+                cancels.fetch_add(1, SeqCst);
+            })
+        },
+    );
     let far = running([cut_off]);
     queue.push(Slow { n: 7 }).await?;
     eventually("the job to begin", async || (begun.load(SeqCst) == 1).then_some(())).await?;
@@ -251,17 +294,22 @@ async fn a_worker_cut_off_for_longer_than_its_lease_is_fenced() -> Result<()> {
 
     let log = Log::default();
     let done = log.clone();
-    let near = running([Worker::new(&queue).queues(["slow"]).lease(LEASE).handle(move |job: Slow, context: Context| {
-        assert_eq!(context.attempt, 2, "the lost attempt counts");
-        done.add(job.n);
-        async { Ok::<(), std::io::Error>(()) }
-    })]);
+    let near = running([Worker::new(&queue).queues(["slow"]).lease(LEASE).handle(
+        move |job: Slow, context: Context| {
+            assert_eq!(context.attempt, 2, "the lost attempt counts");
+            done.add(job.n);
+            async { Ok::<(), std::io::Error>(()) }
+        },
+    )]);
     log.wait_for(1).await?;
     let stats = queue.stats("slow").await?;
     assert_eq!((stats.done_total, stats.waiting), (1, 0));
 
     proxy.heal();
-    eventually("the old attempt to be cancelled", async || (cancelled.load(SeqCst) == 1).then_some(())).await?;
+    eventually("the old attempt to be cancelled", async || {
+        (cancelled.load(SeqCst) == 1).then_some(())
+    })
+    .await?;
     far.stop().await?;
     near.stop().await?;
     let stats = queue.stats("slow").await?;
@@ -280,7 +328,8 @@ async fn an_answer_lost_on_the_way_leaves_no_job_behind() -> Result<()> {
     let queue = Queue::connect(&server.url(), "test").await?;
     let distant = Queue::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?;
     let log = Log::default();
-    // A lease far longer than the test: only asking what one holds finds what was leased to nobody's knowledge.
+    // A lease much longer than the test: jobs that were leased without the worker's knowledge can
+    // only be found by asking the store for the jobs that the worker holds.
     let workers = running([log_worker(&distant, &log).lease(Duration::from_mins(10))]);
     for n in 0..400 {
         queue.push(Note { n }).await?;
@@ -298,7 +347,8 @@ async fn an_answer_lost_on_the_way_leaves_no_job_behind() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_redis_refuses_pushes_and_lets_workers_go_on() -> Result<()> {
-    let server = Redis::start_with(&["--maxmemory", "8mb", "--maxmemory-policy", "noeviction"]).await?;
+    let server =
+        Redis::start_with(&["--maxmemory", "8mb", "--maxmemory-policy", "noeviction"]).await?;
     let queue = Queue::connect(&server.url(), "test").await?;
     #[derive(Serialize, Deserialize)]
     struct Big(String);
@@ -316,13 +366,21 @@ async fn a_full_redis_refuses_pushes_and_lets_workers_go_on() -> Result<()> {
     assert!(matches!(error, Error::Full), "{error:?}");
     let before = queue.stats("default").await?;
     assert_eq!(before.waiting, stored, "nothing half written");
-    assert!(matches!(queue.push(Big("x".repeat(50_000))).delay(Duration::from_secs(1)).await, Err(Error::Full)));
-    // Leases are taken, renewed and settled, failures included, with the store still full.
-    let worker = Worker::new(&queue).lease(LEASE).concurrency(4).handle(move |_: Big, context: Context| async move {
-        if context.attempt == 1 { Err(std::io::Error::other("once")) } else { Ok(()) }
-    });
+    assert!(matches!(
+        queue.push(Big("x".repeat(50_000))).delay(Duration::from_secs(1)).await,
+        Err(Error::Full)
+    ));
+    // Leases are taken, renewed and settled, failures included, while the store is still full.
+    let worker = Worker::new(&queue).lease(LEASE).concurrency(4).handle(
+        move |_: Big, context: Context| async move {
+            if context.attempt == 1 { Err(std::io::Error::other("once")) } else { Ok(()) }
+        },
+    );
     let workers = running([worker]);
-    eventually("all to be done", async || (queue.stats("default").await.ok()?.done_total == stored).then_some(())).await?;
+    eventually("all to be done", async || {
+        (queue.stats("default").await.ok()?.done_total == stored).then_some(())
+    })
+    .await?;
     workers.stop().await
 }
 
@@ -338,10 +396,17 @@ async fn unreadable_bytes_are_buried_with_a_reason() -> Result<()> {
     let workers = running([log_worker(&queue, &log)]);
     queue.push(Note { n: 1 }).await?;
     log.wait_for(1).await?;
-    let dead = eventually("three dead", async || queue.dead("notes", 0, 10).await.ok().filter(|d| d.len() == 3)).await?;
+    let dead = eventually("three dead", async || {
+        queue.dead("notes", 0, 10).await.ok().filter(|d| d.len() == 3)
+    })
+    .await?;
     assert!(dead.iter().all(|d| d.id.is_none() && d.reason.starts_with("unreadable")), "{dead:?}");
     let newer = queue.jobs("notes", scale_queue::State::Blocked, 0, 10).await?;
-    assert_eq!(newer[0].blocked_by.as_deref(), Some("format:9"), "it waits for a worker that knows the format");
+    assert_eq!(
+        newer[0].blocked_by.as_deref(),
+        Some("format:9"),
+        "it waits for a worker that knows the format"
+    );
     workers.stop().await
 }
 
@@ -357,10 +422,11 @@ async fn a_hundred_idle_workers_cost_little() -> Result<()> {
     .await?;
     let commands = async || -> Result<u64> {
         let stats = server.command(&["INFO", "commandstats"]).await?;
-        let calls = |line: &str| line.split_once(":calls=")?.1.split(',').next()?.parse::<u64>().ok();
+        let calls =
+            |line: &str| line.split_once(":calls=")?.1.split(',').next()?.parse::<u64>().ok();
         Ok(stats.lines().filter_map(calls).sum())
     };
-    // Most of it is subscriptions that check their link, once a second each.
+    // Most of the load is subscriptions that check their link, each once a second.
     let (before, time) = (commands().await?, Duration::from_secs(3));
     tokio::time::sleep(time).await;
     let rate = (commands().await? - before) as f64 / time.as_secs_f64();
@@ -392,7 +458,13 @@ fn helper_that_works_until_killed() -> Result<()> {
                 redis.hincr::<_, _, _, ()>("counts", job.n, 1).await
             }
         };
-        Worker::new(&queue).queues(["counts"]).lease(LEASE).concurrency(50).handle(handler).run(std::future::pending()).await?;
+        Worker::new(&queue)
+            .queues(["counts"])
+            .lease(LEASE)
+            .concurrency(50)
+            .handle(handler)
+            .run(std::future::pending())
+            .await?;
         std::io::stdout().flush()?;
         Ok(())
     })

@@ -1,4 +1,4 @@
-//! What the JSON API answers; the table of its requests is in the module above.
+//! Answers of the JSON API; its requests are listed in the parent module.
 
 use futures_util::future::try_join_all;
 use http::request::Parts;
@@ -8,51 +8,51 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Dashboard;
-use crate::envelope::Failure;
 use crate::error::Error;
+use crate::format::Failure;
 use crate::progress::Progress;
-use crate::queue::{Dead, Listing};
+use crate::queue::listing::{Dead, Listing};
 use crate::store::{Resolution, State};
 
-/// Jobs, or batches, of one answer.
+/// Maximum number of jobs or batches in one answer.
 const PAGE: usize = 50;
-/// Jobs asked of the store at once while searching.
+/// Number of jobs fetched from the store at once while searching.
 const STEP: usize = 100;
-/// Jobs looked through for one answer.
+/// Maximum number of jobs searched for one answer.
 const LOOKED_THROUGH: usize = 2_000;
-/// The same of their payloads, bytes.
+/// Maximum bytes of their payloads.
 const MOST_BYTES: usize = 32 * 1024 * 1024;
-/// Among so many of the newest dead a job is looked for.
+/// Number of the newest dead jobs among which a job is searched by id.
 const REACH: usize = 1_000;
-/// Queues whose history is shown together.
+/// Maximum number of queues whose history is shown together.
 const MOST_TOGETHER: usize = 50;
-/// Bytes of a payload that are shown.
+/// Maximum bytes of a payload that are shown.
 const SHOWN: usize = 16 * 1024;
 
 type Answer = Result<Value, (StatusCode, String)>;
 
-/// A job, wherever it is.
+/// A job of any state.
 #[derive(Serialize)]
 struct Row {
     id: Option<String>,
     name: String,
     payload: String,
-    /// Of the whole payload, bytes.
+    /// Size of the whole payload, bytes.
     size: usize,
     failed: u16,
     failures: Vec<Failure>,
-    /// Why it is dead, or its last attempt failed.
+    /// Error that made the job dead, or error of its last attempt.
     reason: Option<String>,
     pushed_ms: Option<u64>,
     due_ms: Option<u64>,
     died_ms: Option<u64>,
     worker: Option<String>,
-    /// What a blocked one waits for.
+    /// Limit or handler that a blocked job waits for.
     blocked_by: Option<String>,
     progress: Option<Progress>,
 }
 
-/// As much of a payload as is shown, and how long it is.
+/// Cuts a payload to the part that is shown, and returns its original size.
 fn cut(mut payload: String) -> (String, usize) {
     let size = payload.len();
     payload.truncate(payload.floor_char_boundary(SHOWN));
@@ -103,7 +103,12 @@ impl From<Listing> for Row {
 
 impl Row {
     fn mentions(&self, text: &str) -> bool {
-        let own = [self.id.as_ref(), self.reason.as_ref(), self.worker.as_ref(), self.blocked_by.as_ref()];
+        let own = [
+            self.id.as_ref(),
+            self.reason.as_ref(),
+            self.worker.as_ref(),
+            self.blocked_by.as_ref(),
+        ];
         let fields = own.into_iter().chain([Some(&self.name), Some(&self.payload)]);
         fields.flatten().any(|field| field.to_lowercase().contains(text))
     }
@@ -115,30 +120,36 @@ impl Dashboard {
             (&Method::GET, ["queues"]) => self.overview(request).await,
             (&Method::GET, ["history"]) => self.history(request).await,
             (&Method::GET, ["queues", queue, state]) => self.jobs(request, queue, state).await,
-            (&Method::GET, ["workers"]) => Ok(json!({ "workers": self.queue.workers().await.map_err(told)? })),
-            (&Method::GET, ["schedules"]) => Ok(json!({ "schedules": self.queue.schedules().await.map_err(told)? })),
+            (&Method::GET, ["workers"]) => {
+                Ok(json!({ "workers": self.queue.workers().await.map_err(told)? }))
+            }
+            (&Method::GET, ["schedules"]) => {
+                Ok(json!({ "schedules": self.queue.schedules().await.map_err(told)? }))
+            }
             (&Method::GET, ["batches"]) => {
                 let (offset, _) = query(request);
                 let batches = self.queue.batches(offset, PAGE).await.map_err(told)?;
-                // Some that are known may be over: a page is not always full.
+                // Some listed batches may be forgotten already, so a page is not always full.
                 let next = (!batches.is_empty()).then_some(offset.saturating_add(PAGE));
                 Ok(json!({ "batches": batches, "next": next }))
             }
-            (&Method::GET, ["batches", id]) => match self.queue.batch_status(id).await.map_err(told)? {
-                Some(status) => Ok(json!(status)),
-                None => Err((StatusCode::NOT_FOUND, "there is no such batch".into())),
-            },
+            (&Method::GET, ["batches", id]) => {
+                match self.queue.batch_status(id).await.map_err(told)? {
+                    Some(status) => Ok(json!(status)),
+                    None => Err((StatusCode::NOT_FOUND, "no batch with this id".into())),
+                }
+            }
             (&Method::POST, rest) => {
                 self.check(request)?;
                 let done = self.change(rest).await?;
                 *self.last.lock().await = None;
                 Ok(json!({ "done": done }))
             }
-            _ => Err((StatusCode::NOT_FOUND, "there is no such thing".into())),
+            _ => Err((StatusCode::NOT_FOUND, "unknown path".into())),
         }
     }
 
-    /// What those may do whom the authorizer allows.
+    /// Makes a change; the caller has checked the permission.
     async fn change(&self, segments: &[&str]) -> Result<bool, (StatusCode, String)> {
         let done = match segments {
             ["batches", id, "cancel"] => self.queue.cancel_batch(id).await,
@@ -151,14 +162,16 @@ impl Dashboard {
             },
             ["queues", queue, "dead", "revive"] => self.queue.revive_all(queue).await.map(|_| true),
             ["queues", queue, "dead", "forget"] => self.queue.forget_all(queue).await.map(|_| true),
-            ["queues", queue, "dead", id, fate @ ("revive" | "forget")] => self.exhume(queue, id, fate).await,
-            _ => return Err((StatusCode::NOT_FOUND, "there is no such thing to do".into())),
+            ["queues", queue, "dead", id, fate @ ("revive" | "forget")] => {
+                self.exhume(queue, id, fate).await
+            }
+            _ => return Err((StatusCode::NOT_FOUND, "unknown action".into())),
         };
         done.map_err(told)
     }
 
     pub(super) async fn overview(&self, request: &Parts) -> Answer {
-        // One asks at a time, and the others wait for what it finds.
+        // One request at a time reads the store; the others wait for its result.
         let mut last = self.last.lock().await;
         let rows = match &*last {
             Some((at, rows)) if at.elapsed() < super::SHARED => rows.clone(),
@@ -173,7 +186,8 @@ impl Dashboard {
 
     async fn rows_of_queues(&self) -> Result<Vec<Value>, (StatusCode, String)> {
         let names = self.queue.queues().await.map_err(told)?;
-        let stats = try_join_all(names.iter().map(|name| self.queue.stats(name))).await.map_err(told)?;
+        let stats =
+            try_join_all(names.iter().map(|name| self.queue.stats(name))).await.map_err(told)?;
         let rows = names
             .iter()
             .zip(stats)
@@ -186,7 +200,8 @@ impl Dashboard {
         Ok(rows)
     }
 
-    /// A page of jobs of one state, those that mention what is searched for; and where to go on, if there may be more.
+    /// Returns a page of jobs of one state that match the search, and the offset of the next page,
+    /// if there may be one.
     async fn jobs(&self, request: &Parts, queue: &str, state: &str) -> Answer {
         let state = match state {
             "waiting" => Some(State::Waiting),
@@ -194,14 +209,14 @@ impl Dashboard {
             "leased" => Some(State::Leased),
             "blocked" => Some(State::Blocked),
             "dead" => None,
-            _ => return Err((StatusCode::NOT_FOUND, "there is no such state".into())),
+            _ => return Err((StatusCode::NOT_FOUND, "unknown state of jobs".into())),
         };
         let (offset, search) = query(request);
         let step = if search.is_empty() { PAGE } else { STEP };
         let (mut found, mut at, mut next, mut bytes) = (Vec::new(), offset, None, 0);
         'looking: while next.is_none() {
             let rows = self.rows(queue, state, at, step).await.map_err(told)?;
-            // A page of large jobs is short, and only one that is empty is the last.
+            // A page of large jobs may be short; only an empty page is the last one.
             let is_last = rows.is_empty();
             for row in rows {
                 if found.len() == PAGE {
@@ -216,8 +231,10 @@ impl Dashboard {
             if is_last {
                 break;
             }
-            next =
-                (search.is_empty() && found.len() == PAGE || at - offset >= LOOKED_THROUGH || bytes >= MOST_BYTES).then_some(at);
+            next = (search.is_empty() && found.len() == PAGE
+                || at - offset >= LOOKED_THROUGH
+                || bytes >= MOST_BYTES)
+                .then_some(at);
         }
         if state == Some(State::Leased) {
             try_join_all(found.iter_mut().map(|row| self.follow(row))).await.map_err(told)?;
@@ -225,14 +242,28 @@ impl Dashboard {
         Ok(json!({ "jobs": found, "next": next }))
     }
 
-    async fn rows(&self, queue: &str, state: Option<State>, offset: usize, limit: usize) -> Result<Vec<Row>, Error> {
+    async fn rows(
+        &self,
+        queue: &str,
+        state: Option<State>,
+        offset: usize,
+        limit: usize,
+    ) -> Result<Vec<Row>, Error> {
         Ok(match state {
-            Some(state) => self.queue.jobs(queue, state, offset, limit).await?.into_iter().map(Row::from).collect(),
-            None => self.queue.dead(queue, offset, limit).await?.into_iter().map(Row::from).collect(),
+            Some(state) => self
+                .queue
+                .jobs(queue, state, offset, limit)
+                .await?
+                .into_iter()
+                .map(Row::from)
+                .collect(),
+            None => {
+                self.queue.dead(queue, offset, limit).await?.into_iter().map(Row::from).collect()
+            }
         })
     }
 
-    /// How far a running job is.
+    /// Adds the progress of a running job.
     async fn follow(&self, row: &mut Row) -> Result<(), Error> {
         if let Some(id) = row.id.as_ref().and_then(|id| id.parse().ok()) {
             row.progress = self.queue.progress(id).await?;
@@ -248,7 +279,9 @@ impl Dashboard {
                 break;
             }
             offset += page.len();
-            if let Some(dead) = page.iter().find(|dead| dead.id.is_some_and(|known| known.to_string() == id)) {
+            if let Some(dead) =
+                page.iter().find(|dead| dead.id.is_some_and(|known| known.to_string() == id))
+            {
                 return if fate == "forget" {
                     self.queue.forget(queue, dead).await
                 } else {
@@ -259,10 +292,12 @@ impl Dashboard {
         Ok(false)
     }
 
-    /// Samples of one queue, or of all together, by minute or hour.
+    /// Returns the samples of one queue, or of all queues, by minute or hour.
     async fn history(&self, request: &Parts) -> Answer {
         let (mut queue, mut resolution) = (None, Resolution::Minute);
-        for (name, value) in form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes()) {
+        for (name, value) in
+            form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes())
+        {
             match (&*name, &*value) {
                 ("queue", name) => queue = Some(name.to_owned()),
                 ("by", "hour") => resolution = Resolution::Hour,
@@ -271,32 +306,41 @@ impl Dashboard {
         }
         let names = match queue {
             Some(name) => vec![name],
-            None => self.queue.queues().await.map_err(told)?.into_iter().take(MOST_TOGETHER).collect(),
+            None => {
+                self.queue.queues().await.map_err(told)?.into_iter().take(MOST_TOGETHER).collect()
+            }
         };
-        let all = try_join_all(names.iter().map(|name| self.queue.history(name, resolution))).await.map_err(told)?;
-        let samples: Vec<Value> =
-            names.iter().zip(all).map(|(name, samples)| json!({ "name": name, "samples": samples })).collect();
+        let all = try_join_all(names.iter().map(|name| self.queue.history(name, resolution)))
+            .await
+            .map_err(told)?;
+        let samples: Vec<Value> = names
+            .iter()
+            .zip(all)
+            .map(|(name, samples)| json!({ "name": name, "samples": samples }))
+            .collect();
         Ok(json!({ "step_ms": resolution.step_ms(), "queues": samples }))
     }
 
-    /// Whether a change may be made: by this person, from our own page.
+    /// Checks whether a change is allowed: for this client, and sent by the dashboard's own page.
     fn check(&self, request: &Parts) -> Result<(), (StatusCode, String)> {
         let header = |name: &str| request.headers.get(name).map(HeaderValue::as_bytes);
         let ours = header("x-scale-queue") == Some(b"dashboard");
-        let mut sites = request.headers.get_all("sec-fetch-site").into_iter().map(HeaderValue::as_bytes);
+        let mut sites =
+            request.headers.get_all("sec-fetch-site").into_iter().map(HeaderValue::as_bytes);
         let same_site = sites.all(|site| site == b"same-origin" || site == b"none");
         match self.may_change(request) {
             true if ours && same_site => Ok(()),
-            true => Err((StatusCode::FORBIDDEN, "not sent by the dashboard's own page".into())),
-            false => Err((StatusCode::FORBIDDEN, "only to look at".into())),
+            true => Err((StatusCode::FORBIDDEN, "not sent by the dashboard's page".into())),
+            false => Err((StatusCode::FORBIDDEN, "read-only for this client".into())),
         }
     }
 }
 
-/// From where on, and what is searched for.
+/// Reads the offset and the search text from the query.
 fn query(request: &Parts) -> (usize, String) {
     let (mut offset, mut search) = (0, String::new());
-    for (name, value) in form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes()) {
+    for (name, value) in form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes())
+    {
         match &*name {
             "offset" => offset = value.parse().unwrap_or(0),
             "search" => search = value.trim().to_lowercase(),
@@ -306,12 +350,15 @@ fn query(request: &Parts) -> (usize, String) {
     (offset, search)
 }
 
-/// What is told of an error: nothing of the store's inside.
+/// Returns the answer for an error, without details of the store.
 fn told(error: Error) -> (StatusCode, String) {
     match error {
         Error::Name(_) => (StatusCode::NOT_FOUND, error.to_string()),
         other => {
-            tracing::warn!(error = %other, "the dashboard's store failed");
+            tracing::warn!(
+                error = %other,
+                "the dashboard could not read or change the store; answering 503",
+            );
             (StatusCode::SERVICE_UNAVAILABLE, "the queue's store does not answer".into())
         }
     }

@@ -1,31 +1,36 @@
-//! A page to look at queues with, and its JSON API, as a tower service that any framework can mount.
+//! Dashboard of queues: a web page and its JSON API, as a tower service that any framework can
+//! mount.
 //!
-//! It shows payloads and errors: mount it behind the application's own log-in. It changes nothing unless an authorizer is given, and then
-//! only what that allows.
+//! It shows payloads and errors: mount it behind the application's own authentication. It is
+//! read-only unless an authorizer is given, and then allows only the changes that the authorizer
+//! allows.
 //!
-//! | request, below where it is mounted | answer |
+//! | request, relative to the mount point | answer |
 //! | --- | --- |
-//! | `GET /` | the page: no build step, nothing loaded from elsewhere |
+//! | `GET /` | the page: no build step, no external resources |
 //! | `GET /api/queues` | `{"writable": bool, "queues": [{"name", "waiting", "scheduled", "blocked", "leased", "dead", "pushed_total", "done_total", "failed_total", "lag_ms", "paused"}]}` |
-//! | `GET /api/events` | the same as server-sent events, every 2 s, for up to 10 minutes; the page asks by itself where that fails |
-//! | `GET /api/queues/{queue}/waiting?offset=0&search=`, `…/scheduled`, `…/blocked`, `…/leased`, `…/dead` | `{"jobs": [{"id", "name", "payload", "size", "failed", "failures", "reason", "pushed_ms", "due_ms", "died_ms", "worker", "blocked_by", "progress"}], "next"}`: 50 at most, the dead newest first; go on at the offset `next`, if it is not null |
-//! | `GET /api/history?queue=&by=minute` | `{"step_ms", "queues": [{"name", "samples": [{"at_ms", "pushed_total", "done_total", "failed_total", "waiting", "lag_ms"}]}]}`: of a day by minute, of 90 days by `hour`; without a queue, of the first 50 |
+//! | `GET /api/events` | the same as server-sent events, every 2 s, for up to 10 minutes; where that fails, the page polls |
+//! | `GET /api/queues/{queue}/waiting?offset=0&search=`, `…/scheduled`, `…/blocked`, `…/leased`, `…/dead` | `{"jobs": [{"id", "name", "payload", "size", "failed", "failures", "reason", "pushed_ms", "due_ms", "died_ms", "worker", "blocked_by", "progress"}], "next"}`: at most 50, dead jobs newest first; continue at the offset `next`, if it is not null |
+//! | `GET /api/history?queue=&by=minute` | `{"step_ms", "queues": [{"name", "samples": [{"at_ms", "pushed_total", "done_total", "failed_total", "waiting", "lag_ms"}]}]}`: of a day by minute, of 90 days by `hour`; without a queue, of the first 50 queues |
 //! | `GET /api/workers`, `/api/schedules` | `{"workers": [{"id", "queues", "concurrency", "running", "started_ms", "process"}]}`, `{"schedules": [{"name", "rule", "job", "queue", "next_ms"}]}` |
 //! | `GET /api/batches?offset=0` | `{"batches": [{"id", "pushed_ms", "total", "done", "dead", "cancelled"}], "next"}`, the newest first |
 //! | `GET /api/batches/{id}` | `{"total", "done", "dead", "cancelled"}` |
 //! | `POST /api/queues/{queue}/pause`, `…/resume` | `{"done": true}` |
-//! | `POST /api/queues/{queue}/drain` | `{"done": true}`: nothing waits or is scheduled any more, for good |
-//! | `POST /api/queues/{queue}/jobs/{id}/cancel` | `{"done": bool}`: `false` if it is not there |
+//! | `POST /api/queues/{queue}/drain` | `{"done": true}`: waiting, blocked and scheduled jobs are removed permanently |
+//! | `POST /api/queues/{queue}/jobs/{id}/cancel` | `{"done": bool}`: `false` if the job is not there |
 //! | `POST /api/batches/{id}/cancel` | `{"done": bool}` |
-//! | `POST /api/queues/{queue}/dead/{id}/revive` | `{"done": bool}`: `false` if it is not among the newest 1,000 |
-//! | `POST /api/queues/{queue}/dead/{id}/forget` | the same, and the job is gone for good |
-//! | `POST /api/queues/{queue}/dead/revive`, `…/forget` | `{"done": true}`: all that are dead by now |
+//! | `POST /api/queues/{queue}/dead/{id}/revive` | `{"done": bool}`: `false` if the job is not among the newest 1,000 dead ones |
+//! | `POST /api/queues/{queue}/dead/{id}/forget` | the same; the job is removed permanently |
+//! | `POST /api/queues/{queue}/dead/revive`, `…/forget` | `{"done": true}`: for all jobs that are dead at that time |
 //!
-//! A `POST` needs the header `x-scale-queue: dashboard`, which no other site's page can send without asking the browser first, and must
-//! not come from another site (`Sec-Fetch-Site`). Errors are `{"error": "…"}` with a fitting status.
+//! A `POST` needs the header `x-scale-queue: dashboard`, which a page of another site cannot send
+//! without a CORS preflight request, and must not come from another site (`Sec-Fetch-Site`). Errors
+//! are `{"error": "…"}` with a fitting status.
 //!
-//! A search looks for its text in ids, names, payloads, reasons and workers of 2,000 jobs at a time, and `next` goes on; payloads are cut
-//! after 16 KiB. Every request costs a few commands, however many jobs wait; in a database it counts them, once a second for all who look.
+//! A search looks for its text in the ids, names, payloads, reasons and workers of 2,000 jobs per
+//! request; `next` is where the next request continues. Payloads are cut after 16 KiB. Every
+//! request costs a few commands, whatever the number of waiting jobs. A database has to count them,
+//! at most once a second for all viewers together.
 
 mod api;
 mod page;
@@ -54,25 +59,26 @@ use tower::Service;
 use self::page::PAGE;
 use crate::queue::Queue;
 
-/// What an answer is made of: a page, JSON, or events without an end.
+/// Body of an answer: a page, JSON, or a stream of events.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// Between two events.
+/// Time between two events.
 const PAUSE: Duration = Duration::from_secs(2);
-/// The time for which an overview is good for whoever asks next.
+/// Time for which an overview is reused by other requests.
 const SHARED: Duration = Duration::from_secs(1);
-/// Of one answer: ten minutes.
+/// Maximum number of events in one answer: ten minutes.
 const EVENTS: u32 = 300;
 
 type Authorizer = dyn Fn(&Parts) -> bool + Send + Sync;
 
-/// The service. Cloning costs a few reference counts.
+/// Tower service of the dashboard. Cloning costs a few reference counts.
 ///
 /// ```
 /// use scale_queue::{Dashboard, Queue};
 ///
 /// let queue = Queue::memory();
-/// let dashboard = Dashboard::new(&queue).allow_changes(|request| request.extensions.get::<IsAdmin>().is_some());
+/// let dashboard = Dashboard::new(&queue)
+///     .allow_changes(|request| request.extensions.get::<IsAdmin>().is_some());
 /// // axum: Router::new().nest_service("/admin/queues", dashboard)
 /// # #[derive(Clone)] struct IsAdmin;
 /// ```
@@ -80,7 +86,7 @@ type Authorizer = dyn Fn(&Parts) -> bool + Send + Sync;
 pub struct Dashboard {
     queue: Queue,
     authorizer: Option<Arc<Authorizer>>,
-    /// The rows of the last overview: whoever looks within a second of it sees the same.
+    /// Rows of the last overview; requests within a second of it get the same rows.
     last: Arc<tokio::sync::Mutex<Option<(Instant, Vec<Value>)>>>,
 }
 
@@ -91,13 +97,16 @@ impl fmt::Debug for Dashboard {
 }
 
 impl Dashboard {
-    /// To look at only.
+    /// Creates a read-only dashboard.
     pub fn new(queue: &Queue) -> Self {
         Self { queue: queue.clone(), authorizer: None, last: Arc::default() }
     }
 
-    /// Lets those change things whom `authorizer` allows: asked for each change.
-    pub fn allow_changes(mut self, authorizer: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
+    /// Allows changes for which `authorizer` returns `true`; it is called for each change.
+    pub fn allow_changes(
+        mut self,
+        authorizer: impl Fn(&Parts) -> bool + Send + Sync + 'static,
+    ) -> Self {
         self.authorizer = Some(Arc::new(authorizer));
         self
     }
@@ -106,7 +115,7 @@ impl Dashboard {
         self.authorizer.as_ref().is_some_and(|allowed| allowed(request))
     }
 
-    /// A `HEAD` is a `GET` whose body is not sent.
+    /// Answers a request; a `HEAD` is answered as a `GET` without its body.
     async fn answer(self, mut request: Parts) -> Response<Body> {
         if request.method == Method::HEAD {
             request.method = Method::GET;
@@ -122,21 +131,28 @@ impl Dashboard {
         if request.method == Method::GET && path.ends_with("/api/events") {
             return self.events(request);
         }
-        // Where it is mounted is the framework's business: what counts is what comes after `/api/`.
+        // The mount point is up to the framework: only the path after `/api/` counts.
         if let Some((_, rest)) = path.split_once("/api/") {
             let segments: Vec<&str> = rest.split('/').collect();
             return match self.api(&request, &segments).await {
                 Ok(value) => reply(StatusCode::OK, "application/json", value.to_string()),
-                Err((status, error)) => reply(status, "application/json", json!({ "error": error }).to_string()),
+                Err((status, error)) => {
+                    reply(status, "application/json", json!({ "error": error }).to_string())
+                }
             };
         }
         if request.method != Method::GET {
-            return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD here");
+            return reply(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "text/plain",
+                "method not allowed: expected GET or HEAD",
+            );
         }
         reply(StatusCode::OK, "text/html; charset=utf-8", PAGE.html.clone())
     }
 
-    /// The overview again and again, until the reader goes away or has had its time: whose rights may have ended meanwhile.
+    /// Streams the overview until the client disconnects or the maximum number of events is sent.
+    /// The limit exists because the client's permissions may have ended meanwhile.
     fn events(self, request: Parts) -> Response<Body> {
         let events = stream::unfold((self, request, 0), |(this, request, count)| async move {
             if count == EVENTS {
@@ -152,7 +168,7 @@ impl Dashboard {
             Some((Ok::<_, Infallible>(Frame::data(Bytes::from(event))), (this, request, count + 1)))
         });
         let mut response = reply(StatusCode::OK, "text/event-stream", Bytes::new());
-        // What a proxy holds back is not live.
+        // Asks proxies not to buffer the stream.
         response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
         *response.body_mut() = Body::new(StreamBody::new(events.boxed()));
         response
@@ -180,7 +196,7 @@ impl<B> Service<Request<B>> for Dashboard {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // No request of ours has a body that is read.
+        // No request of this API has a body that is read.
         let (parts, _) = request.into_parts();
         let this = self.clone();
         Box::pin(async move { Ok(this.answer(parts).await) })

@@ -1,5 +1,5 @@
-//! The page in one piece, so that it works wherever it is mounted, with a slash at the end or without; and a policy under which no other
-//! script or style runs in it.
+//! The dashboard's page as one document, so that it works at any mount point, with or without a
+//! trailing slash; and a content security policy under which no other script or style runs in it.
 
 use std::sync::LazyLock;
 
@@ -13,9 +13,10 @@ pub(super) struct Page {
     pub(super) policy: HeaderValue,
 }
 
-const STYLES: [&str; 2] = [include_str!("vendor/uplot/uPlot.min.css"), include_str!("page/style.css")];
+const STYLES: [&str; 2] =
+    [include_str!("vendor/uplot/uPlot.min.css"), include_str!("page/style.css")];
 
-/// The first one makes all of them strict.
+/// Scripts of the page; the first one enables strict mode for all of them.
 const SCRIPTS: [&str; 6] = [
     include_str!("page/basics.js"),
     include_str!("vendor/uplot/uPlot.iife.min.js"),
@@ -27,15 +28,18 @@ const SCRIPTS: [&str; 6] = [
 
 pub(super) static PAGE: LazyLock<Page> = LazyLock::new(|| {
     let (style, script) = (STYLES.join("\n"), SCRIPTS.join("\n"));
-    let html = include_str!("page/index.html").replace("{style}", &style).replace("{script}", &script);
+    let html =
+        include_str!("page/index.html").replace("{style}", &style).replace("{script}", &script);
     let hash = |text: &str| BASE64.encode(&Sha256::digest(text.as_bytes()));
     let policy = format!(
-        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; \
+         img-src data:; \
          frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
         hash(&script),
         hash(&style)
     );
-    // Base64 and constants are a header's value.
-    let policy = HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"));
+    // Base64 and constants are always a valid header value.
+    let policy =
+        HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"));
     Page { html: html.into(), policy }
 });

@@ -1,22 +1,22 @@
-//! Where jobs are kept. One trait, one file per backend, one contract (`tests/contract.rs`) for all.
+//! Stores of jobs. One trait, one file per backend, one contract (`tests/contract.rs`) for all.
 //!
-//! | state | where it is | leaves it by |
+//! | state | stored in | left by |
 //! | --- | --- | --- |
-//! | waiting | the queue's order, oldest first | [`fetch`](Store::fetch) → leased, or blocked if its line is not empty |
-//! | scheduled | a set ordered by due time | being due, inside a [`fetch`](Store::fetch) → waiting |
-//! | blocked | a line, by the name of what it waits for | a [permit](LimitStore::release) that comes free, or its time → waiting or leased |
-//! | leased | the worker's own table | [`fetch`](Store::fetch) with its tag in `done` → gone; [`settle`](Store::settle) → any other state or gone; [`reclaim`](Store::reclaim) of a dead worker's → waiting |
-//! | suspect | a part of what waits: its handler had begun when its worker died | [`fetch`](Store::fetch), one at a time for a worker → leased |
-//! | dead | a set ordered by time of death, bounded | [`take_dead`](Store::take_dead) → waiting, or gone; age and number → gone |
+//! | waiting | the queue's list, oldest first | [`fetch`](Store::fetch) → leased, or blocked if its line is not empty |
+//! | scheduled | a set ordered by due time | a [`fetch`](Store::fetch) when it is due → waiting |
+//! | blocked | a line, named after what the job waits for | a [permit](LimitStore::release) that comes free, or the line's retry time → waiting or leased |
+//! | leased | the worker's own table | [`fetch`](Store::fetch) with its tag in `done` → removed; [`settle`](Store::settle) → any other state or removed; [`reclaim`](Store::reclaim) of a dead worker's jobs → waiting |
+//! | suspect | a part of the waiting jobs: its handler had begun when its worker died | [`fetch`](Store::fetch), one at a time for a worker → leased |
+//! | dead | a set ordered by time of death, bounded | [`take_dead`](Store::take_dead) → waiting, or removed; the bounds on age and number → removed |
 //!
 //! Every move is atomic, so a job is in exactly one state.
 
-mod ledger;
 mod limits;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod shared_state;
+#[cfg(feature = "sql")]
 pub(crate) mod sql;
 
 use std::time::Duration;
@@ -24,18 +24,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
-pub use self::ledger::{End, Ledger, MOST_PRESENT, NewBatch, Tally};
 pub use self::limits::{Admission, LimitStore, PassOn, PassedOn, PermitRequest, RateRequest};
 pub use self::memory::MemoryStore;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
-#[cfg(feature = "sqlite")]
-pub use self::sql::Synchronous;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-pub use self::sql::{Enlist, Relay, SqlStore, statements};
+pub use self::shared_state::{BatchStore, End, MAX_REGISTERED, NewBatch, Notes, Registry, Tally};
+#[cfg(feature = "sql")]
+pub(crate) use self::sql::outbox;
+#[cfg(feature = "sql")]
+pub use self::sql::{Enlist, SqlStore, Synchronous, migrate, migrations, statements};
 use crate::error::Error;
+#[cfg(feature = "sql")]
+pub use scale_sql::{Database, System};
 
-/// A worker's identity, drawn at its start: two workers never share one, whatever their names.
+/// Id of a worker, drawn at its start; no two workers share one, whatever their names.
 pub type WorkerId = std::sync::Arc<str>;
 
 /// A job to be stored.
@@ -43,221 +45,232 @@ pub type WorkerId = std::sync::Arc<str>;
 pub struct Entry {
     /// The encoded job.
     pub bytes: Vec<u8>,
-    /// Not before that time has passed; zero: now.
+    /// Delay before the job may run; zero: none.
     pub delay: Duration,
-    /// No second one of this key in the queue; the key is free again when the job is done or dead, or after that time.
+    /// Unique key and its maximum life. No second job with this key is stored in the queue until
+    /// this job is done or dead, or the life is over.
     pub unique: Option<(String, Duration)>,
-    /// No second one of this key for that time, whatever becomes of the first: for what may be pushed twice by mistake.
+    /// Once key and its life. No second job with this key is stored for that time, even if the
+    /// first one is gone: it protects against accidental second pushes.
     pub once: Option<(String, Duration)>,
 }
 
-/// What a worker wants of one queue.
+/// Request of a worker to one queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// Tags of jobs that are done.
     pub done: &'a [Vec<u8>],
-    /// How many jobs it takes at most; 0: it only acknowledges.
+    /// Maximum number of jobs to lease; 0 only acknowledges.
     pub max: usize,
-    /// Bytes of jobs after which no further one is taken: at least one job comes, whatever its size.
+    /// Bytes after which no further job is taken; at least one job is returned, whatever its size.
     pub max_bytes: usize,
-    /// Handlers of the first so many of the jobs that come begin at once. Those of the others begin after the next fetch, which
-    /// confirms everything taken before it: should the worker die, the store knows which jobs had not begun.
+    /// Number of the returned jobs whose handlers begin at once. Handlers of the others begin after
+    /// the next fetch, which confirms all jobs taken before it. So if the worker dies, the store
+    /// knows which jobs had not begun.
     pub begins: usize,
-    /// How long the worker may keep them without a heartbeat.
+    /// Time for which the worker may keep the jobs without a heartbeat.
     pub lease: Duration,
-    /// Whether the worker may be given a suspect.
+    /// State of the worker's trial, which decides whether it may get a suspect.
     pub trial: Trial,
     /// Names of [handler lines](Fetched::lines) to take from first.
     pub lines: &'a [String],
-    /// How long jobs wait in a handler line before they come as [overdue](Fetched::overdue).
+    /// Time for which jobs wait in a handler line before they are [overdue](Fetched::overdue).
     pub unhandled_for: Duration,
 }
 
-/// Where a worker is with suspects: jobs whose handler had begun when a worker died.
+/// State of a worker's trial of a suspect: a job whose handler had begun when a worker died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Trial {
-    /// The one of this tag runs alone now; should the worker die, it is that one's fault.
+    /// The suspect with this tag runs alone now; if the worker dies, this suspect is at fault.
     Running([u8; 16]),
-    /// One of another queue runs alone; should the worker die, nothing of this queue is at fault.
+    /// A suspect of another queue runs alone; if the worker dies, no job of this queue is at fault.
     Elsewhere,
-    /// The one of this tag is here and has not begun: it is not at fault, those that run may be.
+    /// The suspect with this tag is held and has not begun: it is not at fault, running jobs may
+    /// be.
     Waiting([u8; 16]),
-    /// None runs alone; none is wanted now.
+    /// No suspect runs alone, and none is wanted now.
     None,
-    /// None runs alone; the next one may come, without other jobs beside it.
+    /// No suspect runs alone; the next one may be returned, without other jobs.
     Next,
 }
 
-/// What a worker gets.
+/// Answer to a worker's request.
 #[derive(Clone, Debug, Default)]
 pub struct Fetched {
     /// Encoded jobs, leased to the worker.
     pub jobs: Vec<Vec<u8>>,
-    /// How many of those reported done were still the worker's.
+    /// Number of the acknowledged jobs that were still the worker's.
     pub acknowledged: usize,
-    /// Fewer jobs than asked for: the store will wake the worker when there are more.
+    /// True if there were fewer jobs than requested, and the store will wake the worker when there
+    /// are more.
     pub armed: bool,
-    /// When to look again at the latest, for a delayed job or another worker's lease.
+    /// Maximum delay of the next look, because of a scheduled job or another worker's lease.
     pub look_again: Option<Duration>,
-    /// A worker whose lease has run out: [`reclaim`](Store::reclaim) its jobs.
+    /// A worker whose lease has expired: [`reclaim`](Store::reclaim) its jobs.
     pub expired: Option<WorkerId>,
-    /// Tags of jobs among them that are cancelled: to be settled as dead.
+    /// Tags of returned jobs that are cancelled, to be settled as dead.
     pub cancelled: Vec<Vec<u8>>,
-    /// Tags of jobs among them that no worker could handle for too long: to be settled as dead.
+    /// Tags of returned jobs that no worker could handle in time, to be settled as dead.
     pub overdue: Vec<Vec<u8>>,
-    /// The only job among them is a suspect: it runs alone.
+    /// True if the only returned job is a suspect, to be run alone.
     pub suspect: bool,
     /// Lines whose jobs wait for a worker that can handle them: `kind:<name>`, `format:<version>`.
     pub lines: Vec<String>,
 }
 
-/// How one leased job ends, other than simply done.
+/// End of a leased job other than simple completion.
 #[derive(Clone, Debug)]
 pub struct Settlement {
-    /// Which job.
+    /// Tag of the job.
     pub tag: Vec<u8>,
-    /// The unique key it holds.
+    /// Unique key that the job holds.
     pub unique: Option<String>,
-    /// Where it goes.
+    /// Destination of the job.
     pub to: Destination,
 }
 
-/// Where a leased job goes.
+/// Destination of a leased job.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Destination {
-    /// Away: it is done.
+    /// Removed: the job is done.
     Done,
-    /// Away, without having run: it is counted nowhere.
+    /// Removed without a run; counted nowhere.
     Removed,
-    /// An attempt has failed: into the schedule, as these bytes, due after the delay.
+    /// Scheduled with these bytes after the delay; the attempt has failed.
     Retry(Vec<u8>, Duration),
-    /// Into the schedule, as these bytes or as it is, due after the delay; no attempt is counted.
+    /// Scheduled after the delay, with these bytes or unchanged; no attempt is counted.
     Deferred(Option<Vec<u8>>, Duration),
-    /// To the dead.
+    /// Dead.
     Dead {
-        /// The job, as it is kept there.
+        /// Encoded job to store.
         bytes: Vec<u8>,
-        /// Why it is dead.
+        /// Reason why it is dead.
         reason: String,
-        /// An attempt has failed now; one of a job that is given up has not, or was counted before.
+        /// True if an attempt has failed now; not so if the job was given up without one, or if the
+        /// failure was counted before.
         has_failed: bool,
     },
-    /// Back to the head of the queue, as it is.
+    /// Back to the head of the queue, unchanged.
     Waiting,
-    /// To the suspects, as it is: a worker tries it alone.
+    /// To the suspects, unchanged: a worker tries it alone.
     Suspect,
-    /// Into a line, as it is, by its time of push.
+    /// Into a line, unchanged, ordered by time of push.
     Blocked {
-        /// The line's name.
+        /// Name of the line.
         line: String,
-        /// When the first in line is to be tried at the latest.
+        /// Maximum delay before the first job in line is tried.
         retry_in: Duration,
-        /// Of a rate: one more may be tried so often.
+        /// For a rate: interval at which one more job may be tried.
         pace: Option<Duration>,
     },
-    /// Into the line of jobs that no worker here can handle, as it is.
+    /// Into the line of jobs that no worker here can handle, unchanged.
     Unhandled(String),
 }
 
-/// A reason for a worker to look at a queue.
+/// Message to a worker: a reason to look at a queue, or a cancellation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wake {
-    /// There is something in this queue.
+#[non_exhaustive]
+pub enum WakeUp {
+    /// This queue may have jobs.
     Queue(String),
-    /// Wakes may have been missed: look at every queue.
-    Unsure,
-    /// A job, by its tag, is cancelled: if you hold it, end it.
+    /// Wake-ups may have been missed: look at every queue.
+    Resync,
+    /// The job with this tag is cancelled: end it if you hold it.
     Cancel(Vec<u8>),
 }
 
-/// Where a job may be that is not dead.
+/// State of a job that is not dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum State {
-    /// To be taken next.
+    /// Ready to be taken.
     Waiting,
-    /// For later.
+    /// Due later.
     Scheduled,
     /// In a line: its limit is full, or no worker can handle it.
     Blocked,
-    /// With a worker.
+    /// Held by a worker.
     Leased,
 }
 
-/// A job as it lies in a store.
+/// A job as listed by a store.
 #[derive(Clone, Debug)]
 pub struct Listed {
     /// The encoded job.
     pub bytes: Vec<u8>,
-    /// When it is due, of a scheduled one: ms since 1970.
+    /// Time at which a scheduled job is due: ms since 1970.
     pub due_ms: Option<u64>,
-    /// Who has it, of a leased one.
+    /// Worker that has leased the job.
     pub worker: Option<String>,
-    /// What it waits for, of a blocked one.
+    /// Line in which a blocked job waits.
     pub line: Option<String>,
 }
 
-/// What came of asking for a job's end.
+/// Result of a request to cancel a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Cancellation {
-    /// It had not begun, and lies among the dead now.
-    Buried(Vec<u8>),
-    /// Whoever has it, or takes it, will end it.
+    /// The job had not begun, and is dead now.
+    Cancelled(Vec<u8>),
+    /// The worker that holds the job, or takes it next, will end it.
     Asked,
-    /// It is not in the queue.
+    /// The queue does not hold the job.
     Unknown,
 }
 
-/// What came of a step of [`reclaim`](Store::reclaim).
+/// Result of a step of [`reclaim`](Store::reclaim).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reclaimed {
-    /// Jobs taken back in this step.
+    /// Number of jobs reclaimed in this step.
     pub jobs: usize,
     /// Jobs that the dead worker still holds.
     pub left: usize,
 }
 
-/// What a queue holds at the moment.
+/// Current counts of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Jobs that may be taken now.
     pub waiting: u64,
-    /// Jobs that wait for their time.
+    /// Jobs that are due later.
     pub scheduled: u64,
     /// Jobs in lines: their limit is full, or no worker can handle them.
     pub blocked: u64,
-    /// Jobs that workers hold.
+    /// Jobs held by workers.
     pub leased: u64,
-    /// Jobs given up.
+    /// Dead jobs.
     pub dead: u64,
-    /// Jobs pushed since the queue exists.
+    /// Jobs pushed since the queue was created.
     pub pushed_total: u64,
-    /// Jobs done since the queue exists.
+    /// Jobs done since the queue was created.
     pub done_total: u64,
-    /// Attempts failed since the queue exists.
+    /// Failed attempts since the queue was created.
     pub failed_total: u64,
     /// Age of the oldest waiting job, ms: the queue's lag.
     pub lag_ms: u64,
-    /// Whether nothing is handed out.
+    /// True if the queue is paused.
     pub paused: bool,
 }
 
-/// A queue's counts at a moment, for charts.
+/// Counts of a queue at one time, for charts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Sample {
-    /// When: ms since 1970, the beginning of its minute or hour.
+    /// Time: ms since 1970, the beginning of its minute or hour.
     pub at_ms: u64,
-    /// Jobs pushed by then, since the queue exists.
+    /// Jobs pushed until then, since the queue was created.
     pub pushed_total: u64,
-    /// Jobs done by then.
+    /// Jobs done until then.
     pub done_total: u64,
-    /// Attempts failed by then.
+    /// Failed attempts until then.
     pub failed_total: u64,
-    /// Jobs that waited.
+    /// Jobs that were waiting.
     pub waiting: u64,
-    /// The queue's lag, ms.
+    /// Lag of the queue, ms.
     pub lag_ms: u64,
 }
 
@@ -268,8 +281,9 @@ impl Sample {
     }
 }
 
-/// How finely a queue's history is kept.
+/// Resolution of a queue's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Resolution {
     /// A sample a minute, for a day.
     Minute,
@@ -294,7 +308,7 @@ impl Resolution {
         }
     }
 
-    /// Samples kept.
+    /// Returns the maximum number of samples.
     pub(crate) fn most(self) -> u64 {
         match self {
             Self::Minute => 24 * 60,
@@ -303,32 +317,33 @@ impl Resolution {
     }
 }
 
-/// A job given up.
+/// A dead job.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Corpse {
+pub struct DeadJob {
     /// The encoded job.
     pub bytes: Vec<u8>,
-    /// Why.
+    /// Reason why the job became dead.
     pub reason: String,
-    /// When: ms since 1970, by the store's clock.
+    /// Time at which the job became dead: ms since 1970, by the store's clock.
     pub died_ms: u64,
 }
 
-/// What becomes of a dead job that is taken out.
+/// Treatment of a dead job that is taken out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Revival {
-    /// It waits again, its attempts forgotten, and holds this unique key for so long.
-    Again(Option<(String, Duration)>),
-    /// It is gone.
-    Gone,
+#[non_exhaustive]
+pub enum AfterDeath {
+    /// Moved to the waiting jobs with its attempts reset; it holds this unique key for that time.
+    Retry(Option<(String, Duration)>),
+    /// Removed.
+    Delete,
 }
 
-/// How many of the dead are kept, and for how long.
+/// Bounds on dead jobs: how many are kept, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct History {
-    /// At most so many a queue; the oldest go first.
+    /// Maximum number of dead jobs per queue; the oldest are removed first.
     pub dead: usize,
-    /// At most so long.
+    /// Maximum age of a dead job.
     pub age: Duration,
 }
 
@@ -339,108 +354,190 @@ impl Default for History {
 }
 
 pub(crate) const CANCELLED: &str = "cancelled";
-/// Jobs of one answer end here, whatever was asked for, if they have so many bytes; at least one job is in it.
+/// Bytes after which the jobs of one answer end, whatever the request; an answer has at least one
+/// job.
 pub(crate) const PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// How long it is known that something was pushed once, after it is over.
+/// Time for which a once key is kept after its job is finished.
 pub const ONCE_AFTER: Duration = Duration::from_mins(10);
-/// How often the first in a line is tried if nothing wakes it, and nothing is known of when a permit expires.
+/// Retry interval of the first job in a line, if nothing wakes it and no expiry of a permit is
+/// known.
 pub(crate) const LINE_RETRY: Duration = Duration::from_secs(30);
-/// Jobs of a line that are woken at once when permits are free; each that begins wakes more.
+/// Maximum number of jobs of a line that are woken at once when permits are free; each one that
+/// begins wakes more.
 pub(crate) const WAKES: u32 = 16;
 
-/// A store of jobs.
+mod sealed {
+    /// Keeps [`Store`](super::Store) from being implemented by other crates.
+    pub trait Sealed {}
+
+    impl Sealed for super::MemoryStore {}
+    #[cfg(feature = "redis")]
+    impl Sealed for super::RedisStore {}
+    #[cfg(feature = "sql")]
+    impl Sealed for super::SqlStore {}
+}
+
+/// A store of jobs. Sealed until 1.0, because its methods still change: other crates cannot
+/// implement it.
 #[async_trait]
-pub trait Store: Ledger + LimitStore + std::fmt::Debug + 'static {
-    /// Stores jobs, in portions of up to a thousand and a few MiB: all of a portion or none. For each job: `None` if it is stored, or the
-    /// encoded id of the job that holds its key.
+pub trait Store:
+    sealed::Sealed + BatchStore + LimitStore + Notes + Registry + std::fmt::Debug + 'static
+{
+    /// Stores jobs, in portions of up to 1,000 jobs and a few MiB; each portion is stored as a
+    /// whole or not at all. Returns for each job `None` if it is stored, or the encoded id of the
+    /// job that holds its key.
     async fn push(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error>;
 
-    /// Removes what is done, and leases more.
-    async fn fetch(&self, queue: &str, worker: &WorkerId, request: Request<'_>) -> Result<Fetched, Error>;
+    /// Removes completed jobs, and leases more.
+    async fn fetch(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        request: Request<'_>,
+    ) -> Result<Fetched, Error>;
 
-    /// Ends leases, one after the other. For each, `false`: it was not the worker's any more, and nothing was done.
-    async fn settle(&self, queue: &str, worker: &WorkerId, settlements: &[&Settlement]) -> Vec<Result<bool, Error>>;
+    /// Ends leases, one after the other. The result of each is `false` if the job was not the
+    /// worker's any more; then nothing was changed.
+    async fn settle(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        settlements: &[&Settlement],
+    ) -> Vec<Result<bool, Error>>;
 
-    /// Tags of the jobs that the worker holds: asked after a fetch whose answer was lost.
+    /// Returns the tags of the jobs that the worker holds; used after a fetch whose answer was
+    /// lost.
     async fn held(&self, queue: &str, worker: &WorkerId) -> Result<Vec<Vec<u8>>, Error>;
 
-    /// Jobs that the worker holds, by tag: as many of them as are not too many bytes, at least one if it holds one.
-    async fn held_jobs(&self, queue: &str, worker: &WorkerId, tags: &[Vec<u8>], max_bytes: usize) -> Result<Vec<Vec<u8>>, Error>;
+    /// Returns jobs that the worker holds, by tag: as many as fit into `max_bytes`, and at least
+    /// one if it holds any.
+    async fn held_jobs(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        tags: &[Vec<u8>],
+        max_bytes: usize,
+    ) -> Result<Vec<Vec<u8>>, Error>;
 
-    /// Renews a worker's lease. `false`: it had run out, and some jobs may be somebody else's.
-    async fn beat(&self, queue: &str, worker: &WorkerId, lease: Duration) -> Result<bool, Error>;
+    /// Renews a worker's lease. Returns `false` if it had expired, so that other workers may have
+    /// some of its jobs.
+    async fn heartbeat(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        lease: Duration,
+    ) -> Result<bool, Error>;
 
-    /// Takes back jobs of a worker whose lease has run out or is not there, in steps of about a hundred. Of jobs whose handler had begun
-    /// an attempt is counted, and they become suspects; if a suspect ran alone, it is that one alone.
+    /// Reclaims jobs of a worker whose lease has expired or is missing, about 100 per call. For
+    /// jobs whose handler had begun an attempt is counted, and they become suspects. If a suspect
+    /// ran alone, this applies to that suspect only.
     async fn reclaim(&self, queue: &str, expired: &WorkerId) -> Result<Reclaimed, Error>;
 
-    /// Finds workers that hold jobs of the queue and have no lease: what a fault has left behind.
+    /// Finds workers that hold jobs of the queue without a lease, left behind by a fault.
     async fn orphans(&self, queue: &str) -> Result<Vec<WorkerId>, Error>;
 
-    /// Tells the worker when there is something to fetch, from now on.
-    fn wakes(&self, worker: &WorkerId) -> BoxStream<'static, Wake>;
+    /// Returns a stream that yields a wake-up when there is something to fetch, from now on.
+    fn wake_ups(&self, worker: &WorkerId) -> BoxStream<'static, WakeUp>;
 
-    /// Wakes another worker, for one that was woken and takes nothing. Who `leaves` is not woken any more.
+    /// Wakes another worker, for one that was woken and takes nothing. The worker `leaves` is
+    /// removed from the idle workers.
     async fn pass_on(&self, queue: &str, leaves: Option<&WorkerId>) -> Result<(), Error>;
 
-    /// The worker is gone for good and holds nothing: nothing of it stays.
+    /// Removes all traces of a worker that ends and holds nothing.
     async fn leave(&self, queue: &str, worker: &WorkerId) -> Result<(), Error>;
 
-    /// Stops or starts handing out.
+    /// Pauses or resumes the queue.
     async fn pause(&self, queue: &str, paused: bool) -> Result<(), Error>;
 
-    /// What the queue holds.
+    /// Returns the counts of a queue.
     async fn stats(&self, queue: &str) -> Result<Stats, Error>;
 
-    /// Keeps the sample of a minute or hour, if there is none yet, and drops those that are too old.
-    async fn record(&self, queue: &str, resolution: Resolution, sample: &Sample) -> Result<(), Error>;
+    /// Records the sample of a minute or hour, if there is none yet, and removes samples that are
+    /// too old.
+    async fn record(
+        &self,
+        queue: &str,
+        resolution: Resolution,
+        sample: &Sample,
+    ) -> Result<(), Error>;
 
-    /// Samples since then, the oldest first.
-    async fn history_of(&self, queue: &str, resolution: Resolution, since_ms: u64) -> Result<Vec<Sample>, Error>;
+    /// Returns the samples since `since_ms`, the oldest first.
+    async fn history_of(
+        &self,
+        queue: &str,
+        resolution: Resolution,
+        since_ms: u64,
+    ) -> Result<Vec<Sample>, Error>;
 
-    /// The dead, newest first; fewer than asked for where they are large, none only where there are none.
-    async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<Corpse>, Error>;
+    /// Returns dead jobs, the newest first. If jobs are large, an answer may have fewer than
+    /// `limit`; it is empty only if there are no more.
+    async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<DeadJob>, Error>;
 
-    /// Takes a job from the dead, by its tag and time of death. `false`: it was not there, or the unique key it is to hold is taken.
-    async fn take_dead(&self, queue: &str, tag: &[u8], died_ms: u64, revival: &Revival) -> Result<bool, Error>;
+    /// Takes out a dead job, by its tag and time of death. Returns `false` if it was not there, or
+    /// if the unique key it is to hold is taken.
+    async fn take_dead(
+        &self,
+        queue: &str,
+        tag: &[u8],
+        died_ms: u64,
+        then: &AfterDeath,
+    ) -> Result<bool, Error>;
 
-    /// Asks for the end of a job that is not dead.
+    /// Requests the end of a job that is not dead.
     async fn cancel(&self, queue: &str, tag: &[u8]) -> Result<Cancellation, Error>;
 
-    /// Jobs of one state: waiting ones in their order, scheduled ones by due time; fewer than asked for where they are large, none only
-    /// where there are none.
-    async fn list(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listed>, Error>;
+    /// Returns jobs of one state: waiting jobs in their order, scheduled ones by due time. If jobs
+    /// are large, an answer may have fewer than `limit`; it is empty only if there are no more.
+    async fn list(
+        &self,
+        queue: &str,
+        state: State,
+        offset: usize,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Error>;
 
-    /// Leases up to about a thousand jobs that wait, are blocked or scheduled, due or not, paused or not: to be drained.
-    async fn take_all(&self, queue: &str, worker: &WorkerId, lease: Duration) -> Result<Vec<Vec<u8>>, Error>;
+    /// Leases up to about 1,000 waiting, blocked or scheduled jobs for a drain, whether or not they
+    /// are due or the queue is paused.
+    async fn take_all(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        lease: Duration,
+    ) -> Result<Vec<Vec<u8>>, Error>;
 
-    /// Forgets after [`ONCE_AFTER`] that jobs were pushed under these [`once`](Entry::once) keys: whatever was to be pushed under them is
-    /// over, but for a worker that has been cut off and does not know it yet.
+    /// Shortens the life of these [`once`](Entry::once) keys to [`ONCE_AFTER`]: no push under them
+    /// is expected any more, except from a worker that was cut off and does not know it yet.
     async fn expire_once(&self, queue: &str, keys: &[String]) -> Result<(), Error>;
 
-    /// The names of all queues that ever held a job.
+    /// Returns the names of all queues that ever held a job.
     async fn queues(&self) -> Result<Vec<String>, Error>;
 
-    /// The store's clock: ms since 1970.
+    /// Returns the store's current time: ms since 1970.
     fn now_ms(&self) -> u64;
 
-    /// Makes a queue known to the dashboard before the first job of a transaction: whoever pushes to it meanwhile must not wait for the end
-    /// of that transaction.
+    /// Registers a queue before the first job of a transaction, so that concurrent pushes to the
+    /// queue do not have to wait for the end of that transaction.
     async fn make_known(&self, queue: &str) -> Result<(), Error> {
         let _ = queue;
         Ok(())
     }
 
-    /// Whether jobs can be pushed straight into it through a connection to the application's database, which must be the same.
+    /// Returns whether jobs can be pushed directly into the store through a connection of the
+    /// application to the same database.
     fn enlists(&self) -> bool {
         false
     }
 
-    /// The application whose jobs these are.
+    /// Returns whether a pooler assigns a connection per transaction.
+    fn is_pooled(&self) -> bool {
+        false
+    }
+
+    /// Returns the name of the application that owns the jobs.
     fn app(&self) -> &str;
 }
 
-/// As many as have up to so many bytes together, at least one.
+/// Keeps the first jobs up to `max_bytes` in total, but at least one.
 pub(crate) fn within<T>(jobs: Vec<T>, max_bytes: usize, size: impl Fn(&T) -> usize) -> Vec<T> {
     let mut sum = 0;
     let fits = jobs.iter().take_while(|job| {
@@ -454,8 +551,8 @@ pub(crate) fn within<T>(jobs: Vec<T>, max_bytes: usize, size: impl Fn(&T) -> usi
     jobs
 }
 
-/// Splits a push into portions of up to a thousand jobs and a few MiB: at least one job each.
-#[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
+/// Splits a push into portions of up to 1,000 jobs and a few MiB, each with at least one job.
+#[cfg(any(feature = "redis", feature = "sql"))]
 fn portions(entries: &[Entry]) -> Vec<&[Entry]> {
     let (mut portions, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (n, entry) in entries.iter().enumerate() {
@@ -469,14 +566,21 @@ fn portions(entries: &[Entry]) -> Vec<&[Entry]> {
     portions
 }
 
-#[cfg(all(test, any(feature = "redis", feature = "postgres", feature = "sqlite")))]
+#[cfg(all(test, any(feature = "redis", feature = "sql")))]
 mod tests {
     use super::*;
 
     #[test]
     fn portions_are_bounded_by_number_and_bytes_and_lose_nothing() {
-        let entry = |size: usize| Entry { bytes: vec![0; size], delay: Duration::ZERO, unique: None, once: None };
-        let sizes = |entries: &[Entry]| portions(entries).iter().map(|portion| portion.len()).collect::<Vec<_>>();
+        let entry = |size: usize| Entry {
+            bytes: vec![0; size],
+            delay: Duration::ZERO,
+            unique: None,
+            once: None,
+        };
+        let sizes = |entries: &[Entry]| {
+            portions(entries).iter().map(|portion| portion.len()).collect::<Vec<_>>()
+        };
         assert_eq!(sizes(&vec![entry(10); 2_500]), [1_000, 1_000, 500]);
         assert_eq!(sizes(&vec![entry(1_500_000); 5]), [2, 2, 1]);
         assert_eq!(sizes(&[entry(9_000_000), entry(1), entry(9_000_000)]), [1, 1, 1]);

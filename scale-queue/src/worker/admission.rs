@@ -1,7 +1,7 @@
-//! Asks for what a job's limits demand before its handler begins, and keeps its permits while it runs.
+//! Checks a job's limits before its handler begins, and renews its permits while it runs.
 //!
-//! A permit that cannot be proven any more is another job's soon: the handler is cancelled *before* it expires, by a margin, so that two
-//! never run on one permit.
+//! A permit that cannot be renewed will soon be given to another job. The handler is cancelled
+//! *before* the permit expires, by a margin, so that two jobs never run on one permit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -19,47 +19,49 @@ use crate::limit::{Kind, Limit, line_of, strictest};
 use crate::outcome::Blocked;
 use crate::store::{Admission, PassOn, PermitRequest, RateRequest, Store, WorkerId};
 
-/// How a worker asks.
+/// Parameters of a worker's requests for permits.
 #[derive(Debug)]
 pub(crate) struct Terms {
     pub(crate) worker: WorkerId,
-    /// How long a permit is kept without being renewed.
+    /// Time for which a permit is kept without a renewal.
     pub(crate) life: Duration,
-    /// The worker's queues, the most urgent first.
+    /// The worker's queues, by decreasing priority.
     pub(crate) order: Vec<String>,
-    /// Whether jobs of an earlier queue go first.
+    /// True if jobs of an earlier queue go first.
     pub(crate) strict: bool,
     pub(crate) lease: Duration,
-    /// Where the next job in line goes that takes over a permit; ends when the worker takes nothing more.
+    /// Receives the next job in line that takes over a permit; closed when the worker takes no more
+    /// jobs.
     pub(crate) passed_on: mpsc::UnboundedSender<HandOver>,
     pub(crate) stopping: CancellationToken,
-    /// By queue: whether a job that is next in line may be taken over.
+    /// For each queue, whether a job that is next in line may be taken over.
     pub(crate) doors: Vec<AtomicU8>,
-    /// By queue: whether this worker has no place for it.
+    /// For each queue, whether this worker has no slot for it.
     pub(crate) full: Vec<AtomicBool>,
-    /// Permits that are being passed on at the moment.
+    /// Number of permits that are being passed on.
     pub(crate) passing: AtomicUsize,
 }
 
-/// Whether a queue takes over jobs that are next in line.
+/// Permission of a queue to take over jobs that are next in line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Door {
     Closed,
-    /// In place of one of its own that ends.
+    /// Only as replacement of a job of the same queue that ends.
     Swap,
     Open,
 }
 
-/// The end of an attempt to pass a permit on.
+/// Result of an attempt to pass a permit on.
 #[derive(Debug)]
 pub(crate) enum HandOver {
     Job(TakenOver),
-    /// The store did not answer: the first in line of one of these queues may be leased to this worker.
+    /// The store did not answer: the first job in line of one of these queues may be leased to this
+    /// worker.
     Unknown(Vec<String>),
 }
 
-/// A job that was next in line, leased to this worker, with the permit of the one before it.
+/// A job that was next in line, leased to this worker, with the permit of the job that ended.
 #[derive(Debug)]
 pub(crate) struct TakenOver {
     pub(crate) queue: String,
@@ -83,7 +85,8 @@ impl Terms {
         }
     }
 
-    /// Queues whose jobs may be taken over when one of `ended` ends, the most urgent first.
+    /// Returns the queues whose jobs may be taken over when a job of `ended` ends, by decreasing
+    /// priority.
     fn open_to(&self, ended: &str) -> Vec<String> {
         let is_open = |(queue, door): &(&String, &AtomicU8)| {
             let door = door.load(Relaxed);
@@ -92,7 +95,8 @@ impl Terms {
         self.order.iter().zip(&self.doors).filter(is_open).map(|(queue, _)| queue.clone()).collect()
     }
 
-    /// Queues that go before this one: but for those that this worker has no place for, whose jobs are for others.
+    /// Returns the queues whose jobs go first, without those for which this worker has no slot:
+    /// their jobs are left to other workers.
     fn before(&self, queue: &str) -> Vec<String> {
         let place = self.order.iter().position(|name| name == queue).filter(|_| self.strict);
         let earlier = self.order.iter().zip(&self.full).take(place.unwrap_or(0));
@@ -100,7 +104,7 @@ impl Terms {
     }
 }
 
-/// What a running job holds; given back when this is dropped.
+/// Permits of a running job; dropping this gives them back.
 #[derive(Debug)]
 pub(crate) struct Permits {
     #[expect(dead_code, reason = "its drop is what it is for")]
@@ -114,14 +118,15 @@ impl Permits {
     }
 }
 
-/// What has been taken so far.
+/// Permits acquired so far.
 #[derive(Default)]
 struct Taken<'l> {
     permits: Vec<&'l str>,
     rates: Vec<(&'l str, Duration)>,
 }
 
-/// Asks for everything a job needs, at the moment at which it would begin. `Err`: the store did not say; nothing is held.
+/// Acquires all that a job's limits require, when the job is about to begin. On `Err` the store did
+/// not answer, and nothing is held.
 pub(crate) async fn admit(
     terms: &Arc<Terms>,
     context: &Context,
@@ -133,7 +138,8 @@ pub(crate) async fn admit(
         return Ok(Ok(Permits::none()));
     }
     if let Some(held) = held {
-        // Else it needs more, or something else: the permit is given back, unused, and all are asked.
+        // Otherwise the job needs more permits or other ones: the unused permit is given back, and
+        // all limits are checked.
         if let [Limit { key, kind: Kind::Concurrent(most) }] = limits
             && (key, *most) == (&held.key, held.most)
         {
@@ -142,19 +148,25 @@ pub(crate) async fn admit(
         }
     }
     let (store, queue) = (&context.store, &*context.queue);
-    // Unique for each attempt: a permit of an attempt whose worker is thought dead is not this one's.
+    // Unique for each attempt, so that an attempt whose worker is thought dead does not share its
+    // permit with this one.
     let holder = format!("{}/{}", terms.worker, context.id);
     let asked = Instant::now();
     let mut taken = Taken::default();
     let outcome = ask(&**store, terms, queue, &holder, limits, &mut taken).await;
     if !matches!(outcome, Ok(None)) {
         for (key, spacing) in &taken.rates {
-            // Else its next job begins later than it could.
+            // If this fails, the next job of the rate begins later than it could.
             let _ = store.refund(key, *spacing).await;
         }
         let keys: Vec<String> = taken.permits.iter().map(|key| (*key).to_owned()).collect();
         if !keys.is_empty() {
-            tokio::spawn(give_back(Arc::clone(store), Arc::clone(terms), vec![holder.clone()], keys));
+            tokio::spawn(give_back(
+                Arc::clone(store),
+                Arc::clone(terms),
+                vec![holder.clone()],
+                keys,
+            ));
         }
     }
     Ok(match outcome? {
@@ -193,10 +205,10 @@ async fn ask<'l>(
     limits: &'l [Limit],
     taken: &mut Taken<'l>,
 ) -> Result<Option<Blocked>, Error> {
-    // Permits first: a rate's place that is taken is spent.
+    // Permits first, because a reserved rate slot is used up.
     for limit in limits {
         if let Kind::Concurrent(most) = limit.kind {
-            // If the answer is lost, it may be ours: it is given back with the others.
+            // If the answer is lost, the permit may be held: it is given back with the others.
             taken.permits.push(&limit.key);
             let request = PermitRequest { key: &limit.key, holder, queue, most, life: terms.life };
             if let Admission::Later(retry_in) = store.acquire(request).await? {
@@ -212,9 +224,20 @@ async fn ask<'l>(
     }
     for limit in limits {
         if let Kind::Rate { spacing, burst } = limit.kind {
-            let request = RateRequest { key: &limit.key, queue, spacing, burst, before: &terms.before(queue) };
+            let request = RateRequest {
+                key: &limit.key,
+                queue,
+                spacing,
+                burst,
+                before: &terms.before(queue),
+            };
             if let Admission::Later(retry_in) = store.admit(request).await? {
-                return Ok(Some(Blocked { line: line_of(&limit.key), retry_in, pace: Some(spacing), permits: None }));
+                return Ok(Some(Blocked {
+                    line: line_of(&limit.key),
+                    retry_in,
+                    pace: Some(spacing),
+                    permits: None,
+                }));
             }
             taken.rates.push((&limit.key, spacing));
         }
@@ -222,8 +245,14 @@ async fn ask<'l>(
     Ok(None)
 }
 
-/// Gives permits back, and wakes who waits for them; tried again for as long as they would be kept otherwise.
-async fn give_back(store: Arc<dyn Store>, terms: Arc<Terms>, holders: Vec<String>, keys: Vec<String>) {
+/// Gives permits back, and wakes the jobs that wait for them. Retries for as long as the store
+/// would keep the permits.
+async fn give_back(
+    store: Arc<dyn Store>,
+    terms: Arc<Terms>,
+    holders: Vec<String>,
+    keys: Vec<String>,
+) {
     let end = Instant::now() + terms.life;
     for key in &keys {
         for holder in &holders {
@@ -242,18 +271,20 @@ struct Keeper {
     terms: Arc<Terms>,
     holder: String,
     keys: Vec<String>,
-    /// The queue of the job.
+    /// Queue of the job.
     queue: String,
-    /// Permits of the key.
+    /// Number of permits of the key.
     most: u32,
     cancelled: Cancelled,
     ended: CancellationToken,
-    /// It is all that a job of its line needs, and was used: the next one may take it over.
+    /// True if the permit is all that a job of its line needs, and was used: then the next job may
+    /// take it over.
     passes_on: Arc<AtomicBool>,
 }
 
 impl Keeper {
-    /// `proven`: when the permits were last known to be ours. The store counts their life from a later moment.
+    /// Runs until the job ends or a permit is lost. `proven` is a time at which the permits were
+    /// held; the store counts their life from a later time.
     fn run(self, proven: Instant) -> BoxFuture<'static, ()> {
         Box::pin(self.keep(proven))
     }
@@ -292,7 +323,7 @@ impl Keeper {
                     lost = true;
                     break;
                 }
-                // Again soon, as long as the permits are certain.
+                // Try again soon, as long as the permits cannot have expired.
                 Err(_) => next = Instant::now() + life / 20,
             }
         }
@@ -310,7 +341,8 @@ impl Keeper {
         give_back(self.store, self.terms, holders, self.keys).await;
     }
 
-    /// Lets the next job in line take over the permit. `false`: there is none, or it is not certain; `holders` may have the permit then.
+    /// Passes the permit on to the next job in line. Returns `false` if there is no such job or the
+    /// result is unknown; in the latter case `holders` may have the permit.
     async fn pass_on(&self, holders: &mut Vec<String>) -> bool {
         let [key] = &self.keys[..] else { return false };
         let queues = self.terms.open_to(&self.queue);
@@ -333,7 +365,7 @@ impl Keeper {
             Ok(Some(passed)) => passed,
             Ok(None) => return false,
             Err(_) => {
-                // What was leased is found by asking what we hold.
+                // The engine asks the store which jobs it holds, and so finds a leased one.
                 let _ = self.terms.passed_on.send(HandOver::Unknown(queues));
                 holders.push(next);
                 return false;
@@ -359,7 +391,8 @@ impl Keeper {
         });
         let has_permit = permit.is_some();
         let taken = TakenOver { queue: passed.queue, bytes: passed.bytes, permit };
-        // If the worker is gone, its lease ends, and the permit is given back by the drop of what was to be sent.
+        // If the worker is gone, its lease expires, and the permit is given back when the message
+        // is dropped.
         let _ = self.terms.passed_on.send(HandOver::Job(taken));
         has_permit
     }
@@ -374,7 +407,10 @@ impl Keeper {
     }
 
     fn lose(&self) {
-        tracing::warn!(holder = self.holder, "a permit is not certain any more; its job is cancelled and handed back");
+        tracing::warn!(
+            holder = self.holder,
+            "could not renew a permit in time; its job is cancelled and handed back"
+        );
         metrics::counter!("scale_queue_permits_lost_total").increment(1);
         self.cancelled.cancel(CancelReason::PermitLost);
     }

@@ -1,4 +1,4 @@
-//! Which handler a job goes to, and how one attempt is run.
+//! Routing of jobs to handlers, and the run of one attempt.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -14,43 +14,43 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use super::admission::{self, Held, Terms};
 use crate::batch;
 use crate::context::Context;
+use crate::encryption::PayloadEncryption;
 use crate::job::Job;
 use crate::limit::Limit;
 use crate::outcome::{BoxError, Ending};
 use crate::retry::Retry;
-use crate::seal::Sealer;
 
-/// What layers see of a job: its name, its raw content, and the circumstances of the attempt.
+/// Job as layers see it: its name, its encoded payload, and the context of the attempt.
 #[derive(Debug)]
 pub struct Delivery {
     pub(crate) name: String,
     pub(crate) payload: Vec<u8>,
-    /// The job, read once.
+    /// Parsed job.
     pub(crate) job: Option<Box<dyn Any + Send>>,
     pub(crate) context: Context,
 }
 
 impl Delivery {
-    /// [`Job::NAME`].
+    /// Returns [`Job::NAME`].
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The job as JSON.
+    /// Returns the job as JSON.
     pub fn payload(&self) -> &[u8] {
         &self.payload
     }
 
-    /// The circumstances of the attempt.
+    /// Returns the context of the attempt.
     pub fn context(&self) -> &Context {
         &self.context
     }
 }
 
-/// A handler behind its layers.
+/// Handler wrapped in its layers.
 pub type Handler = BoxCloneSyncService<Delivery, (), BoxError>;
 
-/// A handler, and the rules of its job's type.
+/// Handler, with the policies of its job's type.
 #[derive(Clone, Debug)]
 pub(crate) struct Route {
     pub(crate) handler: Handler,
@@ -64,7 +64,10 @@ pub(crate) struct Routes(HashMap<&'static str, Route>);
 
 impl Routes {
     pub(crate) fn add<J: Job>(&mut self, handler: Handler) {
-        self.0.insert(J::NAME, Route { handler, retry: J::RETRY, timeout: J::TIMEOUT, read: read::<J> });
+        self.0.insert(
+            J::NAME,
+            Route { handler, retry: J::RETRY, timeout: J::TIMEOUT, read: read::<J> },
+        );
     }
 
     pub(crate) fn wrap<L>(&mut self, layer: &L)
@@ -127,7 +130,7 @@ fn read<J: Job>(payload: &[u8]) -> Result<(Box<dyn Any + Send>, Vec<Limit>), ser
     Ok((Box::new(job), limits))
 }
 
-/// The job that was read before it was admitted.
+/// Takes the job that was parsed before it was admitted.
 fn taken<J: Job>(mut delivery: Delivery) -> Result<(J, Delivery), BoxError> {
     let job = delivery.job.take().and_then(|job| job.downcast().ok());
     let job = match job {
@@ -137,10 +140,11 @@ fn taken<J: Job>(mut delivery: Delivery) -> Result<(J, Delivery), BoxError> {
     Ok((job, delivery))
 }
 
-/// One attempt, whatever the handler does. Its limits are asked first: who waits for them takes no place and no time.
+/// Runs one attempt; a panic of the handler is caught. Limits are checked first: a job that waits
+/// for a limit takes no slot, and none of its timeout.
 pub(crate) async fn attempt(
     route: Route,
-    sealer: Option<Sealer>,
+    encryption: Option<PayloadEncryption>,
     terms: Arc<Terms>,
     held: Option<Held>,
     mut delivery: Delivery,
@@ -151,8 +155,8 @@ pub(crate) async fn attempt(
     {
         return Ending::Skipped;
     }
-    if let Some(Sealer(seal)) = sealer {
-        match seal.open(&delivery.name, &delivery.payload) {
+    if let Some(PayloadEncryption(cipher)) = encryption {
+        match cipher.decrypt(&delivery.name, &delivery.payload) {
             Ok(payload) => delivery.payload = payload,
             Err(error) => return Ending::Failed(error),
         }
@@ -163,7 +167,9 @@ pub(crate) async fn attempt(
             delivery.job = Some(job);
             limits
         }
-        Ok(Err(error)) => return Ending::Unfit(format!("its content does not fit the type: {error}")),
+        Ok(Err(error)) => {
+            return Ending::Unfit(format!("its content does not fit the type: {error}"));
+        }
         Err(panic) => return Ending::Panicked(words_of(&*panic)),
     };
     let cancelled = delivery.context.cancelled.clone();
@@ -171,7 +177,10 @@ pub(crate) async fn attempt(
         Ok(Ok(permits)) => permits,
         Ok(Err(blocked)) => return Ending::Blocked(blocked),
         Err(error) => {
-            tracing::warn!(%error, job = delivery.name, "a job's limits could not be asked; it is handed back");
+            tracing::warn!(
+                %error, job = delivery.name,
+                "a job's limits could not be checked; the job is handed back",
+            );
             return Ending::Unadmitted;
         }
     };
@@ -187,12 +196,15 @@ pub(crate) async fn attempt(
             Err(panic) => Ending::Panicked(words_of(&*panic)),
         }
     };
-    // The handler's future is gone by now.
+    // The handler's future has been dropped at this point.
     drop(permits);
     ending
 }
 
 fn words_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "without words".into())
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "without a message".into())
 }

@@ -1,36 +1,36 @@
-//! The worker: fetches jobs, runs their handlers, says how they ended.
+//! Workers: they fetch jobs, run their handlers, and store the outcomes.
 //!
 //! | when | then |
 //! | --- | --- |
-//! | a handler returns `Ok` | the job is gone |
-//! | it does, and is one of a [chain](crate::Queue::chain) | the next one is pushed first, then the job is gone; who dies in between pushes it once all the same |
-//! | it returns an error, panics or takes too long | it is tried again by the job's [`Retry`](crate::Retry), and dead after its last attempt |
-//! | it returns [`Discard`](crate::Discard), in whatever wrapper | dead at once |
-//! | it returns [`Later`](crate::Later), in whatever wrapper | tried again then, the attempt not counted |
-//! | no handler of that name is here, or its format is newer | it waits for a worker that has one, no attempt counted; dead after [`hand_back_for`](Worker::hand_back_for) |
-//! | the job's content does not fit its type | handed back with a growing delay, no attempt counted: another worker may be newer; dead after [`hand_back_for`](Worker::hand_back_for), with the reason |
-//! | the worker is told to stop | what has not begun is handed back at once; what runs may end until the deadline, then it is handed back |
-//! | the worker dies | its jobs wait again when its lease has run out; one attempt is counted of those whose handler had begun, or could have begun since the worker last spoke to the store, and they become suspects: with jobs of a millisecond that may be hundreds |
-//! | a job is a suspect | it is tried alone: its worker begins no other until all that run have run for 250 ms, and for as long again; four times as long after each further crash, 16 s at most. Should the worker die meanwhile, the attempt is counted of this one alone |
-//! | a job kills its worker later than that | those that had begun beside it pay too, until its time alone is longer |
-//! | a job's workers died under it, and its attempts are used up | it is dead, once it has been tried five times at the least; a crash counts like a failure |
-//! | the network is cut for longer than a lease | the jobs are somebody else's: their handlers are cancelled, and what they still report is refused |
-//! | a job is [cancelled](crate::Queue::cancel) | its handler's future is dropped, and it lies among the dead with the reason `cancelled` |
-//! | its [batch](crate::Queue::batch) was cancelled before it began | it ends unrun, and counts as done |
-//! | its [limits](crate::Job::limits) have no room | it waits in their line, the attempt not counted: the table of [`Limit`](crate::Limit) |
-//! | payloads are large, or the link is slow | a fetch ends after 4 MiB, and sooner after an answer that was late |
-//! | jobs are held by nobody that lives | a worker looks for them at its start and every five minutes, and takes them back |
-//! | the store fails | the worker waits, 50 ms at first and 2 s at most, and goes on; nothing is lost |
+//! | a handler returns `Ok` | the job is removed |
+//! | a handler of a [chain](crate::Queue::chain)'s job returns `Ok` | the next job is pushed, then this one is removed; the next job is pushed once even if the worker dies in between |
+//! | a handler returns an error, panics or takes too long | the job is retried by its [`Retry`](crate::Retry), and is dead after its last attempt |
+//! | a handler returns [`Discard`](crate::Discard), in any wrapper | the job is dead at once |
+//! | a handler returns [`Snooze`](crate::Snooze), in any wrapper | the job is run again after that delay, the attempt not counted |
+//! | this worker has no handler of that name, or the job's format is newer | the job waits for a worker that can handle it, no attempt counted; dead after [`hand_back_for`](Worker::hand_back_for) |
+//! | the job's payload does not fit its type | the job is handed back with a growing delay, no attempt counted, because another worker may be newer; dead after [`hand_back_for`](Worker::hand_back_for), with the reason |
+//! | the worker is stopped | jobs that have not begun are handed back at once; running jobs may end until the deadline, then they are handed back |
+//! | the worker dies | its jobs wait again when its lease has expired; an attempt is counted for jobs whose handler had begun, or could have begun since the worker's last round trip, and they become suspects: with jobs of a millisecond that may be hundreds |
+//! | a job is a suspect | it is tried alone: its worker begins no other job until all running jobs have run for 250 ms, and then for 250 ms more; four times as long after each further crash, at most 16 s. If the worker dies meanwhile, the attempt is counted for this job alone |
+//! | a job kills its worker later than that | an attempt is also counted for jobs that had begun beside it, until its time alone is longer |
+//! | a job's workers died, and its attempts are used up | it is dead, after at least five attempts; a crash counts like a failure |
+//! | the network is cut for longer than a lease | the jobs belong to other workers: their handlers are cancelled, and late outcomes are refused |
+//! | a job is [cancelled](crate::Queue::cancel) | its handler's future is dropped, and the job is dead with the reason `cancelled` |
+//! | a job's [batch](crate::Queue::batch) was cancelled before the job began | it ends without a run, and counts as done |
+//! | a job's [limits](crate::Job::limits) have no room | it waits in their line, the attempt not counted: see the table of [`Limit`](crate::Limit) |
+//! | payloads are large, or the link is slow | a fetch ends after 4 MiB, and earlier after an answer that was late |
+//! | jobs are held by no live worker | a worker looks for them at its start and every five minutes, and reclaims them |
+//! | the store fails | the worker waits, 50 ms at first and at most 2 s, and continues; nothing is lost |
 //!
-//! A [`Context`] tells a handler that is to stop [why](crate::Context::cancel_reason).
+//! The job's [`Context`] has the [reason](crate::Context::cancel_reason) of a cancellation.
 
 mod admission;
 mod background;
 mod engine;
-mod exchange;
 mod handler;
-mod lane;
-mod places;
+mod queue_state;
+mod round_trip;
+mod slots;
 
 use std::future::Future;
 use std::ops::{Bound, RangeBounds};
@@ -48,21 +48,24 @@ use crate::limit::LONGEST;
 pub use crate::outcome::BoxError;
 use crate::queue::{Queue, checked};
 
-/// How a worker chooses between queues that have something.
+/// Policy by which a worker chooses between queues that have jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Order {
-    /// The first queue named that has something. A busy one starves those after it.
+    /// The first named queue that has jobs. A busy queue starves those after it.
     #[default]
     Strict,
-    /// Each queue that has something gets a share of the places by its weight, none starves.
+    /// Each queue that has jobs gets a share of the slots by its weight; none starves.
     Weighted,
-    /// The same, weighted by how late each queue is, looked at every 2 s: the later, the larger its share.
+    /// Like `Weighted`, with weights from the lag of each queue, read every 2 s: the larger the
+    /// lag, the larger the share.
     Balanced,
 }
 
 const MOST_PLACES: usize = 100_000;
 
-/// Runs handlers. Name its queues, give it handlers, then [`run`](Worker::run) it.
+/// Fetches jobs and runs their handlers. Set the queues, add handlers, then call
+/// [`run`](Worker::run).
 ///
 /// ```
 /// # use scale_queue::{Context, Job, Queue, Worker};
@@ -95,7 +98,7 @@ pub struct Worker {
     lanes: Vec<(String, u32)>,
     order: Order,
     concurrency: usize,
-    /// By queue: places kept for it, places it may have.
+    /// For each queue, the number of slots kept for it, and the number it may use.
     bounds: Vec<(String, usize, usize)>,
     lease: Duration,
     grace: Duration,
@@ -104,7 +107,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker of the queue `default`, 10 jobs at a time.
+    /// Creates a worker of the queue `default` that runs 10 jobs at a time.
     pub fn new(queue: &Queue) -> Self {
         Self {
             queue: queue.clone(),
@@ -120,51 +123,60 @@ impl Worker {
         }
     }
 
-    /// A label; it need not be unique: a worker's identity is drawn anew at each start.
+    /// Sets a label. It need not be unique, because each start draws a new identity.
     pub fn name(mut self, name: &str) -> Self {
         self.name = name.chars().filter(char::is_ascii_graphic).take(64).collect();
         self
     }
 
-    /// The queues it works on, the most urgent first.
+    /// Sets the worker's queues, by decreasing priority.
     pub fn queues<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.lanes = distinct(names.into_iter().map(|name| (name.into(), 1)));
         self.order = Order::Strict;
         self
     }
 
-    /// The queues it works on, each with its weight: of ten places, `[("high", 7), ("low", 3)]` gives three to `low`, however long jobs
-    /// take. Who has nothing leaves its places to the others.
+    /// Sets the worker's queues and their weights: of ten slots, `[("high", 7), ("low", 3)]` gives
+    /// three to `low`, whatever the duration of jobs. The slots of a queue without jobs are used by
+    /// the others.
     pub fn weighted<N: Into<String>>(mut self, queues: impl IntoIterator<Item = (N, u32)>) -> Self {
-        self.lanes = distinct(queues.into_iter().map(|(name, weight)| (name.into(), weight.clamp(1, 1_000_000))));
+        self.lanes = distinct(
+            queues.into_iter().map(|(name, weight)| (name.into(), weight.clamp(1, 1_000_000))),
+        );
         self.order = Order::Weighted;
         self
     }
 
-    /// The queues it works on, each with a share of the places that follows how late it is; between the bounds of
-    /// [`concurrency_of`](Worker::concurrency_of).
+    /// Sets the worker's queues, each with a share of the slots that follows its lag, within the
+    /// bounds of [`concurrency_of`](Worker::concurrency_of).
     pub fn balanced<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.lanes = distinct(names.into_iter().map(|name| (name.into(), 1)));
         self.order = Order::Balanced;
         self
     }
 
-    /// How many jobs run at a time, at most 100,000. Default: 10.
+    /// Sets how many jobs run at a time, at most 100,000. Default: 10.
     pub fn concurrency(mut self, jobs: usize) -> Self {
         self.concurrency = jobs.clamp(1, MOST_PLACES);
         self
     }
 
-    /// How many jobs of one of its queues run at a time: never more than the range's end, and so many places as its beginning says are
-    /// kept free for it, whatever else there is to do. Default: `0..`, whatever there is a place for.
+    /// Sets how many jobs of one of its queues run at a time. The end of the range is the maximum;
+    /// its beginning is the number of slots kept free for this queue, even if other queues have
+    /// jobs. Default: `0..`, no bounds of its own.
     ///
-    /// `("reports", ..=2)` keeps long jobs from taking every place, `("mail", 3..)` keeps three for what must not wait. A worker has at
-    /// least as many places as it keeps. This bounds one worker; a bound for all of them together is a [`Limit`](crate::Limit).
+    /// `("reports", ..=2)` keeps long jobs from taking every slot; `("mail", 3..)` keeps three
+    /// slots for urgent jobs. A worker has at least as many slots as it keeps. The bounds are per
+    /// worker; a [`Limit`](crate::Limit) bounds the jobs of the whole fleet.
     ///
     /// ```
     /// # use scale_queue::{Queue, Worker};
     /// # let queue = Queue::memory();
-    /// let worker = Worker::new(&queue).balanced(["mail", "reports"]).concurrency(16).concurrency_of("mail", 3..).concurrency_of("reports", 1..=8);
+    /// let worker = Worker::new(&queue)
+    ///     .balanced(["mail", "reports"])
+    ///     .concurrency(16)
+    ///     .concurrency_of("mail", 3..)
+    ///     .concurrency_of("reports", 1..=8);
     /// ```
     pub fn concurrency_of(mut self, queue: &str, jobs: impl RangeBounds<usize>) -> Self {
         let least = match jobs.start_bound() {
@@ -181,27 +193,29 @@ impl Worker {
         self
     }
 
-    /// How long the store waits for a sign of life before it gives the worker's jobs to others; one is given three times as often.
-    /// Default: 30 s. It bounds nothing about a job: that may run for hours.
+    /// Sets how long the store waits for a heartbeat before it gives the worker's jobs to others.
+    /// Heartbeats are sent at a third of this interval. Default: 30 s. The lease does not limit the
+    /// duration of a job, which may be hours.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_millis(100), LONGEST);
         self
     }
 
-    /// How long running jobs may take to end once the worker is told to stop. Default: 25 s.
+    /// Sets how long running jobs may continue after the worker is stopped. Default: 25 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace.min(LONGEST);
         self
     }
 
-    /// How long jobs that this worker cannot handle or read are handed back to others before they are dead: a kind without a handler, a
-    /// newer format, a payload that does not fit its type. Default: a day, which a rolling deploy does not take. Zero: dead at once.
+    /// Sets how long jobs that this worker cannot handle are handed back to others before they are
+    /// dead: those without a handler, with a newer format, or with a payload that does not fit
+    /// their type. Default: a day, which is longer than a rolling deployment. Zero: dead at once.
     pub fn hand_back_for(mut self, time: Duration) -> Self {
         self.hand_back_for = time.min(LONGEST);
         self
     }
 
-    /// A function that handles one kind of job.
+    /// Adds a function that handles one type of job.
     pub fn handle<J, F, Fut, E>(mut self, function: F) -> Self
     where
         J: Job,
@@ -213,7 +227,7 @@ impl Worker {
         self
     }
 
-    /// A tower service that handles one kind of job.
+    /// Adds a tower service that handles one type of job.
     pub fn service<J, S>(mut self, service: S) -> Self
     where
         J: Job,
@@ -225,7 +239,7 @@ impl Worker {
         self
     }
 
-    /// Puts a tower layer around every handler given so far.
+    /// Wraps every handler added so far in a tower layer.
     pub fn layer<L>(mut self, layer: &L) -> Self
     where
         L: Layer<Handler>,
@@ -237,17 +251,20 @@ impl Worker {
         self
     }
 
-    /// Works until `stop` ends, then shuts down as described in the [module's table](self). Dropping the future is like a crash:
-    /// handlers are cancelled, and the jobs come back when the lease has run out.
+    /// Runs until `stop` completes, then shuts down as described in the [module's table](self).
+    /// Dropping the future is like a crash: handlers are cancelled, and other workers get the jobs
+    /// when the lease has expired.
     ///
     /// # Errors
-    /// [`Error::Name`] for a queue's name that is none, [`Error::NotServed`] for a bound of a queue that is not among the worker's. Errors of
-    /// the store do not end it.
+    /// [`Error::Name`] for an invalid queue name, [`Error::NotServed`] for a bound of a queue that
+    /// is not among the worker's. Errors of the store do not end the worker.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         for (name, _) in &self.lanes {
             checked(name)?;
         }
-        if let Some((other, ..)) = self.bounds.iter().find(|(name, ..)| self.lanes.iter().all(|(lane, _)| lane != name)) {
+        if let Some((other, ..)) =
+            self.bounds.iter().find(|(name, ..)| self.lanes.iter().all(|(lane, _)| lane != name))
+        {
             return Err(Error::NotServed(other.clone()));
         }
         engine::Engine::new(self).run(stop).await;
@@ -255,7 +272,7 @@ impl Worker {
     }
 }
 
-/// A queue that is named twice is one.
+/// Removes queues that are named twice.
 fn distinct(queues: impl Iterator<Item = (String, u32)>) -> Vec<(String, u32)> {
     let mut known: Vec<(String, u32)> = Vec::new();
     for (name, weight) in queues {

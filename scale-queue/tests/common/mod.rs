@@ -29,7 +29,7 @@ job!(Note, "note", "notes");
 job!(Urgent, "urgent", "high");
 job!(Slow, "slow", "slow");
 
-/// What has been done, in order.
+/// Numbers of the jobs done, in order.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<u64>>>);
 
@@ -49,10 +49,13 @@ impl Log {
     }
 
     pub async fn wait_for(&self, count: usize) -> Result<()> {
-        eventually(&format!("{count} jobs to be done"), async || (self.0.lock().len() >= count).then_some(())).await
+        eventually(&format!("{count} jobs to be done"), async || {
+            (self.0.lock().len() >= count).then_some(())
+        })
+        .await
     }
 
-    /// Until nothing waits or runs.
+    /// Waits until no job is waiting or running.
     pub async fn settle(&self, queue: &Queue) -> Result<()> {
         eventually("the queue to be empty", async || {
             let stats = queue.stats("notes").await.ok()?;
@@ -62,7 +65,7 @@ impl Log {
     }
 }
 
-/// Notes down what it gets, of the queues `high`, `notes` and `low`.
+/// Starts a worker that records its jobs, on the queues `high`, `notes` and `low`.
 pub fn log_worker(queue: &Queue, log: &Log) -> Worker {
     let (notes, urgent) = (log.clone(), log.clone());
     Worker::new(queue)
@@ -77,7 +80,7 @@ pub fn log_worker(queue: &Queue, log: &Log) -> Worker {
         })
 }
 
-/// Workers under way, until told to stop.
+/// Running workers, until they are stopped.
 pub struct Workers {
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<Result<(), scale_queue::Error>>>,
@@ -103,7 +106,7 @@ impl Workers {
         Ok(())
     }
 
-    /// As if the process had been killed.
+    /// Aborts the workers as if the process had been killed.
     pub fn kill(&self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }

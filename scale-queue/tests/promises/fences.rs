@@ -1,4 +1,4 @@
-//! What a worker may still say that was cut off, or that looks on while others are.
+//! Workers that were cut off or are idle: the changes that they may still make.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -17,10 +17,11 @@ use crate::{on_every_store, on_stores};
 /// A connection that can be cut.
 async fn cuttable(server: &Server) -> Result<(Proxy, Queue)> {
     let (proxy, url) = proxied(server).await?;
+    server.queue().await?;
     Ok((proxy, Queue::connect(&url, "test").await?))
 }
 
-/// A proxy before the server, and the URL that goes through it.
+/// Starts a proxy in front of the server, and returns it with the URL that leads through it.
 async fn proxied(server: &Server) -> Result<(Proxy, String)> {
     let (_, rest) = server.url.rsplit_once(':').unwrap_or_default();
     let port = rest.split(['/', '?']).next().unwrap_or_default();
@@ -48,36 +49,45 @@ impl Job for After {
     const NAME: &'static str = "after";
 }
 
-/// A worker is cut off, and its job of a batch fails; another one takes that job back, and succeeds. The first one's late report ends no
-/// batch.
+/// A worker is cut off, and its job of a batch fails; another worker reclaims the job and succeeds.
+/// The late report of the first worker must not end the batch.
 async fn a_fenced_worker_ends_no_batch(server: &Server) -> Result<()> {
     let near = server.queue().await?;
     let (proxy, far) = cuttable(server).await?;
     let plain = || (0..5).map(Plain);
     let after = |name: &str| After(name.into());
-    let batch = near.batch().jobs([Once]).jobs(plain()).then(after("then")).catch(after("catch")).finally(after("finally"));
-    let (begun, fail) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+    let batch = near
+        .batch()
+        .jobs([Once])
+        .jobs(plain())
+        .then(after("then"))
+        .catch(after("catch"))
+        .finally(after("finally"));
+    let (begun, fail) =
+        (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
     let (begins, fails) = (Arc::clone(&begun), Arc::clone(&fail));
     let lease = Duration::from_secs(1);
-    // Takes the first job alone.
-    let cut_off = Worker::new(&far).concurrency(1).lease(lease).handle(move |_: Once, context: Context| {
-        let (begins, fails) = (Arc::clone(&begins), Arc::clone(&fails));
-        async move {
-            begins.add_permits(1);
-            tokio::select! {
-                permit = fails.acquire() => drop(permit),
-                () = context.cancelled() => {}
+    // Fetches only the first job.
+    let cut_off =
+        Worker::new(&far).concurrency(1).lease(lease).handle(move |_: Once, context: Context| {
+            let (begins, fails) = (Arc::clone(&begins), Arc::clone(&fails));
+            async move {
+                begins.add_permits(1);
+                tokio::select! {
+                    permit = fails.acquire() => drop(permit),
+                    () = context.cancelled() => {}
+                }
+                Err::<(), _>("it fails while nobody hears of it")
             }
-            Err::<(), _>("it fails while nobody hears of it")
-        }
-    });
+        });
     let cut_off = run(cut_off);
     let id = batch.push().await?;
     begun.acquire().await?.forget();
     proxy.cut();
     fail.add_permits(1);
     let (ran, ends) = (Arc::new(Mutex::new(Vec::new())), Arc::new(tokio::sync::Semaphore::new(0)));
-    let (plains, onces, afters, end) = (Arc::clone(&ran), Arc::clone(&ran), Arc::clone(&ran), Arc::clone(&ends));
+    let (plains, onces, afters, end) =
+        (Arc::clone(&ran), Arc::clone(&ran), Arc::clone(&ran), Arc::clone(&ends));
     let other = Worker::new(&near)
         .concurrency(1)
         .lease(lease)
@@ -99,19 +109,26 @@ async fn a_fenced_worker_ends_no_batch(server: &Server) -> Result<()> {
             async { Ok::<(), std::io::Error>(()) }
         });
     let other = run(other);
-    eventually("the other to begin it", async || ran.lock().contains(&"once begins".to_owned()).then_some(())).await?;
+    eventually("the other to begin it", async || {
+        ran.lock().contains(&"once begins".to_owned()).then_some(())
+    })
+    .await?;
     proxy.heal();
-    // The first one has told what it had to tell when it gets on with its next job.
+    // By the time the first worker continues with its next job, its report has been sent.
     let told = Arc::new(AtomicBool::new(false));
     cut_off.stop().await?;
     told.store(true, SeqCst);
     let status = near.batch_status(&id).await?.unwrap();
     assert!(
-        status.dead == 0 && !ran.lock().iter().any(|name| ["catch", "finally"].contains(&name.as_str())),
+        status.dead == 0
+            && !ran.lock().iter().any(|name| ["catch", "finally"].contains(&name.as_str())),
         "{status:?} {ran:?}"
     );
     ends.add_permits(1);
-    eventually("the batch to end", async || ran.lock().contains(&"finally".to_owned()).then_some(())).await?;
+    eventually("the batch to end", async || {
+        ran.lock().contains(&"finally".to_owned()).then_some(())
+    })
+    .await?;
     until(&near, "default", "all to be done", is_empty).await?;
     let ran = ran.lock().clone();
     assert_eq!(ran.iter().filter(|name| *name == "plain").count(), 5, "{ran:?}");
@@ -120,9 +137,15 @@ async fn a_fenced_worker_ends_no_batch(server: &Server) -> Result<()> {
 }
 
 on_stores! { cut_from_redis: "redis"; a_fenced_worker_ends_no_batch, an_outage_kills_no_long_job }
-on_stores! { cut_from_postgres: "postgres"; a_fenced_worker_ends_no_batch, an_outage_kills_no_long_job }
+on_stores! {
+    cut_from_postgres: "postgres"; a_fenced_worker_ends_no_batch, an_outage_kills_no_long_job,
+}
+on_stores! {
+    cut_from_mariadb: "mariadb"; a_fenced_worker_ends_no_batch, an_outage_kills_no_long_job,
+}
 
-/// Leases run out while the store is away. Whoever asks first after that does not take back what the living hold.
+/// Leases expire while the store is unreachable. The first worker that reconnects must not reclaim
+/// jobs that living workers hold.
 async fn an_outage_kills_no_long_job(server: &Server) -> Result<()> {
     let mut links = Vec::new();
     for _ in 0..2 {
@@ -133,11 +156,13 @@ async fn an_outage_kills_no_long_job(server: &Server) -> Result<()> {
         .iter()
         .map(|(_, queue)| {
             let (begins, ends) = (Arc::clone(&begun), Arc::clone(&end));
-            run(Worker::new(queue).concurrency(2).lease(Duration::from_millis(500)).handle(move |_: Once, _| {
-                begins.fetch_add(1, SeqCst);
-                let ends = Arc::clone(&ends);
-                async move { ends.acquire().await.map(tokio::sync::SemaphorePermit::forget) }
-            }))
+            run(Worker::new(queue).concurrency(2).lease(Duration::from_millis(500)).handle(
+                move |_: Once, _| {
+                    begins.fetch_add(1, SeqCst);
+                    let ends = Arc::clone(&ends);
+                    async move { ends.acquire().await.map(tokio::sync::SemaphorePermit::forget) }
+                },
+            ))
         })
         .collect();
     let queue = server.queue().await?;
@@ -155,7 +180,8 @@ async fn an_outage_kills_no_long_job(server: &Server) -> Result<()> {
     }
     assert_eq!(begun.load(SeqCst), 1, "both workers lived all the time");
     end.add_permits(10);
-    until(&queue, "default", "it to be done", |stats| stats.done_total == 1 && is_empty(stats)).await?;
+    until(&queue, "default", "it to be done", |stats| stats.done_total == 1 && is_empty(stats))
+        .await?;
     for worker in workers {
         worker.stop().await?;
     }
@@ -164,44 +190,59 @@ async fn an_outage_kills_no_long_job(server: &Server) -> Result<()> {
 
 on_stores! { slow_redis: "redis"; a_slow_link_hides_no_dead_worker }
 on_stores! { slow_postgres: "postgres"; a_slow_link_hides_no_dead_worker }
+on_stores! { slow_mariadb: "mariadb"; a_slow_link_hides_no_dead_worker }
 
-/// Each answer takes longer than a lease, as after an outage. The jobs of a dead worker are left alone for a moment, and not until the next
-/// safety look, half a minute later.
+/// Each answer takes longer than a lease, as after an outage. The jobs of a crashed worker are
+/// reclaimed after a short delay, not only at the next fallback poll 30 seconds later.
 async fn a_slow_link_hides_no_dead_worker(server: &Server) -> Result<()> {
     let near = server.queue().await?;
     near.push(Plain(1)).await?;
     let begun = Arc::new(tokio::sync::Semaphore::new(0));
     let begins = Arc::clone(&begun);
-    let dies = run(Worker::new(&near).lease(Duration::from_millis(500)).handle(move |_: Plain, _| {
-        begins.add_permits(1);
-        std::future::pending::<Result<(), std::io::Error>>()
-    }));
+    let dies =
+        run(Worker::new(&near).lease(Duration::from_millis(500)).handle(move |_: Plain, _| {
+            begins.add_permits(1);
+            std::future::pending::<Result<(), std::io::Error>>()
+        }));
     begun.acquire().await?.forget();
     dies.kill().await;
     let died = Instant::now();
     let (proxy, url) = proxied(server).await?;
-    // Postgres is asked several times in one exchange.
-    proxy.delay(Duration::from_millis(if server.kind == "redis" { 300 } else { 100 }));
-    let far = Queue::builder(&url, "test").response_timeout(Duration::from_secs(5)).connect_timeout(Duration::from_secs(5));
+    // PostgreSQL gets several requests in one exchange, MariaDB three times as many.
+    let delay = match server.kind {
+        "redis" => 300,
+        "postgres" => 100,
+        _ => 35,
+    };
+    proxy.delay(Duration::from_millis(delay));
+    let far = Queue::builder(&url, "test")
+        .response_timeout(Duration::from_secs(5))
+        .connect_timeout(Duration::from_secs(5));
     let far = far.connect().await?;
-    let lives = Worker::new(&far).lease(Duration::from_millis(500)).handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) });
+    let lives = Worker::new(&far)
+        .lease(Duration::from_millis(500))
+        .handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) });
     let lives = run(lives);
-    until(&near, "default", "it to be done", |stats| stats.done_total == 1 && is_empty(stats)).await?;
+    until(&near, "default", "it to be done", |stats| stats.done_total == 1 && is_empty(stats))
+        .await?;
     assert!(died.elapsed() < Duration::from_secs(25), "{:?}", died.elapsed());
     proxy.delay(Duration::ZERO);
     lives.stop().await
 }
 
-/// Redis is away for a while; a worker whose jobs ended meanwhile is stopped, and Redis comes back within its grace. It says how they ended,
-/// and nobody is blamed.
+/// Redis is unreachable for a while; a worker whose jobs ended meanwhile is stopped, and Redis
+/// returns within the grace period. The worker reports how the jobs ended, and no job loses an
+/// attempt.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_during_an_outage_blames_no_job() -> Result<()> {
     let server = Server::start("redis").await?;
     let queue = server.queue().await?;
     for round in 0..3 {
-        let (begun, go) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+        let (begun, go) =
+            (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
         let (begins, goes) = (Arc::clone(&begun), Arc::clone(&go));
-        let worker = Worker::new(&server.queue().await?).concurrency(4).grace(Duration::from_secs(1));
+        let worker =
+            Worker::new(&server.queue().await?).concurrency(4).grace(Duration::from_secs(1));
         let worker = run(worker.lease(Duration::from_secs(30)).handle(move |_: Plain, _| {
             begins.add_permits(1);
             let goes = Arc::clone(&goes);
@@ -211,7 +252,7 @@ async fn a_stop_during_an_outage_blames_no_job() -> Result<()> {
         begun.acquire_many(4).await?.forget();
         server.redis().pause()?;
         go.add_permits(4);
-        // The outage itself: the worker has tried a few times, and tries rarely now.
+        // The outage itself: the worker has retried a few times, and now retries rarely.
         tokio::time::sleep(Duration::from_secs(4)).await;
         let redis = server.redis();
         let (stopped, ()) = tokio::join!(worker.stop(), async {
@@ -220,23 +261,33 @@ async fn a_stop_during_an_outage_blames_no_job() -> Result<()> {
         });
         stopped?;
         let stats = queue.stats("default").await?;
-        assert_eq!((stats.done_total, stats.leased, stats.failed_total), ((round + 1) * 4, 0, 0), "round {round}: {stats:?}");
+        assert_eq!(
+            (stats.done_total, stats.leased, stats.failed_total),
+            ((round + 1) * 4, 0, 0),
+            "round {round}: {stats:?}"
+        );
     }
     Ok(())
 }
 
 on_stores! { lost_by_redis: "redis"; a_stop_gives_back_what_it_has_never_got }
 on_stores! { lost_by_postgres: "postgres"; a_stop_gives_back_what_it_has_never_got }
+on_stores! { lost_by_mariadb: "mariadb"; a_stop_gives_back_what_it_has_never_got }
 
-/// The store has leased jobs, and the connection breaks before the answer comes; at that moment the worker is stopped. It asks what it holds,
-/// and hands it back: nobody waits for the lease, and nobody is blamed.
+/// The store has leased jobs, and the connection breaks before the answer arrives; at that moment
+/// the worker is stopped. It asks for the jobs that it holds and returns them: no job waits for the
+/// lease, and no job loses an attempt.
 async fn a_stop_gives_back_what_it_has_never_got(server: &Server) -> Result<()> {
     let near = server.queue().await?;
     for round in 0..3 {
         let (proxy, far) = cuttable(server).await?;
         proxy.delay(Duration::from_millis(150));
-        let worker = Worker::new(&far).concurrency(10).lease(Duration::from_secs(30)).grace(Duration::from_secs(3));
-        let worker = run(worker.handle(|_: Plain, _| std::future::pending::<Result<(), std::io::Error>>()));
+        let worker = Worker::new(&far)
+            .concurrency(10)
+            .lease(Duration::from_secs(30))
+            .grace(Duration::from_secs(3));
+        let worker =
+            run(worker.handle(|_: Plain, _| std::future::pending::<Result<(), std::io::Error>>()));
         near.push_many((0..10).map(Plain)).await?;
         until(&near, "default", "the store to lease them", |stats| stats.leased > 0).await?;
         proxy.reset();
@@ -250,7 +301,7 @@ async fn a_stop_gives_back_what_it_has_never_got(server: &Server) -> Result<()> 
     Ok(())
 }
 
-/// A fetch that was held up on its way arrives after its worker has left: nothing is leased to it.
+/// A delayed fetch arrives after its worker has left: no job is leased to it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_fetch_leases_nothing_to_a_worker_that_has_left() -> Result<()> {
     let server = Server::start("redis").await?;
@@ -275,7 +326,7 @@ async fn a_late_fetch_leases_nothing_to_a_worker_that_has_left() -> Result<()> {
     Ok(())
 }
 
-/// A job that counts how many run beside it.
+/// A job that counts how many jobs run at the same time.
 #[derive(Serialize, Deserialize)]
 struct Narrow;
 impl Job for Narrow {
@@ -285,7 +336,7 @@ impl Job for Narrow {
     }
 }
 
-/// A worker with more places than permits that notes how many ran at once.
+/// A worker with more slots than permits that records how many jobs ran at the same time.
 fn counting_most(queue: &Queue, most: &Arc<AtomicUsize>) -> Worker {
     let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::clone(most));
     Worker::new(queue).concurrency(12).handle(move |_: Narrow, _| {
@@ -299,16 +350,19 @@ fn counting_most(queue: &Queue, most: &Arc<AtomicUsize>) -> Worker {
     })
 }
 
-/// Ten permits come free by themselves at once: the line becomes as wide as it may be, and does not wait for the next look.
+/// Ten permits expire at the same time: the line runs with full concurrency again, and does not
+/// wait for the next fallback poll.
 async fn a_line_becomes_as_wide_as_its_permits(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     queue.push_many((0..10).map(|_| Narrow)).await?;
     let begun = Arc::new(AtomicUsize::new(0));
     let begins = Arc::clone(&begun);
-    let holder = run(Worker::new(&queue).concurrency(10).lease(Duration::from_secs(1)).handle(move |_: Narrow, _| {
-        begins.fetch_add(1, SeqCst);
-        std::future::pending::<Result<(), std::io::Error>>()
-    }));
+    let holder = run(Worker::new(&queue).concurrency(10).lease(Duration::from_secs(1)).handle(
+        move |_: Narrow, _| {
+            begins.fetch_add(1, SeqCst);
+            std::future::pending::<Result<(), std::io::Error>>()
+        },
+    ));
     eventually("ten to begin", async || (begun.load(SeqCst) == 10).then_some(())).await?;
     let most = Arc::new(AtomicUsize::new(0));
     let worker = run(counting_most(&queue, &most));
@@ -324,7 +378,8 @@ async fn a_line_becomes_as_wide_as_its_permits(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// During a pause permits come free, and nobody is woken for them: after it the line is as wide as before.
+/// Permits become free during a pause, and no worker is woken for them: after the pause the line
+/// runs with full concurrency.
 async fn a_pause_makes_no_line_narrow(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     queue.push_many((0..3_000).map(|_| Narrow)).await?;
@@ -342,19 +397,21 @@ async fn a_pause_makes_no_line_narrow(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// While a worker tries a job alone it takes no other: what it is woken for goes to one that does.
+/// While a worker tries a job alone it fetches no other job: its wake-ups go to another worker.
 async fn a_trial_holds_up_no_other_queue(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     queue.push(Plain(0)).to("bad").await?;
     let begun = Arc::new(AtomicUsize::new(0));
     let tries = |queues: &'static [&'static str]| {
         let begins = Arc::clone(&begun);
-        run(Worker::new(&queue).queues(queues.iter().copied()).concurrency(2).lease(Duration::from_millis(300)).handle(
-            move |_: Plain, _| {
+        run(Worker::new(&queue)
+            .queues(queues.iter().copied())
+            .concurrency(2)
+            .lease(Duration::from_millis(300))
+            .handle(move |_: Plain, _| {
                 begins.fetch_add(1, SeqCst);
                 std::future::pending::<Result<(), std::io::Error>>()
-            },
-        ))
+            }))
     };
     for crash in 1..=3 {
         let worker = tries(&["bad"]);
@@ -367,7 +424,7 @@ async fn a_trial_holds_up_no_other_queue(server: &Server) -> Result<()> {
         sees.lock().get_or_insert_with(Instant::now);
         async { Ok::<(), std::io::Error>(()) }
     }));
-    // It falls asleep on the other queue last, and then tries the suspect for sixteen seconds.
+    // This worker becomes idle on the other queue last, and then tries the suspect for 16 seconds.
     queue.push(After("first".into())).to("good").await?;
     eventually("the idle one to be there", async || seen.lock().take()).await?;
     let trying = tries(&["good", "bad"]);
@@ -382,13 +439,14 @@ async fn a_trial_holds_up_no_other_queue(server: &Server) -> Result<()> {
     idle.stop().await
 }
 
-/// Attempts that failed are counted once each; a job that is given up has not failed once more.
+/// Failed attempts are counted once each; giving up a job does not count one more failure.
 async fn failures_are_counted_once(server: &Server) -> Result<()> {
     #[derive(Serialize, Deserialize)]
     struct Fails;
     impl Job for Fails {
         const NAME: &'static str = "fails";
-        const RETRY: Retry = Retry::exponential(5).first(Duration::from_millis(1)).longest(Duration::from_millis(1));
+        const RETRY: Retry =
+            Retry::exponential(5).first(Duration::from_millis(1)).longest(Duration::from_millis(1));
     }
     let queue = server.queue().await?;
     queue.push(Fails).await?;
@@ -409,7 +467,7 @@ async fn failures_are_counted_once(server: &Server) -> Result<()> {
     second.stop().await
 }
 
-/// Any time is taken, as the longest that a store knows.
+/// Any duration is accepted, and clamped to the longest that a store can hold.
 async fn endless_times_are_taken(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     #[derive(Serialize, Deserialize)]
@@ -421,7 +479,8 @@ async fn endless_times_are_taken(server: &Server) -> Result<()> {
         }
     }
     let (one, two) = (queue.clone(), queue.clone());
-    let endless = async move { one.push(Unique).delay(Duration::MAX).unique_for(Duration::MAX).await };
+    let endless =
+        async move { one.push(Unique).delay(Duration::MAX).unique_for(Duration::MAX).await };
     let plain = async move { two.push(Plain(2)).await };
     let (endless, plain) = tokio::join!(endless, plain);
     endless?;
@@ -430,7 +489,7 @@ async fn endless_times_are_taken(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// One machine, nothing to install: a file that is not there is made.
+/// One machine without installation: a missing file is created.
 #[tokio::test]
 async fn a_new_sqlite_file_is_made() -> Result<()> {
     let folder = tempfile::tempdir()?;

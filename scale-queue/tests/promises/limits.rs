@@ -1,4 +1,4 @@
-//! Limits: never exceeded, ruled when a job begins, fair to those behind it.
+//! Limits: never exceeded, checked when a job starts, and fair to the jobs behind them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -60,14 +60,16 @@ fn paced(queue: &Queue, begun: &Begun) -> Worker {
     })
 }
 
-/// Most of them that began within a second, whenever it starts.
+/// Returns the highest number of jobs that started within any second.
 fn most_within_a_second(begun: &Begun) -> usize {
     let begun = begun.lock();
-    let within = |start: &Instant| begun.iter().filter(|(_, at)| *at >= *start && *at - *start < SECOND).count();
+    let within = |start: &Instant| {
+        begun.iter().filter(|(_, at)| *at >= *start && *at - *start < SECOND).count()
+    };
     begun.iter().map(|(_, start)| within(start)).max().unwrap_or(0)
 }
 
-/// 7: nobody works for a while; then they begin at the rate, not all at once.
+/// After a period without workers, jobs start at the rate, not all at once.
 async fn a_pause_gives_no_more_than_the_burst(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     queue.push_many((0..60).map(|n| Paced { n })).await?;
@@ -75,7 +77,8 @@ async fn a_pause_gives_no_more_than_the_burst(server: &Server) -> Result<()> {
     let worker = run(paced(&queue, &begun));
     eventually("some to begin", async || (begun.lock().len() >= 10).then_some(())).await?;
     worker.stop().await?;
-    // A deploy, an outage: longer than all that was waiting would have taken under a rate that runs on.
+    // A deploy or an outage: longer than all waiting jobs would have needed if the rate had
+    // continued to accumulate.
     tokio::time::sleep(SECOND * 3).await;
     let before = begun.lock().len();
     let worker = run(paced(&queue, &begun));
@@ -87,7 +90,7 @@ async fn a_pause_gives_no_more_than_the_burst(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// 7: of jobs of one rate in two queues, those of the first queue go first.
+/// Jobs of the first of two queues with one rate run first.
 async fn a_rate_knows_priorities(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     queue.push_many((0..300).map(|n| Paced { n })).await?;
@@ -98,16 +101,19 @@ async fn a_rate_knows_priorities(server: &Server) -> Result<()> {
         queue.push(Paced { n }).to("high").await?;
     }
     let at = begun.lock().len();
-    eventually("the high ones", async || (begun.lock().iter().filter(|(n, _)| *n >= 1_000).count() == 3).then_some(())).await?;
+    eventually("the high ones", async || {
+        (begun.lock().iter().filter(|(n, _)| *n >= 1_000).count() == 3).then_some(())
+    })
+    .await?;
     let low = begun.lock()[at..].iter().filter(|(n, _)| *n < 1_000).count();
-    // By the clock of a busy machine, they are not behind all of the others.
+    // Even on a busy machine, they do not run after all of the others.
     assert!(low <= 60, "{low} low ones began before three high ones, of 295");
     worker.stop().await?;
     queue.drain("low").await?;
     Ok(())
 }
 
-/// 8: a tenant's flood behind its own limit holds up nobody else, and is done in its order.
+/// Many jobs of one tenant behind its own limit block no other tenant, and run in order.
 async fn a_flood_of_one_tenant_holds_up_no_other(server: &Server) -> Result<()> {
     const FLOOD: usize = 3_000;
     let queue = server.queue().await?;
@@ -117,30 +123,31 @@ async fn a_flood_of_one_tenant_holds_up_no_other(server: &Server) -> Result<()> 
     let (a, b, start) = (Arc::clone(&order), Arc::clone(&begun_b), Instant::now());
     let running = Arc::new(AtomicUsize::new(0));
     let now = Arc::clone(&running);
-    let worker = run(Worker::new(&queue).concurrency(20).handle(move |job: Tenant, context: Context| {
-        let now = Arc::clone(&now);
-        if job.key == "b" {
-            b.lock().push(Instant::now());
-        } else {
-            assert_eq!(now.fetch_add(1, SeqCst), 0, "one at a time");
-            a.lock().push(job.n);
-        }
-        async move {
-            assert_eq!(context.attempt, 1);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            if job.key != "b" {
-                now.fetch_sub(1, SeqCst);
+    let worker =
+        run(Worker::new(&queue).concurrency(20).handle(move |job: Tenant, context: Context| {
+            let now = Arc::clone(&now);
+            if job.key == "b" {
+                b.lock().push(Instant::now());
+            } else {
+                assert_eq!(now.fetch_add(1, SeqCst), 0, "one at a time");
+                a.lock().push(job.n);
             }
-            Ok::<(), std::io::Error>(())
-        }
-    }));
+            async move {
+                assert_eq!(context.attempt, 1);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                if job.key != "b" {
+                    now.fetch_sub(1, SeqCst);
+                }
+                Ok::<(), std::io::Error>(())
+            }
+        }));
     eventually("those of b", async || (begun_b.lock().len() == 3).then_some(())).await?;
     let (first, done) = (begun_b.lock()[0] - start, order.lock().len());
     assert!(done < 100, "b began after {done} of a's {FLOOD}");
     println!("{}: the stranger's first began after {first:?}, behind {FLOOD}", server.kind);
     eventually("a hundred of a", async || (order.lock().len() >= 100).then_some(())).await?;
     worker.stop().await?;
-    // Those of the first fetch race for the first permit; from then on the line is in order.
+    // Jobs of the first fetch compete for the first permit; after that, the line is in order.
     let order = order.lock().clone();
     let inversions = order.windows(2).filter(|pair| pair[0] > pair[1]).count();
     assert!(inversions <= 20, "{order:?}");
@@ -149,7 +156,7 @@ async fn a_flood_of_one_tenant_holds_up_no_other(server: &Server) -> Result<()> 
     Ok(())
 }
 
-/// 8: the next one begins when the one before it ends, not when somebody happens to look.
+/// The next job starts when the job before it ends, not at the next poll of a worker.
 async fn a_line_moves_on_with_each_end(server: &Server) -> Result<()> {
     const JOBS: usize = 200;
     let queue = server.queue().await?;
@@ -167,15 +174,19 @@ async fn a_line_moves_on_with_each_end(server: &Server) -> Result<()> {
     };
     let (start, workers) = (Instant::now(), [run(worker()), run(worker())]);
     eventually("all of them", async || (done.load(SeqCst) == JOBS).then_some(())).await?;
-    // Looks by themselves come every five seconds: two hundred of them would take 1,000 s.
-    println!("{}: {:?} from one job of a full key to the next", server.kind, start.elapsed() / JOBS as u32);
+    // Fallback polls happen every five seconds: two hundred of them would take 1,000 s.
+    println!(
+        "{}: {:?} from one job of a full key to the next",
+        server.kind,
+        start.elapsed() / JOBS as u32
+    );
     for worker in workers {
         worker.stop().await?;
     }
     Ok(())
 }
 
-/// 6: a worker that cannot prove its permit ends its job before another one may have it.
+/// A worker that cannot confirm its permit cancels its job before another job may get the permit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_never_run_on_one_permit_though_the_network_is_cut() -> Result<()> {
     let server = Server::start("redis").await?;
@@ -185,21 +196,24 @@ async fn two_never_run_on_one_permit_though_the_network_is_cut() -> Result<()> {
     let (running, most): (Arc<AtomicUsize>, Arc<AtomicUsize>) = <_>::default();
     let reasons: Arc<Mutex<Vec<Option<CancelReason>>>> = Arc::default();
     let begun: Arc<Mutex<Vec<usize>>> = Arc::default();
-    // Counts what runs on, as blocking work does: it sees the cancellation and ends.
+    // Counts running jobs as blocking work would: it continues until it observes the cancellation.
     let worker = |queue: &Queue| {
-        let (running, most, reasons, begun) = (Arc::clone(&running), Arc::clone(&most), Arc::clone(&reasons), Arc::clone(&begun));
-        // A lease that the cut does not end; a permit lives as long, but no longer than 30 s.
-        Worker::new(queue).lease(Duration::from_secs(4)).handle(move |job: Tenant, context: Context| {
-            let (running, reasons) = (Arc::clone(&running), Arc::clone(&reasons));
-            most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
-            begun.lock().push(job.n);
-            let watch = tokio::spawn(async move {
-                context.cancelled().await;
-                reasons.lock().push(context.cancel_reason());
-                running.fetch_sub(1, SeqCst);
-            });
-            async move { watch.await.map_err(std::io::Error::other) }
-        })
+        let (running, most, reasons, begun) =
+            (Arc::clone(&running), Arc::clone(&most), Arc::clone(&reasons), Arc::clone(&begun));
+        // A lease that outlives the network cut. A permit lives as long as the lease, at most 30 s.
+        Worker::new(queue).lease(Duration::from_secs(4)).handle(
+            move |job: Tenant, context: Context| {
+                let (running, reasons) = (Arc::clone(&running), Arc::clone(&reasons));
+                most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+                begun.lock().push(job.n);
+                let watch = tokio::spawn(async move {
+                    context.cancelled().await;
+                    reasons.lock().push(context.cancel_reason());
+                    running.fetch_sub(1, SeqCst);
+                });
+                async move { watch.await.map_err(std::io::Error::other) }
+            },
+        )
     };
     near.push_many(jobs_of("account", 1)).await?;
     let cut_off = run(worker(&far));
@@ -217,7 +231,7 @@ async fn two_never_run_on_one_permit_though_the_network_is_cut() -> Result<()> {
     Ok(())
 }
 
-/// 15: a store that fails for a moment while limits are asked costs no attempt.
+/// A store that fails briefly while limits are checked costs no attempt.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blip_during_admission_kills_nobody() -> Result<()> {
     #[derive(Serialize, Deserialize)]
@@ -244,22 +258,27 @@ async fn a_blip_during_admission_kills_nobody() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(700)).await;
         proxy.heal();
     }
-    let stats = until(&near, "default", "all to be done", |stats| stats.done_total + stats.dead >= 1_500).await?;
+    let stats =
+        until(&near, "default", "all to be done", |stats| stats.done_total + stats.dead >= 1_500)
+            .await?;
     assert_eq!((stats.done_total, stats.dead), (1_500, 0));
     worker.stop().await
 }
 
-/// 15: waiting for a limit is no failure.
+/// Waiting for a limit does not count as a failure.
 async fn deferrals_are_not_counted_as_failures(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     queue.push_many(jobs_of("a", 20)).await?;
-    let worker = run(Worker::new(&queue).concurrency(10).handle(|_: Tenant, _| async { Ok::<(), std::io::Error>(()) }));
+    let worker = run(Worker::new(&queue)
+        .concurrency(10)
+        .handle(|_: Tenant, _| async { Ok::<(), std::io::Error>(()) }));
     let stats = until(&queue, "default", "all to be done", |stats| stats.done_total == 20).await?;
     assert_eq!(stats.failed_total, 0);
     worker.stop().await
 }
 
-/// A blocked job is listed with what it waits for, cancelled, and drained like any other.
+/// A blocked job is listed with the limit it waits for, and can be cancelled and drained like any
+/// other.
 async fn blocked_jobs_are_seen_and_ended(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
@@ -274,18 +293,27 @@ async fn blocked_jobs_are_seen_and_ended(server: &Server) -> Result<()> {
         }
     }));
     queue.push_many(jobs_of("a", 5)).await?;
-    until(&queue, "default", "four to be blocked", |stats| stats.blocked == 4 && stats.leased == 1).await?;
+    until(&queue, "default", "four to be blocked", |stats| stats.blocked == 4 && stats.leased == 1)
+        .await?;
     let blocked = queue.jobs("default", State::Blocked, 0, 10).await?;
-    assert!(blocked.len() == 4 && blocked.iter().all(|job| job.blocked_by.as_deref() == Some("limit:a")), "{blocked:?}");
+    assert!(
+        blocked.len() == 4
+            && blocked.iter().all(|job| job.blocked_by.as_deref() == Some("limit:a")),
+        "{blocked:?}"
+    );
     assert_eq!(queue.jobs("default", State::Blocked, 3, 10).await?.len(), 1);
     assert!(queue.cancel("default", blocked[0].id.unwrap()).await?);
     gate.add_permits(10);
-    let stats = until(&queue, "default", "the others to be done", |stats| stats.done_total == 4 && is_empty(stats)).await?;
+    let stats = until(&queue, "default", "the others to be done", |stats| {
+        stats.done_total == 4 && is_empty(stats)
+    })
+    .await?;
     assert_eq!(stats.dead, 1, "{stats:?}");
     worker.stop().await
 }
 
-/// A key shared by jobs that need it alone and jobs that need more: a permit that does not fit is given back, not sent round.
+/// A key shared by jobs with one limit and jobs with two limits: a permit that cannot be used is
+/// released, not passed on for ever.
 async fn jobs_of_one_and_of_two_limits_share_a_key(server: &Server) -> Result<()> {
     #[derive(Serialize, Deserialize)]
     struct Both {
@@ -313,12 +341,16 @@ async fn jobs_of_one_and_of_two_limits_share_a_key(server: &Server) -> Result<()
             Ok::<(), std::io::Error>(())
         }
     }));
-    let stats = until(&queue, "default", "all to be done", |stats| stats.done_total == 40 && is_empty(stats)).await?;
+    let stats = until(&queue, "default", "all to be done", |stats| {
+        stats.done_total == 40 && is_empty(stats)
+    })
+    .await?;
     assert_eq!((most.load(SeqCst), stats.failed_total), (1, 0));
     worker.stop().await
 }
 
-/// A job that is next in line goes where there is a place for it: a bound holds, and a worker that is full leaves it to others.
+/// The next job in a line starts only in a worker with a free slot for its queue: a limit per queue
+/// is kept, and a full worker leaves the job to others.
 async fn a_job_is_taken_over_only_where_it_has_a_place(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
@@ -329,7 +361,8 @@ async fn a_job_is_taken_over_only_where_it_has_a_place(server: &Server) -> Resul
             let open = Arc::clone(&open);
             seen.lock().push(job.n);
             async move {
-                // The first of each key lasts until the gate is open, one in `b` for longer than the test.
+                // The first job of each key lasts until the gate is open; one job in `b` lasts
+                // longer than the test.
                 match job.n {
                     0 => open.acquire().await.map(tokio::sync::SemaphorePermit::forget),
                     99 => std::future::pending().await,
@@ -340,20 +373,25 @@ async fn a_job_is_taken_over_only_where_it_has_a_place(server: &Server) -> Resul
     };
     let full = run(worker().queues(["a", "b"]).concurrency_of("b", ..=1));
     queue.push(Tenant { key: "other".into(), n: 99 }).to("b").await?;
-    eventually("the place in b to be taken", async || begun.lock().contains(&99).then_some(())).await?;
+    eventually("the place in b to be taken", async || begun.lock().contains(&99).then_some(()))
+        .await?;
     queue.push(Tenant { key: "k".into(), n: 0 }).to("a").await?;
     eventually("the key to be taken", async || begun.lock().contains(&0).then_some(())).await?;
     let free = run(worker().queues(["b"]));
     queue.push(Tenant { key: "k".into(), n: 7 }).to("b").await?;
     until(&queue, "b", "it to be blocked", |stats| stats.blocked == 1).await?;
     gate.add_permits(1);
-    eventually("it to begin where there is a place", async || begun.lock().contains(&7).then_some(())).await?;
+    eventually("it to begin where there is a place", async || {
+        begun.lock().contains(&7).then_some(())
+    })
+    .await?;
     full.kill().await;
     free.kill().await;
     Ok(())
 }
 
-/// A permit that could not be given back while the store was away is given back when it is there again.
+/// A permit that could not be released while the store was unreachable is released when the store
+/// is reachable again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn permits_are_given_back_after_an_outage() -> Result<()> {
     let server = Server::start("redis").await?;
@@ -373,7 +411,7 @@ async fn permits_are_given_back_after_an_outage() -> Result<()> {
     proxy.heal();
     let healed = Instant::now();
     until(&near, "default", "all to be done", |stats| stats.done_total == 300).await?;
-    // A permit that nobody gives back is kept for the lease, half a minute.
+    // A permit that is not released is kept for the lease, 30 seconds.
     assert!(healed.elapsed() < Duration::from_secs(20), "{:?}", healed.elapsed());
     worker.stop().await
 }

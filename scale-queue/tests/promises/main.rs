@@ -1,5 +1,6 @@
-//! Promises that were once broken by an attack on one mechanism, on every store: each test plays the attack.
-#![cfg(all(feature = "redis", feature = "postgres", feature = "sqlite"))]
+//! Promises that were once broken by an attack on one mechanism, on every store. Each test repeats
+//! the attack.
+#![cfg(all(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod alarms;
@@ -16,12 +17,14 @@ mod schedules;
 
 mod server;
 
-/// A test of each case on each store, so that each can be run alone: `cargo test --test promises crashes::redis::`.
+/// Defines a test of each case on each store, so that each can be run alone: `cargo test --test
+/// promises crashes::redis::`.
 macro_rules! on_every_store {
     ($($case:ident),* $(,)?) => {
         crate::on_stores! { memory: "memory"; $($case),* }
         crate::on_stores! { redis: "redis"; $($case),* }
         crate::on_stores! { postgres: "postgres"; $($case),* }
+        crate::on_stores! { mariadb: "mariadb"; $($case),* }
         crate::on_stores! { sqlite: "sqlite"; $($case),* }
     };
 }

@@ -1,4 +1,4 @@
-//! Pushes: each stored once or refused with a reason, and nobody's depends on a stranger's.
+//! Pushes: each is stored once or refused with a reason, and is independent of unrelated pushes.
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use anyhow::Result;
 use futures_util::future::join_all;
 use scale_queue::{Discard, Error, Job, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
-use sqlx::{Connection, PgConnection, SqliteConnection};
+use sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
 use testkit::{Proxy, Redis, RedisSentinel, eventually};
 
 use crate::on_every_store;
@@ -43,16 +43,20 @@ fn keyed(key: &str) -> Keyed {
     Keyed { key: key.into() }
 }
 
-/// 9: hostile keys, beside many good pushes that are gathered with them.
+/// Hostile keys, coalesced with many valid pushes.
 async fn a_hostile_key_fails_no_other_push(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
-    // Longer than an index takes, and nothing that can be compressed.
+    // Longer than the limit of an index, and incompressible.
     let long: String = (0..20_000).map(|_| fastrand::alphanumeric()).collect();
     let keys = ["a\0b", "a b", "\0", "", "ключ", "a,b", "a\\0b", "a'b\"c", long.as_str()];
     let pushes = (0..400).map(|n| {
         let queue = &queue;
         async move {
-            let key = if n % 40 == 0 { keys[n / 40 % keys.len()].to_owned() } else { format!("good:{n}") };
+            let key = if n % 40 == 0 {
+                keys[n / 40 % keys.len()].to_owned()
+            } else {
+                format!("good:{n}")
+            };
             queue.push(keyed(&key)).await.map(|pushed| pushed.is_new)
         }
     });
@@ -61,7 +65,7 @@ async fn a_hostile_key_fails_no_other_push(server: &Server) -> Result<()> {
     let failed: Vec<_> = keyed_answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
     assert!(failed.is_empty(), "{failed:?}");
     assert!(plain_answers.iter().all(Result::is_ok));
-    // Distinct keys are distinct, whatever is in them.
+    // Distinct keys stay distinct, whatever their content.
     for key in keys {
         queue.push(keyed(key)).await?;
         assert!(!queue.push(keyed(key)).await?.is_new, "{key:?}");
@@ -70,7 +74,7 @@ async fn a_hostile_key_fails_no_other_push(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// 9: a key whose holder ends just now.
+/// A key whose holder ends at the same time.
 async fn a_unique_push_that_races_its_holders_end_is_answered(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     let ran = Arc::new(AtomicUsize::new(0));
@@ -100,11 +104,12 @@ async fn a_unique_push_that_races_its_holders_end_is_answered(server: &Server) -
     Ok(())
 }
 
-/// 10: one queue, two runtimes, one of which ends in the midst of a push.
+/// One queue on two runtimes, one of which ends in the middle of a push.
 #[test]
 fn no_push_depends_on_a_strangers_runtime() -> Result<()> {
     for kind in ["redis", "postgres", "memory"] {
-        let main = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let main =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let (server, queue) = main.block_on(async {
             let server = Server::start(kind).await?;
             let queue = server.queue().await?;
@@ -114,15 +119,17 @@ fn no_push_depends_on_a_strangers_runtime() -> Result<()> {
             let other = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             other.block_on(async {
                 let queue = queue.clone();
-                // As many turns as it takes to be somewhere in the midst of it.
+                // Enough yields to stop at any point of the push.
                 drop(tokio::spawn(async move { drop(queue.push(Plain { n }).await) }));
                 for _ in 0..n % 5 {
                     tokio::task::yield_now().await;
                 }
             });
             drop(other);
-            let push = main
-                .block_on(async { tokio::time::timeout(Duration::from_secs(20), queue.push(Plain { n }).into_future()).await });
+            let push = main.block_on(async {
+                tokio::time::timeout(Duration::from_secs(20), queue.push(Plain { n }).into_future())
+                    .await
+            });
             push??;
         }
         drop(server);
@@ -130,7 +137,7 @@ fn no_push_depends_on_a_strangers_runtime() -> Result<()> {
     Ok(())
 }
 
-/// 12: the name of the application separates, on every store that others can reach.
+/// The name of the application separates the data, on every store that other processes can reach.
 async fn applications_are_apart(server: &Server) -> Result<()> {
     let (shop, billing) = (server.queue_of("shop").await?, server.queue_of("billing").await?);
     for n in 0..5 {
@@ -152,7 +159,10 @@ async fn applications_are_apart(server: &Server) -> Result<()> {
         }));
     until(&shop, "default", "the shop's own", |stats| stats.dead == 1).await?;
     assert_eq!(shop.stats("default").await?.pushed_total, 1);
-    assert_eq!((billing.stats("default").await?.waiting, seen.load(SeqCst), done.load(SeqCst)), (6, 0, 1));
+    assert_eq!(
+        (billing.stats("default").await?.waiting, seen.load(SeqCst), done.load(SeqCst)),
+        (6, 0, 1)
+    );
     assert!(billing.dead("default", 0, 10).await?.is_empty());
     billing.pause("default").await?;
     assert!(!shop.stats("default").await?.paused);
@@ -166,13 +176,13 @@ async fn applications_are_apart(server: &Server) -> Result<()> {
     worker.stop().await
 }
 
-/// 14: what a drain took before it died waits again, unharmed.
+/// Jobs that a drain had leased when it was aborted wait again, unchanged.
 async fn a_drain_that_dies_half_way_loses_nothing(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     queue.push(keyed("held")).await?;
     let batch = queue.batch().allow_failures().jobs((0..2_500).map(|n| Plain { n })).push().await?;
     queue.push(Plain { n: 0 }).delay(Duration::from_hours(1)).await?;
-    // Dropped at whichever await it has come to: as a process that dies.
+    // Dropped at any await point, as if the process had crashed.
     for turns in 0..40 {
         let mut drain = Box::pin(queue.drain("default"));
         for _ in 0..turns {
@@ -184,31 +194,49 @@ async fn a_drain_that_dies_half_way_loses_nothing(server: &Server) -> Result<()>
     }
     queue.drain("default").await?;
     let left = queue.stats("default").await?;
-    assert_eq!((left.waiting, left.scheduled, left.blocked, left.pushed_total), (0, 0, 0, 2_502), "none is in no state");
+    assert_eq!(
+        (left.waiting, left.scheduled, left.blocked, left.pushed_total),
+        (0, 0, 0, 2_502),
+        "none is in no state"
+    );
     let counted = async || anyhow::Ok(queue.batch_status(&batch).await?.unwrap());
     assert!(u64::from(counted().await?.dead) + left.leased >= 2_500);
-    // What those that died had leased comes back when the lease of a drain is over: the store is told that it is.
+    // Jobs leased by aborted drains are reclaimed when the lease of a drain has expired: the test
+    // expires these leases in the store.
     match server.kind {
         "redis" => drop(server.redis().command(&["DEL", "test:queue:{default}:leases"]).await?),
-        "postgres" => drop(server.postgres().node(0).sql("update scale_queue_workers set until_ms = 0").await?),
+        "postgres" | "mariadb" => {
+            drop(server.sql("update scale_queue_workers set until_ms = 0").await?);
+        }
         _ => return Ok(()),
     }
-    let worker = Worker::new(&queue).concurrency(50).handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) });
+    let worker = Worker::new(&queue)
+        .concurrency(50)
+        .handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) });
     let worker = run(worker.handle(|_: Keyed, _| async { Ok::<(), std::io::Error>(()) }));
     let all = async || {
         let status = counted().await.ok()?;
         (status.done + status.dead == 2_500).then_some(())
     };
     eventually("each to be counted", all).await?;
-    until(&queue, "default", "what came back to be done", |stats| stats.leased + stats.waiting == 0).await?;
+    until(&queue, "default", "what came back to be done", |stats| {
+        stats.leased + stats.waiting == 0
+    })
+    .await?;
     assert!(queue.push(keyed("held")).await?.is_new, "its key is free");
     worker.stop().await
 }
 
-/// 14: what follows a batch that the drain ends is not drained with it.
+/// The follow-up jobs of a batch that the drain ends are not drained.
 async fn what_follows_a_drained_batch_runs(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
-    queue.batch().allow_failures().jobs((0..20).map(|n| Plain { n })).finally(keyed("after")).push().await?;
+    queue
+        .batch()
+        .allow_failures()
+        .jobs((0..20).map(|n| Plain { n }))
+        .finally(keyed("after"))
+        .push()
+        .await?;
     assert_eq!(queue.drain("default").await?, 20);
     let done = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&done);
@@ -216,25 +244,29 @@ async fn what_follows_a_drained_batch_runs(server: &Server) -> Result<()> {
         count.fetch_add(1, SeqCst);
         async { Ok::<(), std::io::Error>(()) }
     }));
-    until(&queue, "default", "it to be done", |stats| stats.done_total == 1 && is_empty(stats)).await?;
+    until(&queue, "default", "it to be done", |stats| stats.done_total == 1 && is_empty(stats))
+        .await?;
     assert_eq!(done.load(SeqCst), 1);
     worker.stop().await
 }
 
-/// 15: a job that is cancelled before it runs has not failed.
+/// A job that is cancelled before it runs does not count as failed.
 async fn a_cancelled_job_has_not_failed(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     for n in 0..5 {
         let pushed = queue.push(Plain { n }).await?;
         assert!(queue.cancel("default", pushed.id).await?);
     }
-    let worker = run(Worker::new(&queue).handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) }));
-    let stats = until(&queue, "default", "their end", |stats| stats.dead == 5 && is_empty(stats)).await?;
+    let worker =
+        run(Worker::new(&queue).handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) }));
+    let stats =
+        until(&queue, "default", "their end", |stats| stats.dead == 5 && is_empty(stats)).await?;
     assert_eq!((stats.failed_total, stats.done_total), (0, 0));
     worker.stop().await
 }
 
-/// A process that starts does not wait for a long transaction of the application, nor lets others wait.
+/// The start of a process does not wait for a long transaction of the application, and does not
+/// block other processes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_waits_for_no_transaction() -> Result<()> {
     let server = Server::start("postgres").await?;
@@ -244,17 +276,21 @@ async fn a_start_waits_for_no_transaction() -> Result<()> {
     queue.push_in(&mut *transaction, Plain { n: 0 }).await?;
     let starts = (0..5).map(|_| server.queue());
     for started in tokio::time::timeout(Duration::from_secs(20), join_all(starts)).await? {
-        tokio::time::timeout(Duration::from_secs(20), started?.push(Plain { n: 1 }).into_future()).await??;
+        tokio::time::timeout(Duration::from_secs(20), started?.push(Plain { n: 1 }).into_future())
+            .await??;
     }
     transaction.commit().await?;
     assert_eq!(queue.stats("default").await?.waiting, 6);
     Ok(())
 }
 
-/// 15: a revived job holds its key again; another that holds it by now keeps it.
+/// A revived job holds its key again, unless another job holds the key by then.
 async fn a_revived_job_holds_its_key(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
-    let worker = || Worker::new(&queue).handle(|_: Keyed, _| async { Err::<(), _>(std::io::Error::other("no")) });
+    let worker = || {
+        Worker::new(&queue)
+            .handle(|_: Keyed, _| async { Err::<(), _>(std::io::Error::other("no")) })
+    };
     queue.push(keyed("one")).await?;
     let running = run(worker());
     until(&queue, "default", "its death", |stats| stats.dead == 1).await?;
@@ -270,7 +306,7 @@ async fn a_revived_job_holds_its_key(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// 15: jobs of a megabyte among the dead.
+/// Dead jobs of one megabyte.
 async fn large_dead_jobs_are_listed_and_revived(server: &Server) -> Result<()> {
     #[derive(Serialize, Deserialize)]
     struct Big {
@@ -282,7 +318,9 @@ async fn large_dead_jobs_are_listed_and_revived(server: &Server) -> Result<()> {
     }
     const JOBS: usize = 40;
     let queue = server.queue().await?;
-    let worker = || Worker::new(&queue).handle(|_: Big, _| async { Err::<(), _>(std::io::Error::other("no")) });
+    let worker = || {
+        Worker::new(&queue).handle(|_: Big, _| async { Err::<(), _>(std::io::Error::other("no")) })
+    };
     queue.push_many((0..JOBS).map(|_| Big { text: "x".repeat(1_000_000) })).await?;
     let running = run(worker());
     until(&queue, "default", "all deaths", |stats| stats.dead == JOBS as u64).await?;
@@ -307,12 +345,13 @@ async fn large_dead_jobs_are_listed_and_revived(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// 15: keys of batches and chains go with them.
+/// Keys of batches and chains are released with them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ended_batches_and_chains_keep_no_keys() -> Result<()> {
     let server = Server::start("redis").await?;
     let queue = server.queue().await?;
-    // Keys that live for longer than the ten minutes that they are known for afterwards.
+    // Counts keys that are kept for longer than ten minutes, the time for which the key of an ended
+    // job is remembered.
     let count = async || -> Result<usize> {
         let script = "local n = 0 for _, key in ipairs(redis.call('KEYS', '*once:*')) do \
             if redis.call('TTL', key) > 600 then n = n + 1 end end return n";
@@ -322,17 +361,24 @@ async fn ended_batches_and_chains_keep_no_keys() -> Result<()> {
         let chain = (0..5).fold(queue.chain(), |chain, _| chain.then(Plain { n }));
         chain.push().await?;
     }
-    let batch = queue.batch().jobs((0..1_500).map(|n| Plain { n })).then(Plain { n: 1 }).finally(Plain { n: 2 });
+    let batch = queue
+        .batch()
+        .jobs((0..1_500).map(|n| Plain { n }))
+        .then(Plain { n: 1 })
+        .finally(Plain { n: 2 });
     let batch = batch.push().await?;
     assert!(count().await? >= 1_500);
-    let worker = run(Worker::new(&queue).concurrency(50).handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) }));
+    let worker = run(Worker::new(&queue)
+        .concurrency(50)
+        .handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) }));
     until(&queue, "default", "all to be done", |stats| stats.done_total == 250 + 1_500 + 2).await?;
-    eventually("no key of theirs that stays", async || (count().await.ok()? == 0).then_some(())).await?;
+    eventually("no key of theirs that stays", async || (count().await.ok()? == 0).then_some(()))
+        .await?;
     let bits = server.redis().command(&["KEYS", "*{batch:*"]).await?;
     assert_eq!(bits.lines().count(), 1, "{bits}: its state alone, for a day");
     let life: i64 = server.redis().command(&["TTL", bits.trim()]).await?.trim().parse()?;
     assert!(life <= 24 * 3_600, "{life} s");
-    // Pushed again, it is over.
+    // Pushed again, the batch has already ended.
     queue.batch().named(&batch).jobs((0..1_500).map(|n| Plain { n })).push().await?;
     assert_eq!(queue.stats("default").await?.waiting, 0);
     worker.stop().await
@@ -352,10 +398,11 @@ mod apps {
 
     crate::on_stores! { redis: "redis"; applications_are_apart }
     crate::on_stores! { postgres: "postgres"; applications_are_apart }
+    crate::on_stores! { mariadb: "mariadb"; applications_are_apart }
     crate::on_stores! { sqlite: "sqlite"; applications_are_apart }
 }
 
-/// 15: in a transaction of the application's, a key whose time is over is free, and one that is held says by whom.
+/// In a transaction of the application, an expired key is free, and a held key names its holder.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_inside_a_transaction_knows_unique_keys() -> Result<()> {
     async fn check(queue: &Queue, connection: &mut impl scale_queue::store::Enlist) -> Result<()> {
@@ -374,26 +421,32 @@ async fn a_push_inside_a_transaction_knows_unique_keys() -> Result<()> {
     let server = Server::start("postgres").await?;
     let mut connection = PgConnection::connect(&server.url).await?;
     check(&server.queue().await?, &mut connection).await?;
+    let server = Server::start("mariadb").await?;
+    let mut connection = MySqlConnection::connect(&server.url).await?;
+    check(&server.queue().await?, &mut connection).await?;
     let server = Server::start("sqlite").await?;
     let mut connection = SqliteConnection::connect(&server.url).await?;
     check(&server.queue().await?, &mut connection).await
 }
 
-/// 15: several processes make the outbox at once.
+/// Several processes create the outbox at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_outbox_is_made_once_by_many() -> Result<()> {
-    let server = Server::start("postgres").await?;
-    let migrations = (0..8).map(|_| async {
-        let mut connection = PgConnection::connect(&server.url).await?;
-        Ok::<_, anyhow::Error>(scale_queue::store::Relay::migrate(&mut connection).await?)
-    });
-    for migration in join_all(migrations).await {
-        migration?;
+    for kind in ["postgres", "mariadb", "sqlite"] {
+        let server = Server::start(kind).await?;
+        let options = scale_sql::Options::default();
+        let migrations = (0..8).map(|_| async {
+            let database = scale_sql::Database::connect(&server.url, &options).await?;
+            Ok::<_, anyhow::Error>(scale_queue::store::migrate(database).await?)
+        });
+        for migration in join_all(migrations).await {
+            migration.map_err(|error| error.context(kind))?;
+        }
     }
     Ok(())
 }
 
-/// 2: payloads that take longer over their link than an answer may take at first.
+/// Payloads that take longer to transfer than the first timeout of an answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_payloads_over_a_slow_link_are_run() -> Result<()> {
     #[derive(Serialize, Deserialize)]
@@ -410,7 +463,10 @@ async fn large_payloads_over_a_slow_link_are_run() -> Result<()> {
     proxy.throttle(4_000_000);
     let far = Queue::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?;
     let worker = || {
-        Worker::new(&far).concurrency(50).lease(Duration::from_secs(2)).handle(|_: Big, _| async { Ok::<(), std::io::Error>(()) })
+        Worker::new(&far)
+            .concurrency(50)
+            .lease(Duration::from_secs(2))
+            .handle(|_: Big, _| async { Ok::<(), std::io::Error>(()) })
     };
     let workers = [run(worker()), run(worker())];
     let stats = until(&near, "default", "all to be done", |stats| stats.done_total == 60).await?;
@@ -418,23 +474,27 @@ async fn large_payloads_over_a_slow_link_are_run() -> Result<()> {
     for worker in workers {
         worker.stop().await?;
     }
-    // And a push that is larger than what the link takes within the time-out.
+    // A push that is larger than the link can transfer within the timeout.
     far.push_many((0..20).map(|_| Big { text: "x".repeat(200 * 1024) })).await?;
     assert_eq!(near.stats("default").await?.waiting, 20);
     Ok(())
 }
 
-/// What a fail-over loses: pushes that no replica has. None of them was acknowledged to who waits for a replica.
+/// A failover loses pushes that no replica has. None of the lost pushes was acknowledged to a
+/// caller that waits for a replica.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fail_over_loses_what_no_replica_has() -> Result<()> {
     let group = RedisSentinel::start().await?;
     let hasty = Queue::connect(&group.url(), "hasty").await?;
-    let careful = Queue::builder(&group.url(), "careful").replicas(1, Duration::from_millis(50)).connect().await?;
+    let careful = Queue::builder(&group.url(), "careful")
+        .replicas(1, Duration::from_millis(50))
+        .connect()
+        .await?;
     for n in 0..20 {
         hasty.push(Plain { n }).await?;
         careful.push(Plain { n }).await?;
     }
-    // The replica is cut off, and stays so: it presents a password that the master does not take.
+    // The replica is cut off permanently: its password is rejected by the master.
     group.server(1).command(&["CONFIG", "SET", "masterauth", "wrong"]).await?;
     group.server(0).command(&["CLIENT", "KILL", "TYPE", "replica"]).await?;
     let (mut hastily, mut carefully) = (0, 0);
@@ -444,16 +504,23 @@ async fn a_fail_over_loses_what_no_replica_has() -> Result<()> {
     }
     assert_eq!((hastily, carefully), (20, 0), "acknowledged");
     group.server(0).kill()?;
-    let promoted = async || (group.master_port().await.ok()? == group.server(1).port()).then_some(());
+    let promoted =
+        async || (group.master_port().await.ok()? == group.server(1).port()).then_some(());
     eventually("the replica to be master", promoted).await?;
-    let left = async |queue: &Queue| eventually("the new master", async || queue.stats("default").await.ok()).await;
+    let left = async |queue: &Queue| {
+        eventually("the new master", async || queue.stats("default").await.ok()).await
+    };
     let left = (left(&hasty).await?.waiting, left(&careful).await?.waiting);
-    println!("acknowledged and lost: {} of 40 without, {} of 20 with a replica", 40 - left.0, 20 - left.1);
+    println!(
+        "acknowledged and lost: {} of 40 without, {} of 20 with a replica",
+        40 - left.0,
+        20 - left.1
+    );
     assert_eq!(left, (20, 20));
     Ok(())
 }
 
-/// A push that waits for replicas says when they have not got it.
+/// A push that waits for replicas reports when they have not confirmed it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_waits_for_replicas() -> Result<()> {
     let group = RedisSentinel::start().await?;
@@ -466,7 +533,10 @@ async fn a_push_waits_for_replicas() -> Result<()> {
     assert!(matches!(error, Error::Unacknowledged { wanted: 7, .. }), "{error:?}");
     assert_eq!(queue.stats("default").await?.waiting, 3, "it is stored all the same");
     for url in ["memory:", "sqlite://nowhere?mode=rwc"] {
-        assert!(matches!(Queue::builder(url, "test").replicas(1, within).connect().await, Err(Error::Setting(_))));
+        assert!(matches!(
+            Queue::builder(url, "test").replicas(1, within).connect().await,
+            Err(Error::Setting(_))
+        ));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A rolling deploy: workers of two versions at once.
+//! A rolling deploy: workers of two versions at the same time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -30,7 +30,7 @@ impl Job for New {
     const NAME: &'static str = "new";
 }
 
-/// `Old` as the next version has it.
+/// `Old`, as defined by the next version.
 #[derive(Serialize, Deserialize)]
 struct Grown {
     n: usize,
@@ -42,7 +42,9 @@ impl Job for Grown {
 }
 
 fn old_workers(queue: &Queue, count: usize) -> Vec<Running> {
-    let worker = || Worker::new(queue).concurrency(5).handle(|_: Old, _| async { Ok::<(), std::io::Error>(()) });
+    let worker = || {
+        Worker::new(queue).concurrency(5).handle(|_: Old, _| async { Ok::<(), std::io::Error>(()) })
+    };
     (0..count).map(|_| run(worker())).collect()
 }
 
@@ -65,7 +67,7 @@ async fn stop(workers: Vec<Running>) -> Result<()> {
     Ok(())
 }
 
-/// 13: a new kind of job is done by the one worker that knows it, however many do not.
+/// A job of a new kind is run by the only worker that can handle it, however many workers cannot.
 async fn a_new_kind_waits_for_a_worker_that_knows_it(server: &Server) -> Result<()> {
     const JOBS: usize = 300;
     let queue = server.queue().await?;
@@ -74,13 +76,13 @@ async fn a_new_kind_waits_for_a_worker_that_knows_it(server: &Server) -> Result<
     until(&queue, "default", "all to be set aside", |stats| stats.blocked == JOBS as u64).await?;
     let aside = queue.jobs("default", State::Blocked, 0, 1).await?;
     assert_eq!(aside[0].blocked_by.as_deref(), Some("kind:new"));
-    // They cost nothing while nobody knows them, and hold up nobody.
+    // While no worker can handle them, these jobs cost nothing and block no other job.
     queue.push_many((0..50).map(|n| Old { n })).await?;
     until(&queue, "default", "what is known to be done", |stats| stats.done_total == 50).await?;
     let done = Arc::new(AtomicUsize::new(0));
     let new = new_worker(&server.queue().await?, &done);
     eventually("the new ones", async || (done.load(SeqCst) == JOBS).then_some(())).await?;
-    // And those that come while it is there.
+    // The same for jobs that are pushed while such a worker is running.
     queue.push_many((0..JOBS).map(|n| New { n })).await?;
     eventually("more of them", async || (done.load(SeqCst) == 2 * JOBS).then_some(())).await?;
     let stats = until(&queue, "default", "nothing left", is_empty).await?;
@@ -89,11 +91,12 @@ async fn a_new_kind_waits_for_a_worker_that_knows_it(server: &Server) -> Result<
     stop(workers).await
 }
 
-/// 13: a payload that only the next version reads is handed back until one of that version takes it.
+/// A payload that only the next version can read is returned to the queue until a worker of that
+/// version fetches it.
 async fn a_newer_payload_is_handed_back(server: &Server) -> Result<()> {
     const JOBS: usize = 10;
     let queue = server.queue().await?;
-    // This version does not know the field that the next one cannot do without.
+    // This version does not know the field that the next version requires.
     #[derive(Serialize, Deserialize)]
     struct Strict {
         n: String,
@@ -104,9 +107,13 @@ async fn a_newer_payload_is_handed_back(server: &Server) -> Result<()> {
     let worker = Worker::new(&queue).handle(|_: Strict, _| async { Ok::<(), std::io::Error>(()) });
     let mut workers = vec![run(worker)];
     queue.push_many((0..JOBS).map(|n| Grown { n, size: "L".into() })).await?;
-    until(&queue, "default", "all to be handed back", |stats| stats.scheduled == JOBS as u64).await?;
+    until(&queue, "default", "all to be handed back", |stats| stats.scheduled == JOBS as u64)
+        .await?;
     let listed = queue.jobs("default", State::Scheduled, 0, 1).await?;
-    assert!(listed[0].last_error.as_ref().is_some_and(|error| error.contains("does not fit")) && listed[0].failed == 0);
+    assert!(
+        listed[0].last_error.as_ref().is_some_and(|error| error.contains("does not fit"))
+            && listed[0].failed == 0
+    );
     let done = Arc::new(AtomicUsize::new(0));
     workers.push(new_worker(&server.queue().await?, &done));
     eventually("all to be read", async || (done.load(SeqCst) == JOBS).then_some(())).await?;
@@ -115,7 +122,7 @@ async fn a_newer_payload_is_handed_back(server: &Server) -> Result<()> {
     stop(workers).await
 }
 
-/// 13: not for ever.
+/// The return of such a job has a time limit.
 async fn what_nobody_can_handle_is_dead_after_a_stated_time(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     let worker = Worker::new(&queue).hand_back_for(Duration::from_millis(1_500));

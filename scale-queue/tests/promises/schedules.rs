@@ -21,7 +21,7 @@ fn signal(process: u32, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// 15: `every` after a stop makes up for one moment, not for each that has passed.
+/// After a stop, `every` makes up for one missed run, not for each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_was_stopped_makes_up_for_one_moment() -> Result<()> {
     let server = Redis::start().await?;
@@ -35,15 +35,19 @@ async fn a_process_that_was_stopped_makes_up_for_one_moment() -> Result<()> {
     eventually("its first ticks", async || (pushed().await.ok()? >= 3).then_some(())).await?;
     signal(process.id(), "STOP")?;
     let before = pushed().await?;
-    // Fifteen moments of 200 ms.
+    // Fifteen missed runs at 200 ms.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(pushed().await? <= before + 1);
     signal(process.id(), "CONT")?;
     let before = pushed().await?;
     let start = std::time::Instant::now();
     eventually("it to go on", async || (pushed().await.ok()? >= before + 3).then_some(())).await?;
-    // Three more take two periods at the least, had it not made up for fifteen at once.
-    assert!(start.elapsed() >= Duration::from_millis(300), "{:?} for three moments of 200 ms", start.elapsed());
+    // Three more runs take at least two periods, unless all fifteen were made up for at once.
+    assert!(
+        start.elapsed() >= Duration::from_millis(300),
+        "{:?} for three moments of 200 ms",
+        start.elapsed()
+    );
     process.kill()?;
     process.wait()?;
     Ok(())
@@ -54,7 +58,10 @@ fn helper_that_keeps_a_schedule() -> Result<()> {
     let Ok(url) = std::env::var("SCHEDULE_URL") else { return Ok(()) };
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let queue = Queue::connect(&url, "test").await?;
-        Scheduler::new(&queue).every("tick", Duration::from_millis(200), || Tick).run(std::future::pending()).await;
+        Scheduler::new(&queue)
+            .every("tick", Duration::from_millis(200), || Tick)
+            .run(std::future::pending())
+            .await;
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! A store to attack, and workers of it.
+//! A store for these tests, and workers on it.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use anyhow::Result;
 use parking_lot::Mutex;
 use scale_queue::{Queue, Stats, Worker};
-use testkit::{Postgres, Redis, eventually};
+use testkit::{MariaDb, Postgres, Redis, eventually};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// A store of one kind, and whatever keeps it alive.
+/// A store of one kind, and the handles that keep it alive.
 pub(crate) struct Server {
     pub(crate) kind: &'static str,
     pub(crate) url: String,
@@ -29,29 +29,46 @@ impl Server {
                 let server = Postgres::start(0).await?;
                 (server.node(0).url(), None, Box::new(server))
             }
+            "mariadb" => {
+                let server = MariaDb::start(0).await?;
+                (server.node(0).url(), None, Box::new(server))
+            }
             "sqlite" => {
                 let folder = tempfile::tempdir()?;
-                (format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display()), None, Box::new(folder))
+                (
+                    format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display()),
+                    None,
+                    Box::new(folder),
+                )
             }
             _ => ("memory:".to_owned(), Some(Queue::memory()), Box::new(())),
         };
         Ok(Self { kind, url, memory, keep })
     }
 
-    /// A connection of its own, as another process has one; of memory the same store.
+    /// Opens a separate connection, like another process; for memory, the same store.
     pub(crate) async fn queue(&self) -> Result<Queue> {
         self.queue_of("test").await
     }
 
     pub(crate) async fn queue_of(&self, app: &str) -> Result<Queue> {
-        match &self.memory {
-            Some(queue) => Ok(queue.clone()),
-            None => Ok(Queue::connect(&self.url, app).await?),
+        if let Some(queue) = &self.memory {
+            return Ok(queue.clone());
         }
+        let migrates = matches!(self.kind, "postgres" | "mariadb" | "sqlite");
+        Ok(Queue::builder(&self.url, app).migrate(migrates).connect().await?)
     }
 
     pub(crate) fn redis(&self) -> &Redis {
         self.keep.downcast_ref().unwrap()
+    }
+
+    /// Runs SQL on the server and returns the raw answer.
+    pub(crate) async fn sql(&self, query: &str) -> Result<String> {
+        match self.keep.downcast_ref::<MariaDb>() {
+            Some(server) => server.node(0).sql(&format!("use test; {query}")).await,
+            None => self.postgres().node(0).sql(query).await,
+        }
     }
 
     pub(crate) fn postgres(&self) -> &Postgres {
@@ -59,7 +76,7 @@ impl Server {
     }
 }
 
-/// A worker under way.
+/// A running worker.
 pub(crate) struct Running {
     stop: watch::Sender<bool>,
     task: JoinHandle<Result<(), scale_queue::Error>>,
@@ -79,7 +96,7 @@ impl Running {
         Ok(self.task.await??)
     }
 
-    /// As if its process had been killed: nothing of it runs any more.
+    /// Aborts the worker as if its process had been killed: no part of it continues to run.
     pub(crate) async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
@@ -87,7 +104,12 @@ impl Running {
 }
 
 /// Waits until the queue's counts are as wanted.
-pub(crate) async fn until(queue: &Queue, name: &str, what: &str, wanted: impl Fn(&Stats) -> bool) -> Result<Stats> {
+pub(crate) async fn until(
+    queue: &Queue,
+    name: &str,
+    what: &str,
+    wanted: impl Fn(&Stats) -> bool,
+) -> Result<Stats> {
     let last = Arc::new(Mutex::new(None));
     let check = async || {
         let stats = queue.stats(name).await.ok()?;
@@ -97,7 +119,7 @@ pub(crate) async fn until(queue: &Queue, name: &str, what: &str, wanted: impl Fn
     eventually(what, check).await.map_err(|error| error.context(format!("{:?}", last.lock())))
 }
 
-/// Nothing waits, runs or is to run.
+/// Returns `true` if no job is waiting, running or scheduled.
 pub(crate) fn is_empty(stats: &Stats) -> bool {
     stats.waiting + stats.leased + stats.scheduled + stats.blocked == 0
 }

@@ -1,4 +1,4 @@
-//! Batches: each job counted once, however it ends.
+//! Batches: each job is counted once, however it ends.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use testkit::eventually;
 
 use crate::common::running;
 
-/// A part of a batch: fails until `broken` is mended.
+/// A part of a batch: fails until `broken` is cleared.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Part {
     pub(crate) n: u32,
@@ -45,7 +45,8 @@ pub(crate) struct Seen {
 
 impl Seen {
     pub(crate) fn worker(&self, queue: &Queue) -> Worker {
-        let (parts, after, mended) = (Arc::clone(&self.parts), Arc::clone(&self.after), Arc::clone(&self.mended));
+        let (parts, after, mended) =
+            (Arc::clone(&self.parts), Arc::clone(&self.after), Arc::clone(&self.mended));
         Worker::new(queue)
             .queues(["parts", "after"])
             .concurrency(4)
@@ -67,7 +68,9 @@ impl Seen {
             seen.sort_unstable();
             (seen == words).then_some(())
         };
-        eventually("the jobs after a batch", all).await.with_context(|| format!("{:?}", self.after.lock()))
+        eventually("the jobs after a batch", all)
+            .await
+            .with_context(|| format!("{:?}", self.after.lock()))
     }
 }
 
@@ -75,11 +78,18 @@ pub(crate) fn after(what: &str) -> After {
     After { what: what.into() }
 }
 
-pub(crate) async fn a_batch_counts_each_job_once_and_is_followed_by_one_job(queue: &Queue) -> Result<()> {
+pub(crate) async fn a_batch_counts_each_job_once_and_is_followed_by_one_job(
+    queue: &Queue,
+) -> Result<()> {
     let seen = Seen::default();
     let workers = running((0..3).map(|_| seen.worker(queue)));
     let parts = (0..600).map(|n| Part { n, fails: false });
-    let batch = queue.batch().jobs(parts).then(after("then")).catch(after("catch")).finally(after("finally"));
+    let batch = queue
+        .batch()
+        .jobs(parts)
+        .then(after("then"))
+        .catch(after("catch"))
+        .finally(after("finally"));
     let id = batch.push().await?;
     seen.after(&["finally", "then"]).await?;
     let status = queue.batch_status(&id).await?.unwrap();
@@ -97,13 +107,24 @@ pub(crate) async fn a_death_cancels_a_batch_and_a_revived_job_runs(queue: &Queue
     queue.pause("parts").await?;
     let id = {
         let parts = (0..50).map(|n| Part { n, fails: n == 0 });
-        queue.batch().jobs(parts).then(after("then")).catch(after("catch")).finally(after("finally")).push().await?
+        queue
+            .batch()
+            .jobs(parts)
+            .then(after("then"))
+            .catch(after("catch"))
+            .finally(after("finally"))
+            .push()
+            .await?
     };
     queue.resume("parts").await?;
     let workers = running([seen.worker(queue).concurrency(1)]);
     seen.after(&["catch", "finally"]).await?;
     let status = queue.batch_status(&id).await?.unwrap();
-    assert_eq!((status.done, status.dead, status.cancelled), (49, 1, true), "those that had not begun ended unrun");
+    assert_eq!(
+        (status.done, status.dead, status.cancelled),
+        (49, 1, true),
+        "those that had not begun ended unrun"
+    );
     assert!(seen.parts.lock().len() < 50, "{}", seen.parts.lock().len());
     seen.mended.store(true, SeqCst);
     let dead = queue.dead("parts", 0, 10).await?.pop().unwrap();
@@ -113,14 +134,19 @@ pub(crate) async fn a_death_cancels_a_batch_and_a_revived_job_runs(queue: &Queue
     assert_eq!(seen.parts.lock().get(&0), Some(&2), "it ran again");
     workers.stop().await?;
     seen.after(&["catch", "finally"]).await?;
-    assert_eq!(queue.stats("after").await?.waiting, 0, "nothing follows: the others have never run");
+    assert_eq!(
+        queue.stats("after").await?.waiting,
+        0,
+        "nothing follows: the others have never run"
+    );
     Ok(())
 }
 
 pub(crate) async fn a_lenient_batch_goes_on(queue: &Queue) -> Result<()> {
     let seen = Seen::default();
     let parts = (0..30).map(|n| Part { n, fails: n % 10 == 0 });
-    let batch = queue.batch().jobs(parts).allow_failures().then(after("then")).finally(after("finally"));
+    let batch =
+        queue.batch().jobs(parts).allow_failures().then(after("then")).finally(after("finally"));
     let id = batch.push().await?;
     let workers = running([seen.worker(queue)]);
     seen.after(&["finally"]).await?;
@@ -132,14 +158,25 @@ pub(crate) async fn a_lenient_batch_goes_on(queue: &Queue) -> Result<()> {
     seen.mended.store(true, SeqCst);
     assert_eq!(queue.revive_all("parts").await?, 2);
     let done = async || queue.batch_status(&id).await.ok()?.filter(|status| status.done == 29);
-    assert_eq!(eventually("the revived ones to be done", done).await?.dead, 1, "one is dead for good");
+    assert_eq!(
+        eventually("the revived ones to be done", done).await?.dead,
+        1,
+        "one is dead for good"
+    );
     workers.stop().await
 }
 
 pub(crate) async fn a_revival_completes_a_lenient_batch(queue: &Queue) -> Result<()> {
     let seen = Seen::default();
     let parts = (0..10).map(|n| Part { n, fails: n < 2 });
-    queue.batch().jobs(parts).allow_failures().then(after("then")).finally(after("finally")).push().await?;
+    queue
+        .batch()
+        .jobs(parts)
+        .allow_failures()
+        .then(after("then"))
+        .finally(after("finally"))
+        .push()
+        .await?;
     let workers = running([seen.worker(queue)]);
     seen.after(&["finally"]).await?;
     seen.mended.store(true, SeqCst);
@@ -152,14 +189,19 @@ pub(crate) async fn a_batch_pushed_twice_is_one(queue: &Queue) -> Result<()> {
     let seen = Seen::default();
     for _ in 0..2 {
         let parts = (0..10).map(|n| Part { n, fails: false });
-        assert_eq!(queue.batch().jobs(parts).named("import.7").then(after("then")).push().await?, "import.7");
+        assert_eq!(
+            queue.batch().jobs(parts).named("import.7").then(after("then")).push().await?,
+            "import.7"
+        );
     }
     let workers = running([seen.worker(queue)]);
     seen.after(&["then"]).await?;
     workers.stop().await?;
     assert_eq!(queue.stats("parts").await?.waiting, 0);
     assert!(seen.parts.lock().values().all(|runs| *runs == 1));
-    assert!(queue.batch().named("no spaces").job(Part { n: 1, fails: false }).push().await.is_err());
+    assert!(
+        queue.batch().named("no spaces").job(Part { n: 1, fails: false }).push().await.is_err()
+    );
     Ok(())
 }
 
@@ -169,10 +211,13 @@ pub(crate) struct Deadly;
 impl Job for Deadly {
     const NAME: &'static str = "deadly";
     const QUEUE: &'static str = "deadly";
-    const RETRY: Retry = Retry::exponential(20).first(Duration::from_millis(1)).longest(Duration::from_millis(1));
+    const RETRY: Retry =
+        Retry::exponential(20).first(Duration::from_millis(1)).longest(Duration::from_millis(1));
 }
 
-pub(crate) async fn a_job_that_kills_its_workers_is_given_up_and_its_batch_hears_of_it(queue: &Queue) -> Result<()> {
+pub(crate) async fn a_job_that_kills_its_workers_is_given_up_and_its_batch_hears_of_it(
+    queue: &Queue,
+) -> Result<()> {
     let seen = Seen::default();
     let last = Arc::new(AtomicUsize::new(0));
     let worker = || {
@@ -183,7 +228,7 @@ pub(crate) async fn a_job_that_kills_its_workers_is_given_up_and_its_batch_hears
                 async move {
                     last.store(context.attempt.into(), SeqCst);
                     if context.attempt == 20 {
-                        // It takes its worker along.
+                        // The job crashes its worker.
                         std::future::pending::<()>().await;
                     }
                     Err::<(), _>("not yet")
@@ -191,14 +236,19 @@ pub(crate) async fn a_job_that_kills_its_workers_is_given_up_and_its_batch_hears
             },
         )
     };
-    let id = queue.batch().job(Deadly).catch(after("catch")).finally(after("finally")).push().await?;
+    let id =
+        queue.batch().job(Deadly).catch(after("catch")).finally(after("finally")).push().await?;
     let doomed = running([worker()]);
     eventually("its last attempt", async || (last.load(SeqCst) == 20).then_some(())).await?;
     doomed.kill();
     let workers = running([worker()]);
     seen.after(&["catch", "finally"]).await?;
-    let dead = eventually("its death", async || queue.dead("deadly", 0, 10).await.ok()?.pop()).await?;
-    assert_eq!((dead.reason.as_str(), dead.failed), ("its worker died, and its attempts are used up", 20));
+    let dead =
+        eventually("its death", async || queue.dead("deadly", 0, 10).await.ok()?.pop()).await?;
+    assert_eq!(
+        (dead.reason.as_str(), dead.failed),
+        ("its worker died, and its attempts are used up", 20)
+    );
     assert_eq!(last.load(SeqCst), 20, "it was tried once more");
     let status = queue.batch_status(&id).await?.unwrap();
     assert_eq!((status.done, status.dead), (0, 1));

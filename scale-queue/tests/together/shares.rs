@@ -1,4 +1,4 @@
-//! How a worker shares its places among its queues.
+//! Shares of a worker's slots among its queues.
 
 use std::collections::HashMap;
 use std::future::IntoFuture;
@@ -10,7 +10,7 @@ use super::*;
 
 #[derive(Serialize, Deserialize)]
 struct Work {
-    /// `None`: until the gate opens.
+    /// `None`: runs until the gate opens.
     takes: Option<Duration>,
 }
 
@@ -36,12 +36,12 @@ struct Count {
     most: usize,
 }
 
-/// Counts what runs, by queue.
+/// Counts running jobs, by queue.
 #[derive(Clone)]
 struct Census {
     counts: Arc<Mutex<HashMap<String, Count>>>,
     gate: watch::Sender<bool>,
-    /// The most of the queue `long` that ran while jobs of `short` waited.
+    /// Highest number of running jobs of the queue `long` while jobs of `short` waited.
     hogged: Arc<AtomicUsize>,
 }
 
@@ -55,7 +55,10 @@ impl Census {
     }
 
     async fn wait_for(&self, queue: &str, running: usize) -> Result<()> {
-        eventually(&format!("{running} of {queue} to run"), async || (self.of(queue).running >= running).then_some(())).await
+        eventually(&format!("{running} of {queue} to run"), async || {
+            (self.of(queue).running >= running).then_some(())
+        })
+        .await
     }
 
     fn worker(&self, queue: &Queue) -> Worker {
@@ -70,7 +73,7 @@ impl Census {
                 count.running += 1;
                 count.most = count.most.max(count.running);
                 let of = |name| counts.get(name).copied().unwrap_or_default();
-                // Towards the end of them there is nothing left to be fetched.
+                // Near the end, there are no jobs left to fetch.
                 if of("short").begun < SHORT - 200 {
                     census.hogged.fetch_max(of("long").running, SeqCst);
                 }
@@ -87,7 +90,9 @@ impl Census {
     }
 }
 
-pub(super) async fn a_queue_keeps_its_places_and_takes_no_more_than_its_most(queue: &Queue) -> Result<()> {
+pub(super) async fn a_queue_keeps_its_places_and_takes_no_more_than_its_most(
+    queue: &Queue,
+) -> Result<()> {
     let census = Census::new();
     let worker = census.worker(queue).queues(["flood", "rest", "vip"]).concurrency(6);
     let workers = running([worker.concurrency_of("flood", ..=4).concurrency_of("vip", 1..)]);
@@ -100,7 +105,10 @@ pub(super) async fn a_queue_keeps_its_places_and_takes_no_more_than_its_most(que
     queue.push(Work { takes: None }).to("vip").await?;
     census.wait_for("vip", 1).await?;
     census.gate.send_replace(true);
-    let all = async || (["flood", "rest", "vip"].iter().map(|name| census.of(name).begun).sum::<usize>() == 331).then_some(());
+    let all = async || {
+        (["flood", "rest", "vip"].iter().map(|name| census.of(name).begun).sum::<usize>() == 331)
+            .then_some(())
+    };
     eventually("all to be done", all).await?;
     assert_eq!(census.of("flood").most, 4, "however fast they end");
     workers.stop().await
@@ -111,9 +119,11 @@ pub(super) async fn balanced_shares_are_places_however_long_jobs_take(queue: &Qu
     push(queue, "short", works(SHORT, Some(Duration::from_millis(5)))).await?;
     push(queue, "long", works(150, Some(Duration::from_millis(50)))).await?;
     let workers = running([census.worker(queue).balanced(["long", "short"]).concurrency(20)]);
-    let all = async || (census.of("long").begun + census.of("short").begun == 150 + SHORT).then_some(());
+    let all =
+        async || (census.of("long").begun + census.of("short").begun == 150 + SHORT).then_some(());
     eventually("all to be done", all).await?;
-    // As late as each other: half of the places each. The short ones are later by what it took to push the long ones.
+    // With equal lag, each queue gets half of the slots. The short jobs have more lag by the time
+    // that pushing the long jobs took.
     let hogged = census.hogged.load(SeqCst);
     assert!((2..=11).contains(&hogged), "{hogged} of 20 places");
     workers.stop().await

@@ -1,10 +1,11 @@
-// What every part of the page uses. All text goes in as text, never as markup.
+// Functions shared by all parts of the page. Text is always inserted as text, never as markup.
 "use strict";
 
 const api = location.pathname.replace(/\/$/, "") + "/api/";
 const element = (id) => document.getElementById(id);
 
-// Text of a user is isolated: what it does to the direction of writing ends with it, and is made visible.
+// Characters that control the direction of writing. In text from users they are replaced by a
+// visible code, so that they cannot reorder the text around them.
 const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 const visible = (text) => String(text).replace(BIDI, (mark) => `\u27e8U+${mark.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}\u27e9`);
 
@@ -44,7 +45,7 @@ async function ask(path, method = "GET") {
 
 const number = (n) => n.toLocaleString("en");
 
-// The store does not answer: since when, until it does.
+// Time of the first failed request since the last answer of the store; null while it answers.
 let failing = null;
 function alive() {
   failing = null;
@@ -52,7 +53,7 @@ function alive() {
 }
 function trouble(text) {
   failing ??= Date.now();
-  element("trouble").textContent = `${text}, since ${new Date(failing).toLocaleTimeString()}. What is shown is from before.`;
+  element("trouble").textContent = `${text}, since ${new Date(failing).toLocaleTimeString()}. The data shown is older.`;
   element("trouble").hidden = false;
   say("Not live", true);
 }
@@ -65,7 +66,7 @@ function time(ms) {
   return `${Math.round(ms / 86_400_000)} days`;
 }
 
-// A moment, as far as it is away; the moment itself to be hovered over.
+// Time relative to now; the absolute time is the tooltip.
 function moment(ms) {
   const away = ms - Date.now();
   const words = away > 0 ? `in ${time(away)}` : `${time(-away)} ago`;
@@ -81,6 +82,6 @@ function cells(...values) {
   });
 }
 
-// Where we are is in the address: `#jobs/mail/dead`, `#workers`.
+// The current view is part of the address: `#jobs/mail/dead`, `#workers`.
 const where = () => location.hash.slice(1).split("/").map(decodeURIComponent);
 const address = (...parts) => "#" + parts.map(encodeURIComponent).join("/");

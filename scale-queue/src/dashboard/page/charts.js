@@ -1,5 +1,5 @@
-// Throughput and lag, of all queues or of the one that is open: of the last five minutes as they are seen, of an hour, a day or 90 days as
-// the store has kept them.
+// Throughput and lag of all queues or of the open queue: the last five minutes as sampled by this
+// page; an hour, a day or 90 days from the history in the store.
 const FIVE_MINUTES = 300;
 const SPANS = { live: FIVE_MINUTES, hour: 3_600, day: 86_400, "90 days": 90 * 86_400 };
 let span = "live";
@@ -16,19 +16,19 @@ const seconds = (at) => new Date(at * 1_000).toLocaleTimeString([], { hour: "2-d
 
 function sample(queues) {
   const at = Date.now() / 1_000;
-  // Two looks in one moment say nothing about a second.
+  // Samples less than a second apart give no rate per second.
   if (samples.length && at - samples[samples.length - 1].at < 1) return;
   samples.push({ at, queues: new Map(queues.map((queue) => [queue.name, queue])) });
   while (samples[0].at < at - FIVE_MINUTES) samples.shift();
 }
 
-// Jobs a second between two samples.
+// Jobs per second between each two adjacent samples.
 function rates(field, names, samples) {
   const sum = (of) => names.reduce((total, name) => total + (of.queues.get(name)?.[field] ?? 0), 0);
   return samples.slice(1).map((now, n) => Math.max(0, (sum(now) - sum(samples[n])) / (now.at - samples[n].at)));
 }
 
-// The samples that are shown: seen here, or kept by the store.
+// Samples to show: taken by this page, or from the history in the store.
 function shownSamples(names) {
   if (span === "live" || !kept) return samples;
   const times = new Map();
@@ -63,7 +63,7 @@ function lag(names, shown) {
   draw("lag", 10, lines, [shown.map((one) => one.at), ...values], time);
 }
 
-// Asks the store for what it has kept, when that is what is looked at.
+// Loads the history from the store if the selected time span needs it.
 async function past() {
   const [view, open] = where();
   const of = view === "jobs" ? open : "";
@@ -73,7 +73,7 @@ async function past() {
   kept = { of, span, asked: Date.now(), queues: new Map(answer.queues.map((queue) => [queue.name, queue.samples])) };
 }
 
-// `least` is what the upper end of the scale shows at the least.
+// `least` is the minimum of the upper end of the scale.
 function draw(id, least, lines, data, words) {
   const place = element(id);
   const key = [span, ...lines.map((line) => line.label)].join("\n");
@@ -129,7 +129,7 @@ element("spans").append(
   }),
 );
 
-// Colours are read once a chart is made.
+// Colours are read only when a chart is created.
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const one of Object.values(charts)) one.key = undefined;
   drawAll();

@@ -1,6 +1,6 @@
-// The jobs of one queue: by state, searched, each to be opened.
+// Jobs of one queue by state, with a search; each job can be opened.
 const STATES = { waiting: "Waiting", leased: "Running", scheduled: "Scheduled", blocked: "Blocked", dead: "Dead" };
-let listing = 0; // which listing an answer belongs to: a late one of an earlier listing is dropped
+let listing = 0; // number of the current listing: late answers to earlier listings are dropped
 let next = null;
 
 async function openJobs(queue, state, search = "") {
@@ -29,10 +29,10 @@ async function more() {
   next = answer.next;
   element("list").append(...answer.jobs.map((job) => card(queue, state, job)));
   element("more").hidden = next === null;
-  element("more").textContent = search ? `Search on after ${number(next ?? 0)} jobs` : "More";
+  element("more").textContent = search ? `Continue the search after ${number(next ?? 0)} jobs` : "More";
   const empty = next === null && !element("list").children.length;
   element("none").hidden = !empty;
-  element("none").textContent = search ? "None mentions that." : "None.";
+  element("none").textContent = search ? "No job matches." : "No jobs.";
 }
 
 function pretty(payload) {
@@ -59,7 +59,7 @@ function card(queue, state, job) {
   if (job.blocked_by) node.append(make("p", `waits for ${job.blocked_by}`));
   if (job.worker) node.append(make("p", `with ${job.worker}`));
   node.append(make("pre", pretty(job.payload), { tabindex: "0", "aria-label": "Payload" }));
-  if (job.size > job.payload.length) node.append(make("p", `The beginning of ${number(job.size)} bytes.`));
+  if (job.size > job.payload.length) node.append(make("p", `Truncated: the payload has ${number(job.size)} bytes.`));
   if (job.failures.length) {
     const attempts = make("ol", undefined, { class: "attempts", start: Math.max(1, job.failed - job.failures.length + 1) });
     attempts.append(
@@ -72,7 +72,7 @@ function card(queue, state, job) {
     node.append(make("h3", "Failed attempts"), attempts);
   }
   const actions = make("p");
-  if (job.id) actions.append(make("a", "Link to it", { href: address("jobs", queue, state, job.id) }));
+  if (job.id) actions.append(make("a", "Link to this job", { href: address("jobs", queue, state, job.id) }));
   if (writable && job.id) actions.append(...fates(queue, state, job, node));
   node.append(actions);
   return node;
@@ -83,10 +83,10 @@ function fates(queue, state, job, node) {
     button(label, async () => {
       const { done } = await ask(`queues/${encodeURIComponent(queue)}/${path}`, "POST");
       if (done) node.remove();
-      say(done ? words : "It is not there any more", !done);
+      say(done ? words : "The job is no longer there", !done);
     });
-  if (state !== "dead") return [decide("Cancel", `jobs/${job.id}/cancel`, "It is cancelled, and lies among the dead or will")];
-  return [decide("Try again", `dead/${job.id}/revive`, "It waits again"), decide("Remove", `dead/${job.id}/forget`, "It is gone")];
+  if (state !== "dead") return [decide("Cancel", `jobs/${job.id}/cancel`, "Cancelled: the job is or will be among the dead jobs")];
+  return [decide("Try again", `dead/${job.id}/revive`, "The job is waiting again"), decide("Remove", `dead/${job.id}/forget`, "The job was removed")];
 }
 
 async function all(fate, question) {
@@ -100,7 +100,7 @@ async function all(fate, question) {
 element("more").addEventListener("click", () => more().catch((error) => say(error.message, true)));
 element("all").append(
   button("Try all again", () => all("revive", (queue) => `Try all dead jobs of ${queue} again?`)),
-  button("Remove all", () => all("forget", (queue) => `Remove all dead jobs of ${queue} for good?`)),
+  button("Remove all", () => all("forget", (queue) => `Permanently remove all dead jobs of ${queue}?`)),
 );
 element("searching").addEventListener("submit", (event) => {
   event.preventDefault();

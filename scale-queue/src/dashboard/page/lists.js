@@ -1,4 +1,4 @@
-// The tables: queues, workers, schedules, batches.
+// Tables of queues, workers, schedules and batches.
 let writable = false;
 
 function totals(queues) {
@@ -47,7 +47,7 @@ function queueRow(queue) {
     };
     actions.append(button(queue.paused ? "Resume" : "Pause", () => post(queue.paused ? "resume" : "pause")));
     if (queue.waiting + queue.scheduled > 0) {
-      const question = `Remove all jobs of ${queue.name} that have not begun, for good?`;
+      const question = `Permanently remove all jobs of ${queue.name} that have not started?`;
       actions.append(button("Drain", async () => confirm(question) && (await post("drain"))));
     }
   }
@@ -100,7 +100,7 @@ function batchRow(batch) {
   if (writable && !batch.cancelled && ended < batch.total) {
     actions.append(
       button("Cancel", async () => {
-        if (!confirm(`End the batch ${batch.id}? What has not begun will not.`)) return;
+        if (!confirm(`Cancel the batch ${batch.id}? Jobs that have not started will not run.`)) return;
         await ask(`batches/${encodeURIComponent(batch.id)}/cancel`, "POST");
         await list("batches");
       }),
@@ -113,7 +113,7 @@ function batchRow(batch) {
 const isTable = (view) => Object.hasOwn(ROWS, view);
 const ROWS = { queues: queueRow, workers: workerRow, schedules: scheduleRow, batches: batchRow };
 
-// New rows; what is under the keyboard stays there, by its row's name and its place in the row.
+// Replaces the rows. The keyboard focus is kept: found again by name of row and position in it.
 function fill(view, rows) {
   const body = element(`${view}-rows`);
   const focused = body.contains(document.activeElement) ? document.activeElement : null;

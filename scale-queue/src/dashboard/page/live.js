@@ -1,4 +1,5 @@
-// Hears of news as server-sent events; where those fail, asks every two seconds, less often while nobody looks.
+// Receives updates as server-sent events. If those fail, polls every two seconds, less often while
+// the page is hidden.
 function show(overview) {
   alive();
   writable = overview.writable;
@@ -24,7 +25,7 @@ async function poll() {
   setTimeout(live, document.hidden ? 15_000 : 2_000);
 }
 
-// Each time it ends or fails there is one look by hand, then events again.
+// After each end or failure of the events, polls once, then reconnects.
 function live() {
   if (document.hidden) return poll();
   const events = new EventSource(api + "events");
@@ -40,7 +41,7 @@ function live() {
   events.onerror = () => end(poll);
 }
 
-// Shows what the address says.
+// Shows the view that the address names.
 async function route() {
   const [view, queue, state, search] = where();
   const shown = view === "jobs" || isTable(view) ? view : "queues";
@@ -68,7 +69,7 @@ const KEYS = {
   Escape: () => where()[0] === "jobs" && (location.hash = "queues"),
 };
 
-// To the next row, job or link to a queue.
+// Moves the focus by `by` rows, jobs or links to queues.
 function step(by) {
   const rows = [...document.querySelectorAll("main > section:not([hidden]) :is(a.row, details.job > summary)")];
   const at = rows.indexOf(document.activeElement);
@@ -90,5 +91,5 @@ document.addEventListener("keydown", (event) => {
 
 const routed = () => route().catch((error) => say(error.message, true));
 addEventListener("hashchange", routed);
-// Whether things may be changed is known with the first answer.
+// The first answer tells if the dashboard is writable.
 refresh().catch((error) => trouble(error.message)).then(routed).then(past).then(live);

@@ -1,4 +1,4 @@
-//! Limits of one process.
+//! Limits in the memory of one process.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,16 +7,17 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::MemoryStore;
-use super::ledger::sweep;
+use super::shared_state::sweep;
 use crate::error::Error;
 use crate::limit::{LONGEST, line_of};
 use crate::store::{Admission, LINE_RETRY, LimitStore, PermitRequest, RateRequest, WAKES};
 
 #[derive(Debug, Default)]
 pub(super) struct Limits {
-    /// By key: holders, each until when.
+    /// Holders of permits and the expiry of each, by key.
     permits: HashMap<String, HashMap<String, Instant>>,
-    /// By key: when the next job is due, had all before it been evenly spaced (GCRA's theoretical arrival time).
+    /// Time at which the next job is due if all jobs before it were evenly spaced (GCRA's
+    /// theoretical arrival time), by key.
     rates: HashMap<String, Instant>,
 }
 
@@ -34,7 +35,7 @@ impl LimitStore for MemoryStore {
         let is_free = holders.len() < request.most as usize;
         drop(limits);
         if is_free {
-            // The next in line need not wait for this one's end.
+            // More permits are free: the next job in line need not wait for the end of this one.
             self.wake_line(request.queue, &line_of(request.key));
         }
         Ok(Admission::Now)
@@ -42,7 +43,11 @@ impl LimitStore for MemoryStore {
 
     async fn renew(&self, key: &str, holder: &str, life: Duration) -> Result<bool, Error> {
         let (now, mut limits) = (Instant::now(), self.limits.lock());
-        let until = limits.permits.get_mut(key).and_then(|holders| holders.get_mut(holder)).filter(|until| **until > now);
+        let until = limits
+            .permits
+            .get_mut(key)
+            .and_then(|holders| holders.get_mut(holder))
+            .filter(|until| **until > now);
         Ok(until.map(|until| *until = now + life.min(LONGEST)).is_some())
     }
 
@@ -67,8 +72,12 @@ impl LimitStore for MemoryStore {
 
     async fn wake_if_free(&self, key: &str, most: u32, queue: &str) -> Result<(), Error> {
         let now = Instant::now();
-        let taken =
-            self.limits.lock().permits.get(key).map_or(0, |holders| holders.values().filter(|until| **until > now).count());
+        let taken = self
+            .limits
+            .lock()
+            .permits
+            .get(key)
+            .map_or(0, |holders| holders.values().filter(|until| **until > now).count());
         for _ in 0..(most as usize).saturating_sub(taken).min(WAKES as usize) {
             self.wake_line(queue, &line_of(key));
         }
@@ -86,7 +95,11 @@ impl LimitStore for MemoryStore {
         let next = limits.rates.get(key).copied().unwrap_or(now).max(now);
         let wait = (next - now).saturating_sub(spacing.saturating_mul(burst.saturating_sub(1)));
         if !wait.is_zero() || waits {
-            return Ok(Admission::Later(if wait.is_zero() { spacing } else { wait.max(Duration::from_millis(1)) }));
+            return Ok(Admission::Later(if wait.is_zero() {
+                spacing
+            } else {
+                wait.max(Duration::from_millis(1))
+            }));
         }
         limits.rates.insert(key.to_owned(), next + spacing);
         Ok(Admission::Now)

@@ -1,9 +1,10 @@
-//! Jobs of one process, gone with it.
+//! Jobs in the memory of one process, lost when it ends.
 
-mod ledger;
 mod limits;
+mod queue_data;
+mod shared_state;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -13,87 +14,39 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use self::ledger::Shared;
 use self::limits::Limits;
+use self::queue_data::{Lease, Line, QueueData};
+use self::shared_state::Shared;
 use super::{
-    CANCELLED, Cancellation, Corpse, Destination, Entry, Fetched, History, LINE_RETRY, Listed, ONCE_AFTER, PAGE_BYTES, Reclaimed,
-    Request, Resolution, Revival, Sample, Settlement, State, Stats, Store, Trial, Wake, WorkerId, within,
+    AfterDeath, CANCELLED, Cancellation, DeadJob, Destination, Entry, Fetched, History, Listed,
+    ONCE_AFTER, PAGE_BYTES, Reclaimed, Request, Resolution, Sample, Settlement, State, Stats,
+    Store, Trial, WakeUp, WorkerId, within,
 };
-use crate::envelope::{Envelope, count_failure, group_of, pushed_ms, tag_of, without_failures};
 use crate::error::Error;
-use crate::limit::{LONGEST, line_of};
+use crate::format::{Envelope, count_failure, pushed_ms, tag_of, without_failures};
+use crate::limit::LONGEST;
 
-/// In place of the tag of a suspect that runs alone: it is of another queue.
+/// Replaces the tag of the suspect that runs alone if that suspect is of another queue.
 const ELSEWHERE: &[u8] = b"!";
 
-/// For one process: development, tests, small sites that can do without their jobs after a crash.
+/// Store for one process: for development, tests, and small sites that can lose their jobs in a
+/// crash.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    queues: Mutex<BTreeMap<String, Lane>>,
-    sleepers: Mutex<HashMap<WorkerId, mpsc::UnboundedSender<Wake>>>,
+    queues: Mutex<BTreeMap<String, QueueData>>,
+    sleepers: Mutex<HashMap<WorkerId, mpsc::UnboundedSender<WakeUp>>>,
     history: History,
     shared: Mutex<Shared>,
     limits: Mutex<Limits>,
 }
 
-#[derive(Debug, Default)]
-struct Lane {
-    waiting: VecDeque<Vec<u8>>,
-    /// First in their lines, and to be taken next.
-    promoted: VecDeque<Vec<u8>>,
-    suspects: VecDeque<Vec<u8>>,
-    /// By due time, then by order of arrival.
-    scheduled: BTreeMap<(Instant, u64), Vec<u8>>,
-    lines: BTreeMap<String, Line>,
-    leases: HashMap<WorkerId, Lease>,
-    dead: VecDeque<Corpse>,
-    /// By kind (whether it outlives the job) and key: who holds it, until when.
-    unique: HashMap<(bool, String), (Vec<u8>, Instant)>,
-    /// Workers that wait to be woken; the last to fall asleep is woken first.
-    asleep: Vec<WorkerId>,
-    arrivals: u64,
-    paused: bool,
-    done: u64,
-    failed: u64,
-    /// Jobs that are gone, done or not.
-    ended: u64,
-    samples: HashMap<Resolution, BTreeMap<u64, Sample>>,
-}
-
-/// Jobs that wait for the same.
-#[derive(Debug)]
-struct Line {
-    /// By time of push and id; of a handler line by time of arrival.
-    jobs: BTreeMap<(u64, Vec<u8>), Vec<u8>>,
-    retry_at: Instant,
-    pace: Option<Duration>,
-    /// Its jobs wait for a worker that can handle them.
-    unhandled: bool,
-}
-
-#[derive(Debug)]
-struct Lease {
-    until: Instant,
-    jobs: HashMap<Vec<u8>, Vec<u8>>,
-    /// Jobs whose handler has not begun.
-    unbegun: HashSet<Vec<u8>>,
-    /// The suspect that runs alone.
-    trial: Option<Vec<u8>>,
-}
-
-impl std::hash::Hash for Resolution {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.name().hash(state);
-    }
-}
-
 impl MemoryStore {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    fn with<T>(&self, queue: &str, work: impl FnOnce(&mut Lane) -> T) -> T {
+    fn with<T>(&self, queue: &str, work: impl FnOnce(&mut QueueData) -> T) -> T {
         let mut queues = self.queues.lock();
         if let Some(lane) = queues.get_mut(queue) {
             return work(lane);
@@ -101,14 +54,16 @@ impl MemoryStore {
         work(queues.entry(queue.to_owned()).or_default())
     }
 
-    /// Wakes up to `count` workers that sleep.
-    fn wake(&self, queue: &str, lane: &mut Lane, mut count: usize) {
+    /// Wakes up to `count` idle workers.
+    fn wake(&self, queue: &str, lane: &mut QueueData, mut count: usize) {
         let mut sleepers = self.sleepers.lock();
         while count > 0
             && !lane.paused
             && let Some(worker) = lane.asleep.pop()
         {
-            let heard = sleepers.get(&worker).is_some_and(|s| s.send(Wake::Queue(queue.to_owned())).is_ok());
+            let heard = sleepers
+                .get(&worker)
+                .is_some_and(|s| s.send(WakeUp::Queue(queue.to_owned())).is_ok());
             if heard {
                 count -= 1;
             } else {
@@ -117,10 +72,13 @@ impl MemoryStore {
         }
     }
 
-    /// Moves the first in line to where it is taken next. `false`: there is no such line.
+    /// Moves the first job in line to the promoted jobs. Returns `false` if there is no such line.
     fn wake_line(&self, queue: &str, line: &str) -> bool {
         self.with(queue, |lane| {
-            let Some(first) = lane.lines.get_mut(line).and_then(|line| line.jobs.pop_first()) else { return false };
+            let Some(first) = lane.lines.get_mut(line).and_then(|line| line.jobs.pop_first())
+            else {
+                return false;
+            };
             lane.promoted.push_back(first.1);
             lane.drop_empty(line);
             self.wake(queue, lane, 1);
@@ -128,22 +86,27 @@ impl MemoryStore {
         })
     }
 
-    /// Queues in which jobs wait in that line, but for those that are paused.
+    /// Returns the queues that have jobs in that line and are not paused.
     fn queues_of(&self, line: &str) -> Vec<String> {
         let queues = self.queues.lock();
-        queues.iter().filter(|(_, lane)| !lane.paused && lane.lines.contains_key(line)).map(|(name, _)| name.clone()).collect()
+        queues
+            .iter()
+            .filter(|(_, lane)| !lane.paused && lane.lines.contains_key(line))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
-    /// Whether the first in that line is to be tried within that time.
+    /// Returns whether the first job in that line is to be tried within that time.
     fn is_due(&self, queue: &str, line: &str, within: Duration) -> bool {
         let queues = self.queues.lock();
-        let line = queues.get(queue).filter(|lane| !lane.paused).and_then(|lane| lane.lines.get(line));
+        let line =
+            queues.get(queue).filter(|lane| !lane.paused).and_then(|lane| lane.lines.get(line));
         line.is_some_and(|line| line.retry_at <= Instant::now() + within)
     }
 
-    fn bury(&self, lane: &mut Lane, bytes: Vec<u8>, reason: String) {
+    fn keep_dead(&self, lane: &mut QueueData, bytes: Vec<u8>, reason: String) {
         let died_ms = self.now_ms();
-        lane.dead.push_front(Corpse { bytes, reason, died_ms });
+        lane.dead.push_front(DeadJob { bytes, reason, died_ms });
         lane.dead.truncate(self.history.dead);
         let oldest = died_ms.saturating_sub(self.history.age.as_millis() as u64);
         while lane.dead.back().is_some_and(|c| c.died_ms < oldest) {
@@ -151,7 +114,13 @@ impl MemoryStore {
         }
     }
 
-    fn settle_one(&self, queue: &str, lane: &mut Lane, worker: &WorkerId, settlement: &Settlement) -> bool {
+    fn settle_one(
+        &self,
+        queue: &str,
+        lane: &mut QueueData,
+        worker: &WorkerId,
+        settlement: &Settlement,
+    ) -> bool {
         let now = Instant::now();
         let Some(lease) = lane.leases.get_mut(worker) else { return false };
         let Some(stored) = lease.jobs.remove(&settlement.tag) else { return false };
@@ -168,25 +137,32 @@ impl MemoryStore {
                 lane.failed += 1;
                 lane.schedule(now + *delay, bytes.clone());
             }
-            Destination::Deferred(bytes, delay) => lane.schedule(now + *delay, bytes.clone().unwrap_or(stored)),
+            Destination::Deferred(bytes, delay) => {
+                lane.schedule(now + *delay, bytes.clone().unwrap_or(stored));
+            }
             Destination::Dead { bytes, reason, has_failed } => {
                 lane.failed += u64::from(*has_failed);
                 lane.ended += 1;
-                self.bury(lane, bytes.clone(), reason.clone());
+                self.keep_dead(lane, bytes.clone(), reason.clone());
             }
-            // Not behind a line that it may have been the first of: nobody else would be tried.
+            // Not behind its line: the job may have been the first in it, and then no other would
+            // be tried.
             Destination::Waiting => lane.promoted.push_front(stored),
             Destination::Suspect => lane.suspects.push_back(stored),
             Destination::Blocked { line, retry_in, pace } => {
                 let order = pushed_ms(&stored).unwrap_or(0);
                 let retry_at = now + *retry_in;
-                let known = lane.lines.entry(line.clone()).or_insert_with(|| Line::new(retry_at, false));
+                let known =
+                    lane.lines.entry(line.clone()).or_insert_with(|| Line::new(retry_at, false));
                 (known.retry_at, known.pace) = (retry_at, *pace);
                 known.jobs.insert((order, tag_of(&stored).to_vec()), stored);
             }
             Destination::Unhandled(line) => {
                 let is_new = !lane.lines.contains_key(line);
-                let known = lane.lines.entry(line.clone()).or_insert_with(|| Line::new(now + Duration::from_secs(1), true));
+                let known = lane
+                    .lines
+                    .entry(line.clone())
+                    .or_insert_with(|| Line::new(now + Duration::from_secs(1), true));
                 known.jobs.insert((self.now_ms(), tag_of(&stored).to_vec()), stored);
                 if is_new {
                     self.wake(queue, lane, usize::MAX);
@@ -204,124 +180,6 @@ impl MemoryStore {
     }
 }
 
-impl Line {
-    fn new(retry_at: Instant, unhandled: bool) -> Self {
-        Self { jobs: BTreeMap::new(), retry_at, pace: None, unhandled }
-    }
-
-    /// Takes those of its jobs that are to be tried by now.
-    fn due(&mut self, now: Instant, now_ms: u64, unhandled_for: Duration, max: usize) -> Vec<Vec<u8>> {
-        let mut count = 1;
-        if self.unhandled && self.retry_at > now {
-            return Vec::new();
-        } else if self.unhandled {
-            let oldest = now_ms.saturating_sub(unhandled_for.as_millis() as u64);
-            count = self.jobs.keys().take_while(|(since, _)| *since <= oldest).count();
-        } else if self.retry_at > now {
-            return Vec::new();
-        } else if let Some(pace) = self.pace.filter(|pace| !pace.is_zero()) {
-            count = 1 + (((now - self.retry_at).as_secs_f64() / pace.as_secs_f64()) as usize).min(100);
-        }
-        let taken: Vec<_> = std::iter::from_fn(|| self.jobs.pop_first()).take(count.min(max)).map(|(_, job)| job).collect();
-        self.retry_at = match self.pace {
-            _ if self.unhandled => now + unhandled_for.min(Duration::from_mins(1)),
-            Some(pace) => self.retry_at + pace.saturating_mul(taken.len() as u32),
-            None => now + LINE_RETRY,
-        };
-        taken
-    }
-}
-
-impl Lane {
-    fn schedule(&mut self, due: Instant, bytes: Vec<u8>) {
-        self.arrivals += 1;
-        self.scheduled.insert((due, self.arrivals), bytes);
-    }
-
-    /// Lets what is due wait; returns how many.
-    fn promote(&mut self, now: Instant) -> usize {
-        let mut count = 0;
-        while let Some(first) = self.scheduled.first_entry().filter(|e| e.key().0 <= now) {
-            self.waiting.push_back(first.remove());
-            count += 1;
-        }
-        count
-    }
-
-    fn free(&mut self, unique: Option<&String>, tag: &[u8]) {
-        if let Some(key) = unique
-            && let key = (false, key.clone())
-            && self.unique.get(&key).is_some_and(|(holder, _)| holder == tag)
-        {
-            self.unique.remove(&key);
-        }
-    }
-
-    fn drop_empty(&mut self, line: &str) {
-        if self.lines.get(line).is_some_and(|line| line.jobs.is_empty()) {
-            self.lines.remove(line);
-        }
-    }
-
-    fn look_again(&self, now: Instant) -> Option<Duration> {
-        let due = self.scheduled.keys().next().map(|(due, _)| *due);
-        let lease = self.leases.values().map(|l| l.until).filter(|until| *until > now).min();
-        let lines = self.lines.values().filter(|_| !self.paused).map(|line| line.retry_at);
-        due.into_iter().chain(lease).chain(lines).min().map(|at| at.saturating_duration_since(now))
-    }
-
-    /// Takes what a worker asks for, in the order in which it is to be tried.
-    fn take(&mut self, now: Instant, now_ms: u64, request: &Request<'_>, fetched: &mut Fetched) {
-        if request.trial == Trial::Next
-            && let Some(suspect) = self.suspects.pop_front()
-        {
-            fetched.suspect = true;
-            fetched.jobs.push(suspect);
-            return;
-        }
-        let names: Vec<_> = self.lines.keys().cloned().collect();
-        for name in names {
-            let Some(line) = self.lines.get_mut(&name) else { continue };
-            let room = request.max - fetched.jobs.len();
-            if room == 0 {
-                break;
-            }
-            let handled = line.unhandled && request.lines.contains(&name);
-            if handled {
-                let jobs = std::iter::from_fn(|| line.jobs.pop_first()).take(room).map(|(_, job)| job);
-                fetched.jobs.extend(jobs);
-            } else {
-                let due = line.due(now, now_ms, request.unhandled_for, room);
-                if line.unhandled {
-                    fetched.overdue.extend(due.iter().map(|bytes| tag_of(bytes).to_vec()));
-                }
-                fetched.jobs.extend(due);
-            }
-            self.drop_empty(&name);
-        }
-        let mut bytes: usize = fetched.jobs.iter().map(Vec::len).sum();
-        while fetched.jobs.len() < request.max && (bytes < request.max_bytes || fetched.jobs.is_empty()) {
-            let Some(job) = self.promoted.pop_front() else { break };
-            bytes += job.len();
-            fetched.jobs.push(job);
-        }
-        while fetched.jobs.len() < request.max && (bytes < request.max_bytes || fetched.jobs.is_empty()) {
-            let Some(job) = self.waiting.pop_front() else { break };
-            let line = group_of(&job).map(line_of).and_then(|line| self.lines.get_mut(&line));
-            if let Some(line) = line {
-                line.jobs.insert((pushed_ms(&job).unwrap_or(0), tag_of(&job).to_vec()), job);
-            } else {
-                bytes += job.len();
-                fetched.jobs.push(job);
-            }
-        }
-    }
-
-    fn oldest(&self) -> Option<&Vec<u8>> {
-        [self.promoted.front(), self.suspects.front(), self.waiting.front()].into_iter().flatten().min_by_key(|b| pushed_ms(b))
-    }
-}
-
 #[async_trait]
 impl Store for MemoryStore {
     async fn push(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error> {
@@ -333,10 +191,14 @@ impl Store for MemoryStore {
                 .iter()
                 .map(|entry| {
                     let keys = [(&entry.once, true), (&entry.unique, false)];
-                    let keys =
-                        keys.into_iter().filter_map(|(key, once)| key.as_ref().map(|(key, life)| ((once, key.clone()), *life)));
+                    let keys = keys.into_iter().filter_map(|(key, once)| {
+                        key.as_ref().map(|(key, life)| ((once, key.clone()), *life))
+                    });
                     let keys: Vec<_> = keys.collect();
-                    let held = keys.iter().filter_map(|(key, _)| lane.unique.get(key)).find(|(_, until)| *until > now);
+                    let held = keys
+                        .iter()
+                        .filter_map(|(key, _)| lane.unique.get(key))
+                        .find(|(_, until)| *until > now);
                     if let Some((holder, _)) = held {
                         return Some(holder.clone());
                     }
@@ -344,13 +206,17 @@ impl Store for MemoryStore {
                     if !keys.is_empty() && fastrand::u8(..64) == 0 {
                         lane.unique.retain(|_, (_, until)| *until > now);
                     }
-                    lane.unique.extend(keys.into_iter().map(|(key, life)| (key, (tag.clone(), now + life.min(LONGEST)))));
+                    lane.unique.extend(
+                        keys.into_iter()
+                            .map(|(key, life)| (key, (tag.clone(), now + life.min(LONGEST)))),
+                    );
                     if entry.delay.is_zero() {
                         lane.waiting.push_back(entry.bytes.clone());
                         ready += 1;
                     } else {
                         let due = now + entry.delay.min(LONGEST);
-                        earlier |= lane.scheduled.keys().next().is_none_or(|(first, _)| due < *first);
+                        earlier |=
+                            lane.scheduled.keys().next().is_none_or(|(first, _)| due < *first);
                         lane.schedule(due, entry.bytes.clone());
                     }
                     None
@@ -361,12 +227,18 @@ impl Store for MemoryStore {
         }))
     }
 
-    async fn fetch(&self, queue: &str, worker: &WorkerId, request: Request<'_>) -> Result<Fetched, Error> {
+    async fn fetch(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        request: Request<'_>,
+    ) -> Result<Fetched, Error> {
         let (now, now_ms) = (Instant::now(), self.now_ms());
         Ok(self.with(queue, |lane| {
             let mut fetched = Fetched::default();
             if let Some(lease) = lane.leases.get_mut(worker) {
-                fetched.acknowledged = request.done.iter().filter(|tag| lease.jobs.remove(*tag).is_some()).count();
+                fetched.acknowledged =
+                    request.done.iter().filter(|tag| lease.jobs.remove(*tag).is_some()).count();
                 lease.unbegun.clear();
                 match request.trial {
                     Trial::Running(tag) => lease.trial = Some(tag.to_vec()),
@@ -391,7 +263,12 @@ impl Store for MemoryStore {
                 lane.take(now, now_ms, &request, &mut fetched);
             }
             if !fetched.jobs.is_empty() {
-                let fresh = || Lease { until: now, jobs: HashMap::new(), unbegun: HashSet::new(), trial: None };
+                let fresh = || Lease {
+                    until: now,
+                    jobs: HashMap::new(),
+                    unbegun: HashSet::new(),
+                    trial: None,
+                };
                 let lease = lane.leases.entry(worker.clone()).or_insert_with(fresh);
                 let tag = |bytes: &Vec<u8>| tag_of(bytes).to_vec();
                 lease.jobs.extend(fetched.jobs.iter().map(|bytes| (tag(bytes), bytes.clone())));
@@ -407,8 +284,12 @@ impl Store for MemoryStore {
             }
             let others = lane.leases.iter().filter(|(w, l)| *w != worker && l.until <= now);
             fetched.expired = others.min_by_key(|(_, l)| l.until).map(|(w, _)| w.clone());
-            fetched.lines =
-                lane.lines.iter().filter(|(_, line)| line.unhandled && !lane.paused).map(|(name, _)| name.clone()).collect();
+            fetched.lines = lane
+                .lines
+                .iter()
+                .filter(|(_, line)| line.unhandled && !lane.paused)
+                .map(|(name, _)| name.clone())
+                .collect();
             lane.asleep.retain(|w| w != worker);
             let is_full = fetched.jobs.len() == request.max;
             let left = lane.waiting.len() + lane.promoted.len();
@@ -417,29 +298,56 @@ impl Store for MemoryStore {
                 fetched.armed = true;
                 fetched.look_again = lane.look_again(now);
             } else if promoted > 0 {
-                self.wake(queue, lane, left.min(promoted));
+                // Another worker watches for what becomes due next.
+                self.wake(
+                    queue,
+                    lane,
+                    left.min(promoted) + usize::from(!lane.scheduled.is_empty()),
+                );
             }
             fetched
         }))
     }
 
-    async fn settle(&self, queue: &str, worker: &WorkerId, settlements: &[&Settlement]) -> Vec<Result<bool, Error>> {
-        self.with(queue, |lane| settlements.iter().map(|one| Ok(self.settle_one(queue, lane, worker, one))).collect())
+    async fn settle(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        settlements: &[&Settlement],
+    ) -> Vec<Result<bool, Error>> {
+        self.with(queue, |lane| {
+            settlements.iter().map(|one| Ok(self.settle_one(queue, lane, worker, one))).collect()
+        })
     }
 
     async fn held(&self, queue: &str, worker: &WorkerId) -> Result<Vec<Vec<u8>>, Error> {
-        Ok(self.with(queue, |lane| lane.leases.get(worker).map(|l| l.jobs.keys().cloned().collect()).unwrap_or_default()))
+        Ok(self.with(queue, |lane| {
+            lane.leases.get(worker).map(|l| l.jobs.keys().cloned().collect()).unwrap_or_default()
+        }))
     }
 
-    async fn held_jobs(&self, queue: &str, worker: &WorkerId, tags: &[Vec<u8>], max_bytes: usize) -> Result<Vec<Vec<u8>>, Error> {
+    async fn held_jobs(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        tags: &[Vec<u8>],
+        max_bytes: usize,
+    ) -> Result<Vec<Vec<u8>>, Error> {
         let jobs = self.with(queue, |lane| {
             let lease = lane.leases.get(worker);
-            lease.map(|lease| tags.iter().filter_map(|tag| lease.jobs.get(tag).cloned()).collect()).unwrap_or_default()
+            lease
+                .map(|lease| tags.iter().filter_map(|tag| lease.jobs.get(tag).cloned()).collect())
+                .unwrap_or_default()
         });
         Ok(within(jobs, max_bytes, Vec::len))
     }
 
-    async fn beat(&self, queue: &str, worker: &WorkerId, lease: Duration) -> Result<bool, Error> {
+    async fn heartbeat(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        lease: Duration,
+    ) -> Result<bool, Error> {
         let now = Instant::now();
         Ok(self.with(queue, |lane| match lane.leases.get_mut(worker) {
             Some(held) => {
@@ -478,14 +386,17 @@ impl Store for MemoryStore {
     }
 
     async fn orphans(&self, _: &str) -> Result<Vec<WorkerId>, Error> {
-        // A lease is where its jobs are.
+        // Each lease contains its jobs, so none is without one.
         Ok(Vec::new())
     }
 
-    fn wakes(&self, worker: &WorkerId) -> BoxStream<'static, Wake> {
+    fn wake_ups(&self, worker: &WorkerId) -> BoxStream<'static, WakeUp> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.sleepers.lock().insert(worker.clone(), sender);
-        stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|wake| (wake, receiver)) }).boxed()
+        stream::unfold(receiver, |mut receiver| async {
+            receiver.recv().await.map(|wake| (wake, receiver))
+        })
+        .boxed()
     }
 
     async fn pass_on(&self, queue: &str, leaves: Option<&WorkerId>) -> Result<(), Error> {
@@ -506,8 +417,11 @@ impl Store for MemoryStore {
         self.with(queue, |lane| {
             lane.paused = paused;
             let now = Instant::now();
-            // What came free during the pause, nobody was told.
-            lane.lines.values_mut().filter(|line| !paused && line.retry_at > now).for_each(|line| line.retry_at = now);
+            // Wake-ups during the pause were not sent.
+            lane.lines
+                .values_mut()
+                .filter(|line| !paused && line.retry_at > now)
+                .for_each(|line| line.retry_at = now);
             self.wake(queue, lane, usize::MAX);
         });
         Ok(())
@@ -517,7 +431,10 @@ impl Store for MemoryStore {
         let now = self.now_ms();
         Ok(self.with(queue, |lane| {
             let waiting = (lane.waiting.len() + lane.promoted.len() + lane.suspects.len()) as u64;
-            let (scheduled, blocked) = (lane.scheduled.len() as u64, lane.lines.values().map(|l| l.jobs.len() as u64).sum());
+            let (scheduled, blocked) = (
+                lane.scheduled.len() as u64,
+                lane.lines.values().map(|l| l.jobs.len() as u64).sum(),
+            );
             let leased = lane.leases.values().map(|l| l.jobs.len() as u64).sum();
             Stats {
                 waiting,
@@ -528,13 +445,21 @@ impl Store for MemoryStore {
                 pushed_total: waiting + scheduled + blocked + leased + lane.ended,
                 done_total: lane.done,
                 failed_total: lane.failed,
-                lag_ms: lane.oldest().and_then(|b| pushed_ms(b)).map_or(0, |then| now.saturating_sub(then)),
+                lag_ms: lane
+                    .oldest()
+                    .and_then(|b| pushed_ms(b))
+                    .map_or(0, |then| now.saturating_sub(then)),
                 paused: lane.paused,
             }
         }))
     }
 
-    async fn record(&self, queue: &str, resolution: Resolution, sample: &Sample) -> Result<(), Error> {
+    async fn record(
+        &self,
+        queue: &str,
+        resolution: Resolution,
+        sample: &Sample,
+    ) -> Result<(), Error> {
         self.with(queue, |lane| {
             let samples = lane.samples.entry(resolution).or_default();
             samples.entry(sample.at_ms).or_insert(*sample);
@@ -545,35 +470,55 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn history_of(&self, queue: &str, resolution: Resolution, since_ms: u64) -> Result<Vec<Sample>, Error> {
+    async fn history_of(
+        &self,
+        queue: &str,
+        resolution: Resolution,
+        since_ms: u64,
+    ) -> Result<Vec<Sample>, Error> {
         Ok(self.with(queue, |lane| {
             let samples = lane.samples.get(&resolution);
-            samples.map(|samples| samples.range(since_ms..).map(|(_, sample)| *sample).collect()).unwrap_or_default()
+            samples
+                .map(|samples| samples.range(since_ms..).map(|(_, sample)| *sample).collect())
+                .unwrap_or_default()
         }))
     }
 
-    async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<Corpse>, Error> {
-        let dead = self.with(queue, |lane| lane.dead.iter().skip(offset).take(limit).cloned().collect());
-        Ok(within(dead, PAGE_BYTES, |corpse: &Corpse| corpse.bytes.len()))
+    async fn dead(&self, queue: &str, offset: usize, limit: usize) -> Result<Vec<DeadJob>, Error> {
+        let dead =
+            self.with(queue, |lane| lane.dead.iter().skip(offset).take(limit).cloned().collect());
+        Ok(within(dead, PAGE_BYTES, |dead_job: &DeadJob| dead_job.bytes.len()))
     }
 
-    async fn take_dead(&self, queue: &str, tag: &[u8], died_ms: u64, revival: &Revival) -> Result<bool, Error> {
+    async fn take_dead(
+        &self,
+        queue: &str,
+        tag: &[u8],
+        died_ms: u64,
+        then: &AfterDeath,
+    ) -> Result<bool, Error> {
         let now = Instant::now();
         Ok(self.with(queue, |lane| {
-            let Some(place) = lane.dead.iter().position(|c| c.died_ms == died_ms && tag_of(&c.bytes) == tag) else {
+            let Some(place) =
+                lane.dead.iter().position(|c| c.died_ms == died_ms && tag_of(&c.bytes) == tag)
+            else {
                 return false;
             };
-            if let Revival::Again(Some((key, life))) = revival {
+            if let AfterDeath::Retry(Some((key, life))) = then {
                 let key = (false, key.clone());
-                if lane.unique.get(&key).is_some_and(|(holder, until)| *until > now && holder != tag) {
+                if lane
+                    .unique
+                    .get(&key)
+                    .is_some_and(|(holder, until)| *until > now && holder != tag)
+                {
                     return false;
                 }
                 lane.unique.insert(key, (tag.to_vec(), now + *life));
             }
-            if let Some(corpse) = lane.dead.remove(place)
-                && matches!(revival, Revival::Again(_))
+            if let Some(dead_job) = lane.dead.remove(place)
+                && matches!(then, AfterDeath::Retry(_))
             {
-                lane.waiting.push_back(without_failures(&corpse.bytes));
+                lane.waiting.push_back(without_failures(&dead_job.bytes));
                 lane.ended -= 1;
                 self.wake(queue, lane, 1);
             }
@@ -584,59 +529,101 @@ impl Store for MemoryStore {
     async fn cancel(&self, queue: &str, tag: &[u8]) -> Result<Cancellation, Error> {
         Ok(self.with(queue, |lane| {
             if let Some(bytes) = lane.remove(tag) {
-                let unique = Envelope::decode(&bytes).ok().and_then(|envelope| envelope.body.unique);
+                let unique =
+                    Envelope::decode(&bytes).ok().and_then(|envelope| envelope.body.unique);
                 lane.free(unique.as_ref(), tag);
                 lane.ended += 1;
-                self.bury(lane, bytes.clone(), CANCELLED.into());
-                return Cancellation::Buried(bytes);
+                self.keep_dead(lane, bytes.clone(), CANCELLED.into());
+                return Cancellation::Cancelled(bytes);
             }
-            let Some((worker, _)) = lane.leases.iter().find(|(_, lease)| lease.jobs.contains_key(tag)) else {
+            let Some((worker, _)) =
+                lane.leases.iter().find(|(_, lease)| lease.jobs.contains_key(tag))
+            else {
                 return Cancellation::Unknown;
             };
             if let Some(ear) = self.sleepers.lock().get(worker) {
-                let _ = ear.send(Wake::Cancel(tag.to_vec()));
+                let _ = ear.send(WakeUp::Cancel(tag.to_vec()));
             }
             Cancellation::Asked
         }))
     }
 
-    async fn list(&self, queue: &str, state: State, offset: usize, limit: usize) -> Result<Vec<Listed>, Error> {
+    async fn list(
+        &self,
+        queue: &str,
+        state: State,
+        offset: usize,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Error> {
         let (now, now_ms) = (Instant::now(), self.now_ms());
-        let listed = |bytes: &Vec<u8>| Listed { bytes: bytes.clone(), due_ms: None, worker: None, line: None };
+        let listed = |bytes: &Vec<u8>| Listed {
+            bytes: bytes.clone(),
+            due_ms: None,
+            worker: None,
+            line: None,
+        };
         let jobs: Vec<Listed> = self.with(queue, |lane| match state {
             State::Waiting => {
                 let jobs = lane.promoted.iter().chain(&lane.suspects).chain(&lane.waiting);
                 jobs.skip(offset).take(limit).map(listed).collect()
             }
             State::Scheduled => {
-                let due_ms = |due: &Instant| now_ms + due.saturating_duration_since(now).as_millis() as u64;
+                let due_ms =
+                    |due: &Instant| now_ms + due.saturating_duration_since(now).as_millis() as u64;
                 let scheduled = lane.scheduled.iter().skip(offset).take(limit);
-                scheduled.map(|((due, _), bytes)| Listed { due_ms: Some(due_ms(due)), ..listed(bytes) }).collect()
+                scheduled
+                    .map(|((due, _), bytes)| Listed { due_ms: Some(due_ms(due)), ..listed(bytes) })
+                    .collect()
             }
             State::Blocked => {
-                let jobs = lane.lines.iter().flat_map(|(name, line)| line.jobs.values().map(move |bytes| (name, bytes)));
+                let jobs = lane
+                    .lines
+                    .iter()
+                    .flat_map(|(name, line)| line.jobs.values().map(move |bytes| (name, bytes)));
                 let jobs = jobs.skip(offset).take(limit);
-                jobs.map(|(name, bytes)| Listed { line: Some(name.clone()), ..listed(bytes) }).collect()
+                jobs.map(|(name, bytes)| Listed { line: Some(name.clone()), ..listed(bytes) })
+                    .collect()
             }
             State::Leased => {
-                let jobs = lane.leases.iter().flat_map(|(worker, lease)| lease.jobs.values().map(move |bytes| (worker, bytes)));
+                let jobs = lane.leases.iter().flat_map(|(worker, lease)| {
+                    lease.jobs.values().map(move |bytes| (worker, bytes))
+                });
                 let jobs = jobs.skip(offset).take(limit);
-                jobs.map(|(worker, bytes)| Listed { worker: Some(worker.to_string()), ..listed(bytes) }).collect()
+                jobs.map(|(worker, bytes)| Listed {
+                    worker: Some(worker.to_string()),
+                    ..listed(bytes)
+                })
+                .collect()
             }
         });
         Ok(within(jobs, PAGE_BYTES, |listed| listed.bytes.len()))
     }
 
-    async fn take_all(&self, queue: &str, worker: &WorkerId, lease: Duration) -> Result<Vec<Vec<u8>>, Error> {
+    async fn take_all(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        lease: Duration,
+    ) -> Result<Vec<Vec<u8>>, Error> {
         let until = Instant::now() + lease;
         Ok(self.with(queue, |lane| {
-            let mut jobs: Vec<_> = lane.promoted.drain(..).chain(lane.suspects.drain(..)).chain(lane.waiting.drain(..)).collect();
+            let mut jobs: Vec<_> = lane
+                .promoted
+                .drain(..)
+                .chain(lane.suspects.drain(..))
+                .chain(lane.waiting.drain(..))
+                .collect();
             jobs.extend(std::mem::take(&mut lane.scheduled).into_values());
-            jobs.extend(std::mem::take(&mut lane.lines).into_values().flat_map(|line| line.jobs.into_values()));
+            jobs.extend(
+                std::mem::take(&mut lane.lines)
+                    .into_values()
+                    .flat_map(|line| line.jobs.into_values()),
+            );
             if jobs.is_empty() {
                 return jobs;
             }
-            let held: HashMap<_, _> = jobs.iter().map(|bytes| (tag_of(bytes).to_vec(), bytes.clone())).collect();
+            let held: HashMap<_, _> =
+                jobs.iter().map(|bytes| (tag_of(bytes).to_vec(), bytes.clone())).collect();
             let unbegun = held.keys().cloned().collect();
             lane.leases.insert(worker.clone(), Lease { until, jobs: held, unbegun, trial: None });
             jobs
@@ -660,34 +647,13 @@ impl Store for MemoryStore {
     }
 
     fn now_ms(&self) -> u64 {
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
+            as u64
     }
 
-    // Nobody else reaches them.
+    // No other application reaches these jobs.
     #[expect(clippy::unnecessary_literal_bound, reason = "the trait's")]
     fn app(&self) -> &str {
         "memory"
-    }
-}
-
-impl Lane {
-    /// Removes a job that no worker has.
-    fn remove(&mut self, tag: &[u8]) -> Option<Vec<u8>> {
-        for jobs in [&mut self.promoted, &mut self.suspects, &mut self.waiting] {
-            if let Some(place) = jobs.iter().position(|bytes| tag_of(bytes) == tag) {
-                return jobs.remove(place);
-            }
-        }
-        if let Some(key) = self.scheduled.iter().find(|(_, bytes)| tag_of(bytes) == tag).map(|(key, _)| *key) {
-            return self.scheduled.remove(&key);
-        }
-        for (name, line) in &mut self.lines {
-            if let Some(key) = line.jobs.keys().find(|(_, known)| known == tag).cloned() {
-                let (name, job) = (name.clone(), line.jobs.remove(&key));
-                self.drop_empty(&name);
-                return job;
-            }
-        }
-        None
     }
 }

@@ -1,23 +1,29 @@
--- Removes what is done, lets what is due wait, leases what may begin; arms the worker if that was less than it asked for.
--- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, timer, cancelled, promoted, suspects, blocked, lines,
---       paces, unhandled, unbegun, trials, large, a mark that the worker has left,
---       watcher: a worker that is idle and has an alarm for the leases of others
--- ARGV  wake channel, queue, 1 in a Cluster, worker, most jobs (at most 1,000), lease (ms), bytes after which no further job is taken,
---       how many of the jobs begin at once, 'running:' and the tag of a suspect that runs alone, 'waiting:' and that of one that has not
---       begun, 'elsewhere', 'none' or 'next', how long jobs may be unhandled (ms),
---       number of handler lines, their names, tags of jobs that are done
--- Reply server time (ms), how many of the done were still held, 1 if armed, ms until the next look (-1: none needed), a worker whose lease
---       has run out or '', ids of the cancelled among the jobs, ids of the overdue among them, 1 if the job is a suspect, names of
+-- Removes completed jobs, moves due jobs to the waiting ones, and leases jobs; arms the worker if
+-- it got fewer than requested.
+-- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, timer,
+--       cancelled, promoted, suspects, blocked, lines, paces, unhandled, unbegun, trials, large,
+--       mark that the worker has left, watcher: the idle worker with an alarm for the leases of
+--       others
+-- ARGV  wake channel, queue, 1 in a Cluster, worker, maximum number of jobs (at most 1,000), lease
+--       (ms), bytes after which no further job is taken, number of the jobs that begin at once,
+--       trial ('running:' and the tag of the suspect that runs alone, 'waiting:' and the tag of a
+--       suspect that has not begun, 'elsewhere', 'none' or 'next'), time for which jobs may be
+--       unhandled (ms), number of handler lines, their names, tags of completed jobs
+-- Reply server time (ms), number of completed jobs that were still held, 1 if armed, ms until the
+--       next look (-1: none needed), a worker whose lease has expired or '', ids of the cancelled
+--       jobs among the returned, ids of the overdue ones, 1 if the job is a suspect, names of
 --       handler lines, 1 if the queue has lines, the jobs
--- Cost  O(jobs moved), at most 1,000 promoted and 1,000 leased or put in line; whatever the backlog
+-- Cost  O(jobs moved), at most 1,000 promoted and 1,000 leased or put in line; independent of the
+--       backlog
 local cluster = ARGV[3] == '1'
 local worker, most, lease = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local budget, begins, trial = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 local names = tonumber(ARGV[11])
 local now = clock()
--- A call that was held up on its way leases nothing to a worker that is gone.
+-- A delayed call leases nothing to a worker that has left.
 if redis.call('EXISTS', KEYS[19]) == 1 then most, trial = 0, 'none' end
--- Removals first: a full Redis lets a script finish that has begun to write. What was fetched before this call may begin now.
+-- Removals first: a full Redis lets a script finish that has begun to write. Jobs fetched before
+-- this call may begin now.
 redis.call('HDEL', KEYS[16], worker)
 if string.sub(trial, 1, 8) == 'waiting:' then redis.call('HSET', KEYS[16], worker, string.sub(trial, 9)) end
 if trial == 'elsewhere' then
@@ -65,7 +71,7 @@ local function has_room()
   return count < most and (bytes < budget or count == 0)
 end
 
--- Takes from the head of a line; says whether it is empty now.
+-- Takes jobs from the head of a line; returns whether the line is empty now.
 local function take_first(line, wanted)
   while wanted > 0 and has_room() do
     local step = math.min(wanted, 50)
@@ -92,7 +98,7 @@ if not paused then
     local job = redis.call('LPOP', KEYS[11])
     if job then
       take(job)
-      -- It begins when its worker says so.
+      -- Recorded as not begun until the worker reports that it begins.
       redis.call('HSET', KEYS[16], worker, tag_of(job))
       suspect = true
     end
@@ -106,7 +112,7 @@ if not paused then
     for _, line in ipairs(redis.call('ZRANGE', KEYS[13], '-inf', now, 'BYSCORE', 'LIMIT', 0, 20)) do
       if not has_room() then break end
       if redis.call('SISMEMBER', KEYS[15], line) == 1 then
-        -- Of a handler line only those that are too old for it.
+        -- Of a handler line only the jobs that have waited for too long.
         local prefix = line_prefix(line)
         local old = redis.call('ZRANGEBYLEX', KEYS[12], '[' .. prefix, '(' .. prefix .. time_order(now - tonumber(ARGV[10]) + 1), 'LIMIT', 0, 50)
         for _, member in ipairs(old) do
@@ -196,13 +202,15 @@ if count > 0 then
   end
 end
 keep_lease()
--- Should this worker die, an idle one must know of its lease: one that fell asleep before does not.
+-- If this worker dies, an idle worker must know of its lease. A worker that became idle earlier
+-- does not.
 if count > 0 then
   local watcher = redis.call('GET', KEYS[20])
   if not watcher or watcher == worker then wake(KEYS[3], ARGV[1], ARGV[2], 1, cluster) end
 end
 
--- Expired leases are looked at by every fetch, however long the backlog; those of workers that hold nothing go at once.
+-- Every fetch checks for expired leases, however long the backlog; leases of workers that hold
+-- nothing are removed at once.
 local expired, first_lease = '', nil
 local holders = redis.call('ZRANGE', KEYS[5], 0, 19, 'WITHSCORES')
 for n = 1, #holders, 2 do
@@ -235,7 +243,8 @@ if count < most and not more and not suspect then
   local line = not paused and tonumber(redis.call('ZRANGE', KEYS[13], 0, 0, 'WITHSCORES')[2])
   if line and (not first or line < first) then first = math.ceil(line) end
   if first then
-    -- One sleeper sets its alarm for it, the others a second later: should that one die, they are there.
+    -- One idle worker sets its alarm for that time, the others a second later, in case the first
+    -- one dies.
     local timer = redis.call('GET', KEYS[8])
     if timer ~= string.format('%d', first) .. worker and timer and string.sub(timer, 1, 13) == string.format('%d', first) then
       first = first + 1000
@@ -246,7 +255,11 @@ if count < most and not more and not suspect then
   end
 else
   redis.call('ZREM', KEYS[3], worker)
-  -- What became due may be more than this worker takes.
-  if #due > 0 and not paused then wake(KEYS[3], ARGV[1], ARGV[2], math.min(#due, redis.call('LLEN', KEYS[1])), cluster) end
+  -- More jobs may have become due than this worker takes, and another worker has to watch for the
+  -- next due time.
+  if #due > 0 and not paused then
+    local most_wakes = math.min(#due, redis.call('LLEN', KEYS[1])) + redis.call('EXISTS', KEYS[2])
+    wake(KEYS[3], ARGV[1], ARGV[2], most_wakes, cluster)
+  end
 end
 return { now, removed, armed, wait, expired, table.concat(cancelled), table.concat(overdue), suspect and 1 or 0, unhandled, redis.call('EXISTS', KEYS[13]), jobs }

@@ -1,7 +1,8 @@
--- Takes one of a key's permits, or keeps it.
--- KEYS  holders by the end of their hold, queues that have a line for the key
+-- Acquires one of a key's permits, or renews it.
+-- KEYS  holders by the expiry of their permit, queues that have a line for the key
 -- ARGV  holder, permits, life (ms), queue
--- Reply 0, or ms until the next permit expires if all are taken; the queue is then known to have a line
+-- Reply 0, or ms until the next permit expires if all are taken; the queue is then recorded as
+--       having a line
 -- Cost  O(log holders)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

@@ -1,8 +1,9 @@
--- Lets one job of a rate begin, if it has room (GCRA).
--- KEYS  theoretical arrival time: when the next job is due, ms with fractions; queues that have a line for the key, by when its first is
---       to be tried
+-- Begins one job of a rate, if the rate has room (GCRA).
+-- KEYS  theoretical arrival time: when the next job is due, ms with fractions; queues that have a
+--       line for the key, by the time at which its first job is to be tried
 -- ARGV  spacing (ms, with fractions), burst, queue, queues that go first
--- Reply 0 if it may begin, or ms to wait; then the queue that goes first, or '', and when that was said
+-- Reply 0 if the job may begin, or ms to wait; then the queue that goes first, or '', and the score
+--       under which that queue is recorded
 -- Cost  O(queues that go first)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
@@ -13,7 +14,7 @@ local first, said = '', '0'
 if wait == 0 then
   for n = 4, #ARGV do
     local due = redis.call('ZSCORE', KEYS[2], ARGV[n])
-    -- Who is about to ask for the same place goes first.
+    -- A job of an earlier queue that is about to be tried goes first.
     if due and tonumber(due) <= now + spacing / 2 then
       first, said = ARGV[n], due
       wait = math.max(1, math.ceil(spacing))

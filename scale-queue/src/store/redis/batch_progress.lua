@@ -1,8 +1,8 @@
--- Notes how a job of a batch ended. Two bits a job say what is known of it: whether it is done, whether it is dead.
+-- Records how a job of a batch ended. Two bits per job: whether it is done, and whether it is dead.
 -- KEYS  batch, done bits, dead bits
--- ARGV  number, 'done', 'dead' or 'skipped' (counts as done; a dead one stays dead)
--- Reply nil if there is no such batch, or total, done, dead, 1 if it is cancelled, 1 if what follows it is stored, 1 if some were skipped
---       because one had died
+-- ARGV  number, 'done', 'dead' or 'skipped' (counts as done; a dead job stays dead)
+-- Reply nil if the batch is unknown, or total, done, dead, 1 if the batch is cancelled, 1 if the
+--       jobs that follow it are stored, 1 if jobs were skipped because one had died
 -- Cost  O(1)
 local batch, number, ending = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local total, life, followed = unpack(redis.call('HMGET', batch, 'total', 'life', 'followed'))
@@ -11,7 +11,7 @@ if not followed and number < tonumber(total) and redis.call('GETBIT', KEYS[2], n
   if ending == 'dead' then
     if redis.call('SETBIT', KEYS[3], number, 1) == 0 then
       redis.call('HINCRBY', batch, 'dead', 1)
-      -- 2: by a death, not because somebody asked for it.
+      -- 2: by a death, not by a request.
       if redis.call('HGET', batch, 'lenient') == '0' then redis.call('HSETNX', batch, 'cancelled', 2) end
     end
   elseif ending == 'done' or redis.call('GETBIT', KEYS[3], number) == 0 then

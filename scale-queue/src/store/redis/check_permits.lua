@@ -1,7 +1,7 @@
--- Counts the free permits of a key; if there is none, the queue is known to have a line.
--- KEYS  holders by the end of their hold, queues that have a line for the key
+-- Counts the free permits of a key; if there is none, the queue is recorded as having a line.
+-- KEYS  holders by the expiry of their permit, queues that have a line for the key
 -- ARGV  permits, queue
--- Reply how many are free
+-- Reply number of free permits
 -- Cost  O(log holders)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

@@ -1,6 +1,6 @@
--- Forgets that a queue has a line, unless it was said again since.
+-- Removes the record that a queue has a line, unless it was recorded again since.
 -- KEYS  queues that have a line for the key
--- ARGV  queue, when it was said
+-- ARGV  queue, score of the record
 -- Reply 1 or 0
 -- Cost  O(log queues)
 local said = redis.call('ZSCORE', KEYS[1], ARGV[1])

@@ -1,8 +1,9 @@
--- Reads a page of a list or sorted set, which ends where it has enough bytes.
+-- Reads a page of a list or sorted set, which ends when it has enough bytes.
 -- KEYS  the list or sorted set
--- ARGV  'LRANGE' or 'ZRANGE', first, how many, bytes after which it ends
+-- ARGV  'LRANGE' or 'ZRANGE', first, count, bytes after which the page ends
 -- Reply the members; of a sorted set each with its score
--- Cost  O(first) for a list, O(log n) for a set, and the page; steps of ten, so that a page of large ones is not read at once
+-- Cost  O(first) for a list, O(log n) for a set, and the page; in steps of ten, so that only few
+--       large members are read
 local first, left, budget, bytes = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), 0
 local reply = {}
 while left > 0 and bytes < budget do

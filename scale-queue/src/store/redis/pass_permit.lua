@@ -1,7 +1,10 @@
 -- Passes a permit on, if it has not expired.
--- KEYS  holders by the end of their hold, queues that have a line for the key
--- ARGV  who has it, who is to have it, life (ms), 1 to pass it on though no queue is known to have a line, permits
--- Reply 1 and how many permits are free beside it, then queues that have a line, at most 100; or 0 if there is none, the permit has expired, or more than so many are held: then nothing is passed on
+-- KEYS  holders by the expiry of their permit, queues that have a line for the key
+-- ARGV  current holder, next holder, life (ms), 1 to pass the permit on even if no queue is
+--       recorded as having a line, permits
+-- Reply 1 and the number of other free permits, then queues that have a line, at most 100; or 0 if
+--       no queue has a line, the permit has expired, or more than that many permits are held: then
+--       nothing is passed on
 -- Cost  O(log holders)
 local queues = redis.call('ZRANGE', KEYS[2], 0, 99)
 if #queues == 0 and ARGV[4] ~= '1' then return { 0 } end

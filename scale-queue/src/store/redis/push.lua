@@ -1,10 +1,12 @@
 -- Stores jobs, all or none.
--- KEYS  waiting, scheduled, sleepers, paused, large, then the keys that jobs must get hold of: of each job the lasting one, and the
---       unique one
--- ARGV  wake channel, queue, 1 in a Cluster, 1 if a job is large, number of plain jobs, the plain jobs,
---       then for each other job: the job, delay (ms), life of its lasting key and of its unique key (ms; 0: it has none)
+-- KEYS  waiting, scheduled, sleepers, paused, large, then for each job that needs keys its once key
+--       and its unique key
+-- ARGV  wake channel, queue, 1 in a Cluster, 1 if a job is large, number of plain jobs, the plain
+--       jobs, then for each other job: the job, delay (ms), life of its once key and of its unique
+--       key (ms; 0: no such key)
 -- Reply server time (ms), then for each other job: '' if it is stored, or the id that holds its key
--- Cost  one RPUSH for 4,000 plain jobs; SET and RPUSH or ZADD for each other; ZPOPMAX and PUBLISH for each worker woken
+-- Cost  one RPUSH for 4,000 plain jobs; SET and RPUSH or ZADD for each other job; ZPOPMAX and
+--       PUBLISH for each worker woken
 local cluster = ARGV[3] == '1'
 local plain = tonumber(ARGV[5])
 local ready, earlier = plain, 0
@@ -33,7 +35,8 @@ for i = 6 + plain, #ARGV, 4 do
   if holder == '' then
     if delay > 0 then
       local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
-      -- Two set their alarms for it, the second a moment later: should the first one die, it is there.
+      -- Two workers set alarms for this job, the second one a second later, in case the first one
+      -- dies.
       if not first or now + delay < tonumber(first) then earlier = 2 end
       redis.call('ZADD', KEYS[2], now + delay, job)
     else

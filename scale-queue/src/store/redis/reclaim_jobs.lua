@@ -1,8 +1,9 @@
--- Takes back jobs of a worker whose lease has run out or is not there; called until nothing is left.
+-- Reclaims jobs of a worker whose lease has expired or is missing; called until none is left.
 -- KEYS  promoted, sleepers, paused, leases, held by that worker, totals, suspects, unbegun, trials
 -- ARGV  wake channel, queue, 1 in a Cluster, that worker, cursor (0 at first)
--- Reply how many were taken back in this step, where to go on, how many are left
--- Cost  about 100 jobs a step; of a hash that has many empty buckets, as while Redis saves, up to 10,000 buckets a step
+-- Reply number of jobs reclaimed in this step, next cursor, number of jobs left
+-- Cost  about 100 jobs per step; of a hash with many empty buckets, as while Redis saves, up to
+--       10,000 buckets per step
 local now = clock()
 local worker = ARGV[4]
 local score = redis.call('ZSCORE', KEYS[4], worker)
@@ -10,18 +11,18 @@ if score and tonumber(score) > now then return { 0, '0', 0 } end
 local unbegun = {}
 local tags = redis.call('HGET', KEYS[8], worker) or ''
 for from = 1, #tags, 16 do unbegun[string.sub(tags, from, from + 15)] = true end
--- '!': the suspect that ran alone was taken back in an earlier step, or is of another queue.
+-- '!': the suspect that ran alone was reclaimed in an earlier step, or is of another queue.
 local trial = redis.call('HGET', KEYS[9], worker)
 if trial and trial ~= '!' and redis.call('HEXISTS', KEYS[5], trial) == 0 then trial = false end
 local cursor, moved, failed = ARGV[5], 0, 0
--- A step of HSCAN may find nothing although there is something: only a cursor of 0 says that the end was reached.
+-- A step of HSCAN may find nothing although jobs are left: only a cursor of 0 marks the end.
 for _ = 1, 100 do
   local page = redis.call('HSCAN', KEYS[5], cursor, 'COUNT', 100)
   cursor = page[1]
   local held = page[2]
   for i = 1, #held, 2 do
     local tag, job = held[i], held[i + 1]
-    -- A table that shrinks may show an entry twice.
+    -- HSCAN may return an entry twice while the table shrinks.
     if redis.call('HDEL', KEYS[5], tag) == 1 then
       moved = moved + 1
       local is_suspect
@@ -30,13 +31,14 @@ for _ = 1, 100 do
         failed = failed + 1
         if trial then redis.call('HSET', KEYS[9], worker, '!') end
         if #job >= 19 then
-          -- The highest bit marks a suspect, wherever it goes from here.
+          -- The highest bit marks a suspect, and stays with the job.
           local count = 32768 + math.min(struct.unpack('>H', string.sub(job, 18, 19)) % 32768 + 1, 32767)
           job = string.sub(job, 1, 17) .. struct.pack('>H', count) .. string.sub(job, 20)
         end
         redis.call('RPUSH', KEYS[7], job)
       else
-        -- Not behind a line that it may have been the first of: nobody else would be tried.
+        -- Not behind its line: the job may have been the first in it, and then no other would be
+        -- tried.
         redis.call('LPUSH', KEYS[1], job)
       end
     end

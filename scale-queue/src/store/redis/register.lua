@@ -1,7 +1,7 @@
--- Says of something that it is there.
--- KEYS  names by the end of that, what is said about them
--- ARGV  name, what is said, life (ms), how many are known at most
--- Cost  O(log known); what has ended, and what is too many, goes in steps of a hundred
+-- Registers an entry.
+-- KEYS  names by the end of their registration, descriptions
+-- ARGV  name, description, life (ms), maximum number of entries
+-- Cost  O(log entries); expired and surplus entries are removed in steps of 100
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 100)

@@ -1,4 +1,4 @@
--- Renews a worker's lease, if it has not run out of it.
+-- Renews a worker's lease, if it still exists.
 -- KEYS  leases
 -- ARGV  worker, lease (ms)
 -- Reply 1, or 0 if there is no lease any more

@@ -1,5 +1,5 @@
--- Keeps a permit, if it has not expired.
--- KEYS  holders by the end of their hold
+-- Renews a permit, if it has not expired.
+-- KEYS  holders by the expiry of their permit
 -- ARGV  holder, life (ms)
 -- Reply 1, or 0 if it has expired
 -- Cost  O(log holders)

@@ -1,7 +1,8 @@
--- Put before the scripts of a queue.
+-- Prefix of all scripts of a queue.
 
--- Wakes up to `count` idle workers, the last to fall asleep first. If nobody hears the message, the worker is gone: the next one is
--- tried, within a bound. In a Cluster the count of hearers is only this node's, so every call counts, and one worker more is woken.
+-- Wakes up to `count` idle workers, the last one added first. If PUBLISH reaches no subscriber, the
+-- worker is gone, and the next one is tried, within a bound. In a Cluster PUBLISH counts only the
+-- subscribers of this node, so every call counts, and one more worker is woken.
 local function wake(sleepers, channel, queue, count, cluster)
   if cluster then count = count + 1 end
   local tries = count + 1000
@@ -27,12 +28,12 @@ local function chunked(command, key, list, first, last)
   return sum
 end
 
--- What a leased job is kept under: its id, or as much as there is of one.
+-- Returns the tag under which a leased job is kept: its id, or all bytes if they are too short.
 local function tag_of(job)
   return #job >= 17 and string.sub(job, 2, 17) or job
 end
 
--- Moves jobs of the dead, which are bounded by number and age; at most a hundred go at once.
+-- Removes dead jobs beyond the bounds on number and age, at most 100 per call.
 -- dead: set of tags by time of death; graves: reason and job by tag
 local function trim_dead(dead, graves, now, most, age)
   local gone = redis.call('ZRANGEBYSCORE', dead, '-inf', now - age, 'LIMIT', 0, 100)
@@ -44,7 +45,8 @@ local function trim_dead(dead, graves, now, most, age)
   end
 end
 
--- A blocked job as a member of the set of all lines, which is ordered by bytes: its line, then the time of push or another, then the job.
+-- Prefix of a line's members in the set of blocked jobs, which is ordered by bytes: the line, then
+-- the time of push or another time, then the job.
 local function line_prefix(line)
   return struct.pack('>Hc0', #line, line)
 end
@@ -53,12 +55,12 @@ local function blocked_member(line, order, job)
   return line_prefix(line) .. order .. job
 end
 
--- The six bytes of the time of push.
+-- Returns the six bytes of the time of push.
 local function pushed_order(job)
   return #job >= 25 and string.sub(job, 20, 25) or string.rep('\0', 6)
 end
 
--- The six bytes of a time in ms.
+-- Encodes a time in ms in six bytes.
 local function time_order(ms)
   return struct.pack('>HI', math.floor(ms / 4294967296), ms % 4294967296)
 end
@@ -67,7 +69,7 @@ local function job_of(member)
   return string.sub(member, 2 + struct.unpack('>H', member) + 7)
 end
 
--- The first members of a line.
+-- Returns the first members of a line.
 local function first_of(blocked, line, count)
   local prefix = line_prefix(line)
   return redis.call('ZRANGEBYLEX', blocked, '[' .. prefix, '(' .. prefix .. '\255\255\255\255\255\255\255', 'LIMIT', 0, count)

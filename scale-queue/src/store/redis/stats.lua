@@ -1,8 +1,9 @@
--- Counts what a queue holds, at one moment: a job on its way from one place to another is in one of them.
+-- Counts the jobs of a queue atomically, so that a job that moves is counted once.
 -- KEYS  waiting, promoted, suspects, scheduled, blocked, died, paused, totals, leases
--- ARGV  what the keys of what workers hold begin with
--- Reply waiting, promoted, suspects, scheduled, blocked, dead, 1 if paused, sums of done, failed, died and removed, leased, then the first
---       waiting, promoted and suspect, each '' if there is none
+-- ARGV  prefix of the keys of the jobs held by workers
+-- Reply waiting, promoted, suspects, scheduled, blocked, dead, 1 if paused, sums of done, failed,
+--       died and removed, leased, then the first waiting, promoted and suspect, each '' if there is
+--       none
 -- Cost  O(workers that hold jobs), at most 1,000
 local reply = {}
 for n = 1, 3 do reply[n] = redis.call('LLEN', KEYS[n]) end

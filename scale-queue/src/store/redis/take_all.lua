@@ -1,6 +1,7 @@
--- Leases jobs that wait, are blocked or scheduled, due or not: to be removed.
--- KEYS  waiting, promoted, suspects, blocked, lines, paces, unhandled, scheduled, leases, held by this worker, unbegun
--- ARGV  worker, lease (ms), how many at most, bytes after which no further one is taken
+-- Leases waiting, blocked and scheduled jobs, due or not, for a drain.
+-- KEYS  waiting, promoted, suspects, blocked, lines, paces, unhandled, scheduled, leases, held by
+--       this worker, unbegun
+-- ARGV  worker, lease (ms), maximum number of jobs, bytes after which no further job is taken
 -- Reply the jobs
 -- Cost  O(jobs taken)
 local most, budget = tonumber(ARGV[3]), tonumber(ARGV[4])

@@ -1,7 +1,9 @@
--- Takes a job from the dead: to wait again, or for good.
--- KEYS  waiting, sleepers, paused, dead, graves, cancelled, totals, the unique key it is to hold (or waiting, if none)
--- ARGV  wake channel, queue, 1 in a Cluster, tag, time of death (ms), 1 to let it wait again, life of its unique key (ms; 0: none)
--- Reply 1, or 0 if it is not there or another job holds the key
+-- Takes out a dead job, to wait again or to be removed.
+-- KEYS  waiting, sleepers, paused, dead, graves, cancelled, totals, the unique key that the job is
+--       to hold (or waiting, if none)
+-- ARGV  wake channel, queue, 1 in a Cluster, tag, time of death (ms), 1 to let the job wait again,
+--       life of its unique key (ms; 0: none)
+-- Reply 1, or 0 if the job is not there or another job holds the key
 -- Cost  O(log dead)
 local tag, life = ARGV[4], tonumber(ARGV[7])
 local died = redis.call('ZSCORE', KEYS[4], tag)

@@ -1,5 +1,6 @@
--- Leases the first in line.
--- KEYS  paused, blocked, lines, paces, leases, held by this worker, cancelled, a mark that the worker has left
+-- Leases the first job in line.
+-- KEYS  paused, blocked, lines, paces, leases, held by this worker, cancelled, mark that the worker
+--       has left
 -- ARGV  line, worker, lease (ms)
 -- Reply the job, or nil if there is none that may be taken now
 -- Cost  O(log blocked)
@@ -11,7 +12,7 @@ if #members < 2 then
 end
 if #members == 0 then return false end
 local job = job_of(members[1])
--- A cancelled one is ended by whoever fetches it.
+-- A cancelled job is ended by the worker that fetches it.
 if redis.call('EXISTS', KEYS[7]) == 1 and redis.call('ZSCORE', KEYS[7], tag_of(job)) then
   if #members < 2 then redis.call('ZADD', KEYS[3], clock(), ARGV[1]) end
   return false

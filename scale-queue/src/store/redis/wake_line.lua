@@ -1,8 +1,8 @@
--- Moves the first in line to where it is taken next, and wakes a worker for it.
+-- Moves the first job in line to the promoted jobs, and wakes a worker for it.
 -- KEYS  promoted, sleepers, paused, blocked, lines, paces, cancelled
 -- ARGV  wake channel, queue, 1 in a Cluster, line
 -- Reply 1, 0 if there is no such line, or 2 if the queue is paused: then nothing is moved
--- Cost  O(log blocked); those that are cancelled go along, and need nothing: 20 at most
+-- Cost  O(log blocked); cancelled jobs, which need no permit, are moved too, at most 20
 if redis.call('EXISTS', KEYS[3]) == 1 and #first_of(KEYS[4], ARGV[4], 1) > 0 then return 2 end
 local moved = 0
 for _ = 1, 20 do

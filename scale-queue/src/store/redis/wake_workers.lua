@@ -1,6 +1,6 @@
--- Wakes workers: one for another that takes nothing for now, many when a pause ends.
--- KEYS  sleepers, paused [, lines: their first are to be tried now]
--- ARGV  wake channel, queue, 1 in a Cluster, how many [, a worker that is not to be woken any more]
+-- Wakes workers: one in place of a worker that takes nothing for now, many when a pause ends.
+-- KEYS  sleepers, paused [, lines: their first jobs are to be tried now]
+-- ARGV  wake channel, queue, 1 in a Cluster, count [, a worker to be removed from the idle ones]
 -- Reply 1
 -- Cost  ZPOPMAX and PUBLISH for each worker woken, ZADD for each line, at most 1,000
 if KEYS[3] then

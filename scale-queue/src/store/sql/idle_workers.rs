@@ -7,23 +7,26 @@ use futures_util::stream::{self, BoxStream};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use crate::store::{Wake, WorkerId};
+use crate::store::{WakeUp, WorkerId};
 
 #[derive(Debug, Default)]
 pub(super) struct IdleWorkers(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// By queue; the last to fall asleep is woken first.
+    /// Idle workers by queue; the last one added is woken first.
     asleep: HashMap<String, Vec<WorkerId>>,
-    listeners: HashMap<WorkerId, mpsc::UnboundedSender<Wake>>,
+    listeners: HashMap<WorkerId, mpsc::UnboundedSender<WakeUp>>,
 }
 
 impl IdleWorkers {
-    pub(super) fn listen(&self, worker: &WorkerId) -> BoxStream<'static, Wake> {
+    pub(super) fn listen(&self, worker: &WorkerId) -> BoxStream<'static, WakeUp> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.0.lock().listeners.insert(worker.clone(), sender);
-        stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|wake| (wake, receiver)) }).boxed()
+        stream::unfold(receiver, |mut receiver| async {
+            receiver.recv().await.map(|wake| (wake, receiver))
+        })
+        .boxed()
     }
 
     pub(super) fn sleep(&self, queue: &str, worker: &WorkerId) {
@@ -44,7 +47,10 @@ impl IdleWorkers {
         while count > 0
             && let Some(worker) = asleep.get_mut(queue).and_then(Vec::pop)
         {
-            if listeners.get(&worker).is_some_and(|listener| listener.send(Wake::Queue(queue.to_owned())).is_ok()) {
+            if listeners
+                .get(&worker)
+                .is_some_and(|listener| listener.send(WakeUp::Queue(queue.to_owned())).is_ok())
+            {
                 count -= 1;
             } else {
                 listeners.remove(&worker);
@@ -52,15 +58,29 @@ impl IdleWorkers {
         }
     }
 
-    /// Whoever holds the job ends it.
-    pub(super) fn cancel(&self, tag: &[u8]) {
-        self.0.lock().listeners.retain(|_, listener| listener.send(Wake::Cancel(tag.to_vec())).is_ok());
+    /// Returns the queues for which a worker is idle.
+    pub(super) fn queues(&self) -> Vec<String> {
+        let inner = self.0.lock();
+        inner
+            .asleep
+            .iter()
+            .filter(|(_, workers)| !workers.is_empty())
+            .map(|(queue, _)| queue.clone())
+            .collect()
     }
 
-    /// News may have been missed.
+    /// Sends a cancellation to all workers; the one that holds the job ends it.
+    pub(super) fn cancel(&self, tag: &[u8]) {
+        self.0
+            .lock()
+            .listeners
+            .retain(|_, listener| listener.send(WakeUp::Cancel(tag.to_vec())).is_ok());
+    }
+
+    /// Wakes all workers, because wake-ups may have been missed.
     pub(super) fn wake_all(&self) {
         let mut inner = self.0.lock();
         inner.asleep.clear();
-        inner.listeners.retain(|_, listener| listener.send(Wake::Unsure).is_ok());
+        inner.listeners.retain(|_, listener| listener.send(WakeUp::Resync).is_ok());
     }
 }

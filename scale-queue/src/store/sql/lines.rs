@@ -1,15 +1,29 @@
 //! Lines: jobs that wait for a limit, or for a worker that can handle them.
 
-use sqlx::Row;
+use scale_sql::{Connection, Statement};
 
-use super::{SqlStore, Statement, failed, hex_list, key_of, key_text, millis, unhex};
+use super::fetch::Claimed;
+use super::{LIST, SqlStore, again, failed, key_of, key_text, millis, unhex};
 use crate::error::Error;
-use crate::store::LINE_RETRY;
-use crate::store::{Fetched, Request, Store, WorkerId};
+use crate::store::{Fetched, LINE_RETRY, Request, WorkerId};
+
+/// Result of tending lines.
+#[derive(Default)]
+struct Tended {
+    claimed: Claimed,
+    acknowledged: usize,
+    overdue: Vec<Vec<u8>>,
+    unhandled: Vec<String>,
+    /// Lines from which jobs were taken, and which may be empty now.
+    emptied: Vec<String>,
+    next_retry: Option<i64>,
+    has_unbegun: bool,
+    is_paused: bool,
+}
 
 impl SqlStore {
-    /// Lets those first in line be taken whose time has come, leases what waits for a handler that this worker has, and puts jobs in line
-    /// whose line is not empty.
+    /// Promotes the first jobs of lines that are due, leases jobs that wait for a handler of this
+    /// worker, and puts jobs in line whose line is not empty.
     pub(super) async fn tend_lines(
         &self,
         queue: &str,
@@ -17,119 +31,196 @@ impl SqlStore {
         request: &Request<'_>,
         fetched: &mut Fetched,
     ) -> Result<(), Error> {
-        let mut tx = self.begin().await?;
-        if self.is_paused(&mut tx, queue).await? {
-            fetched.lines.clear();
+        let tended = again(|| self.tend(queue, worker, request)).await?;
+        fetched.lines = tended.unhandled.iter().map(|line| key_of(line)).collect();
+        if tended.is_paused {
             return Ok(());
         }
-        let rows = self.of(&self.texts.unhandled_lines, queue).fetch_all(&mut *tx).await.map_err(failed)?;
-        let unhandled: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed)?;
-        fetched.lines = unhandled.iter().map(|line| key_of(line)).collect();
-        let (mut emptied, mut next_retry) = (Vec::new(), None::<i64>);
-        let mut ids: Vec<String> = Vec::new();
-        let mine: Vec<_> = request.lines.iter().map(|line| key_text(line)).filter(|line| unhandled.contains(line)).collect();
-        if !mine.is_empty() {
-            let first = self.of(&self.texts.first_of_lines, queue).bind(mine.join(",")).bind(request.max as i64);
-            let rows = first.fetch_all(&mut *tx).await.map_err(failed)?;
-            for row in &rows {
-                ids.push(row.try_get(0).map_err(failed)?);
-            }
-            if rows.len() < request.max {
-                emptied.extend(mine);
-            }
+        fetched.acknowledged += tended.acknowledged;
+        fetched.overdue.extend(tended.overdue);
+        tended.claimed.hand_over(fetched);
+        if tended.has_unbegun {
+            self.unbegun.lock().insert((queue.to_owned(), worker.clone()));
         }
-        let due = self.of(&self.texts.due_lines, queue).fetch_all(&mut *tx).await.map_err(failed)?;
-        for row in &due {
-            let line: String = row.try_get(0).map_err(failed)?;
-            let number = |n: usize| row.try_get::<i64, _>(n).map_err(failed);
-            let (retry_ms, pace_us, now) = (number(1)?, number(2)?, number(4)?);
-            let next = if number(3)? == 1 {
-                // Of a handler line only those that are too old for it.
-                let overdue = self.of(&self.texts.overdue, queue).bind(line.clone()).bind(millis(request.unhandled_for));
-                let rows = overdue.fetch_all(&mut *tx).await.map_err(failed)?;
-                for row in rows.iter().take(request.max.saturating_sub(ids.len())) {
-                    let id: String = row.try_get(0).map_err(failed)?;
-                    fetched.overdue.push(unhex(&id));
-                    ids.push(id);
-                }
-                if rows.len() < 50 { now + millis(request.unhandled_for).min(60_000) } else { now }
-            } else {
-                let wanted = if pace_us > 0 { ((now - retry_ms) * 1_000 / pace_us + 1).min(100) } else { 1 };
-                let promote = self.of(&self.texts.promote, queue).bind(line.clone()).bind(wanted);
-                let promoted = promote.execute(&mut *tx).await.map_err(failed)?.rows_affected() as i64;
-                if pace_us > 0 && promoted > 0 { retry_ms + promoted * pace_us / 1_000 } else { now + millis(LINE_RETRY) }
-            };
-            let retry = self.of(&self.texts.retry_line, queue).bind(line.clone()).bind(next);
-            retry.execute(&mut *tx).await.map_err(failed)?;
-            emptied.push(line);
-            next_retry = Some(next_retry.map_or(next, |known| known.min(next)));
-        }
-        if !ids.is_empty() {
-            self.claim(&mut tx, queue, worker, &ids.join(","), fetched).await?;
-            let done = if request.done.is_empty() {
-                0
-            } else {
-                let done = self.of(&self.texts.done, queue).bind(worker.to_string()).bind(hex_list(request.done));
-                done.execute(&mut *tx).await.map_err(failed)?.rows_affected() as usize
-            };
-            fetched.acknowledged = done;
-            let unbegun = ids.get(request.begins..).unwrap_or_default().join(",");
-            if !unbegun.is_empty() {
-                self.unbegun.lock().insert((queue.to_owned(), worker.clone()));
-            }
-            self.lease(&mut tx, queue, worker, request, done, unbegun, String::new()).await?;
-        }
-        let rows = self.of(&self.texts.limit_lines, queue).fetch_all(&mut *tx).await.map_err(failed)?;
-        for row in &rows {
-            let line: String = row.try_get(0).map_err(failed)?;
-            if let Some(group) = line.strip_prefix("limit:") {
-                let sweep = self.of(&self.texts.sweep_line, queue).bind(line.clone()).bind(group.to_owned());
-                if sweep.execute(&mut *tx).await.map_err(failed)?.rows_affected() > 0 {
-                    // A permit may have come free while these were in no line: the first asks.
-                    let ask = self.of(&self.texts.try_line, queue).bind(line.clone());
-                    ask.execute(&mut *tx).await.map_err(failed)?;
-                    next_retry = Some(0);
-                }
-            }
-        }
-        tx.commit().await.map_err(failed)?;
-        // When the next one is due, the outlook says.
-        let now_ms = self.now_ms() as i64;
+        // `outlook` reads when the next line is due.
+        let now_ms = self.clock.now_ms();
         self.hint(queue, |hints| {
-            hints.unhandled = unhandled;
+            hints.unhandled = tended.unhandled;
             (hints.blocked, hints.tended_ms) = (false, now_ms);
-            hints.retry_ms = Some(next_retry.unwrap_or(now_ms + millis(LINE_RETRY)));
+            hints.retry_ms = Some(tended.next_retry.unwrap_or(now_ms + millis(LINE_RETRY)));
         });
-        for line in emptied {
+        for line in tended.emptied {
             self.close_if_empty(queue, &line).await?;
         }
         Ok(())
     }
 
-    /// A line without jobs goes. Whoever puts a job in line locks the line's row first, so none is overlooked.
-    pub(super) async fn close_if_empty(&self, queue: &str, line: &str) -> Result<(), Error> {
-        let of = |statement: &Statement| self.of(statement, queue).bind(line.to_owned());
-        let is_used = |row: sqlx::any::AnyRow| row.try_get::<i64, _>(0).map(|n| n > 0).map_err(failed);
-        if is_used(of(&self.texts.line_is_used).fetch_one(&self.pool).await.map_err(failed)?)? {
-            return Ok(());
-        }
+    async fn tend(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        request: &Request<'_>,
+    ) -> Result<Tended, Error> {
+        let texts = &self.texts.lines;
+        let mut tended = Tended::default();
         let mut tx = self.begin().await?;
-        of(&self.texts.lock_line).fetch_optional(&mut *tx).await.map_err(failed)?;
-        if !is_used(of(&self.texts.line_is_used).fetch_one(&mut *tx).await.map_err(failed)?)? {
-            of(&self.texts.close_line).execute(&mut *tx).await.map_err(failed)?;
+        if self.is_paused(&mut tx, queue).await? {
+            return Ok(Tended { is_paused: true, ..tended });
         }
-        tx.commit().await.map_err(failed)
-    }
-
-    /// Moves the first in line to where it is taken next. `false`: there is no such line.
-    pub(super) async fn wake_line(&self, queue: &str, line: &str) -> Result<bool, Error> {
-        let mut tx = self.begin().await?;
-        let promote = self.of(&self.texts.promote, queue).bind(line.to_owned()).bind(1_i64);
-        let promoted = promote.execute(&mut *tx).await.map_err(failed)?.rows_affected() > 0;
-        if promoted {
-            self.notify(&mut tx, self.payload(queue)).await?;
+        tended.unhandled =
+            texts_of(self.of(&texts.unhandled_lines, queue).fetch_all(&mut tx).await)?;
+        let mut ids: Vec<String> = Vec::new();
+        let mine: Vec<_> = request
+            .lines
+            .iter()
+            .map(|line| key_text(line))
+            .filter(|line| tended.unhandled.contains(line))
+            .collect();
+        for line in mine {
+            let room = request.max.min(LIST) - ids.len();
+            if room == 0 {
+                break;
+            }
+            let first = self.of(&texts.first_in_line, queue).bind(line.clone()).bind(room as i64);
+            let found = texts_of(first.fetch_all(&mut tx).await)?;
+            if found.len() < room {
+                tended.emptied.push(line);
+            }
+            ids.extend(found);
+        }
+        let due = self.of(&texts.due_lines, queue).fetch_all(&mut tx).await.map_err(failed)?;
+        for row in &due {
+            let line: String = row.get(0).map_err(failed)?;
+            let number = |n: usize| row.get::<i64>(n).map_err(failed);
+            let (retry_ms, pace_us, now) = (number(1)?, number(2)?, number(4)?);
+            let next = if number(3)? == 1 {
+                // Of a handler line only the jobs that have waited for too long.
+                let overdue = self
+                    .of(&texts.overdue, queue)
+                    .bind(line.clone())
+                    .bind(millis(request.unhandled_for));
+                let overdue = texts_of(overdue.fetch_all(&mut tx).await)?;
+                let is_all = overdue.len() < 50;
+                for id in overdue.into_iter().take(request.max.saturating_sub(ids.len())) {
+                    tended.overdue.push(unhex(&id));
+                    ids.push(id);
+                }
+                if is_all { now + millis(request.unhandled_for).min(60_000) } else { now }
+            } else {
+                let wanted =
+                    if pace_us > 0 { ((now - retry_ms) * 1_000 / pace_us + 1).min(100) } else { 1 };
+                let promoted = self.promote(&mut tx, queue, &line, wanted).await?;
+                if pace_us > 0 && promoted > 0 {
+                    retry_ms + promoted * pace_us / 1_000
+                } else {
+                    now + millis(LINE_RETRY)
+                }
+            };
+            let retry = self.of(&texts.retry_line, queue).bind(line.clone()).bind(next);
+            retry.execute(&mut tx).await.map_err(failed)?;
+            tended.emptied.push(line);
+            tended.next_retry = Some(tended.next_retry.map_or(next, |known| known.min(next)));
+        }
+        if !ids.is_empty() {
+            // An overdue job may also be the first of its line.
+            let mut seen = std::collections::HashSet::new();
+            ids.retain(|id| seen.insert(id.clone()));
+            let unbegun = ids.get(request.begins..).unwrap_or_default().join(",");
+            tended.claimed = self.claim(&mut tx, queue, worker, ids).await?;
+            tended.acknowledged = self.remove_done(&mut tx, queue, worker, request.done).await?;
+            tended.has_unbegun = !unbegun.is_empty();
+            let lease = request.lease;
+            self.lease(&mut tx, queue, worker, lease, tended.acknowledged, unbegun, String::new())
+                .await?;
+        }
+        let lines = texts_of(self.of(&texts.limit_lines, queue).fetch_all(&mut tx).await)?;
+        if !lines.is_empty() {
+            let locked = self.of(&texts.lock_lines, queue).bind(lines).fetch_all(&mut tx).await;
+            for line in texts_of(locked)? {
+                self.queue_up(&mut tx, queue, &line, &mut tended).await?;
+            }
         }
         tx.commit().await.map_err(failed)?;
+        Ok(tended)
+    }
+
+    /// Puts jobs in line that were pushed after others of their group.
+    async fn queue_up(
+        &self,
+        tx: &mut Connection<'_>,
+        queue: &str,
+        line: &str,
+        tended: &mut Tended,
+    ) -> Result<(), Error> {
+        let Some(group) = line.strip_prefix("limit:") else { return Ok(()) };
+        let of_group = self.of(&self.texts.lines.of_group, queue).bind(group);
+        let ids = texts_of(of_group.fetch_all(&mut *tx).await)?;
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.texts
+            .lines
+            .put_in_line
+            .bind(line)
+            .bind(ids)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        // A permit may have come free while these jobs were in no line, so the first one is tried.
+        let ask = self.of(&self.texts.lines.try_line, queue).bind(line);
+        ask.execute(tx).await.map_err(failed)?;
+        tended.next_retry = Some(0);
+        Ok(())
+    }
+
+    /// Promotes the first jobs of a line. Returns their number.
+    async fn promote(
+        &self,
+        tx: &mut Connection<'_>,
+        queue: &str,
+        line: &str,
+        count: i64,
+    ) -> Result<i64, Error> {
+        let first = self.of(&self.texts.lines.first_in_line, queue).bind(line).bind(count);
+        let ids = texts_of(first.fetch_all(&mut *tx).await)?;
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        Ok(self.texts.lines.promote.bind(ids).execute(tx).await.map_err(failed)? as i64)
+    }
+
+    /// Removes a line without jobs. A transaction that puts a job in line locks the line's row
+    /// first, so no job is missed.
+    pub(super) async fn close_if_empty(&self, queue: &str, line: &str) -> Result<(), Error> {
+        let of = |statement: &Statement| self.of(statement, queue).bind(line);
+        let texts = &self.texts.lines;
+        let is_used = |row: scale_sql::Row| row.get::<i64>(0).map(|n| n > 0).map_err(failed);
+        if is_used(of(&texts.line_is_used).fetch_one(&self.database).await.map_err(failed)?)? {
+            return Ok(());
+        }
+        let close = || async {
+            let mut tx = self.begin().await?;
+            of(&texts.lock_line).fetch_optional(&mut tx).await.map_err(failed)?;
+            if !is_used(of(&texts.line_is_used).fetch_one(&mut tx).await.map_err(failed)?)? {
+                of(&texts.close_line).execute(&mut tx).await.map_err(failed)?;
+            }
+            tx.commit().await.map_err(failed)
+        };
+        again(close).await
+    }
+
+    /// Promotes the first job in line. Returns `false` if there is none.
+    pub(super) async fn wake_line(&self, queue: &str, line: &str) -> Result<bool, Error> {
+        let wake = || async {
+            let mut tx = self.begin().await?;
+            let promoted = self.promote(&mut tx, queue, line, 1).await? > 0;
+            if promoted {
+                self.notify(&mut tx, self.payload(queue)).await?;
+            }
+            tx.commit().await.map_err(failed)?;
+            Ok(promoted)
+        };
+        let promoted = again(wake).await?;
         if promoted {
             self.idle.wake(queue, 1);
         }
@@ -137,15 +228,26 @@ impl SqlStore {
         Ok(promoted)
     }
 
-    /// Jobs in a line that has no row would wait for ever: what a fault has left behind.
+    /// Creates the missing rows of lines that have jobs, which would otherwise wait forever; a
+    /// fault may have left them.
     pub(super) async fn reopen_lost_lines(&self, queue: &str) -> Result<(), Error> {
-        let rows = self.of(&self.texts.lost_lines, queue).fetch_all(&self.pool).await.map_err(failed)?;
-        for row in &rows {
-            let line: String = row.try_get(0).map_err(failed)?;
+        let lines =
+            texts_of(self.of(&self.texts.lines.lost_lines, queue).fetch_all(&self.database).await)?;
+        for line in lines {
             let unhandled = i64::from(!line.starts_with("limit:"));
-            let open = self.of(&self.texts.open_line, queue).bind(line).bind(0_i64).bind(0_i64).bind(unhandled);
-            open.execute(&self.pool).await.map_err(failed)?;
+            let open = self
+                .of(&self.texts.lines.open_line, queue)
+                .bind(line)
+                .bind(0_i64)
+                .bind(0_i64)
+                .bind(unhandled);
+            open.execute(&self.database).await.map_err(failed)?;
         }
         Ok(())
     }
+}
+
+/// Reads the first column of each row.
+fn texts_of(rows: Result<Vec<scale_sql::Row>, sqlx::Error>) -> Result<Vec<String>, Error> {
+    rows.and_then(|rows| rows.iter().map(|row| row.get(0)).collect()).map_err(failed)
 }

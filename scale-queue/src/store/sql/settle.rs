@@ -1,14 +1,14 @@
-//! How leases end.
+//! Ends of leases.
 
-use sqlx::{AnyConnection, Row};
-
-use super::{SqlStore, failed, hex, hex_list, is_refusal, key_text, millis};
-use crate::error::Error;
-use crate::store::Destination;
-use crate::store::{Settlement, Store, WorkerId};
 use std::{collections::HashSet, time::Duration};
 
-/// What a settlement is counted as.
+use scale_sql::Connection;
+
+use super::{SqlStore, again, failed, hex, hexes, is_refusal, key_text, millis};
+use crate::error::Error;
+use crate::store::{Destination, Settlement, WorkerId};
+
+/// Counters that a settlement adds to.
 #[derive(Default)]
 struct Counts {
     done: i64,
@@ -19,7 +19,8 @@ struct Counts {
 }
 
 impl SqlStore {
-    /// One transaction for all; should the database refuse it, one for each, so that only the culprit fails.
+    /// Settles all jobs in one transaction. If the database refuses it, each job is settled in a
+    /// transaction of its own, so that only the invalid one fails.
     pub(super) async fn settle_all(
         &self,
         queue: &str,
@@ -29,12 +30,15 @@ impl SqlStore {
         if settlements.is_empty() {
             return Vec::new();
         }
-        match self.settle_together(queue, worker, settlements).await {
+        match again(|| self.settle_together(queue, worker, settlements)).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(error) if settlements.len() > 1 && is_refusal(&error) => {
                 let mut answers = Vec::with_capacity(settlements.len());
                 for settlement in settlements {
-                    let one = self.settle_together(queue, worker, std::slice::from_ref(settlement)).await;
+                    let one = again(|| {
+                        self.settle_together(queue, worker, std::slice::from_ref(settlement))
+                    })
+                    .await;
                     answers.push(one.map(|answers| answers.first().copied().unwrap_or_default()));
                 }
                 answers
@@ -43,7 +47,12 @@ impl SqlStore {
         }
     }
 
-    async fn settle_together(&self, queue: &str, worker: &WorkerId, settlements: &[&Settlement]) -> Result<Vec<bool>, Error> {
+    async fn settle_together(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        settlements: &[&Settlement],
+    ) -> Result<Vec<bool>, Error> {
         let mut tx = self.begin().await?;
         let mut counts = Counts::default();
         let blocked = self.block_together(&mut tx, queue, worker, settlements, &mut counts).await?;
@@ -55,31 +64,32 @@ impl SqlStore {
             });
         }
         if counts.done + counts.failed + counts.ended > 0 {
-            let count = self.of(&self.texts.count_ended, queue).bind(worker.to_string());
+            let count = self.of(&self.texts.leases.count_ended, queue).bind(worker.to_string());
             let count = count.bind(counts.done).bind(counts.failed).bind(counts.ended);
-            count.execute(&mut *tx).await.map_err(failed)?;
+            count.execute(&mut tx).await.map_err(failed)?;
         }
         if counts.fetchable > 0 {
             self.notify(&mut tx, self.payload(queue)).await?;
         }
         tx.commit().await.map_err(failed)?;
         if counts.lines {
-            // Jobs of the same line behind it are put there with the next fetch.
+            // Jobs of the same line that were pushed later are put there by the next fetch.
             self.hint(queue, |hints| {
                 if !hints.lines {
                     (hints.lines, hints.retry_ms) = (true, None);
                 }
-                (hints.blocked, hints.tended_ms) = (true, self.now_ms() as i64);
+                (hints.blocked, hints.tended_ms) = (true, self.clock.now_ms());
             });
         }
         self.idle.wake(queue, counts.fetchable);
         Ok(answers)
     }
 
-    /// Puts jobs in line, all of a line in one statement. Returns the ids of those that were the worker's.
+    /// Puts jobs in line, with one statement per line. Returns the ids of those that were the
+    /// worker's.
     async fn block_together(
         &self,
-        tx: &mut AnyConnection,
+        tx: &mut Connection<'_>,
         queue: &str,
         worker: &WorkerId,
         settlements: &[&Settlement],
@@ -101,16 +111,33 @@ impl SqlStore {
         lines.sort_unstable_by_key(|(line, ..)| *line);
         let mut blocked = HashSet::new();
         for (line, retry_in, pace, tags) in lines {
-            let pace_us = pace.map_or(0, |pace| i64::try_from(pace.as_micros()).unwrap_or(i64::MAX / 4).max(1));
+            let pace_us = pace
+                .map_or(0, |pace| i64::try_from(pace.as_micros()).unwrap_or(i64::MAX / 4).max(1));
             let line = key_text(line);
             // The line's row first: see `close_if_empty`.
-            let open = self.of(&self.texts.open_line, queue).bind(line.clone()).bind(millis(retry_in)).bind(pace_us);
+            let open = self
+                .of(&self.texts.lines.open_line, queue)
+                .bind(line.clone())
+                .bind(millis(retry_in))
+                .bind(pace_us);
             open.bind(0_i64).execute(&mut *tx).await.map_err(failed)?;
-            let block = self.of(&self.texts.block, queue).bind(worker.to_string()).bind(hex_list(&tags)).bind(line);
-            for row in block.fetch_all(&mut *tx).await.map_err(failed)? {
-                blocked.insert(row.try_get(0).map_err(failed)?);
+            let ids = self
+                .of(&self.texts.leases.held_of, queue)
+                .bind(worker.to_string())
+                .bind(hexes(&tags));
+            let rows = ids.fetch_all(&mut *tx).await.map_err(failed)?;
+            let ids: Vec<String> =
+                rows.iter().map(|row| row.get(0)).collect::<Result<_, _>>().map_err(failed)?;
+            if !ids.is_empty() {
+                let block = self
+                    .of(&self.texts.lines.block, queue)
+                    .bind(worker.to_string())
+                    .bind(ids.clone())
+                    .bind(line);
+                block.execute(&mut *tx).await.map_err(failed)?;
             }
-            // Somebody has to set an alarm for it.
+            blocked.extend(ids);
+            // A worker has to set an alarm for the line.
             (counts.fetchable, counts.lines) = (counts.fetchable.max(1), true);
         }
         Ok(blocked)
@@ -118,7 +145,7 @@ impl SqlStore {
 
     async fn settle_one(
         &self,
-        tx: &mut AnyConnection,
+        tx: &mut Connection<'_>,
         queue: &str,
         worker: &WorkerId,
         settlement: &Settlement,
@@ -126,26 +153,42 @@ impl SqlStore {
     ) -> Result<bool, Error> {
         let (id, worker) = (hex(&settlement.tag), worker.to_string());
         let release = |body: Option<&Vec<u8>>, delay: i64| {
-            let release = self.of(&self.texts.release, queue).bind(worker.clone()).bind(id.clone());
+            let release =
+                self.of(&self.texts.leases.release, queue).bind(worker.clone()).bind(id.clone());
             release.bind(body.cloned()).bind(delay)
         };
         let ours = match &settlement.to {
             Destination::Done | Destination::Removed | Destination::Dead { .. } => {
-                let done = self.of(&self.texts.done, queue).bind(worker.clone()).bind(id.clone());
+                let done = self
+                    .of(&self.texts.fetch.done, queue)
+                    .bind(worker.clone())
+                    .bind(vec![id.clone()]);
                 done.execute(&mut *tx).await
             }
-            Destination::Retry(body, delay) => release(Some(body), millis(*delay)).execute(&mut *tx).await,
-            Destination::Deferred(body, delay) => release(body.as_ref(), millis(*delay)).execute(&mut *tx).await,
+            Destination::Retry(body, delay) => {
+                release(Some(body), millis(*delay)).execute(&mut *tx).await
+            }
+            Destination::Deferred(body, delay) => {
+                release(body.as_ref(), millis(*delay)).execute(&mut *tx).await
+            }
             Destination::Waiting => release(None, -1).execute(&mut *tx).await,
             Destination::Suspect => {
                 self.hint(queue, |hints| hints.suspects = true);
-                self.of(&self.texts.suspect_again, queue).bind(worker.clone()).bind(id.clone()).execute(&mut *tx).await
+                self.of(&self.texts.leases.suspect_again, queue)
+                    .bind(worker.clone())
+                    .bind(id.clone())
+                    .execute(&mut *tx)
+                    .await
             }
-            // Done before, together.
+            // Settled before, by `block_together`.
             Destination::Blocked { .. } => return Ok(false),
             Destination::Unhandled(line) => {
                 let line = key_text(line);
-                let open = self.of(&self.texts.open_line, queue).bind(line.clone()).bind(1_000_i64).bind(0_i64);
+                let open = self
+                    .of(&self.texts.lines.open_line, queue)
+                    .bind(line.clone())
+                    .bind(1_000_i64)
+                    .bind(0_i64);
                 open.bind(1_i64).execute(&mut *tx).await.map_err(failed)?;
                 counts.lines = true;
                 self.hint(queue, |hints| {
@@ -154,10 +197,15 @@ impl SqlStore {
                         counts.fetchable = usize::MAX;
                     }
                 });
-                self.of(&self.texts.block, queue).bind(worker.clone()).bind(id.clone()).bind(line).execute(&mut *tx).await
+                self.of(&self.texts.lines.block, queue)
+                    .bind(worker.clone())
+                    .bind(vec![id.clone()])
+                    .bind(line)
+                    .execute(&mut *tx)
+                    .await
             }
         };
-        if ours.map_err(failed)?.rows_affected() == 0 {
+        if ours.map_err(failed)? == 0 {
             return Ok(false);
         }
         match &settlement.to {
@@ -167,13 +215,16 @@ impl SqlStore {
             Destination::Dead { bytes, reason, has_failed } => {
                 counts.failed += i64::from(*has_failed);
                 counts.ended += 1;
-                self.bury(tx, queue, &settlement.tag, reason, bytes).await?;
+                self.keep_dead(tx, queue, &settlement.tag, reason, bytes).await?;
             }
             _ => {}
         }
         if matches!(
             settlement.to,
-            Destination::Retry(..) | Destination::Deferred(..) | Destination::Waiting | Destination::Suspect
+            Destination::Retry(..)
+                | Destination::Deferred(..)
+                | Destination::Waiting
+                | Destination::Suspect
         ) {
             counts.fetchable = counts.fetchable.saturating_add(1);
         }

@@ -1,59 +1,76 @@
-//! Suspects: jobs whose handler had begun when their worker died. Each is tried alone, so that the next death tells which one it was.
+//! Suspects: jobs whose handler had begun when their worker died. Each is tried alone, so that
+//! another crash identifies the job that causes it.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Engine;
-use crate::envelope::{Envelope, tag_of};
+use crate::format::{Envelope, tag_of};
 use crate::job::JobId;
 use crate::store::{Destination, Settlement};
 
-/// How long a suspect runs alone after its first crash; four times as long after each further one.
+/// Time for which a suspect runs alone after its first crash; four times as long after each further
+/// crash.
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(16);
 
-/// A suspect that is to run alone, or does.
+/// A suspect that runs alone, or will.
 pub(super) struct Alone {
     pub(super) lane: usize,
     pub(super) id: JobId,
     time: Duration,
-    /// The store is told, or to be told, that it begins.
+    /// True if the suspect's begin was reported to the store, or is being reported.
     pub(super) is_announced: bool,
-    /// When it has run alone for long enough; `None`: it waits for the others to have.
+    /// Time at which the suspect has run alone for long enough; `None` while it waits for the
+    /// others.
     until: Option<Instant>,
 }
 
-/// How long a job runs alone whose attempts failed so often.
+/// Returns how long a job with this number of failed attempts runs alone.
 fn time_alone(failed: u16) -> Duration {
     FIRST.saturating_mul(4_u32.saturating_pow(u32::from(failed.saturating_sub(1)))).min(LONGEST)
 }
 
 impl Engine {
-    /// Takes a suspect in: nothing else begins until it has run alone for long enough. `is_told`: the store knows that it is here and has
-    /// not begun.
-    pub(super) fn try_alone(&mut self, lane: usize, envelope: Envelope, bytes: Vec<u8>, is_told: bool) {
+    /// Adds a suspect: no other job begins until it has run alone for long enough. `is_told`: the
+    /// store knows that the suspect is here and has not begun.
+    pub(super) fn try_alone(
+        &mut self,
+        lane: usize,
+        envelope: Envelope,
+        bytes: Vec<u8>,
+        is_told: bool,
+    ) {
         if self.alone.is_some() {
-            // One at a time.
+            // Only one suspect at a time.
             let (tag, unique) = (tag_of(&bytes).to_vec(), envelope.body.unique);
-            return self.lanes[lane].settlements.push(Settlement { tag, unique, to: Destination::Suspect }.into());
+            return self.lanes[lane]
+                .settlements
+                .push(Settlement { tag, unique, to: Destination::Suspect }.into());
         }
         let (id, time) = (envelope.id, time_alone(envelope.failed));
-        tracing::warn!(job = envelope.body.name, %id, ?time, "a job's worker died: it is tried alone");
+        tracing::warn!(
+            job = envelope.body.name, %id, ?time,
+            "the worker of a job died while it ran; the job is tried alone",
+        );
         self.lanes[lane].suspect = Some((envelope, bytes));
         self.alone = Some(Alone { lane, id, time, is_announced: false, until: None });
         self.lanes[lane].tell_trial |= !is_told;
         self.stop_sleeping();
     }
 
-    /// The store is told that nothing runs alone any more.
+    /// Ends the trial; the next round trip reports it to the store.
     pub(super) fn end_alone(&mut self) {
         if self.alone.take().is_some() {
-            self.lanes.iter_mut().filter(|lane| lane.holds() > 0).for_each(|lane| lane.tell_trial = true);
+            self.lanes
+                .iter_mut()
+                .filter(|lane| lane.holds() > 0)
+                .for_each(|lane| lane.tell_trial = true);
         }
     }
 
-    /// Lets a suspect begin when its time has come. `true`: no other job may begin now.
+    /// Begins the suspect when it is time. Returns `true` if no other job may begin now.
     pub(super) fn tend_trial(&mut self) -> bool {
         let (now, waits_until) = (Instant::now(), self.others_have_run_alone());
         let is_untold = self.telling_trial || self.lanes.iter().any(|lane| lane.tell_trial);
@@ -65,11 +82,16 @@ impl Engine {
             }
             Some(_) => return true,
             None if waits_until.is_some_and(|at| now < at) || is_untold => return true,
-            // Should the worker die from now on, it is that one's fault, and of nothing that it holds of other queues.
+            // If the worker dies from now on, this suspect is at fault, and no other job that the
+            // worker holds in any queue.
             None if !alone.is_announced => {
                 alone.is_announced = true;
                 let own = alone.lane;
-                let holders = self.lanes.iter_mut().enumerate().filter(|(n, lane)| *n == own || lane.holds() > 0);
+                let holders = self
+                    .lanes
+                    .iter_mut()
+                    .enumerate()
+                    .filter(|(n, lane)| *n == own || lane.holds() > 0);
                 holders.for_each(|(_, lane)| lane.tell_trial = true);
                 return true;
             }
@@ -82,14 +104,15 @@ impl Engine {
         };
         let id = envelope.id;
         self.start(lane, envelope, bytes);
-        // It may have been given up instead.
+        // `start` may have given the job up.
         if !self.running.contains_key(&id) {
             self.end_alone();
         }
         self.alone.is_some()
     }
 
-    /// When every running job has run for as long as the suspect is to be alone, and its worker lives: it is none of them.
+    /// Returns the time at which every running job has run for as long as the suspect is to be
+    /// alone. If the worker is alive then, none of them is at fault.
     fn others_have_run_alone(&self) -> Option<Instant> {
         let time = self.alone.as_ref()?.time;
         self.running.values().map(|running| running.since + time).max()
@@ -99,7 +122,7 @@ impl Engine {
         self.alone.as_ref()?.until.or_else(|| self.others_have_run_alone())
     }
 
-    /// A job has ended: if it was the one that ran alone, others may begin.
+    /// Ends the trial if this job was the one that ran alone, so that other jobs may begin.
     pub(super) fn end_trial(&mut self, id: JobId) {
         if self.alone.as_ref().is_some_and(|alone| alone.id == id) {
             self.end_alone();

@@ -1,0 +1,37 @@
+-- Jobs, workers, queues, the dead, and the outbox.
+create table scale_queue_jobs (
+    seq integer primary key autoincrement,
+    id text not null unique,
+    queue text not null,
+    due_ms bigint not null,
+    worker text,
+    unique_key text,
+    unique_until_ms bigint,
+    body blob not null
+);
+create index scale_queue_jobs_due on scale_queue_jobs (queue, due_ms, seq) where worker is null;
+create index scale_queue_jobs_held on scale_queue_jobs (queue, worker) where worker is not null;
+create unique index scale_queue_jobs_unique on scale_queue_jobs (queue, unique_key)
+    where unique_key is not null;
+create table scale_queue_workers (
+    queue text not null,
+    worker text not null,
+    until_ms bigint not null,
+    done bigint not null,
+    failed bigint not null,
+    primary key (queue, worker)
+);
+create table scale_queue_dead (
+    seq integer primary key autoincrement,
+    queue text not null,
+    died_ms bigint not null,
+    reason text not null,
+    body blob not null
+);
+create index scale_queue_dead_time on scale_queue_dead (queue, died_ms, seq);
+create table scale_queue_queues (
+    queue text primary key,
+    paused bigint not null,
+    done bigint not null,
+    failed bigint not null
+);

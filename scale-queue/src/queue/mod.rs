@@ -1,0 +1,196 @@
+//! Handle of an application's queues.
+//!
+//! | module | methods of [`Queue`] |
+//! | --- | --- |
+//! | this one | connecting, settings |
+//! | [`push`] | pushes: of one job, of many jobs, in a transaction |
+//! | [`manage`] | counts, lists, pausing, cancelling, draining, dead jobs |
+//! | [`listing`] | jobs as the lists show them |
+
+pub(crate) mod listing;
+mod manage;
+pub(crate) mod push;
+
+use std::sync::Arc;
+
+use crate::builder::QueueBuilder;
+use crate::encryption::PayloadEncryption;
+use crate::error::Error;
+use crate::push::coalesce::Gather;
+use crate::store::{MemoryStore, Store};
+
+/// Handle of all queues of one application. Cloning costs a few reference counts.
+///
+/// ```
+/// # use scale_queue::{Job, Queue};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize)] struct SendReceipt { order: i64 }
+/// # impl Job for SendReceipt { const NAME: &'static str = "send-receipt"; }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_queue::Error> {
+/// use std::time::Duration;
+///
+/// let queue = Queue::connect("memory:", "shop").await?; // or "redis://…"
+/// queue.push(SendReceipt { order: 7 }).await?;
+/// queue.push(SendReceipt { order: 8 }).to("low").delay(Duration::from_mins(10)).await?;
+/// assert_eq!(queue.stats("default").await?.waiting, 1);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Queue {
+    store: Arc<dyn Store>,
+    gather: Arc<Gather>,
+    carry: Option<Carry>,
+    encryption: Option<PayloadEncryption>,
+}
+
+#[derive(Clone)]
+struct Carry(Arc<dyn Fn() -> Vec<(String, String)> + Send + Sync>);
+
+impl std::fmt::Debug for Carry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Carry")
+    }
+}
+
+impl Queue {
+    /// Creates a handle of queues in the given store.
+    pub fn new(store: impl Store) -> Self {
+        let store: Arc<dyn Store> = Arc::new(store);
+        Self { gather: Gather::new(Arc::clone(&store)), store, carry: None, encryption: None }
+    }
+
+    /// Creates a handle of queues in the memory of this process; jobs are lost when it ends.
+    pub fn memory() -> Self {
+        Self::new(MemoryStore::new())
+    }
+
+    /// Creates a handle of queues in Redis, shared by all handles with the same Redis and `app`.
+    #[cfg(feature = "redis")]
+    pub fn redis(redis: scale_redis::Redis, app: &str) -> Self {
+        Self::new(crate::store::RedisStore::new(redis, app))
+    }
+
+    /// Connects to the store that the address names: `memory:`; with feature `redis` any address of
+    /// `scale-redis`; with features `postgres`, `mysql` and `sqlite` a database. The tables of an
+    /// SQLite file are created if missing; on a server they must exist, see
+    /// [`QueueBuilder::migrate`].
+    ///
+    /// # Errors
+    /// [`Error::Address`] for any other address; `Error::Schema` if a server has no tables or those
+    /// of another version; [`Error::Store`] if the store cannot be reached.
+    pub async fn connect(url: &str, app: &str) -> Result<Self, Error> {
+        Self::builder(url, app).connect().await
+    }
+
+    /// Configures queues in a database, through the application's own pool: a `PgPool`, a
+    /// `MySqlPool` or an `SqlitePool`. [`connect`](QueueBuilder::connect) then checks the tables.
+    ///
+    /// ```no_run
+    /// # async fn example(pool: sqlx::PgPool) -> Result<(), scale_queue::Error> {
+    /// use scale_queue::Queue;
+    ///
+    /// scale_queue::store::migrate(&pool).await?; // next to the application's own migrations
+    /// let queue = Queue::with_pool(pool, "shop").connect().await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "sql")]
+    pub fn with_pool(pool: impl Into<scale_sql::Database>, app: &str) -> QueueBuilder {
+        QueueBuilder::new("", app).on(pool.into())
+    }
+
+    /// Creates a handle of queues in PostgreSQL, through the application's own pool.
+    ///
+    /// # Errors
+    /// The errors of [`connect`](Self::connect).
+    #[cfg(feature = "postgres")]
+    pub async fn postgres(pool: sqlx::PgPool, app: &str) -> Result<Self, Error> {
+        Self::with_pool(pool, app).connect().await
+    }
+
+    /// Creates a handle of queues in MySQL or MariaDB, through the application's own pool.
+    ///
+    /// # Errors
+    /// The errors of [`connect`](Self::connect).
+    #[cfg(feature = "mysql")]
+    pub async fn mysql(pool: sqlx::MySqlPool, app: &str) -> Result<Self, Error> {
+        Self::with_pool(pool, app).connect().await
+    }
+
+    /// Creates a handle of queues in an SQLite file, through the application's own pool. The tables
+    /// are created if missing.
+    ///
+    /// # Errors
+    /// The errors of [`connect`](Self::connect).
+    #[cfg(feature = "sqlite")]
+    pub async fn sqlite(pool: sqlx::SqlitePool, app: &str) -> Result<Self, Error> {
+        Self::with_pool(pool, app).connect().await
+    }
+
+    /// Returns a builder with settings: timeouts, number of replicas that must have a push,
+    /// durability of an SQLite file.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), scale_queue::Error> {
+    /// use std::time::Duration;
+    /// let queue = scale_queue::Queue::builder("memory:", "shop")
+    ///     .response_timeout(Duration::from_secs(2))
+    ///     .connect().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn builder(url: &str, app: &str) -> QueueBuilder {
+        QueueBuilder::new(url, app)
+    }
+
+    /// Adds metadata to every job pushed through this handle. The job's handler finds it in
+    /// [`Context::metadata`](crate::Context::metadata). Examples are a trace context, a tenant, a
+    /// language.
+    ///
+    /// ```
+    /// # let queue = scale_queue::Queue::memory();
+    /// let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    /// let queue = queue.propagating(|| vec![("traceparent".into(), parent.into())]);
+    /// ```
+    pub fn propagating(
+        mut self,
+        what: impl Fn() -> Vec<(String, String)> + Send + Sync + 'static,
+    ) -> Self {
+        self.carry = Some(Carry(Arc::new(what)));
+        self
+    }
+
+    pub(crate) fn metadata(&self) -> Vec<(String, String)> {
+        self.carry.as_ref().map_or_else(Vec::new, |carry| (carry.0)())
+    }
+
+    pub(crate) fn with_encryption(mut self, encryption: PayloadEncryption) -> Self {
+        self.encryption = Some(encryption);
+        self
+    }
+
+    pub(crate) fn encryption(&self) -> Option<&PayloadEncryption> {
+        self.encryption.as_ref()
+    }
+
+    /// Formats a payload for display.
+    fn shown(&self, payload: &[u8]) -> String {
+        if self.encryption.is_some() {
+            "encrypted".into()
+        } else {
+            String::from_utf8_lossy(payload).into_owned()
+        }
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+}
+
+/// Checks a queue's name, which becomes part of keys, labels and addresses.
+pub(crate) fn checked(queue: &str) -> Result<&str, Error> {
+    let fine = (1..=64).contains(&queue.len())
+        && queue.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        // Browsers remove these from an address.
+        && !matches!(queue, "." | "..");
+    if fine { Ok(queue) } else { Err(Error::Name(queue.chars().take(64).collect())) }
+}

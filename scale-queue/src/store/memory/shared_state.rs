@@ -1,0 +1,188 @@
+//! Shared state in the memory of one process.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::MemoryStore;
+use crate::error::Error;
+use crate::limit::LONGEST;
+use crate::store::{BatchStore, End, MAX_REGISTERED, NewBatch, Notes, Registry, Tally};
+
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    batches: HashMap<String, Batch>,
+    notes: HashMap<String, (Vec<u8>, Instant)>,
+    /// Registrations by kind and name.
+    present: HashMap<(String, String), (Vec<u8>, Instant)>,
+}
+
+#[derive(Debug)]
+struct Batch {
+    tally: Tally,
+    /// True if the batch was cancelled by a death, not by a request.
+    by_death: bool,
+    lenient: bool,
+    plan: Vec<u8>,
+    ends: HashMap<u32, End>,
+    life: Duration,
+    pub(super) until: Instant,
+}
+
+/// Removes expired entries, in one of 64 calls on average.
+pub(super) fn sweep<K: Eq + Hash, V>(map: &mut HashMap<K, V>, until: impl Fn(&V) -> Instant) {
+    if fastrand::u8(..64) == 0 {
+        let now = Instant::now();
+        map.retain(|_, value| until(value) > now);
+    }
+}
+
+impl Shared {
+    fn batch(&mut self, id: &str) -> Option<&mut Batch> {
+        self.batches.get_mut(id).filter(|batch| batch.until > Instant::now())
+    }
+}
+
+#[async_trait]
+impl BatchStore for MemoryStore {
+    async fn open_batch(&self, id: &str, batch: NewBatch<'_>) -> Result<(), Error> {
+        let NewBatch { total, lenient, plan, life } = batch;
+        let mut shared = self.shared.lock();
+        sweep(&mut shared.batches, |batch| batch.until);
+        if shared.batch(id).is_none() {
+            let life = life.min(LONGEST);
+            let tally = Tally { total, ..Tally::default() };
+            let batch = Batch {
+                tally,
+                by_death: false,
+                lenient,
+                plan: plan.to_vec(),
+                ends: HashMap::new(),
+                life,
+                until: Instant::now() + life,
+            };
+            shared.batches.insert(id.to_owned(), batch);
+        }
+        Ok(())
+    }
+
+    async fn mark(&self, id: &str, number: u32, end: End) -> Result<Option<Tally>, Error> {
+        let mut shared = self.shared.lock();
+        let Some(batch) = shared.batch(id) else { return Ok(None) };
+        let old = batch.ends.get(&number).copied();
+        let is_new = match old {
+            None => true,
+            Some(End::Dead) => end == End::Done,
+            Some(End::Done | End::Skipped) => false,
+        };
+        if !batch.tally.followed && number < batch.tally.total && is_new {
+            batch.ends.insert(number, end);
+            match end {
+                End::Done | End::Skipped => batch.tally.done += 1,
+                End::Dead => batch.tally.dead += 1,
+            }
+            if old.is_some() {
+                batch.tally.dead -= 1;
+            }
+            if end == End::Dead && !batch.lenient && !batch.tally.cancelled {
+                (batch.tally.cancelled, batch.by_death) = (true, true);
+            }
+            batch.tally.skipped |= end == End::Skipped && batch.by_death;
+            batch.until = Instant::now() + batch.life;
+        }
+        Ok(Some(batch.tally))
+    }
+
+    async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error> {
+        Ok(self.shared.lock().batch(id).map(|batch| (batch.tally, batch.plan.clone())))
+    }
+
+    async fn conclude_batch(&self, id: &str, life: Duration) -> Result<(), Error> {
+        if let Some(batch) = self.shared.lock().batch(id) {
+            batch.tally.followed = true;
+            batch.until = batch.until.min(Instant::now() + life);
+            batch.ends = HashMap::new();
+        }
+        Ok(())
+    }
+
+    async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
+        Ok(self.shared.lock().batch(id).map(|batch| batch.tally.cancelled = true).is_some())
+    }
+
+    async fn is_cancelled(&self, id: &str, number: u32) -> Result<bool, Error> {
+        let mut shared = self.shared.lock();
+        let is_cancelled = |batch: &mut Batch| {
+            batch.tally.cancelled && batch.ends.get(&number) != Some(&End::Dead)
+        };
+        Ok(shared.batch(id).is_some_and(is_cancelled))
+    }
+}
+
+#[async_trait]
+impl Registry for MemoryStore {
+    async fn register(
+        &self,
+        kind: &str,
+        name: &str,
+        about: &[u8],
+        life: Duration,
+    ) -> Result<(), Error> {
+        let mut shared = self.shared.lock();
+        sweep(&mut shared.present, |(_, until)| *until);
+        let until = Instant::now() + life.min(LONGEST);
+        shared.present.insert((kind.to_owned(), name.to_owned()), (about.to_vec(), until));
+        let known = shared.present.iter().filter(|((k, _), _)| k == kind);
+        if shared.present.len() > MAX_REGISTERED && known.clone().count() > MAX_REGISTERED {
+            let oldest = known.min_by_key(|(_, (_, until))| *until).map(|(key, _)| key.clone());
+            oldest.and_then(|key| shared.present.remove(&key));
+        }
+        Ok(())
+    }
+
+    async fn deregister(&self, kind: &str, name: &str) -> Result<(), Error> {
+        self.shared.lock().present.remove(&(kind.to_owned(), name.to_owned()));
+        Ok(())
+    }
+
+    async fn registered(
+        &self,
+        kind: &str,
+        offset: usize,
+        limit: usize,
+    ) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let (now, shared) = (Instant::now(), self.shared.lock());
+        let mut known: Vec<_> = shared
+            .present
+            .iter()
+            .filter(|((k, _), (_, until))| k == kind && *until > now)
+            .collect();
+        known.sort_unstable_by(|((_, a), (_, until_a)), ((_, b), (_, until_b))| {
+            (until_b, b).cmp(&(until_a, a))
+        });
+        let page = known.into_iter().skip(offset).take(limit);
+        Ok(page.map(|((_, name), (about, _))| (name.clone(), about.clone())).collect())
+    }
+}
+
+#[async_trait]
+impl Notes for MemoryStore {
+    async fn put_note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error> {
+        let mut shared = self.shared.lock();
+        sweep(&mut shared.notes, |(_, until)| *until);
+        shared.notes.insert(key.to_owned(), (value.to_vec(), Instant::now() + life.min(LONGEST)));
+        Ok(())
+    }
+
+    async fn read_note(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        let shared = self.shared.lock();
+        Ok(shared
+            .notes
+            .get(key)
+            .filter(|(_, until)| *until > Instant::now())
+            .map(|(value, _)| value.clone()))
+    }
+}

@@ -1,0 +1,183 @@
+//! Ends of jobs that this worker holds: after an attempt, handed back, or cancelled; and how they
+//! are stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Engine, Running};
+use crate::chain;
+use crate::format::{Envelope, tag_of};
+use crate::job::JobId;
+use crate::outcome::{Blocked, Ending, Verdict};
+use crate::store::{CANCELLED, Destination, End, Settlement};
+use crate::worker::queue_state::Ended;
+use crate::worker::{CancelReason, LONGEST};
+
+/// Delay after which a job that cannot be read is tried by another worker.
+const UNFIT_AT_FIRST: Duration = Duration::from_millis(500);
+const UNFIT_AT_MOST: Duration = Duration::from_mins(1);
+/// Additional time after which this worker looks for that job, so that others look first.
+const STEP_BACK: Duration = Duration::from_millis(1_500);
+
+impl Engine {
+    /// Records the end of an attempt, to be stored in the next round trip.
+    pub(super) fn end(&mut self, id: JobId, ending: Ending) {
+        let Some(Running { lane, bytes, plain, retry, withdrawn, .. }) = self.running.remove(&id)
+        else {
+            return;
+        };
+        self.end_trial(id);
+        let lane = &mut self.lanes[lane];
+        lane.running -= 1;
+        lane.ended += 1;
+        let label = ending.label();
+        metrics::counter!(
+            "scale_queue_jobs_total", "queue" => Arc::clone(&lane.name), "ending" => label,
+        )
+        .increment(1);
+        let tag = tag_of(&bytes).to_vec();
+        if matches!(ending, Ending::Done) && plain {
+            lane.keep_done([tag], Instant::now());
+            return;
+        }
+        let Ok(mut envelope) = Envelope::decode(&bytes) else { return };
+        let (mut next, mut counts, mut waits_for, mut for_others) = (None, None, None, false);
+        let skipped = matches!(ending, Ending::Skipped);
+        let to = match ending.verdict(retry, envelope.failed.saturating_add(1), fastrand::f64()) {
+            Verdict::Done => {
+                next = chain::next(&envelope, &*self.store).filter(|_| !skipped);
+                counts = Some(if skipped { End::Skipped } else { End::Done });
+                Destination::Done
+            }
+            Verdict::HandBack if withdrawn => {
+                counts = Some(End::Dead);
+                Destination::Dead { bytes, reason: CANCELLED.into(), has_failed: false }
+            }
+            Verdict::HandBack => Destination::Waiting,
+            Verdict::Defer(delay) => Destination::Deferred(None, delay.min(LONGEST)),
+            Verdict::Block(Blocked { line, retry_in, pace, permits }) => {
+                waits_for = permits;
+                lane.look_by(Instant::now() + retry_in);
+                Destination::Blocked { line, retry_in, pace }
+            }
+            Verdict::Unfit(reason) => {
+                let now_ms = self.store.now_ms();
+                let since_ms = *envelope.body.extra.unfit_ms.get_or_insert(now_ms);
+                let age = Duration::from_millis(now_ms.saturating_sub(since_ms));
+                if age >= self.hand_back_for {
+                    tracing::error!(
+                        job = envelope.body.name,
+                        %id,
+                        reason,
+                        "no worker could read the job in time; it is dead",
+                    );
+                    envelope.fail(&reason, now_ms);
+                    counts = Some(End::Dead);
+                    Destination::Dead { bytes: envelope.encode(), reason, has_failed: false }
+                } else {
+                    tracing::warn!(
+                        job = envelope.body.name,
+                        %id,
+                        reason,
+                        "the payload does not fit the job's type; the job is handed back",
+                    );
+                    envelope.body.last_error = Some(reason);
+                    let delay = (age / 8)
+                        .clamp(UNFIT_AT_FIRST, UNFIT_AT_MOST)
+                        .mul_f64(0.5 + fastrand::f64());
+                    for_others = true;
+                    lane.step_back(Instant::now() + delay + STEP_BACK);
+                    Destination::Deferred(Some(envelope.encode()), delay)
+                }
+            }
+            Verdict::Retry { delay, reason } => {
+                tracing::warn!(
+                    job = envelope.body.name,
+                    %id,
+                    attempt = envelope.failed + 1,
+                    ?delay,
+                    reason,
+                    "an attempt failed; the job is retried after the delay",
+                );
+                envelope.fail(&reason, self.store.now_ms());
+                envelope.body.last_error = Some(reason);
+                envelope.suspect = false;
+                Destination::Retry(envelope.encode(), delay.min(LONGEST))
+            }
+            Verdict::Dead { reason } => {
+                tracing::error!(
+                    job = envelope.body.name,
+                    %id,
+                    attempt = envelope.failed + 1,
+                    reason,
+                    "an attempt failed; the job is dead",
+                );
+                envelope.fail(&reason, self.store.now_ms());
+                counts = Some(End::Dead);
+                Destination::Dead { bytes: envelope.encode(), reason, has_failed: true }
+            }
+        };
+        let counts = envelope.body.extra.batch.zip(counts);
+        let settlement = Settlement { tag, unique: envelope.body.unique, to };
+        lane.settlements.push(Ended { settlement, next, counts, permits: waits_for, for_others });
+    }
+
+    /// Hands back the jobs that have not begun.
+    pub(super) fn hand_back(&mut self) {
+        // Permits that were taken over are given back too.
+        self.held.clear();
+        for lane in &mut self.lanes {
+            for (envelope, bytes) in lane.take_ready().rev() {
+                let tag = tag_of(&bytes).to_vec();
+                lane.settlements.push(
+                    Settlement { tag, unique: envelope.body.unique, to: Destination::Waiting }
+                        .into(),
+                );
+            }
+        }
+    }
+
+    /// Makes a job dead that is not to begin.
+    pub(super) fn give_up(&mut self, lane: usize, bytes: Vec<u8>, reason: &str) {
+        let (tag, envelope) = (tag_of(&bytes).to_vec(), Envelope::decode(&bytes).ok());
+        let (unique, place) =
+            envelope.map_or((None, None), |e| (e.body.unique, e.body.extra.batch));
+        let settlement = Settlement {
+            tag,
+            unique,
+            to: Destination::Dead { bytes, reason: reason.into(), has_failed: false },
+        };
+        let counts = place.map(|place| (place, End::Dead));
+        self.lanes[lane].settlements.push(Ended {
+            settlement,
+            next: None,
+            counts,
+            permits: None,
+            for_others: false,
+        });
+    }
+
+    /// Cancels a job that this worker holds.
+    pub(super) fn cancel(&mut self, tag: &[u8]) {
+        if let Some(running) =
+            self.running.values_mut().find(|running| tag_of(&running.bytes) == tag)
+        {
+            running.withdrawn = true;
+            running.cancel.cancel(CancelReason::Requested);
+        }
+        for lane in 0..self.lanes.len() {
+            for bytes in self.lanes[lane].retain(|bytes| tag_of(bytes) != tag) {
+                self.drop_unused_permits();
+                self.give_up(lane, bytes, CANCELLED);
+            }
+            if let Some((_, bytes)) =
+                self.lanes[lane].suspect.take_if(|(_, bytes)| tag_of(bytes) == tag)
+            {
+                self.end_alone();
+                self.give_up(lane, bytes, CANCELLED);
+            }
+        }
+    }
+}
