@@ -1,4 +1,4 @@
-//! What the layer adds to a request, with sessions in process. `cargo bench -p scale-session`
+//! Cost of the layer for a request, with sessions in process. `cargo bench -p scale-session`
 #![allow(missing_docs)]
 
 use std::convert::Infallible;
@@ -44,8 +44,11 @@ fn asked(cookie: Option<&HeaderValue>) -> Request<()> {
 fn untouched(bencher: Bencher<'_, '_>) {
     let layer = SessionLayer::memory(Config::default());
     let cookie = begun(&layer);
-    let mut service = layer.layer(service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(()))));
-    bencher.with_inputs(|| asked(cookie.as_ref())).bench_local_values(|request| service.call(request).now_or_never());
+    let mut service =
+        layer.layer(service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(()))));
+    bencher
+        .with_inputs(|| asked(cookie.as_ref()))
+        .bench_local_values(|request| service.call(request).now_or_never());
 }
 
 #[divan::bench]
@@ -60,5 +63,7 @@ fn read(bencher: Bencher<'_, '_>) {
         assert!(user.is_some(), "the session was not found");
         Ok::<_, Infallible>(Response::new(()))
     }));
-    bencher.with_inputs(|| asked(cookie.as_ref())).bench_local_values(|request| service.call(request).now_or_never());
+    bencher
+        .with_inputs(|| asked(cookie.as_ref()))
+        .bench_local_values(|request| service.call(request).now_or_never());
 }

@@ -17,9 +17,11 @@ impl<S: Sync> FromRequestParts<S> for Session {
     }
 }
 
-/// A user who is signed in with all factors. Others get a 401, and a 503 if the store does not answer: a route that takes this cannot be
-/// entered half-way. `Option<SignedIn>` lets everybody in and says who is signed in; it is still a 503 if nobody can say. With
-/// [`OnStoreError::Anonymous`](crate::OnStoreError) everybody is nobody while the store does not answer: a 401, and `None`.
+/// A user who is signed in with all factors. Other requests get a 401, or a 503 if the store does
+/// not answer: no handler with this extractor runs for a request that is partly signed in.
+/// `Option<SignedIn>` admits every request and says who is signed in; a store that does not answer
+/// is still a 503. With [`OnStoreError::Anonymous`](crate::OnStoreError) no user is signed in while
+/// the store does not answer: a 401, and `None`.
 ///
 /// ```
 /// use scale_session::SignedIn;
@@ -35,9 +37,9 @@ impl<S: Sync> FromRequestParts<S> for Session {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SignedIn {
-    /// The id they were signed in by.
+    /// Id that the user was signed in by.
     pub user: String,
-    /// Their session.
+    /// Session of the user.
     pub session: Session,
 }
 
@@ -60,19 +62,22 @@ impl<S: Sync> OptionalFromRequestParts<S> for SignedIn {
     }
 }
 
-/// Why a handler that takes a [`Session`] or a [`SignedIn`] was not entered.
+/// Reason why a handler that takes a [`Session`] or a [`SignedIn`] was not called.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// There is no [`SessionLayer`](crate::SessionLayer) around the route: 500.
-    #[error("no SessionLayer around this route: add `.layer(sessions)` to its router, outside of what reads the session")]
+    /// The route has no [`SessionLayer`](crate::SessionLayer) around it: 500.
+    #[error(
+        "no SessionLayer around this route: add `.layer(sessions)` to its router, outside of the \
+         layers that read the session"
+    )]
     NoLayer,
-    /// There is no [`ApiTokenLayer`](crate::auth::api_token::ApiTokenLayer) around the route: 500.
+    /// The route has no [`ApiTokenLayer`](crate::auth::api_token::ApiTokenLayer) around it: 500.
     #[cfg(feature = "auth")]
     #[error("no ApiTokenLayer around this route: add `.layer(tokens.layer())` to its router")]
     NoApiTokenLayer,
-    /// Nobody is signed in: 401.
-    #[error("nobody is signed in")]
+    /// No user is signed in: 401.
+    #[error("no user is signed in")]
     Nobody,
     /// The session cannot be read.
     #[error(transparent)]
@@ -89,7 +94,7 @@ impl IntoResponse for Rejection {
     }
 }
 
-/// The API token that let the request through.
+/// Extracts the API token that authorized the request.
 #[cfg(feature = "auth")]
 impl<S: Sync> FromRequestParts<S> for crate::auth::api_token::ApiToken {
     type Rejection = Rejection;
@@ -99,24 +104,32 @@ impl<S: Sync> FromRequestParts<S> for crate::auth::api_token::ApiToken {
     }
 }
 
-/// The [status](Error::status) and a sentence without any of the error's words, which go into the log.
+/// Answers with the [status](Error::status) and a general sentence. The error's text goes into the
+/// log only.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         answer(self.status(), &self, None)
     }
 }
 
-/// The [status](crate::auth::Error::status) and a sentence without any of the error's words, which go into the log: except for what
-/// somebody typed, or has too many of: those words are for them.
+/// Answers with the [status](crate::auth::Error::status) and a general sentence. The error's text
+/// goes into the log only, except for errors about the user's input or about too many items: their
+/// text is for the user.
 #[cfg(feature = "auth")]
 impl IntoResponse for crate::auth::Error {
     fn into_response(self) -> Response {
         use crate::auth::Error as Auth;
         match self {
             Auth::Session(error) => error.into_response(),
-            Auth::Password(_) | Auth::Input(_) | Auth::TooMany(_) => (self.status(), self.to_string()).into_response(),
-            Auth::Denied(_) => (self.status(), "you were not signed in; please try again").into_response(),
-            Auth::Busy { retry_after } => answer(self.status(), &self, Some(retry_after.as_secs().max(1))),
+            Auth::Password(_) | Auth::Input(_) | Auth::TooMany(_) => {
+                (self.status(), self.to_string()).into_response()
+            }
+            Auth::Denied(_) => {
+                (self.status(), "you were not signed in; please try again").into_response()
+            }
+            Auth::Busy { retry_after } => {
+                answer(self.status(), &self, Some(retry_after.as_secs().max(1)))
+            }
             _ => answer(self.status(), &self, None),
         }
     }
@@ -125,12 +138,12 @@ impl IntoResponse for crate::auth::Error {
 fn answer(status: StatusCode, error: &dyn std::fmt::Display, retry_after: Option<u64>) -> Response {
     let text = match status {
         StatusCode::SERVICE_UNAVAILABLE => "please try again in a moment",
-        StatusCode::CONFLICT => "you have signed in or out meanwhile; please load the page anew",
-        StatusCode::PAYLOAD_TOO_LARGE => "that is too much to keep",
+        StatusCode::CONFLICT => "you have signed in or out in the meantime; please reload the page",
+        StatusCode::PAYLOAD_TOO_LARGE => "the data is too large to be kept",
         _ => "something went wrong",
     };
     if status.is_server_error() {
-        tracing::error!(%error, %status, "a request cannot be answered");
+        tracing::error!(%error, %status, "session error: the request is not answered");
     }
     let mut response = (status, text).into_response();
     if status == StatusCode::SERVICE_UNAVAILABLE {

@@ -1,4 +1,4 @@
-//! How long sessions live, and what happens when the store does not answer.
+//! Settings of sessions: lifetimes, the cookie, the answer when the store fails.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -8,30 +8,34 @@ use serde::Deserialize;
 use crate::cookie::CookiePolicy;
 use crate::error::Error;
 
-/// What a request gets whose session cannot be read or written.
+/// Answer to a request whose session cannot be read or written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum OnStoreError {
-    /// An error from [`Session`](crate::Session)'s methods; 503 if the changes could not be saved at the end.
+    /// Methods of [`Session`](crate::Session) return an error; the response is a 503 if the changes
+    /// cannot be saved at the end.
     #[default]
     Unavailable,
-    /// An empty session, and changes that are dropped with a warning. The cookie stays: nobody is logged out for good.
+    /// The session is empty, and changes are dropped with a warning. The cookie stays, so users
+    /// are still logged in when the store answers again.
     Anonymous,
 }
 
-/// What a browser is told to forget when somebody signs out (`Clear-Site-Data`). Browsers obey over HTTPS.
+/// Data that a browser clears when a user signs out (`Clear-Site-Data`). Browsers obey the header
+/// over HTTPS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ClearSiteData {
-    /// The session's cookie alone.
+    /// The session cookie only.
     #[default]
     Nothing,
-    /// Its cache of this site's pages: nobody who uses the browser next finds them by "back".
+    /// The browser's cache of this site's pages: the next user of the browser cannot go back to
+    /// them.
     Cache,
-    /// Its cache, and what scripts have stored (local storage, databases, workers), but cookies: ones that keep somebody signed in are the
-    /// application's to clear.
+    /// The cache, and what scripts have stored (local storage, databases, workers), but no cookies:
+    /// the application must clear its own remember-me cookies.
     CacheAndStorage,
 }
 
@@ -45,7 +49,7 @@ impl ClearSiteData {
     }
 }
 
-/// Whatever is longer than ten years is ten years.
+/// Maximum duration of any setting; longer values are cut to ten years.
 const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Settings of a [`SessionLayer`](crate::SessionLayer). The defaults are for a site with accounts.
@@ -57,28 +61,29 @@ const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// A session unused for that long is gone. Default: 2 h.
+    /// Time without use after which a session ends. Default: 2 h.
     #[serde(with = "humantime_serde")]
     pub(crate) idle_timeout: Duration,
-    /// A session is gone that long after its creation, however much it is used. Default: 7 days.
+    /// Time after its creation when a session ends, regardless of use. Default: 7 days.
     #[serde(with = "humantime_serde")]
     pub(crate) absolute_timeout: Duration,
-    /// How long the old id still works after a rotation, for requests under way. Default: 10 s.
+    /// Time for which the old id still works after a rotation, for requests in progress. Default:
+    /// 10 s.
     #[serde(with = "humantime_serde")]
     pub(crate) rotation_grace: Duration,
-    /// How the cookie looks.
+    /// Attributes of the cookie.
     pub(crate) cookie: CookiePolicy,
-    /// What happens when the store does not answer.
+    /// Answer when the store fails.
     pub(crate) on_store_error: OnStoreError,
-    /// How many sessions a user may have. Default: as many as they like.
+    /// Maximum number of a user's sessions. Default: no limit.
     pub(crate) sessions_per_user: Option<NonZeroU32>,
-    /// What browsers are told to forget at a logout.
+    /// Data that browsers clear at a logout.
     pub(crate) clear_site_data: ClearSiteData,
-    /// Who stays signed in: ended with all of a user's sessions.
+    /// Remember-me cookies that end with all of a user's sessions.
     #[cfg(feature = "auth")]
     #[serde(skip)]
     pub(crate) remember: Option<crate::auth::Remember>,
-    /// Whether shared caches may keep responses that depend on a session.
+    /// Lets shared caches keep responses that depend on a session.
     pub(crate) unprotected_from_shared_caches: bool,
 }
 
@@ -100,57 +105,61 @@ impl Default for Config {
 }
 
 impl Config {
-    /// A session unused for that long is gone.
+    /// Sets the time without use after which a session ends.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.idle_timeout = limit;
         self
     }
 
-    /// A session is gone that long after its creation.
+    /// Sets the time after its creation when a session ends.
     pub fn absolute_timeout(mut self, limit: Duration) -> Self {
         self.absolute_timeout = limit;
         self
     }
 
-    /// How long the old id still works after a rotation, and how long requests under way read the old state after a log-in.
+    /// Sets how long the old id still works after a rotation, and how long requests in progress
+    /// read the old state after a log-in.
     pub fn rotation_grace(mut self, grace: Duration) -> Self {
         self.rotation_grace = grace;
         self
     }
 
-    /// How the cookie looks.
+    /// Sets the attributes of the cookie.
     pub fn cookie(mut self, cookie: CookiePolicy) -> Self {
         self.cookie = cookie;
         self
     }
 
-    /// What happens when the store does not answer.
+    /// Sets the answer when the store fails.
     pub fn on_store_error(mut self, choice: OnStoreError) -> Self {
         self.on_store_error = choice;
         self
     }
 
-    /// Ends a user's oldest sessions when there are more than that: once the client of a new one has sent its cookie. Costs one look at the
-    /// user's sessions a sign-in.
+    /// Sets the maximum number of a user's sessions. When there are more, the user's oldest
+    /// sessions end once the client of the new session has sent its cookie. Costs one read of the
+    /// user's sessions per sign-in.
     pub fn sessions_per_user(mut self, most: NonZeroU32) -> Self {
         self.sessions_per_user = Some(most);
         self
     }
 
-    /// What browsers are told to forget at a logout.
+    /// Sets the data that browsers clear at a logout.
     pub fn clear_site_data(mut self, what: ClearSiteData) -> Self {
         self.clear_site_data = what;
         self
     }
 
-    /// Leaves `Cache-Control` and `Vary` as the application sets them, though the response depends on a session. Somebody else's page may
-    /// then come from a shared cache: only for sites that no such cache stands before.
+    /// Leaves `Cache-Control` and `Vary` as the application sets them, although the response
+    /// depends on a session. A shared cache may then serve one user's page to another: only for
+    /// sites without such a cache in front.
     pub fn unprotected_from_shared_caches(mut self) -> Self {
         self.unprotected_from_shared_caches = true;
         self
     }
 
-    /// Ends who stays signed in: first, so that no cookie brings back what ends after it.
+    /// Ends a user's remember-me cookies. Call this first, so that no cookie restores a session
+    /// that ends afterwards.
     pub(crate) async fn end_remembered(&self, user: &str) -> Result<(), Error> {
         #[cfg(feature = "auth")]
         if let Some(remember) = &self.remember {
@@ -172,7 +181,8 @@ impl Config {
         self.rotation_grace.min(LONGEST)
     }
 
-    /// A session that is used is renewed when it was not for that long: once a minute, or a twentieth of the idle time-out.
+    /// Interval after which a used session is renewed: a minute, or a twentieth of the idle
+    /// time-out, but at most half of it.
     pub(crate) fn renewal(&self) -> Duration {
         let idle = self.idle();
         (idle / 20).max(Duration::from_mins(1)).min(idle / 2)

@@ -1,56 +1,60 @@
-//! The cookie: how it is read and written.
+//! Reads and writes the session cookie.
 
 use std::time::Duration;
 
 use cookie::Cookie;
 use http::HeaderValue;
+use scale_core::cookies::cookies;
 use serde::{Deserialize, Deserializer};
 
 use crate::error::Error;
 
-/// What makes a browser take a cookie from this host alone, over HTTPS alone, for all of its paths.
+/// Prefix that makes a browser accept a cookie from this host only, over HTTPS only, and for all
+/// paths.
 const HOST: &str = "__Host-";
-/// What makes a browser take a cookie over HTTPS alone.
+/// Prefix that makes a browser accept a cookie over HTTPS only.
 const SECURE: &str = "__Secure-";
 
-/// When browsers send the cookie along with requests that come from other sites.
+/// Cross-site requests with which browsers send the cookie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SameSite {
-    /// Never.
+    /// The cookie is never sent with cross-site requests.
     Strict,
-    /// When following a link.
+    /// The cookie is sent when the user follows a link.
     #[default]
     Lax,
-    /// Always: for embedding. Needs protection against request forgery.
+    /// The cookie is always sent: for embedding. Needs protection against cross-site request
+    /// forgery.
     None,
 }
 
-/// How the session's cookie looks. The default is the strictest form a site on HTTPS can have: `__Host-session`, `Secure`, `HttpOnly`,
-/// `SameSite=Lax`, `Path=/`.
+/// Attributes of the session cookie. The default is the strictest form for a site on HTTPS:
+/// `__Host-session`, `Secure`, `HttpOnly`, `SameSite=Lax`, `Path=/`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CookiePolicy {
     #[serde(deserialize_with = "name")]
     name: String,
     same_site: SameSite,
-    /// Whether the cookie is kept from plain HTTP. Without it the name loses its `__Host-`.
+    /// `true` if the cookie is kept from plain HTTP. Without this flag the name has no `__Host-`
+    /// prefix.
     secure: bool,
     partitioned: bool,
-    /// Sent to the hosts below this one, too.
+    /// Domain whose subdomains get the cookie as well.
     #[serde(deserialize_with = "domain")]
     domain: Option<String>,
-    /// Gone when the browser is closed.
+    /// `true` if the cookie ends when the browser is closed.
     ends_with_browser: bool,
 }
 
-/// A token of RFC 9110, which is what the name of a cookie is.
+/// Checks that a cookie's name is a token of RFC 9110.
 fn checked(name: &str) -> Result<&str, Error> {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if !name.is_empty() && name.len() <= 200 && name.bytes().all(is_token) {
         return Ok(name);
     }
-    Err(Error::Setting("a cookie's name has 1 to 200 letters, digits or signs of !#$%&'*+-.^_`|~"))
+    Err(Error::Setting("a cookie name has 1 to 200 letters, digits or signs of !#$%&'*+-.^_`|~"))
 }
 
 fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -59,14 +63,17 @@ fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
     Ok(name)
 }
 
-/// The name of a host with a dot in it: browsers take a cookie for no whole top-level domain.
+/// Checks that a domain is a host name with a dot in it: browsers reject a cookie for a whole
+/// top-level domain.
 fn checked_domain(domain: &str) -> Result<String, Error> {
     let labels: Vec<&str> = domain.trim_start_matches('.').split('.').collect();
-    let is_label = |label: &&str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let is_label = |label: &&str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
     if labels.len() > 1 && domain.len() <= 253 && labels.iter().all(is_label) {
         return Ok(labels.join(".").to_ascii_lowercase());
     }
-    Err(Error::Setting("a cookie's domain is the name of a host with a dot in it, as `example.com`"))
+    Err(Error::Setting("a cookie domain is a host name with a dot in it, as in `example.com`"))
 }
 
 fn domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
@@ -77,49 +84,60 @@ fn domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
 impl Default for CookiePolicy {
     fn default() -> Self {
         let (same_site, name) = (SameSite::Lax, "session".into());
-        Self { name, same_site, secure: true, partitioned: false, domain: None, ends_with_browser: false }
+        Self {
+            name,
+            same_site,
+            secure: true,
+            partitioned: false,
+            domain: None,
+            ends_with_browser: false,
+        }
     }
 }
 
 impl CookiePolicy {
-    /// The cookie's name, without the `__Host-` that is put before it.
+    /// Sets the cookie's name, without the `__Host-` prefix, which is added.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a name that no cookie can have: one of letters, digits and a few signs.
+    /// [`Error::Setting`] for an invalid cookie name: a name has 1 to 200 letters, digits and a few
+    /// signs.
     pub fn name(mut self, name: &str) -> Result<Self, Error> {
         self.name = checked(name)?.into();
         Ok(self)
     }
 
-    /// See [`SameSite`].
+    /// Sets the [`SameSite`] attribute.
     pub fn same_site(mut self, same_site: SameSite) -> Self {
         self.same_site = same_site;
         self
     }
 
-    /// Partitioned by the embedding site (CHIPS).
+    /// Partitions the cookie by the embedding site (CHIPS).
     pub fn partitioned(mut self) -> Self {
         self.partitioned = true;
         self
     }
 
-    /// Sends the cookie to `domain` and to every host below it: `app.example.com` and `www.example.com` share their sessions. Whoever may
-    /// answer at one of them can then plant a cookie for the others, so the name's prefix is `__Secure-` and no longer `__Host-`.
+    /// Sends the cookie to `domain` and to every host below it: `app.example.com` and
+    /// `www.example.com` share their sessions. Each of these hosts can then plant a cookie for the
+    /// others, so the name's prefix is `__Secure-` and no longer `__Host-`.
     ///
     /// # Errors
-    /// [`Error::Setting`] for what is no name of a host with a dot in it.
+    /// [`Error::Setting`] if `domain` is not a host name with a dot in it.
     pub fn shared_with_subdomains_of(mut self, domain: &str) -> Result<Self, Error> {
         self.domain = Some(checked_domain(domain)?);
         Ok(self)
     }
 
-    /// Ends the session when the browser is closed, as far as the browser says so: one that restores its tabs keeps it. The time-outs stay.
+    /// Ends the session when the browser is closed, if the browser reports that: a browser that
+    /// restores its tabs keeps the session. The time-outs still apply.
     pub fn ends_with_browser(mut self) -> Self {
         self.ends_with_browser = true;
         self
     }
 
-    /// For development over plain HTTP only: anybody on the way can read the cookie.
+    /// Sends the cookie over plain HTTP, for development only: anybody on the network path can read
+    /// the cookie.
     pub fn insecure(mut self) -> Self {
         self.secure = false;
         self
@@ -141,27 +159,26 @@ impl CookiePolicy {
         }
     }
 
-    /// The values of our cookies in a request's lines of them.
+    /// Returns the values of this policy's cookies in the `Cookie` headers of a request.
     fn ours<'l>(&self, lines: &'l [HeaderValue]) -> impl Iterator<Item = &'l str> {
-        // Others may hold any bytes: each is looked at by itself.
-        let pairs = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
-        let texts = pairs.filter_map(|pair| std::str::from_utf8(pair).ok()).map(str::trim);
-        let pairs = texts.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        pairs.filter(|(name, _)| self.is_named(name)).map(|(_, value)| value)
+        cookies(lines.iter().map(HeaderValue::as_bytes))
+            .filter(|(name, _)| self.is_named(name))
+            .map(|(_, value)| value)
     }
 
     fn is_named(&self, name: &str) -> bool {
         name.strip_prefix(self.prefix()) == Some(&self.name)
     }
 
-    /// What a request presents. Two cookies of the name are a sign of a planted one: none is believed.
+    /// Returns the cookie that a request presents. Two cookies of that name are a sign of a planted
+    /// one: neither is used.
     pub(crate) fn read<'l>(&self, lines: &'l [HeaderValue]) -> Option<&'l str> {
         let mut ours = self.ours(lines);
         let value = ours.next()?;
         if ours.next().is_some() { None } else { Some(value) }
     }
 
-    /// Whether there is one to be cleared.
+    /// Returns whether the request presents a cookie that can be cleared.
     pub(crate) fn presents(&self, lines: &[HeaderValue]) -> bool {
         self.ours(lines).next().is_some()
     }
@@ -186,7 +203,7 @@ impl CookiePolicy {
             Some(domain) => cookie.domain(domain),
             None => cookie,
         };
-        // One that is cleared has a time in any case.
+        // A cookie that is cleared needs a `Max-Age` in any case.
         let cookie = if self.ends_with_browser && !lifetime.is_zero() {
             cookie
         } else {
@@ -206,12 +223,25 @@ mod tests {
         let (policy, id) = (CookiePolicy::default(), Id::random(None).unwrap());
         let written = policy.set(&id.text(), Duration::from_mins(1)).unwrap();
         let text = written.to_str().unwrap();
-        assert_eq!(text, format!("__Host-session={}; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60", id.text()));
+        assert_eq!(
+            text,
+            format!(
+                "__Host-session={}; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60",
+                id.text()
+            )
+        );
         let pair = text.split(';').next().unwrap();
         let mut lines: Vec<HeaderValue> = vec![format!("a=b; {pair};c=d").parse().unwrap()];
-        assert_eq!((policy.read(&lines), policy.presents(&lines)), (Some(id.text().as_str()), true));
+        assert_eq!(
+            (policy.read(&lines), policy.presents(&lines)),
+            (Some(id.text().as_str()), true)
+        );
         lines.push(format!("__Host-session={}", Id::random(None).unwrap().text()).parse().unwrap());
-        assert_eq!((policy.read(&lines), policy.presents(&lines)), (None, true), "a second cookie of the name");
+        assert_eq!(
+            (policy.read(&lines), policy.presents(&lines)),
+            (None, true),
+            "a second cookie of the name"
+        );
         let other = |text: &str| [HeaderValue::try_from(text).unwrap()];
         assert!(!policy.presents(&other("session=x; __Host-session2=x; x__Host-session=x")));
         assert!(policy.presents(&other("a; __Host-session")));
@@ -220,13 +250,27 @@ mod tests {
 
     #[test]
     fn shared_with_subdomains_or_gone_with_the_browser() {
-        let policy = CookiePolicy::default().shared_with_subdomains_of(".Example.com").unwrap().ends_with_browser();
-        let (day, text) = (Duration::from_hours(24), |value: Option<HeaderValue>| value.unwrap().to_str().unwrap().to_owned());
+        let policy = CookiePolicy::default()
+            .shared_with_subdomains_of(".Example.com")
+            .unwrap()
+            .ends_with_browser();
+        let (day, text) = (Duration::from_hours(24), |value: Option<HeaderValue>| {
+            value.unwrap().to_str().unwrap().to_owned()
+        });
         let set = text(policy.set("x", day));
-        assert_eq!(set, "__Secure-session=x; HttpOnly; SameSite=Lax; Secure; Path=/; Domain=example.com");
-        assert!(text(policy.clear()).ends_with("Domain=example.com; Max-Age=0") || text(policy.clear()).contains("Max-Age=0"));
+        assert_eq!(
+            set,
+            "__Secure-session=x; HttpOnly; SameSite=Lax; Secure; Path=/; Domain=example.com"
+        );
+        assert!(
+            text(policy.clear()).ends_with("Domain=example.com; Max-Age=0")
+                || text(policy.clear()).contains("Max-Age=0")
+        );
         let lines = |name: &str| [HeaderValue::try_from(format!("{name}=x")).unwrap()];
-        assert!(policy.presents(&lines("__Secure-session")) && !policy.presents(&lines("__Host-session")));
+        assert!(
+            policy.presents(&lines("__Secure-session"))
+                && !policy.presents(&lines("__Host-session"))
+        );
         assert!(text(policy.insecure().set("x", day)).starts_with("session=x;"));
         for bad in ["com", "", ".", "a..b", "evil.com; Path=/", "a b.com", "localhost"] {
             assert!(CookiePolicy::default().shared_with_subdomains_of(bad).is_err(), "{bad}");
@@ -235,7 +279,9 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_cookie_header_is_survived(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+        fn any_cookie_header_is_survived(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300),
+        ) {
             if let Ok(value) = HeaderValue::from_bytes(&bytes) {
                 let _ = CookiePolicy::default().read(&[value]);
             }

@@ -2,50 +2,60 @@
 
 use http::StatusCode;
 
-/// Why a session could not be read or written.
+/// Reason why a session could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The address names no store that is compiled in.
-    #[error("{0} is no store for sessions; use `memory:` or, with its feature, a Redis, Postgres or SQLite address")]
+    #[error(
+        "cannot use {0} as a session store: expected `memory:` or, \
+         with its feature, a Redis, Postgres, MySQL or SQLite address"
+    )]
     Address(String),
-    /// The store did not answer or refused.
-    #[error("the session store: {0}")]
+    /// The store did not answer, or refused.
+    #[error("session store failed: {0}")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A value cannot be turned into bytes.
+    /// The tables of a database are older or newer than this version of the crate needs, or could
+    /// not be migrated.
+    #[cfg(feature = "sql")]
+    #[error(transparent)]
+    Schema(Box<dyn std::error::Error + Send + Sync>),
+    /// A value cannot be encoded.
     #[error("field `{field}` cannot be encoded: {source}")]
     Encode {
         /// The field's name.
         field: String,
-        /// The encoder's words.
+        /// The encoder's error.
         source: rmp_serde::encode::Error,
     },
-    /// A field does not hold what was asked for: its type has changed, or its bytes are broken.
-    #[error("field `{field}` does not hold the type asked for")]
+    /// A field does not contain the requested type: the type has changed, or the bytes are broken.
+    #[error("field `{field}` does not contain the requested type")]
     Decode {
         /// The field's name.
         field: String,
     },
-    /// A value, a name, or the number of fields is over the limit (64 KiB, 128 bytes, 128 fields).
-    #[error("the session is full: {0}")]
+    /// A value, a name, or the number of fields exceeds its limit (64 KiB, 128 bytes, 128 fields).
+    #[error("session content exceeds a limit: {0}")]
     TooLarge(&'static str),
     /// The session was destroyed or has expired while it was being written.
-    #[error("the session is gone")]
+    #[error("the session was destroyed or has expired")]
     Gone,
-    /// The client has signed in, or is somebody else, since this request began: it has another session now, and this one is only read.
-    #[error("the session was replaced by a log-in that came meanwhile")]
+    /// The client has signed in, or has changed its user, since this request began. The client has
+    /// another session now, and this one is read-only.
+    #[error("the session was replaced by a log-in that ran at the same time")]
     Replaced,
-    /// The response has been sent: what would be written with it can be no more.
-    #[error("the response has been sent; `update` and `increment` write at once, this does not")]
+    /// The response has been sent: changes that are written with the response come too late.
+    #[error("the response has been sent: only `update` and `increment` still write")]
     Closed,
-    /// A setting that cannot be.
+    /// A setting is invalid.
     #[error("{0}")]
     Setting(&'static str),
-    /// Of sessions that lie in their cookies ([`SessionLayer::irrevocable`](crate::SessionLayer)): nobody knows where the others are.
-    #[error("a session that lies in its cookie can neither be listed nor ended from elsewhere")]
+    /// The store cannot list or end sessions, because their content is in their cookies
+    /// ([`SessionLayer::irrevocable`](crate::SessionLayer)).
+    #[error("a session that is kept in its cookie can neither be listed nor ended from elsewhere")]
     Irrevocable,
-    /// An atomic update met other writers too often.
-    #[error("field `{field}` is written by too many at once")]
+    /// An atomic update conflicted with other writers too often.
+    #[error("field `{field}` has too many concurrent writers")]
     Contended {
         /// The field's name.
         field: String,
@@ -53,13 +63,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns the status to answer with: 503 if it may work later, 409 if the client has another session by now, 413 for a value that is
-    /// too large, 500 for a mistake of the application.
+    /// Returns the HTTP status to answer with: 503 if a retry may succeed, 409 if the client has
+    /// another session now, 413 for a value that is too large, 500 for a mistake of the
+    /// application.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Store(_) | Self::Contended { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Gone | Self::Replaced => StatusCode::CONFLICT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            #[cfg(feature = "sql")]
+            Self::Schema(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Address(_)
             | Self::Encode { .. }
             | Self::Decode { .. }
@@ -69,10 +82,9 @@ impl Error {
         }
     }
 
-    /// Names the scheme alone: the rest may hold a password.
+    /// Returns the error for an unsupported address. It names the scheme alone, because the rest
+    /// may contain a password.
     pub(crate) fn address(url: &str) -> Self {
-        let scheme = url.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| !scheme.is_empty());
-        let quoted = |scheme: &str| format!("`{}`", scheme.chars().take(20).collect::<String>());
-        Self::Address(scheme.map_or_else(|| "an address without a scheme".into(), quoted))
+        Self::Address(scale_core::address::shown_scheme(url))
     }
 }

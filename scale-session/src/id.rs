@@ -3,9 +3,9 @@
 use data_encoding::BASE64URL_NOPAD;
 use sha2::{Digest, Sha256};
 
-/// What a client holds: the session's family, 128 random bits that stay the same for as long as somebody is who they are; a secret,
-/// 128 random bits that change with each rotation; and whose session it is. It exists in the cookie and in memory; what is stored is a
-/// [`Handle`] and a [`Proof`].
+/// Session id of a client. It has three parts: the session's family, 128 random bits that stay the
+/// same until the identity changes; a secret, 128 random bits that change with each rotation; and
+/// the owner. The id exists only in the cookie and in memory; the store has a [`Handle`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Id {
     family: [u8; 16],
@@ -13,28 +13,29 @@ pub struct Id {
     owner: Option<Owner>,
 }
 
-/// Where a session lies: a hash of its family, and whose session it is. It survives rotations, and signs nobody in.
+/// Storage key of a session: a hash of the session's family, and the owner. The handle stays the
+/// same across rotations, and nobody can sign in with it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Handle {
     family: [u8; 16],
     owner: Option<Owner>,
 }
 
-/// A hash of an [`Id`]'s secret: a dump of the store logs nobody in.
+/// Hash of an [`Id`]'s secret. Nobody can sign in with a dump of the store.
 #[derive(Clone, Copy)]
 pub struct Proof([u8; 16]);
 
-/// Who a session belongs to: a hash of the user's id. It is part of a session's id, so that a store finds the session and what is known of
-/// its owner in one step.
+/// Owner of a session: a hash of the user's id. The owner is part of the session's id, so that a
+/// store finds the session and the owner's revocations in one step.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner([u8; 16]);
 
-/// The length of 32 and of 16 bytes as text.
+/// Lengths of 32 and of 16 bytes as text.
 const LONG: usize = 43;
 const SHORT: usize = 22;
 
 impl Owner {
-    /// Of a user, by whatever id the application has for them.
+    /// Returns the owner for a user id. The application chooses the form of its user ids.
     pub fn of(user: &str) -> Self {
         let digest = Sha256::digest([b"owner:", user.as_bytes()].concat());
         let mut tag = [0; 16];
@@ -42,18 +43,18 @@ impl Owner {
         Self(tag)
     }
 
-    /// As it stands in keys.
+    /// Returns the text form that storage keys contain.
     pub fn text(&self) -> String {
         BASE64URL_NOPAD.encode(&self.0)
     }
 
-    /// Reads what [`text`](Self::text) wrote.
+    /// Parses the output of [`text`](Self::text).
     pub fn parse(text: &str) -> Option<Self> {
         Some(Self(BASE64URL_NOPAD.decode(text.as_bytes()).ok()?.try_into().ok()?))
     }
 }
 
-/// Reads the one canonical form of so many bytes, and of an owner if there is more.
+/// Parses `N` bytes in their one canonical form, and the owner that may follow them.
 fn split<const N: usize>(text: &str, length: usize) -> Option<([u8; N], Option<Owner>)> {
     if !text.is_ascii() || (text.len() != length && text.len() != length + SHORT) {
         return None;
@@ -83,7 +84,7 @@ fn hash(parts: &[&[u8]]) -> [u8; 16] {
 }
 
 impl Id {
-    /// A new family, from the operating system's generator.
+    /// Returns an id of a new family, from the operating system's random number generator.
     pub(crate) fn random(owner: Option<Owner>) -> Result<Self, getrandom::Error> {
         let mut family = [0; 16];
         getrandom::fill(&mut family)?;
@@ -97,7 +98,8 @@ impl Id {
         Ok(Self { secret, ..*self })
     }
 
-    /// Reads a cookie's value. Anything but the one canonical form is nobody's id, and never reaches a store.
+    /// Parses a cookie's value. Returns `None` for anything but the one canonical form: no store is
+    /// asked about such a value.
     pub fn parse(text: &str) -> Option<Self> {
         let (bytes, owner) = split::<32>(text, LONG)?;
         let (family, secret) = (bytes[..16].try_into().ok()?, bytes[16..].try_into().ok()?);
@@ -108,33 +110,37 @@ impl Id {
         join(&[self.family, self.secret].concat(), self.owner.as_ref())
     }
 
-    /// Where its session lies.
+    /// Returns the storage key of the session.
     pub fn handle(&self) -> Handle {
         Handle { family: hash(&[b"family", &self.family]), owner: self.owner }
     }
 
-    /// What shows that whoever has it was given it.
+    /// Returns the proof that the client was given this id.
     pub fn proof(&self) -> Proof {
         Proof(hash(&[b"secret", &self.family, &self.secret]))
     }
 }
 
 impl Proof {
-    /// As it is stored.
+    /// Returns the text form that is stored.
     pub fn text(&self) -> String {
         BASE64URL_NOPAD.encode(&self.0)
     }
 
-    /// Reads what [`text`](Self::text) wrote.
+    /// Parses the output of [`text`](Self::text).
     pub fn parse(text: &str) -> Option<Self> {
         Some(Self(BASE64URL_NOPAD.decode(text.as_bytes()).ok()?.try_into().ok()?))
     }
 }
 
-/// In a time that does not tell where they differ.
+/// Compares in constant time: the duration does not reveal where the proofs differ.
 impl PartialEq for Proof {
     fn eq(&self, other: &Self) -> bool {
-        self.0.iter().zip(&other.0).fold(0, |differs, (a, b)| std::hint::black_box(differs | (a ^ b))) == 0
+        self.0
+            .iter()
+            .zip(&other.0)
+            .fold(0, |differs, (a, b)| std::hint::black_box(differs | (a ^ b)))
+            == 0
     }
 }
 
@@ -159,23 +165,23 @@ impl std::fmt::Debug for Owner {
 }
 
 impl Handle {
-    /// As it stands in keys.
+    /// Returns the text form that storage keys contain.
     pub fn text(&self) -> String {
         join(&self.family, self.owner.as_ref())
     }
 
-    /// Reads what [`text`](Self::text) wrote.
+    /// Parses the output of [`text`](Self::text).
     pub fn parse(text: &str) -> Option<Self> {
         let (family, owner) = split(text, SHORT)?;
         Some(Self { family, owner })
     }
 
-    /// Whose session it is, if somebody's.
+    /// Returns the owner of the session, if there is one.
     pub fn owner(&self) -> Option<&Owner> {
         self.owner.as_ref()
     }
 
-    /// The family's hash alone.
+    /// Returns the hash of the family, without the owner.
     pub fn family(&self) -> String {
         BASE64URL_NOPAD.encode(&self.family)
     }
@@ -198,13 +204,20 @@ mod tests {
             assert_eq!(Id::parse(&id.text()), Some(id.clone()));
             assert_ne!(id, Id::random(owner).unwrap());
             assert_eq!(format!("{id:?}"), "Id(secret)");
-            assert!(!id.text().contains(&id.handle().family()) && !id.text().contains(&id.proof().text()));
+            assert!(
+                !id.text().contains(&id.handle().family())
+                    && !id.text().contains(&id.proof().text())
+            );
             let next = id.rotated().unwrap();
-            assert!(next.handle() == id.handle() && next.proof() != id.proof() && next.text() != id.text());
+            assert!(
+                next.handle() == id.handle()
+                    && next.proof() != id.proof()
+                    && next.text() != id.text()
+            );
             assert_eq!(Proof::parse(&id.proof().text()), Some(id.proof()));
             assert_eq!(Handle::parse(&id.handle().text()), Some(id.handle()));
         }
-        // Somebody else's mark makes it another session, which is nobody's.
+        // With another owner the handle is that of another session, which does not exist.
         let id = Id::random(Some(Owner::of("ann"))).unwrap();
         let text = format!("{}{}", &id.text()[..LONG], Owner::of("ben").text());
         assert_ne!(Id::parse(&text).unwrap().handle(), id.handle());

@@ -1,4 +1,5 @@
-//! The tower layer: puts a [`Session`] into every request's extensions and writes what changed when the handler has returned.
+//! The tower layer: puts a [`Session`] into every request's extensions and writes what changed when
+//! the handler has returned.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,12 +19,14 @@ use crate::plain_http::PlainHttp;
 use crate::session::Session;
 use crate::store::{MemoryStore, Store};
 
-/// Gives every request a [`Session`]. Cloning costs three reference counts.
+/// Adds a [`Session`] to every request. A clone costs three reference counts.
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_session::Error> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), scale_session::Error> {
 /// use scale_session::{Config, SessionLayer};
-/// let layer = SessionLayer::connect("memory:", "shop", Config::default()).await?; // or "redis://…"
+/// // or "redis://…"
+/// let layer = SessionLayer::connect("memory:", "shop", Config::default()).await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -34,73 +37,98 @@ pub struct SessionLayer {
 }
 
 impl SessionLayer {
-    /// Sessions in a store of your choice.
+    /// Keeps sessions in the given store.
     pub fn new(store: impl Store, config: Config) -> Self {
         Self { store: Arc::new(store), config: Arc::new(config), plain_http: Arc::default() }
     }
 
-    /// Sessions of this process alone.
+    /// Keeps sessions in the memory of this process.
     pub fn memory(config: Config) -> Self {
         Self::new(MemoryStore::new(), config)
     }
 
-    /// Sessions shared by all that use the same Redis and `app`.
+    /// Keeps sessions in Redis, shared by all processes with the same Redis and `app`.
     #[cfg(feature = "redis")]
     pub fn redis(redis: scale_redis::Redis, app: &str, config: Config) -> Self {
         Self::new(crate::store::RedisStore::new(redis, app), config)
     }
 
-    /// Sessions that lie in their cookies, encrypted: nothing is kept on the server, so nothing there can end them.
+    /// Keeps sessions in their cookies, encrypted. The server keeps nothing, so nothing on the
+    /// server can end a session.
     ///
-    /// | beside a store | here |
+    /// | compared with a store | here |
     /// | --- | --- |
-    /// | a logout, a rotation | clears or replaces the cookie; whoever has a copy of the old one uses it until it expires |
-    /// | two requests at once | the answer that comes last counts, with all its fields |
-    /// | [`Session::devices`], [`Session::revoke_all`] and their like | [`Error::Irrevocable`] |
-    /// | a log-in by a passkey or with another site that is under way, good once | good as often as a copy of its cookie is sent, for its minutes |
+    /// | a logout, a rotation | clears or replaces the cookie; a copy of the old cookie works until it expires |
+    /// | two requests at once | the response that arrives last wins, with all its fields |
+    /// | [`Session::devices`], [`Session::revoke_all`] and similar methods | [`Error::Irrevocable`] |
+    /// | a log-in in progress, by a passkey or through another site, which a store accepts once | is accepted as often as a copy of its cookie is sent, within its minutes |
     /// | size | 2,500 bytes of names and values |
     ///
-    /// Keep the time-outs short, and what must not be copied elsewhere.
+    /// Set short time-outs, and keep elsewhere what must not be copied.
     ///
     /// ```
     /// use scale_session::{Config, SessionLayer, store::CookieKeys};
     /// # let (secret, old) = ([1; 32], [2; 32]);
-    /// let keys = CookieKeys::new(&secret).older(&old); // 32 random bytes each, from where secrets are kept
+    /// // 32 random bytes each, from a secret store
+    /// let keys = CookieKeys::new(&secret).older(&old);
     /// let layer = SessionLayer::irrevocable(keys, Config::default());
     /// ```
     #[cfg(feature = "cookie")]
     pub fn irrevocable(keys: crate::store::CookieKeys, config: Config) -> Self {
-        Self::new(crate::store::SealedStore::new(keys), config)
+        Self::new(crate::store::EncryptedCookieStore::new(keys), config)
     }
 
-    /// Picks the store by its address: `memory:`; with feature `redis` any address of `scale-redis`; with features `postgres` and `sqlite`
-    /// a database, whose tables are made if they are not there.
+    /// Picks the store by its address: `memory:`; with feature `redis` any address of
+    /// `scale-redis`; with features `postgres`, `mysql` and `sqlite` a database. The tables in an
+    /// SQLite file are created if they are missing. On a server the tables must exist, see
+    /// `store::migrate`.
     ///
     /// # Errors
-    /// [`Error::Address`] for any other; [`Error::Store`] if nobody answers there.
+    /// [`Error::Address`] for any other address; `Error::Schema` if a server has no tables, or
+    /// tables of another version; [`Error::Store`] if the server does not answer.
     pub async fn connect(url: &str, app: &str, config: Config) -> Result<Self, Error> {
         match url.split(':').next().unwrap_or_default() {
             "memory" => Ok(Self::memory(config)),
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
-                let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Store(Box::new(e)))?;
+                let redis = scale_redis::Redis::connect(url)
+                    .await
+                    .map_err(|e| Error::Store(Box::new(e)))?;
                 redis.warn_of_eviction("sessions").await;
                 Ok(Self::redis(redis, app, config))
             }
-            #[cfg(any(feature = "postgres", feature = "sqlite"))]
-            _ if crate::sql::System::of(url).is_some() => Ok(Self::new(crate::store::SqlStore::connect(url, app).await?, config)),
+            #[cfg(feature = "sql")]
+            _ if scale_sql::System::of(url).is_some() => {
+                Ok(Self::new(crate::store::SqlStore::connect(url, app).await?, config))
+            }
             _ => {
                 let _ = app;
                 Err(Error::address(url))
             }
         }
     }
+
+    /// Keeps sessions in a database, through the application's own pool: a `PgPool`, a `MySqlPool`
+    /// or an `SqlitePool`. The tables must exist, see [`migrate`](crate::store::migrate).
+    ///
+    /// # Errors
+    /// [`Error::Schema`] if the tables are older or newer than this version needs; [`Error::Store`]
+    /// if the database does not answer.
+    #[cfg(feature = "sql")]
+    pub async fn with_pool(
+        pool: impl Into<crate::store::Database>,
+        app: &str,
+        config: Config,
+    ) -> Result<Self, Error> {
+        Ok(Self::new(crate::store::SqlStore::with_pool(pool, app).await?, config))
+    }
 }
 
 impl SessionLayer {
-    /// Ends who stays signed in by [`Remember`](crate::auth::Remember) wherever all of a user's sessions end:
-    /// [`Session::revoke_all`], [`Session::revoke_others`], [`revoke_all_of`](Self::revoke_all_of). Its subjects are the ids that users are
-    /// signed in by.
+    /// Ends the [`Remember`](crate::auth::Remember) cookies of a user whenever all of the user's
+    /// sessions end: [`Session::revoke_all`], [`Session::revoke_others`],
+    /// [`revoke_all_of`](Self::revoke_all_of). The subjects of `Remember` must be the ids that
+    /// users are signed in by.
     #[cfg(feature = "auth")]
     pub fn remember(mut self, remember: &crate::auth::Remember) -> Self {
         Arc::make_mut(&mut self.config).remember = Some(remember.clone());
@@ -111,10 +139,12 @@ impl SessionLayer {
         self.config.end_remembered(user).await
     }
 
-    /// A request's session, by its `Cookie` headers, for frameworks that tower does not reach; [`Session::close`] it when the request has
-    /// been answered. Nothing is asked of the store yet. `examples/actix` and `examples/poem` show it.
+    /// Returns a request's session, by its `Cookie` headers, for frameworks without tower. Call
+    /// [`Session::close`] when the request has been answered. The store is not asked yet.
+    /// `examples/actix` and `examples/poem` show the use.
     pub fn open<'c>(&self, cookies: impl IntoIterator<Item = &'c [u8]>) -> Session {
-        let cookies = cookies.into_iter().filter_map(|cookie| HeaderValue::from_bytes(cookie).ok()).collect();
+        let cookies =
+            cookies.into_iter().filter_map(|cookie| HeaderValue::from_bytes(cookie).ok()).collect();
         self.session(cookies)
     }
 
@@ -136,7 +166,7 @@ impl<S> Layer<S> for SessionLayer {
     }
 }
 
-/// The service of [`SessionLayer`].
+/// Service of [`SessionLayer`].
 #[derive(Clone, Debug)]
 pub struct Sessions<S> {
     layer: SessionLayer,
@@ -159,14 +189,16 @@ where
     }
 
     fn call(&mut self, mut request: Request<Req>) -> Self::Future {
-        // Looked at when somebody asks for the session.
-        let session = self.layer.session(request.headers().get_all(COOKIE).into_iter().cloned().collect());
+        // The cookie is parsed when the application first uses the session.
+        let session =
+            self.layer.session(request.headers().get_all(COOKIE).into_iter().cloned().collect());
         let plain = self.layer.plain_http.look_for(&request, &self.layer.config);
         request.extensions_mut().insert(session.clone());
         let response = self.inner.call(request);
         Box::pin(async move {
             let mut response = response.await?;
-            // The session is written whatever the handler answered: a 5xx does not undo what it did.
+            // The session is written for every answer of the handler: a 5xx does not undo the
+            // changes.
             if let Ok(has_cookie) = session.end_response(response.headers_mut()).await {
                 if let Some(host) = plain.filter(|_| has_cookie) {
                     host.warn();

@@ -1,20 +1,27 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(doc)]
+#[doc = include_str!("../docs/design.md")]
+pub mod design {}
+
 #[cfg(feature = "auth")]
 pub mod auth;
 #[cfg(feature = "axum")]
 mod axum;
-mod changes;
 mod config;
 mod cookie;
+mod devices;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod headers;
 mod id;
+mod identity;
 pub mod layer;
 mod plain_http;
 mod session;
-mod signed;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(feature = "sql")]
 mod sql;
 pub mod store;
 mod value;
@@ -23,7 +30,7 @@ mod value;
 pub use self::axum::{Rejection, SignedIn};
 pub use config::{ClearSiteData, Config, OnStoreError};
 pub use cookie::{CookiePolicy, SameSite};
+pub use devices::Device;
 pub use error::Error;
 pub use layer::SessionLayer;
 pub use session::Session;
-pub use signed::Device;

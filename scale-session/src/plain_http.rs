@@ -1,4 +1,4 @@
-//! A word on the console when a cookie is set that its browser will not send back: over plain HTTP.
+//! Warns when a `Secure` cookie is set over plain HTTP: browsers do not store such a cookie.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -8,29 +8,36 @@ use http::{HeaderMap, Request};
 
 use crate::config::Config;
 
-/// Says it once.
+/// Warns once per layer.
 #[derive(Debug, Default)]
 pub(crate) struct PlainHttp {
     said: AtomicBool,
 }
 
-/// The host of a request that came over plain HTTP.
+/// Host of a request that came over plain HTTP.
 pub(crate) struct Plain {
     host: String,
     all: Arc<PlainHttp>,
 }
 
 impl PlainHttp {
-    /// The host, if nothing says that the request came over HTTPS and browsers do not take the host for this very machine.
-    pub(crate) fn look_for<B>(self: &Arc<Self>, request: &Request<B>, config: &Config) -> Option<Plain> {
+    /// Returns the host if no header says that the request came over HTTPS and browsers do not
+    /// treat the host as the local machine.
+    pub(crate) fn look_for<B>(
+        self: &Arc<Self>,
+        request: &Request<B>,
+        config: &Config,
+    ) -> Option<Plain> {
         if !config.cookie.is_secure() || self.said.load(Relaxed) {
             return None;
         }
         let headers = request.headers();
         if headers.contains_key(COOKIE)
-            && config.cookie.presents(&headers.get_all(COOKIE).into_iter().cloned().collect::<Vec<_>>())
+            && config
+                .cookie
+                .presents(&headers.get_all(COOKIE).into_iter().cloned().collect::<Vec<_>>())
         {
-            // It does come back: whatever is between knows HTTPS, and does not say so.
+            // The browser does send the cookie: a proxy speaks HTTPS without a header that says so.
             self.said.store(true, Relaxed);
             return None;
         }
@@ -42,25 +49,33 @@ impl PlainHttp {
         if is_https || is_this_machine(host) {
             return None;
         }
-        Some(Plain { host: host.chars().filter(|c| !c.is_control()).take(100).collect(), all: Arc::clone(self) })
+        Some(Plain {
+            host: host.chars().filter(|c| !c.is_control()).take(100).collect(),
+            all: Arc::clone(self),
+        })
     }
 }
 
 impl Plain {
-    /// Says so, if nobody has yet.
+    /// Logs the warning, unless it was logged before.
     pub(crate) fn warn(self) {
         if self.all.said.swap(true, Relaxed) {
             return;
         }
         let text = format!(
-            "a session's cookie was set over plain HTTP at `{}`: browsers will not keep it, so nobody stays signed in. Use HTTPS (behind \
-             a proxy, let it send `X-Forwarded-Proto: https`), or `localhost`; or, on a network of your own, \
+            "the session cookie was set over plain HTTP at `{}`: browsers do not store it, so \
+             sign-ins are lost. Use HTTPS (behind \
+             a proxy, have the proxy send `X-Forwarded-Proto: https`), or `localhost`, or, \
+             on a private network, \
              `CookiePolicy::default().insecure()`",
             self.host
         );
         tracing::warn!("{text}");
         if !tracing::dispatcher::has_been_set() {
-            #[expect(clippy::print_stderr, reason = "nobody reads the log, and nothing else tells why signing in does not work")]
+            #[expect(
+                clippy::print_stderr,
+                reason = "without a log subscriber nothing else explains why signing in fails"
+            )]
             {
                 eprintln!("scale-session: {text}");
             }
@@ -73,7 +88,7 @@ fn says(headers: &HeaderMap, name: &str, word: &str) -> bool {
     lines.flat_map(|line| line.split([',', ';'])).any(|part| part.trim().eq_ignore_ascii_case(word))
 }
 
-/// A host to which browsers send `Secure` cookies over plain HTTP.
+/// Returns whether browsers send `Secure` cookies to this host over plain HTTP.
 fn is_this_machine(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
@@ -105,13 +120,19 @@ mod tests {
             }
             is_plain
         };
-        for host in ["192.168.1.20:8080", "shop.test", "example.com:80", "localhost.example.com", "[2001:db8::1]:80"] {
+        for host in [
+            "192.168.1.20:8080", "shop.test", "example.com:80", "localhost.example.com",
+            "[2001:db8::1]:80",
+        ] {
             assert!(told(host, None), "{host}");
             assert!(told(host, Some(("x-forwarded-proto", "http"))), "{host}");
             assert!(!told(host, Some(("x-forwarded-proto", "https"))), "{host}");
             assert!(!told(host, Some(("forwarded", "for=10.0.0.1; proto=https"))), "{host}");
         }
-        for host in ["localhost", "localhost:3000", "app.localhost:80", "127.0.0.1:3000", "[::1]:3000", "LOCALHOST."] {
+        for host in [
+            "localhost", "localhost:3000", "app.localhost:80", "127.0.0.1:3000", "[::1]:3000",
+            "LOCALHOST.",
+        ] {
             assert!(!told(host, None), "{host}");
         }
         assert!(!told("shop.test", Some(("cookie", "__Host-session=x"))), "it comes back");

@@ -1,183 +1,249 @@
-//! What the tables of this crate have in common: the words of each system, and a pool that makes its tables.
+//! Shared parts of this crate's SQL stores: migrations and connections.
 
-use std::sync::Arc;
+use std::future::Future;
 use std::time::Duration;
 
-use sqlx::any::AnyPoolOptions;
-use sqlx::{Any, AnyPool, AssertSqlSafe, Row, Transaction};
+pub(crate) use scale_sql::{Connection, Database, Query, Statement, System, statements};
+use scale_sql::{Mark, Migration, Options, Schema};
 
-use crate::error::Error;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum System {
-    #[cfg(feature = "postgres")]
-    Postgres,
-    #[cfg(feature = "sqlite")]
-    Sqlite,
-}
-
-impl System {
-    pub(crate) fn of(url: &str) -> Option<Self> {
-        match url.split(':').next()? {
-            #[cfg(feature = "postgres")]
-            "postgres" | "postgresql" => Some(Self::Postgres),
-            #[cfg(feature = "sqlite")]
-            "sqlite" => Some(Self::Sqlite),
-            _ => None,
-        }
-    }
-
-    /// Words in braces as this system says them.
-    pub(crate) fn say(self, text: &str) -> Arc<str> {
-        let words = match self {
-            #[cfg(feature = "postgres")]
-            Self::Postgres => [
-                ("{now}", "(extract(epoch from clock_timestamp()) * 1000)::bigint"),
-                ("{bytes}", "bytea"),
-                ("{text}", "text collate \"C\""),
-                ("{least}", "least"),
-                ("{most}", "greatest"),
-                ("{lock}", "for update"),
-                ("{one_at_a_time}", "select pg_advisory_xact_lock(7222013)"),
-                ("{lock_owner}", "select pg_advisory_xact_lock(hashtextextended($1 || ':' || $2, 7222014))"),
-            ],
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite => [
-                ("{now}", "cast(unixepoch('subsec') * 1000 as integer)"),
-                ("{bytes}", "blob"),
-                ("{text}", "text"),
-                ("{least}", "min"),
-                ("{most}", "max"),
-                ("{lock}", ""),
-                // Its transactions are, by themselves.
-                ("{one_at_a_time}", "select 1"),
-                ("{lock_owner}", "select $1, $2"),
-            ],
-        };
-        words.iter().fold(text.to_owned(), |text, (word, own)| text.replace(word, own)).into()
-    }
-}
-
-/// A file's statements, said once in the words of the system.
-macro_rules! statements {
-    ($($name:ident = $text:expr;)*) => {
-        #[derive(Debug)]
-        struct Texts { $($name: std::sync::Arc<str>,)* }
-
-        impl Texts {
-            fn new(system: $crate::sql::System) -> Self {
-                Self { $($name: system.say($text),)* }
-            }
+macro_rules! migration {
+    ($version:literal, $folder:literal, $name:literal, $mark:expr) => {
+        Migration {
+            version: $version,
+            name: $name,
+            sql: include_str!(concat!(
+                "../migrations/", $folder, "/000", $version, "_", $name, ".sql"
+            )),
+            mark: $mark,
         }
     };
 }
-pub(crate) use statements;
 
-/// A pool, and which system it leads to.
-#[derive(Debug)]
-pub(crate) struct Database {
-    pool: AnyPool,
-    system: System,
+/// Tables of sessions.
+pub(crate) const SESSIONS: Schema = Schema {
+    name: "scale_sessions",
+    lock: 7_222_012,
+    postgres: &[
+        migration!(1, "sessions/postgres", "sessions", Mark::Table("scale_sessions")),
+        migration!(
+            2,
+            "sessions/postgres",
+            "expand_owners",
+            Mark::Column("scale_sessions", "owner")
+        ),
+        migration!(3, "sessions/postgres", "applications", Mark::Column("scale_sessions", "app")),
+        migration!(4, "sessions/postgres", "expand_next", Mark::Column("scale_sessions", "next")),
+    ],
+    mysql: &[migration!(4, "sessions/mysql", "sessions", Mark::Table("scale_session_fields"))],
+    sqlite: &[
+        migration!(1, "sessions/sqlite", "sessions", Mark::Table("scale_sessions")),
+        migration!(2, "sessions/sqlite", "expand_owners", Mark::Column("scale_sessions", "owner")),
+        migration!(3, "sessions/sqlite", "applications", Mark::Column("scale_sessions", "app")),
+        migration!(4, "sessions/sqlite", "expand_next", Mark::Column("scale_sessions", "next")),
+    ],
+};
+
+/// Table of the one-time store.
+#[cfg(feature = "auth")]
+pub(crate) const LEDGER: Schema = Schema {
+    name: "scale_ledger",
+    lock: 7_222_012,
+    postgres: &[
+        migration!(1, "ledger/postgres", "ledger", Mark::Table("scale_ledger")),
+        migration!(2, "ledger/postgres", "applications", Mark::Column("scale_ledger", "app")),
+    ],
+    mysql: &[migration!(2, "ledger/mysql", "ledger", Mark::Table("scale_ledger"))],
+    sqlite: &[
+        migration!(1, "ledger/sqlite", "ledger", Mark::Table("scale_ledger")),
+        migration!(2, "ledger/sqlite", "applications", Mark::Column("scale_ledger", "app")),
+    ],
+};
+
+/// Table of the audit log.
+#[cfg(feature = "auth")]
+pub(crate) const AUDIT: Schema = Schema {
+    name: "scale_audit",
+    lock: 7_222_012,
+    postgres: &[
+        migration!(1, "audit/postgres", "audit", Mark::Table("scale_audit")),
+        migration!(2, "audit/postgres", "applications", Mark::Column("scale_audit", "app")),
+    ],
+    mysql: &[migration!(2, "audit/mysql", "audit", Mark::Table("scale_audit"))],
+    sqlite: &[
+        migration!(1, "audit/sqlite", "audit", Mark::Table("scale_audit")),
+        migration!(2, "audit/sqlite", "applications", Mark::Column("scale_audit", "app")),
+    ],
+};
+
+/// Table of records that belong to users.
+#[cfg(feature = "auth")]
+pub(crate) const RECORDS: Schema = Schema {
+    name: "scale_auth_records",
+    lock: 7_222_012,
+    postgres: &[migration!(1, "records/postgres", "records", Mark::Table("scale_auth_records"))],
+    mysql: &[migration!(1, "records/mysql", "records", Mark::Table("scale_auth_locks"))],
+    sqlite: &[migration!(1, "records/sqlite", "records", Mark::Table("scale_auth_records"))],
+};
+
+/// All schemas, in the order in which they are migrated.
+#[cfg(feature = "auth")]
+const SCHEMAS: &[Schema] = &[SESSIONS, LEDGER, AUDIT, RECORDS];
+#[cfg(not(feature = "auth"))]
+const SCHEMAS: &[Schema] = &[SESSIONS];
+
+/// Migrates the tables of a database to this version of the crate: the tables of sessions and, with
+/// feature `auth`, of the one-time store, the audit log and the records. Call this function where
+/// the application migrates its own tables, with a database role that may create tables.
+///
+/// One process migrates at a time; the others wait. On PostgreSQL and SQLite each store's tables
+/// are migrated as a whole or not at all.
+///
+/// ```no_run
+/// # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
+/// use scale_session::{Config, SessionLayer};
+///
+/// scale_session::store::migrate(&pool).await?;
+/// let sessions = SessionLayer::with_pool(&pool, "shop", Config::default()).await?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// [`Error::Schema`](crate::Error::Schema) if a migration fails or the tables are newer than this
+/// version; [`Error::Store`](crate::Error::Store) if the database does not answer.
+pub async fn migrate(database: impl Into<Database>) -> Result<(), crate::Error> {
+    let database = database.into();
+    for schema in SCHEMAS {
+        schema.migrate(&database).await?;
+    }
+    Ok(())
 }
 
-fn failed(error: sqlx::Error) -> Error {
-    Error::Store(Box::new(error))
+/// Returns the files that [`migrate`] applies on a database system, in order, as pairs of name and
+/// content. The files are in the crate's folder `migrations`, for teams that apply such files
+/// themselves.
+pub fn migrations(system: System) -> Vec<(String, &'static str)> {
+    let name = |migration: &Migration| {
+        (format!("{:04}_{}.sql", migration.version, migration.name), migration.sql)
+    };
+    SCHEMAS.iter().flat_map(|schema| schema.migrations(system).iter().map(name)).collect()
 }
 
-/// An SQLite file has one writer. WAL, so that its readers do not mind it.
-#[cfg(feature = "sqlite")]
-fn one_writer(options: AnyPoolOptions) -> AnyPoolOptions {
-    options.max_connections(1).idle_timeout(None).max_lifetime(None).after_connect(|connection, _| {
-        Box::pin(async move {
-            let settings = "pragma journal_mode = wal; pragma synchronous = normal; pragma busy_timeout = 5000";
-            sqlx::raw_sql(settings).execute(connection).await.map(drop)
-        })
-    })
+/// Returns the statements that the stores run on a database system, by name, for tests of their
+/// query plans.
+#[doc(hidden)]
+pub fn statements_of(system: System) -> Vec<(&'static str, String)> {
+    let all = crate::store::sql::Texts::new(system).all();
+    #[cfg(feature = "auth")]
+    let all = [
+        all,
+        crate::auth::one_time_store::Texts::new(system).all(),
+        crate::auth::records::Texts::new(system).all(),
+        crate::auth::audit::Texts::new(system).all(),
+    ]
+    .concat();
+    all.into_iter().map(|(name, statement)| (name, statement.text().to_owned())).collect()
 }
 
-/// Row locks are what orders writers here, whatever isolation the database is set to by default.
-#[cfg(feature = "postgres")]
-fn read_committed(options: AnyPoolOptions) -> AnyPoolOptions {
-    options.after_connect(|connection, _| {
-        Box::pin(async move {
-            // Nobody waits for longer than they would for a connection: one that is stuck must not take the others.
-            let setting = "set session characteristics as transaction isolation level read committed; set lock_timeout = '2s'";
-            sqlx::raw_sql(setting).execute(connection).await.map(drop)
-        })
-    })
+/// Opens a small connection pool for one store.
+pub(crate) async fn connect(url: &str) -> Result<Database, scale_sql::Error> {
+    let mut options = Options::default();
+    // Waiting for a lock takes no longer than waiting for a connection: a blocked statement must
+    // not hold up the others.
+    (options.acquire_timeout, options.lock_timeout) =
+        (Duration::from_secs(2), Duration::from_secs(2));
+    options.statement_timeout = Duration::from_secs(5);
+    Database::connect(url, &options).await
 }
 
-/// A name as text that every system takes, distinct ones as distinct texts: Postgres takes no zero byte.
+/// Checks that the tables exist: creates them in an SQLite file, expects them on a server.
+pub(crate) async fn open(
+    database: Database,
+    app: &str,
+    schema: &Schema,
+) -> Result<Database, scale_sql::Error> {
+    if text_of(app).len() > LONGEST_APP {
+        return Err(scale_sql::Error::Setting("the application name is longer than 255 bytes"));
+    }
+    database.look().await?;
+    match database.system() {
+        System::Sqlite => schema.migrate(&database).await?,
+        System::Postgres | System::MySql => schema.check(&database).await?,
+    }
+    Ok(database)
+}
+
+/// Maximum length of an application's name in tables, in bytes.
+const LONGEST_APP: usize = 255;
+
+/// Returns a name as text that every database system accepts, distinct names as distinct texts.
+/// PostgreSQL accepts no zero byte.
 pub(crate) fn text_of(name: &str) -> String {
     name.replace('\\', "\\\\").replace('\0', "\\0")
 }
 
-/// The address of an SQLite file that is made if it is not there, unless the address says otherwise.
-#[cfg(feature = "sqlite")]
-fn creating(url: &str, system: System) -> std::borrow::Cow<'_, str> {
-    if system != System::Sqlite || url.contains("mode=") || url.contains(":memory:") {
-        return url.into();
-    }
-    format!("{url}{}mode=rwc", if url.contains('?') { '&' } else { '?' }).into()
+/// Runs a transaction, and runs it again if the database has rolled it back in favour of another
+/// one.
+pub(crate) async fn again<T, E, F>(attempt: impl FnMut() -> F) -> Result<T, E>
+where
+    E: Sourced,
+    F: Future<Output = Result<T, E>>,
+{
+    scale_sql::retry(E::source, attempt).await
 }
 
-impl Database {
-    /// Connects, and makes the tables if they are not there.
-    pub(crate) async fn connect(url: &str, tables: &Arc<str>) -> Result<Self, Error> {
-        sqlx::any::install_default_drivers();
-        let system = System::of(url).ok_or_else(|| Error::address(url))?;
-        let options = AnyPoolOptions::new().acquire_timeout(Duration::from_secs(2));
-        #[cfg(feature = "sqlite")]
-        let options = if system == System::Sqlite { one_writer(options) } else { options };
-        #[cfg(feature = "postgres")]
-        let options = if system == System::Postgres { read_committed(options) } else { options };
-        // sqlx's words may hold the password.
-        #[cfg(feature = "sqlite")]
-        let url = &*creating(url, system);
-        let pool = options.connect_lazy(url).map_err(|_| Error::Address("a database address that cannot be read".into()))?;
-        let database = Self { pool, system };
-        if database.has(tables).await? {
-            return Ok(database);
+/// An error that may contain a database error.
+pub(crate) trait Sourced {
+    fn source(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)>;
+}
+
+impl Sourced for crate::Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        let Self::Store(source) = self else { return None };
+        Some(&**source)
+    }
+}
+
+#[cfg(feature = "auth")]
+impl Sourced for crate::auth::Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        let Self::OneTimeStore(source) = self else { return None };
+        Some(&**source)
+    }
+}
+
+impl From<scale_sql::Error> for crate::Error {
+    fn from(error: scale_sql::Error) -> Self {
+        match error {
+            scale_sql::Error::Address(said) => Self::Address(said),
+            scale_sql::Error::Setting(said) => Self::Setting(said),
+            scale_sql::Error::Sql(error) => Self::Store(Box::new(error)),
+            other => Self::Schema(Box::new(other)),
         }
-        let mut tx = database.begin().await?;
-        #[cfg(feature = "postgres")]
-        if system == System::Postgres {
-            // Several processes may start at once; Postgres does not like two to make one table.
-            sqlx::query("select pg_advisory_xact_lock(7222012)").execute(&mut *tx).await.map_err(failed)?;
+    }
+}
+
+#[cfg(feature = "auth")]
+impl From<scale_sql::Error> for crate::auth::Error {
+    fn from(error: scale_sql::Error) -> Self {
+        match error {
+            scale_sql::Error::Address(_) => Self::Setting(
+                "the address of the database is not supported, or its feature is not enabled",
+            ),
+            scale_sql::Error::Setting(said) => Self::Setting(said),
+            scale_sql::Error::Sql(error) => Self::OneTimeStore(Box::new(error)),
+            other => Self::Schema(Box::new(other)),
         }
-        sqlx::raw_sql(AssertSqlSafe(Arc::clone(tables))).execute(&mut *tx).await.map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        Ok(database)
     }
+}
 
-    /// Whether every table and index is there: then no lock is taken that would wait for a long transaction and hold up all behind it.
-    async fn has(&self, tables: &Arc<str>) -> Result<bool, Error> {
-        let name = |line: &str| line.split_once(" if not exists ")?.1.split_whitespace().next().map(str::to_owned);
-        let names: Vec<String> = tables.lines().filter_map(name).collect();
-        let text = match self.system {
-            #[cfg(feature = "postgres")]
-            System::Postgres => "select count(*) from unnest(string_to_array($1, ',')) as name where to_regclass(name) is null",
-            #[cfg(feature = "sqlite")]
-            System::Sqlite => {
-                "select count(*) from json_each('[\"' || replace($1, ',', '\",\"') || '\"]') as name \
-                where name.value not in (select known.name from sqlite_master as known)"
-            }
-        };
-        let row = sqlx::query(AssertSqlSafe(text)).bind(names.join(",")).fetch_one(&self.pool).await.map_err(failed)?;
-        Ok(row.try_get::<i64, _>(0).map_err(failed)? == 0)
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    pub(crate) fn pool(&self) -> &AnyPool {
-        &self.pool
-    }
-
-    /// On SQLite a transaction asks for the writer's place at its beginning: one that asks later may be refused it.
-    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
-        match self.system {
-            #[cfg(feature = "postgres")]
-            System::Postgres => self.pool.begin().await.map_err(failed),
-            #[cfg(feature = "sqlite")]
-            System::Sqlite => self.pool.begin_with(sqlx::SqlSafeStr::into_sql_str("begin immediate")).await.map_err(failed),
+    #[test]
+    fn distinct_names_are_distinct_texts() {
+        for (a, b) in [("a\\0", "a\0"), ("\\", "\\\\"), ("", "\0")] {
+            assert_ne!(text_of(a), text_of(b));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How a field's value is written: a version byte, then MessagePack with named fields.
+//! Encoding of a field's value: a version byte, then MessagePack with named fields.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -6,42 +6,45 @@ use serde::de::DeserializeOwned;
 use crate::error::Error;
 
 pub(crate) const VERSION: u8 = 1;
-/// The largest encoded value, bytes.
+/// Maximum size of an encoded value, in bytes.
 pub(crate) const MAX_VALUE: usize = 64 * 1024;
-/// The longest field name, bytes.
+/// Maximum length of a field name, in bytes.
 const MAX_NAME: usize = 128;
 
 pub(crate) fn encode<T: Serialize + ?Sized>(field: &str, value: &T) -> Result<Vec<u8>, Error> {
     if field.is_empty() || field.len() > MAX_NAME || is_ours(field) || field.contains('\0') {
-        return Err(Error::TooLarge("a field's name has 1 to 128 bytes, does not start with a dot and has no zero byte"));
+        return Err(Error::TooLarge(
+            "a field name has 1 to 128 bytes, no leading dot and no zero byte",
+        ));
     }
     encode_ours(field, value)
 }
 
-/// Names that begin so are not the application's.
+/// Returns whether the name is reserved for this crate.
 pub(crate) fn is_ours(field: &str) -> bool {
     field.starts_with(['\0', '.'])
 }
 
-/// Of a field that is not the application's.
+/// Encodes a field that is reserved for this crate.
 pub(crate) fn encode_ours<T: Serialize + ?Sized>(field: &str, value: &T) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![VERSION];
-    rmp_serde::encode::write_named(&mut bytes, value).map_err(|source| Error::Encode { field: field.into(), source })?;
+    rmp_serde::encode::write_named(&mut bytes, value)
+        .map_err(|source| Error::Encode { field: field.into(), source })?;
     if bytes.len() > MAX_VALUE {
         return Err(Error::TooLarge("a value has at most 64 KiB"));
     }
     Ok(bytes)
 }
 
-/// A number as [`encode`] writes it.
+/// Encodes a number as [`encode`] does.
 pub(crate) fn encode_number(number: i64) -> Vec<u8> {
     let mut bytes = vec![VERSION];
-    // Into a Vec: there is nothing that can fail.
+    // Writing to a `Vec` cannot fail.
     let _ = rmp_serde::encode::write_named(&mut bytes, &number);
     bytes
 }
 
-/// `None`: it is no number that fits.
+/// Decodes a number. Returns `None` for any other type and for a number that does not fit.
 pub(crate) fn decode_number(bytes: &[u8]) -> Option<i64> {
     decode("", bytes).ok()
 }

@@ -1,4 +1,4 @@
-//! Signing in: who is, on which devices, and how it ends. On every store.
+//! Sign-in: who is signed in, on which devices, and how sign-ins end. On every store.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -27,7 +27,7 @@ async fn signed_in(layer: &SessionLayer, user: &'static str, device: &'static st
     send(layer, None, sign_in(user, device)).await.2.unwrap()
 }
 
-/// The same, by a browser that has got the cookie and sends it.
+/// Returns the cookie of a sign-in, after the browser has sent it once.
 async fn seen(layer: &SessionLayer, user: &'static str, device: &'static str) -> String {
     let cookie = signed_in(layer, user, device).await;
     assert_eq!(is(layer, &cookie).await, user);
@@ -41,9 +41,14 @@ async fn is(layer: &SessionLayer, cookie: &str) -> String {
 async fn names(layer: &SessionLayer, cookie: &str) -> Vec<String> {
     let list = action(|s| async move {
         let devices = s.devices().await?;
-        Ok(devices.iter().map(|d| format!("{}{}", d.name, if d.is_this { "*" } else { "" })).collect::<Vec<_>>().join(","))
+        Ok(devices
+            .iter()
+            .map(|d| format!("{}{}", d.name, if d.is_this { "*" } else { "" }))
+            .collect::<Vec<_>>()
+            .join(","))
     });
-    let mut names: Vec<_> = send(layer, Some(cookie), list).await.1.split(',').map(str::to_owned).collect();
+    let mut names: Vec<_> =
+        send(layer, Some(cookie), list).await.1.split(',').map(str::to_owned).collect();
     names.sort_unstable();
     names
 }
@@ -56,7 +61,8 @@ async fn contract(layer: SessionLayer) -> Result<()> {
     logins_race_with_an_end_of_all(&layer).await
 }
 
-/// Reads beside the end of all others: the one that stays is never taken for one of those.
+/// Reads concurrent with the end of all others: the remaining session is never treated as one of
+/// the others.
 async fn who_ends_the_others_stays_in(layer: &SessionLayer) {
     let mine = signed_in(layer, "gil", "mine").await;
     for _ in 0..30 {
@@ -66,17 +72,19 @@ async fn who_ends_the_others_stays_in(layer: &SessionLayer) {
                 assert_eq!(is(layer, &mine).await, "gil");
             }
         };
-        let others = action(|s| async move { Ok(s.revoke_others().await.map(|()| String::new())?) });
+        let others =
+            action(|s| async move { Ok(s.revoke_others().await.map(|()| String::new())?) });
         futures_util::future::join(reads, send(layer, Some(&mine), others)).await;
         assert_eq!(is(layer, &other).await, "nobody");
     }
 }
 
 async fn states_follow_one_another(layer: &SessionLayer) -> Result<()> {
-    // What an anonymous visitor had is kept, under another id each time.
+    // An anonymous visitor's data is kept, under another id each time.
     let (_, _, first) = send(layer, None, common::put("cart".into(), "shoes")).await;
     let first = first.unwrap();
-    let half = action(|s| async move { Ok(s.await_second_factor("ann").await.map(|()| String::new())?) });
+    let half =
+        action(|s| async move { Ok(s.await_second_factor("ann").await.map(|()| String::new())?) });
     let (_, _, second) = send(layer, Some(&first), half).await;
     let second = second.unwrap();
     assert_eq!(is(layer, &second).await, "ann?");
@@ -86,47 +94,60 @@ async fn states_follow_one_another(layer: &SessionLayer) -> Result<()> {
     assert_eq!(is(layer, &third).await, "ann");
     assert_eq!(send(layer, Some(&third), common::get("cart")).await.1, "shoes");
 
-    // Freshness: proving again gives a new id, and only to who is signed in.
+    // Freshness: confirming the identity gives a new id, and only to a signed-in user.
     let fresh = action(|s| async move {
-        Ok(format!("{} {}", s.is_proved_within(Duration::from_mins(1)).await?, s.is_proved_within(Duration::ZERO).await?))
+        Ok(format!(
+            "{} {}",
+            s.is_confirmed_within(Duration::from_mins(1)).await?,
+            s.is_confirmed_within(Duration::ZERO).await?
+        ))
     });
     assert!(send(layer, Some(&third), fresh).await.1.starts_with("true"));
-    let prove = || action(|s| async move { Ok(s.prove().await?.to_string()) });
+    let prove = || action(|s| async move { Ok(s.confirm().await?.to_string()) });
     let (_, answer, fourth) = send(layer, Some(&third), prove()).await;
     assert_eq!((answer.as_str(), fourth.is_some()), ("true", true));
     assert_eq!(send(layer, Some(&first), prove()).await.1, "false");
     let fourth = fourth.unwrap();
     assert_eq!(names(layer, &fourth).await, ["Firefox*"], "the old ids are no devices");
 
-    // The state is not the application's to write.
+    // The application cannot write the internal fields.
     for name in [".signed", ".x", "\0turn"] {
         let forge = action(move |s| async move {
             s.remove(name).await?;
             let inserted = matches!(s.insert(name, "x").await, Err(Error::TooLarge(_)));
-            let updated = matches!(s.update::<String, _>(name, |_| None).await, Err(Error::TooLarge(_)));
+            let updated =
+                matches!(s.update::<String, _>(name, |_| None).await, Err(Error::TooLarge(_)));
             Ok(format!("{inserted} {updated}"))
         });
         assert_eq!(send(layer, Some(&fourth), forge).await.1, "true true");
     }
     assert_eq!(is(layer, &fourth).await, "ann");
 
-    // Somebody else's mark on one's own id, or none, is nobody's session.
+    // An id with another user's mark, or with none, is not signed in.
     let ben = signed_in(layer, "ben", "Opera").await;
     let (name, value) = fourth.split_once('=').unwrap();
     let bens = ben.split_once('=').unwrap().1;
-    for forged in [format!("{}{}", &value[..43], &bens[43..]), value[..43].to_owned(), format!("{value}A")] {
+    for forged in
+        [format!("{}{}", &value[..43], &bens[43..]), value[..43].to_owned(), format!("{value}A")]
+    {
         assert_eq!(is(layer, &format!("{name}={forged}")).await, "nobody", "{forged}");
     }
     let out = action(|s| async move { Ok(s.destroy().await.map(|()| String::new())?) });
     send(layer, Some(&fourth), out).await;
-    assert_eq!((is(layer, &fourth).await.as_str(), is(layer, &ben).await.as_str()), ("nobody", "ben"));
+    assert_eq!(
+        (is(layer, &fourth).await.as_str(), is(layer, &ben).await.as_str()),
+        ("nobody", "ben")
+    );
     assert!(layer.devices_of("ann").await?.is_empty());
     Ok(())
 }
 
 async fn devices_are_listed_and_ended(layer: &SessionLayer) -> Result<()> {
-    let (phone, tablet, desk) =
-        (seen(layer, "cleo", "Phone").await, seen(layer, "cleo", "Tablet").await, seen(layer, "cleo", "Desk").await);
+    let (phone, tablet, desk) = (
+        seen(layer, "cleo", "Phone").await,
+        seen(layer, "cleo", "Tablet").await,
+        seen(layer, "cleo", "Desk").await,
+    );
     let other = signed_in(layer, "dan", "Phone").await;
     assert_eq!(names(layer, &phone).await, ["Desk", "Phone*", "Tablet"]);
     let listed: Vec<Device> = layer.devices_of("cleo").await?;
@@ -139,12 +160,16 @@ async fn devices_are_listed_and_ended(layer: &SessionLayer) -> Result<()> {
             async move { Ok(s.revoke(&id).await?.to_string()) }
         })
     };
-    assert_eq!(send(layer, Some(&other), revoke(id("Tablet"))).await.1, "false", "it is somebody else's");
+    assert_eq!(
+        send(layer, Some(&other), revoke(id("Tablet"))).await.1,
+        "false",
+        "it is another user's"
+    );
     assert_eq!(send(layer, Some(&phone), revoke(id("Tablet"))).await.1, "true");
     assert_eq!(send(layer, Some(&phone), revoke(id("Tablet"))).await.1, "false", "once");
     assert_eq!(is(layer, &tablet).await, "nobody");
     assert_eq!(names(layer, &desk).await, ["Desk*", "Phone"]);
-    // A device's id is no key.
+    // A device's id does not open a session.
     for id in [id("Phone"), id("Desk")] {
         assert_eq!(is(layer, &format!("__Host-session={id}")).await, "nobody");
     }
@@ -152,10 +177,13 @@ async fn devices_are_listed_and_ended(layer: &SessionLayer) -> Result<()> {
     let tablet = signed_in(layer, "cleo", "Tablet").await;
     let others = action(|s| async move { Ok(s.revoke_others().await.map(|()| String::new())?) });
     send(layer, Some(&desk), Arc::clone(&others)).await;
-    assert_eq!([is(layer, &phone).await, is(layer, &tablet).await, is(layer, &desk).await], ["nobody", "nobody", "cleo"]);
+    assert_eq!(
+        [is(layer, &phone).await, is(layer, &tablet).await, is(layer, &desk).await],
+        ["nobody", "nobody", "cleo"]
+    );
     assert_eq!(names(layer, &desk).await, ["Desk*"]);
     assert_eq!(is(layer, &other).await, "dan");
-    // Again, and with a sign-in of the same request.
+    // Again, together with a sign-in in the same request.
     send(layer, Some(&desk), Arc::clone(&others)).await;
     assert_eq!(is(layer, &desk).await, "cleo");
     let anew = action(|s| async move {
@@ -178,13 +206,16 @@ async fn devices_are_listed_and_ended(layer: &SessionLayer) -> Result<()> {
     Ok(())
 }
 
-/// A request that has loaded the session before it was revoked: what it writes, renews or rotates is lost.
+/// A request that loaded the session before it was revoked: its writes, renewals and rotations are
+/// lost.
 async fn slow_requests_bring_nothing_back(layer: &SessionLayer) -> Result<()> {
     for kind in ["write", "increment", "rotate", "renew"] {
         let cookie = signed_in(layer, "eve", "Phone").await;
-        let (loaded, go) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+        let (loaded, go) =
+            (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
         let slow = {
-            let (loaded, go, layer, cookie) = (Arc::clone(&loaded), Arc::clone(&go), layer.clone(), cookie.clone());
+            let (loaded, go, layer, cookie) =
+                (Arc::clone(&loaded), Arc::clone(&go), layer.clone(), cookie.clone());
             let act = action(move |s| {
                 let (loaded, go) = (Arc::clone(&loaded), Arc::clone(&go));
                 async move {
@@ -193,7 +224,9 @@ async fn slow_requests_bring_nothing_back(layer: &SessionLayer) -> Result<()> {
                     go.notified().await;
                     match kind {
                         "write" => s.insert("a", "b").await?,
-                        "increment" => assert!(matches!(s.increment("n", 1).await, Err(Error::Gone))),
+                        "increment" => {
+                            assert!(matches!(s.increment("n", 1).await, Err(Error::Gone)));
+                        }
                         "rotate" => s.rotate().await?,
                         _ => s.renew().await?,
                     }
@@ -231,7 +264,8 @@ async fn logins_race_with_an_end_of_all(layer: &SessionLayer) -> Result<()> {
         })
         .collect();
     for round in 1..=10 {
-        testkit::eventually("log-ins", async || (count.load(SeqCst) >= round * 10).then_some(())).await?;
+        testkit::eventually("log-ins", async || (count.load(SeqCst) >= round * 10).then_some(()))
+            .await?;
         layer.revoke_all_of("fay").await?;
     }
     stop.store(true, SeqCst);
@@ -239,7 +273,7 @@ async fn logins_race_with_an_end_of_all(layer: &SessionLayer) -> Result<()> {
     for login in logins {
         cookies.extend(login.await?);
     }
-    // The list and the requests agree, whoever was first.
+    // The list and the requests agree, in either order.
     let mut living = 0;
     for cookie in &cookies {
         living += usize::from(is(layer, cookie).await == "fay");
@@ -269,6 +303,15 @@ async fn sqlite() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres() -> Result<()> {
     let server = testkit::Postgres::start(0).await?;
+    common::migrate(&server.node(0).url()).await?;
+    contract(SessionLayer::connect(&server.node(0).url(), "test", Config::default()).await?).await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mariadb() -> Result<()> {
+    let server = testkit::MariaDb::start(0).await?;
+    common::migrate(&server.node(0).url()).await?;
     contract(SessionLayer::connect(&server.node(0).url(), "test", Config::default()).await?).await
 }
 
@@ -290,7 +333,8 @@ mod redis {
 
     async fn calls(server: &testkit::Redis) -> Result<u64> {
         let stats = server.command(&["INFO", "commandstats"]).await?;
-        let count = |line: &str| line.split("calls=").nth(1)?.split(',').next()?.parse::<u64>().ok();
+        let count =
+            |line: &str| line.split("calls=").nth(1)?.split(',').next()?.parse::<u64>().ok();
         Ok(stats.lines().filter(|line| !line.contains("_info:")).filter_map(count).sum())
     }
 
@@ -317,23 +361,31 @@ mod redis {
     #[tokio::test]
     async fn a_signed_session_is_one_round_trip_and_leaves_nothing_behind() -> Result<()> {
         let server = testkit::Redis::start().await?;
-        let config = Config::default().idle_timeout(Duration::from_secs(3)).absolute_timeout(Duration::from_secs(4));
+        let config = Config::default()
+            .idle_timeout(Duration::from_secs(3))
+            .absolute_timeout(Duration::from_secs(4));
         let layer = SessionLayer::connect(&server.url(), "test", config).await?;
         let cookie = signed_in(&layer, "ann", "x").await;
         is(&layer, &cookie).await;
-        // How often the server was sent something, this question included.
+        // Number of commands that the server has received, including this one.
         let reads = async || -> Result<u64> {
             let stats = server.command(&["INFO", "stats"]).await?;
-            let line = stats.lines().find_map(|line| line.strip_prefix("total_reads_processed:")).unwrap_or_default().to_owned();
+            let line = stats
+                .lines()
+                .find_map(|line| line.strip_prefix("total_reads_processed:"))
+                .unwrap_or_default()
+                .to_owned();
             Ok(line.trim().parse()?)
         };
         let (before, again) = (reads().await?, reads().await?);
         assert_eq!(is(&layer, &cookie).await, "ann");
         assert_eq!(reads().await? - again, again - before + 1);
-        // The index and the owner's counts go by themselves.
-        testkit::eventually("all keys to expire", async || (server.command(&["DBSIZE"]).await.ok()? == "0").then_some(()))
-            .await?;
-        // What was lost is not trusted.
+        // The index and the owner's counters expire by themselves.
+        testkit::eventually("all keys to expire", async || {
+            (server.command(&["DBSIZE"]).await.ok()? == "0").then_some(())
+        })
+        .await?;
+        // A session whose owner's counters are lost is not accepted.
         let cookie = signed_in(&layer, "ben", "x").await;
         let keys = server.command(&["KEYS", "*owner"]).await?;
         server.command(&["DEL", keys.trim()]).await?;

@@ -1,4 +1,4 @@
-//! Sessions that lie in their cookies.
+//! Sessions stored in their cookies.
 #![cfg(feature = "cookie")]
 #![allow(clippy::unwrap_used)]
 
@@ -36,19 +36,35 @@ async fn all_lies_in_the_cookie() -> Result<()> {
     let cookie = set.unwrap();
     assert_eq!(visits, "2");
     let read = action(|s| async move {
-        let words: (Option<String>, Option<String>) = (s.flashed("word").await?, s.flashed("word").await?);
-        Ok(format!("{:?} {:?} {:?}", s.get::<i64>("visits").await?, s.get::<String>("user").await?, words))
+        let words: (Option<String>, Option<String>) =
+            (s.flashed("word").await?, s.flashed("word").await?);
+        Ok(format!(
+            "{:?} {:?} {:?}",
+            s.get::<i64>("visits").await?,
+            s.get::<String>("user").await?,
+            words
+        ))
     });
     let (_, found, _) = send(&here, Some(&cookie), read).await;
     assert_eq!(found, r#"Some(2) Some("ann") (Some("once"), None)"#);
 
-    let rotated =
-        send(&here, Some(&cookie), action(|s| async move { Ok(s.rotate().await.map(|()| String::new())?) })).await.2.unwrap();
+    let rotated = send(
+        &here,
+        Some(&cookie),
+        action(|s| async move { Ok(s.rotate().await.map(|()| String::new())?) }),
+    )
+    .await
+    .2
+    .unwrap();
     assert_eq!(send(&here, Some(&rotated), get("user")).await.1, "ann");
-    let (_, _, cleared) =
-        send(&here, Some(&rotated), action(|s| async move { Ok(s.destroy().await.map(|()| String::new())?) })).await;
+    let (_, _, cleared) = send(
+        &here,
+        Some(&rotated),
+        action(|s| async move { Ok(s.destroy().await.map(|()| String::new())?) }),
+    )
+    .await;
     assert_eq!(cleared.as_deref(), Some(""));
-    // What its name says.
+    // Cookie sessions cannot be revoked.
     assert_eq!(send(&here, Some(&rotated), get("user")).await.1, "ann");
     Ok(())
 }
@@ -62,11 +78,23 @@ async fn what_was_made_elsewhere_or_changed_is_nobodys() -> Result<()> {
         let layer = SessionLayer::irrevocable(keys, Config::default());
         assert_eq!(send(&layer, Some(&cookie), get("user")).await.1, found);
     }
-    for junk in ["", "x", &value[1..], &format!("{value}A"), &value.replace('-', "_").to_lowercase(), &"A".repeat(100_000)] {
-        let (status, found, set) = send(&layer(), Some(&format!("{name}={junk}")), get("user")).await;
-        assert_eq!((status, found.as_str(), set.as_deref()), (StatusCode::OK, "none", Some("")), "{junk:.40}");
+    for junk in [
+        "",
+        "x",
+        &value[1..],
+        &format!("{value}A"),
+        &value.replace('-', "_").to_lowercase(),
+        &"A".repeat(100_000),
+    ] {
+        let (status, found, set) =
+            send(&layer(), Some(&format!("{name}={junk}")), get("user")).await;
+        assert_eq!(
+            (status, found.as_str(), set.as_deref()),
+            (StatusCode::OK, "none", Some("")),
+            "{junk:.40}"
+        );
     }
-    // An id of a session in a store is no session in a cookie, and the other way round.
+    // An id of a session in a store is not a session in a cookie, and vice versa.
     let stored = SessionLayer::memory(Config::default());
     let id = send(&stored, None, put("user".into(), "ben")).await.2.unwrap();
     assert_eq!(send(&layer(), Some(&id), get("user")).await.1, "none");
@@ -82,8 +110,10 @@ async fn time_outs_are_within() -> Result<()> {
     ] {
         let layer = SessionLayer::irrevocable(CookieKeys::new(&[1; 32]), config);
         let cookie = send(&layer, None, put("user".into(), "ann")).await.2.unwrap();
-        testkit::eventually("its end", async || (send(&layer, Some(&cookie), get("user")).await.1 == "none").then_some(()))
-            .await?;
+        testkit::eventually("its end", async || {
+            (send(&layer, Some(&cookie), get("user")).await.1 == "none").then_some(())
+        })
+        .await?;
     }
     Ok(())
 }
@@ -106,7 +136,7 @@ async fn users_sign_in_and_cannot_be_ended_from_elsewhere() -> Result<()> {
             "{} {} {}",
             s.user().await?.unwrap_or_default(),
             devices.len(),
-            s.is_proved_within(Duration::from_mins(1)).await?
+            s.is_confirmed_within(Duration::from_mins(1)).await?
         ))
     });
     assert_eq!(send(&layer, Some(&cookie), ask).await.1, "7 1 true");
@@ -118,14 +148,18 @@ async fn users_sign_in_and_cannot_be_ended_from_elsewhere() -> Result<()> {
 #[tokio::test]
 async fn what_a_cookie_has_no_room_for_is_refused_when_it_is_put_there() -> Result<()> {
     let policy = CookiePolicy::default().name(&"n".repeat(40))?.partitioned();
-    let layer = SessionLayer::irrevocable(CookieKeys::new(&[1; 32]), Config::default().cookie(policy));
+    let layer =
+        SessionLayer::irrevocable(CookieKeys::new(&[1; 32]), Config::default().cookie(policy));
     let fill = action(|s| async move {
         let mut count = 0;
         while s.insert(&format!("field-{count}"), &"x".repeat(50)).await.is_ok() {
             count += 1;
         }
         assert!(matches!(s.insert("more", &"x".repeat(50)).await, Err(Error::TooLarge(_))));
-        assert!(matches!(s.update("more", |_: Option<String>| Some("x".repeat(3_000))).await, Err(Error::TooLarge(_))));
+        assert!(matches!(
+            s.update("more", |_: Option<String>| Some("x".repeat(3_000))).await,
+            Err(Error::TooLarge(_))
+        ));
         Ok(count.to_string())
     });
     let (status, count, cookie) = send(&layer, None, fill).await;

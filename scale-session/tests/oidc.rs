@@ -1,4 +1,5 @@
-//! Log-in with an account elsewhere: against a provider that is certified for it (npm `oidc-provider`), by a browser of a few lines.
+//! Log-in with an OpenID provider: against a certified provider (npm `oidc-provider`), with a
+//! browser of a few lines.
 #![cfg(feature = "oidc")]
 #![allow(clippy::unwrap_used)]
 
@@ -30,7 +31,8 @@ const REDIRECT: &str = "http://127.0.0.1:1/callback";
 
 type Answer = Result<Response<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Counts what is asked of the provider, of it what is asked for its keys; those cannot be had while `keys_are_gone`.
+/// Counts the requests to the provider, and among them the requests for its keys, which fail while
+/// `keys_are_gone`.
 #[derive(Clone)]
 struct Http(Client<HttpConnector, Full<Bytes>>, Arc<AtomicUsize>, Arc<Keys>);
 
@@ -49,7 +51,8 @@ impl HttpClient for Http {
                 return Err("the keys cannot be had".into());
             }
         }
-        let (parts, body) = self.0.request(request.map(|body| Full::new(body.into()))).await?.into_parts();
+        let (parts, body) =
+            self.0.request(request.map(|body| Full::new(body.into()))).await?.into_parts();
         Ok(Response::from_parts(parts, body.collect().await?.to_bytes().to_vec()))
     }
 }
@@ -69,8 +72,16 @@ async fn install() -> Result<()> {
             return Ok(());
         }
         let words = ["ci", "--no-audit", "--no-fund", "--silent", "--ignore-scripts", "--omit=dev"];
-        let status = Command::new("npm").args(words).current_dir(folder()).stdin(Stdio::null()).status().await;
-        ensure!(status.context("npm is missing: apt-get install -y nodejs npm")?.success(), "npm ci failed");
+        let status = Command::new("npm")
+            .args(words)
+            .current_dir(folder())
+            .stdin(Stdio::null())
+            .status()
+            .await;
+        ensure!(
+            status.context("npm is missing: apt-get install -y nodejs npm")?.success(),
+            "npm ci failed"
+        );
         Ok(())
     };
     DONE.get_or_try_init(|| install).await.copied()
@@ -79,9 +90,23 @@ async fn install() -> Result<()> {
 async fn provider(port: u16, algorithm: &str, key_id: &str) -> Result<Child> {
     install().await?;
     let mut node = Command::new("node");
-    node.current_dir(folder()).args(["provider.mjs", &port.to_string(), REDIRECT, algorithm, key_id]);
-    let child = node.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn()?;
-    eventually("the provider", async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()).await?;
+    node.current_dir(folder()).args([
+        "provider.mjs",
+        &port.to_string(),
+        REDIRECT,
+        algorithm,
+        key_id,
+    ]);
+    let child = node
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    eventually("the provider", async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+    })
+    .await?;
     Ok(child)
 }
 
@@ -89,7 +114,7 @@ fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// A browser: cookies, redirects, and the two forms of the provider's.
+/// A browser: cookies, redirects, and the two forms of the provider.
 struct Browser {
     http: Http,
     origin: String,
@@ -98,11 +123,19 @@ struct Browser {
 
 impl Browser {
     async fn ask(&mut self, address: &str, form: Option<&str>) -> Result<Response<Vec<u8>>> {
-        let address = if address.starts_with('/') { format!("{}{address}", self.origin) } else { address.to_owned() };
-        let cookies: Vec<String> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let address = if address.starts_with('/') {
+            format!("{}{address}", self.origin)
+        } else {
+            address.to_owned()
+        };
+        let cookies: Vec<String> =
+            self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let request = Request::builder().uri(address).header(COOKIE, cookies.join("; "));
         let request = match form {
-            Some(form) => request.method("POST").header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.into())?,
+            Some(form) => request
+                .method("POST")
+                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(form.into())?,
             None => request.body(Vec::new())?,
         };
         let response = self.http.send(request).await.map_err(anyhow::Error::from_boxed)?;
@@ -115,7 +148,7 @@ impl Browser {
         Ok(response)
     }
 
-    /// Logs in there, and returns the query of the callback.
+    /// Logs in at the provider, and returns the query of the callback.
     async fn log_in(&mut self, address: &str, user: &str) -> Result<String> {
         let (mut address, mut form) = (address.to_owned(), None);
         for _ in 0..12 {
@@ -131,7 +164,11 @@ impl Browser {
             let (_, rest) = page.split_once("action=\"").with_context(|| page.clone())?;
             rest.split('"').next().unwrap_or_default().clone_into(&mut address);
             let is_log_in = page.contains("value=\"login\"");
-            form = Some(if is_log_in { format!("prompt=login&login={user}&password=any") } else { "prompt=consent".to_owned() });
+            form = Some(if is_log_in {
+                format!("prompt=login&login={user}&password=any")
+            } else {
+                "prompt=consent".to_owned()
+            });
         }
         anyhow::bail!("it never comes back")
     }
@@ -147,7 +184,9 @@ struct Site {
 impl Site {
     async fn of(port: u16) -> Result<Self> {
         let (http, origin) = (http(), format!("http://127.0.0.1:{port}"));
-        let client = OidcClient::discover(&http, &origin, "shop", Some("a secret of the shop"), REDIRECT).await?;
+        let client =
+            OidcClient::discover(&http, &origin, "shop", Some("a secret of the shop"), REDIRECT)
+                .await?;
         let layer = SessionLayer::connect("memory:", "shop", Config::default()).await?;
         Ok(Self { client: Arc::new(client), http, layer, origin })
     }
@@ -160,14 +199,16 @@ impl Site {
         })
     }
 
-    /// Says who came back, or why nobody did.
+    /// Returns the user who logged in, or the reason why the log-in failed.
     fn finishes(&self, query: &str) -> Action {
         let (client, http, query) = (Arc::clone(&self.client), self.http.clone(), query.to_owned());
         action(move |s| {
             let (client, http, query) = (Arc::clone(&client), http.clone(), query.clone());
             async move {
                 Ok(match client.finish(&http, &s, &query).await {
-                    Ok(Identity { subject, email, email_verified, .. }) => format!("{subject} {email:?} {email_verified}"),
+                    Ok(Identity { subject, email, email_verified, .. }) => {
+                        format!("{subject} {email:?} {email_verified}")
+                    }
                     Err(Error::Denied(why)) => format!("denied: {why}"),
                     Err(error) => format!("error: {error}"),
                 })
@@ -187,11 +228,14 @@ async fn somebody_logs_in_with_an_account_elsewhere() -> Result<()> {
         let _provider = provider(port, algorithm, "k1").await?;
         let site = Site::of(port).await?;
         let (_, address, cookie) = send(&site.layer, None, site.begins()).await;
-        for part in ["code_challenge_method=S256", "code_challenge=", "nonce=", "state=", "scope=openid+email"] {
+        for part in [
+            "code_challenge_method=S256", "code_challenge=", "nonce=", "state=",
+            "scope=openid+email",
+        ] {
             assert!(address.contains(part), "{part}: {address}");
         }
         let query = site.browser().log_in(&address, "ann").await?;
-        // Somebody else's browser, with that very callback: a log-in that they have not begun.
+        // Another browser with the same callback: a log-in that this browser has not begun.
         let (_, others, _) = send(&site.layer, None, site.finishes(&query)).await;
         assert!(others.starts_with("denied"), "{others}");
         let cookie = cookie.as_deref();
@@ -211,15 +255,22 @@ async fn what_comes_back_must_be_what_was_begun() -> Result<()> {
     let (_, address, cookie) = send(&site.layer, None, site.begins()).await;
     let cookie = cookie.as_deref();
     let query = site.browser().log_in(&address, "ann").await?;
-    // Another log-in of the same session: its code is not this one's, and PKCE says so to the provider.
+    // Another log-in of the same session: its code does not belong to the first, and the provider
+    // detects that by PKCE.
     let (_, second, _) = send(&site.layer, cookie, site.begins()).await;
     let other = site.browser().log_in(&second, "ben").await?;
-    let part = |query: &str, name: &str| query.split('&').find(|part| part.starts_with(name)).unwrap_or_default().to_owned();
+    let part = |query: &str, name: &str| {
+        query.split('&').find(|part| part.starts_with(name)).unwrap_or_default().to_owned()
+    };
     let mixed = format!("{}&{}", part(&query, "state="), part(&other, "code="));
     let (_, said, _) = send(&site.layer, cookie, site.finishes(&mixed)).await;
-    assert!(said.starts_with("error: the provider: the provider refused the code"), "{said}");
-    // That used up the first; the second one is of another issuer, if it says so.
-    let (_, said, _) = send(&site.layer, cookie, site.finishes(&other.replace("iss=http", "iss=https"))).await;
+    assert!(
+        said.starts_with("error: identity provider failed: the provider refused the code"),
+        "{said}"
+    );
+    // That used up the first; the second callback names another issuer.
+    let (_, said, _) =
+        send(&site.layer, cookie, site.finishes(&other.replace("iss=http", "iss=https"))).await;
     assert!(said.contains("another provider"), "{said}");
     let asked = site.http.1.load(SeqCst);
     for odd in ["", "state=", "code=x", "state=x&code=y", "&&&=", "%FF=%00", &"x".repeat(100_000)] {
@@ -229,20 +280,23 @@ async fn what_comes_back_must_be_what_was_begun() -> Result<()> {
     assert_eq!(site.http.1.load(SeqCst), asked, "nothing was asked for those");
     let (_, address, _) = send(&site.layer, cookie, site.begins()).await;
     let state = part(&address, "state=");
-    let (_, said, _) = send(&site.layer, cookie, site.finishes(&format!("{state}&error=access_denied"))).await;
+    let (_, said, _) =
+        send(&site.layer, cookie, site.finishes(&format!("{state}&error=access_denied"))).await;
     assert_eq!(said, "denied: access_denied");
     Ok(())
 }
 
-/// The provider changes its keys; the next log-in finds the new ones.
+/// The provider changes its keys; the next log-in fetches the new ones.
 #[tokio::test]
 async fn keys_are_fetched_anew_when_they_change() -> Result<()> {
     let port = free_port()?;
     let first = provider(port, "RS256", "k1").await?;
     let site = Site::of(port).await?;
     drop(first);
-    eventually("it to be gone", async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err().then_some(()))
-        .await?;
+    eventually("it to be gone", async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err().then_some(())
+    })
+    .await?;
     let second = provider(port, "RS256", "k2").await?;
     let log_in = async || -> Result<String> {
         let (_, address, cookie) = send(&site.layer, None, site.begins()).await;
@@ -251,23 +305,26 @@ async fn keys_are_fetched_anew_when_they_change() -> Result<()> {
     };
     assert!(log_in().await?.starts_with("ann "));
     let asked = site.http.2.asked.load(SeqCst);
-    // While they cannot be had, the known ones stay good.
+    // While the keys cannot be fetched, the known keys remain valid.
     site.http.2.are_gone.store(true, SeqCst);
     assert!(log_in().await?.starts_with("ann "));
-    assert_eq!(site.http.2.asked.load(SeqCst), asked, "nobody had to ask");
+    assert_eq!(site.http.2.asked.load(SeqCst), asked, "no request was needed");
     drop(second);
     Ok(())
 }
 
-/// A provider that has another key of the same name is asked for it, and floods of such tokens ask once.
+/// A provider that replaces a key under the same name: the new key is fetched, and a flood of
+/// tokens with an invalid signature causes one fetch.
 #[tokio::test]
 async fn a_key_that_keeps_its_name_is_fetched_anew() -> Result<()> {
     let port = free_port()?;
     let first = provider(port, "RS256", "k1").await?;
     let site = Site::of(port).await?;
     drop(first);
-    eventually("it to be gone", async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err().then_some(()))
-        .await?;
+    eventually("it to be gone", async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err().then_some(())
+    })
+    .await?;
     let _second = provider(port, "RS256", "k1").await?;
     let log_in = async |user: &'static str| -> Result<String> {
         let (_, address, cookie) = send(&site.layer, None, site.begins()).await;
@@ -278,11 +335,18 @@ async fn a_key_that_keeps_its_name_is_fetched_anew() -> Result<()> {
     let before = site.http.2.asked.load(SeqCst);
     for _ in 0..3 {
         let said = log_in("ann").await?;
-        assert!(said.starts_with("error: the provider"), "{said}");
+        assert!(said.starts_with("error: identity provider failed"), "{said}");
     }
-    assert_eq!(site.http.2.asked.load(SeqCst), before + 1, "they are asked for once in a few seconds");
+    assert_eq!(
+        site.http.2.asked.load(SeqCst),
+        before + 1,
+        "they are asked for once in a few seconds"
+    );
     site.http.2.are_gone.store(false, SeqCst);
-    eventually("the new key to be known", async || log_in("ann").await.ok().filter(|said| said.starts_with("ann "))).await?;
+    eventually("the new key to be known", async || {
+        log_in("ann").await.ok().filter(|said| said.starts_with("ann "))
+    })
+    .await?;
     Ok(())
 }
 
@@ -290,10 +354,18 @@ async fn a_key_that_keeps_its_name_is_fetched_anew() -> Result<()> {
 async fn a_provider_of_another_name_is_none() -> Result<()> {
     let port = free_port()?;
     let _provider = provider(port, "RS256", "k1").await?;
-    let found = |issuer: String| async move { OidcClient::discover(&http(), &issuer, "shop", None, REDIRECT).await };
+    let found = |issuer: String| async move {
+        OidcClient::discover(&http(), &issuer, "shop", None, REDIRECT).await
+    };
     assert!(found(format!("http://localhost:{port}")).await.is_err(), "it says 127.0.0.1");
     let refused = found("http://id.example.com".into()).await.unwrap_err();
-    assert!(refused.to_string().contains("https://"), "{refused}: anybody on the way could be the provider");
-    assert!(found("http://127.0.0.1:1".into()).await.is_err() && found("nonsense".into()).await.is_err());
+    assert!(
+        refused.to_string().contains("https://"),
+        "{refused}: anybody on the way could be the provider"
+    );
+    assert!(
+        found("http://127.0.0.1:1".into()).await.is_err()
+            && found("nonsense".into()).await.is_err()
+    );
     Ok(())
 }

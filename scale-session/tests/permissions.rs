@@ -1,4 +1,4 @@
-//! What somebody may do, on two servers that share sessions and a cache.
+//! Permissions of users, on two servers that share sessions and a cache.
 #![cfg(all(feature = "auth", feature = "redis"))]
 #![allow(clippy::unwrap_used)]
 
@@ -21,7 +21,7 @@ use scale_session::{Config, SessionLayer};
 use testkit::{Redis, eventually};
 use tower::{Layer, ServiceExt, service_fn};
 
-/// Users, with what they may do.
+/// Users, with their permissions.
 type Database = Arc<Mutex<HashMap<String, Vec<&'static str>>>>;
 
 struct Server {
@@ -31,19 +31,23 @@ struct Server {
 }
 
 impl Server {
-    /// As an application would: rights from the database, through a cache that fails closed.
+    /// As in an application: permissions from the database, through a cache that fails closed.
     async fn start(redis: &Redis, database: &Database) -> Result<Self> {
         let cache = Cache::connect(&redis.url(), "rights").await?;
-        let rights: Space<Option<Granted>> = cache.space("rights").options(Options::ttl(Duration::from_mins(1)).fail_closed());
+        let rights: Space<Option<Granted>> =
+            cache.space("rights").options(Options::ttl(Duration::from_mins(1)).fail_closed());
         let database = Arc::clone(database);
         let permissions = Permissions::new(move |user: String| {
             let (rights, database) = (rights.clone(), Arc::clone(&database));
             async move {
                 let load = {
                     let user = user.clone();
-                    move |load: scale_cache::Load| async move {
+                    move |load: scale_cache::LoadContext| async move {
                         load.tag(format!("user:{user}"));
-                        let granted = database.lock().get(&user).map(|rights| rights.iter().copied().collect());
+                        let granted = database
+                            .lock()
+                            .get(&user)
+                            .map(|rights| rights.iter().copied().collect());
                         Ok::<_, Infallible>(granted)
                     }
                 };
@@ -51,19 +55,28 @@ impl Server {
                 Ok::<_, scale_cache::Error>((*granted).clone().map(Arc::new))
             }
         });
-        Ok(Self { sessions: SessionLayer::connect(&redis.url(), "shop", Config::default()).await?, cache, permissions })
+        Ok(Self {
+            sessions: SessionLayer::connect(&redis.url(), "shop", Config::default()).await?,
+            cache,
+            permissions,
+        })
     }
 
-    /// A request for something that asks for a permission: its status, and whether the cookie was cleared.
+    /// Sends a request that needs a permission, and returns its status and whether the cookie was
+    /// cleared.
     async fn ask(&self, cookie: Option<&str>, permission: &str) -> (u16, bool) {
-        let handler = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(String::new())));
+        let handler =
+            service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(String::new())));
         let service = self.sessions.layer(self.permissions.require(permission).layer(handler));
         let mut request = Request::new(());
         if let Some(cookie) = cookie {
             request.headers_mut().insert(COOKIE, cookie.parse().unwrap());
         }
         let answer = service.oneshot(request).await.unwrap();
-        let cleared = answer.headers().get(SET_COOKIE).is_some_and(|set| set.to_str().unwrap().contains("Max-Age=0"));
+        let cleared = answer
+            .headers()
+            .get(SET_COOKIE)
+            .is_some_and(|set| set.to_str().unwrap().contains("Max-Age=0"));
         (answer.status().as_u16(), cleared)
     }
 }
@@ -86,17 +99,24 @@ async fn a_permission_taken_away_and_a_deleted_user_count_on_all_servers() -> Re
     let pending = send(&a.sessions, None, half_way).await.2.unwrap();
     for server in [&a, &b] {
         assert_eq!(server.ask(None, "orders.refund").await, (401, false));
-        assert_eq!(server.ask(Some(&pending), "orders.refund").await, (401, false), "half-way in is not in");
+        assert_eq!(
+            server.ask(Some(&pending), "orders.refund").await,
+            (401, false),
+            "half-way in is not in"
+        );
         assert_eq!(server.ask(Some(&cookie), "orders.refund").await, (200, false));
         assert_eq!(server.ask(Some(&cookie), "users.delete").await, (403, false));
     }
 
-    // Taken away on one server: refused there at once, and on the other as soon as it hears.
+    // Withdrawn on one server: refused there at once, and on the other server as soon as it
+    // receives the invalidation.
     database.lock().insert("ann".into(), vec!["orders.read"]);
     a.cache.invalidate_tags(["user:ann"]).await;
     assert_eq!(a.ask(Some(&cookie), "orders.refund").await, (403, false));
-    eventually("the other server to refuse", async || (b.ask(Some(&cookie), "orders.refund").await.0 == 403).then_some(()))
-        .await?;
+    eventually("the other server to refuse", async || {
+        (b.ask(Some(&cookie), "orders.refund").await.0 == 403).then_some(())
+    })
+    .await?;
     assert_eq!(b.ask(Some(&cookie), "orders.read").await, (200, false));
 
     // Deleted: the session ends with the first request.
@@ -104,7 +124,10 @@ async fn a_permission_taken_away_and_a_deleted_user_count_on_all_servers() -> Re
     a.cache.invalidate_tags(["user:ann"]).await;
     assert_eq!(a.ask(Some(&cookie), "orders.read").await, (401, true));
     assert_eq!(b.ask(Some(&cookie), "orders.read").await.0, 401);
-    assert_eq!(send(&b.sessions, Some(&cookie), common::get("user")).await, (http::StatusCode::OK, "none".into(), None));
+    assert_eq!(
+        send(&b.sessions, Some(&cookie), common::get("user")).await,
+        (http::StatusCode::OK, "none".into(), None)
+    );
     Ok(())
 }
 
@@ -117,7 +140,8 @@ async fn nobody_is_let_through_on_a_guess() {
     });
     let cookie = send(&sessions, None, sign_in).await.2.unwrap();
     let permissions = Permissions::new(|_| async { Err("the database is away") });
-    let handler = service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(String::new())));
+    let handler =
+        service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(String::new())));
     let service = sessions.layer(permissions.require("orders.refund").layer(handler));
     let mut request = Request::new(());
     request.headers_mut().insert(COOKIE, cookie.parse().unwrap());
@@ -125,5 +149,9 @@ async fn nobody_is_let_through_on_a_guess() {
     assert_eq!(answer.status(), 503);
     assert!(answer.headers().get(SET_COOKIE).is_none(), "it stays signed in");
     let outside = permissions.require("orders.refund").layer(handler);
-    assert_eq!(outside.oneshot(Request::new(())).await.unwrap().status(), 503, "without sessions nobody is let through");
+    assert_eq!(
+        outside.oneshot(Request::new(())).await.unwrap().status(),
+        503,
+        "without sessions no request is admitted"
+    );
 }

@@ -1,4 +1,5 @@
-//! Two server processes, one Redis, and a client whose requests are under way at both while it logs out or its session gets a new id.
+//! Two server processes, one Redis, and a client whose requests are under way at both while it logs
+//! out or its session gets a new id.
 //!
 //! `RACES=100000 cargo test --release -p scale-session --all-features --test races` for a long run.
 #![cfg(feature = "redis")]
@@ -19,11 +20,11 @@ use testkit::{Redis, helper};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Races under way at once.
+/// Concurrent races.
 const AT_ONCE: usize = 8;
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What a request does: `action field value`.
+/// Runs a request: `action field value`.
 fn handler(words: &[String]) -> Action {
     let [act, field, value] = words else { panic!("a request has three words") };
     let (act, field, value) = (act.clone(), field.clone(), value.clone());
@@ -39,7 +40,7 @@ fn handler(words: &[String]) -> Action {
                     if act == "slow" {
                         tokio::time::sleep(Duration::from_micros(fastrand::u64(..1_500))).await;
                     }
-                    // As a real handler: nothing is written for nobody.
+                    // As a real handler: without a user nothing is written.
                     if signed_in {
                         session.insert(&field, &value).await?;
                     }
@@ -53,7 +54,8 @@ fn handler(words: &[String]) -> Action {
     })
 }
 
-/// A line a request: its cookie or `-`, and three words; a line an answer: status, the cookie set, `cleared` or `-`, and the body.
+/// One line a request: its cookie or `-`, and three words. One line a response: its status, the
+/// cookie set, `cleared` or `-`, and the body.
 async fn serve(layer: Arc<SessionLayer>, stream: TcpStream) -> Result<()> {
     let mut stream = BufStream::new(stream);
     let mut line = String::new();
@@ -62,7 +64,8 @@ async fn serve(layer: Arc<SessionLayer>, stream: TcpStream) -> Result<()> {
         let cookie = words.next().filter(|cookie| cookie != "-");
         let words: Vec<String> = words.collect();
         let (status, body, set) = send(&layer, cookie.as_deref(), handler(&words)).await;
-        let set = set.map_or_else(|| "-".into(), |set| if set.is_empty() { "cleared".into() } else { set });
+        let set = set
+            .map_or_else(|| "-".into(), |set| if set.is_empty() { "cleared".into() } else { set });
         stream.write_all(format!("{} {set} {body}\n", status.as_u16()).as_bytes()).await?;
         stream.flush().await?;
         line.clear();
@@ -74,7 +77,9 @@ async fn serve(layer: Arc<SessionLayer>, stream: TcpStream) -> Result<()> {
 fn helper_that_is_a_server() -> Result<()> {
     let Ok(url) = std::env::var("RACES_REDIS") else { return Ok(()) };
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let layer = Arc::new(SessionLayer::connect(&url, "races", Config::default().rotation_grace(GRACE)).await?);
+        let layer = Arc::new(
+            SessionLayer::connect(&url, "races", Config::default().rotation_grace(GRACE)).await?,
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         println!("\nport {}", listener.local_addr()?.port());
         loop {
@@ -92,9 +97,14 @@ struct Server {
 
 impl Server {
     fn start(redis: &Redis) -> Result<Self> {
-        let mut child = helper("helper_that_is_a_server")?.env("RACES_REDIS", redis.url()).spawn()?;
+        let mut child =
+            helper("helper_that_is_a_server")?.env("RACES_REDIS", redis.url()).spawn()?;
         let output = BufReader::new(child.stdout.take().context("its output")?);
-        let port = output.lines().map_while(Result::ok).find_map(|line| line.strip_prefix("port ")?.parse().ok());
+        let mut lines = output.lines().map_while(Result::ok);
+        let port = lines.find_map(|line| line.strip_prefix("port ")?.parse().ok());
+        // The output is read until its end: the test harness reports slow tests, and a server that
+        // cannot write exits.
+        std::thread::spawn(move || lines.for_each(drop));
         Ok(Self { child, port: port.context("a server that did not start")? })
     }
 }
@@ -106,11 +116,11 @@ impl Drop for Server {
     }
 }
 
-/// What a request got.
+/// Response to a request.
 #[derive(Debug)]
 struct Answer {
     status: u16,
-    /// Set by the answer, if it set one.
+    /// Cookie that the response set.
     cookie: Option<String>,
     user: String,
     found: String,
@@ -138,20 +148,26 @@ impl Client {
         stream.read_line(&mut line).await?;
         self.idle.lock().push(stream);
         let mut words = line.split_whitespace().map(str::to_owned);
-        let (status, set) = (words.next().context("a status")?.parse()?, words.next().context("a cookie")?);
+        let (status, set) =
+            (words.next().context("a status")?.parse()?, words.next().context("a cookie")?);
         let cookie = (set != "-" && set != "cleared").then_some(set);
-        Ok(Answer { status, cookie, user: words.next().unwrap_or_default(), found: words.collect::<Vec<_>>().join(" ") })
+        Ok(Answer {
+            status,
+            cookie,
+            user: words.next().unwrap_or_default(),
+            found: words.collect::<Vec<_>>().join(" "),
+        })
     }
 }
 
 struct Races {
     servers: [Client; 2],
-    /// Requests of all races.
+    /// Number of requests in all races.
     requests: AtomicUsize,
 }
 
 impl Races {
-    /// At either server.
+    /// Sends a request to one of the two servers.
     async fn ask(&self, cookie: &str, act: &str, field: &str, value: &str) -> Result<Answer> {
         self.requests.fetch_add(1, SeqCst);
         let answer = self.servers[fastrand::usize(..2)].ask(cookie, act, field, value).await?;
@@ -163,7 +179,8 @@ impl Races {
         self.ask("-", "login", "-", user).await?.cookie.context("a cookie")
     }
 
-    /// Reads and slow writes are under way at both servers when the client logs out: nothing comes back.
+    /// Reads and slow writes are under way at both servers when the client logs out: no data comes
+    /// back.
     async fn logout(&self, number: usize) -> Result<()> {
         let user = format!("user-{number}");
         let cookie = self.login(&user).await?;
@@ -176,14 +193,23 @@ impl Races {
         let logout = async {
             tokio::time::sleep(Duration::from_micros(fastrand::u64(..1_500))).await;
             self.ask(&cookie, "logout", "-", "-").await?;
-            // Begun after it was answered, while others are under way still.
+            // Begun after the logout was answered, while others are still under way.
             for _ in 0..2 {
                 let answer = self.ask(&cookie, "read", "a", "-").await?;
-                ensure!(answer.user == "nobody" && answer.found == "none", "after the logout: {answer:?}");
+                ensure!(
+                    answer.user == "nobody" && answer.found == "none",
+                    "after the logout: {answer:?}"
+                );
             }
             anyhow::Ok(())
         };
-        tokio::try_join!(under_way("slow"), under_way("slow"), under_way("write"), under_way("read"), logout)?;
+        tokio::try_join!(
+            under_way("slow"),
+            under_way("slow"),
+            under_way("write"),
+            under_way("read"),
+            logout
+        )?;
         for act in ["read", "write"] {
             let answer = self.ask(&cookie, act, "a", "2").await?;
             ensure!(answer.user == "nobody", "it came back: {answer:?}");
@@ -191,7 +217,8 @@ impl Races {
         Ok(())
     }
 
-    /// Writes are under way at both servers when the session gets a new id: none is lost, none is undone by an older one.
+    /// Writes are under way at both servers when the session gets a new id: no write is lost, and
+    /// no write is undone by an older one.
     async fn rotation(&self, number: usize) -> Result<()> {
         let user = format!("user-{number}");
         let old = self.login(&user).await?;
@@ -212,13 +239,21 @@ impl Races {
             tokio::time::sleep(Duration::from_micros(fastrand::u64(..1_500))).await;
             self.ask(&old, "rotate", "-", "-").await?.cookie.context("a new cookie")
         };
-        let (.., new) = tokio::try_join!(write("slow", "a", "1"), write("write", "b", "1"), one_after_the_other, rotate)?;
+        let (.., new) = tokio::try_join!(
+            write("slow", "a", "1"),
+            write("write", "b", "1"),
+            one_after_the_other,
+            rotate
+        )?;
         ensure!(new != old, "the same id");
         for (field, value) in [("a", "1"), ("b", "1"), ("c", "3")] {
             let answer = self.ask(&new, "read", field, "-").await?;
-            ensure!(answer.user == user && answer.found == value, "{field} after a rotation: {answer:?}");
+            ensure!(
+                answer.user == user && answer.found == value,
+                "{field} after a rotation: {answer:?}"
+            );
         }
-        // Whoever logs out with the old id logs out the new one, too.
+        // A logout with the old id also ends the session of the new id.
         if number.is_multiple_of(3) {
             self.ask(&old, "logout", "-", "-").await?;
             for cookie in [&old, &new] {
@@ -235,7 +270,8 @@ async fn nothing_comes_back_and_nothing_is_lost() -> Result<()> {
     let races: usize = std::env::var("RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000);
     let redis = Redis::start_with(&["--appendonly", "no"]).await?;
     let servers = [Server::start(&redis)?, Server::start(&redis)?];
-    let clients = [0, 1].map(|n| Client { port: servers[n].port, idle: parking_lot::Mutex::default() });
+    let clients =
+        [0, 1].map(|n| Client { port: servers[n].port, idle: parking_lot::Mutex::default() });
     let all = Arc::new(Races { servers: clients, requests: AtomicUsize::new(0) });
     let next = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..AT_ONCE)
@@ -247,7 +283,11 @@ async fn nothing_comes_back_and_nothing_is_lost() -> Result<()> {
                     if number >= races {
                         return anyhow::Ok(());
                     }
-                    if number.is_multiple_of(2) { all.logout(number).await? } else { all.rotation(number).await? }
+                    if number.is_multiple_of(2) {
+                        all.logout(number).await?;
+                    } else {
+                        all.rotation(number).await?;
+                    }
                 }
             })
         })
@@ -255,6 +295,9 @@ async fn nothing_comes_back_and_nothing_is_lost() -> Result<()> {
     for task in tasks {
         task.await??;
     }
-    println!("{races} races, {} requests: nothing came back, nothing was lost", all.requests.load(SeqCst));
+    println!(
+        "{races} races, {} requests: nothing came back, nothing was lost",
+        all.requests.load(SeqCst)
+    );
     Ok(())
 }

@@ -1,15 +1,18 @@
-//! Requests that another site's page sends in the name of who is signed in here.
+//! Protection against cross-site request forgery (CSRF).
 //!
-//! Browsers say where a request comes from: in `Sec-Fetch-Site`, and older ones in `Origin`. So no token is needed in any form: a request
-//! that changes something is refused if it says that it comes from elsewhere. What says neither is no browser's of the last years, and
-//! nobody's in whose name a browser acts. (As Go's `http.CrossOriginProtection`, after Filippo Valsorda's "Cross-Site Request Forgery".)
+//! Browsers send the origin of a request in `Sec-Fetch-Site`, older ones in `Origin`. So forms need
+//! no token: a request that changes something is refused if it comes from another site. A request
+//! with neither header does not come from a browser of the last years, and only a browser sends a
+//! user's cookies by itself. (As in Go's `http.CrossOriginProtection`, after Filippo Valsorda's
+//! "Cross-Site Request Forgery".)
 //!
-//! For sites that must serve such browsers all the same, [`CsrfLayer::tokens`] asks them for a token: a cookie, and a text made of it by a
-//! key, which a form's address carries (`action="/cart?_csrf=…"`), or a script's `X-CSRF-Token`. A request without any cookie passes: there is
-//! nobody in whose name it is sent. So an old browser can still be made to log in as somebody else; that the log-in form was shown here is for
-//! the session to say.
+//! For sites that must support older browsers, [`CsrfLayer::tokens`] requires a token from such
+//! requests: a cookie, and a text that a key derives from it, sent in the address of a form
+//! (`action="/cart?_csrf=…"`) or by a script in `X-CSRF-Token`. A request without any cookie
+//! passes, because it is not sent on behalf of a user. So an old browser can still be made to log
+//! in as another user; the session can check whether the log-in form was shown.
 //!
-//! `GET` and `HEAD` pass: they must not change anything. The handshake of a websocket does not.
+//! `GET` and `HEAD` pass: they must not change anything. The handshake of a websocket is checked.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -21,11 +24,12 @@ use std::task::{Context, Poll, ready};
 use data_encoding::BASE64URL_NOPAD;
 use http::header::{COOKIE, HOST, ORIGIN, SET_COOKIE, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use scale_core::cookies::cookies;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::error::Error;
-use super::seal::Keys;
+use super::signed_token::Keys;
 use super::{random, same};
 use crate::headers::keep_from_shared_caches;
 
@@ -33,13 +37,13 @@ const X_CSRF_TOKEN: HeaderName = HeaderName::from_static("x-csrf-token");
 const PURPOSE: &str = "csrf";
 const COOKIE_NAME: &str = "__Host-csrf";
 const PARAMETER: &str = "_csrf";
-/// Letters of the cookie, and of a token.
+/// Length of the cookie, in characters.
 const COOKIE_LETTERS: usize = 22;
 const LONGEST_TOKEN: usize = 100;
 
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Answers 403 to what another site's page sends.
+/// Answers 403 to requests from pages of other sites.
 ///
 /// ```
 /// use scale_session::auth::CsrfLayer;
@@ -56,13 +60,14 @@ struct Rules {
     tokens: Option<Keys>,
 }
 
-/// Makes tokens for the browser that asks: in the extensions of each request, with [`CsrfLayer::tokens`].
+/// Creates tokens for the requesting browser. With [`CsrfLayer::tokens`] it is in the extensions of
+/// each request.
 #[derive(Clone)]
 pub struct CsrfToken(Arc<Browser>);
 
 struct Browser {
     keys: Keys,
-    /// The cookie's value, its own or to be set.
+    /// Value of the cookie that the browser sent or is to receive.
     cookie: String,
     is_new: bool,
     is_used: AtomicBool,
@@ -75,7 +80,8 @@ impl std::fmt::Debug for CsrfToken {
 }
 
 impl CsrfToken {
-    /// Returns a token for a form of this browser: another text each time, all good as long as its cookie is kept.
+    /// Returns a token for a form of this browser. Each call returns another text; all of them are
+    /// valid as long as the browser keeps its cookie.
     ///
     /// # Errors
     /// [`Error::Random`].
@@ -86,7 +92,7 @@ impl CsrfToken {
         Ok(BASE64URL_NOPAD.encode(&[&key[..], &nonce, &mac].concat()))
     }
 
-    /// The browser's, or one that it is to have.
+    /// Uses the browser's cookie, or creates a new one.
     fn of(keys: &Keys, headers: &HeaderMap) -> Option<Self> {
         let known = cookie(headers).map(ToOwned::to_owned);
         let is_new = known.is_none();
@@ -94,32 +100,43 @@ impl CsrfToken {
             Some(cookie) => cookie,
             None => BASE64URL_NOPAD.encode(&random::<16>().ok()?),
         };
-        Some(Self(Arc::new(Browser { keys: keys.clone(), cookie, is_new, is_used: AtomicBool::new(false) })))
+        Some(Self(Arc::new(Browser {
+            keys: keys.clone(),
+            cookie,
+            is_new,
+            is_used: AtomicBool::new(false),
+        })))
     }
 
-    /// What the response is to set, if a token was made that the browser has no cookie for.
+    /// Returns the cookie that the response must set, if a token was created and the browser has no
+    /// cookie yet.
     fn set_cookie(&self) -> Option<HeaderValue> {
         let is_due = self.0.is_new && self.0.is_used.load(Relaxed);
-        let text = format!("{COOKIE_NAME}={}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age=31536000", self.0.cookie);
+        let text = format!(
+            "{COOKIE_NAME}={}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age=31536000",
+            self.0.cookie
+        );
         is_due.then(|| HeaderValue::try_from(text).ok()).flatten()
     }
 }
 
-/// The cookie of tokens, if there is one of the right form: two are a sign of a planted one.
+/// Returns the token cookie, if there is one of the right form. Two cookies are a sign of a planted
+/// one.
 fn cookie(headers: &HeaderMap) -> Option<&str> {
-    let lines = headers.get_all(COOKIE).into_iter().filter_map(|line| line.to_str().ok());
-    let mut ours =
-        lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().strip_prefix(COOKIE_NAME)?.strip_prefix('='));
+    let lines = headers.get_all(COOKIE).into_iter().map(HeaderValue::as_bytes);
+    let mut ours = cookies(lines).filter(|(name, _)| *name == COOKIE_NAME).map(|(_, value)| value);
     let value = ours.next().filter(|value| value.len() == COOKIE_LETTERS)?;
     ours.next().is_none().then_some(value)
 }
 
-/// Whether a request has a token that fits its cookie.
+/// Returns whether a request has a token that matches its cookie.
 fn fits(keys: &Keys, uri: &Uri, headers: &HeaderMap) -> bool {
-    let parameter = || uri.query()?.split('&').find_map(|pair| pair.strip_prefix(PARAMETER)?.strip_prefix('='));
+    let parameter =
+        || uri.query()?.split('&').find_map(|pair| pair.strip_prefix(PARAMETER)?.strip_prefix('='));
     let token = headers.get(X_CSRF_TOKEN).and_then(|token| token.to_str().ok()).or_else(parameter);
     let read = || {
-        let (cookie, token) = (cookie(headers)?, token.filter(|token| token.len() <= LONGEST_TOKEN)?);
+        let (cookie, token) =
+            (cookie(headers)?, token.filter(|token| token.len() <= LONGEST_TOKEN)?);
         let bytes = BASE64URL_NOPAD.decode(token.as_bytes()).ok()?;
         let (key, rest) = bytes.split_first_chunk::<4>()?;
         let (nonce, mac) = rest.split_first_chunk::<16>()?;
@@ -130,19 +147,22 @@ fn fits(keys: &Keys, uri: &Uri, headers: &HeaderMap) -> bool {
 }
 
 impl CsrfLayer {
-    /// Only this very origin.
+    /// Allows requests from this origin only.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Pages of that origin (scheme, host and port, as browsers write it) may send requests here.
+    /// Allows requests from pages of another origin (scheme, host and port, as browsers write it).
     pub fn trust(mut self, origin: &str) -> Self {
-        Arc::make_mut(&mut self.0).trusted.insert(origin.trim_end_matches('/').to_ascii_lowercase());
+        Arc::make_mut(&mut self.0)
+            .trusted
+            .insert(origin.trim_end_matches('/').to_ascii_lowercase());
         self
     }
 
-    /// Asks requests for a token that come with cookies and say neither `Sec-Fetch-Site` nor `Origin`, as browsers before 2020 did. Pages
-    /// put [`CsrfToken::token`] into the addresses of their forms. Over HTTPS alone, as the cookie is.
+    /// Requires a token from requests with cookies that have neither `Sec-Fetch-Site` nor `Origin`,
+    /// as sent by browsers before 2020. Pages put [`CsrfToken::token`] into the addresses of their
+    /// forms. Works over HTTPS only, like the cookie.
     ///
     /// ```
     /// use scale_session::auth::{CsrfLayer, token::Keys};
@@ -155,8 +175,9 @@ impl CsrfLayer {
         self
     }
 
-    /// Requests to this path, or to those below it, are not looked at: those that do not go by cookies. A path that is not written plainly
-    /// (`..`, `//`, percent signs, `;`, letters that are not ASCII) is below none.
+    /// Exempts requests to this path and the paths below it, for routes that do not use cookies. A
+    /// path that is not written plainly (`..`, `//`, percent signs, `;`, non-ASCII characters) is
+    /// never exempt.
     pub fn except(mut self, path: &str) -> Self {
         Arc::make_mut(&mut self.0).except.push(path.to_owned());
         self
@@ -165,13 +186,20 @@ impl CsrfLayer {
 
 impl Rules {
     fn allow(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
-        // A handshake is a GET, and opens a way for what changes something.
-        let protocols = headers.get_all(UPGRADE).into_iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-        let upgrades = protocols.into_iter().any(|name| name.trim_ascii().eq_ignore_ascii_case(b"websocket"));
-        if method.is_safe() && !upgrades || self.except.iter().any(|path| is_below(uri.path(), path)) {
+        // A websocket handshake is a GET, but opens a connection that can change something.
+        let protocols = headers
+            .get_all(UPGRADE)
+            .into_iter()
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+        let upgrades =
+            protocols.into_iter().any(|name| name.trim_ascii().eq_ignore_ascii_case(b"websocket"));
+        if method.is_safe() && !upgrades
+            || self.except.iter().any(|path| is_below(uri.path(), path))
+        {
             return true;
         }
-        let origin = headers.get(ORIGIN).map(|o| String::from_utf8_lossy(o.as_bytes()).to_ascii_lowercase());
+        let origin =
+            headers.get(ORIGIN).map(|o| String::from_utf8_lossy(o.as_bytes()).to_ascii_lowercase());
         if origin.as_ref().is_some_and(|origin| self.trusted.contains(origin)) {
             return true;
         }
@@ -182,21 +210,35 @@ impl Rules {
             (None, _) => {}
         }
         let Some(origin) = origin else {
-            return self.tokens.as_ref().is_none_or(|keys| !headers.contains_key(COOKIE) || fits(keys, uri, headers));
+            return self
+                .tokens
+                .as_ref()
+                .is_none_or(|keys| !headers.contains_key(COOKIE) || fits(keys, uri, headers));
         };
-        let host = uri.authority().map(http::uri::Authority::as_str).or_else(|| headers.get(HOST)?.to_str().ok());
-        // The scheme cannot be known behind a proxy; a page of the same host is taken for ours.
-        host.is_some_and(|host| origin.split_once("://").is_some_and(|(_, theirs)| theirs.eq_ignore_ascii_case(host)))
+        let host = uri
+            .authority()
+            .map(http::uri::Authority::as_str)
+            .or_else(|| headers.get(HOST)?.to_str().ok());
+        // The scheme is unknown behind a proxy; a page of the same host counts as same-origin.
+        host.is_some_and(|host| {
+            origin.split_once("://").is_some_and(|(_, theirs)| theirs.eq_ignore_ascii_case(host))
+        })
     }
 }
 
-/// Whether a path is this one or below it, however a server behind us reads it.
+/// Returns whether a path is `above` or below it, for every way in which a server may read the
+/// path.
 fn is_below(path: &str, above: &str) -> bool {
-    // Letters that each server reads as they are: a percent sign stands for whatever the next one makes of it.
+    // Characters that every server reads in the same way; servers differ in how they decode percent
+    // signs.
     let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,=:@".contains(&byte);
-    let is_plain = path.bytes().all(is_letter) && !path.contains("//") && path.split('/').all(|part| !matches!(part, "." | ".."));
+    let is_plain = path.bytes().all(is_letter)
+        && !path.contains("//")
+        && path.split('/').all(|part| !matches!(part, "." | ".."));
     let rest = path.strip_prefix(above);
-    is_plain && !above.is_empty() && rest.is_some_and(|rest| rest.is_empty() || above.ends_with('/') || rest.starts_with('/'))
+    is_plain
+        && !above.is_empty()
+        && rest.is_some_and(|rest| rest.is_empty() || above.ends_with('/') || rest.starts_with('/'))
 }
 
 impl<S> Layer<S> for CsrfLayer {
@@ -207,7 +249,7 @@ impl<S> Layer<S> for CsrfLayer {
     }
 }
 
-/// The service of [`CsrfLayer`].
+/// Service of [`CsrfLayer`].
 #[derive(Clone, Debug)]
 pub struct Csrf<S> {
     layer: CsrfLayer,
@@ -232,7 +274,8 @@ where
             metrics::counter!("scale_session_forged_requests_total").increment(1);
             return CsrfFuture { allowed: None, token: None };
         }
-        let token = self.layer.0.tokens.as_ref().and_then(|keys| CsrfToken::of(keys, request.headers()));
+        let token =
+            self.layer.0.tokens.as_ref().and_then(|keys| CsrfToken::of(keys, request.headers()));
         if let Some(token) = &token {
             request.extensions_mut().insert(token.clone());
         }
@@ -241,7 +284,7 @@ where
 }
 
 pin_project_lite::pin_project! {
-    /// The future of [`Csrf`].
+    /// Future of [`Csrf`].
     #[derive(Debug)]
     pub struct CsrfFuture<F> {
         #[pin]
@@ -261,10 +304,11 @@ where
         let this = self.project();
         if let Some(allowed) = this.allowed.as_pin_mut() {
             let mut answer = ready!(allowed.poll(cx));
-            if let (Ok(response), Some(token)) = (&mut answer, this.token.as_ref().filter(|token| token.0.is_used.load(Relaxed)))
+            if let (Ok(response), Some(token)) =
+                (&mut answer, this.token.as_ref().filter(|token| token.0.is_used.load(Relaxed)))
             {
                 let cookie = token.set_cookie();
-                // The page is this browser's alone.
+                // The page contains this browser's token.
                 keep_from_shared_caches(response.headers_mut(), cookie.is_some());
                 if let Some(cookie) = cookie {
                     response.headers_mut().append(SET_COOKIE, cookie);
@@ -283,6 +327,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_cookie_of_another_application_in_any_bytes_hides_no_token() {
+        let value = "a".repeat(COOKIE_LETTERS);
+        let mut line = b"other=\xFF; ".to_vec();
+        line.extend(format!("{COOKIE_NAME}={value}").bytes());
+        let headers = [(COOKIE, HeaderValue::from_bytes(&line).unwrap())].into_iter().collect();
+        assert_eq!(cookie(&headers), Some(&*value));
+    }
+
+    #[test]
     fn browsers_that_say_nothing_need_a_token() {
         let keys = || Keys::new(&[7; 32]).unwrap();
         let layer = CsrfLayer::new().tokens(keys());
@@ -295,21 +348,31 @@ mod tests {
             map
         };
         let first = CsrfToken::of(&keys(), &headers(&[])).unwrap();
-        assert!(first.set_cookie().is_none(), "no cookie for who needs no token");
+        assert!(first.set_cookie().is_none(), "no cookie without need for a token");
         let token = first.token().unwrap();
         assert_ne!(token, first.token().unwrap());
         let set = first.set_cookie().unwrap().to_str().unwrap().to_owned();
         let cookie = set.split(';').next().unwrap();
-        assert!(CsrfToken::of(&keys(), &headers(&[("cookie", cookie)])).unwrap().set_cookie().is_none(), "it has one");
-        let allow =
-            |uri: &str, lines: &[(&'static str, &str)]| layer.0.allow(&Method::POST, &uri.parse().unwrap(), &headers(lines));
+        assert!(
+            CsrfToken::of(&keys(), &headers(&[("cookie", cookie)])).unwrap().set_cookie().is_none(),
+            "it has one"
+        );
+        let allow = |uri: &str, lines: &[(&'static str, &str)]| {
+            layer.0.allow(&Method::POST, &uri.parse().unwrap(), &headers(lines))
+        };
         let with = format!("/cart?a=b&_csrf={token}");
         let both = format!("session=x; {cookie}");
-        assert!(allow(&with, &[("cookie", &both)]) && allow("/cart", &[("cookie", &both), ("x-csrf-token", &token)]));
-        assert!(allow("/cart", &[]), "no cookie: nobody's name is used");
+        assert!(
+            allow(&with, &[("cookie", &both)])
+                && allow("/cart", &[("cookie", &both), ("x-csrf-token", &token)])
+        );
+        assert!(allow("/cart", &[]), "no cookie: not on behalf of a user");
         assert!(!allow("/cart", &[("cookie", &both)]) && !allow(&with, &[("cookie", "session=x")]));
         let other = CsrfToken::of(&keys(), &headers(&[])).unwrap().token().unwrap();
-        assert!(!allow("/cart", &[("cookie", &both), ("x-csrf-token", &other)]), "another browser's");
+        assert!(
+            !allow("/cart", &[("cookie", &both), ("x-csrf-token", &other)]),
+            "another browser's"
+        );
         assert!(!allow(&with, &[("cookie", &format!("{both}; {cookie}"))]), "two cookies");
         let mut forged = token.clone().into_bytes();
         forged[50] = if forged[50] == b'A' { b'B' } else { b'A' };
@@ -317,7 +380,8 @@ mod tests {
         for bad in ["", "x", &forged, &token[..token.len() - 1], &"x".repeat(10_000)] {
             assert!(!allow("/cart", &[("cookie", &both), ("x-csrf-token", bad)]), "{bad:.20}");
         }
-        // Who says where it comes from needs none, and no token helps who says it comes from elsewhere.
+        // A request that states its origin needs no token, and no token helps a request from
+        // another origin.
         assert!(allow("/cart", &[("cookie", &both), ("sec-fetch-site", "same-origin")]));
         assert!(!allow(&with, &[("cookie", &both), ("sec-fetch-site", "cross-site")]));
         assert!(!allow(&with, &[("cookie", &both), ("origin", "https://evil.example")]));
@@ -325,20 +389,34 @@ mod tests {
 
     #[test]
     fn a_table_of_requests_from_other_sites() {
-        let layer = CsrfLayer::new().trust("https://Trusted.example/").except("/hooks/").except("/api").except("");
+        let layer = CsrfLayer::new()
+            .trust("https://Trusted.example/")
+            .except("/hooks/")
+            .except("/api")
+            .except("");
         for (method, path, headers, allowed) in [
-            // Browsers that say where a request comes from.
+            // Browsers that send `Sec-Fetch-Site`.
             ("POST", "/", &[("sec-fetch-site", "same-origin")][..], true),
             ("POST", "/", &[("sec-fetch-site", "none")], true),
             ("POST", "/", &[("sec-fetch-site", "cross-site")], false),
             ("POST", "/", &[("sec-fetch-site", "same-site")], false),
             ("POST", "/", &[("sec-fetch-site", "nonsense")], false),
-            ("POST", "/", &[("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")], false),
-            ("POST", "/", &[("sec-fetch-site", "cross-site"), ("origin", "https://shop.example")], false),
+            (
+                "POST",
+                "/",
+                &[("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")],
+                false,
+            ),
+            (
+                "POST",
+                "/",
+                &[("sec-fetch-site", "cross-site"), ("origin", "https://shop.example")],
+                false,
+            ),
             ("DELETE", "/", &[("sec-fetch-site", "cross-site")], false),
             ("PATCH", "/", &[("sec-fetch-site", "cross-site")], false),
             ("ODD", "/", &[("sec-fetch-site", "cross-site")], false),
-            // Older ones.
+            // Older browsers.
             ("POST", "/", &[("origin", "https://shop.example")], true),
             ("POST", "/", &[("origin", "https://SHOP.example")], true),
             ("POST", "/", &[("origin", "https://evil.example")], false),
@@ -346,12 +424,17 @@ mod tests {
             ("POST", "/", &[("origin", "https://shop.example:8443")], false),
             ("POST", "/", &[("origin", "null")], false),
             ("POST", "/", &[("origin", "")], false),
-            // None.
+            // Requests with neither header.
             ("POST", "/", &[], true),
-            // What changes nothing, who is trusted, what goes by no cookie.
+            // Safe methods, trusted origins, exempt paths.
             ("GET", "/", &[("sec-fetch-site", "cross-site")], true),
             ("HEAD", "/", &[("sec-fetch-site", "cross-site")], true),
-            ("POST", "/", &[("sec-fetch-site", "cross-site"), ("origin", "https://trusted.example")], true),
+            (
+                "POST",
+                "/",
+                &[("sec-fetch-site", "cross-site"), ("origin", "https://trusted.example")],
+                true,
+            ),
             ("POST", "/hooks/pay", &[("sec-fetch-site", "cross-site")], true),
             ("POST", "/hook", &[("sec-fetch-site", "cross-site")], false),
             ("POST", "/hooks/../admin", &[("sec-fetch-site", "cross-site")], false),
@@ -380,7 +463,11 @@ mod tests {
                 map.append(*name, value.parse().unwrap());
             }
             let method = Method::from_bytes(method.as_bytes()).unwrap();
-            assert_eq!(layer.0.allow(&method, &path.parse().unwrap(), &map), allowed, "{method} {path} {headers:?}");
+            assert_eq!(
+                layer.0.allow(&method, &path.parse().unwrap(), &map),
+                allowed,
+                "{method} {path} {headers:?}"
+            );
         }
     }
 }

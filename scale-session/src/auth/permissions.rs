@@ -1,13 +1,14 @@
-//! What somebody may do.
+//! Permissions of users.
 //!
-//! The application knows, and is asked at each request; what it remembers, and for how long, is its own. Nobody is let through on a guess:
+//! The application is asked at each request, and decides whether and for how long it caches. Access
+//! is granted only on a definite answer:
 //!
 //! | when | then |
 //! | --- | --- |
-//! | nobody is signed in, or a second factor is missing | 401 |
-//! | the user has not got the permission | 403 |
-//! | the user, or who [acts as them](Session::impersonate), is gone or shut out | 401, and the session ends |
-//! | the application cannot say, or the session's store | 503; of the store 401, with [`OnStoreError::Anonymous`](crate::OnStoreError) |
+//! | no user is signed in, or a second factor is missing | 401 |
+//! | the user does not have the permission | 403 |
+//! | the user, or the user who [acts as them](Session::impersonate), is deleted or locked | 401, and the session ends |
+//! | the application or the session store does not answer | 503; for the session store 401, with [`OnStoreError::Anonymous`](crate::OnStoreError) |
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -26,7 +27,8 @@ use crate::session::Session;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Asked = Pin<Box<dyn Future<Output = Result<Option<Arc<Granted>>, BoxError>> + Send>>;
 
-/// What a user may do. `orders.*` is all that begins with `orders.`, and `*` is everything.
+/// Permissions of a user. `orders.*` covers everything that begins with `orders.`, and `*` covers
+/// everything.
 ///
 /// ```
 /// use scale_session::auth::permissions::Granted;
@@ -39,10 +41,12 @@ type Asked = Pin<Box<dyn Future<Output = Result<Option<Arc<Granted>>, BoxError>>
 pub struct Granted(BTreeSet<String>);
 
 impl Granted {
-    /// Whether it is among them.
+    /// Returns whether the set covers a permission.
     pub fn allows(&self, permission: &str) -> bool {
         let wide = |star: usize| self.0.contains(&format!("{}*", &permission[..star]));
-        self.0.contains(permission) || wide(0) || permission.match_indices('.').any(|(dot, _)| wide(dot + 1))
+        self.0.contains(permission)
+            || wide(0)
+            || permission.match_indices('.').any(|(dot, _)| wide(dot + 1))
     }
 }
 
@@ -52,29 +56,32 @@ impl<P: Into<String>> FromIterator<P> for Granted {
     }
 }
 
-/// Whether somebody may.
+/// Result of a permission check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum May {
-    /// They may.
+    /// The user has the permission.
     Yes,
-    /// They may not.
+    /// The user does not have the permission.
     No,
-    /// Nobody is signed in; or whoever was is gone, and their session has been ended.
+    /// No user is signed in, or the account is gone and its session has been ended.
     Nobody,
 }
 
-/// Asks the application what a user may do. Cloning costs one reference count.
+/// Asks the application which permissions a user has. A clone costs one reference count.
 ///
 /// ```
 /// use scale_session::auth::permissions::{Granted, Permissions};
 /// use std::sync::Arc;
 ///
-/// // In an application: from its database, through its cache; `None` for an account that is gone or shut out.
+/// // In an application: from its database, through its cache; `None` for an account that is
+/// // deleted or locked.
 /// let permissions = Permissions::new(|user: String| async move {
 ///     let granted: Granted = ["orders.*"].into_iter().collect();
 ///     Ok::<_, std::io::Error>((user == "ann").then(|| Arc::new(granted)))
 /// });
-/// let layer = permissions.require("orders.refund"); // inside of the session's layer, around the routes that refund
+/// // inside of the session layer, around the routes that refund
+/// let layer = permissions.require("orders.refund");
 /// ```
 #[derive(Clone)]
 pub struct Permissions(Arc<dyn Fn(String) -> Asked + Send + Sync>);
@@ -86,7 +93,8 @@ impl std::fmt::Debug for Permissions {
 }
 
 impl Permissions {
-    /// `ask` is given the user as [signed in](Session::sign_in), and says what they may do: `None` if there is no such user any more.
+    /// `ask` receives the user id of the [sign-in](Session::sign_in) and returns the user's
+    /// permissions, or `None` if there is no such user any more.
     pub fn new<F, Fut, E>(ask: F) -> Self
     where
         F: Fn(String) -> Fut + Send + Sync + 'static,
@@ -99,13 +107,13 @@ impl Permissions {
         }))
     }
 
-    /// Whether the session's user may.
+    /// Returns whether the session's user has a permission.
     ///
     /// # Errors
-    /// [`Error::Permissions`]: nobody can say, so they may not.
+    /// [`Error::Permissions`]: the answer is unknown, so treat it as a no.
     pub async fn may(&self, session: &Session, permission: &str) -> Result<May, Error> {
         let Some(user) = session.user().await? else { return Ok(May::Nobody) };
-        // Whoever acts as somebody else must still be there, too.
+        // The user behind an impersonation must still exist as well.
         if let Some(by) = session.impersonator().await?
             && (self.0)(by).await.map_err(Error::Permissions)?.is_none()
         {
@@ -122,13 +130,14 @@ impl Permissions {
         }
     }
 
-    /// A layer that lets through who may.
+    /// Returns a layer that admits only users with the permission.
     pub fn require(&self, permission: impl Into<Arc<str>>) -> RequireLayer {
         RequireLayer { permissions: self.clone(), permission: permission.into() }
     }
 }
 
-/// Lets through who has a permission; see the [module's table](self). Its place is inside of the session's layer.
+/// Admits only users with a permission; see the [module's table](self). Place this layer inside of
+/// the session layer.
 #[derive(Clone, Debug)]
 pub struct RequireLayer {
     permissions: Permissions,
@@ -143,7 +152,7 @@ impl<S> Layer<S> for RequireLayer {
     }
 }
 
-/// The service of [`RequireLayer`].
+/// Service of [`RequireLayer`].
 #[derive(Clone, Debug)]
 pub struct Require<S> {
     layer: RequireLayer,
@@ -174,18 +183,21 @@ where
             let session = request.extensions().get::<Session>().cloned();
             let may = match &session {
                 Some(session) => permissions.may(session, &permission).await,
-                None => Err(Error::Setting("this layer's place is inside of the session's")),
+                None => Err(Error::Setting("this layer must be inside of the session layer")),
             };
             let refused = match may {
                 Ok(May::Yes) => return inner.call(request).await,
                 Ok(May::No) => StatusCode::FORBIDDEN,
                 Ok(May::Nobody) => StatusCode::UNAUTHORIZED,
                 Err(error) => {
-                    tracing::error!(%error, permission = &*permission, "nobody is let through");
+                    tracing::error!(%error, permission = &*permission, "permission check failed");
                     StatusCode::SERVICE_UNAVAILABLE
                 }
             };
-            metrics::counter!("scale_session_refused_total", "status" => refused.as_str().to_owned()).increment(1);
+            metrics::counter!(
+                "scale_session_refused_total", "status" => refused.as_str().to_owned(),
+            )
+            .increment(1);
             let mut response = Response::new(Res::default());
             *response.status_mut() = refused;
             Ok(response)

@@ -1,23 +1,23 @@
-//! Codes on paper, for who has lost the phone: each good once.
+//! Recovery codes on paper, for users who have lost their phone. Each code works once.
 
 use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
 
 use super::error::Error;
-use super::ledger::Ledger;
+use super::one_time_store::OneTimeStore;
 use super::{random, same};
 
-/// How many are made.
+/// Number of codes created at a time.
 const COUNT: usize = 10;
-/// Bytes of a code: over 112 bits, so a fast hash of them is enough (ASVS 6.5.2).
+/// Bytes of a code: more than 112 bits, so a fast hash is sufficient (ASVS 6.5.2).
 const BYTES: usize = 15;
 
-/// New codes, to be shown once, and what to store of them.
+/// New codes, to be shown once, and their hashes, to be stored.
 #[derive(Clone)]
 pub struct Recovery {
-    /// For the user: six groups of four.
+    /// Codes for the user: six groups of four characters.
     pub codes: Vec<String>,
-    /// To be stored in their place.
+    /// Hashes to be stored instead of the codes.
     pub hashes: Vec<String>,
 }
 
@@ -27,16 +27,17 @@ impl std::fmt::Debug for Recovery {
     }
 }
 
-/// Makes ten codes; those made before are to be forgotten.
+/// Creates ten codes. Discard all codes created before.
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_session::auth::Error> {
-/// use scale_session::auth::{Ledger, recovery};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), scale_session::auth::Error> {
+/// use scale_session::auth::{OneTimeStore, recovery};
 ///
-/// let (ledger, made) = (Ledger::memory(), recovery::generate()?);
-/// let used = recovery::redeem(&ledger, "ann", &made.codes[3], &made.hashes).await?;
-/// assert_eq!(used, Some(3)); // remove it from what is stored
-/// assert_eq!(recovery::redeem(&ledger, "ann", &made.codes[3], &made.hashes).await?, None);
+/// let (one_time, made) = (OneTimeStore::memory(), recovery::generate()?);
+/// let used = recovery::redeem(&one_time, "ann", &made.codes[3], &made.hashes).await?;
+/// assert_eq!(used, Some(3)); // remove it from the stored hashes
+/// assert_eq!(recovery::redeem(&one_time, "ann", &made.codes[3], &made.hashes).await?, None);
 /// # Ok(()) }
 /// ```
 ///
@@ -46,20 +47,32 @@ pub fn generate() -> Result<Recovery, Error> {
     let mut made = Recovery { codes: Vec::new(), hashes: Vec::new() };
     for _ in 0..COUNT {
         let text = BASE32_NOPAD.encode(&random::<BYTES>()?);
-        let groups: Vec<&str> = [0, 4, 8, 12, 16, 20].into_iter().filter_map(|from| text.get(from..from + 4)).collect();
+        let groups: Vec<&str> =
+            [0, 4, 8, 12, 16, 20].into_iter().filter_map(|from| text.get(from..from + 4)).collect();
         made.codes.push(groups.join("-"));
         made.hashes.push(hashed(&text));
     }
     Ok(made)
 }
 
-/// The number of the code among those stored, if it is one of them and has not been used. Remove it there: the ledger remembers it for a
-/// day, to decide between requests at once.
+/// Returns the index of the code among the stored hashes, if the code is valid and unused. Remove
+/// that hash: the one-time store remembers it for a day only, to decide between concurrent
+/// requests.
 ///
 /// # Errors
-/// [`Error::Ledger`].
-pub async fn redeem(ledger: &Ledger, user: &str, code: &str, hashes: &[String]) -> Result<Option<usize>, Error> {
-    let code: String = code.chars().filter(char::is_ascii_alphanumeric).take(64).map(|c| c.to_ascii_uppercase()).collect();
+/// [`Error::OneTimeStore`].
+pub async fn redeem(
+    one_time: &OneTimeStore,
+    user: &str,
+    code: &str,
+    hashes: &[String],
+) -> Result<Option<usize>, Error> {
+    let code: String = code
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .take(64)
+        .map(|c| c.to_ascii_uppercase())
+        .collect();
     let hash = hashed(&code);
     let mut found = None;
     for (n, stored) in hashes.iter().enumerate() {
@@ -69,7 +82,7 @@ pub async fn redeem(ledger: &Ledger, user: &str, code: &str, hashes: &[String]) 
     }
     let Some(found) = found else { return Ok(None) };
     let day = std::time::Duration::from_hours(24);
-    Ok(ledger.claim("recovery", &format!("{user}\0{hash}"), day).await?.then_some(found))
+    Ok(one_time.claim("recovery", &format!("{user}\0{hash}"), day).await?.then_some(found))
 }
 
 fn hashed(code: &str) -> String {
@@ -83,18 +96,22 @@ mod tests {
 
     #[tokio::test]
     async fn recovery_codes_are_random_and_stored_hashed() {
-        let (made, ledger) = (generate().unwrap(), Ledger::memory());
+        let (made, one_time) = (generate().unwrap(), OneTimeStore::memory());
         assert_eq!(made.codes.iter().chain(&made.hashes).collect::<HashSet<_>>().len(), 20);
         for (code, hash) in made.codes.iter().zip(&made.hashes) {
             assert!(code.len() == 29 && !hash.contains(&code.replace('-', "")), "{code}");
         }
         let sloppy = made.codes[0].to_lowercase().replace('-', " ");
-        assert_eq!(redeem(&ledger, "ann", &sloppy, &made.hashes).await.unwrap(), Some(0));
-        assert_eq!(redeem(&ledger, "ann", &made.codes[0], &made.hashes).await.unwrap(), None, "used");
-        // What a dump of the store holds opens nothing.
+        assert_eq!(redeem(&one_time, "ann", &sloppy, &made.hashes).await.unwrap(), Some(0));
+        assert_eq!(
+            redeem(&one_time, "ann", &made.codes[0], &made.hashes).await.unwrap(),
+            None,
+            "used"
+        );
+        // Nobody can redeem a stored hash.
         for hash in &made.hashes {
-            assert_eq!(redeem(&ledger, "ann", hash, &made.hashes).await.unwrap(), None);
+            assert_eq!(redeem(&one_time, "ann", hash, &made.hashes).await.unwrap(), None);
         }
-        assert_eq!(redeem(&ledger, "ann", "", &made.hashes).await.unwrap(), None);
+        assert_eq!(redeem(&one_time, "ann", "", &made.hashes).await.unwrap(), None);
     }
 }

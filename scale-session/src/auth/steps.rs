@@ -1,26 +1,28 @@
-//! Log-ins that a visitor's session has begun and not finished: each is good once, and for a while.
+//! Log-in steps that a visitor's session has begun and not finished. Each step works once, for a
+//! limited time.
 
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::seal::now;
+use super::signed_token::now;
 use crate::error::Error;
 use crate::session::Session;
 use crate::value::MAX_VALUE;
 
-/// Steps of one kind that a session may have under way: tabs.
+/// Maximum number of steps of one kind in a session: one per tab.
 const MOST: usize = 4;
 
-/// A log-in under way.
+/// A log-in in progress.
 pub(super) trait Step: Clone + Serialize + DeserializeOwned {
-    /// The field of the session that such steps are kept in. It begins with [`STEP`](crate::session::STEP).
+    /// Field of the session that contains such steps. It begins with
+    /// [`STEP`](crate::session::STEP).
     const FIELD: &'static str;
-    /// For how long one is good.
+    /// Time for which a step is valid.
     const LASTS: Duration;
 
-    /// When it began: s since 1970.
+    /// Returns when the step began, in seconds since 1970.
     fn since(&self) -> u64;
 }
 
@@ -30,12 +32,14 @@ fn fresh<S: Step>(known: Option<Vec<S>>) -> Vec<S> {
     steps
 }
 
-/// Keeps a step, and as many of the last ones as there is room for.
+/// Stores a step, together with as many of the latest ones as there is room for.
 pub(super) async fn begin<S: Step>(session: &Session, step: S) -> Result<(), Error> {
     let add = move |known| {
         let mut steps = fresh(known);
         steps.push(step.clone());
-        let is_too_much = |steps: &[S]| rmp_serde::to_vec_named(steps).is_ok_and(|bytes| bytes.len() >= MAX_VALUE);
+        let is_too_much = |steps: &[S]| {
+            rmp_serde::to_vec_named(steps).is_ok_and(|bytes| bytes.len() >= MAX_VALUE)
+        };
         while steps.len() > MOST || steps.len() > 1 && is_too_much(&steps) {
             steps.remove(0);
         }
@@ -44,8 +48,12 @@ pub(super) async fn begin<S: Step>(session: &Session, step: S) -> Result<(), Err
     session.update_any(S::FIELD, add).await.map(drop)
 }
 
-/// Takes a step out of the session, if it has begun such a one. Nothing is written if it has begun none.
-pub(super) async fn take<S: Step>(session: &Session, is_it: impl Fn(&S) -> bool) -> Result<Option<S>, Error> {
+/// Takes a matching step out of the session, if there is one. Writes nothing if the session has
+/// none.
+pub(super) async fn take<S: Step>(
+    session: &Session,
+    is_it: impl Fn(&S) -> bool,
+) -> Result<Option<S>, Error> {
     if session.read().await?.field(S::FIELD).is_none() {
         return Ok(None);
     }

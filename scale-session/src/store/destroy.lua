@@ -1,7 +1,8 @@
--- Removes a session. Of one that was replaced only what may be read goes: that it was replaced stays known.
+-- Removes a session. A replaced session loses only its readable content: the fact that it was
+-- replaced is kept.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- ARGV  the family's hash, how long it is known that the session was there (ms)
--- Reply {'done'}, {'gone'}, or {'frozen', the handle of the one in its place}
+-- ARGV  hash of the family, time for which the session's existence stays known (ms)
+-- Reply {'done'}, {'gone'}, or {'frozen', handle of the session that replaced it}
 -- Cost  HDEL or UNLINK, ZREM; O(fields + log of the owner's sessions)
 local held = redis.call('HMGET', KEYS[1], '\0proofs', '\0frozen', '\0next')
 if held[2] and not held[3] then return { 'gone' } end

@@ -1,7 +1,10 @@
--- Lets a session be read for a while and not be written any more, since its client has another one now.
+-- Makes a session readable for a grace period, and no longer writable, because its client has a new
+-- session.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- ARGV  how long it may be read (ms), how long it is known after that (ms), the family's hash, the handle of the other one
--- Reply what it holds, field and value by turns, as one MessagePack array; '' if it is gone, or its while is over
+-- ARGV  grace period (ms), time for which it stays known afterwards (ms), hash of the family, handle of
+--       the new session
+-- Reply its content, alternately field and value, as one MessagePack array; '' if the session is
+--       gone, or its grace period is over
 -- Cost  HGETALL, HSET, PEXPIRE; O(fields)
 if revoked() then return '' end
 local held = redis.call('HGETALL', KEYS[1])

@@ -1,7 +1,7 @@
--- A session of which more must be known than its hash alone tells: whether it is revoked, and what the time is.
+-- Loads a session together with its revocation state and the server's time.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- Reply what the hash holds and '\0now' (ms), field and value by turns, as one MessagePack array: a client reads one value faster than
---       twenty; empty if it is gone or revoked
+-- Reply the content of the hash and '\0now' (ms), alternately field and value, as one MessagePack
+--       array: a client reads one value faster than twenty; empty if the session is gone or revoked
 -- Cost  HGET, HMGET, HGETALL; O(fields)
 if revoked() then return '' end
 local held = redis.call('HGETALL', KEYS[1])

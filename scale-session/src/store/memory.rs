@@ -1,4 +1,4 @@
-//! Sessions of one process, gone with it.
+//! Sessions in the memory of one process.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,13 +8,14 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    Changes, Destroyed, Fields, Handle, Lifetime, Owner, Proof, Proofs, REPLACED_FOR, Record, Renewal, Saved, Standing, Store,
-    Succession, Swapped,
+    Destroyed, Fields, Handle, Lifetime, Owner, PendingChanges, Proof, Proofs, REPLACED_FOR,
+    Record, Renewal, Saved, Standing, Store, Succession, Swapped,
 };
 use crate::error::Error;
 use crate::value::{self, decode_number};
 
-/// Beyond it the session nearest to its end goes first, of those that are nobody's while there is one.
+/// Maximum number of sessions. Beyond it the session that expires next is removed, anonymous ones
+/// first.
 const MAX_SESSIONS: usize = 100_000;
 
 #[derive(Debug)]
@@ -22,7 +23,7 @@ struct Entry {
     fields: Fields,
     proofs: Proofs,
     renewed: SystemTime,
-    /// Until when it may be read by requests under way, of one that was replaced.
+    /// Time until which requests in progress may read the session, if it was replaced.
     frozen: Option<Instant>,
     next: Option<Handle>,
     seen: bool,
@@ -30,20 +31,20 @@ struct Entry {
     ends: Instant,
 }
 
-/// For one process: development, tests, small sites. At most 100,000 sessions.
+/// Store for one process: development, tests, small sites. At most 100,000 sessions.
 #[derive(Debug, Default)]
 pub struct MemoryStore(Mutex<All>);
 
 #[derive(Debug, Default)]
 struct All {
     sessions: HashMap<Handle, Entry>,
-    /// The same by their ends, the next one first: those that are nobody's, and those that are somebody's.
+    /// Sessions by expiry, the next one first: anonymous sessions, and sessions with an owner.
     ends: [BTreeSet<(Instant, Handle)>; 2],
     owned: HashMap<Owner, HashSet<Handle>>,
 }
 
 impl All {
-    /// Works on a living entry.
+    /// Calls `work` with an entry that has not expired.
     fn with<T>(&mut self, handle: &Handle, work: impl FnOnce(&mut Entry) -> T) -> Option<T> {
         let entry = self.sessions.get_mut(handle)?;
         let before = entry.expires;
@@ -69,7 +70,7 @@ impl All {
         self.sessions.insert(handle, entry);
     }
 
-    /// Removes one, so that there is room for another.
+    /// Removes one session to make room for another.
     fn evict(&mut self) {
         let [nobodys, somebodys] = &self.ends;
         let over = somebodys.first().filter(|(end, _)| *end <= Instant::now());
@@ -94,7 +95,7 @@ impl All {
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self::default()
     }
@@ -104,7 +105,7 @@ impl MemoryStore {
     }
 }
 
-/// Its place in `ends`.
+/// Returns the index of the session's set in `ends`.
 fn side(handle: &Handle) -> usize {
     usize::from(handle.owner().is_some())
 }
@@ -149,16 +150,17 @@ impl Entry {
         }
     }
 
-    /// Leaves nothing but that it was there.
+    /// Removes the content; that the session existed stays known.
     fn empty(&mut self) {
         self.frozen = Some(Instant::now());
         self.fields.clear();
     }
 
-    /// What is left of it once its client has another one.
+    /// Freezes the session, whose client has another one now.
     fn freeze(&mut self, next: Handle, grace: Duration) {
         let until = (Instant::now() + grace).min(self.ends);
-        (self.frozen, self.next, self.expires) = (Some(until), Some(next), Instant::now() + grace + REPLACED_FOR);
+        (self.frozen, self.next, self.expires) =
+            (Some(until), Some(next), Instant::now() + grace + REPLACED_FOR);
     }
 }
 
@@ -168,11 +170,26 @@ impl Store for MemoryStore {
         Ok(self.with(handle, |entry| entry.record(proof)))
     }
 
-    async fn create(&self, handle: &Handle, proof: &Proof, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
+    async fn create(
+        &self,
+        handle: &Handle,
+        proof: &Proof,
+        changes: &PendingChanges,
+        lifetime: Lifetime,
+    ) -> Result<(), Error> {
         let ends = Instant::now() + lifetime.absolute;
         let (fields, renewed) = (Fields::default(), SystemTime::now());
         let proofs = Proofs::new(*proof);
-        let mut entry = Entry { fields, proofs, renewed, frozen: None, next: None, seen: false, expires: ends, ends };
+        let mut entry = Entry {
+            fields,
+            proofs,
+            renewed,
+            frozen: None,
+            next: None,
+            seen: false,
+            expires: ends,
+            ends,
+        };
         changes.iter().for_each(|(field, value)| entry.set(field, value));
         entry.renew(lifetime.idle);
         let mut all = self.0.lock();
@@ -183,7 +200,12 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    async fn save(&self, handle: &Handle, changes: &Changes, renewal: Option<Renewal>) -> Result<Saved, Error> {
+    async fn save(
+        &self,
+        handle: &Handle,
+        changes: &PendingChanges,
+        renewal: Option<Renewal>,
+    ) -> Result<Saved, Error> {
         let saved = self.with(handle, |entry| {
             if entry.frozen.is_some() {
                 return Saved::Frozen;
@@ -199,7 +221,13 @@ impl Store for MemoryStore {
         Ok(saved.unwrap_or(Saved::Gone))
     }
 
-    async fn swap(&self, handle: &Handle, field: &str, expected: Option<&[u8]>, new: Option<&[u8]>) -> Result<Swapped, Error> {
+    async fn swap(
+        &self,
+        handle: &Handle,
+        field: &str,
+        expected: Option<&[u8]>,
+        new: Option<&[u8]>,
+    ) -> Result<Swapped, Error> {
         let swapped = self.with(handle, |entry| {
             if entry.frozen.is_some() {
                 return Swapped::Frozen;
@@ -214,12 +242,21 @@ impl Store for MemoryStore {
         Ok(swapped.unwrap_or(Swapped::Gone))
     }
 
-    async fn add(&self, handle: &Handle, field: &str, by: i64) -> Result<Option<Result<i64, Swapped>>, Error> {
+    async fn add(
+        &self,
+        handle: &Handle,
+        field: &str,
+        by: i64,
+    ) -> Result<Option<Result<i64, Swapped>>, Error> {
         let added = self.with(handle, |entry| {
             if entry.frozen.is_some() {
                 return Some(Err(Swapped::Frozen));
             }
-            let sum = entry.fields.get(field).map_or(Some(0), |bytes| decode_number(bytes))?.saturating_add(by);
+            let sum = entry
+                .fields
+                .get(field)
+                .map_or(Some(0), |bytes| decode_number(bytes))?
+                .saturating_add(by);
             entry.set(field, Some(&value::encode_number(sum)));
             Some(Ok(sum))
         });
@@ -235,7 +272,12 @@ impl Store for MemoryStore {
         Ok(saved.unwrap_or(Saved::Gone))
     }
 
-    async fn freeze(&self, handle: &Handle, next: &Handle, grace: Duration) -> Result<Option<Fields>, Error> {
+    async fn freeze(
+        &self,
+        handle: &Handle,
+        next: &Handle,
+        grace: Duration,
+    ) -> Result<Option<Fields>, Error> {
         let frozen = self.with(handle, |entry| match entry.standing() {
             Standing::Live => {
                 entry.freeze(*next, grace);
@@ -247,7 +289,12 @@ impl Store for MemoryStore {
         Ok(frozen.flatten())
     }
 
-    async fn succeed(&self, handle: &Handle, next: &Succession<'_>, changes: &Changes) -> Result<Saved, Error> {
+    async fn succeed(
+        &self,
+        handle: &Handle,
+        next: &Succession<'_>,
+        changes: &PendingChanges,
+    ) -> Result<Saved, Error> {
         let mut all = self.0.lock();
         let made = all.with(handle, |entry| {
             if entry.frozen.is_some() {
@@ -280,8 +327,14 @@ impl Store for MemoryStore {
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
         let (now, all) = (Instant::now(), self.0.lock());
-        let entries = all.owned.get(owner).into_iter().flatten().filter_map(|handle| Some((*handle, all.sessions.get(handle)?)));
-        let living = entries.filter(|(_, entry)| entry.expires > now && entry.frozen.is_none() && entry.seen);
+        let entries = all
+            .owned
+            .get(owner)
+            .into_iter()
+            .flatten()
+            .filter_map(|handle| Some((*handle, all.sessions.get(handle)?)));
+        let living = entries
+            .filter(|(_, entry)| entry.expires > now && entry.frozen.is_none() && entry.seen);
         let own = |(handle, entry): (Handle, &Entry)| {
             let mut record = entry.record(None);
             record.fields.retain(|field, _| value::is_ours(field));
@@ -292,11 +345,12 @@ impl Store for MemoryStore {
 
     async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<bool, Error> {
         let mut all = self.0.lock();
-        let lives = |handle: &Handle| all.sessions.get(handle).is_some_and(|entry| entry.frozen.is_none());
+        let lives =
+            |handle: &Handle| all.sessions.get(handle).is_some_and(|entry| entry.frozen.is_none());
         if except.is_some_and(|handle| !lives(handle)) {
             return Ok(false);
         }
-        // In process, removing them is the one step. That some were replaced stays known.
+        // In one process, removal under the lock is one step. Replaced sessions stay known as such.
         for handle in all.owned.get(owner).cloned().unwrap_or_default() {
             match all.sessions.get_mut(&handle) {
                 _ if Some(&handle) == except => {}
@@ -334,30 +388,43 @@ mod tests {
     async fn idle_and_absolute_time_outs_hold() {
         let (store, id) = (MemoryStore::new(), Id::random(None).unwrap());
         let handle = id.handle();
-        let lifetime = Lifetime { idle: Duration::from_mins(1), absolute: Duration::from_secs(100) };
-        store.create(&handle, &id.proof(), &Changes::default(), lifetime).await.unwrap();
-        let (none, renewal) = (Changes::default(), Some(Renewal { idle: lifetime.idle, grace: Duration::ZERO }));
+        let lifetime =
+            Lifetime { idle: Duration::from_mins(1), absolute: Duration::from_secs(100) };
+        store.create(&handle, &id.proof(), &PendingChanges::default(), lifetime).await.unwrap();
+        let (none, renewal) = (
+            PendingChanges::default(),
+            Some(Renewal { idle: lifetime.idle, grace: Duration::ZERO }),
+        );
         tokio::time::advance(Duration::from_secs(59)).await;
         assert_eq!(store.save(&handle, &none, renewal).await.unwrap(), Saved::Done);
         tokio::time::advance(Duration::from_secs(40)).await;
         assert_eq!(store.save(&handle, &none, renewal).await.unwrap(), Saved::Done);
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(store.save(&handle, &none, renewal).await.unwrap(), Saved::Gone, "its hundred seconds are over");
+        assert_eq!(
+            store.save(&handle, &none, renewal).await.unwrap(),
+            Saved::Gone,
+            "its hundred seconds are over"
+        );
     }
     #[tokio::test(start_paused = true)]
     async fn at_its_cap_the_session_nearest_to_its_end_goes() {
         let store = MemoryStore::new();
         let create = async |idle: u64| {
             let id = Id::random(None).unwrap();
-            let lifetime = Lifetime { idle: Duration::from_secs(idle), absolute: Duration::from_hours(1) };
-            store.create(&id.handle(), &id.proof(), &Changes::default(), lifetime).await.unwrap();
+            let lifetime =
+                Lifetime { idle: Duration::from_secs(idle), absolute: Duration::from_hours(1) };
+            store
+                .create(&id.handle(), &id.proof(), &PendingChanges::default(), lifetime)
+                .await
+                .unwrap();
             id
         };
         let (short, long) = (create(60).await, create(600).await);
         for _ in 0..MAX_SESSIONS {
             create(300).await;
         }
-        let lives = async |id: &Id| store.load(&id.handle(), Some(&id.proof())).await.unwrap().is_some();
+        let lives =
+            async |id: &Id| store.load(&id.handle(), Some(&id.proof())).await.unwrap().is_some();
         assert!(!lives(&short).await && lives(&long).await);
         let all = store.0.lock();
         assert_eq!((all.sessions.len(), all.ends[0].len()), (MAX_SESSIONS, MAX_SESSIONS));
@@ -368,16 +435,24 @@ mod tests {
         let store = MemoryStore::new();
         let create = async |owner: Option<Owner>, minutes: u64| {
             let id = Id::random(owner).unwrap();
-            let lifetime = Lifetime { idle: Duration::from_mins(minutes), absolute: Duration::from_hours(24) };
-            store.create(&id.handle(), &id.proof(), &Changes::default(), lifetime).await.unwrap();
+            let lifetime =
+                Lifetime { idle: Duration::from_mins(minutes), absolute: Duration::from_hours(24) };
+            store
+                .create(&id.handle(), &id.proof(), &PendingChanges::default(), lifetime)
+                .await
+                .unwrap();
             id
         };
-        let (user, over) = (create(Some(Owner::of("ann")), 10).await, create(Some(Owner::of("ben")), 1).await);
+        let (user, over) =
+            (create(Some(Owner::of("ann")), 10).await, create(Some(Owner::of("ben")), 1).await);
         tokio::time::advance(Duration::from_mins(2)).await;
         for _ in 0..MAX_SESSIONS + 1_000 {
             create(None, 600).await;
         }
         assert!(store.load(&user.handle(), Some(&user.proof())).await.unwrap().is_some());
-        assert!(!store.0.lock().sessions.contains_key(&over.handle()), "what has expired goes first");
+        assert!(
+            !store.0.lock().sessions.contains_key(&over.handle()),
+            "what has expired goes first"
+        );
     }
 }

@@ -1,12 +1,14 @@
-//! Where sessions are kept. One trait, one file per backend, one contract (`tests/contract.rs`) for all.
+//! Stores of sessions. One trait, one file per backend, one contract (`tests/contract.rs`) for all
+//! of them.
 
+#[cfg(feature = "cookie")]
+mod encrypted_cookie;
 mod memory;
+mod pending_changes;
 #[cfg(feature = "redis")]
 mod redis;
-#[cfg(feature = "cookie")]
-mod sealed;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod sql;
+#[cfg(feature = "sql")]
+pub(crate) mod sql;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,18 +16,22 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
+#[cfg(feature = "cookie")]
+pub use self::encrypted_cookie::CookieKeys;
+#[cfg(feature = "cookie")]
+pub(crate) use self::encrypted_cookie::EncryptedCookieStore;
 pub use self::memory::MemoryStore;
+pub use self::pending_changes::PendingChanges;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
-#[cfg(feature = "cookie")]
-pub use self::sealed::CookieKeys;
-#[cfg(feature = "cookie")]
-pub(crate) use self::sealed::SealedStore;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(feature = "sql")]
 pub use self::sql::SqlStore;
-pub use crate::changes::Changes;
 use crate::error::Error;
 pub use crate::id::{Handle, Id, Owner, Proof};
+#[cfg(feature = "sql")]
+pub use crate::sql::{migrate, migrations, statements_of};
+#[cfg(feature = "sql")]
+pub use scale_sql::{Database, Options, System};
 
 /// Encoded values by field.
 pub type Fields = HashMap<String, Vec<u8>, foldhash::fast::RandomState>;
@@ -35,113 +41,123 @@ pub type Fields = HashMap<String, Vec<u8>, foldhash::fast::RandomState>;
 pub struct Record {
     /// Encoded values by field.
     pub fields: Fields,
-    /// When its idle time-out was last started anew, by the store's clock.
+    /// Time of the last renewal of the idle time-out, by the store's clock.
     pub renewed: SystemTime,
-    /// Whether it can be written.
+    /// `true` if the session can be read and written.
     pub standing: Standing,
-    /// Whether the proof presented is the one of the last rotation.
+    /// `true` if the presented proof is the one of the last rotation.
     pub is_current: bool,
-    /// Whether its client has sent its cookie: until then it may never have got it.
+    /// `true` if the client has sent its cookie. Until then it may not have received the cookie.
     pub seen: bool,
-    /// It was rotated, and its client has not been known to show the new proof.
+    /// `true` if the session was rotated and the client has not shown the new proof yet.
     pub is_unconfirmed: bool,
-    /// Of one that was replaced: the session in its place.
+    /// Session that replaced this one.
     pub next: Option<Handle>,
 }
 
-/// What may be done with a session.
+/// State of a session: whether it can be read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Standing {
-    /// It is read and written.
+    /// The session can be read and written.
     Live,
-    /// Its client has become somebody else, and has another session since: requests under way read this one for a while, and write nothing.
+    /// The client has changed its identity and has another session now. Requests in progress can
+    /// read this session for a while, but not write to it.
     Frozen,
-    /// The same after that while, and of one that its client has ended: nothing is left but that it was there.
+    /// The session was frozen and that time is over, or its client has ended it. Only the fact that
+    /// it existed is left.
     Replaced,
-    /// The proof was one of its own once, and its client has shown a later one since.
+    /// The proof was valid earlier, and the client has shown a later one since.
     Stale,
 }
 
-/// How long a session lives from a write on.
+/// Lifetime of a session, counted from a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
-    /// Without use.
+    /// Maximum time without use.
     pub idle: Duration,
-    /// In all, from its creation.
+    /// Maximum time from the creation.
     pub absolute: Duration,
 }
 
-/// What came of [`Store::save`] and [`Store::rotate`].
+/// Result of [`Store::save`] and [`Store::rotate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Saved {
-    /// It is done.
+    /// The write was done.
     Done,
-    /// Another request has rotated it meanwhile: that one's id stands. Only of rotations.
+    /// Another request has rotated the session first, and its id is the current one. Returned by
+    /// rotations only.
     Stale,
-    /// The session is [frozen](Standing::Frozen); nothing is written.
+    /// The session is [frozen](Standing::Frozen); nothing was written.
     Frozen,
-    /// There is no such session; nothing is written.
+    /// There is no such session; nothing was written.
     Gone,
 }
 
-/// What came of [`Store::swap`] and [`Store::add`].
+/// Result of [`Store::swap`] and [`Store::add`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Swapped {
-    /// The field was as expected and is written.
+    /// The field had the expected value and was written.
     Done,
-    /// The field holds this instead; nothing is written.
+    /// The field has this value instead; nothing was written.
     Found(Option<Vec<u8>>),
-    /// The session is [frozen](Standing::Frozen); nothing is written.
+    /// The session is [frozen](Standing::Frozen); nothing was written.
     Frozen,
     /// There is no such session.
     Gone,
 }
 
-/// Starts the idle time-out anew: the client has shown that it is there.
+/// Restarts the idle time-out: the client is active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Renewal {
     /// The idle time-out.
     pub idle: Duration,
-    /// How long proofs from before the last rotation are good from now on.
+    /// Time for which proofs from before the last rotation stay valid, counted from now.
     pub grace: Duration,
 }
 
-/// The session that goes on in another's place.
+/// Session that continues another one.
 #[derive(Clone, Copy, Debug)]
 pub struct Succession<'a> {
-    /// Where it lies.
+    /// Storage key of the new session.
     pub handle: &'a Handle,
-    /// What opens it.
+    /// Proof of the new session.
     pub proof: &'a Proof,
-    /// Its idle time-out.
+    /// Idle time-out of the new session.
     pub idle: Duration,
-    /// How long the other one is read.
+    /// Time for which the other session can still be read.
     pub grace: Duration,
 }
 
-/// What came of [`Store::destroy`].
+/// Result of [`Store::destroy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Destroyed {
-    /// It is gone.
+    /// The session was destroyed.
     Done,
-    /// There was none.
+    /// There was no such session.
     Gone,
-    /// It had been replaced by this one: it is not read any more, and still known as replaced.
+    /// The session had been replaced by this one. It can no longer be read, and stays known as
+    /// replaced.
     Replaced(Option<Handle>),
 }
 
-/// How long it is known that a session was replaced, so that a slow request does not take the new one's cookie away.
+/// Time for which a replaced session stays known, so that a slow request does not clear the new
+/// session's cookie.
 pub const REPLACED_FOR: Duration = Duration::from_hours(1);
-/// How long it is known that a client has logged out, for the same reason.
+/// Time for which a logout stays known, for the same reason.
 pub const ENDED_FOR: Duration = Duration::from_mins(1);
-/// The end of a proof whose client has not shown a later one.
+/// Expiry of a proof whose client has not shown a later one yet.
 const PENDING: u64 = u64::MAX;
-/// Earlier proofs of a session that are remembered at most.
+/// Maximum number of earlier proofs of a session.
 const OLD_PROOFS: usize = 4;
 
-/// The proofs of a session: the one that stands, and earlier ones for as long as their grace lasts.
+/// Proofs of a session: the current one, and earlier ones until their grace ends.
 ///
-/// As text: the first, then each of the others as `;<proof>@<end, ms>`, or `@?` while the client has not shown a later one.
+/// Text form: the current proof, then each earlier one as `;<proof>@<end, ms>`, or `@?` while the
+/// client has not shown a later one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Proofs {
     current: Proof,
@@ -153,7 +169,7 @@ impl Proofs {
         Self { current, old: Vec::new() }
     }
 
-    #[cfg(any(feature = "redis", feature = "postgres", feature = "sqlite"))]
+    #[cfg(any(feature = "redis", feature = "sql"))]
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(';');
         let current = Proof::parse(parts.next()?)?;
@@ -169,11 +185,12 @@ impl Proofs {
     }
 
     pub(crate) fn accepts(&self, proof: &Proof, now_ms: u64) -> bool {
-        self.is_current(proof) || self.old.iter().any(|(old, until)| *until > now_ms && old == proof)
+        self.is_current(proof)
+            || self.old.iter().any(|(old, until)| *until > now_ms && old == proof)
     }
 }
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(feature = "sql")]
 impl Proofs {
     pub(crate) fn text(&self) -> String {
         self.old.iter().fold(self.current.text(), |text, (proof, until)| {
@@ -188,13 +205,13 @@ impl Proofs {
         self.old.iter().any(|(_, until)| *until == PENDING)
     }
 
-    /// The client has shown the current one: from now on the others end.
+    /// Records that the client has shown the current proof: the others expire after `grace`.
     pub(crate) fn confirm(&mut self, now_ms: u64, grace: Duration) {
         let end = now_ms.saturating_add(grace.as_millis() as u64).min(PENDING - 1);
         self.old.iter_mut().for_each(|(_, until)| *until = end.min(*until));
     }
 
-    /// `false`: another rotation came first.
+    /// Replaces the current proof. Returns `false` if another rotation was first.
     pub(crate) fn rotate(&mut self, from: &Proof, to: Proof, now_ms: u64) -> bool {
         if !self.is_current(from) {
             return false;
@@ -207,74 +224,117 @@ impl Proofs {
     }
 }
 
-/// A store of sessions. Every method is atomic, and no method but [`create`](Store::create) makes a session exist: so a slow request
-/// cannot bring back what a logout removed. A session whose handle has an owner is gone for every method once that owner's sessions are
-/// [revoked](Store::revoke); of one that was replaced before, that stays known.
+/// A store of sessions. Every method is atomic, and only [`create`](Store::create) and
+/// [`succeed`](Store::succeed) create a session, so a slow request cannot restore what a logout
+/// removed. After an owner's sessions are [revoked](Store::revoke), every method treats a session
+/// of that owner as gone, except that a session that was replaced before stays known as replaced.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
-    /// A store for one request alone, of sessions that lie in its cookie. `None`: this one serves all requests.
+    /// Returns a store for one request, for sessions that are kept in their cookies. `None`: this
+    /// store serves all requests.
     fn for_request(&self) -> Option<Arc<dyn Store>> {
         None
     }
 
-    /// The id that a cookie's value stands for, whether its session lives or not. What is malformed is nobody's, and is never looked up.
+    /// Returns the id that a cookie's value represents, whether or not its session exists.
+    /// Malformed values are rejected without a lookup.
     fn presented(&self, cookie: &str) -> Option<Id> {
         Id::parse(cookie)
     }
 
-    /// What the cookie is to hold after this request, if it is the session itself and has changed.
+    /// Returns the cookie's content after this request, if the cookie contains the session itself
+    /// and the session has changed.
     ///
     /// # Errors
-    /// [`Error::Store`] if it cannot be encrypted.
+    /// [`Error::Store`] if the encryption fails.
     fn cookie(&self) -> Result<Option<String>, Error> {
         Ok(None)
     }
 
-    /// How many bytes the names and values of a session may take together, if that is bounded.
+    /// Returns how many bytes the names and values of a session may take in total, if that is
+    /// limited.
     fn room(&self) -> Option<usize> {
         None
     }
 
-    /// The session, if it lives. One round trip. Without a proof: for who has shown one before; with one that is none of its own any more
-    /// it is [stale](Standing::Stale).
+    /// Returns the session, if it exists. One round trip. Without a proof, the caller must have
+    /// shown one before; with a proof that is not valid any more, the session is
+    /// [stale](Standing::Stale).
     async fn load(&self, handle: &Handle, proof: Option<&Proof>) -> Result<Option<Record>, Error>;
 
-    /// A new session.
-    async fn create(&self, handle: &Handle, proof: &Proof, changes: &Changes, lifetime: Lifetime) -> Result<(), Error>;
+    /// Creates a session.
+    async fn create(
+        &self,
+        handle: &Handle,
+        proof: &Proof,
+        changes: &PendingChanges,
+        lifetime: Lifetime,
+    ) -> Result<(), Error>;
 
-    /// Writes the changed fields, and starts the idle time-out anew if one is given: then its client [has been seen](Record::seen).
-    async fn save(&self, handle: &Handle, changes: &Changes, renewal: Option<Renewal>) -> Result<Saved, Error>;
+    /// Writes the changed fields. With a renewal, restarts the idle time-out and records that the
+    /// client [has been seen](Record::seen).
+    async fn save(
+        &self,
+        handle: &Handle,
+        changes: &PendingChanges,
+        renewal: Option<Renewal>,
+    ) -> Result<Saved, Error>;
 
-    /// Writes one field if it still holds what is expected.
-    async fn swap(&self, handle: &Handle, field: &str, expected: Option<&[u8]>, new: Option<&[u8]>) -> Result<Swapped, Error>;
+    /// Writes one field if it still has the expected value.
+    async fn swap(
+        &self,
+        handle: &Handle,
+        field: &str,
+        expected: Option<&[u8]>,
+        new: Option<&[u8]>,
+    ) -> Result<Swapped, Error>;
 
-    /// Adds to a field that holds a number, in one step however many do so at once. `Ok(None)`: this store has no such step, or the number
-    /// is none it can add to; [`swap`](Store::swap) does.
-    async fn add(&self, handle: &Handle, field: &str, by: i64) -> Result<Option<Result<i64, Swapped>>, Error> {
+    /// Adds to a field that contains a number, in one step for any number of concurrent callers.
+    /// `Ok(None)`: this store has no such step, or cannot add to the field's content; use
+    /// [`swap`](Store::swap) instead.
+    async fn add(
+        &self,
+        handle: &Handle,
+        field: &str,
+        by: i64,
+    ) -> Result<Option<Result<i64, Swapped>>, Error> {
         let _ = (handle, field, by);
         Ok(None)
     }
 
-    /// Replaces the proof, if `from` is the one that stands. The earlier ones are good until a [renewal](Renewal), and for its grace.
+    /// Replaces the proof, if `from` is the current one. Earlier proofs stay valid until a
+    /// [renewal](Renewal), and then for its grace.
     async fn rotate(&self, handle: &Handle, from: &Proof, to: &Proof) -> Result<Saved, Error>;
 
-    /// [Freezes](Standing::Frozen) the session for `grace`, in favour of another, and returns what it holds for good; after that it is known
-    /// as [replaced](Standing::Replaced) for an hour. `None`: there is no such session, or it has been replaced before.
-    async fn freeze(&self, handle: &Handle, next: &Handle, grace: Duration) -> Result<Option<Fields>, Error>;
+    /// [Freezes](Standing::Frozen) the session for `grace`, in favour of `next`, and returns its
+    /// final content. After `grace` the session is known as [replaced](Standing::Replaced) for an
+    /// hour. Returns `None` if there is no such session, or if it was replaced before.
+    async fn freeze(
+        &self,
+        handle: &Handle,
+        next: &Handle,
+        grace: Duration,
+    ) -> Result<Option<Fields>, Error>;
 
-    /// Makes a session of the same owner that goes on in this one's place, and freezes this one, in one step: with its fields and the changes,
-    /// its end, and its place among what is revoked.
-    async fn succeed(&self, handle: &Handle, next: &Succession<'_>, changes: &Changes) -> Result<Saved, Error>;
+    /// Creates a session of the same owner that continues this one, and freezes this one, in one
+    /// step. The new session takes over the fields with the changes applied, the absolute end, and
+    /// the number that revocations compare.
+    async fn succeed(
+        &self,
+        handle: &Handle,
+        next: &Succession<'_>,
+        changes: &PendingChanges,
+    ) -> Result<Saved, Error>;
 
-    /// Every living session of an owner whose client [has been seen](Record::seen), with its own fields (those whose names begin with a dot)
-    /// alone: a thousand at most.
+    /// Returns every live session of an owner whose client [has been seen](Record::seen), with the
+    /// fields reserved for this crate only (their names begin with a dot). At most 1,000 sessions.
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error>;
 
-    /// Ends every session of an owner but one, however many there are, in one step. `false`: that one is no living session of theirs, and
-    /// nothing is done.
+    /// Ends every session of an owner except one, in one step for any number of sessions. Returns
+    /// `false` and changes nothing if `except` is not a live session of the owner.
     async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<bool, Error>;
 
-    /// Removes the session. For `known_for` it is known that it was there, as [`Standing::Replaced`].
+    /// Removes the session. For `known_for` the store remembers it as [`Standing::Replaced`].
     async fn destroy(&self, handle: &Handle, known_for: Duration) -> Result<Destroyed, Error>;
 }
 
@@ -289,15 +349,22 @@ mod tests {
         let mut proofs = Proofs::new(first);
         assert!(proofs.rotate(&first, second, 1_000));
         assert!(!proofs.rotate(&first, third, 1_000), "one rotation wins");
-        assert!(proofs.is_unconfirmed() && proofs.accepts(&first, 1 << 60), "the answer may have been lost");
-        #[cfg(any(feature = "postgres", feature = "sqlite"))]
+        assert!(
+            proofs.is_unconfirmed() && proofs.accepts(&first, 1 << 60),
+            "the answer may have been lost"
+        );
+        #[cfg(feature = "sql")]
         assert_eq!(Proofs::parse(&proofs.text()), Some(proofs.clone()));
         proofs.confirm(1_000, Duration::from_secs(10));
-        assert!(proofs.accepts(&first, 10_999) && !proofs.accepts(&first, 11_000) && !proofs.is_unconfirmed());
+        assert!(
+            proofs.accepts(&first, 10_999)
+                && !proofs.accepts(&first, 11_000)
+                && !proofs.is_unconfirmed()
+        );
         assert!(proofs.rotate(&second, third, 2_000));
         assert!(proofs.accepts(&first, 2_000), "two back");
         assert!(proofs.is_current(&third) && !proofs.accepts(&proof(), 0));
-        #[cfg(any(feature = "postgres", feature = "sqlite"))]
+        #[cfg(feature = "sql")]
         assert_eq!(Proofs::parse(&proofs.text()), Some(proofs));
     }
 }

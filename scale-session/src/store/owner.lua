@@ -1,9 +1,11 @@
--- Shared by the scripts of sessions; put before them.
--- A session that belongs to somebody has two keys more: KEYS[2] is the owner's hash (which life of it this is, the number last given out,
--- the number up to which sessions are revoked), KEYS[3] the owner's sessions by when they expire. It holds its own number, and is gone once
--- that is revoked; or once the hash is lost, for then nobody knows.
+-- Functions shared by the session scripts; prepended to them.
+--
+-- A session with an owner has two additional keys: KEYS[2] is the owner's hash (random id of the
+-- hash, last issued number, number up to which sessions are revoked), KEYS[3] the owner's sessions
+-- sorted by expiry. The session holds its own number. It is gone when that number is revoked, and
+-- also when the owner's hash is lost, because then its state is unknown.
 
--- Leaves nothing of the session but that it was there.
+-- Removes the content of the session; only its existence stays known.
 local function empty()
   for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
     if string.byte(field) ~= 0 then redis.call('HDEL', KEYS[1], field) end
@@ -11,7 +13,8 @@ local function empty()
   redis.call('HSET', KEYS[1], '\0frozen', 0)
 end
 
--- Of one that was replaced before, that stays known: it is emptied, and not said to be revoked.
+-- Returns whether the session is revoked. A session that was replaced before is emptied and not
+-- reported as revoked, so that the replacement stays known.
 local function revoked()
   if not KEYS[2] then return false end
   local turn = redis.call('HGET', KEYS[1], '\0turn')
@@ -36,8 +39,8 @@ local function clock()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
--- What is left of the session in KEYS[1] once its client has another one: it is read for a while, at the most until its own end, and known
--- as replaced for some time after that.
+-- Freezes the session in KEYS[1], because its client has a new session: it can be read for the
+-- grace period, at most until its own end, and stays known as replaced for some time afterwards.
 local function freeze(now, grace, known, next)
   local ends = tonumber(redis.call('HGET', KEYS[1], '\0ends'))
   redis.call('HSET', KEYS[1], '\0frozen', string.format('%d', math.min(now + grace, ends)), '\0next', next)

@@ -1,29 +1,30 @@
-//! Sessions shared by all servers: one hash each.
+//! Sessions in Redis, shared by all servers: one hash per session.
 //!
 //! | key | type | holds | expires |
 //! | --- | --- | --- | --- |
-//! | `{app}:session:{<family>}:s` | hash | the fields; `\0ends`, `\0renewed` (ms, server clock), `\0proofs`; `\0seen` once its client has sent its cookie; `\0frozen` (ms), until when it may be read, once it is replaced | idle time-out, never past the absolute one; an hour after it was replaced |
-//! | `{app}:session:{<owner>}:s:<family>` | hash | the same of a session that belongs to somebody, and `\0turn`, its number | as above |
-//! | `{app}:session:{<owner>}:owner` | hash | the last number given out, and up to which they are revoked | a second after the last session can |
-//! | `{app}:session:{<owner>}:all` | sorted set | families of the owner's sessions, by when they expire | with the last of them |
+//! | `{app}:session:{<family>}:s` | hash | the fields; `\0ends`, `\0renewed` (ms, server clock), `\0proofs`; `\0seen` once the client has sent its cookie; once the session is replaced, `\0frozen`, the time (ms) until which it may be read | after the idle time-out, never later than the absolute one; an hour after it was replaced |
+//! | `{app}:session:{<owner>}:s:<family>` | hash | the same for a session with an owner, and `\0turn`, its number | as above |
+//! | `{app}:session:{<owner>}:owner` | hash | the last number assigned, and the number up to which sessions are revoked | a second after the last session can expire |
+//! | `{app}:session:{<owner>}:all` | sorted set | families of the owner's sessions, by expiry | with the last of them |
 
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use redis::{AsyncCommands, RedisError, Script, ScriptInvocation, Value};
+use scale_core::clock::{millis, ttl_millis};
 use scale_redis::Keys;
 
 use super::{
-    Changes, Destroyed, Fields, Handle, Lifetime, OLD_PROOFS, Owner, Proof, Proofs, REPLACED_FOR, Record, Renewal, Saved,
-    Standing, Store, Succession, Swapped,
+    Destroyed, Fields, Handle, Lifetime, OLD_PROOFS, Owner, PendingChanges, Proof, Proofs,
+    REPLACED_FOR, Record, Renewal, Saved, Standing, Store, Succession, Swapped,
 };
 use crate::error::Error;
-use crate::signed::{BEFORE, FIELD};
+use crate::identity::{BEFORE, FIELD};
 
-/// Sessions of one owner shown at most.
+/// Maximum number of listed sessions per owner.
 const LISTED: isize = 1_000;
 
-/// Sessions in Redis: standalone, Sentinel or Cluster.
+/// Session store in Redis: standalone, Sentinel or Cluster.
 pub struct RedisStore {
     server: scale_redis::Redis,
     keys: Keys,
@@ -46,7 +47,7 @@ impl std::fmt::Debug for RedisStore {
 }
 
 impl RedisStore {
-    /// The sessions of `app`.
+    /// Creates a store for the sessions of `app`.
     pub fn new(redis: scale_redis::Redis, app: &str) -> Self {
         Self {
             server: redis,
@@ -75,15 +76,16 @@ impl RedisStore {
         self.keys.tagged(&owner.text(), name)
     }
 
-    /// Of nobody's session nothing else is to be asked.
+    /// Loads an anonymous session, which has no owner record.
     async fn load_anonymous(&self, handle: &Handle) -> Result<Fields, RedisError> {
         let mut get = redis::Cmd::with_capacity(2, 96);
         get.arg("HGETALL").arg(self.key(handle));
         self.server.command(&get).await.map(fields)
     }
 
-    /// The session and its owner's word, in one round trip: two commands on their way together cost less than a pipeline of two. What does
-    /// not stand by that word may have got a new number in between, so the script decides, which sees both at once.
+    /// Loads the session and its owner's record in one round trip: two concurrent commands cost
+    /// less than a pipeline of two. A session that fails the check may have got a new number
+    /// between the two reads, so the script checks again and reads both in one step.
     async fn load_owned(&self, handle: &Handle, owner: &Owner) -> Result<Fields, RedisError> {
         let mut word = redis::Cmd::with_capacity(4, 128);
         word.arg("HMGET").arg(self.owner_key(owner, "owner")).arg("life").arg("revoked");
@@ -95,12 +97,12 @@ impl RedisStore {
         self.load_with_time(handle).await
     }
 
-    /// The same with the server's time.
+    /// Loads the session together with the server's time.
     async fn load_with_time(&self, handle: &Handle) -> Result<Fields, RedisError> {
         self.call(&self.load, handle).invoke_async(&mut self.server.clone()).await.map(fields)
     }
 
-    /// A call with the session's key, and its owner's.
+    /// Prepares a script call with the session's key and its owner's keys.
     fn call<'s>(&self, script: &'s Script, handle: &Handle) -> ScriptInvocation<'s> {
         let mut call = script.key(self.key(handle));
         if let Some(owner) = handle.owner() {
@@ -115,30 +117,34 @@ fn script(own: &str) -> Script {
 }
 
 fn unreadable() -> Error {
-    Error::Store("the script's reply cannot be read".into())
+    Error::Store("the script returned an unexpected reply".into())
 }
 
 fn failed(error: RedisError) -> Error {
     Error::Store(Box::new(error))
 }
 
-/// Whether a session with this turn, its owner's life and its number, is one of the owner's that are not revoked.
+/// Returns whether a session is not revoked. `turn` consists of the owner record's id and the
+/// session's number.
 fn stands(turn: Option<&Vec<u8>>, [life, revoked]: &[Option<Vec<u8>>; 2]) -> bool {
     let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<u64>().ok();
     let turn = turn.and_then(|turn| Some((turn.iter().rposition(|byte| *byte == b':')?, turn)));
     let Some((colon, turn)) = turn else { return false };
     let revoked = revoked.as_deref().map_or(Some(0), number);
-    life.as_deref() == Some(&turn[..colon]) && number(&turn[colon + 1..]).zip(revoked).is_some_and(|(own, revoked)| own > revoked)
+    life.as_deref() == Some(&turn[..colon])
+        && number(&turn[colon + 1..]).zip(revoked).is_some_and(|(own, revoked)| own > revoked)
 }
 
-/// A number in a field of ours.
+/// Removes and parses a number in a reserved field.
 fn number(fields: &mut Fields, name: &str) -> Option<u64> {
     fields.remove(name).and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok())
 }
 
-/// `None`: there is no such session.
+/// Parses a session. Returns `None` if there is none.
 fn read(mut fields: Fields, proof: Option<&Proof>) -> Option<Record> {
-    let proofs = fields.remove("\0proofs").and_then(|text| Proofs::parse(std::str::from_utf8(&text).ok()?))?;
+    let proofs = fields
+        .remove("\0proofs")
+        .and_then(|text| Proofs::parse(std::str::from_utf8(&text).ok()?))?;
     let now = number(&mut fields, "\0now");
     let is_known = proof.is_none_or(|proof| proofs.accepts(proof, now.unwrap_or(u64::MAX - 1)));
     let frozen = number(&mut fields, "\0frozen");
@@ -148,18 +154,23 @@ fn read(mut fields: Fields, proof: Option<&Proof>) -> Option<Record> {
         (Some(until), Some(now)) if now < until => Standing::Frozen,
         (Some(_), _) => Standing::Replaced,
     };
-    let renewed = SystemTime::UNIX_EPOCH + Duration::from_millis(number(&mut fields, "\0renewed").unwrap_or(0));
+    let renewed = SystemTime::UNIX_EPOCH
+        + Duration::from_millis(number(&mut fields, "\0renewed").unwrap_or(0));
     let seen = fields.remove("\0seen").is_some();
-    let next = fields.remove("\0next").and_then(|text| Handle::parse(std::str::from_utf8(&text).ok()?));
+    let next =
+        fields.remove("\0next").and_then(|text| Handle::parse(std::str::from_utf8(&text).ok()?));
     let is_read = matches!(standing, Standing::Live | Standing::Frozen);
     fields.retain(|field, _| !field.starts_with('\0') && is_read);
-    let (is_current, is_unconfirmed) = (proof.is_none_or(|proof| proofs.is_current(proof)), proofs.is_unconfirmed());
+    let (is_current, is_unconfirmed) =
+        (proof.is_none_or(|proof| proofs.is_current(proof)), proofs.is_unconfirmed());
     Some(Record { fields, renewed, standing, is_current, seen, is_unconfirmed, next })
 }
 
-/// Whether the server's time decides: of a replaced session, or an earlier proof.
+/// Returns whether the result depends on the server's time: for a replaced session, or an earlier
+/// proof.
 fn needs_time(fields: &Fields, proof: Option<&Proof>) -> bool {
-    let current = fields.get("\0proofs").and_then(|text| Proofs::parse(std::str::from_utf8(text).ok()?));
+    let current =
+        fields.get("\0proofs").and_then(|text| Proofs::parse(std::str::from_utf8(text).ok()?));
     !fields.is_empty()
         && (fields.contains_key("\0frozen")
             || proof.is_some_and(|proof| current.is_none_or(|current| !current.is_current(proof))))
@@ -175,7 +186,8 @@ fn saved(reply: &str) -> Result<Saved, Error> {
     }
 }
 
-/// Of a map, or of a list by turns: names and values are moved, not copied.
+/// Takes the fields out of a map, or out of a list that alternates names and values. Strings are
+/// moved, not copied.
 fn fields(reply: Value) -> Fields {
     let pairs = match reply {
         Value::Map(pairs) => pairs,
@@ -197,7 +209,8 @@ fn fields(reply: Value) -> Fields {
     fields
 }
 
-/// A MessagePack array of strings, names and values by turns; `None` if it is none.
+/// Parses a MessagePack array of strings that alternates names and values. Returns `None` for
+/// anything else.
 fn unpacked(mut packed: &[u8]) -> Option<Fields> {
     fn number(packed: &mut &[u8], bytes: usize) -> Option<usize> {
         Some(take(packed, bytes)?.iter().fold(0, |n, b| n << 8 | usize::from(*b)))
@@ -232,10 +245,6 @@ fn unpacked(mut packed: &[u8]) -> Option<Fields> {
     Some(fields)
 }
 
-fn millis(time: Duration) -> u64 {
-    time.as_millis().max(1) as u64
-}
-
 #[async_trait]
 impl Store for RedisStore {
     async fn load(&self, handle: &Handle, proof: Option<&Proof>) -> Result<Option<Record>, Error> {
@@ -250,10 +259,16 @@ impl Store for RedisStore {
         Ok(read(found, proof))
     }
 
-    async fn create(&self, handle: &Handle, proof: &Proof, changes: &Changes, lifetime: Lifetime) -> Result<(), Error> {
+    async fn create(
+        &self,
+        handle: &Handle,
+        proof: &Proof,
+        changes: &PendingChanges,
+        lifetime: Lifetime,
+    ) -> Result<(), Error> {
         let mut call = self.call(&self.create, handle);
-        call.arg(millis(lifetime.idle))
-            .arg(millis(lifetime.absolute))
+        call.arg(ttl_millis(lifetime.idle))
+            .arg(ttl_millis(lifetime.absolute))
             .arg(handle.family())
             .arg(fastrand::u64(..))
             .arg(proof.text());
@@ -265,11 +280,16 @@ impl Store for RedisStore {
         call.invoke_async::<i64>(&mut self.server.clone()).await.map(drop).map_err(failed)
     }
 
-    async fn save(&self, handle: &Handle, changes: &Changes, renewal: Option<Renewal>) -> Result<Saved, Error> {
+    async fn save(
+        &self,
+        handle: &Handle,
+        changes: &PendingChanges,
+        renewal: Option<Renewal>,
+    ) -> Result<Saved, Error> {
         let mut call = self.call(&self.save, handle);
         let set = changes.iter().filter(|(_, value)| value.is_some()).count();
-        call.arg(renewal.map_or(0, |renewal| millis(renewal.idle)))
-            .arg(renewal.map_or(0, |renewal| renewal.grace.as_millis() as u64));
+        call.arg(renewal.map_or(0, |renewal| ttl_millis(renewal.idle)))
+            .arg(renewal.map_or(0, |renewal| millis(renewal.grace)));
         call.arg(handle.family()).arg(set);
         for (field, value) in changes.iter() {
             if let Some(value) = value {
@@ -283,11 +303,18 @@ impl Store for RedisStore {
         saved(&reply)
     }
 
-    async fn swap(&self, handle: &Handle, field: &str, expected: Option<&[u8]>, new: Option<&[u8]>) -> Result<Swapped, Error> {
+    async fn swap(
+        &self,
+        handle: &Handle,
+        field: &str,
+        expected: Option<&[u8]>,
+        new: Option<&[u8]>,
+    ) -> Result<Swapped, Error> {
         let mut call = self.call(&self.swap, handle);
         call.arg(field).arg(u8::from(expected.is_some())).arg(expected.unwrap_or_default());
         call.arg(u8::from(new.is_some())).arg(new.unwrap_or_default());
-        let reply: Vec<Vec<u8>> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        let reply: Vec<Vec<u8>> =
+            call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         let mut reply = reply.into_iter();
         match reply.next().as_deref() {
             Some(b"done") => Ok(Swapped::Done),
@@ -298,10 +325,16 @@ impl Store for RedisStore {
         }
     }
 
-    async fn add(&self, handle: &Handle, field: &str, by: i64) -> Result<Option<Result<i64, Swapped>>, Error> {
+    async fn add(
+        &self,
+        handle: &Handle,
+        field: &str,
+        by: i64,
+    ) -> Result<Option<Result<i64, Swapped>>, Error> {
         let mut call = self.call(&self.add, handle);
         call.arg(field).arg(by).arg(&[crate::value::VERSION][..]);
-        let reply: Vec<String> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        let reply: Vec<String> =
+            call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["done", sum] => sum.parse().map(|sum| Some(Ok(sum))).map_err(|_| unreadable()),
             ["gone"] => Ok(Some(Err(Swapped::Gone))),
@@ -318,18 +351,32 @@ impl Store for RedisStore {
         saved(&reply)
     }
 
-    async fn freeze(&self, handle: &Handle, next: &Handle, grace: Duration) -> Result<Option<Fields>, Error> {
+    async fn freeze(
+        &self,
+        handle: &Handle,
+        next: &Handle,
+        grace: Duration,
+    ) -> Result<Option<Fields>, Error> {
         let mut call = self.call(&self.freeze, handle);
-        call.arg(grace.as_millis() as u64).arg(millis(REPLACED_FOR)).arg(handle.family()).arg(next.text());
+        call.arg(millis(grace)).arg(ttl_millis(REPLACED_FOR)).arg(handle.family()).arg(next.text());
         let held = fields(call.invoke_async(&mut self.server.clone()).await.map_err(failed)?);
-        let own = |held: Fields| held.into_iter().filter(|(field, _)| !field.starts_with('\0')).collect();
+        let own =
+            |held: Fields| held.into_iter().filter(|(field, _)| !field.starts_with('\0')).collect();
         Ok((!held.is_empty()).then(|| own(held)))
     }
 
-    async fn succeed(&self, handle: &Handle, next: &Succession<'_>, changes: &Changes) -> Result<Saved, Error> {
+    async fn succeed(
+        &self,
+        handle: &Handle,
+        next: &Succession<'_>,
+        changes: &PendingChanges,
+    ) -> Result<Saved, Error> {
         let mut call = self.call(&self.succeed, handle);
-        call.key(self.key(next.handle)).arg(next.proof.text()).arg(millis(next.idle)).arg(next.grace.as_millis() as u64);
-        call.arg(millis(REPLACED_FOR)).arg(handle.family()).arg(next.handle.text());
+        call.key(self.key(next.handle))
+            .arg(next.proof.text())
+            .arg(ttl_millis(next.idle))
+            .arg(millis(next.grace));
+        call.arg(ttl_millis(REPLACED_FOR)).arg(handle.family()).arg(next.handle.text());
         call.arg(changes.iter().filter(|(_, value)| value.is_some()).count());
         for (field, value) in changes.iter() {
             if let Some(value) = value {
@@ -345,18 +392,28 @@ impl Store for RedisStore {
 
     async fn owned(&self, owner: &Owner) -> Result<Vec<(Handle, Record)>, Error> {
         let mut server = self.server.clone();
-        let hashes: Vec<String> = server.zrevrange(self.owner_key(owner, "all"), 0, LISTED - 1).await.map_err(failed)?;
-        let handles: Vec<_> = hashes.iter().filter_map(|hash| Handle::parse(&format!("{hash}{}", owner.text()))).collect();
+        let hashes: Vec<String> =
+            server.zrevrange(self.owner_key(owner, "all"), 0, LISTED - 1).await.map_err(failed)?;
+        let handles: Vec<_> = hashes
+            .iter()
+            .filter_map(|hash| Handle::parse(&format!("{hash}{}", owner.text())))
+            .collect();
         if handles.is_empty() {
             return Ok(Vec::new());
         }
         let mut pipe = redis::pipe();
         pipe.hmget(self.owner_key(owner, "owner"), &["life", "revoked"][..]);
         for handle in &handles {
-            pipe.hmget(self.key(handle), &["\0turn", "\0renewed", "\0seen", "\0frozen", FIELD, BEFORE][..]);
+            pipe.hmget(
+                self.key(handle),
+                &["\0turn", "\0renewed", "\0seen", "\0frozen", FIELD, BEFORE][..],
+            );
         }
-        let mut rows: Vec<Vec<Option<Vec<u8>>>> = pipe.query_async(&mut server).await.map_err(failed)?;
-        let text = |value: &Option<Vec<u8>>| value.as_deref().and_then(|v| std::str::from_utf8(v).ok()).map(str::to_owned);
+        let mut rows: Vec<Vec<Option<Vec<u8>>>> =
+            pipe.query_async(&mut server).await.map_err(failed)?;
+        let text = |value: &Option<Vec<u8>>| {
+            value.as_deref().and_then(|v| std::str::from_utf8(v).ok()).map(str::to_owned)
+        };
         let known = rows.remove(0);
         let (life, revoked) = (known.first().and_then(text), known.get(1).and_then(text));
         let revoked: u64 = revoked.and_then(|n| n.parse().ok()).unwrap_or(0);
@@ -366,29 +423,44 @@ impl Store for RedisStore {
             if Some(its_life) != life.as_deref() || number.parse::<u64>().ok()? <= revoked {
                 return None;
             }
-            let renewed = SystemTime::UNIX_EPOCH + Duration::from_millis(text(row.get(1)?)?.parse().ok()?);
+            let renewed =
+                SystemTime::UNIX_EPOCH + Duration::from_millis(text(row.get(1)?)?.parse().ok()?);
             if row.get(2)?.is_none() || row.get(3)?.is_some() {
                 return None;
             }
             let fields = [FIELD, BEFORE].into_iter().zip(row.into_iter().skip(4));
-            let fields = fields.filter_map(|(field, value)| Some((field.to_owned(), value?))).collect();
+            let fields =
+                fields.filter_map(|(field, value)| Some((field.to_owned(), value?))).collect();
             let standing = Standing::Live;
-            Some((handle, Record { fields, renewed, standing, is_current: true, seen: true, is_unconfirmed: false, next: None }))
+            Some((
+                handle,
+                Record {
+                    fields,
+                    renewed,
+                    standing,
+                    is_current: true,
+                    seen: true,
+                    is_unconfirmed: false,
+                    next: None,
+                },
+            ))
         };
         Ok(handles.into_iter().zip(rows).filter_map(record).collect())
     }
 
     async fn revoke(&self, owner: &Owner, except: Option<&Handle>) -> Result<bool, Error> {
         let keys = (self.owner_key(owner, "owner"), self.owner_key(owner, "all"));
-        let mut call = self.revoke.key(except.map_or_else(|| keys.0.clone(), |handle| self.key(handle)));
+        let mut call =
+            self.revoke.key(except.map_or_else(|| keys.0.clone(), |handle| self.key(handle)));
         call.key(keys.0).key(keys.1).arg(except.map(Handle::family).unwrap_or_default());
         call.invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
     async fn destroy(&self, handle: &Handle, known_for: Duration) -> Result<Destroyed, Error> {
         let mut call = self.call(&self.destroy, handle);
-        call.arg(handle.family()).arg(known_for.as_millis() as u64);
-        let reply: Vec<String> = call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
+        call.arg(handle.family()).arg(ttl_millis(known_for));
+        let reply: Vec<String> =
+            call.invoke_async(&mut self.server.clone()).await.map_err(failed)?;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["done"] => Ok(Destroyed::Done),
             ["gone"] => Ok(Destroyed::Gone),
@@ -412,7 +484,10 @@ mod tests {
                 packed.extend_from_slice(&(part.len() as u16).to_be_bytes());
                 packed.extend_from_slice(part);
             }
-            let found: std::collections::HashMap<_, _> = unpacked(&packed).unwrap().into_iter().collect();
+            let found: std::collections::HashMap<_, _> = unpacked(&packed)
+                .unwrap()
+                .into_iter()
+                .collect();
             proptest::prop_assert_eq!(found, pairs);
         }
 

@@ -1,8 +1,9 @@
--- Ends every session of an owner but one.
--- KEYS  the one's hash (or the owner's hash, if there is none), the owner's hash, the owner's sessions
--- ARGV  the one's hash, or ''
--- Reply 1, or 0 if the one that is to stay is no living session of the owner's: then nothing is done
--- Cost  O(1); the list of sessions goes in the background
+-- Ends all sessions of an owner, except one if given.
+-- KEYS  hash of the exception (or the owner's hash, if there is none), the owner's hash, the owner's
+--       sessions
+-- ARGV  hash of the exception, or ''
+-- Reply 1, or 0 if the exception is not a live session of the owner: then nothing is changed
+-- Cost  O(1); the list of sessions is removed in the background
 local life = redis.call('HGET', KEYS[2], 'life')
 if not life then return ARGV[1] == '' and 1 or 0 end
 local keep = ARGV[1] ~= ''

@@ -1,7 +1,7 @@
--- Replaces a session's proof, if nobody has done so before. The one before is good until its client has shown the new one, and for a
--- while from then on.
+-- Replaces a session's proof, unless another request has replaced it. The previous proof is valid
+-- until the client has sent the new one, and for a grace period afterwards.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- ARGV  the proof that stands, the next one, how many of those before are remembered
+-- ARGV  current proof, next proof, number of previous proofs to keep
 -- Reply 'done', 'stale', 'frozen' or 'gone'
 -- Cost  HMGET, HSET; O(1)
 if revoked() then return 'gone' end

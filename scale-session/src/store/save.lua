@@ -1,9 +1,9 @@
--- Writes the changed fields of a session that still exists; renews it if asked to.
+-- Writes the changed fields of an existing session; renews it on request.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- ARGV  idle (ms; 0: the time-out goes on as it is), grace of proofs before the last rotation (ms), the family's hash, number of fields to set, field and value by turns, then fields to
---       remove
+-- ARGV  idle timeout (ms; 0: leave it unchanged), grace period of proofs before the last rotation (ms),
+--       hash of the family, number of fields to set, alternately field and value, then fields to remove
 -- Reply 'done'; 'gone' or 'frozen' (then nothing is written)
--- Cost  HMGET, HSET, HDEL; to renew, TIME, HSET, PEXPIRE more; O(changed fields)
+-- Cost  HMGET, HSET, HDEL; to renew, also TIME, HSET, PEXPIRE; O(changed fields)
 if revoked() then return 'gone' end
 local meta = redis.call('HMGET', KEYS[1], '\0ends', '\0frozen', '\0proofs')
 if not meta[1] then return 'gone' end
@@ -17,7 +17,7 @@ if idle > 0 then
     return 'gone'
   end
   redis.call('HSET', KEYS[1], '\0renewed', now, '\0seen', 1)
-  -- Its client has shown the last proof: from now on the earlier ones end.
+  -- The client has sent the last proof: from now on the grace period of the earlier ones runs.
   if string.find(meta[3], '@?', 1, true) then
     redis.call('HSET', KEYS[1], '\0proofs', (string.gsub(meta[3], '@%?', '@' .. string.format('%d', now + tonumber(ARGV[2])))))
   end
@@ -28,7 +28,7 @@ if idle > 0 then
   end
 end
 local last = 4 + 2 * tonumber(ARGV[4])
--- So many that Lua's stack holds them.
+-- In chunks that fit on Lua's stack.
 for i = 5, last, 200 do
   redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 199, last)))
 end

@@ -1,8 +1,10 @@
--- A session's user has proved who they are anew: makes the session that goes on in its place, in one step with the freezing of the old one.
--- It ends when the old one would have, and stands or falls with it in what its owner has revoked.
+-- Creates the session that replaces an old one after the user has confirmed their identity, and
+-- freezes the old session, in one step. The new session ends when the old one would have ended, and
+-- is revoked together with it.
 -- KEYS  the old session's hash, the owner's hash, the owner's sessions, the new session's hash
--- ARGV  the new proof, idle (ms), grace (ms), how long it is known after that (ms), the old family's hash, the new handle,
---       number of fields to set, field and value by turns, then fields to remove
+-- ARGV  the new proof, idle timeout (ms), grace period (ms), time for which the old session stays known
+--       afterwards (ms), hash of the old family, the new handle, number of fields to set, alternately
+--       field and value, then fields to remove
 -- Reply 'done', 'frozen' or 'gone'
 -- Cost  HGETALL, HSET, PEXPIRE; O(fields + log of the owner's sessions)
 if revoked() then return 'gone' end

@@ -1,6 +1,6 @@
--- Writes one field if it still holds what is expected.
+-- Writes one field if it still has the expected value.
 -- KEYS  the session's hash [, the owner's hash, the owner's sessions]
--- ARGV  field, 1 if a value is expected, that value, 1 if a value is to be set, that value
+-- ARGV  field, 1 if a value is expected, expected value, 1 if a value is to be set, new value
 -- Reply {'done'}, {'gone'}, {'frozen'}, {'found'} (the field is absent) or {'found', value}
 -- Cost  HMGET and one HSET or HDEL; O(1)
 if revoked() then return { 'gone' } end

@@ -1,4 +1,4 @@
-//! Who acts as another user, and what becomes of it.
+//! Impersonation: acting as another user, and the end of it.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ on_every_store! {
     acting_makes_no_session_live_longer,
 }
 
-/// What begins to act as ann, and what stops.
+/// Returns handlers that begin and stop acting as ann.
 fn actions() -> Result<(Action, Action)> {
     let audit = AuditLog::memory(Keys::new(&[7; 32])?);
     let log = audit.clone();
@@ -32,10 +32,12 @@ fn actions() -> Result<(Action, Action)> {
     Ok((begin, stop))
 }
 
-/// Somebody who acts as a user is known by it, proves nothing, and gets nothing of theirs back home. The session stays their own.
+/// A session that acts as a user has that user's name, proves no identity, and takes no data of
+/// that user back to its own session. The session remains the actor's.
 async fn somebody_acts_as_a_user(server: &Server) -> Result<()> {
     use scale_session::auth::{AuditLog, audit::Keys};
-    let layer = SessionLayer::connect(&server.url, "acts", Config::default().rotation_grace(GRACE)).await?;
+    let layer =
+        SessionLayer::connect(&server.url, "acts", Config::default().rotation_grace(GRACE)).await?;
     let audit = AuditLog::memory(Keys::new(&[7; 32])?);
     let log = audit.clone();
     let begin = action(move |s| {
@@ -54,8 +56,8 @@ async fn somebody_acts_as_a_user(server: &Server) -> Result<()> {
                 "{:?} {:?} {} {}",
                 s.user().await?,
                 s.impersonator().await?,
-                s.is_proved_within(hour).await?,
-                s.prove().await?
+                s.is_confirmed_within(hour).await?,
+                s.confirm().await?
             ))
         })
     };
@@ -64,9 +66,16 @@ async fn somebody_acts_as_a_user(server: &Server) -> Result<()> {
     let (_, began, acting) = send(&layer, Some(&root), begin.clone()).await;
     let acting = acting.unwrap();
     assert_eq!(began, "true");
-    assert_eq!(send(&layer, Some(&acting), state()).await.1, "Some(\"ann\") Some(\"root\") false false");
+    assert_eq!(
+        send(&layer, Some(&acting), state()).await.1,
+        "Some(\"ann\") Some(\"root\") false false"
+    );
     assert_eq!(send(&layer, Some(&acting), begin.clone()).await.1, "false", "not as two");
-    assert_eq!((layer.devices_of("ann").await?.len(), layer.devices_of("root").await?.len()), (0, 1), "it is root's");
+    assert_eq!(
+        (layer.devices_of("ann").await?.len(), layer.devices_of("root").await?.len()),
+        (0, 1),
+        "it is root's"
+    );
     send(&layer, Some(&acting), put("cart".into(), "of ann")).await;
     let (_, ended, home) = send(&layer, Some(&acting), stop).await;
     assert_eq!(ended, "true");
@@ -78,20 +87,21 @@ async fn somebody_acts_as_a_user(server: &Server) -> Result<()> {
                 "{:?} {:?} {}",
                 s.user().await?,
                 s.impersonator().await?,
-                s.is_proved_within(Duration::from_hours(1)).await?
+                s.is_confirmed_within(Duration::from_hours(1)).await?
             ))
         }),
     );
     assert_eq!(seen.await.1, "Some(\"root\") None false");
     assert_eq!(send(&layer, home.as_deref(), get("cart")).await.1, "none");
-    // Once more, and everything of root's ends.
+    // Begins again; then all sessions of root are revoked.
     let acting = send(&layer, home.as_deref(), begin).await.2.unwrap();
     send(&layer, Some(&acting), who()).await;
     layer.revoke_all_of("ann").await?;
     assert_eq!(send(&layer, Some(&acting), who()).await.1, "ann", "it is none of ann's");
     layer.revoke_all_of("root").await?;
     assert_eq!(send(&layer, Some(&acting), who()).await.1, "nobody");
-    let actions: Vec<_> = audit.records(0, 10).await?.into_iter().map(|record| record.event).collect();
+    let actions: Vec<_> =
+        audit.records(0, 10).await?.into_iter().map(|record| record.event).collect();
     assert_eq!(
         actions.iter().map(|event| event.action.as_str()).collect::<Vec<_>>(),
         ["impersonate.begin", "impersonate.end", "impersonate.begin"]
@@ -100,9 +110,10 @@ async fn somebody_acts_as_a_user(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// Whatever ends the sessions of who acts ends the one that acts, and nothing brings them back.
+/// Revoking an actor's sessions ends the acting session, and nothing restores it.
 async fn acting_ends_with_who_acts(server: &Server) -> Result<()> {
-    let layer = SessionLayer::connect(&server.url, "ends", Config::default().rotation_grace(GRACE)).await?;
+    let layer =
+        SessionLayer::connect(&server.url, "ends", Config::default().rotation_grace(GRACE)).await?;
     let (begin, stop) = actions()?;
     let acts = async || {
         let root = send(&layer, None, sign_in("root")).await.2.unwrap();
@@ -124,10 +135,14 @@ async fn acting_ends_with_who_acts(server: &Server) -> Result<()> {
         assert_eq!((stopped.as_str(), cookie.filter(|cookie| !cookie.is_empty())), ("false", None));
         assert_eq!(is(&layer, &root).await, "nobody");
     }
-    // A log-out, or a revocation, overtakes a slow request that stops, or begins.
+    // A log-out or a revocation overtakes a slow request that stops or begins acting.
     for (act, from_acting) in [(&stop, true), (&begin, false)] {
         let (root, acting) = acts().await;
-        let cookie = if from_acting { acting } else { send(&layer, Some(&acting), stop.clone()).await.2.unwrap() };
+        let cookie = if from_acting {
+            acting
+        } else {
+            send(&layer, Some(&acting), stop.clone()).await.2.unwrap()
+        };
         let (slowly, begun, go) = slow(std::sync::Arc::clone(act));
         let request = tokio::spawn(send(&layer, Some(&cookie), slowly));
         begun.acquire().await?.forget();
@@ -137,26 +152,38 @@ async fn acting_ends_with_who_acts(server: &Server) -> Result<()> {
         assert!(set.is_none(), "{answer}: no cookie");
         assert_eq!([is(&layer, &cookie).await, is(&layer, &root).await], ["nobody", "nobody"]);
     }
-    // Who acts signs out: neither the id from before nor any other is somebody's.
+    // The actor logs out: neither the earlier id nor any other id is signed in.
     let (root, acting) = acts().await;
     send(&layer, Some(&acting), sign_out()).await;
     assert_eq!([is(&layer, &acting).await, is(&layer, &root).await], ["nobody", "nobody"]);
     // And "everywhere", as ann.
     let (root, acting) = acts().await;
     let anns = send(&layer, None, sign_in("ann")).await.2.unwrap();
-    send(&layer, Some(&acting), action(|s| async move { Ok(s.revoke_others().await.map(|()| String::new())?) })).await;
+    send(
+        &layer,
+        Some(&acting),
+        action(|s| async move { Ok(s.revoke_others().await.map(|()| String::new())?) }),
+    )
+    .await;
     assert_eq!([is(&layer, &anns).await, is(&layer, &acting).await], ["nobody", "ann"]);
-    send(&layer, Some(&acting), action(|s| async move { Ok(s.revoke_all().await.map(|()| String::new())?) })).await;
+    send(
+        &layer,
+        Some(&acting),
+        action(|s| async move { Ok(s.revoke_all().await.map(|()| String::new())?) }),
+    )
+    .await;
     assert_eq!([is(&layer, &acting).await, is(&layer, &root).await], ["nobody", "nobody"]);
     Ok(())
 }
 
-/// An id that leads to what was is not enough to act as somebody.
+/// An old id, which can only read the former state, does not permit acting as another user.
 async fn an_id_from_before_acts_as_nobody(server: &Server) -> Result<()> {
-    let layer = SessionLayer::connect(&server.url, "before", Config::default().rotation_grace(GRACE)).await?;
+    let layer =
+        SessionLayer::connect(&server.url, "before", Config::default().rotation_grace(GRACE))
+            .await?;
     let (begin, stop) = actions()?;
     let old = send(&layer, None, sign_in("root")).await.2.unwrap();
-    let prove = action(|s| async move { Ok(s.prove().await?.to_string()) });
+    let prove = action(|s| async move { Ok(s.confirm().await?.to_string()) });
     let new = send(&layer, Some(&old), prove).await.2.unwrap();
     let (_, answer, cookie) = send(&layer, Some(&old), begin).await;
     assert!(answer.contains("was replaced"), "{answer}");
@@ -166,7 +193,7 @@ async fn an_id_from_before_acts_as_nobody(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// The end of a session is the end of what it acts as, however often that begins.
+/// The acting session ends when the actor's own session ends, even if acting begins repeatedly.
 async fn acting_makes_no_session_live_longer(server: &Server) -> Result<()> {
     let config = Config::default().rotation_grace(GRACE).absolute_timeout(Duration::from_secs(2));
     let layer = SessionLayer::connect(&server.url, "longer", config).await?;
@@ -175,7 +202,11 @@ async fn acting_makes_no_session_live_longer(server: &Server) -> Result<()> {
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_millis(2_500) {
         for act in [&begin, &stop] {
-            if let Some(next) = send(&layer, Some(&cookie), std::sync::Arc::clone(act)).await.2.filter(|next| !next.is_empty()) {
+            if let Some(next) = send(&layer, Some(&cookie), std::sync::Arc::clone(act))
+                .await
+                .2
+                .filter(|next| !next.is_empty())
+            {
                 cookie = next;
             }
         }
@@ -185,7 +216,7 @@ async fn acting_makes_no_session_live_longer(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// Who may not do anything themselves any more does nothing as somebody else.
+/// An actor who has lost access cannot act as another user.
 #[tokio::test]
 async fn who_is_gone_acts_as_nobody() -> Result<()> {
     let layer = SessionLayer::memory(Config::default());

@@ -1,4 +1,4 @@
-//! How many sessions a user may have.
+//! Limits on the number of a user's sessions.
 
 use anyhow::Result;
 use futures_util::future::join_all;
@@ -13,11 +13,13 @@ on_every_store! {
     who_acts_is_listed,
 }
 
-/// However many log-ins a user's password is good for, so many sessions are left as configured: the last signed in.
+/// After any number of log-ins the configured number of sessions remains: the newest ones.
 async fn sessions_beyond_the_cap_end(server: &Server) -> Result<()> {
-    let config = Config::default().rotation_grace(GRACE).sessions_per_user(std::num::NonZeroU32::new(2).unwrap());
+    let config = Config::default()
+        .rotation_grace(GRACE)
+        .sessions_per_user(std::num::NonZeroU32::new(2).unwrap());
     let layer = SessionLayer::connect(&server.url, "capped", config).await?;
-    // Log-ins whose cookies are kept for later, and shown one after the other.
+    // Log-ins whose cookies are kept, and sent one after the other later.
     let mut cookies = Vec::new();
     for _ in 0..5 {
         cookies.push(send(&layer, None, sign_in("ann")).await.2.unwrap());
@@ -32,12 +34,15 @@ async fn sessions_beyond_the_cap_end(server: &Server) -> Result<()> {
     }
     assert!(users.iter().filter(|user| *user == "ann").count() <= 2, "{users:?}");
     assert_eq!(users[4], "ann", "the last one stays: {users:?}");
-    assert_eq!(layer.devices_of("ann").await?.len(), users.iter().filter(|user| *user == "ann").count());
+    assert_eq!(
+        layer.devices_of("ann").await?.len(),
+        users.iter().filter(|user| *user == "ann").count()
+    );
     assert_eq!(send(&layer, Some(&other), who()).await.1, "ben");
     Ok(())
 }
 
-/// Several log-ins whose cookies are shown at once: as many as may be are left, not fewer.
+/// Several log-ins whose cookies are sent concurrently: the configured number remains, not fewer.
 async fn log_ins_at_once_do_not_end_each_other(server: &Server) -> Result<()> {
     let config = Config::default().sessions_per_user(std::num::NonZeroU32::new(1).unwrap());
     let layer = SessionLayer::connect(&server.url, "at-once", config).await?;
@@ -46,13 +51,17 @@ async fn log_ins_at_once_do_not_end_each_other(server: &Server) -> Result<()> {
         let cookies: Vec<_> = cookies.into_iter().map(|(_, _, cookie)| cookie.unwrap()).collect();
         join_all(cookies.iter().map(|cookie| send(&layer, Some(cookie), who()))).await;
         let users = join_all(cookies.iter().map(|cookie| is(&layer, cookie))).await;
-        assert_eq!(users.iter().filter(|user| *user == "ann").count(), 1, "round {round}: {users:?}");
+        assert_eq!(
+            users.iter().filter(|user| *user == "ann").count(),
+            1,
+            "round {round}: {users:?}"
+        );
         assert_eq!(layer.devices_of("ann").await?.len(), 1);
     }
     Ok(())
 }
 
-/// A client that hangs up before each answer does nothing that is not seen in the list of devices.
+/// A client that disconnects before each response does nothing that the list of devices omits.
 async fn who_acts_is_listed(server: &Server) -> Result<()> {
     let layer = SessionLayer::connect(&server.url, "listed", Config::default()).await?;
     let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();

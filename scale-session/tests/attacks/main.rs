@@ -1,5 +1,5 @@
-//! Attacks that once succeeded, and accidents that look like them, on every store.
-#![cfg(all(feature = "redis", feature = "postgres", feature = "sqlite"))]
+//! Attacks that once succeeded, and accidents with the same effect, on every store.
+#![cfg(all(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 #![allow(clippy::unwrap_used)]
 
 #[path = "../common/mod.rs"]
@@ -12,14 +12,14 @@ use std::time::Duration;
 use anyhow::Result;
 use http::StatusCode;
 use scale_session::{ClearSiteData, Config, Error, OnStoreError, SessionLayer};
-use testkit::{Postgres, Proxy, Redis};
+use testkit::{MariaDb, Postgres, Proxy, Redis};
 use tokio::sync::Semaphore;
 
 use common::{Action, action, get, put, send};
 
 const GRACE: Duration = Duration::from_millis(1_500);
 
-/// A store of one kind, and whatever keeps it alive.
+/// A store of one kind, with the server that runs it.
 struct Server {
     url: String,
     keep: Box<dyn Any + Send + Sync>,
@@ -34,6 +34,12 @@ impl Server {
             }
             "postgres" => {
                 let server = Postgres::start(0).await?;
+                common::migrate(&server.node(0).url()).await?;
+                (server.node(0).url(), Box::new(server))
+            }
+            "mariadb" => {
+                let server = MariaDb::start(0).await?;
+                common::migrate(&server.node(0).url()).await?;
                 (server.node(0).url(), Box::new(server))
             }
             "sqlite" => {
@@ -46,7 +52,8 @@ impl Server {
     }
 
     async fn layer(&self) -> Result<SessionLayer> {
-        Ok(SessionLayer::connect(&self.url, "test", Config::default().rotation_grace(GRACE)).await?)
+        Ok(SessionLayer::connect(&self.url, "test", Config::default().rotation_grace(GRACE))
+            .await?)
     }
 }
 
@@ -55,6 +62,7 @@ macro_rules! on_every_store {
         on_stores! { memory: "memory"; $($case),* }
         on_stores! { redis: "redis"; $($case),* }
         on_stores! { postgres: "postgres"; $($case),* }
+        on_stores! { mariadb: "mariadb"; $($case),* }
         on_stores! { sqlite: "sqlite"; $($case),* }
     };
 }
@@ -76,42 +84,59 @@ mod acting;
 mod caps;
 mod old_ids;
 
-/// "Sign out everywhere" means it: no cookie that keeps somebody signed in brings them back.
+/// "Sign out everywhere" also ends persistent log-ins: their cookies sign nobody in afterwards.
 async fn signing_out_everywhere_ends_who_stays_signed_in(server: &Server) -> Result<()> {
-    use scale_session::auth::remember::Exchange;
+    use scale_session::auth::remember::Refreshed;
     use scale_session::auth::token::Keys;
-    use scale_session::auth::{Ledger, Records, Remember};
-    let (ledger, records) = (Ledger::connect(&server.url, "out").await?, Records::connect(&server.url, "out").await?);
-    let remember = Remember::new(Keys::new(&[7; 32])?, &ledger, Duration::from_hours(24)).listed_in(&records);
-    let layer = SessionLayer::connect(&server.url, "out", Config::default()).await?.remember(&remember);
+    use scale_session::auth::{OneTimeStore, Records, Remember};
+    let (one_time, records) = (
+        OneTimeStore::connect(&server.url, "out").await?,
+        Records::connect(&server.url, "out").await?,
+    );
+    let remember = Remember::new(Keys::new(&[7; 32])?, &one_time, Duration::from_hours(24))
+        .listed_in(&records);
+    let layer =
+        SessionLayer::connect(&server.url, "out", Config::default()).await?.remember(&remember);
     let everywhere: [(&str, Action); 2] = [
         ("all", action(|s| async move { Ok(s.revoke_all().await.map(|()| String::new())?) })),
         ("others", action(|s| async move { Ok(s.revoke_others().await.map(|()| String::new())?) })),
     ];
     for (name, act) in everywhere {
         let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
-        let (anns, bens) = (remember.begin_on("ann", "hash", "phone").await?, remember.begin("ben", "hash").await?);
+        let (anns, bens) = (
+            remember.begin_on("ann", "hash", "phone").await?,
+            remember.begin("ben", "hash").await?,
+        );
         assert_eq!(remember.families("ann").await?.len(), 1);
         assert_eq!(send(&layer, Some(&cookie), act).await.0, StatusCode::OK);
-        assert_eq!(remember.exchange(&anns, "hash").await?, Exchange::No, "{name}");
-        assert!(matches!(remember.exchange(&bens, "hash").await?, Exchange::Good { .. }), "{name}");
+        assert_eq!(remember.refresh(&anns, "hash").await?, Refreshed::No, "{name}");
+        assert!(matches!(remember.refresh(&bens, "hash").await?, Refreshed::Good { .. }), "{name}");
         assert!(remember.families("ann").await?.is_empty(), "{name}");
     }
     let anns = remember.begin("ann", "hash").await?;
     layer.revoke_all_of("ann").await?;
-    assert_eq!(remember.exchange(&anns, "hash").await?, Exchange::No);
+    assert_eq!(remember.refresh(&anns, "hash").await?, Refreshed::No);
     Ok(())
 }
 
-/// On a shared computer, who signs in after somebody who has not signed out finds nothing of theirs.
+/// On a shared computer, a user who signs in after another user who did not sign out finds no data
+/// of that user.
 async fn another_user_finds_nothing_of_the_first(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     let cookie = send(&layer, None, put("seen".into(), "by nobody")).await.2.unwrap();
     let cookie = send(&layer, Some(&cookie), sign_in("ann")).await.2.unwrap();
-    assert_eq!(send(&layer, Some(&cookie), get("seen")).await.1, "by nobody", "what one had before signing in is kept");
+    assert_eq!(
+        send(&layer, Some(&cookie), get("seen")).await.1,
+        "by nobody",
+        "what one had before signing in is kept"
+    );
     send(&layer, Some(&cookie), put("cart".into(), "a surprise for ben")).await;
     let again = send(&layer, Some(&cookie), sign_in("ann")).await.2.unwrap();
-    assert_eq!(send(&layer, Some(&again), get("cart")).await.1, "a surprise for ben", "the same user");
+    assert_eq!(
+        send(&layer, Some(&again), get("cart")).await.1,
+        "a surprise for ben",
+        "the same user"
+    );
     let bens = action(|s| async move {
         s.insert("own", "of ben").await?;
         s.sign_in("ben", "browser").await?;
@@ -120,14 +145,16 @@ async fn another_user_finds_nothing_of_the_first(server: &Server) -> Result<()> 
     });
     let (_, cart, cookie) = send(&layer, Some(&again), bens).await;
     assert_eq!(cart, "none");
-    for (field, holds) in [("cart", "none"), ("seen", "none"), ("own", "of ben"), ("later", "of ben")] {
+    for (field, holds) in
+        [("cart", "none"), ("seen", "none"), ("own", "of ben"), ("later", "of ben")]
+    {
         assert_eq!(send(&layer, cookie.as_deref(), get(field)).await.1, holds, "{field}");
     }
     assert_eq!(send(&layer, cookie.as_deref(), who()).await.1, "ben");
     Ok(())
 }
 
-/// A logout tells the browser what to forget, and nothing else does.
+/// Only a logout sends the header that tells the browser what to delete.
 async fn a_logout_clears_what_is_configured(server: &Server) -> Result<()> {
     let config = Config::default().clear_site_data(ClearSiteData::CacheAndStorage);
     let layer = SessionLayer::connect(&server.url, "clears", config).await?;
@@ -140,7 +167,9 @@ async fn a_logout_clears_what_is_configured(server: &Server) -> Result<()> {
         if let Some(cookie) = cookie {
             request.headers_mut().insert(http::header::COOKIE, cookie.parse().unwrap());
         }
-        let response = tower::ServiceExt::oneshot(tower::Layer::layer(&layer, handler), request).await.unwrap();
+        let response = tower::ServiceExt::oneshot(tower::Layer::layer(&layer, handler), request)
+            .await
+            .unwrap();
         response.headers().get("clear-site-data").map(|value| value.to_str().unwrap().to_owned())
     };
     let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
@@ -178,7 +207,7 @@ async fn anonymous(layer: &SessionLayer) -> String {
     send(layer, None, put("cart".into(), "shoes")).await.2.unwrap()
 }
 
-/// An action that is under way: it has begun, and does what is given when it is let go.
+/// A request under way: it has begun, and runs the given action when it is released.
 fn slow(then: Action) -> (Action, Arc<Semaphore>, Arc<Semaphore>) {
     let (begun, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let (begins, goes) = (Arc::clone(&begun), Arc::clone(&go));
@@ -194,12 +223,18 @@ fn slow(then: Action) -> (Action, Arc<Semaphore>, Arc<Semaphore>) {
     (act, begun, go)
 }
 
-/// 1, ASVS 7.2.4: somebody plants the id of an anonymous session of theirs, and waits for the victim to sign in with it.
+/// 1, ASVS 7.2.4: an attacker plants the id of an anonymous session, and waits for the victim to
+/// sign in with it.
 async fn a_planted_id_leads_nowhere(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     let steps: [Vec<Action>; 3] = [
         vec![sign_in("victim")],
-        vec![action(|s| async move { Ok(s.await_second_factor("victim").await.map(|()| String::new())?) }), sign_in("victim")],
+        vec![
+            action(|s| async move {
+                Ok(s.await_second_factor("victim").await.map(|()| String::new())?)
+            }),
+            sign_in("victim"),
+        ],
         vec![sign_in("somebody"), sign_in("victim")],
     ];
     for (steps, kept) in steps.into_iter().zip(["shoes", "shoes", "none"]) {
@@ -208,7 +243,7 @@ async fn a_planted_id_leads_nowhere(server: &Server) -> Result<()> {
         for step in steps {
             let before = theirs.clone();
             theirs = send(&layer, Some(&before), step).await.2.unwrap();
-            // Whatever the attacker does with an id that the victim had before.
+            // The attacker tries everything with an id that the victim had before.
             for id in [&planted, &before] {
                 assert_ne!(is(&layer, id).await, "victim");
                 let (_, _, cookie) = send(&layer, Some(id), rotate()).await;
@@ -219,7 +254,11 @@ async fn a_planted_id_leads_nowhere(server: &Server) -> Result<()> {
             }
         }
         assert_eq!(is(&layer, &theirs).await, "victim");
-        assert_eq!(send(&layer, Some(&theirs), get("cart")).await.1, kept, "the cart of nobody is kept, another user's is not");
+        assert_eq!(
+            send(&layer, Some(&theirs), get("cart")).await.1,
+            kept,
+            "an anonymous cart is kept, another user's is not"
+        );
         tokio::time::sleep(GRACE).await;
         assert_eq!([is(&layer, &planted).await, is(&layer, &theirs).await], ["nobody", "victim"]);
     }
@@ -232,28 +271,39 @@ async fn requests_under_way_see_the_old_state(server: &Server) -> Result<()> {
     let old = anonymous(&layer).await;
     let new = send(&layer, Some(&old), sign_in("ann")).await.2.unwrap();
     assert_eq!(send(&layer, Some(&old), get("cart")).await, (StatusCode::OK, "shoes".into(), None));
-    let write = action(|s| async move { Ok(format!("{:?}", s.insert("cart", "hat").await.unwrap_err())) });
+    let write =
+        action(|s| async move { Ok(format!("{:?}", s.insert("cart", "hat").await.unwrap_err())) });
     assert_eq!(send(&layer, Some(&old), write).await, (StatusCode::OK, "Replaced".into(), None));
-    let update = action(|s| async move { Ok(format!("{:?}", s.increment("n", 1).await.unwrap_err())) });
+    let update =
+        action(|s| async move { Ok(format!("{:?}", s.increment("n", 1).await.unwrap_err())) });
     assert_eq!(send(&layer, Some(&old), update).await.1, "Replaced");
     assert_eq!(send(&layer, Some(&new), get("cart")).await.1, "shoes");
     tokio::time::sleep(GRACE).await;
-    assert_eq!(send(&layer, Some(&old), get("cart")).await, (StatusCode::OK, "none".into(), None), "and then nothing");
-    // Who never got the new cookie signs in again.
+    assert_eq!(
+        send(&layer, Some(&old), get("cart")).await,
+        (StatusCode::OK, "none".into(), None),
+        "and then nothing"
+    );
+    // A client that never received the new cookie signs in again.
     let again = send(&layer, Some(&old), sign_in("ann")).await.2.unwrap();
     assert_eq!([is(&layer, &again).await, is(&layer, &new).await], ["ann", "ann"]);
     Ok(())
 }
 
-/// 1: a user who proves who they are has a new session; the one before is read for a moment, and ends with the new one's logout.
+/// 1: a user who confirms their identity gets a new session; the previous one can be read briefly,
+/// and ends with the logout of the new one.
 async fn a_step_up_leaves_nothing_behind_a_logout(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
-    let prove = || action(|s| async move { Ok(s.prove().await?.to_string()) });
+    let prove = || action(|s| async move { Ok(s.confirm().await?.to_string()) });
     let first = send(&layer, None, sign_in("ann")).await.2.unwrap();
     let second = send(&layer, Some(&first), prove()).await.2.unwrap();
     let third = send(&layer, Some(&second), prove()).await.2.unwrap();
     assert_eq!([is(&layer, &first).await, is(&layer, &second).await], ["ann", "ann"], "under way");
-    assert_eq!(send(&layer, Some(&first), prove()).await.2, None, "a second click makes no second session");
+    assert_eq!(
+        send(&layer, Some(&first), prove()).await.2,
+        None,
+        "a second click makes no second session"
+    );
     send(&layer, Some(&third), sign_out()).await;
     for id in [&first, &second, &third] {
         assert_eq!(is(&layer, id).await, "nobody");
@@ -261,9 +311,12 @@ async fn a_step_up_leaves_nothing_behind_a_logout(server: &Server) -> Result<()>
     Ok(())
 }
 
-/// 2: one database, two applications: nothing of one is anything in the other.
+/// 2: two applications on one database: no record of one application is valid in the other.
 async fn applications_share_nothing(server: &Server) -> Result<()> {
-    use scale_session::auth::{AuditLog, Ledger, Remember, SignIns, Tokens, audit, remember::Exchange, token::Keys};
+    use scale_session::auth::{
+        AuditLog, OneTimeStore, Remember, SessionEpochs, Tokens, audit, remember::Refreshed,
+        token::Keys,
+    };
 
     let day = Duration::from_hours(24);
     let of = async |app: &str| SessionLayer::connect(&server.url, app, Config::default()).await;
@@ -276,20 +329,28 @@ async fn applications_share_nothing(server: &Server) -> Result<()> {
     if server.url == "memory:" {
         return Ok(());
     }
-    let (ours, theirs) = (Ledger::connect(&server.url, "forum").await?, Ledger::connect(&server.url, "admin").await?);
-    let (here, there) = (SignIns::new(&ours, day), SignIns::new(&theirs, day));
-    let stamp = here.stamp("1").await?;
+    let (ours, theirs) = (
+        OneTimeStore::connect(&server.url, "forum").await?,
+        OneTimeStore::connect(&server.url, "admin").await?,
+    );
+    let (here, there) = (SessionEpochs::new(&ours, day), SessionEpochs::new(&theirs, day));
+    let stamp = here.epoch("1").await?;
     there.end_all("1").await?;
-    assert!(here.holds("1", stamp).await?);
+    assert!(here.is_current("1", stamp).await?);
     assert!(ours.claim("x", "y", day).await? && theirs.claim("x", "y", day).await?);
     let keys = Keys::new(&[7; 32])?;
     let token = Tokens::new(keys.clone(), &ours).make("reset", "1", &["hash"], day)?;
-    assert!(Tokens::new(keys.clone(), &theirs).redeem("reset", &token, &["hash"]).await?.is_none(), "keys alone make no token");
+    assert!(
+        Tokens::new(keys.clone(), &theirs).redeem("reset", &token, &["hash"]).await?.is_none(),
+        "keys alone make no token"
+    );
     assert!(Tokens::new(keys.clone(), &ours).redeem("reset", &token, &["hash"]).await?.is_some());
     let stays = Remember::new(keys.clone(), &ours, day).begin("1", "hash").await?;
-    assert_eq!(Remember::new(keys, &theirs, day).exchange(&stays, "hash").await?, Exchange::No);
+    assert_eq!(Remember::new(keys, &theirs, day).refresh(&stays, "hash").await?, Refreshed::No);
     if !server.keep.is::<Redis>() {
-        let log = async |app: &str| AuditLog::connect(&server.url, app, audit::Keys::new(&[7; 32]).unwrap()).await;
+        let log = async |app: &str| {
+            AuditLog::connect(&server.url, app, audit::Keys::new(&[7; 32]).unwrap()).await
+        };
         let (ours, theirs) = (log("forum").await?, log("admin").await?);
         ours.append(audit::Event::new("ann", "a")).await?;
         let head = ours.append(audit::Event::new("ann", "b")).await?;
@@ -299,12 +360,14 @@ async fn applications_share_nothing(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// 4: a double click on "Log in", and two users from one anonymous session: each gets a session of its own.
+/// 4: a double click on "Log in", and two users from one anonymous session: each log-in gets a
+/// session of its own.
 async fn log_ins_at_once_are_each_who_they_say(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     for (one, other) in [("ann", "ann"), ("ann", "ben")] {
         let old = anonymous(&layer).await;
-        let ((first, begun, go), (second, begun_too, go_too)) = (slow(sign_in(one)), slow(sign_in(other)));
+        let ((first, begun, go), (second, begun_too, go_too)) =
+            (slow(sign_in(one)), slow(sign_in(other)));
         let request = |act: Action| {
             let (layer, old) = (layer.clone(), old.clone());
             tokio::spawn(async move { send(&layer, Some(&old), act).await })
@@ -319,18 +382,21 @@ async fn log_ins_at_once_are_each_who_they_say(server: &Server) -> Result<()> {
         for ((status, said, cookie), user) in [(first, one), (second, other)] {
             assert_eq!((status, said.as_str()), (StatusCode::OK, user));
             let cookie = cookie.unwrap();
-            assert_eq!([is(&layer, &cookie).await, send(&layer, Some(&cookie), get("cart")).await.1], [user, "shoes"]);
+            assert_eq!(
+                [is(&layer, &cookie).await, send(&layer, Some(&cookie), get("cart")).await.1],
+                [user, "shoes"]
+            );
         }
     }
     Ok(())
 }
 
-/// 4: requests that began before a log-in and end long after it leave the new cookie alone.
+/// 4: requests that began before a log-in and end long after it do not touch the new cookie.
 async fn slow_requests_leave_the_new_cookie_alone(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     for then in [put("uploaded".into(), "1"), who(), rotate()] {
         let old = anonymous(&layer).await;
-        // One that has asked for the session, and one that has not yet.
+        // One request that has loaded the session, and one that has not yet.
         let (asked, begun, go) = slow(Arc::clone(&then));
         let upload = {
             let (layer, old) = (layer.clone(), old.clone());
@@ -348,7 +414,7 @@ async fn slow_requests_leave_the_new_cookie_alone(server: &Server) -> Result<()>
     Ok(())
 }
 
-/// 4: a log-in whose anonymous session has ended meanwhile has a session all the same.
+/// 4: a log-in succeeds although its anonymous session has ended meanwhile.
 async fn a_log_in_does_not_need_the_old_session(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     let old = anonymous(&layer).await;
@@ -366,7 +432,7 @@ async fn a_log_in_does_not_need_the_old_session(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// 5: logouts and revocations beside rotations, by ids of any age.
+/// 5: logouts and revocations concurrent with rotations, by ids of any age.
 async fn a_logout_ends_what_is_rotated_meanwhile(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     for round in 0..12 {
@@ -379,7 +445,8 @@ async fn a_logout_ends_what_is_rotated_meanwhile(server: &Server) -> Result<()> 
         assert_eq!(device.len(), 1, "a session is one device, however often it was rotated");
         let other = send(&layer, None, sign_in("ann")).await.2.unwrap();
         assert_eq!(is(&layer, &other).await, "ann");
-        // Slow requests rotate and write while one of the ids signs out, or another device revokes it.
+        // Slow requests rotate and write while one of the ids signs out, or another device revokes
+        // the session.
         let slow_ones: Vec<_> = (0..8)
             .map(|n| {
                 let (layer, id) = (layer.clone(), ids[fastrand::usize(..ids.len())].clone());
@@ -406,29 +473,35 @@ async fn a_logout_ends_what_is_rotated_meanwhile(server: &Server) -> Result<()> 
             ids.extend(one.await?.filter(|cookie| !cookie.is_empty()));
         }
         for id in &ids {
-            assert_ne!(is(&layer, id).await, "ann", "round {round}: an id of a session that has ended");
+            assert_ne!(
+                is(&layer, id).await,
+                "ann",
+                "round {round}: an id of a session that has ended"
+            );
         }
         layer.revoke_all_of("ann").await?;
     }
     Ok(())
 }
 
-/// An action that has looked at the session and waits, for a request that is under way while others act.
+/// An action that has loaded the session and waits: a request under way while others run.
 fn under_way(
     layer: &SessionLayer,
     id: &str,
     act: Action,
-) -> (tokio::task::JoinHandle<(StatusCode, String, Option<String>)>, Arc<Semaphore>, Arc<Semaphore>) {
+) -> (tokio::task::JoinHandle<(StatusCode, String, Option<String>)>, Arc<Semaphore>, Arc<Semaphore>)
+{
     let (act, begun, go) = slow(act);
     let (layer, id) = (layer.clone(), id.to_owned());
     (tokio::spawn(async move { send(&layer, Some(&id), act).await }), begun, go)
 }
 
-/// What a request does that had looked at the session before somebody logged out, or proved to be themselves.
+/// A request that had loaded the session before its user logged out or confirmed their identity
+/// changes nothing.
 async fn a_step_up_and_an_end_meet(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
-    let prove = || action(|s| async move { Ok(s.prove().await?.to_string()) });
-    // The end came first: nobody is signed in by a step-up that had begun before.
+    let prove = || action(|s| async move { Ok(s.confirm().await?.to_string()) });
+    // The end came first: a step-up that had begun before it signs nobody in.
     for by_admin in [true, false] {
         let id = send(&layer, None, sign_in("ann")).await.2.unwrap();
         let (task, begun, go) = under_way(&layer, &id, prove());
@@ -443,7 +516,7 @@ async fn a_step_up_and_an_end_meet(server: &Server) -> Result<()> {
         assert_eq!(is(&layer, &id).await, "nobody");
         assert!(layer.devices_of("ann").await?.is_empty());
     }
-    // The step-up came first: a logout that had begun before ends what came of it.
+    // The step-up came first: a logout that had begun before it ends the resulting session.
     let id = send(&layer, None, sign_in("ben")).await.2.unwrap();
     let (task, begun, go) = under_way(&layer, &id, sign_out());
     begun.acquire().await?.forget();
@@ -451,7 +524,7 @@ async fn a_step_up_and_an_end_meet(server: &Server) -> Result<()> {
     go.add_permits(1);
     assert_eq!(task.await?.2, Some(String::new()));
     assert_eq!([is(&layer, &id).await, is(&layer, &next).await], ["nobody", "nobody"]);
-    // And an end of all others is told that it cannot say which are the others.
+    // And `revoke_others` returns an error, because it cannot tell which sessions are the others.
     let id = send(&layer, None, sign_in("cem")).await.2.unwrap();
     let others = action(|s| async move { Ok(format!("{:?}", s.revoke_others().await.err())) });
     let (task, begun, go) = under_way(&layer, &id, others);
@@ -463,7 +536,8 @@ async fn a_step_up_and_an_end_meet(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// What is written at once after a sign-in is in the user's session, not in the one that somebody may have planted.
+/// Writes right after a sign-in go into the user's session, not into a session that an attacker may
+/// have planted.
 async fn nothing_of_a_user_goes_into_the_old_session(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     let planted = anonymous(&layer).await;
@@ -483,7 +557,8 @@ async fn nothing_of_a_user_goes_into_the_old_session(server: &Server) -> Result<
     Ok(())
 }
 
-/// A logout that had looked at an anonymous session before somebody signed in leaves them signed in, and their cookie alone.
+/// A logout that had loaded an anonymous session before a user signed in leaves the user signed in,
+/// and does not touch the user's cookie.
 async fn a_late_logout_of_nobody_ends_nobody(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     let old = anonymous(&layer).await;
@@ -493,12 +568,16 @@ async fn a_late_logout_of_nobody_ends_nobody(server: &Server) -> Result<()> {
     go.add_permits(1);
     assert_eq!(late.await?.2, None);
     assert_eq!(is(&layer, &new).await, "ann");
-    assert_eq!(send(&layer, Some(&old), put("a".into(), "b")).await.2, None, "it is still known as replaced");
+    assert_eq!(
+        send(&layer, Some(&old), put("a".into(), "b")).await.2,
+        None,
+        "it is still known as replaced"
+    );
     assert_eq!(send(&layer, Some(&old), get("cart")).await.1, "none", "and is not read any more");
     Ok(())
 }
 
-/// An answer with a cookie that never arrived locks nobody out: of a log-in, and of a rotation.
+/// A lost response with the new cookie locks nobody out: after a log-in, and after a rotation.
 async fn a_lost_answer_locks_nobody_out(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     let old = anonymous(&layer).await;
@@ -517,16 +596,21 @@ async fn a_lost_answer_locks_nobody_out(server: &Server) -> Result<()> {
     assert_eq!(is(&layer, &old).await, "ben", "under way");
     tokio::time::sleep(GRACE).await;
     for act in [who(), put("late".into(), "x"), rotate()] {
-        assert_eq!(send(&layer, Some(&old), act).await.2, None, "a late request leaves the new cookie alone");
+        assert_eq!(
+            send(&layer, Some(&old), act).await.2,
+            None,
+            "a late request leaves the new cookie alone"
+        );
     }
     assert_eq!([is(&layer, &old).await, is(&layer, &new).await], ["nobody", "ben"]);
-    // A logout by it ends the session all the same.
+    // A logout with the old cookie ends the session nevertheless.
     send(&layer, Some(&old), sign_out()).await;
     assert_eq!(is(&layer, &new).await, "nobody");
     Ok(())
 }
 
-/// Small things: what follows a sign-in in its request, fields by number, fields set meanwhile, a grace of nothing.
+/// Details: writes after a sign-in in the same request, numbered fields, fields set meanwhile, a
+/// grace period of zero.
 async fn what_is_said_to_be_written_is_written(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     let old = anonymous(&layer).await;
@@ -539,7 +623,10 @@ async fn what_is_said_to_be_written_is_written(server: &Server) -> Result<()> {
     let (status, said, cookie) = send(&layer, Some(&old), again).await;
     assert_eq!((status, said.as_str()), (StatusCode::OK, "3"));
     let cookie = cookie.unwrap();
-    assert_eq!([is(&layer, &cookie).await, send(&layer, Some(&cookie), get("a")).await.1], ["ann", "b"]);
+    assert_eq!(
+        [is(&layer, &cookie).await, send(&layer, Some(&cookie), get("a")).await.1],
+        ["ann", "b"]
+    );
 
     let many = action(|s| async move {
         for n in 0..128 {
@@ -551,7 +638,7 @@ async fn what_is_said_to_be_written_is_written(server: &Server) -> Result<()> {
     });
     assert_eq!(send(&layer, None, many).await.1, "true true");
 
-    // One sets a field that another has looked for in vain, and removes.
+    // One request sets a field that another request has found missing, and removes.
     let id = anonymous(&layer).await;
     let remove = action(|s| async move { Ok(s.remove("theme").await.map(|()| String::new())?) });
     let (late, begun, go) = under_way(&layer, &id, remove);
@@ -561,7 +648,7 @@ async fn what_is_said_to_be_written_is_written(server: &Server) -> Result<()> {
     late.await?;
     assert_eq!(send(&layer, Some(&id), get("theme")).await.1, "none");
 
-    // What another request writes during a log-in is there after it.
+    // A field that another request writes during a log-in is present after it.
     let id = anonymous(&layer).await;
     let (late, begun, go) = under_way(&layer, &id, sign_in("ben"));
     begun.acquire().await?.forget();
@@ -570,21 +657,31 @@ async fn what_is_said_to_be_written_is_written(server: &Server) -> Result<()> {
     let new = late.await?.2.unwrap();
     assert_eq!(send(&layer, Some(&new), get("coupon")).await.1, "X");
 
-    let strict = SessionLayer::connect(&server.url, "strict", Config::default().rotation_grace(Duration::ZERO)).await?;
+    let strict = SessionLayer::connect(
+        &server.url,
+        "strict",
+        Config::default().rotation_grace(Duration::ZERO),
+    )
+    .await?;
     let id = anonymous(&strict).await;
     let new = send(&strict, Some(&id), sign_in("ann")).await.2.unwrap();
-    assert_eq!([send(&strict, Some(&new), get("cart")).await.1, is(&strict, &id).await], ["shoes", "nobody"]);
+    assert_eq!(
+        [send(&strict, Some(&new), get("cart")).await.1, is(&strict, &id).await],
+        ["shoes", "nobody"]
+    );
     Ok(())
 }
 
-/// A step-up does not prolong a session's life.
+/// A step-up does not extend the lifetime of a session.
 async fn a_step_up_does_not_begin_anew(server: &Server) -> Result<()> {
     let life = Duration::from_millis(2_500);
-    let layer = SessionLayer::connect(&server.url, "short", Config::default().absolute_timeout(life)).await?;
+    let layer =
+        SessionLayer::connect(&server.url, "short", Config::default().absolute_timeout(life))
+            .await?;
     let mut id = send(&layer, None, sign_in("ann")).await.2.unwrap();
     let begun = std::time::Instant::now();
     while begun.elapsed() < life {
-        let prove = action(|s| async move { Ok(s.prove().await?.to_string()) });
+        let prove = action(|s| async move { Ok(s.confirm().await?.to_string()) });
         if let Some(next) = send(&layer, Some(&id), prove).await.2.filter(|next| !next.is_empty()) {
             id = next;
         }
@@ -593,30 +690,42 @@ async fn a_step_up_does_not_begin_anew(server: &Server) -> Result<()> {
     testkit::eventually("its end", async || (is(&layer, &id).await == "nobody").then_some(())).await
 }
 
-/// 6: with the store away, what must not be pretended is an error, though requests go on without a session.
+/// 6: while the store is unreachable, operations that must not fail silently return an error,
+/// although requests continue without a session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_pretended_while_the_store_is_away() -> Result<()> {
     let server = Redis::start().await?;
     let proxy = Proxy::start(server.port()).await?;
     let config = Config::default().on_store_error(OnStoreError::Anonymous);
-    let layer = SessionLayer::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test", config).await?;
+    let layer =
+        SessionLayer::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test", config)
+            .await?;
     let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
     proxy.refuse();
     assert_eq!(is(&layer, &cookie).await, "nobody", "the request goes on");
-    assert_eq!(send(&layer, Some(&cookie), put("a".into(), "b")).await, (StatusCode::OK, String::new(), None));
+    assert_eq!(
+        send(&layer, Some(&cookie), put("a".into(), "b")).await,
+        (StatusCode::OK, String::new(), None)
+    );
     let all = action(|s| async move { Ok(s.revoke_all().await.map(|()| String::new())?) });
     let others = action(|s| async move { Ok(s.revoke_others().await.map(|()| String::new())?) });
-    let half = action(|s| async move { Ok(s.await_second_factor("ann").await.map(|()| String::new())?) });
+    let half =
+        action(|s| async move { Ok(s.await_second_factor("ann").await.map(|()| String::new())?) });
     for act in [sign_out(), sign_in("ann"), half, all, others] {
         let (status, _, cookie) = send(&layer, Some(&cookie), act).await;
-        assert_eq!((status, cookie), (StatusCode::INTERNAL_SERVER_ERROR, None), "the handler is told");
+        assert_eq!(
+            (status, cookie),
+            (StatusCode::INTERNAL_SERVER_ERROR, None),
+            "the handler gets the error"
+        );
     }
-    // Without a cookie nothing is read first: it fails at the end, and is told there.
+    // Without a cookie nothing is read first: the request fails at its end, with an error.
     let (status, _, new) = send(&layer, None, sign_in("ann")).await;
     assert_eq!((status, new), (StatusCode::SERVICE_UNAVAILABLE, None));
     proxy.heal();
-    testkit::eventually("the session", async || (is(&layer, &cookie).await == "ann").then_some(())).await?;
-    // A log-in that fails on its way leaves the old session as it was.
+    testkit::eventually("the session", async || (is(&layer, &cookie).await == "ann").then_some(()))
+        .await?;
+    // A log-in that fails half way leaves the old session unchanged.
     let old = anonymous(&layer).await;
     let (log_in, begun, go) = under_way(&layer, &old, sign_in("ben"));
     begun.acquire().await?.forget();
@@ -624,13 +733,14 @@ async fn nothing_is_pretended_while_the_store_is_away() -> Result<()> {
     go.add_permits(1);
     assert_eq!(log_in.await?.0, StatusCode::SERVICE_UNAVAILABLE);
     proxy.heal();
-    testkit::eventually("the store", async || (is(&layer, &cookie).await == "ann").then_some(())).await?;
+    testkit::eventually("the store", async || (is(&layer, &cookie).await == "ann").then_some(()))
+        .await?;
     assert_eq!(send(&layer, Some(&old), put("cart".into(), "hat")).await.0, StatusCode::OK);
     assert_eq!(send(&layer, Some(&old), get("cart")).await.1, "hat");
     Ok(())
 }
 
-/// 8: cookies of others may hold any bytes.
+/// 8: cookies of other applications may contain any bytes.
 #[tokio::test]
 async fn any_cookie_beside_ours_is_survived() -> Result<()> {
     use tower::{Layer, ServiceExt, service_fn};
@@ -651,14 +761,17 @@ async fn any_cookie_beside_ours_is_survived() -> Result<()> {
         }
         let handler = service_fn(|request: http::Request<()>| async move {
             let session = request.extensions().get::<scale_session::Session>().unwrap().clone();
-            Ok::<_, std::convert::Infallible>(http::Response::new(session.user().await.unwrap().unwrap_or_default()))
+            Ok::<_, std::convert::Infallible>(http::Response::new(
+                session.user().await.unwrap().unwrap_or_default(),
+            ))
         });
         assert_eq!(layer.layer(handler).oneshot(request).await?.into_body(), "ann", "{lines:?}");
     }
     Ok(())
 }
 
-/// 9: what cannot be written any more is an error; what writes at once is written.
+/// 9: a write that can no longer be stored returns an error; a write that is stored at once
+/// succeeds.
 async fn after_the_response_nothing_is_lost_silently(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
@@ -681,13 +794,13 @@ async fn after_the_response_nothing_is_lost_silently(server: &Server) -> Result<
     assert_eq!(late.increment("n", 2).await?, 2);
     let n = action(|s| async move { Ok(format!("{:?}", s.get::<i64>("n").await?)) });
     assert_eq!(send(&layer, Some(&cookie), n).await.1, "Some(2)");
-    // Of a session that was never made, nobody could be told.
+    // The id of a session that was never created could not be sent to a client.
     send(&layer, None, keep).await;
     assert!(matches!(got.recv().await.unwrap().increment("n", 1).await, Err(Error::Closed)));
     Ok(())
 }
 
-/// 9: a handle that lives on hears of a rotation, of a revocation, and of nothing else.
+/// 9: a long-lived handle sees a rotation and a revocation of its session, and no other change.
 async fn a_long_lived_handle_is_told(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
@@ -708,16 +821,22 @@ async fn a_long_lived_handle_is_told(server: &Server) -> Result<()> {
     });
     send(&layer, Some(&cookie), rotate()).await;
     tokio::time::sleep(GRACE + Duration::from_millis(200)).await;
-    assert!(!watch.is_finished() && handle.user().await?.as_deref() == Some("ann"), "a rotation is nothing to it");
+    assert!(
+        !watch.is_finished() && handle.user().await?.as_deref() == Some("ann"),
+        "a rotation is nothing to it"
+    );
     layer.revoke_all_of("ann").await?;
     tokio::time::timeout(Duration::from_secs(10), watch).await??;
     handle.reload().await?;
-    assert_eq!((handle.user().await?, handle.is_proved_within(Duration::from_hours(1)).await?), (None, false));
+    assert_eq!(
+        (handle.user().await?, handle.is_confirmed_within(Duration::from_hours(1)).await?),
+        (None, false)
+    );
     assert!(handle.increment("n", 1).await.is_err());
     Ok(())
 }
 
-/// 9: a log-in whose answer never arrived is no device.
+/// 9: a log-in whose response never arrived is not listed as a device.
 async fn an_aborted_log_in_is_no_device(server: &Server) -> Result<()> {
     let layer = server.layer().await?;
     for _ in 0..5 {
@@ -732,11 +851,14 @@ async fn an_aborted_log_in_is_no_device(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// 9: many add at once: each in one step, whatever isolation the database has by default.
+/// 9: concurrent additions are each atomic, whatever the database's default isolation.
 async fn many_add_at_once(server: &Server) -> Result<()> {
     const AT_ONCE: i64 = 64;
     if let Some(postgres) = server.keep.downcast_ref::<Postgres>() {
-        postgres.node(0).sql("alter role postgres set default_transaction_isolation = 'repeatable read'").await?;
+        postgres
+            .node(0)
+            .sql("alter role postgres set default_transaction_isolation = 'repeatable read'")
+            .await?;
     }
     let layer = server.layer().await?;
     let cookie = send(&layer, None, put("cart".into(), "shoes")).await.2.unwrap();
@@ -745,44 +867,60 @@ async fn many_add_at_once(server: &Server) -> Result<()> {
     if let Some(redis) = server.keep.downcast_ref::<Redis>() {
         redis.command(&["CONFIG", "RESETSTAT"]).await?;
     }
-    let answers = futures_util::future::join_all((0..AT_ONCE).map(|_| send(&layer, Some(&cookie), add()))).await;
-    let mut sums: Vec<i64> = answers.iter().map(|(_, body, _)| body.parse().unwrap_or_else(|_| panic!("{body}"))).collect();
+    let answers =
+        futures_util::future::join_all((0..AT_ONCE).map(|_| send(&layer, Some(&cookie), add())))
+            .await;
+    let mut sums: Vec<i64> = answers
+        .iter()
+        .map(|(_, body, _)| body.parse().unwrap_or_else(|_| panic!("{body}")))
+        .collect();
     sums.sort_unstable();
     assert_eq!(sums, (2..=AT_ONCE + 1).collect::<Vec<_>>());
     if let Some(redis) = server.keep.downcast_ref::<Redis>() {
         let scripts = redis.calls(&["evalsha", "eval"]).await?;
         assert_eq!(scripts, AT_ONCE as u64, "one each");
     }
-    // Beyond what a script counts exactly, it is still exact.
+    // Addition is exact even beyond the integers that a script represents exactly.
     let far = action(|s| async move {
         s.increment("far", i64::MAX - 5).await?;
-        Ok(format!("{} {}", s.increment("far", 2).await? == i64::MAX - 3, s.increment("far", 9).await? == i64::MAX))
+        Ok(format!(
+            "{} {}",
+            s.increment("far", 2).await? == i64::MAX - 3,
+            s.increment("far", 9).await? == i64::MAX
+        ))
     });
     assert_eq!(send(&layer, Some(&cookie), far).await.1, "true true");
-    let text = action(|s| async move { Ok(format!("{:?}", s.increment("cart", 1).await.is_err())) });
+    let text =
+        action(|s| async move { Ok(format!("{:?}", s.increment("cart", 1).await.is_err())) });
     assert_eq!(send(&layer, Some(&cookie), text).await.1, "true");
     Ok(())
 }
 
-/// 9: values without sense are refused at once, or bounded.
+/// 9: meaningless settings are refused at once, or limited.
 async fn any_settings_are_taken_or_refused(server: &Server) -> Result<()> {
     use scale_session::CookiePolicy;
 
     for name in ["", "my; session", "a\nb", "a=b", "ä"] {
         assert!(matches!(CookiePolicy::default().name(name), Err(Error::Setting(_))), "{name:?}");
     }
-    let config = Config::default().idle_timeout(Duration::MAX).absolute_timeout(Duration::MAX).rotation_grace(Duration::MAX);
+    let config = Config::default()
+        .idle_timeout(Duration::MAX)
+        .absolute_timeout(Duration::MAX)
+        .rotation_grace(Duration::MAX);
     let layer = SessionLayer::connect(&server.url, "test", config).await?;
     let cookie = send(&layer, None, sign_in("a\0b")).await.2.unwrap();
     assert_eq!(is(&layer, &cookie).await, "a\0b");
     let new = send(&layer, Some(&cookie), rotate()).await.2.unwrap();
     assert_eq!([is(&layer, &cookie).await, is(&layer, &new).await], ["a\0b", "a\0b"]);
-    let field = action(|s| async move { Ok(format!("{:?}", matches!(s.insert("a\0b", "x").await, Err(Error::TooLarge(_))))) });
+    let field = action(|s| async move {
+        Ok(format!("{:?}", matches!(s.insert("a\0b", "x").await, Err(Error::TooLarge(_)))))
+    });
     assert_eq!(send(&layer, Some(&new), field).await.1, "true");
     Ok(())
 }
 
-/// 3: an HTTP cache around the sessions: what depends on one, or sets its cookie, is nobody else's.
+/// 3: an HTTP cache around the sessions: a response that depends on a session, or sets its cookie,
+/// is not shared.
 #[tokio::test]
 async fn a_shared_cache_keeps_nothing_of_a_session() -> Result<()> {
     use http::{Request, Response, header};
@@ -799,31 +937,49 @@ async fn a_shared_cache_keeps_nothing_of_a_session() -> Result<()> {
             "/me" => session.user().await.map(Option::unwrap_or_default),
             _ => Ok("the same for all".to_owned()),
         };
-        let answer = Response::builder().header(header::CACHE_CONTROL, "public, max-age=60, s-maxage=60");
+        let answer =
+            Response::builder().header(header::CACHE_CONTROL, "public, max-age=60, s-maxage=60");
         Ok::<_, std::convert::Infallible>(answer.body(Body::from(body.unwrap())).unwrap())
     });
     let cache = Cache::connect("memory:", "test").await?;
-    let app = HttpCacheLayer::new(&cache).layer(SessionLayer::memory(Config::default()).layer(site));
+    let app =
+        HttpCacheLayer::new(&cache).layer(SessionLayer::memory(Config::default()).layer(site));
     let ask = async |path: &str, cookie: Option<&str>| {
         let mut request = Request::builder().uri(path).header(header::HOST, "shop.example");
         if let Some(cookie) = cookie {
             request = request.header(header::COOKIE, cookie);
         }
         let response = app.clone().oneshot(request.body(Body::default()).unwrap()).await.unwrap();
-        let text = |name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-        let cookie = text(header::SET_COOKIE).map(|cookie| cookie.split(';').next().unwrap().to_owned());
-        (cookie, text(header::CACHE_CONTROL), text(header::VARY), text(header::HeaderName::from_static("cache-status")))
+        let text =
+            |name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        let cookie =
+            text(header::SET_COOKIE).map(|cookie| cookie.split(';').next().unwrap().to_owned());
+        (
+            cookie,
+            text(header::CACHE_CONTROL),
+            text(header::VARY),
+            text(header::HeaderName::from_static("cache-status")),
+        )
     };
     let (first, second) = (ask("/product", None).await, ask("/product", None).await);
-    assert!(first.0.is_some() && first.0 != second.0, "each visitor has a session of their own: {first:?} {second:?}");
+    assert!(
+        first.0.is_some() && first.0 != second.0,
+        "each visitor has a session of their own: {first:?} {second:?}"
+    );
     assert_eq!((first.1.as_deref(), first.2.as_deref()), (Some("no-store"), Some("cookie")));
     let victim = ask("/login", first.0.as_deref()).await.0;
     let (asked, again) = (ask("/me", victim.as_deref()).await, ask("/me", victim.as_deref()).await);
-    assert_eq!((asked.1.as_deref(), asked.2.as_deref()), (Some("private, max-age=60"), Some("cookie")));
+    assert_eq!(
+        (asked.1.as_deref(), asked.2.as_deref()),
+        (Some("private, max-age=60"), Some("cookie"))
+    );
     assert!(again.3.is_none_or(|status| !status.contains("hit")), "a page of somebody");
-    // A page that has not asked for the session stays everybody's.
+    // A page that has not read the session is still shared.
     let all = ask("/about", None).await;
-    assert_eq!((all.0, all.1.as_deref(), all.2), (None, Some("public, max-age=60, s-maxage=60"), None));
+    assert_eq!(
+        (all.0, all.1.as_deref(), all.2),
+        (None, Some("public, max-age=60, s-maxage=60"), None)
+    );
     assert!(ask("/about", None).await.3.is_some_and(|status| status.contains("hit")));
     Ok(())
 }

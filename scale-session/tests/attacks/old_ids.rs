@@ -1,4 +1,4 @@
-//! Ids from before: what they still read, and what they never lead to.
+//! Old ids: what they can still read, and what they never permit.
 
 use std::time::Duration;
 
@@ -34,10 +34,11 @@ fn reload() -> Action {
 }
 
 fn prove() -> Action {
-    action(|s| async move { Ok(s.prove().await?.to_string()) })
+    action(|s| async move { Ok(s.confirm().await?.to_string()) })
 }
 
-/// Ids of before a rotation and a step-up, past their grace, and one with an invented secret.
+/// Ids from before a rotation and before a step-up, after their grace period, and one with an
+/// invented secret.
 async fn a_worthless_id_is_worth_nothing_after_a_reload(server: &Server) -> Result<()> {
     let layer = layer(server).await?;
     let first = send(&layer, None, sign_in("ann")).await.2.unwrap();
@@ -49,7 +50,7 @@ async fn a_worthless_id_is_worth_nothing_after_a_reload(server: &Server) -> Resu
     tokio::time::sleep(SHORT * 2).await;
     let (name, value) = third.split_once('=').unwrap();
     let mut bytes = value.as_bytes().to_vec();
-    // The secret's letters; the family's come before, the owner's after.
+    // The letters of the secret; the family's letters come before, the owner's after.
     bytes[30..40].reverse();
     let invented = format!("{name}={}", String::from_utf8(bytes)?);
     for id in [&first, &second, &invented] {
@@ -65,11 +66,15 @@ async fn a_worthless_id_is_worth_nothing_after_a_reload(server: &Server) -> Resu
     Ok(())
 }
 
-/// A handle that has been in the session stays in it when its user proves who they are, and is out when it ends.
+/// A handle that had access to the session keeps it when the user confirms their identity, and
+/// loses it when the session ends.
 async fn a_handle_follows_its_own_session(server: &Server) -> Result<()> {
     let layer = layer(server).await?;
     let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
-    let (go, goes) = (std::sync::Arc::new(tokio::sync::Semaphore::new(0)), std::sync::Arc::new(tokio::sync::Semaphore::new(0)));
+    let (go, goes) = (
+        std::sync::Arc::new(tokio::sync::Semaphore::new(0)),
+        std::sync::Arc::new(tokio::sync::Semaphore::new(0)),
+    );
     let (said, says) = (std::sync::Arc::clone(&go), std::sync::Arc::clone(&goes));
     let socket = action(move |s| {
         let (said, says) = (std::sync::Arc::clone(&said), std::sync::Arc::clone(&says));
@@ -97,10 +102,12 @@ async fn a_handle_follows_its_own_session(server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// Whichever way it went on: the ids that were somebody's are nobody's from the log-out on, not a grace later.
+/// From the log-out on, no earlier id is signed in; no grace period applies.
 async fn after_a_logout_no_earlier_id_is_somebody(server: &Server) -> Result<()> {
     let layer = SessionLayer::connect(&server.url, "out", Config::default()).await?;
-    let second_factor = || action(|s| async move { Ok(s.await_second_factor("ann").await.map(|()| String::new())?) });
+    let second_factor = || {
+        action(|s| async move { Ok(s.await_second_factor("ann").await.map(|()| String::new())?) })
+    };
     let ways: [Vec<Action>; 5] = [
         vec![sign_in("ann")],
         vec![second_factor()],
@@ -123,32 +130,48 @@ async fn after_a_logout_no_earlier_id_is_somebody(server: &Server) -> Result<()>
     Ok(())
 }
 
-/// Requests that were sent with an earlier cookie, and look at the session for the first time after a log-out and another log-in.
+/// Requests that were sent with an earlier cookie, and load the session for the first time after a
+/// log-out and another log-in.
 async fn a_slow_request_takes_no_cookie_away(server: &Server) -> Result<()> {
     let layer = layer(server).await?;
     let visitor = send(&layer, None, put("cart".into(), "shoes")).await.2.unwrap();
     let first = send(&layer, Some(&visitor), sign_in("ann")).await.2.unwrap();
     is(&layer, &first).await;
     tokio::time::sleep(SHORT * 2).await;
-    for out in [sign_out(), action(|s| async move { Ok(s.revoke_all().await.map(|()| String::new())?) })] {
+    for out in
+        [sign_out(), action(|s| async move { Ok(s.revoke_all().await.map(|()| String::new())?) })]
+    {
         let cookie = send(&layer, None, sign_in("ann")).await.2.unwrap();
         is(&layer, &cookie).await;
-        assert_eq!(send(&layer, Some(&first), sign_out()).await.2.as_deref(), Some(""), "a log-out itself clears it");
+        assert_eq!(
+            send(&layer, Some(&first), sign_out()).await.2.as_deref(),
+            Some(""),
+            "a log-out itself clears it"
+        );
         assert_eq!(send(&layer, Some(&cookie), out).await.2.as_deref(), Some(""));
         let new = send(&layer, None, sign_in("ann")).await.2.unwrap();
         for id in [&visitor, &first, &cookie] {
-            assert_eq!(send(&layer, Some(id), who()).await, (StatusCode::OK, "nobody".into(), None));
+            assert_eq!(
+                send(&layer, Some(id), who()).await,
+                (StatusCode::OK, "nobody".into(), None)
+            );
             let (status, answer, set) = send(&layer, Some(id), put("seen".into(), "1")).await;
             assert_eq!((status, set), (StatusCode::INTERNAL_SERVER_ERROR, None), "{answer}");
-            // Who signs in, signs in.
-            assert!(send(&layer, Some(id), sign_in("ann")).await.2.is_some_and(|cookie| !cookie.is_empty()));
+            // A request that signs in succeeds.
+            assert!(
+                send(&layer, Some(id), sign_in("ann"))
+                    .await
+                    .2
+                    .is_some_and(|cookie| !cookie.is_empty())
+            );
         }
         assert_eq!(is(&layer, &new).await, "ann");
     }
     Ok(())
 }
 
-/// Somebody plants an anonymous session that has begun to log in elsewhere: that ends with the victim's own sign-in.
+/// An attacker plants an anonymous session with a provider log-in under way: the victim's own
+/// sign-in ends that log-in.
 async fn a_log_in_under_way_ends_with_a_sign_in(server: &Server) -> Result<()> {
     use scale_session::auth::{Passkeys, Records};
     let layer = layer(server).await?;
@@ -166,19 +189,30 @@ async fn a_log_in_under_way_ends_with_a_sign_in(server: &Server) -> Result<()> {
     let planted = send(&layer, None, begin).await.2.unwrap();
     let victims = send(&layer, Some(&planted), sign_in("ann")).await.2.unwrap();
     let options: serde_json::Value = serde_json::from_str(&begun.lock().unwrap())?;
-    let data = serde_json::json!({ "type": "webauthn.get", "challenge": options["publicKey"]["challenge"], "origin": "http://localhost" });
+    let data = serde_json::json!({
+        "type": "webauthn.get",
+        "challenge": options["publicKey"]["challenge"],
+        "origin": "http://localhost",
+    });
     let text = |bytes: &[u8]| data_encoding::BASE64URL_NOPAD.encode(bytes);
     let answer = serde_json::json!({
         "id": text(b"id"), "rawId": text(b"id"), "type": "public-key", "extensions": {},
-        "response": { "authenticatorData": text(&[0; 37]), "clientDataJSON": text(data.to_string().as_bytes()), "signature": text(b"x") },
+        "response": {
+            "authenticatorData": text(&[0; 37]),
+            "clientDataJSON": text(data.to_string().as_bytes()),
+            "signature": text(b"x"),
+        },
     });
     let finish = action(move |s| {
         let (passkeys, answer) = (passkeys.clone(), answer.to_string());
         async move { Ok(format!("{:?}", passkeys.finish_sign_in(&s, &answer).await)) }
     });
     let (_, said, cookie) = send(&layer, None, std::sync::Arc::clone(&finish)).await;
-    assert!(said.contains("asked no such question") && cookie.is_none(), "{said}: what nobody asked for makes no session");
+    assert!(
+        said.contains("not begun such a step") && cookie.is_none(),
+        "{said}: an answer without a step creates no session"
+    );
     let said = send(&layer, Some(&victims), finish).await.1;
-    assert!(said.contains("asked no such question"), "{said}");
+    assert!(said.contains("not begun such a step"), "{said}");
     Ok(())
 }

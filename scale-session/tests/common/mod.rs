@@ -1,4 +1,4 @@
-//! One request through the layer, for the tests.
+//! Sends one request through the layer, for the tests.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::convert::Infallible;
@@ -12,6 +12,14 @@ use http::{Request, Response, StatusCode};
 use scale_session::{Session, SessionLayer};
 use tower::{Layer, ServiceExt, service_fn};
 
+/// Creates the tables on a server.
+#[cfg(feature = "sql")]
+pub async fn migrate(url: &str) -> Result<()> {
+    use scale_session::store::{Database, Options};
+
+    Ok(scale_session::store::migrate(Database::connect(url, &Options::default()).await?).await?)
+}
+
 pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub type Action = Arc<dyn Fn(Session) -> Boxed<Result<String>> + Send + Sync>;
 
@@ -23,8 +31,13 @@ where
     Arc::new(move |session| Box::pin(f(session)))
 }
 
-/// One request; returns status, body and the cookie to send next (None: keep, Some(""): cleared).
-pub fn send(layer: &SessionLayer, cookie: Option<&str>, act: Action) -> Boxed<(StatusCode, String, Option<String>)> {
+/// Sends a request; returns the status, the body and the cookie to send next (`None`: keep,
+/// `Some("")`: cleared).
+pub fn send(
+    layer: &SessionLayer,
+    cookie: Option<&str>,
+    act: Action,
+) -> Boxed<(StatusCode, String, Option<String>)> {
     let handler = service_fn(move |request: Request<()>| {
         let session = request.extensions().get::<Session>().unwrap().clone();
         let answer = act(session);
@@ -39,20 +52,27 @@ pub fn send(layer: &SessionLayer, cookie: Option<&str>, act: Action) -> Boxed<(S
     if let Some(cookie) = cookie {
         request.headers_mut().insert(COOKIE, cookie.parse().unwrap());
     }
-    // Boxed by hand: the compiler cannot prove `Send` for the service inside an async block.
-    let response: Boxed<Result<Response<String>, Infallible>> = Box::pin(layer.layer(handler).oneshot(request));
+    // Boxed explicitly: the compiler cannot prove `Send` for the service inside an async block.
+    let response: Boxed<Result<Response<String>, Infallible>> =
+        Box::pin(layer.layer(handler).oneshot(request));
     Box::pin(async move {
         let response = response.await.unwrap();
         let set = response.headers().get(SET_COOKIE).map(|c| {
             let text = c.to_str().unwrap();
-            if text.contains("Max-Age=0") { String::new() } else { text.split(';').next().unwrap().to_owned() }
+            if text.contains("Max-Age=0") {
+                String::new()
+            } else {
+                text.split(';').next().unwrap().to_owned()
+            }
         });
         (response.status(), response.into_body(), set)
     })
 }
 
 pub fn get(field: &'static str) -> Action {
-    action(move |s| async move { Ok(s.get::<String>(field).await?.unwrap_or_else(|| "none".into())) })
+    action(
+        move |s| async move { Ok(s.get::<String>(field).await?.unwrap_or_else(|| "none".into())) },
+    )
 }
 
 pub fn put(field: String, value: &'static str) -> Action {

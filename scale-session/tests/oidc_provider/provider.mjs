@@ -1,4 +1,4 @@
-// A provider of accounts for the tests: node provider.mjs PORT REDIRECT ALGORITHM KEY-ID
+// An OpenID provider for the tests: node provider.mjs PORT REDIRECT ALGORITHM KEY-ID
 import { generateKeyPairSync } from 'node:crypto';
 import Provider from 'oidc-provider';
 

@@ -1,5 +1,7 @@
-//! Signatures by `ring`, for `jsonwebtoken`: it asks for a provider, and those that it has bring `rsa` (RUSTSEC-2023-0071) or the library of
-//! a second TLS stack. The provider is the process': so it knows all algorithms that `ring` does, for whoever else uses `jsonwebtoken`.
+//! Signatures by `ring`, for `jsonwebtoken`. That crate requires a crypto provider, and the
+//! available ones depend on `rsa` (RUSTSEC-2023-0071) or on the library of a second TLS stack.
+//! There is one provider per process, so this one supports all algorithms of `ring`, for other
+//! users of `jsonwebtoken` in the process.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{ErrorKind, Result};
@@ -21,17 +23,25 @@ static PROVIDER: CryptoProvider = CryptoProvider {
             let PublicKeyComponents::<Vec<u8>> { n, e } = key.public_key().into();
             Ok((n, e))
         },
-        rsa_pub_components_from_public_key: |der| rsa_numbers(der).ok_or_else(|| ErrorKind::InvalidKeyFormat.into()),
+        rsa_pub_components_from_public_key: |der| {
+            rsa_numbers(der).ok_or_else(|| ErrorKind::InvalidKeyFormat.into())
+        },
         ec_pub_components_from_private_key: |der, algorithm| {
             let (signs, _) = ecdsa(algorithm).ok_or(ErrorKind::InvalidEcdsaKey)?;
-            let key = EcdsaKeyPair::from_pkcs8(signs, der, &SystemRandom::new()).map_err(|_| ErrorKind::InvalidEcdsaKey)?;
+            let key = EcdsaKeyPair::from_pkcs8(signs, der, &SystemRandom::new())
+                .map_err(|_| ErrorKind::InvalidEcdsaKey)?;
             let point = &key.public_key().as_ref()[1..];
-            let curve = if algorithm == Algorithm::ES384 { EllipticCurve::P384 } else { EllipticCurve::P256 };
+            let curve = if algorithm == Algorithm::ES384 {
+                EllipticCurve::P384
+            } else {
+                EllipticCurve::P256
+            };
             let (x, y) = point.split_at(point.len() / 2);
             Ok((curve, x.to_vec(), y.to_vec()))
         },
         ed_pub_components_from_private_key: |der, _| {
-            let key = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).map_err(|_| ErrorKind::InvalidEddsaKey)?;
+            let key = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der)
+                .map_err(|_| ErrorKind::InvalidEddsaKey)?;
             Ok(key.public_key().as_ref().to_vec())
         },
         compute_digest: |bytes, hash| {
@@ -46,12 +56,12 @@ static PROVIDER: CryptoProvider = CryptoProvider {
     },
 };
 
-/// Lets `jsonwebtoken` use it. If the application has installed another provider, that one is used.
+/// Installs the provider. If the application has installed another provider, that one is used.
 pub(super) fn install() {
     let _ = PROVIDER.install_default();
 }
 
-/// Returns the public half of a private key; `None` if it is no key of that algorithm.
+/// Returns the public half of a private key; `None` if the key does not fit the algorithm.
 pub(super) fn public_half(algorithm: Algorithm, key: &EncodingKey) -> Option<DecodingKey> {
     match Signs::of(algorithm, key)? {
         Signs::Ed25519(key) => Some(DecodingKey::from_ed_der(key.public_key().as_ref())),
@@ -64,13 +74,17 @@ pub(super) fn public_half(algorithm: Algorithm, key: &EncodingKey) -> Option<Dec
     }
 }
 
-/// Returns whether it is a public key of that algorithm, as far as its size tells.
+/// Returns whether the key's size is right for a public key of that algorithm.
 pub(super) fn is_sound(algorithm: Algorithm, key: &DecodingKey) -> bool {
     match (algorithm, key.kind()) {
         (Algorithm::EdDSA, DecodingKeyKind::SecretOrDer(bytes)) => bytes.len() == 32,
-        (Algorithm::ES256, DecodingKeyKind::SecretOrDer(bytes)) => bytes.len() == 65 && bytes[0] == 4,
+        (Algorithm::ES256, DecodingKeyKind::SecretOrDer(bytes)) => {
+            bytes.len() == 65 && bytes[0] == 4
+        }
         (Algorithm::RS256, DecodingKeyKind::RsaModulusExponent { n, .. }) => n.len() >= 256,
-        (Algorithm::RS256, DecodingKeyKind::SecretOrDer(der)) => rsa_numbers(der).is_some_and(|(n, _)| n.len() >= 256),
+        (Algorithm::RS256, DecodingKeyKind::SecretOrDer(der)) => {
+            rsa_numbers(der).is_some_and(|(n, _)| n.len() >= 256)
+        }
         _ => false,
     }
 }
@@ -79,7 +93,9 @@ pub(super) fn is_sound(algorithm: Algorithm, key: &DecodingKey) -> bool {
 fn rsa_numbers(der: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     match simple_asn1::from_der(der).ok()?.as_slice() {
         [ASN1Block::Sequence(_, numbers)] => match numbers.as_slice() {
-            [ASN1Block::Integer(_, n), ASN1Block::Integer(_, e)] => Some((n.to_bytes_be().1, e.to_bytes_be().1)),
+            [ASN1Block::Integer(_, n), ASN1Block::Integer(_, e)] => {
+                Some((n.to_bytes_be().1, e.to_bytes_be().1))
+            }
             _ => None,
         },
         _ => None,
@@ -97,15 +113,24 @@ fn hash(algorithm: Algorithm) -> Option<hmac::Algorithm> {
 
 fn ecdsa(
     algorithm: Algorithm,
-) -> Option<(&'static signature::EcdsaSigningAlgorithm, &'static signature::EcdsaVerificationAlgorithm)> {
+) -> Option<(
+    &'static signature::EcdsaSigningAlgorithm,
+    &'static signature::EcdsaVerificationAlgorithm,
+)> {
     match algorithm {
-        Algorithm::ES256 => Some((&signature::ECDSA_P256_SHA256_FIXED_SIGNING, &signature::ECDSA_P256_SHA256_FIXED)),
-        Algorithm::ES384 => Some((&signature::ECDSA_P384_SHA384_FIXED_SIGNING, &signature::ECDSA_P384_SHA384_FIXED)),
+        Algorithm::ES256 => {
+            Some((&signature::ECDSA_P256_SHA256_FIXED_SIGNING, &signature::ECDSA_P256_SHA256_FIXED))
+        }
+        Algorithm::ES384 => {
+            Some((&signature::ECDSA_P384_SHA384_FIXED_SIGNING, &signature::ECDSA_P384_SHA384_FIXED))
+        }
         _ => None,
     }
 }
 
-fn rsa(algorithm: Algorithm) -> Option<(&'static dyn signature::RsaEncoding, &'static signature::RsaParameters)> {
+fn rsa(
+    algorithm: Algorithm,
+) -> Option<(&'static dyn signature::RsaEncoding, &'static signature::RsaParameters)> {
     Some(match algorithm {
         Algorithm::RS256 => (&signature::RSA_PKCS1_SHA256, &signature::RSA_PKCS1_2048_8192_SHA256),
         Algorithm::RS384 => (&signature::RSA_PKCS1_SHA384, &signature::RSA_PKCS1_2048_8192_SHA384),
@@ -117,7 +142,7 @@ fn rsa(algorithm: Algorithm) -> Option<(&'static dyn signature::RsaEncoding, &'s
     })
 }
 
-/// A private key, parsed.
+/// A parsed private key.
 enum Signs {
     Hmac(hmac::Key),
     Ed25519(Ed25519KeyPair),
@@ -132,11 +157,17 @@ impl Signs {
         }
         let key = key.as_bytes();
         match algorithm {
-            Algorithm::EdDSA => Ed25519KeyPair::from_pkcs8_maybe_unchecked(key).ok().map(Self::Ed25519),
-            Algorithm::ES256 | Algorithm::ES384 => {
-                EcdsaKeyPair::from_pkcs8(ecdsa(algorithm)?.0, key, &SystemRandom::new()).ok().map(Self::Ecdsa)
+            Algorithm::EdDSA => {
+                Ed25519KeyPair::from_pkcs8_maybe_unchecked(key).ok().map(Self::Ed25519)
             }
-            Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => Some(Self::Hmac(hmac::Key::new(hash(algorithm)?, key))),
+            Algorithm::ES256 | Algorithm::ES384 => {
+                EcdsaKeyPair::from_pkcs8(ecdsa(algorithm)?.0, key, &SystemRandom::new())
+                    .ok()
+                    .map(Self::Ecdsa)
+            }
+            Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => {
+                Some(Self::Hmac(hmac::Key::new(hash(algorithm)?, key)))
+            }
             _ => RsaKeyPair::from_der(key).ok().map(Self::Rsa),
         }
     }
@@ -147,7 +178,7 @@ struct Signing {
     key: Signs,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that `CryptoProvider` asks for")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that `CryptoProvider` needs")]
 fn signer(algorithm: &Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>> {
     let key = Signs::of(*algorithm, key).ok_or(ErrorKind::InvalidKeyFormat)?;
     Ok(Box::new(Signing { algorithm: *algorithm, key }))
@@ -159,7 +190,9 @@ impl Signer<Vec<u8>> for Signing {
         match &self.key {
             Signs::Hmac(key) => Ok(hmac::sign(key, message).as_ref().to_vec()),
             Signs::Ed25519(key) => Ok(key.sign(message).as_ref().to_vec()),
-            Signs::Ecdsa(key) => key.sign(&random, message).map(|made| made.as_ref().to_vec()).map_err(refused),
+            Signs::Ecdsa(key) => {
+                key.sign(&random, message).map(|made| made.as_ref().to_vec()).map_err(refused)
+            }
             Signs::Rsa(key) => {
                 let (encoding, _) = rsa(self.algorithm).ok_or_else(Refused::new)?;
                 let mut made = vec![0; key.public().modulus_len()];
@@ -180,7 +213,7 @@ struct Verifying {
     key: DecodingKeyKind,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that `CryptoProvider` asks for")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that `CryptoProvider` needs")]
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>> {
     if algorithm.family() != key.family() {
         return Err(ErrorKind::InvalidKeyFormat.into());

@@ -1,4 +1,4 @@
-//! Layers that let requests with a good API token through.
+//! Layer that authorizes requests with an API token.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,16 +12,17 @@ use tower_service::Service;
 
 use super::{ApiToken, ApiTokens};
 
-/// Lets requests through that have a good token in `Authorization: Bearer …`, with the [`ApiToken`] in their extensions.
+/// Admits requests with a valid token in `Authorization: Bearer …`, and adds the [`ApiToken`] to
+/// their extensions.
 ///
 /// | a request | is answered |
 /// | --- | --- |
 /// | without a token | 401, `WWW-Authenticate: Bearer` |
-/// | with one that is unknown, revoked or past its end, or with two | 401, `error="invalid_token"` |
-/// | with one that lacks the ability | 403, `error="insufficient_scope"` |
+/// | with a token that is unknown, revoked or expired, or with two tokens | 401, `error="invalid_token"` |
+/// | with a token that lacks the ability | 403, `error="insufficient_scope"` |
 /// | while the store does not answer | 503 |
 ///
-/// With axum (feature `axum`) take an [`ApiToken`] as an argument.
+/// With axum (feature `axum`), take an [`ApiToken`] as an argument.
 #[derive(Clone, Debug)]
 pub struct ApiTokenLayer {
     tokens: ApiTokens,
@@ -29,12 +30,12 @@ pub struct ApiTokenLayer {
 }
 
 impl ApiTokens {
-    /// Returns a layer that lets through whoever has a token, whatever its abilities.
+    /// Returns a layer that admits every valid token, regardless of its abilities.
     pub fn layer(&self) -> ApiTokenLayer {
         ApiTokenLayer { tokens: self.clone(), ability: None }
     }
 
-    /// Returns a layer that lets through whoever has a token with this ability.
+    /// Returns a layer that admits valid tokens with this ability.
     pub fn require(&self, ability: &str) -> ApiTokenLayer {
         ApiTokenLayer { tokens: self.clone(), ability: Some(ability.into()) }
     }
@@ -48,14 +49,15 @@ impl<S> Layer<S> for ApiTokenLayer {
     }
 }
 
-/// The service of [`ApiTokenLayer`].
+/// Service of [`ApiTokenLayer`].
 #[derive(Clone, Debug)]
 pub struct Authenticated<S> {
     layer: ApiTokenLayer,
     inner: S,
 }
 
-/// The token of a request: `Err(true)` if there is something that is none.
+/// Returns the token of a request. `Err(false)`: there is none; `Err(true)`: the header is
+/// malformed.
 fn bearer(headers: &HeaderMap) -> Result<String, bool> {
     let mut lines = headers.get_all(AUTHORIZATION).into_iter();
     let line = lines.next().ok_or(false)?;
@@ -76,9 +78,13 @@ fn refuse<Res: Default>(status: StatusCode, challenge: Option<String>) -> Respon
 }
 
 impl ApiTokenLayer {
-    /// The token, or the answer of whoever has none.
-    async fn check<Res: Default>(&self, presented: Result<String, bool>) -> Result<ApiToken, Response<Res>> {
-        let invalid = || refuse(StatusCode::UNAUTHORIZED, Some("Bearer error=\"invalid_token\"".into()));
+    /// Returns the verified token, or the response that refuses the request.
+    async fn check<Res: Default>(
+        &self,
+        presented: Result<String, bool>,
+    ) -> Result<ApiToken, Response<Res>> {
+        let invalid =
+            || refuse(StatusCode::UNAUTHORIZED, Some("Bearer error=\"invalid_token\"".into()));
         let secret = match presented {
             Ok(secret) => secret,
             Err(true) => return Err(invalid()),
@@ -88,13 +94,16 @@ impl ApiTokenLayer {
             Ok(Some(token)) => token,
             Ok(None) => return Err(invalid()),
             Err(error) => {
-                tracing::error!(%error, "API tokens cannot be verified");
+                tracing::error!(%error, "API token check failed: the request is refused");
                 return Err(refuse(error.status(), None));
             }
         };
         match &self.ability {
             Some(ability) if !token.can(ability) => {
-                let scope: String = ability.chars().filter(|c| c.is_ascii_graphic() && !matches!(c, '"' | '\\')).collect();
+                let scope: String = ability
+                    .chars()
+                    .filter(|c| c.is_ascii_graphic() && !matches!(c, '"' | '\\'))
+                    .collect();
                 let challenge = format!("Bearer error=\"insufficient_scope\", scope=\"{scope}\"");
                 Err(refuse(StatusCode::FORBIDDEN, Some(challenge)))
             }
@@ -120,7 +129,7 @@ where
 
     fn call(&mut self, mut request: Request<Req>) -> Self::Future {
         let layer = self.layer.clone();
-        // The one that is ready goes with the request.
+        // The service that is ready handles this request; the clone handles the next one.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {

@@ -1,14 +1,16 @@
-//! API tokens: long-lived secrets that a user gives to programs, with abilities, an end, and a list in which they can be revoked.
+//! API tokens: long-lived secrets that a user gives to programs, with abilities, an expiry, and a
+//! list for revocation.
 //!
 //! | a token | is |
 //! | --- | --- |
-//! | `shop_` and 84 letters and digits | found by scanners of repositories: [`ApiTokens::pattern`] is the expression to give them |
-//! | of another shape, or with a typing error | refused without asking the store: four bytes of it are a checksum |
-//! | in the store | a record with the SHA-256 of its secret half (192 random bits): a dump of it opens nothing |
-//! | revoked, or past its end | refused by the next request on every server |
-//! | used | marked with the time of its last use, once a minute at most |
+//! | `shop_` and 84 letters and digits | recognised by secret scanners: [`ApiTokens::pattern`] is the expression to give them |
+//! | of another form, or mistyped | refused without a query to the store: four bytes are a checksum |
+//! | in the store | a record with the SHA-256 of its secret half (192 random bits): nobody can use a stored record as a token |
+//! | revoked, or expired | refused by the next request on every server |
+//! | used | marked with the time of its last use, at most once a minute |
 //!
-//! For tokens that services read without asking anybody see [`Access`](super::access); for browsers, sessions.
+//! For tokens that services verify without a store, see [`Access`](super::access); for browsers,
+//! use sessions.
 
 mod layer;
 
@@ -22,7 +24,7 @@ use sha2::{Digest, Sha256};
 pub use self::layer::{ApiTokenLayer, Authenticated};
 use super::error::Error;
 use super::records::{Owner, Records, Swapped};
-use super::seal::now;
+use super::signed_token::now;
 use super::{random, same};
 
 const KIND: &str = "api-token";
@@ -30,28 +32,32 @@ const OWNER: usize = 16;
 const ID: usize = 8;
 const SECRET: usize = 24;
 const CHECKSUM: usize = 4;
-/// Letters and digits after the prefix and its underscore.
+/// Number of letters and digits after the prefix and its underscore.
 const LETTERS: usize = (OWNER + ID + SECRET + CHECKSUM) * 8 / 5 + 1;
-/// Tokens of one user at most.
+/// Maximum number of a user's tokens.
 const MOST: usize = 100;
-/// How long a use is not marked after one that was.
+/// Interval at which uses are recorded, in seconds.
 const MARKED: u64 = 60;
 const LONGEST_NAME: usize = 200;
 const MOST_ABILITIES: usize = 100;
 
-/// Creates, verifies, lists and revokes API tokens. Cloning costs a reference count and a short string.
+/// Creates, verifies, lists and revokes API tokens. A clone costs a reference count and a short
+/// string.
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_session::auth::Error> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), scale_session::auth::Error> {
 /// use scale_session::auth::{ApiTokens, Records, api_token::NewApiToken};
 /// use std::time::Duration;
 ///
 /// let tokens = ApiTokens::new(&Records::memory()).prefix("shop")?;
-/// let new = NewApiToken::named("nightly build").abilities(["orders.read"]).expires_in(Duration::from_secs(90 * 86_400));
+/// let new = NewApiToken::named("nightly build")
+///     .abilities(["orders.read"])
+///     .expires_in(Duration::from_secs(90 * 86_400));
 /// let made = tokens.create("user:7", new).await?;
 /// println!("copy it now, it is not shown again: {}", made.secret);
 ///
-/// let token = tokens.verify(&made.secret).await?.expect("it is good");
+/// let token = tokens.verify(&made.secret).await?.expect("the token is valid");
 /// assert!(token.can("orders.read") && !token.can("orders.refund"));
 /// assert_eq!(tokens.list("user:7").await?.len(), 1);
 /// assert!(tokens.revoke("user:7", &token.id).await?);
@@ -64,7 +70,7 @@ pub struct ApiTokens {
     prefix: String,
 }
 
-/// A token to be created.
+/// Settings of a new token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewApiToken {
     name: String,
@@ -73,18 +79,23 @@ pub struct NewApiToken {
 }
 
 impl NewApiToken {
-    /// A token without abilities and without an end, called so in its user's list.
+    /// Creates settings for a token without abilities and without an expiry. `name` is the name in
+    /// its user's list.
     pub fn named(name: &str) -> Self {
-        Self { name: name.chars().take(LONGEST_NAME).collect(), abilities: BTreeSet::new(), lasts: None }
+        Self {
+            name: name.chars().take(LONGEST_NAME).collect(),
+            abilities: BTreeSet::new(),
+            lasts: None,
+        }
     }
 
-    /// What it may be used for: `orders.read`, `orders.*`, or `*` for everything.
+    /// Sets the abilities of the token: `orders.read`, `orders.*`, or `*` for everything.
     pub fn abilities<T: Into<String>>(mut self, abilities: impl IntoIterator<Item = T>) -> Self {
         self.abilities.extend(abilities.into_iter().map(Into::into));
         self
     }
 
-    /// Ends after that time.
+    /// Sets the time after which the token expires.
     pub fn expires_in(mut self, time: Duration) -> Self {
         self.lasts = Some(time);
         self
@@ -94,9 +105,9 @@ impl NewApiToken {
 /// A token just created.
 #[derive(Clone)]
 pub struct CreatedApiToken {
-    /// The token itself: shown to its user once, and kept nowhere.
+    /// The token itself: shown to its user once, and stored nowhere.
     pub secret: String,
-    /// What is kept of it.
+    /// The stored part of the token.
     pub token: ApiToken,
 }
 
@@ -106,35 +117,39 @@ impl std::fmt::Debug for CreatedApiToken {
     }
 }
 
-/// A token as its user sees it in a list. Times are seconds since 1970.
+/// A token as a list shows it to its user. Times are in seconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ApiToken {
-    /// For [`ApiTokens::revoke`]. It lets nobody in.
+    /// Id for [`ApiTokens::revoke`]. Nobody can use it as a token.
     pub id: String,
-    /// Whose it is.
+    /// User that the token belongs to.
     pub user: String,
-    /// What its user calls it.
+    /// Name given by the user.
     pub name: String,
-    /// What it may be used for.
+    /// Abilities of the token.
     pub abilities: BTreeSet<String>,
-    /// When it was created.
+    /// Time of creation.
     pub created: u64,
-    /// When it ends, if it does.
+    /// Time of expiry, if there is one.
     pub expires: Option<u64>,
-    /// When it was last used, to the minute.
+    /// Time of the last use, accurate to a minute.
     pub last_used: Option<u64>,
 }
 
 impl ApiToken {
-    /// Returns whether the token has an ability: by its name, by one that ends in `.*` above it, or by `*`.
+    /// Returns whether the token has an ability: by its exact name, by a prefix of it with `.*`, or
+    /// by `*`.
     pub fn can(&self, ability: &str) -> bool {
         let above = ability.match_indices('.').map(|(at, _)| format!("{}.*", &ability[..at]));
-        ["*".to_owned(), ability.to_owned()].into_iter().chain(above).any(|name| self.abilities.contains(&name))
+        ["*".to_owned(), ability.to_owned()]
+            .into_iter()
+            .chain(above)
+            .any(|name| self.abilities.contains(&name))
     }
 }
 
-/// A token as it is kept.
+/// Stored form of a token.
 #[derive(Clone, Serialize, Deserialize)]
 struct Record {
     version: u8,
@@ -148,16 +163,22 @@ struct Record {
     last_used: Option<u64>,
 }
 
-/// As a string of hexadecimal digits: arrays of over 32 values are no sequence that serde reads.
+/// Encodes the hash as hexadecimal digits: serde does not deserialize arrays of more than 32
+/// values.
 mod serde_hash {
     use data_encoding::HEXLOWER;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        hash: &[u8; 32],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&HEXLOWER.encode(hash))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<[u8; 32], D::Error> {
         let text = String::deserialize(deserializer)?;
         let bytes = HEXLOWER.decode(text.as_bytes()).map_err(D::Error::custom)?;
         bytes.try_into().map_err(|_| D::Error::custom("a hash has 32 bytes"))
@@ -183,7 +204,7 @@ impl Record {
     }
 }
 
-/// What the letters of a token stand for.
+/// Parsed parts of a token.
 struct Parts {
     owner: Owner,
     id: String,
@@ -191,36 +212,45 @@ struct Parts {
 }
 
 impl ApiTokens {
-    /// Keeps tokens among these records. They begin with `token_`.
+    /// Keeps tokens in these records. The tokens begin with `token_`.
     pub fn new(records: &Records) -> Self {
         Self { records: records.clone(), prefix: "token".into() }
     }
 
-    /// Sets what tokens begin with, so that people and scanners see what they are. Tokens made with another prefix are refused.
+    /// Sets the prefix of tokens, which people and scanners recognise them by. Tokens with another
+    /// prefix are refused.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a prefix that is not 1 to 20 lower-case letters, digits and underscores.
+    /// [`Error::Setting`] unless the prefix is 1 to 20 lower-case letters, digits and underscores.
     pub fn prefix(mut self, prefix: &str) -> Result<Self, Error> {
-        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let is_plain =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
         if prefix.is_empty() || prefix.len() > 20 || !prefix.bytes().all(is_plain) {
-            return Err(Error::Setting("a token's prefix has 1 to 20 lower-case letters, digits and underscores"));
+            return Err(Error::Setting(
+                "an API token prefix has 1 to 20 lower-case letters, digits and underscores",
+            ));
         }
         prefix.clone_into(&mut self.prefix);
         Ok(self)
     }
 
-    /// Returns a regular expression that every token matches: for scanners that look for secrets where they should not be.
+    /// Returns a regular expression that every token matches, for secret scanners.
     pub fn pattern(&self) -> String {
         format!("{}_[a-z2-7]{{{LETTERS}}}", self.prefix)
     }
 
-    /// Creates a token for a user. The secret in the answer is the only copy.
+    /// Creates a token for a user. The returned secret is the only copy.
     ///
     /// # Errors
-    /// [`Error::TooMany`] if the user has 100 tokens; [`Error::Setting`] if the token has more than 100 abilities; [`Error::Ledger`]; [`Error::Random`].
+    /// [`Error::TooMany`] if the user has 100 tokens; [`Error::Setting`] if the token has more than
+    /// 100 abilities, or one of more than 200 bytes; [`Error::OneTimeStore`]; [`Error::Random`].
     pub async fn create(&self, user: &str, new: NewApiToken) -> Result<CreatedApiToken, Error> {
-        if new.abilities.len() > MOST_ABILITIES || new.abilities.iter().any(|ability| ability.len() > LONGEST_NAME) {
-            return Err(Error::Setting("an API token has at most 100 abilities of 200 bytes each"));
+        if new.abilities.len() > MOST_ABILITIES
+            || new.abilities.iter().any(|ability| ability.len() > LONGEST_NAME)
+        {
+            return Err(Error::Setting(
+                "an API token has at most 100 abilities of up to 200 bytes each",
+            ));
         }
         let (owner, id, secret) = (Owner::of(KIND, user), random::<ID>()?, random::<SECRET>()?);
         let record = Record {
@@ -235,15 +265,19 @@ impl ApiTokens {
         };
         let text = HEXLOWER.encode(&id);
         if !self.records.store().put(&owner, &text, &record.bytes()?, new.lasts, MOST).await? {
-            return Err(Error::TooMany("a user has at most 100 API tokens; revoke one first"));
+            return Err(Error::TooMany("a user can have up to 100 API tokens; revoke one first"));
         }
-        Ok(CreatedApiToken { secret: self.letters(&owner, &id, &secret), token: record.token(text) })
+        Ok(CreatedApiToken {
+            secret: self.letters(&owner, &id, &secret),
+            token: record.token(text),
+        })
     }
 
-    /// Returns the token, if it is good, and marks that it was used. `None` does not say why; neither should an answer.
+    /// Returns the token, if it is valid, and records its use. `None` does not reveal the reason;
+    /// neither should the response.
     ///
     /// # Errors
-    /// [`Error::Ledger`]: nobody can know. Let nobody in.
+    /// [`Error::OneTimeStore`]: the answer is unknown. Refuse the request.
     pub async fn verify(&self, secret: &str) -> Result<Option<ApiToken>, Error> {
         let Some(Parts { owner, id, secret }) = self.parts(secret) else { return Ok(None) };
         let Some(bytes) = self.records.store().get(&owner, &id).await? else { return Ok(None) };
@@ -253,18 +287,21 @@ impl ApiTokens {
         }
         if record.last_used.is_none_or(|used| now().saturating_sub(used) >= MARKED) {
             record.last_used = Some(now());
-            // Revoked since it was read: then it is not let in either. Another request may have marked it first.
-            if self.records.store().swap(&owner, &id, &bytes, &record.bytes()?).await? == Swapped::Gone {
+            // Another request may have recorded its use first. A token that was revoked since the
+            // read is refused.
+            if self.records.store().swap(&owner, &id, &bytes, &record.bytes()?).await?
+                == Swapped::Gone
+            {
                 return Ok(None);
             }
         }
         Ok(Some(record.token(id)))
     }
 
-    /// Returns a user's tokens, the newest first. Those that have ended are removed.
+    /// Returns a user's tokens, newest first. Removes expired ones.
     ///
     /// # Errors
-    /// [`Error::Ledger`]; [`Error::Stored`].
+    /// [`Error::OneTimeStore`]; [`Error::Stored`].
     pub async fn list(&self, user: &str) -> Result<Vec<ApiToken>, Error> {
         let owner = Owner::of(KIND, user);
         let mut tokens = Vec::new();
@@ -280,18 +317,19 @@ impl ApiTokens {
         Ok(tokens)
     }
 
-    /// Ends one token of a user, by its [`ApiToken::id`]. Returns `false` if it is none of theirs.
+    /// Revokes one token of a user, by its [`ApiToken::id`]. Returns `false` if the token is not
+    /// one of the user's.
     ///
     /// # Errors
-    /// [`Error::Ledger`]: it may live on.
+    /// [`Error::OneTimeStore`]: the token may still be valid.
     pub async fn revoke(&self, user: &str, id: &str) -> Result<bool, Error> {
         self.records.store().remove(&Owner::of(KIND, user), id).await
     }
 
-    /// Ends all tokens of a user in one step. Returns how many there were.
+    /// Revokes all tokens of a user in one step. Returns how many there were.
     ///
     /// # Errors
-    /// [`Error::Ledger`]: they may live on.
+    /// [`Error::OneTimeStore`]: the tokens may still be valid.
     pub async fn revoke_all(&self, user: &str) -> Result<u64, Error> {
         self.records.store().remove_all(&Owner::of(KIND, user)).await
     }
@@ -314,10 +352,14 @@ impl ApiTokens {
         }
         let (owner, rest) = content.split_first_chunk::<OWNER>()?;
         let (id, secret) = rest.split_first_chunk::<ID>()?;
-        Some(Parts { owner: Owner(*owner), id: HEXLOWER.encode(id), secret: secret.try_into().ok()? })
+        Some(Parts {
+            owner: Owner(*owner),
+            id: HEXLOWER.encode(id),
+            secret: secret.try_into().ok()?,
+        })
     }
 
-    /// Finds typing errors; no secret.
+    /// Returns a checksum that detects typing errors; it is not a secret.
     fn checksum(&self, content: &[u8]) -> [u8; CHECKSUM] {
         let digest = Sha256::new().chain_update(&self.prefix).chain_update(content).finalize();
         [digest[0], digest[1], digest[2], digest[3]]
@@ -333,7 +375,10 @@ mod tests {
         let tokens = ApiTokens::new(&Records::memory()).prefix("shop").unwrap();
         let made = tokens.create("ann", NewApiToken::named("ci").abilities(["a"])).await.unwrap();
         let letters = made.secret.strip_prefix("shop_").unwrap();
-        assert_eq!((letters.len(), tokens.pattern()), (LETTERS, format!("shop_[a-z2-7]{{{LETTERS}}}")));
+        assert_eq!(
+            (letters.len(), tokens.pattern()),
+            (LETTERS, format!("shop_[a-z2-7]{{{LETTERS}}}"))
+        );
         assert!(letters.bytes().all(|b| b.is_ascii_lowercase() || (b'2'..=b'7').contains(&b)));
         for n in 0..letters.len() {
             let mut other = letters.as_bytes().to_vec();
@@ -342,7 +387,15 @@ mod tests {
             assert!(tokens.parts(&other).is_none(), "letter {n}");
         }
         let upper = format!("shop_{}", letters.to_uppercase());
-        for bad in ["", "shop_", "shop", letters, &upper, &format!("{} ", made.secret), &format!("other_{letters}")] {
+        for bad in [
+            "",
+            "shop_",
+            "shop",
+            letters,
+            &upper,
+            &format!("{} ", made.secret),
+            &format!("other_{letters}"),
+        ] {
             assert!(tokens.verify(bad).await.unwrap().is_none(), "{bad}");
         }
         assert!(tokens.verify(&made.secret).await.unwrap().is_some());
@@ -363,8 +416,18 @@ mod tests {
             expires: None,
             last_used: None,
         };
-        assert!(token(&["*"]).can("anything") && token(&["orders.*"]).can("orders.read.all") && token(&["a"]).can("a"));
-        for (has, wants) in [("orders.*", "orders"), ("orders.read", "orders.*"), ("a", "ab"), ("a.*", "ab.c"), ("", "a")] {
+        assert!(
+            token(&["*"]).can("anything")
+                && token(&["orders.*"]).can("orders.read.all")
+                && token(&["a"]).can("a")
+        );
+        for (has, wants) in [
+            ("orders.*", "orders"),
+            ("orders.read", "orders.*"),
+            ("a", "ab"),
+            ("a.*", "ab.c"),
+            ("", "a"),
+        ] {
             assert!(!token(&[has]).can(wants), "{has} {wants}");
         }
     }

@@ -1,4 +1,4 @@
-//! A log of one process, gone with it.
+//! Audit log in the memory of one process.
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use super::{Head, Record, Sealer, Store};
 use crate::auth::error::Error;
 
-/// For development and tests.
+/// Store for development and tests.
 #[derive(Debug, Default)]
 pub struct MemoryAudit(Mutex<Vec<Record>>);
 

@@ -1,26 +1,28 @@
-//! What happened, in an order and in words that nobody can change unseen.
+//! A log of events in which every later change can be detected.
 //!
-//! Records form a chain: each holds an HMAC-SHA-256 over itself and the one before it, under a key that the database does not have. (After
-//! Schneier and Kelsey, *Secure Audit Logs to Support Computer Forensics*, 1999; the chain is theirs, the key here does not evolve.)
+//! Records form a chain: each contains an HMAC-SHA-256 over itself and the previous record, under a
+//! key that is not in the database. (After Schneier and Kelsey, *Secure Audit Logs to Support
+//! Computer Forensics*, 1999; the chain is theirs, but the key here does not evolve.)
 //!
-//! | somebody who can write to the table | is found out by |
+//! | a change by an attacker who can write to the table | is detected by |
 //! | --- | --- |
-//! | edits a record, or its time, or swaps two | [`verify`](AuditLog::verify): its seal does not fit |
-//! | drops one, or puts one in between | the next one's number or seal does not fit |
-//! | drops the last ones, or all | an *anchor*: a [`Head`] that was kept elsewhere ([`AuditLog::head`], printed, mailed, in another account's storage) |
-//! | puts an old copy of the table back | the same |
+//! | a record or its time is edited, or two records are swapped | [`verify`](AuditLog::verify): the HMAC does not match |
+//! | a record is removed or inserted | the number or HMAC of the next record does not match |
+//! | the last records, or all, are removed | an *anchor*: a [`Head`] that is kept elsewhere ([`AuditLog::head`], printed, mailed, in another account's storage) |
+//! | the table is replaced by an old copy | the same |
 //!
 //! | when | then |
 //! | --- | --- |
 //! | two processes append at once | one after the other: the chain has no branches |
-//! | an append returns `Ok` | the record is stored as safely as the database is |
-//! | it returns [`Error::Ledger`] | the record may or may not be there; decide whether what it is about may go on |
-//! | the key changes ([`Keys::older`]) | new records are sealed with the new one, old ones are still verified |
+//! | an append returns `Ok` | the record is as durable as the database |
+//! | an append returns [`Error::OneTimeStore`] | the record may or may not exist; decide whether the recorded action may continue |
+//! | the key changes ([`Keys::older`]) | new records are authenticated with the new key, old ones are still verified |
 //!
-//! Who has the key and the table can write a chain anew: keep the key with the other secrets, and anchor now and then.
+//! An attacker with both the key and the table can write a new chain: keep the key with the other
+//! secrets, and keep anchors regularly.
 
 mod memory;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(feature = "sql")]
 mod sql;
 
 use std::fmt;
@@ -30,82 +32,90 @@ use async_trait::async_trait;
 use data_encoding::HEXLOWER;
 
 pub use self::memory::MemoryAudit;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(feature = "sql")]
 pub use self::sql::SqlAudit;
+#[cfg(feature = "sql")]
+pub(crate) use self::sql::Texts;
 use super::error::Error;
-pub use super::seal::Keys;
-use super::seal::now_ms;
+pub use super::signed_token::Keys;
+use super::signed_token::now_ms;
 
 const VERSION: u8 = 1;
-/// A text is cut after so many bytes.
+/// Maximum length of a text, in bytes; longer texts are cut off.
 const LONGEST: usize = 4_096;
-/// Records read at a time.
+/// Maximum number of records per read.
 const PAGE: usize = 1_000;
 
-/// Something that happened, to be written down.
+/// An event to be recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// Who did it.
+    /// Actor of the event.
     pub actor: String,
-    /// What: a word of the application's.
+    /// Action, in the application's own terms.
     pub action: String,
-    /// To what or whom.
+    /// Object of the action: a thing or a person.
     pub object: String,
-    /// What else is worth knowing. No secrets: it stands there as it is.
+    /// Details. No secrets: details are stored as they are.
     pub details: String,
 }
 
 impl Event {
-    /// Somebody did something.
+    /// Creates an event from an actor and an action.
     pub fn new(actor: impl Into<String>, action: impl Into<String>) -> Self {
         Self { actor: actor.into(), action: action.into(), ..Self::default() }
     }
 
-    /// To what or whom.
+    /// Sets the object of the action.
     pub fn to(mut self, object: impl Into<String>) -> Self {
         self.object = object.into();
         self
     }
 
-    /// What else is worth knowing.
+    /// Sets the details.
     pub fn details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
         self
     }
 }
 
-/// Something that happened, as it was written down.
+/// A recorded event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {
-    /// 1 is the first.
+    /// Number of the record; the first is 1.
     pub number: u64,
-    /// When: ms since 1970, by the clock of the server that wrote it.
+    /// Time in ms since 1970, by the clock of the server that wrote the record.
     pub at_ms: u64,
-    /// What.
+    /// Event that is recorded.
     pub event: Event,
-    /// Over all of that and the record before it.
+    /// HMAC over all of these and the previous record.
     pub seal: Seal,
 }
 
-/// Which key, and its HMAC.
+/// Key id and HMAC of a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seal {
     pub(crate) key: [u8; 4],
     pub(crate) mac: [u8; 32],
 }
 
-/// Where the chain ends. As text it can be kept anywhere.
+/// End of the chain. Its text form can be kept elsewhere as an anchor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head {
-    /// The last record's number; 0 for an empty log.
+    /// Number of the last record; 0 for an empty log.
     pub number: u64,
     pub(crate) seal: Seal,
 }
 
 impl fmt::Display for Head {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{VERSION}.{}.{}.{}", self.number, HEXLOWER.encode(&self.seal.key), HEXLOWER.encode(&self.seal.mac))
+        write!(
+            f,
+            "{VERSION}.{}.{}.{}",
+            self.number,
+            HEXLOWER.encode(&self.seal.key),
+            HEXLOWER.encode(&self.seal.mac)
+        )
     }
 }
 
@@ -120,63 +130,68 @@ impl std::str::FromStr for Head {
             let mac = HEXLOWER.decode(parts.next()?.as_bytes()).ok()?.try_into().ok()?;
             parts.next().is_none().then_some(Self { number, seal: Seal { key, mac } })
         };
-        read().ok_or(Error::Stored("anchor of the audit log"))
+        read().ok_or(Error::Stored("audit log anchor"))
     }
 }
 
-/// What is wrong with a log.
+/// Manipulation found in a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Tampered {
-    /// This record is not what was written, or not after the one before it.
+    /// This record was changed, or does not follow the previous one.
     Record(u64),
     /// A record is missing before this one.
     Missing(u64),
     /// The log ends before the anchor.
     Truncated {
-        /// The last record there.
+        /// Number of the last record.
         ends: u64,
-        /// The anchor's.
+        /// Number of the anchor's record.
         anchor: u64,
     },
-    /// The anchor's record is another than it was.
+    /// The record with the anchor's number differs from the anchor.
     Anchor(u64),
 }
 
 impl fmt::Display for Tampered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Record(number) => write!(f, "record {number} is not what was written"),
+            Self::Record(number) => write!(f, "record {number} was changed"),
             Self::Missing(number) => write!(f, "a record is missing before {number}"),
-            Self::Truncated { ends, anchor } => write!(f, "the log ends at {ends}, the anchor is {anchor}"),
-            Self::Anchor(number) => write!(f, "record {number} is another than the anchor's"),
+            Self::Truncated { ends, anchor } => {
+                write!(f, "the log ends at record {ends}, before the anchor at record {anchor}")
+            }
+            Self::Anchor(number) => write!(f, "record {number} differs from the anchor"),
         }
     }
 }
 
-/// Makes the next record of what it is given.
+/// Creates the next record from the current head.
 pub type Sealer<'a> = dyn Fn(&Head) -> Result<Record, Error> + Send + Sync + 'a;
 
-/// Where records are kept. Nothing removes or changes one.
+/// Store of records. It neither removes nor changes records.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug + 'static {
-    /// Gives the last record's head to `seal`, and stores what comes of it: nobody else's in between.
+    /// Passes the current head to `seal`, and stores the returned record. No other record is
+    /// appended in between.
     async fn append(&self, seal: &Sealer<'_>) -> Result<Head, Error>;
 
-    /// Records after that number, in order.
+    /// Returns records after that number, in order.
     async fn page(&self, after: u64, limit: usize) -> Result<Vec<Record>, Error>;
 
-    /// The last record's head.
+    /// Returns the current head.
     async fn head(&self) -> Result<Head, Error>;
 }
 
-/// An audit log. Cloning copies its keys.
+/// An audit log. A clone copies its keys.
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use scale_session::auth::{AuditLog, audit::{Event, Keys}};
 ///
-/// let log = AuditLog::memory(Keys::new(&[7; 32])?); // or AuditLog::connect("postgres://…", "shop", keys)
+/// // or AuditLog::connect("postgres://…", "shop", keys)
+/// let log = AuditLog::memory(Keys::new(&[7; 32])?);
 /// log.append(Event::new("ann", "role.grant").to("ben").details("admin")).await?;
 /// let anchor = log.head().await?.to_string(); // keep it elsewhere
 ///
@@ -192,64 +207,84 @@ pub struct AuditLog {
 }
 
 impl AuditLog {
-    /// In a store of your choice.
+    /// Keeps the log in the given store.
     pub fn new(store: impl Store, keys: Keys) -> Self {
         Self { app: String::new(), store: Arc::new(store), keys }
     }
 
-    /// Of this process, gone with it.
+    /// Keeps the log in the memory of this process.
     pub fn memory(keys: Keys) -> Self {
         Self::new(MemoryAudit::default(), keys)
     }
 
-    /// The log of `app` in a Postgres or SQLite database: the table `scale_audit`, made if it is not there. The role that the application connects as
-    /// needs to insert and select, nothing else.
+    /// Keeps the log of `app` in a PostgreSQL, MySQL, MariaDB or SQLite database, in the table
+    /// `scale_audit`. In an SQLite file the table is created if it is missing. On a server the
+    /// table must exist, see [`migrate`](crate::store::migrate). The application's database role
+    /// needs only the rights to insert and select.
     ///
     /// # Errors
-    /// [`Error::Setting`] for an address that is none; [`Error::Ledger`] if nobody answers there.
-    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    /// [`Error::Setting`] for an unsupported address; [`Error::OneTimeStore`] if the database does
+    /// not answer.
+    #[cfg(feature = "sql")]
     pub async fn connect(url: &str, app: &str, keys: Keys) -> Result<Self, Error> {
         Ok(Self { app: app.into(), ..Self::new(SqlAudit::connect(url, app).await?, keys) })
     }
 
-    /// Writes down what happened.
+    /// Does the same through the application's own pool: a `PgPool`, a `MySqlPool` or an
+    /// `SqlitePool`.
     ///
     /// # Errors
-    /// [`Error::Ledger`]; [`Error::Setting`] if there is no key.
+    /// The same as those of [`connect`](Self::connect).
+    #[cfg(feature = "sql")]
+    pub async fn with_pool(
+        pool: impl Into<crate::store::Database>,
+        app: &str,
+        keys: Keys,
+    ) -> Result<Self, Error> {
+        Ok(Self { app: app.into(), ..Self::new(SqlAudit::with_pool(pool, app).await?, keys) })
+    }
+
+    /// Appends an event to the log.
+    ///
+    /// # Errors
+    /// [`Error::OneTimeStore`]; [`Error::Setting`] if there is no key.
     pub async fn append(&self, event: Event) -> Result<Head, Error> {
         let event = cut(event);
         let at_ms = now_ms();
         let seal = |last: &Head| {
             let number = last.number + 1;
-            let seal = self.seal(last, number, at_ms, &event, None)?;
+            let seal = self.chain(last, number, at_ms, &event, None)?;
             Ok(Record { number, at_ms, event: event.clone(), seal })
         };
         let head = self.store.append(&seal).await?;
-        tracing::info!(target: "audit", number = head.number, action = event.action, "written down");
+        tracing::info!(
+            target: "audit", number = head.number, action = event.action, "event recorded",
+        );
         Ok(head)
     }
 
-    /// The end of the chain: an anchor, if kept where whoever writes to the table cannot reach.
+    /// Returns the end of the chain. Kept where writers of the table have no access, it is an
+    /// anchor.
     ///
     /// # Errors
-    /// [`Error::Ledger`].
+    /// [`Error::OneTimeStore`].
     pub async fn head(&self) -> Result<Head, Error> {
         self.store.head().await
     }
 
-    /// Records after that number, in order: 1,000 at most.
+    /// Returns records after that number, in order: 1,000 at most.
     ///
     /// # Errors
-    /// [`Error::Ledger`].
+    /// [`Error::OneTimeStore`].
     pub async fn records(&self, after: u64, limit: usize) -> Result<Vec<Record>, Error> {
         self.store.page(after, limit.min(PAGE)).await
     }
 
-    /// Reads all of it, and says how many records are as they were written, or what is the first that is not. Without an anchor, missing
-    /// ones at the end are not found.
+    /// Reads the whole log. Returns the number of records, or the first manipulation found. Without
+    /// an anchor, missing records at the end are not detected.
     ///
     /// # Errors
-    /// [`Error::Ledger`] if it cannot be read.
+    /// [`Error::OneTimeStore`] if the log cannot be read.
     pub async fn verify(&self, anchor: Option<Head>) -> Result<Result<u64, Tampered>, Error> {
         let mut last = Head::default();
         loop {
@@ -279,30 +314,47 @@ impl AuditLog {
             return Ok(Err(Tampered::Missing(record.number)));
         }
         let Record { number, at_ms, event, seal } = record;
-        let expected = self.seal(last, *number, *at_ms, event, Some(seal.key));
+        let expected = self.chain(last, *number, *at_ms, event, Some(seal.key));
         let fits = match expected {
             Ok(expected) => super::same(&expected.mac, &seal.mac),
-            // Sealed with a key that nobody has.
+            // The key that authenticated the record is unknown.
             Err(Error::Setting(_)) => false,
             Err(error) => return Err(error),
         };
         Ok(if fits { Ok(()) } else { Err(Tampered::Record(*number)) })
     }
 
-    /// With the newest key, or the one named.
-    fn seal(&self, last: &Head, number: u64, at_ms: u64, event: &Event, key: Option<[u8; 4]>) -> Result<Seal, Error> {
+    /// Computes the HMAC of a record, with the newest key or the given one.
+    fn chain(
+        &self,
+        last: &Head,
+        number: u64,
+        at_ms: u64,
+        event: &Event,
+        key: Option<[u8; 4]>,
+    ) -> Result<Seal, Error> {
         let (number, at_ms) = (number.to_be_bytes(), at_ms.to_be_bytes());
         let Event { actor, action, object, details } = event;
         let texts = [actor, action, object, details].map(String::as_bytes);
         let app = self.app.as_bytes();
-        let parts =
-            [&[VERSION][..], app, &last.seal.key, &last.seal.mac, &number, &at_ms, texts[0], texts[1], texts[2], texts[3]];
+        let parts = [
+            &[VERSION][..],
+            app,
+            &last.seal.key,
+            &last.seal.mac,
+            &number,
+            &at_ms,
+            texts[0],
+            texts[1],
+            texts[2],
+            texts[3],
+        ];
         let (key, mac) = self.keys.mac("audit", &parts, key)?;
         Ok(Seal { key, mac })
     }
 }
 
-/// Bounded, and without the zero bytes that some databases refuse in a text.
+/// Limits the lengths of the texts and replaces zero bytes, which some databases refuse.
 fn cut(event: Event) -> Event {
     let cut = |text: String| text[..text.floor_char_boundary(LONGEST)].replace('\0', " ");
     let Event { actor, action, object, details } = event;
@@ -330,10 +382,12 @@ mod tests {
         (log, head)
     }
 
-    /// The same records, in a store of their own, after somebody was at them.
+    /// Returns the same records in another store, after a manipulation.
     async fn tampered(log: &AuditLog, change: impl FnOnce(&mut Vec<Record>)) -> AuditLog {
         let mut records = Vec::new();
-        while let Some(page) = Some(log.records(records.len() as u64, PAGE).await.unwrap()).filter(|page| !page.is_empty()) {
+        while let Some(page) = Some(log.records(records.len() as u64, PAGE).await.unwrap())
+            .filter(|page| !page.is_empty())
+        {
             records.extend(page);
         }
         change(&mut records);
@@ -359,7 +413,10 @@ mod tests {
     async fn of_a_million_records_any_change_is_found() {
         let (log, head) = log(1_000_000).await;
         assert_eq!(found(&log, head, 777_776, EDIT).await, Tampered::Record(777_777));
-        assert_eq!(found(&log, head, 999_999, TRUNCATE).await, Tampered::Truncated { ends: 999_999, anchor: 1_000_000 });
+        assert_eq!(
+            found(&log, head, 999_999, TRUNCATE).await,
+            Tampered::Truncated { ends: 999_999, anchor: 1_000_000 }
+        );
     }
 
     #[tokio::test]
@@ -410,7 +467,8 @@ mod tests {
     #[tokio::test]
     async fn keys_change_and_texts_are_bounded() {
         let (old, _) = log(3).await;
-        let both = AuditLog { keys: Keys::new(&[9; 32]).unwrap().older(&[7; 32]).unwrap(), ..old.clone() };
+        let both =
+            AuditLog { keys: Keys::new(&[9; 32]).unwrap().older(&[7; 32]).unwrap(), ..old.clone() };
         let long = Event::new("é".repeat(5_000), "a\0b");
         both.append(long).await.unwrap();
         assert_eq!(both.verify(None).await.unwrap(), Ok(4));

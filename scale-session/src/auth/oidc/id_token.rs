@@ -1,4 +1,4 @@
-//! ID tokens: how they are signed, and what they must say.
+//! ID tokens: verification of their signature and claims.
 
 use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::{Algorithm, Validation};
@@ -6,14 +6,14 @@ use serde_json::{Map, Value};
 
 use crate::auth::access::VerifyingKey;
 use crate::auth::same;
-use crate::auth::seal::now;
+use crate::auth::signed_token::now;
 
-/// Longer ones are not looked at.
+/// Maximum length of a token; longer ones are refused unread.
 const LONGEST: usize = 64 * 1_024;
-/// How much clocks may differ, s.
+/// Allowed difference of clocks, in seconds.
 const LEEWAY: u64 = 60;
 
-/// A token as the provider sent it, not believed yet.
+/// A token as the provider sent it, not verified yet.
 pub(super) struct IdToken {
     text: String,
     algorithm: Algorithm,
@@ -33,22 +33,24 @@ impl IdToken {
         Some(Self { text: text.to_owned(), algorithm: header.alg, key_id: header.kid })
     }
 
-    /// Returns whether it says that it is signed by this key. The algorithm is the key's.
+    /// Returns whether the token names this key. The key decides the algorithm.
     pub(super) fn is_by(&self, key: &VerifyingKey) -> bool {
         self.key_id.as_deref().is_none_or(|id| id == key.0.id) && self.algorithm == key.0.algorithm
     }
 
-    /// Returns what it says, if that key has signed it.
+    /// Returns the token's claims, if the key has signed it.
     pub(super) fn claims(&self, key: &VerifyingKey) -> Option<Map<String, Value>> {
         let mut rules = Validation::new(key.0.algorithm);
         rules.required_spec_claims.clear();
-        // Checked below, by the rules of OpenID Connect.
+        // `check` verifies these claims, by the rules of OpenID Connect.
         (rules.validate_exp, rules.validate_aud, rules.validate_nbf) = (false, false, false);
-        jsonwebtoken::decode::<Map<String, Value>>(&self.text, &key.0.verifies, &rules).ok().map(|token| token.claims)
+        jsonwebtoken::decode::<Map<String, Value>>(&self.text, &key.0.verifies, &rules)
+            .ok()
+            .map(|token| token.claims)
     }
 
-    /// Checks what it says (OpenID Connect Core 1.0, 3.1.3.7).
-    #[expect(clippy::unused_self, reason = "of a token that was verified")]
+    /// Checks the claims (OpenID Connect Core 1.0, 3.1.3.7).
+    #[expect(clippy::unused_self, reason = "the claims belong to a token that was verified")]
     pub(super) fn check(
         &self,
         claims: &Map<String, Value>,
@@ -58,7 +60,7 @@ impl IdToken {
     ) -> Result<(), &'static str> {
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
         if text("iss") != Some(issuer) {
-            return Err("the ID token is of another issuer");
+            return Err("the ID token is from another issuer");
         }
         let audiences: Vec<&str> = match claims.get("aud") {
             Some(Value::String(one)) => vec![one],
@@ -69,23 +71,23 @@ impl IdToken {
             return Err("the ID token is for another audience");
         }
         if (audiences.len() > 1 || claims.contains_key("azp")) && text("azp") != Some(client_id) {
-            return Err("the ID token is for another party");
+            return Err("the ID token is for another authorized party");
         }
         let time = |name: &str| claims.get(name).and_then(Value::as_u64);
         if time("exp").is_none_or(|end| end.saturating_add(LEEWAY) <= now()) {
             return Err("the ID token has expired");
         }
         if time("iat").is_none_or(|made| made > now() + LEEWAY) {
-            return Err("the ID token is of a time to come");
+            return Err("the ID token was issued in the future");
         }
         if claims.contains_key("nbf") && time("nbf").is_none_or(|start| start > now() + LEEWAY) {
-            return Err("the ID token is not good yet");
+            return Err("the ID token is not valid yet");
         }
-        if !text("nonce").is_some_and(|said| same(said.as_bytes(), nonce.as_bytes())) {
-            return Err("the ID token is of another log-in");
+        if !text("nonce").is_some_and(|claims| same(claims.as_bytes(), nonce.as_bytes())) {
+            return Err("the ID token belongs to another log-in");
         }
         if text("sub").is_none_or(|subject| subject.is_empty() || subject.len() > 255) {
-            return Err("the ID token says of nobody");
+            return Err("the ID token has no valid subject");
         }
         Ok(())
     }
@@ -98,9 +100,18 @@ mod tests {
 
     #[test]
     fn claims_are_those_of_this_log_in() {
-        let good = json!({ "iss": "https://id.test", "aud": "shop", "sub": "7", "exp": now() + 60, "iat": now(), "nonce": "n" });
+        let good = json!({
+            "iss": "https://id.test",
+            "aud": "shop",
+            "sub": "7",
+            "exp": now() + 60,
+            "iat": now(),
+            "nonce": "n",
+        });
         let token = IdToken { text: String::new(), algorithm: Algorithm::RS256, key_id: None };
-        let check = |claims: &Value| token.check(claims.as_object().unwrap(), "https://id.test", "shop", "n");
+        let check = |claims: &Value| {
+            token.check(claims.as_object().unwrap(), "https://id.test", "shop", "n")
+        };
         let with = |name: &str, value: Value| {
             let mut claims = good.clone();
             claims[name] = value;
@@ -108,7 +119,9 @@ mod tests {
         };
         assert_eq!(check(&good), Ok(()));
         assert!(with("aud", json!(["shop"])).is_ok() && with("azp", json!("shop")).is_ok());
-        assert!(with("aud", json!(["shop", "other"])).is_err() && with("azp", json!("other")).is_err());
+        assert!(
+            with("aud", json!(["shop", "other"])).is_err() && with("azp", json!("other")).is_err()
+        );
         for (name, value) in [
             ("iss", json!("https://id.test/")),
             ("iss", json!(["https://id.test"])),

@@ -1,11 +1,12 @@
-//! Hashes that other systems made: verified as they are, and hashed anew by the caller when they fit.
+//! Password hashes of other systems: verified as they are. After a match the caller stores a new
+//! hash.
 //!
 //! | system | form |
 //! | --- | --- |
 //! | Laravel, PHP's `password_hash` | `$2y$…`, `$argon2i$…`, `$argon2id$…` |
 //! | Rails' `has_secure_password`, Devise without a pepper | `$2a$…` |
 //! | Django | `pbkdf2_sha256$…`, `pbkdf2_sha1$…`, `argon2$argon2id$…`, `bcrypt_sha256$$2b$…`, `bcrypt$$2b$…`, `scrypt$…` |
-//! | ASP.NET Identity, 2 and 3 | base64 of a marker, the numbers, the salt and PBKDF2 |
+//! | ASP.NET Identity, 2 and 3 | base64 of a marker, the parameters, the salt and PBKDF2 |
 //! | others | PHC strings of scrypt: `$scrypt$ln=…,r=…,p=…$…` |
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
@@ -16,7 +17,8 @@ use sha2::{Digest, Sha256, Sha512};
 
 use super::super::same;
 
-/// What is stored may not ask for more: it could come from an import. The exponent of bcrypt, iterations, MiB of scrypt.
+/// Limits on the cost of stored hashes, which may come from an import: bcrypt's exponent,
+/// iterations, bytes of scrypt.
 const BCRYPT: u32 = 16;
 const ITERATIONS: u32 = 10_000_000;
 const SCRYPT: u64 = 1 << 30;
@@ -30,7 +32,8 @@ pub(super) enum Prf {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Foreign {
-    /// In the modular crypt form. Django hashes the password by SHA-256 first, since bcrypt reads 72 bytes of it.
+    /// Hash in the modular crypt format. `bcrypt_sha256` of Django first hashes the password with
+    /// SHA-256, since bcrypt reads 72 bytes only.
     Bcrypt {
         text: String,
         sha256_first: bool,
@@ -59,7 +62,7 @@ pub(super) enum Foreign {
 }
 
 impl Foreign {
-    /// `None` for what is no such hash, or asks for too much.
+    /// Parses a hash. Returns `None` for other text, and for a hash whose cost exceeds the limits.
     pub(super) fn read(text: &str) -> Option<Self> {
         if text.len() > 512 || !text.is_ascii() {
             return None;
@@ -77,7 +80,7 @@ impl Foreign {
         }
     }
 
-    /// The same work on nobody's hash.
+    /// Returns a hash of the same cost that no password matches.
     pub(super) fn of_nobody(&self) -> Self {
         let mut other = self.clone();
         match &mut other {
@@ -86,7 +89,9 @@ impl Foreign {
                 text.truncate(keep);
                 text.push_str(&".".repeat(53));
             }
-            Self::Pbkdf2 { salt, hash, .. } | Self::Scrypt { salt, hash, .. } | Self::Argon2 { salt, hash, .. } => {
+            Self::Pbkdf2 { salt, hash, .. }
+            | Self::Scrypt { salt, hash, .. }
+            | Self::Argon2 { salt, hash, .. } => {
                 salt.fill(0);
                 hash.fill(0);
             }
@@ -94,7 +99,7 @@ impl Foreign {
         other
     }
 
-    /// Whether all of a password went into the hash: bcrypt reads 72 bytes.
+    /// Returns whether the hash covers the whole password: bcrypt reads 72 bytes.
     pub(super) fn reads_all(&self, password: &str) -> bool {
         !matches!(self, Self::Bcrypt { sha256_first: false, .. }) || password.len() <= 72
     }
@@ -102,25 +107,47 @@ impl Foreign {
     pub(super) fn fits(&self, password: &str, blocks: &mut Vec<Block>) -> bool {
         match self {
             Self::Bcrypt { text, sha256_first } => {
-                let digest = sha256_first.then(|| HEXLOWER.encode(&Sha256::digest(password.as_bytes())));
+                let digest =
+                    sha256_first.then(|| HEXLOWER.encode(&Sha256::digest(password.as_bytes())));
                 bcrypt::verify(digest.as_deref().unwrap_or(password), text).unwrap_or(false)
             }
             Self::Pbkdf2 { prf, iterations, salt, hash } => {
                 let mut own = vec![0; hash.len()];
                 let derived = match prf {
-                    Prf::Sha1 => pbkdf2::pbkdf2::<Hmac<Sha1>>(password.as_bytes(), salt, *iterations, &mut own).is_ok(),
-                    Prf::Sha256 => pbkdf2::pbkdf2::<Hmac<Sha256>>(password.as_bytes(), salt, *iterations, &mut own).is_ok(),
-                    Prf::Sha512 => pbkdf2::pbkdf2::<Hmac<Sha512>>(password.as_bytes(), salt, *iterations, &mut own).is_ok(),
+                    Prf::Sha1 => pbkdf2::pbkdf2::<Hmac<Sha1>>(
+                        password.as_bytes(),
+                        salt,
+                        *iterations,
+                        &mut own,
+                    )
+                    .is_ok(),
+                    Prf::Sha256 => pbkdf2::pbkdf2::<Hmac<Sha256>>(
+                        password.as_bytes(),
+                        salt,
+                        *iterations,
+                        &mut own,
+                    )
+                    .is_ok(),
+                    Prf::Sha512 => pbkdf2::pbkdf2::<Hmac<Sha512>>(
+                        password.as_bytes(),
+                        salt,
+                        *iterations,
+                        &mut own,
+                    )
+                    .is_ok(),
                 };
                 derived && same(&own, hash)
             }
             Self::Scrypt { log_n, r, p, salt, hash } => {
                 let Ok(params) = scrypt::Params::new(*log_n, *r, *p) else { return false };
                 let mut own = vec![0; hash.len()];
-                scrypt::scrypt(password.as_bytes(), salt, &params, &mut own).is_ok() && same(&own, hash)
+                scrypt::scrypt(password.as_bytes(), salt, &params, &mut own).is_ok()
+                    && same(&own, hash)
             }
             Self::Argon2 { is_id, memory, passes, lanes, salt, hash } => {
-                let Ok(params) = Params::new(*memory, *passes, *lanes, Some(hash.len())) else { return false };
+                let Ok(params) = Params::new(*memory, *passes, *lanes, Some(hash.len())) else {
+                    return false;
+                };
                 let count = params.block_count();
                 if blocks.len() < count {
                     blocks.resize(count, Block::default());
@@ -128,7 +155,12 @@ impl Foreign {
                 let algorithm = if *is_id { Algorithm::Argon2id } else { Algorithm::Argon2i };
                 let mut own = vec![0; hash.len()];
                 let argon2 = Argon2::new(algorithm, Version::V0x13, params);
-                let hashed = argon2.hash_password_into_with_memory(password.as_bytes(), salt, &mut own, &mut blocks[..count]);
+                let hashed = argon2.hash_password_into_with_memory(
+                    password.as_bytes(),
+                    salt,
+                    &mut own,
+                    &mut blocks[..count],
+                );
                 hashed.is_ok() && same(&own, hash)
             }
         }
@@ -144,13 +176,15 @@ fn modular(text: &str) -> Option<Foreign> {
     }
 }
 
-/// A version, two digits of cost, 22 letters of salt and 31 of hash.
+/// Parses a version, two digits of cost, 22 letters of salt and 31 of hash.
 fn bcrypt(text: &str, sha256_first: bool) -> Option<Foreign> {
     let mut parts = text.strip_prefix('$')?.split('$');
     let (version, cost, rest) = (parts.next()?, parts.next()?, parts.next()?);
     let cost: u32 = cost.parse().ok().filter(|_| cost.len() == 2)?;
-    let is_fine =
-        matches!(version, "2a" | "2b" | "2y") && (4..=BCRYPT).contains(&cost) && rest.len() == 53 && parts.next().is_none();
+    let is_fine = matches!(version, "2a" | "2b" | "2y")
+        && (4..=BCRYPT).contains(&cost)
+        && rest.len() == 53
+        && parts.next().is_none();
     is_fine.then(|| Foreign::Bcrypt { text: text.to_owned(), sha256_first })
 }
 
@@ -174,8 +208,10 @@ fn argon2(text: &str) -> Option<Foreign> {
             _ => return None,
         }
     }
-    let salt = BASE64_NOPAD.decode(salt.as_bytes()).ok().filter(|salt| (8..=64).contains(&salt.len()))?;
-    let hash = BASE64_NOPAD.decode(hash.as_bytes()).ok().filter(|hash| (16..=64).contains(&hash.len()))?;
+    let salt =
+        BASE64_NOPAD.decode(salt.as_bytes()).ok().filter(|salt| (8..=64).contains(&salt.len()))?;
+    let hash =
+        BASE64_NOPAD.decode(hash.as_bytes()).ok().filter(|hash| (16..=64).contains(&hash.len()))?;
     Params::new(memory, passes, lanes, Some(hash.len())).ok()?;
     parts.next().is_none().then_some(Foreign::Argon2 { is_id, memory, passes, lanes, salt, hash })
 }
@@ -184,14 +220,26 @@ fn pbkdf2(prf: Prf, rest: &str) -> Option<Foreign> {
     let mut parts = rest.split('$');
     let (iterations, salt, hash) = (parts.next()?, parts.next()?, parts.next()?);
     let iterations = iterations.parse().ok().filter(|n| (1..=ITERATIONS).contains(n))?;
-    let hash = BASE64.decode(hash.as_bytes()).ok().filter(|hash| (16..=64).contains(&hash.len()))?;
-    parts.next().is_none().then(|| Foreign::Pbkdf2 { prf, iterations, salt: salt.as_bytes().to_vec(), hash })
+    let hash =
+        BASE64.decode(hash.as_bytes()).ok().filter(|hash| (16..=64).contains(&hash.len()))?;
+    parts.next().is_none().then(|| Foreign::Pbkdf2 {
+        prf,
+        iterations,
+        salt: salt.as_bytes().to_vec(),
+        hash,
+    })
 }
 
 fn checked_scrypt(log_n: u8, r: u32, p: u32, salt: Vec<u8>, hash: Vec<u8>) -> Option<Foreign> {
     let fits = (1..=24).contains(&log_n) && (1..=64).contains(&r) && (1..=64).contains(&p);
     let memory = 128_u64.checked_shl(u32::from(log_n))?.checked_mul(u64::from(r))?;
-    (fits && memory <= SCRYPT && (16..=64).contains(&hash.len())).then_some(Foreign::Scrypt { log_n, r, p, salt, hash })
+    (fits && memory <= SCRYPT && (16..=64).contains(&hash.len())).then_some(Foreign::Scrypt {
+        log_n,
+        r,
+        p,
+        salt,
+        hash,
+    })
 }
 
 fn django_scrypt(rest: &str) -> Option<Foreign> {
@@ -200,7 +248,9 @@ fn django_scrypt(rest: &str) -> Option<Foreign> {
     let n: u64 = n.parse().ok().filter(|n: &u64| n.is_power_of_two())?;
     let hash = BASE64.decode(parts.next()?.as_bytes()).ok()?;
     let salt = salt.as_bytes().to_vec();
-    parts.next().is_none().then(|| checked_scrypt(n.trailing_zeros() as u8, r.parse().ok()?, p.parse().ok()?, salt, hash))?
+    parts.next().is_none().then(|| {
+        checked_scrypt(n.trailing_zeros() as u8, r.parse().ok()?, p.parse().ok()?, salt, hash)
+    })?
 }
 
 fn phc_scrypt(text: &str) -> Option<Foreign> {
@@ -215,18 +265,25 @@ fn phc_scrypt(text: &str) -> Option<Foreign> {
             _ => return None,
         }
     }
-    let (salt, hash) = (BASE64_NOPAD.decode(salt.as_bytes()).ok()?, BASE64_NOPAD.decode(hash.as_bytes()).ok()?);
+    let (salt, hash) =
+        (BASE64_NOPAD.decode(salt.as_bytes()).ok()?, BASE64_NOPAD.decode(hash.as_bytes()).ok()?);
     parts.next().is_none().then(|| checked_scrypt(log_n, r, p, salt, hash))?
 }
 
-/// ASP.NET Identity: version 3 says its numbers, version 2 has them fixed.
+/// Parses a hash of ASP.NET Identity. Version 3 contains its parameters; those of version 2 are
+/// fixed.
 fn identity(text: &str) -> Option<Foreign> {
     let bytes = BASE64.decode(text.as_bytes()).ok()?;
     let (marker, rest) = bytes.split_first()?;
     if *marker == 0 {
         let (salt, hash) = rest.split_at_checked(16)?;
         let (salt, hash) = (salt.to_vec(), hash.to_vec());
-        return (hash.len() == 32).then_some(Foreign::Pbkdf2 { prf: Prf::Sha1, iterations: 1_000, salt, hash });
+        return (hash.len() == 32).then_some(Foreign::Pbkdf2 {
+            prf: Prf::Sha1,
+            iterations: 1_000,
+            salt,
+            hash,
+        });
     }
     let (numbers, rest) = rest.split_at_checked(12).filter(|_| *marker == 1)?;
     let number = |at: usize| Some(u32::from_be_bytes(numbers.get(at..at + 4)?.try_into().ok()?));
@@ -246,8 +303,9 @@ fn identity(text: &str) -> Option<Foreign> {
 pub(super) mod tests {
     use super::*;
 
-    /// Made by those systems' own libraries of "Pässwörd 1", at low cost: PHP 8.2's `password_hash`, Ruby's bcrypt 3.1, Django 5.2. Those of
-    /// ASP.NET Identity were put together by its published layout with Python's `hashlib`.
+    /// Hashes of "Pässwörd 1" at low cost, made by the libraries of those systems: PHP 8.2's
+    /// `password_hash`, Ruby's bcrypt 3.1, Django 5.2. Those of ASP.NET Identity were assembled by
+    /// its published layout with Python's `hashlib`.
     pub(in super::super) const MADE: [&str; 13] = [
         "$2y$05$.n6Yy84.NdvagA8W2oq0LOvCvmdEo9TOXGNOpYE7KJ93Gw2JRs/2.",
         "$argon2i$v=19$m=1024,t=2,p=1$MFRKY0J2QkNWa0JHNmk3VQ$RhpKN2qWiPa8Ojz+ouhwSRDVnKaXNeF9SVXdgNc4ZxU",
@@ -273,11 +331,14 @@ pub(super) mod tests {
                 assert!(!foreign.fits(wrong, &mut Vec::new()), "{stored}");
             }
             assert!(!foreign.of_nobody().fits("Pässwörd 1", &mut Vec::new()));
-            assert_eq!(std::mem::discriminant(&foreign), std::mem::discriminant(&foreign.of_nobody()));
+            assert_eq!(
+                std::mem::discriminant(&foreign),
+                std::mem::discriminant(&foreign.of_nobody())
+            );
         }
     }
 
-    /// By the bcrypt crate of this test.
+    /// Uses the bcrypt crate of this test.
     #[test]
     fn what_bcrypt_has_not_read_is_not_kept() {
         let (start, made) = ("a".repeat(72), bcrypt::hash("a".repeat(72), 4).unwrap());
@@ -285,7 +346,10 @@ pub(super) mod tests {
         let typo = format!("{start}typo");
         assert!(foreign.fits(&typo, &mut Vec::new()) && !foreign.reads_all(&typo));
         assert!(foreign.fits(&start, &mut Vec::new()) && foreign.reads_all(&start));
-        let django = Foreign::read("bcrypt_sha256$$2b$05$MNpVtsXMkNGxTTZ0uGHXteHsIuvYARo1XDA7Vvc1lDcf7afMCYjce").unwrap();
+        let django = Foreign::read(
+            "bcrypt_sha256$$2b$05$MNpVtsXMkNGxTTZ0uGHXteHsIuvYARo1XDA7Vvc1lDcf7afMCYjce",
+        )
+        .unwrap();
         assert!(django.reads_all(&typo), "of a digest");
     }
 

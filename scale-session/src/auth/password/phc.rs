@@ -1,10 +1,10 @@
-//! The form in which hashes are stored: a PHC string.
+//! Stored form of hashes: a PHC string.
 
 use data_encoding::BASE64_NOPAD;
 
 use super::{Cost, HASH};
 
-/// `$argon2id$v=19$m=19456,t=2,p=1,keyid=…$salt$hash`.
+/// Hash in the form `$argon2id$v=19$m=19456,t=2,p=1,keyid=…$salt$hash`.
 #[derive(Debug, PartialEq)]
 pub(super) struct Phc {
     pub(super) cost: Cost,
@@ -13,7 +13,7 @@ pub(super) struct Phc {
     pub(super) hash: Vec<u8>,
 }
 
-/// What is stored may not ask for more than that (KiB, passes, lanes): it could come from an import.
+/// Limits on the cost of stored hashes (KiB, passes, lanes), which may come from an import.
 const MOST: (u32, u32, u32) = (1 << 20, 100, 16);
 
 impl Phc {
@@ -39,7 +39,8 @@ impl Phc {
             }
         }
         cost.params().ok()?;
-        let salt = BASE64_NOPAD.decode(salt.as_bytes()).ok().filter(|s| (8..=64).contains(&s.len()))?;
+        let salt =
+            BASE64_NOPAD.decode(salt.as_bytes()).ok().filter(|s| (8..=64).contains(&s.len()))?;
         let hash = BASE64_NOPAD.decode(hash.as_bytes()).ok().filter(|h| h.len() == HASH)?;
         parts.next().is_none().then_some(Self { cost, pepper, salt, hash })
     }

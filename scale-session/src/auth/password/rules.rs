@@ -1,11 +1,12 @@
-//! What a new password must be like.
+//! Rules for new passwords.
 
 use std::collections::HashSet;
 
 use super::LONGEST;
 use crate::auth::error::Error;
 
-/// What a new password must be like. Not what it must be made of: ASVS 6.2.5 and NIST SP 800-63B-4 rule that out.
+/// Rules for new passwords. They do not require certain characters: ASVS 6.2.5 and NIST SP
+/// 800-63B-4 advise against that.
 #[derive(Clone, Debug)]
 pub struct Rules {
     least: usize,
@@ -13,28 +14,31 @@ pub struct Rules {
 }
 
 impl Default for Rules {
-    /// At least 8 characters, at most 1,024 bytes. NIST asks for 15 where the password is the only factor.
+    /// Requires at least 8 characters and at most 1,024 bytes. NIST requires 15 characters where
+    /// the password is the only factor.
     fn default() -> Self {
         Self { least: 8, banned: HashSet::new() }
     }
 }
 
 impl Rules {
-    /// At least so many characters.
+    /// Sets the minimum number of characters, at least 8.
     pub fn at_least(self, characters: usize) -> Self {
         Self { least: characters.max(8), ..self }
     }
 
-    /// None of these, in whatever case: the few thousand most common ones, say, and the site's own name.
+    /// Bans passwords, in any case: for example the few thousand most common ones, and the site's
+    /// own name.
     pub fn banned<T: AsRef<str>>(mut self, words: impl IntoIterator<Item = T>) -> Self {
         self.banned.extend(words.into_iter().map(|word| word.as_ref().to_lowercase()));
         self
     }
 
-    /// Whether a password keeps them; `context` is what it must not be: the user's name and address.
+    /// Checks a password against the rules. `context` contains words that the password must not
+    /// equal: the user's name and address.
     ///
     /// # Errors
-    /// [`Error::Password`], with words to show.
+    /// [`Error::Password`], with a text to show.
     pub fn check(&self, password: &str, context: &[&str]) -> Result<(), Error> {
         if password.len() > LONGEST {
             return Err(Error::Password("is longer than 1,024 bytes"));
@@ -44,10 +48,10 @@ impl Rules {
         }
         let lower = password.to_lowercase();
         if self.banned.contains(&lower) {
-            return Err(Error::Password("is one of the most common ones"));
+            return Err(Error::Password("is one of the most common passwords"));
         }
         if context.iter().any(|word| !word.is_empty() && word.to_lowercase() == lower) {
-            return Err(Error::Password("is the name or the address"));
+            return Err(Error::Password("is the user's name or address"));
         }
         Ok(())
     }
@@ -70,7 +74,11 @@ mod tests {
             (&"x".repeat(64), true),
             (&"x".repeat(LONGEST + 1), false),
         ] {
-            assert_eq!(rules.check(password, &["Ann@Example.com", ""]).is_ok(), fits, "{password:.20}");
+            assert_eq!(
+                rules.check(password, &["Ann@Example.com", ""]).is_ok(),
+                fits,
+                "{password:.20}"
+            );
         }
     }
 }

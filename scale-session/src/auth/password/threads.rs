@@ -1,5 +1,6 @@
-//! Threads that hash. One that has nothing to do is kept for a while: a new one for each hash, put onto a processor before it can say that
-//! it gives way, was seen to hold up one request in a hundred for three milliseconds.
+//! Threads that hash passwords. An idle thread is kept for a while: with a new thread for each
+//! hash, which starts before it can lower its priority, one request in a hundred was delayed by
+//! three milliseconds.
 
 use std::io;
 use std::sync::Arc;
@@ -11,19 +12,21 @@ use parking_lot::Mutex;
 
 use super::Place;
 
-/// How long a thread waits for more.
+/// Time that an idle thread waits for more work.
 const KEPT: Duration = Duration::from_secs(10);
 
-/// Returns its place, which is free once its thread is.
+/// A hash to compute. Returns its permit, to be released once the thread is idle.
 pub(super) type Task = Box<dyn FnOnce() -> Place + Send>;
 
-/// Those that wait for something to do.
+/// Idle threads.
 #[derive(Default)]
 pub(super) struct Threads(Mutex<Vec<(ThreadId, Sender<Task>)>>);
 
 impl Threads {
+    /// Runs a task on an idle thread, or on a new one.
+    ///
     /// # Errors
-    /// If a thread cannot be started; the task is gone, and its place free.
+    /// A thread cannot be started; the task is dropped, and its permit released.
     pub(super) fn run(self: &Arc<Self>, task: Task) -> io::Result<()> {
         let waiting = self.0.lock().pop();
         let unsent = match waiting {
@@ -33,7 +36,10 @@ impl Threads {
         let Some(task) = unsent else { return Ok(()) };
         let (sender, tasks) = channel();
         let threads = Arc::clone(self);
-        Builder::new().name("password".into()).spawn(move || threads.work(task, &sender, &tasks)).map(drop)
+        Builder::new()
+            .name("password".into())
+            .spawn(move || threads.work(task, &sender, &tasks))
+            .map(drop)
     }
 
     fn work(&self, first: Task, sender: &Sender<Task>, tasks: &Receiver<Task>) {
@@ -43,11 +49,15 @@ impl Threads {
             let place = task();
             self.0.lock().push((current().id(), sender.clone()));
             drop(place);
-            next = tasks.recv_timeout(KEPT).ok().or_else(|| if self.leave() { None } else { tasks.recv().ok() });
+            next = tasks
+                .recv_timeout(KEPT)
+                .ok()
+                .or_else(|| if self.leave() { None } else { tasks.recv().ok() });
         }
     }
 
-    /// `false`: somebody has chosen this thread, and its task is on its way.
+    /// Removes this thread from the idle ones. Returns `false` if another caller has chosen this
+    /// thread and its task will arrive.
     fn leave(&self) -> bool {
         let mut waiting = self.0.lock();
         let place = waiting.iter().position(|(thread, _)| *thread == current().id());
@@ -55,7 +65,7 @@ impl Threads {
     }
 }
 
-/// What answers requests goes before what guesses passwords: as many log-ins as there may be, the others hardly notice.
+/// Lowers the priority of this thread, so that many concurrent log-ins hardly delay other requests.
 fn gives_way() {
     #[cfg(target_os = "linux")]
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);

@@ -1,4 +1,4 @@
-//! Records of one process.
+//! Records in the memory of one process.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,12 +10,13 @@ use tokio::time::Instant;
 use super::{Owner, Store, Swapped};
 use crate::auth::error::Error;
 
-/// Owners kept at most; beyond them, those whose records' time has passed are forgotten, and new ones refused.
+/// Maximum number of owners. Beyond it owners whose records have all expired are removed, and new
+/// owners are refused.
 const MOST: usize = 1_000_000;
 
 type Owned = HashMap<String, (Vec<u8>, Option<Instant>)>;
 
-/// Records of one process: for development, tests, small sites.
+/// Record store for one process: development, tests, small sites.
 #[derive(Debug, Default)]
 pub struct MemoryRecords(Mutex<HashMap<Owner, Owned>>);
 
@@ -25,12 +26,19 @@ fn is_kept(ends: Option<Instant>) -> bool {
 
 #[async_trait]
 impl Store for MemoryRecords {
-    async fn put(&self, owner: &Owner, id: &str, record: &[u8], keep: Option<Duration>, most: usize) -> Result<bool, Error> {
+    async fn put(
+        &self,
+        owner: &Owner,
+        id: &str,
+        record: &[u8],
+        keep: Option<Duration>,
+        most: usize,
+    ) -> Result<bool, Error> {
         let mut owners = self.0.lock();
         if owners.len() >= MOST && !owners.contains_key(owner) {
             owners.retain(|_, owned| owned.values().any(|(_, ends)| is_kept(*ends)));
             if owners.len() >= MOST {
-                return Err(Error::Ledger("it is full".into()));
+                return Err(Error::OneTimeStore("the store is full".into()));
             }
         }
         let owned = owners.entry(*owner).or_default();
@@ -38,7 +46,10 @@ impl Store for MemoryRecords {
         if owned.len() >= most && !owned.contains_key(id) {
             return Ok(false);
         }
-        owned.insert(id.to_owned(), (record.to_owned(), keep.and_then(|keep| Instant::now().checked_add(keep))));
+        owned.insert(
+            id.to_owned(),
+            (record.to_owned(), keep.and_then(|keep| Instant::now().checked_add(keep))),
+        );
         Ok(true)
     }
 
@@ -48,10 +59,18 @@ impl Store for MemoryRecords {
         Ok(found.filter(|(_, ends)| is_kept(*ends)).map(|(record, _)| record.clone()))
     }
 
-    async fn swap(&self, owner: &Owner, id: &str, old: &[u8], new: &[u8]) -> Result<Swapped, Error> {
+    async fn swap(
+        &self,
+        owner: &Owner,
+        id: &str,
+        old: &[u8],
+        new: &[u8],
+    ) -> Result<Swapped, Error> {
         let mut owners = self.0.lock();
         let found = owners.get_mut(owner).and_then(|owned| owned.get_mut(id));
-        let Some((known, _)) = found.filter(|(_, ends)| is_kept(*ends)) else { return Ok(Swapped::Gone) };
+        let Some((known, _)) = found.filter(|(_, ends)| is_kept(*ends)) else {
+            return Ok(Swapped::Gone);
+        };
         if known != old {
             return Ok(Swapped::Changed);
         }

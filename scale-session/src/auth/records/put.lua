@@ -1,7 +1,7 @@
--- Adds a record of an owner; removes those whose time has passed.
+-- Adds a record of an owner; removes expired records.
 -- KEYS  an owner's records
--- ARGV  id, record, how long it is kept (ms; 0: for ever), most records of an owner
--- Reply 1, or 0 if the owner has as many others
+-- ARGV  id, record, lifetime (ms; 0: unlimited), maximum number of the owner's records
+-- Reply 1, or 0 if the owner already has that many other records
 -- Cost  HGETALL, HDEL, HSET; O(records of the owner)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -18,7 +18,7 @@ if others >= tonumber(ARGV[4]) then return 0 end
 local keep, left = tonumber(ARGV[3]), redis.call('PTTL', KEYS[1])
 local ends = keep > 0 and string.format('%.0f', now + keep) or '0'
 redis.call('HSET', KEYS[1], ARGV[1], ends .. ':' .. ARGV[2])
--- The key is kept as long as the record that is kept longest.
+-- The key lives as long as its longest-lived record.
 if keep == 0 or left == -1 and others > 0 then
   redis.call('PERSIST', KEYS[1])
 elseif keep > left then

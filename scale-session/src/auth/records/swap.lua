@@ -1,4 +1,4 @@
--- Replaces a record that is still the old one.
+-- Replaces a record if it still equals the old one.
 -- KEYS  an owner's records
 -- ARGV  id, the old record, the new one
 -- Reply 'done', 'changed' or 'gone'
