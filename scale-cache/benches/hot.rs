@@ -1,4 +1,4 @@
-//! Hits of the first level, and what an invalidation costs. `cargo bench -p scale-cache`
+//! Cost of a hit in the first level, and of an invalidation. `cargo bench -p scale-cache`
 #![allow(missing_docs)]
 
 use std::future::ready;
@@ -25,7 +25,7 @@ fn filled(cache: &Cache, options: Options) -> Space<String> {
     space
 }
 
-/// By how many tags an entry carries.
+/// Benchmarks a hit of an entry that carries `tags` tags.
 #[divan::bench(args = [0, 3, 30])]
 fn hit(bencher: Bencher<'_, '_>, tags: usize) {
     let tags: Vec<String> = (0..tags).map(|n| format!("tag{n}")).collect();
@@ -33,7 +33,7 @@ fn hit(bencher: Bencher<'_, '_>, tags: usize) {
     bencher.bench(|| space.get(black_box(7)).now_or_never());
 }
 
-/// From two threads at once.
+/// Benchmarks a hit from two threads at once.
 #[divan::bench(threads = [1, 2])]
 fn hit_by_many(bencher: Bencher<'_, '_>) {
     let space = filled(&Cache::memory(), Options::ttl(Duration::from_hours(1)));

@@ -1,11 +1,15 @@
 //! A caching reverse proxy, made of the layer and of hyper.
 //!
-//! `cargo run --release -p scale-cache --features http --example caching_proxy -- --listen 127.0.0.1:8001 --origin http://127.0.0.1:8000`
+//! ```text
+//! cargo run --release -p scale-cache --features http --example caching_proxy -- \
+//!     --listen 127.0.0.1:8001 --origin http://127.0.0.1:8000
+//! ```
 //!
-//! It stands in front of any origin, so it takes RFC 9111 at its word ([`HttpCacheLayer::as_the_standard_permits`]); in front of your own
-//! application leave that out.
+//! The proxy may have any origin, so it applies RFC 9111 literally
+//! ([`HttpCacheLayer::as_the_standard_permits`]); for your own application, omit that setting.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Error};
 use bytes::Bytes;
@@ -26,15 +30,18 @@ type Body = UnsyncBoxBody<Bytes, Error>;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Where to listen.
+    /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:8001")]
     listen: SocketAddr,
-    /// Where responses come from: a scheme and an authority.
+    /// Origin of responses: a scheme and an authority.
     #[arg(long, default_value = "http://127.0.0.1:8000")]
     origin: Uri,
-    /// Where they are kept: `memory:` or, with the feature `redis`, a Redis address.
+    /// Store of responses: `memory:` or, with the feature `redis`, a Redis address.
     #[arg(long, default_value = "memory:")]
     cache: String,
+    /// Maximum number of seconds without data from a body that is being stored.
+    #[arg(long, default_value_t = 6)]
+    stall_timeout: u64,
 }
 
 #[tokio::main]
@@ -52,10 +59,15 @@ async fn main() -> Result<(), Error> {
             *request.uri_mut() = Uri::from_parts(uri)?;
             request.headers_mut().remove(CONNECTION);
             *request.version_mut() = http::Version::HTTP_11;
-            Ok::<_, Error>(client.request(request).await?.map(|body| body.map_err(Error::from).boxed_unsync()))
+            Ok::<_, Error>(
+                client.request(request).await?.map(|body| body.map_err(Error::from).boxed_unsync()),
+            )
         }
     });
-    let proxy = HttpCacheLayer::new(&cache).as_the_standard_permits().layer(forward);
+    let proxy = HttpCacheLayer::new(&cache)
+        .as_the_standard_permits()
+        .stall_timeout(Duration::from_secs(arguments.stall_timeout))
+        .layer(forward);
 
     let listener = tokio::net::TcpListener::bind(arguments.listen).await?;
     #[allow(clippy::print_stdout)]
@@ -65,12 +77,17 @@ async fn main() -> Result<(), Error> {
     loop {
         let (stream, _) = listener.accept().await?;
         let proxy = proxy.clone();
-        let serve = hyper::service::service_fn(move |request: Request<Incoming>| answer(proxy.clone(), request));
-        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), serve));
+        let serve = hyper::service::service_fn(move |request: Request<Incoming>| {
+            answer(proxy.clone(), request)
+        });
+        tokio::spawn(
+            hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), serve),
+        );
     }
 }
 
-/// What the origin cannot answer is a bad gateway.
+/// Answers a request; a failed origin becomes 502 Bad Gateway.
 async fn answer<S, B>(proxy: S, request: Request<Incoming>) -> Result<Response<Body>, Error>
 where
     S: Service<Request<Body>, Response = Response<B>, Error = Error>,
@@ -80,7 +97,8 @@ where
     match proxy.oneshot(request).await {
         Ok(response) => Ok(response.map(BodyExt::boxed_unsync)),
         Err(error) => {
-            let text = Full::from(format!("the origin cannot be reached: {error}\n")).map_err(|never| match never {});
+            let text = Full::from(format!("the origin cannot be reached: {error}\n"))
+                .map_err(|never| match never {});
             let mut response = Response::new(text.boxed_unsync());
             *response.status_mut() = StatusCode::BAD_GATEWAY;
             Ok(response)

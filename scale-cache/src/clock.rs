@@ -1,19 +1,23 @@
-//! Clocks that do not step and do not stop.
+//! Clocks that never step and never stop.
 
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// Clock of policies, which tests can pause.
+pub(crate) use tokio::time::Instant;
+
 #[cfg(feature = "redis")]
 pub use scale_redis::since_boot;
 
-/// Returns the time since some moment in the past, by the only clock there is without Redis.
+/// Returns the time since a moment in the past, by the only clock that is available without Redis.
 #[cfg(not(feature = "redis"))]
 pub fn since_boot() -> Duration {
     static START: OnceLock<std::time::Instant> = OnceLock::new();
     START.get_or_init(std::time::Instant::now).elapsed()
 }
 
-/// Returns µs since 1970 by the machine's clock as it was when this process first asked: setting the clock does not move it.
+/// Returns µs since 1970, by the machine's clock at the first call in this process: later changes
+/// of the clock have no effect.
 pub(crate) fn steady_us() -> u64 {
     static START: OnceLock<(u64, Duration)> = OnceLock::new();
     let (wall, boot) = START.get_or_init(|| {

@@ -1,4 +1,4 @@
-//! Where the cache is, and how much it may hold.
+//! Settings of a cache: address, size, time-outs.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::cache::Cache;
 use crate::error::Error;
 
-/// Settings of a [`Cache`], for files and environment.
+/// Settings of a [`Cache`], for configuration files and environment variables.
 ///
 /// ```
 /// let config = scale_cache::Config::new("memory:").max_bytes(64 << 20);
@@ -16,25 +16,26 @@ use crate::error::Error;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub(crate) url: String,
-    /// Bytes of the first level, keys and bookkeeping included. Default: 128 MiB.
+    /// Maximum size of the first level in bytes, including keys and bookkeeping. Default: 128 MiB.
     #[serde(default = "defaults::max_bytes")]
     pub(crate) max_bytes: u64,
-    /// With the link to other processes down, what is known may be believed for so long. Default: 3 s.
-    #[serde(default = "defaults::trust", with = "humantime_serde")]
-    pub(crate) trust: Duration,
-    /// The time that one answer of the second level may take. Default: 250 ms.
-    #[serde(default = "defaults::patience", with = "humantime_serde")]
-    pub(crate) patience: Duration,
-    /// See [`Config::replicas`].
+    /// Time for which entries are served while the subscription is down. Default: 3 s.
+    #[serde(default = "defaults::max_staleness_offline", with = "humantime_serde")]
+    pub(crate) max_staleness_offline: Duration,
+    /// Time-out of a call to the second level. Default: 250 ms.
+    #[serde(default = "defaults::store_timeout", with = "humantime_serde")]
+    pub(crate) store_timeout: Duration,
+    /// Number of replicas; see [`Config::replicas`].
     #[serde(default)]
     pub(crate) replicas: usize,
-    /// Likewise.
+    /// Time-out for replicas; see [`Config::replicas`].
     #[serde(default = "defaults::replicas_within", with = "humantime_serde")]
     pub(crate) replicas_within: Duration,
-    /// Values of so many bytes are compressed in the second level (feature `compress`). Default: 4 KiB.
+    /// Size in bytes from which values are compressed in the second level (feature `compress`).
+    /// Default: 4 KiB.
     #[serde(default = "defaults::compress_over")]
     pub(crate) compress_over: usize,
-    /// See [`Config::strict`].
+    /// Strict mode; see [`Config::strict`].
     #[serde(default)]
     pub(crate) strict: bool,
 }
@@ -45,7 +46,7 @@ mod defaults {
     pub(super) fn max_bytes() -> u64 {
         128 << 20
     }
-    pub(super) fn trust() -> Duration {
+    pub(super) fn max_staleness_offline() -> Duration {
         Duration::from_secs(3)
     }
     pub(super) fn compress_over() -> usize {
@@ -54,19 +55,19 @@ mod defaults {
     pub(super) fn replicas_within() -> Duration {
         Duration::from_secs(1)
     }
-    pub(super) fn patience() -> Duration {
+    pub(super) fn store_timeout() -> Duration {
         Duration::from_millis(250)
     }
 }
 
 impl Config {
-    /// The defaults for an address.
+    /// Creates the default settings for an address.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             max_bytes: defaults::max_bytes(),
-            trust: defaults::trust(),
-            patience: defaults::patience(),
+            max_staleness_offline: defaults::max_staleness_offline(),
+            store_timeout: defaults::store_timeout(),
             replicas: 0,
             replicas_within: defaults::replicas_within(),
             compress_over: defaults::compress_over(),
@@ -74,57 +75,63 @@ impl Config {
         }
     }
 
-    /// Bytes of the first level.
+    /// Sets the maximum size of the first level, in bytes.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
         self
     }
 
-    /// How long what is known may be believed with the link to other processes down. A shorter time bounds staleness closer, a longer
-    /// one spares the database during an outage of Redis.
-    pub fn trust(mut self, time: Duration) -> Self {
-        self.trust = time;
+    /// Sets how long entries are served while the subscription to other processes is down. A
+    /// shorter time bounds staleness more tightly, a longer one protects the database during an
+    /// outage of Redis.
+    pub fn max_staleness_offline(mut self, time: Duration) -> Self {
+        self.max_staleness_offline = time;
         self
     }
 
-    /// How long one answer of the second level may take before the cache goes on without it.
-    pub fn patience(mut self, time: Duration) -> Self {
-        self.patience = time;
+    /// Sets how long a call to the second level may take before the cache continues without it.
+    pub fn store_timeout(mut self, time: Duration) -> Self {
+        self.store_timeout = time;
         self
     }
 
-    /// An invalidation is [`Reach::Everywhere`](crate::Reach::Everywhere) only once so many replicas of Redis have it, which is asked by
-    /// `WAIT` and may take up to `within`: a fail-over to one of them cannot lose it. If they do not have it by then it is
-    /// [`Reach::Here`](crate::Reach::Here), and made again until they do. It takes a connection of its own. Default: 0.
+    /// Makes invalidations wait for replicas of Redis: an invalidation is
+    /// [`Reach::Everywhere`](crate::Reach::Everywhere) only once `count` replicas have it, so that
+    /// a failover to one of them cannot lose it. This is checked with `WAIT`, which may take up to
+    /// `within`. If the replicas do not have it by then, the result is
+    /// [`Reach::Here`](crate::Reach::Here), and the invalidation is repeated until they do. Uses a
+    /// separate connection. Default: 0.
     pub fn replicas(mut self, count: usize, within: Duration) -> Self {
         (self.replicas, self.replicas_within) = (count, within);
         self
     }
 
-    /// Values of so many bytes or more are compressed in the second level, if that makes them smaller (feature `compress`).
+    /// Sets the size in bytes from which values are compressed in the second level, if that makes
+    /// them smaller (feature `compress`).
     pub fn compress_over(mut self, bytes: usize) -> Self {
         self.compress_over = bytes;
         self
     }
 
-    /// Gives every caller, the one that loaded it included, the value as another process would have it: encoded and decoded. For tests: what
-    /// passes on one process passes on Redis.
+    /// Returns every value encoded and decoded, as another process would get it, also to the caller
+    /// that loaded it. For tests: code that passes with one process also passes with Redis.
     pub fn strict(mut self) -> Self {
         self.strict = true;
         self
     }
 
-    /// Makes the cache. `app` sets applications on one Redis apart.
+    /// Creates the cache. `app` separates applications on one Redis.
     ///
     /// # Errors
-    /// [`Error::Address`]; [`Error::Store`] if nobody answers there.
+    /// [`Error::Address`]; [`Error::Store`] if the store does not answer.
     pub async fn connect(self, app: &str) -> Result<Cache, Error> {
         let cache = self.connect_lazy(app)?;
-        cache.answered().await?;
+        cache.0.answered().await?;
         Ok(cache)
     }
 
-    /// Makes the cache, whether Redis answers or not: until it does, the cache goes on in process. Must be called inside a tokio runtime.
+    /// Creates the cache, even if Redis does not answer: until it does, the cache works in process.
+    /// Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// [`Error::Address`].
@@ -134,12 +141,14 @@ impl Config {
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
                 let config = scale_redis::Config::new(&self.url)
-                    .response_timeout(self.patience)
+                    .response_timeout(self.store_timeout)
                     .max_reconnect_delay(Duration::from_millis(500));
                 let connect = || {
                     config.clone().connect_lazy().map_err(|error| match error {
-                        // Its own words name no secret.
-                        scale_redis::Error::Address(reason) => Error::Address(format!("this Redis address ({reason})")),
+                        // The error's text contains no secret.
+                        scale_redis::Error::Address(reason) => {
+                            Error::Address(format!("this Redis address ({reason})"))
+                        }
                         error => Error::store(error),
                     })
                 };
@@ -158,8 +167,11 @@ impl Config {
 }
 
 impl std::fmt::Debug for Config {
-    /// Without the address: it may hold a password.
+    /// Omits the address, which may contain a password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("max_bytes", &self.max_bytes).field("trust", &self.trust).finish_non_exhaustive()
+        f.debug_struct("Config")
+            .field("max_bytes", &self.max_bytes)
+            .field("max_staleness_offline", &self.max_staleness_offline)
+            .finish_non_exhaustive()
     }
 }

@@ -1,5 +1,5 @@
-//! A number for a value: the same in whatever order maps hand out their entries, another one for `Some(())` than for `None`. By it is
-//! noticed that an encoding does not give back what was put in.
+//! Digest of a value: independent of the order of map entries, and different for `Some(())` and
+//! `None`. The digest reveals whether an encoding changes a value.
 
 use std::fmt::Display;
 use std::hash::BuildHasher;
@@ -7,7 +7,7 @@ use std::hash::BuildHasher;
 use serde::Serialize;
 use serde::ser::{self, Serializer};
 
-/// Returns the digest of what a value says of itself; `None` if it refuses to say anything.
+/// Returns the digest of a value's serialized form; `None` if serialization fails.
 pub(crate) fn digest<V: Serialize + ?Sized>(value: &V) -> Option<u64> {
     let mut digest = Digest(0);
     value.serialize(&mut digest).ok().map(|()| digest.0)
@@ -16,7 +16,7 @@ pub(crate) fn digest<V: Serialize + ?Sized>(value: &V) -> Option<u64> {
 struct Digest(u64);
 
 impl Digest {
-    /// Addition: the order does not count.
+    /// Addition makes the order irrelevant.
     #[allow(clippy::unnecessary_wraps)]
     fn add(&mut self, kind: &str, bytes: &[u8]) -> Result<(), Refused> {
         let hash = foldhash::quality::FixedState::with_seed(7).hash_one((kind, bytes));
@@ -25,7 +25,7 @@ impl Digest {
     }
 }
 
-/// A value that refuses to be written.
+/// Error of a value that cannot be serialized.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Refused(String);
@@ -55,14 +55,15 @@ impl Serializer for &mut Digest {
     type SerializeStruct = Self;
     type SerializeStructVariant = Self;
 
-    /// The form that tells more apart: a UUID is no text.
+    /// The form that distinguishes more: a UUID differs from a text.
     fn is_human_readable(&self) -> bool {
         false
     }
 
     numbers!(
-        serialize_i8 i8, serialize_i16 i16, serialize_i32 i32, serialize_i64 i64, serialize_i128 i128, serialize_u8 u8,
-        serialize_u16 u16, serialize_u32 u32, serialize_u64 u64, serialize_u128 u128, serialize_f32 f32, serialize_f64 f64
+        serialize_i8 i8, serialize_i16 i16, serialize_i32 i32, serialize_i64 i64,
+        serialize_i128 i128, serialize_u8 u8, serialize_u16 u16, serialize_u32 u32,
+        serialize_u64 u64, serialize_u128 u128, serialize_f32 f32, serialize_f64 f64
     );
 
     fn serialize_bool(self, value: bool) -> Result<(), Refused> {
@@ -98,11 +99,20 @@ impl Serializer for &mut Digest {
         self.add("unit struct", name.as_bytes())
     }
 
-    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<(), Refused> {
+    fn serialize_unit_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+    ) -> Result<(), Refused> {
         self.add("variant", variant.as_bytes())
     }
 
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), Refused> {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<(), Refused> {
         value.serialize(self)
     }
 
@@ -132,7 +142,13 @@ impl Serializer for &mut Digest {
         Ok(self)
     }
 
-    fn serialize_tuple_variant(self, _: &'static str, _: u32, variant: &'static str, _: usize) -> Result<Self, Refused> {
+    fn serialize_tuple_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        _: usize,
+    ) -> Result<Self, Refused> {
         self.add("variant", variant.as_bytes())?;
         Ok(self)
     }
@@ -147,7 +163,13 @@ impl Serializer for &mut Digest {
         Ok(self)
     }
 
-    fn serialize_struct_variant(self, _: &'static str, _: u32, variant: &'static str, _: usize) -> Result<Self, Refused> {
+    fn serialize_struct_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        _: usize,
+    ) -> Result<Self, Refused> {
         self.add("variant", variant.as_bytes())?;
         Ok(self)
     }
@@ -170,8 +192,12 @@ macro_rules! sequences {
     };
 }
 
-sequences!(SerializeSeq serialize_element, SerializeTuple serialize_element, SerializeTupleStruct serialize_field,
-    SerializeTupleVariant serialize_field);
+sequences!(
+    SerializeSeq serialize_element,
+    SerializeTuple serialize_element,
+    SerializeTupleStruct serialize_field,
+    SerializeTupleVariant serialize_field
+);
 
 macro_rules! structs {
     ($($trait:ident),*) => {
@@ -179,7 +205,9 @@ macro_rules! structs {
             type Ok = ();
             type Error = Refused;
 
-            fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Refused> {
+            fn serialize_field<T: Serialize + ?Sized>(
+                &mut self, name: &'static str, value: &T,
+            ) -> Result<(), Refused> {
                 let mut field = Digest(0);
                 value.serialize(&mut field)?;
                 self.add(name, &field.0.to_le_bytes())
@@ -221,7 +249,9 @@ mod tests {
         assert_ne!(digest(&Some(())), digest(&None::<()>));
         assert_ne!(digest(&Some(None::<u8>)), digest(&None::<Option<u8>>));
         assert_ne!(digest("7"), digest(&7));
-        let many = |keys: std::ops::Range<u32>| keys.map(|k| (k, k.to_string())).collect::<HashMap<_, _>>();
+        let many = |keys: std::ops::Range<u32>| {
+            keys.map(|k| (k, k.to_string())).collect::<HashMap<_, _>>()
+        };
         assert_eq!(digest(&many(0..1_000)), digest(&many(0..1_000)));
         assert_ne!(digest(&many(0..1_000)), digest(&many(1..1_001)));
     }

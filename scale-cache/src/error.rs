@@ -1,10 +1,10 @@
-//! What can go wrong. A broken second level is no error: the cache goes on without it.
+//! Errors of the cache. A second level that fails is not an error: the cache continues without it.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Why there is no value.
+/// Reason why a call returned no value.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -12,24 +12,27 @@ pub enum Error {
     Address(String),
     /// The store could not be reached at the start.
     Store(Arc<dyn std::error::Error + Send + Sync>),
-    /// The store answered, and refused: its memory is full, say, or a key holds another type.
+    /// The store answered, and refused the command: for example its memory is full, or a key has
+    /// another type.
     Refused(Arc<dyn std::error::Error + Send + Sync>),
-    /// The loader failed, for this caller and all who waited with it.
+    /// The loader failed, for this caller and all that waited for it.
     Load(Arc<dyn std::error::Error + Send + Sync>),
     /// The loader panicked.
     Panicked,
-    /// The loader of a key asks for the same key, itself or by way of others: it would wait for itself.
+    /// The loader of a key requests the same key, directly or through other loaders: it would wait
+    /// for itself.
     Cycle(Arc<str>),
-    /// There is no tokio runtime on which to load.
+    /// There is no tokio runtime to load on.
     NoRuntime,
-    /// The loader took longer than allowed. It has been dropped.
+    /// The loader took longer than allowed, and has been dropped.
     TimedOut(Duration),
     /// The value cannot be encoded.
     Encode(Arc<rmp_serde::encode::Error>),
-    /// Of a [strict](crate::Config::strict) cache: the value does not come back from its encoding.
+    /// The value cannot be decoded from its own encoding; only [strict](crate::Config::strict)
+    /// caches check that.
     Decode(Arc<rmp_serde::decode::Error>),
-    /// The value comes back from its encoding as another one, as `Some(())` comes back as `None`. Said by a
-    /// [strict](crate::Config::strict) cache.
+    /// Encoding and decoding changes the value, as it changes `Some(())` to `None`. Returned by
+    /// [strict](crate::Config::strict) caches.
     Altered(&'static str),
 }
 
@@ -37,18 +40,30 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => {
-                write!(f, "{address} is no place for a cache; use `memory:` or, with the feature `redis`, a Redis address")
+                write!(
+                    f,
+                    "cannot use {address} as a cache: expected `memory:` or, \
+                     with feature `redis`, a Redis address"
+                )
             }
-            Self::Store(cause) => write!(f, "the cache's store: {cause}"),
-            Self::Refused(cause) => write!(f, "the cache's store refused a command: {cause}"),
-            Self::Load(cause) => write!(f, "loading: {cause}"),
+            Self::Store(cause) => write!(f, "cache store failed: {cause}"),
+            Self::Refused(cause) => write!(f, "the cache store refused a command: {cause}"),
+            Self::Load(cause) => write!(f, "load failed: {cause}"),
             Self::Panicked => f.write_str("the loader panicked"),
-            Self::Cycle(key) => write!(f, "the loader of {key:?} asks for the same key: it would wait for itself"),
-            Self::NoRuntime => f.write_str("a value is loaded in a task of its own: call it inside a tokio runtime"),
-            Self::TimedOut(limit) => write!(f, "loading took longer than {limit:?}"),
+            Self::Cycle(key) => {
+                write!(f, "the loader of {key:?} requests the same key: it would wait for itself")
+            }
+            Self::NoRuntime => {
+                f.write_str("no tokio runtime to load on: call the cache inside a tokio runtime")
+            }
+            Self::TimedOut(limit) => write!(f, "the load took longer than {limit:?}"),
             Self::Encode(cause) => write!(f, "the value cannot be encoded: {cause}"),
-            Self::Decode(cause) => write!(f, "the value does not come back from its encoding: {cause}"),
-            Self::Altered(kind) => write!(f, "a value of type {kind} comes back from its encoding as another one"),
+            Self::Decode(cause) => {
+                write!(f, "the value cannot be decoded from its own encoding: {cause}")
+            }
+            Self::Altered(kind) => {
+                write!(f, "encoding and decoding changes a value of type {kind}")
+            }
         }
     }
 }
@@ -56,7 +71,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            // The cause itself: its reference counter hides what it is.
+            // Returns the cause itself, because its reference counter hides its type.
             Self::Store(cause) | Self::Refused(cause) | Self::Load(cause) => Some(&**cause),
             Self::Encode(cause) => Some(&**cause),
             Self::Decode(cause) => Some(&**cause),
@@ -66,19 +81,21 @@ impl std::error::Error for Error {
 }
 
 impl Error {
-    /// Names the scheme alone: the rest may hold a password.
+    /// Returns the error for an unsupported address. It names the scheme alone, because the rest
+    /// may contain a password.
     pub(crate) fn address(url: &str) -> Self {
-        let scheme = url.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| !scheme.is_empty());
-        let quoted = |scheme: &str| format!("`{}`", scheme.chars().take(20).collect::<String>());
-        Self::Address(scheme.map_or_else(|| "an address without a scheme".into(), quoted))
+        Self::Address(scale_core::address::shown_scheme(url))
     }
 
-    #[cfg(feature = "redis")]
-    pub(crate) fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    /// Creates the error of a store that has refused a command. Other commands may succeed, so the
+    /// circuit breaker stays closed.
+    pub fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Refused(source.into().into())
     }
 
-    pub(crate) fn store(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    /// Creates the error of a store that has not answered, or whose answer is invalid. The circuit
+    /// breaker opens.
+    pub fn store(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Store(source.into().into())
     }
 }

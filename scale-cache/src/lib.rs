@@ -1,40 +1,36 @@
 #![doc = include_str!("../README.md")]
 
-mod breaker;
+#[cfg(doc)]
+#[doc = include_str!("../docs/design.md")]
+pub mod design {}
+
 mod cache;
 mod clock;
-mod codec;
 mod config;
+mod core;
 mod digest;
-mod entry;
 mod error;
-mod fence;
-mod flight;
-mod hit;
+mod format;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "http")]
 pub mod http;
-mod journal;
-mod link;
-mod listen;
-mod load;
-mod made;
-mod many;
+mod load_context;
 pub mod memo;
+mod metadata;
 mod options;
-mod pending;
-mod shared;
-#[cfg(feature = "http")]
-mod since;
+mod policy;
 mod space;
-mod stamp;
 pub mod store;
-mod voyage;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use cache::Cache;
 pub use config::Config;
+pub use core::pending_invalidations::Reach;
 pub use error::Error;
-pub use hit::{Hit, Level};
-pub use load::Load;
+pub use load_context::LoadContext;
+pub use metadata::{Hit, Level};
 pub use options::Options;
-pub use pending::Reach;
 pub use space::Space;

@@ -1,14 +1,14 @@
-//! What one request has looked up already: no lock, no expiry, gone with the request.
+//! Values looked up during one request: no lock, no expiry, dropped with the request.
 //!
-//! A page asks for the current user in ten places; inside a memo's scope the first asks the cache, or the database, and the others get
-//! the same `Arc`.
+//! A page needs the current user in ten places; inside a memo's scope the first look-up asks the
+//! cache or the database, and the others get the same `Arc`.
 //!
 //! | when | then |
 //! | --- | --- |
-//! | two of one request ask at the same time | both may load; the first value stays |
+//! | two look-ups of one request run at the same time | both may load; the first value stays |
 //! | a load fails | the error is returned, nothing is kept |
 //! | outside a scope, or in a task spawned inside one | every call loads |
-//! | something is written | [`forget`] it: a memo hears of no invalidation |
+//! | a value is written | call [`forget`]: a memo receives no invalidations |
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
@@ -23,15 +23,17 @@ tokio::task_local! {
     static MEMO: Known;
 }
 
-/// Runs a request with a memo of its own.
+/// Runs a request with its own memo.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use scale_cache::memo;
 ///
 /// let page = memo::scope(async {
-///     let first = memo::get_or_load("user:7", || async { Ok::<_, ()>("Ann".to_owned()) }).await.unwrap();
-///     let second = memo::get_or_load("user:7", || async { Err::<String, _>("asked again") }).await.unwrap();
+///     let first = memo::get_or_load("user:7", || async { Ok::<_, ()>("Ann".to_owned()) }).await
+///         .unwrap();
+///     let second = memo::get_or_load("user:7", || async { Err::<String, _>("asked again") }).await
+///         .unwrap();
 ///     format!("{first} and {second}")
 /// });
 /// assert_eq!(page.await, "Ann and Ann");
@@ -41,7 +43,7 @@ pub async fn scope<F: Future>(request: F) -> F::Output {
     MEMO.scope(Known::default(), request).await
 }
 
-/// The value this request has for the key, or the one that is loaded now. Values of different types do not meet.
+/// Returns this request's value for the key, or loads it. Values of different types are separate.
 pub async fn get_or_load<V, F, Fut, E>(key: &str, load: F) -> Result<Arc<V>, E>
 where
     V: Send + Sync + 'static,
@@ -54,11 +56,13 @@ where
         return Ok(value);
     }
     let value = Arc::new(load().await?);
-    let kept = MEMO.try_with(|memo| Arc::clone(memo.lock().entry(place).or_insert_with(|| Arc::clone(&value) as _)));
+    let kept = MEMO.try_with(|memo| {
+        Arc::clone(memo.lock().entry(place).or_insert_with(|| Arc::clone(&value) as _))
+    });
     Ok(kept.ok().and_then(|kept| kept.downcast().ok()).unwrap_or(value))
 }
 
-/// Forgets a key of this request: after a write.
+/// Removes a key from this request's memo, after a write.
 pub fn forget<V: 'static>(key: &str) {
     let _ = MEMO.try_with(|memo| memo.lock().remove(&(TypeId::of::<V>(), key.to_owned())));
 }
@@ -76,8 +80,12 @@ mod tests {
         for start in [1, 10] {
             scope(async {
                 assert_eq!((load(start).await, load(start + 1).await), (start, start));
-                assert!(get_or_load::<u32, _, _, _>("failing", || async { Err("no") }).await.is_err());
-                let text = get_or_load("k", || async { Ok::<_, ()>("another type".to_owned()) }).await.unwrap();
+                assert!(
+                    get_or_load::<u32, _, _, _>("failing", || async { Err("no") }).await.is_err()
+                );
+                let text = get_or_load("k", || async { Ok::<_, ()>("another type".to_owned()) })
+                    .await
+                    .unwrap();
                 assert_eq!(*text, "another type");
                 forget::<u32>("k");
                 assert_eq!(load(start + 2).await, start + 2);

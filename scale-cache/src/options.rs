@@ -1,18 +1,21 @@
-//! How long something is kept, what invalidates it, and what happens when it cannot be loaded.
+//! Options of an entry: how long it is kept, which tags invalidate it, and what happens if loading
+//! fails.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::stamp::named;
+use crate::policy::versions::named;
 
-/// No time is longer: clocks come to an end. About a hundred years.
+/// Maximum of all times, about a hundred years: clocks cannot represent arbitrary times.
 pub(crate) const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// Settings of a keyspace or of one call.
 ///
 /// ```
 /// use std::time::Duration;
-/// let options = scale_cache::Options::ttl(Duration::from_mins(5)).tag("product:7").stale_if_error(Duration::from_hours(1));
+/// let options = scale_cache::Options::ttl(Duration::from_mins(5))
+///     .tag("product:7")
+///     .stale_if_error(Duration::from_hours(1));
 /// ```
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -29,7 +32,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Fresh for that long, less up to a tenth at random, so that what was loaded together does not expire together.
+    /// Creates options with this TTL, shortened at random by up to a tenth, so that entries loaded
+    /// together do not expire together.
     pub fn ttl(ttl: Duration) -> Self {
         Self {
             ttl,
@@ -45,63 +49,68 @@ impl Options {
         }
     }
 
-    /// Invalidated together with everything else that carries the tag.
+    /// Adds a tag: the entry is invalidated together with all others that have the tag.
     pub fn tag(mut self, tag: impl Into<Arc<str>>) -> Self {
         self.tags.push(named(tag.into()));
         self
     }
 
-    /// Several tags.
+    /// Adds several tags.
     pub fn tags<T: Into<Arc<str>>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
         self.tags.extend(tags.into_iter().map(|tag| named(tag.into())));
         self
     }
 
-    /// The share of the TTL that is taken off at random, 0 to 1. Default: 0.1.
+    /// Sets the maximum share of the TTL that is subtracted at random, 0 to 1. Default: 0.1.
     pub fn jitter(mut self, share: f64) -> Self {
         self.jitter = if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };
         self
     }
 
-    /// When the loader fails, a value that has expired may be served for so long after its TTL. What was invalidated never is.
-    /// Default: not at all.
+    /// Sets how long after its TTL an expired value is served if the loader fails. An invalidated
+    /// value is never served. Default: not at all.
     pub fn stale_if_error(mut self, time: Duration) -> Self {
         self.stale_if_error = time;
         self
     }
 
-    /// After a failed load, a stale value is served for so long before the loader is tried again. Default: 1 s.
+    /// Sets how long a stale value is served after a failed load before the loader is tried again.
+    /// Default: 1 s.
     pub fn throttle(mut self, time: Duration) -> Self {
         self.throttle = time;
         self
     }
 
-    /// Returns whether a value that is read often is loaded anew shortly before it expires, in the background. Default: yes.
+    /// Sets whether a frequently read value is reloaded in the background shortly before it
+    /// expires. Default: yes.
     pub fn refresh_ahead(mut self, yes: bool) -> Self {
         self.refresh_ahead = yes;
         self
     }
 
-    /// With a stale value at hand, wait no longer than that for a new one; it still lands in the cache. Default: wait.
+    /// Sets how long a caller waits for a new value if there is a stale one; the new value is still
+    /// stored. Default: no limit.
     pub fn soft_timeout(mut self, limit: Duration) -> Self {
         self.soft_timeout = Some(limit);
         self
     }
 
-    /// How long a load may take. Default: 30 s.
+    /// Sets the maximum duration of a load. Default: 30 s.
     pub fn hard_timeout(mut self, limit: Duration) -> Self {
         self.hard_timeout = limit;
         self
     }
 
-    /// The TTL starts anew when a value is read with less than half of it left: what is used stays. Default: no.
+    /// Restarts the TTL when a value is read with less than half of it left, so that used values
+    /// stay. Default: no.
     pub fn sliding(mut self) -> Self {
         self.sliding = true;
         self.refresh_ahead = false;
         self
     }
 
-    /// For permissions: an error is better than an old answer. Switches off all that serves stale values.
+    /// Returns an error instead of an outdated value, for example for permissions. Disables all
+    /// options that serve stale values.
     pub fn fail_closed(mut self) -> Self {
         self.fail_closed = true;
         self.stale_if_error = Duration::ZERO;
@@ -109,7 +118,7 @@ impl Options {
         self
     }
 
-    /// How long it is kept at all.
+    /// Returns how long an entry is kept in total.
     pub(crate) fn kept(&self, ttl: Duration) -> Duration {
         if self.fail_closed { ttl } else { ttl.saturating_add(self.stale_if_error).min(LONGEST) }
     }
@@ -120,7 +129,7 @@ impl Options {
 }
 
 impl Default for Options {
-    /// Five minutes.
+    /// Returns options with a TTL of five minutes.
     fn default() -> Self {
         Self::ttl(Duration::from_mins(5))
     }

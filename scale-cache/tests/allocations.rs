@@ -1,4 +1,4 @@
-//! What a hit of the first level takes from the allocator: nothing.
+//! Counts the allocations of a hit in the first level: there are none.
 
 use std::future::ready;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use tokio::task::coop::unconstrained;
 
 const HITS: u64 = 20_000;
 
-/// moka writes its log of reads down from time to time, on whoever's hit that is: so much is its own.
+/// moka applies its read log from time to time, during a random hit: these allocations are moka's
+/// own.
 #[tokio::test]
 async fn a_hit_allocates_nothing() {
     let moka = moka::sync::Cache::<String, std::sync::Arc<String>>::new(1_000);

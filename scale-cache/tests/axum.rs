@@ -14,28 +14,40 @@ fn free_port() -> Result<u16> {
 }
 
 async fn listens(port: u16) -> Result<()> {
-    eventually("a server to listen", async || TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop)).await
+    eventually("a server to listen", async || {
+        TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop)
+    })
+    .await
 }
 
 fn example(port: u16, more: &[&str], folder: &std::path::Path) -> Result<Process> {
-    let example = std::env::current_exe()?.parent().and_then(|deps| deps.parent()).context("target")?.join("examples/axum_pages");
+    let example = std::env::current_exe()?
+        .parent()
+        .and_then(|deps| deps.parent())
+        .context("target")?
+        .join("examples/axum_pages");
     let mut command = Command::new(example);
     command.args(["--listen", &format!("127.0.0.1:{port}")]).args(more);
     Process::spawn(&command, None, &folder.join(format!("{port}.log")))
 }
 
-/// An answer's `Cache-Status`, and its body.
+/// Returns the `Cache-Status` of a response, and its body.
 async fn ask(port: u16, method: &str, path: &str, body: &str) -> Result<(String, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
-    // A GET has none.
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\
+         Content-Length: {length}\r\n\r\n"
+    );
+    // A GET request has no Content-Length.
     let head = if method == "GET" { head.replace("Content-Length: 0\r\n", "") } else { head };
     stream.write_all(format!("{head}{body}").as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     let (head, body) = answer.split_once("\r\n\r\n").with_context(|| answer.clone())?;
-    let status = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("cache-status: ").map(str::to_owned));
+    let status = head.lines().find_map(|line| {
+        line.to_ascii_lowercase().strip_prefix("cache-status: ").map(str::to_owned)
+    });
     Ok((status.unwrap_or_default(), body.to_owned()))
 }
 
@@ -65,10 +77,14 @@ async fn behind_nginx_too() -> Result<()> {
     let (folder, port, front) = (tempfile::tempdir()?, free_port()?, free_port()?);
     let app = example(port, &["--behind-proxy"], folder.path())?;
     let written = include_str!("../examples/nginx.conf");
-    let config = written.replace(":8002", &format!(":{port}")).replace(":8003", &format!(":{front}"));
+    let config =
+        written.replace(":8002", &format!(":{port}")).replace(":8003", &format!(":{front}"));
     assert_ne!(config, written);
     std::fs::write(folder.path().join("nginx.conf"), config)?;
-    let nginx = ["/usr/sbin/nginx", "nginx"].into_iter().find(|path| std::path::Path::new(path).exists()).unwrap_or("nginx");
+    let nginx = ["/usr/sbin/nginx", "nginx"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).exists())
+        .unwrap_or("nginx");
     let mut command = Command::new(nginx);
     command.arg("-p").arg(folder.path()).args(["-c", "nginx.conf"]);
     let proxy = Process::spawn(&command, None, &folder.path().join("nginx.log"))?;
@@ -77,7 +93,7 @@ async fn behind_nginx_too() -> Result<()> {
     pages_are_cached_until_what_they_show_changes(front).await
 }
 
-/// Two routers at different places answer the same rest of an address.
+/// Two nested routers answer the same remaining path.
 #[tokio::test]
 async fn nested_routers_do_not_share_pages() -> Result<()> {
     use axum::{Router, routing::get};

@@ -1,10 +1,11 @@
-//! Processes that read, load and invalidate at random over one Redis, while everything happens to them that can: links are cut, processes
-//! are stopped, a runtime ends, clocks are set, Redis is killed, comes back without what it had acknowledged, or fails over. Each writes
-//! down what it did and when; afterwards the histories are held against what is promised.
+//! Processes that read, load and invalidate at random over one Redis, while every possible fault
+//! happens: connections are cut, processes are stopped, a runtime shuts down, clocks are set, Redis
+//! is killed, comes back without acknowledged data, or fails over. Each process records its
+//! operations with their times; afterwards the histories are checked against the guarantees.
 //!
-//! The truth is a counter a key in a Redis of its own, which nothing happens to. An invalidation of a key's value `v` that returned means: no
-//! read on that node that begins later returns less than `v`; and on the other nodes, if it [reached](Reach) them, no read that begins
-//! more than the bound later.
+//! The truth is a counter per key in a separate Redis without faults. An invalidation of a key's
+//! value `v` that returned means: no later read on that node returns less than `v`; and, if it
+//! [reached](Reach) the other nodes, no read there that begins more than the bound later does.
 #![cfg(feature = "redis")]
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -23,13 +24,13 @@ use testkit::{Proxy, Redis, RedisCluster, RedisSentinel, eventually, helper};
 
 const NODES: usize = 3;
 const KEYS: usize = 16;
-/// Under way at once on each node.
+/// Concurrent tasks on each node.
 const TASKS: usize = 8;
 const TRUST: Duration = Duration::from_millis(500);
-/// As the crate's docs state it: that, and 1.5 s.
+/// The bound of the crate's docs: this duration, and 1.5 s.
 const BOUND: Duration = Duration::from_secs(2);
 
-/// By a clock that all processes share, and that nobody sets.
+/// Reads a clock that all processes share and that no fault sets.
 fn now() -> u64 {
     since_boot().as_micros() as u64
 }
@@ -53,11 +54,17 @@ impl Event {
         let mut words = line.strip_prefix("event ")?.split(' ');
         let kind = words.next()?.chars().next()?;
         let mut number = || words.next()?.parse().ok();
-        Some(Self { kind, key: number()? as usize, began: number()?, ended: number()?, value: number()? })
+        Some(Self {
+            kind,
+            key: number()? as usize,
+            began: number()?,
+            ended: number()?,
+            value: number()?,
+        })
     }
 }
 
-/// A node of the fleet.
+/// A process of the fleet.
 struct Node {
     cache: Cache,
     truth: scale_redis::Redis,
@@ -72,15 +79,21 @@ impl Node {
 
     async fn read(&self, key: usize) -> u64 {
         let mut truth = self.truth.clone();
-        let load =
-            move |_| async move { truth.get::<_, Option<u64>>(format!("truth:{key}")).await.map(Option::unwrap_or_default) };
-        *self.cache.space::<u64>("n").get_or_load_with(key, &Self::options(key), load).await.unwrap()
+        let load = move |_| async move {
+            truth.get::<_, Option<u64>>(format!("truth:{key}")).await.map(Option::unwrap_or_default)
+        };
+        *self
+            .cache
+            .space::<u64>("n")
+            .get_or_load_with(key, &Self::options(key), load)
+            .await
+            .unwrap()
     }
 
     async fn act(&self) {
         let key = fastrand::usize(..KEYS);
         let began = now();
-        // Seldom, so that there is something in the first level to be stale.
+        // Rarely, so that the first level contains entries that can be stale.
         if fastrand::u32(..1_000) > 0 {
             let value = self.read(key).await;
             self.history.lock().push(Event { kind: 'r', key, began, ended: now(), value });
@@ -94,7 +107,10 @@ impl Node {
         };
         let mut written = Vec::new();
         for key in keys {
-            written.push((key, self.truth.clone().incr::<_, _, u64>(format!("truth:{key}"), 1).await.unwrap()));
+            written.push((
+                key,
+                self.truth.clone().incr::<_, _, u64>(format!("truth:{key}"), 1).await.unwrap(),
+            ));
         }
         let space = self.cache.space::<u64>("n");
         let reach = match kind {
@@ -105,19 +121,31 @@ impl Node {
         };
         let kind = if reach == Reach::Everywhere { 'i' } else { 'h' };
         let ended = now();
-        self.history.lock().extend(written.into_iter().map(|(key, value)| Event { kind, key, began, ended, value }));
+        self.history.lock().extend(written.into_iter().map(|(key, value)| Event {
+            kind,
+            key,
+            began,
+            ended,
+            value,
+        }));
     }
 }
 
 #[test]
 fn helper_that_is_one_node() -> Result<()> {
-    let (Ok(url), Ok(truth)) = (std::env::var("HISTORY_CACHE"), std::env::var("HISTORY_TRUTH")) else { return Ok(()) };
+    let (Ok(url), Ok(truth)) = (std::env::var("HISTORY_CACHE"), std::env::var("HISTORY_TRUTH"))
+    else {
+        return Ok(());
+    };
     let seconds = std::env::var("HISTORY_SECONDS")?.parse::<u64>()?;
     let end = now() + seconds * 1_000_000;
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    // The cache is made on a runtime that ends half way.
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    // The cache is created on a runtime that shuts down half way.
     let first = runtime()?;
-    let cache = first.block_on(async { Cache::builder(&url).trust(TRUST).connect_lazy("history") })?;
+    let cache = first.block_on(async {
+        Cache::builder(&url).max_staleness_offline(TRUST).connect_lazy("history")
+    })?;
     if std::env::var("HISTORY_RUNTIME").is_ok() {
         std::thread::spawn(move || {
             std::thread::sleep(Duration::from_secs(seconds / 2));
@@ -127,7 +155,10 @@ fn helper_that_is_one_node() -> Result<()> {
         std::mem::forget(first);
     }
     runtime()?.block_on(async {
-        let truth = scale_redis::Config::new(&truth).response_timeout(Duration::from_secs(20)).connect().await?;
+        let truth = scale_redis::Config::new(&truth)
+            .response_timeout(Duration::from_secs(20))
+            .connect()
+            .await?;
         let node = Arc::new(Node { cache, truth, history: Mutex::default() });
         let tasks: Vec<_> = (0..TASKS)
             .map(|_| {
@@ -135,7 +166,8 @@ fn helper_that_is_one_node() -> Result<()> {
                 tokio::spawn(async move {
                     while now() < end {
                         node.act().await;
-                        // A pause as between requests: else one node alone would keep the others from their turns.
+                        // A pause as between requests: otherwise one node alone would keep the
+                        // others from running.
                         tokio::time::sleep(Duration::from_micros(fastrand::u64(..2_000))).await;
                     }
                 })
@@ -144,10 +176,11 @@ fn helper_that_is_one_node() -> Result<()> {
         for task in tasks {
             task.await?;
         }
-        // The weather is fine again: in the end every node agrees with the truth.
+        // All faults are repaired: in the end every node agrees with the truth.
         for key in 0..KEYS {
             eventually("agreement", async || {
-                let truth: Option<u64> = node.truth.clone().get(format!("truth:{key}")).await.ok()?;
+                let truth: Option<u64> =
+                    node.truth.clone().get(format!("truth:{key}")).await.ok()?;
                 (node.read(key).await == truth.unwrap_or_default()).then_some(())
             })
             .await?;
@@ -161,10 +194,12 @@ fn helper_that_is_one_node() -> Result<()> {
 
 fn faketime() -> Option<PathBuf> {
     let folders = std::fs::read_dir("/usr/lib").ok()?;
-    folders.filter_map(|f| Some(f.ok()?.path().join("faketime/libfaketime.so.1"))).find(|path| path.exists())
+    folders
+        .filter_map(|f| Some(f.ok()?.path().join("faketime/libfaketime.so.1")))
+        .find(|path| path.exists())
 }
 
-/// The processes, and what can be done to them.
+/// The processes, and the faults that can be injected into them.
 struct Fleet {
     nodes: Vec<Child>,
     truth: Redis,
@@ -173,7 +208,8 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// One process for each address. The first one's runtime ends half way, the last one's clock can be set.
+    /// Starts one process for each address. The first one's runtime shuts down half way; the last
+    /// one's clock can be set.
     async fn start(urls: [String; NODES], seconds: u64) -> Result<Self> {
         let (truth, folder) = (Redis::start().await?, tempfile::tempdir()?);
         let end = now() + seconds * 1_000_000;
@@ -182,12 +218,16 @@ impl Fleet {
         let mut nodes = Vec::new();
         for (number, url) in urls.iter().enumerate() {
             let mut node = helper("helper_that_is_one_node")?;
-            node.env("HISTORY_CACHE", url).env("HISTORY_TRUTH", truth.url()).env("HISTORY_SECONDS", seconds.to_string());
+            node.env("HISTORY_CACHE", url)
+                .env("HISTORY_TRUTH", truth.url())
+                .env("HISTORY_SECONDS", seconds.to_string());
             if number == 0 {
                 node.env("HISTORY_RUNTIME", "ends");
             }
             if let Some(library) = faketime().filter(|_| number == NODES - 1) {
-                node.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &clock).env("FAKETIME_NO_CACHE", "1");
+                node.env("LD_PRELOAD", library)
+                    .env("FAKETIME_TIMESTAMP_FILE", &clock)
+                    .env("FAKETIME_NO_CACHE", "1");
                 node.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
             }
             nodes.push(node.spawn().context("starting a node")?);
@@ -205,7 +245,7 @@ impl Fleet {
         Ok(std::fs::write(self.folder.path().join("clock"), by)?)
     }
 
-    /// Stops a process for longer than anything may be believed.
+    /// Stops a process for longer than any entry may be served unchecked.
     async fn freeze(&self) -> Result<()> {
         let id = self.nodes[fastrand::usize(..NODES)].id().to_string();
         Command::new("kill").args(["-STOP", &id]).status()?;
@@ -214,16 +254,23 @@ impl Fleet {
         Ok(())
     }
 
-    /// What they wrote down, held against what is promised.
+    /// Checks the processes' histories against the guarantees.
     async fn judged(self, scenario: &str) -> Result<()> {
         let Self { nodes, truth, .. } = self;
-        let nodes: Vec<_> =
-            nodes.into_iter().map(|child| tokio::task::spawn_blocking(move || child.wait_with_output())).collect();
+        let nodes: Vec<_> = nodes
+            .into_iter()
+            .map(|child| tokio::task::spawn_blocking(move || child.wait_with_output()))
+            .collect();
         let mut histories: Vec<Vec<Event>> = Vec::new();
         for node in nodes {
             let output = node.await??;
-            ensure!(output.status.success(), "a node failed: {}", String::from_utf8_lossy(&output.stdout));
-            histories.push(String::from_utf8(output.stdout)?.lines().filter_map(Event::read).collect());
+            ensure!(
+                output.status.success(),
+                "a node failed: {}",
+                String::from_utf8_lossy(&output.stdout)
+            );
+            histories
+                .push(String::from_utf8(output.stdout)?.lines().filter_map(Event::read).collect());
         }
         drop(truth);
         judge(scenario, &histories)
@@ -234,7 +281,7 @@ async fn pause(from: u64, to: u64) {
     tokio::time::sleep(Duration::from_millis(fastrand::u64(from..to))).await;
 }
 
-/// By key: when an invalidation had returned, and the highest value that any had by then.
+/// Times at which an invalidation had returned, with the highest value invalidated by then, by key.
 type Floors = HashMap<usize, Vec<(u64, u64)>>;
 
 fn floors<'e>(events: impl Iterator<Item = &'e Event>) -> Floors {
@@ -253,10 +300,12 @@ fn floors<'e>(events: impl Iterator<Item = &'e Event>) -> Floors {
     floors
 }
 
-/// The least a read may return that begins then.
+/// Returns the minimum value that a read which begins at that time may return.
 fn floor(floors: &Floors, key: usize, began: u64) -> u64 {
     let Some(floor) = floors.get(&key) else { return 0 };
-    floor[..floor.partition_point(|(ended, _)| *ended < began)].last().map_or(0, |(_, value)| *value)
+    floor[..floor.partition_point(|(ended, _)| *ended < began)]
+        .last()
+        .map_or(0, |(_, value)| *value)
 }
 
 fn judge(scenario: &str, histories: &[Vec<Event>]) -> Result<()> {
@@ -267,16 +316,24 @@ fn judge(scenario: &str, histories: &[Vec<Event>]) -> Result<()> {
         let here = floors(history.iter().filter(of(&['i', 'h'])));
         for read in history.iter().filter(of(&['r'])) {
             let least = floor(&here, read.key, read.began);
-            ensure!(read.value >= least, "{scenario}: node {number}: {read:?} after {least} was invalidated there");
-            let least = floor(&everywhere, read.key, read.began.saturating_sub(BOUND.as_micros() as u64));
-            ensure!(read.value >= least, "{scenario}: node {number}: {read:?} more than {BOUND:?} after {least} elsewhere");
+            ensure!(
+                read.value >= least,
+                "{scenario}: node {number}: {read:?} after {least} was invalidated there"
+            );
+            let least =
+                floor(&everywhere, read.key, read.began.saturating_sub(BOUND.as_micros() as u64));
+            ensure!(
+                read.value >= least,
+                "{scenario}: node {number}: {read:?} more than {BOUND:?} after {least} elsewhere"
+            );
             reads += 1;
             behind += usize::from(read.value < floor(&everywhere, read.key, read.began));
         }
     }
     let count = |kind| histories.iter().flatten().filter(of(kind)).count();
     println!(
-        "{scenario}: {reads} reads, {behind} of them behind by less than {BOUND:?}, {} invalidations, {} of them with the link cut",
+        "{scenario}: {reads} reads, {behind} of them behind by less than {BOUND:?}, {} \
+         invalidations, {} of them with the link cut",
         count(&['i', 'h']),
         count(&['h'])
     );
@@ -284,13 +341,15 @@ fn judge(scenario: &str, histories: &[Vec<Event>]) -> Result<()> {
     Ok(())
 }
 
-/// `HISTORY=600 cargo test --release -p scale-cache --all-features --test history` for ten minutes of each.
+/// Seconds of each test:
+/// `HISTORY=600 cargo test --release -p scale-cache --all-features --test history` for ten minutes
+/// each.
 fn seconds() -> u64 {
     std::env::var("HISTORY").ok().and_then(|n| n.parse().ok()).unwrap_or(12)
 }
 
-/// Links cut in silence, reset and slowed, one at a time and all at once, processes stopped, clocks set, and Redis killed. Some of it may
-/// be lost by Redis.
+/// Connections are cut silently, reset and slowed, one at a time and all at once, processes are
+/// stopped, clocks are set, and Redis is killed. Redis may lose some of its data.
 async fn one_server(scenario: &str, arguments: &[&str], loses: bool) -> Result<()> {
     let server = Redis::start_with(arguments).await?;
     let mut proxies = Vec::new();
@@ -299,7 +358,10 @@ async fn one_server(scenario: &str, arguments: &[&str], loses: bool) -> Result<(
     }
     let urls = [0, 1, 2].map(|n: usize| format!("redis://127.0.0.1:{}", proxies[n].port()));
     let fleet = Fleet::start(urls, seconds()).await?;
-    eventually("all nodes", async || (server.calls(&["subscribe"]).await.ok()? >= NODES as u64).then_some(())).await?;
+    eventually("all nodes", async || {
+        (server.calls(&["subscribe"]).await.ok()? >= NODES as u64).then_some(())
+    })
+    .await?;
     while fleet.has_time_for(Duration::from_secs(3)) {
         let proxy = &proxies[fastrand::usize(..NODES)];
         match fastrand::u32(..9) {
@@ -354,14 +416,21 @@ async fn nor_is_one_after_fail_overs() -> Result<()> {
         pause(50, 500).await;
         old.kill()?;
         new.resume()?;
-        eventually("the fail-over", async || (group.master_port().await.ok()? == new.port()).then_some(())).await?;
+        eventually("the fail-over", async || {
+            (group.master_port().await.ok()? == new.port()).then_some(())
+        })
+        .await?;
         if fastrand::bool() {
             fleet.set_clock()?;
         }
         pause(100, 1_000).await;
         old.restart().await?;
         eventually("the old master to follow", async || {
-            old.command(&["INFO", "replication"]).await.ok()?.contains("master_link_status:up").then_some(())
+            old.command(&["INFO", "replication"])
+                .await
+                .ok()?
+                .contains("master_link_status:up")
+                .then_some(())
         })
         .await?;
         pause(500, 1_500).await;
@@ -369,7 +438,7 @@ async fn nor_is_one_after_fail_overs() -> Result<()> {
     fleet.judged("fail-overs").await
 }
 
-/// The bus between the nodes of a Cluster is cut, for less time than they need to notice it.
+/// The bus between the nodes of a Cluster is cut, for less time than they need to notice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nor_is_one_over_a_cut_bus() -> Result<()> {
     let cluster = RedisCluster::start().await?;

@@ -1,4 +1,4 @@
-//! Names of any letters: each has a place of its own, in process and in Redis.
+//! Arbitrary names: each has a separate key, in process and in Redis.
 #![allow(clippy::unwrap_used)]
 
 use std::future::ready;
@@ -8,7 +8,7 @@ use scale_cache::{Cache, Options};
 
 type Io = std::io::Error;
 
-/// Spaces and keys that were once one, or could be.
+/// Spaces and keys that once shared a key, or could share one.
 const NAMES: [(&str, &str); 14] = [
     ("a", "b:c"),
     ("a:b", "c"),
@@ -38,12 +38,14 @@ async fn each_has_its_own(near: &Cache, far: &Cache) -> Result<()> {
             assert_eq!(found.as_deref(), Some(&format!("{space}|{key}")), "{space:?} {key:?}");
         }
     }
-    // What is cleared is the space's, and nothing else.
+    // `clear` affects only its own space.
     near.space::<String>("a:b").clear().await;
     assert!(near.space::<String>("a:b").get("c").await.is_none());
     assert!(near.space::<String>("a").get("b:c").await.is_some());
-    // A key without a space is no space's.
-    let plain = near.get_or_load("user:7", &Options::default(), |_| ready(Ok::<_, Io>("plain".to_owned()))).await?;
+    // A key without a space belongs to no space.
+    let plain = near
+        .get_or_load("user:7", &Options::default(), |_| ready(Ok::<_, Io>("plain".to_owned())))
+        .await?;
     assert_eq!((plain.as_str(), near.space::<String>("user").get(7).await), ("plain", None));
     Ok(())
 }
@@ -58,9 +60,12 @@ async fn in_process() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_redis() -> Result<()> {
     let server = testkit::Redis::start().await?;
-    let (near, far) = (Cache::connect(&server.url(), "test").await?, Cache::connect(&server.url(), "test").await?);
+    let (near, far) = (
+        Cache::connect(&server.url(), "test").await?,
+        Cache::connect(&server.url(), "test").await?,
+    );
     each_has_its_own(&near, &far).await?;
-    // An application whose name has braces and colons is no other one.
+    // An application name with braces and colons is a separate application.
     let other = Cache::connect(&server.url(), "test:cache").await?;
     assert!(other.space::<String>("a").get("b:c").await.is_none());
     Ok(())

@@ -1,5 +1,5 @@
-//! Redis loses what it has acknowledged: in a crash what came after the last snapshot, in a fail-over what the replica did not get. What
-//! was invalidated is not served again all the same.
+//! Redis loses acknowledged data: in a crash the writes after the last snapshot, in a fail-over the
+//! writes that the replica did not receive. An invalidated value is still never served again.
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used)]
 
@@ -19,11 +19,14 @@ fn space(cache: &Cache) -> Space<u32> {
     cache.space("u").options(Options::ttl(Duration::from_hours(1)).tag("t"))
 }
 
-/// The ways to get rid of the value 1 under the key `k`.
+/// The ways to invalidate the value 1 under the key `k`.
 const WAYS: [&str; 4] = ["remove", "set", "tag", "clear"];
 
-/// Several cases at once, each with servers of its own.
-async fn each<const N: usize>(ways: [&str; N], case: impl AsyncFn(&str) -> Result<()>) -> Result<()> {
+/// Runs several cases concurrently, each with servers of its own.
+async fn each<const N: usize>(
+    ways: [&str; N],
+    case: impl AsyncFn(&str) -> Result<()>,
+) -> Result<()> {
     futures_util::future::try_join_all(ways.iter().map(|way| case(way))).await.map(drop)
 }
 
@@ -39,18 +42,22 @@ async fn get_rid(cache: &Cache, way: &str) -> Result<Reach> {
     })
 }
 
-/// The bound that the crate's docs state.
+/// The bound in the crate's docs.
 const BOUND: Duration = Duration::from_millis(4_500);
 
-/// Nobody serves the value, whenever it asks: the first one here got rid of it, the others were there, and some come only now.
+/// Checks that no node serves the value at any time: the first node here invalidated it, others
+/// were running, and some start only now.
 async fn nobody_has_it(there: &[&Cache], url: &str, way: &str) -> Result<()> {
     let began = tokio::time::Instant::now();
     while began.elapsed() < BOUND + Duration::from_secs(1) {
         for (n, cache) in there.iter().enumerate() {
-            // Others may not have heard of it: Redis died before it had told them.
+            // Other nodes may not have received it: Redis died before it had sent the event.
             let asked = began.elapsed();
             let found = space(cache).get("k").await;
-            assert!(found.as_deref() != Some(&1) || (n > 0 && asked < BOUND), "{way}: process {n} after {asked:?}");
+            assert!(
+                found.as_deref() != Some(&1) || (n > 0 && asked < BOUND),
+                "{way}: process {n} after {asked:?}"
+            );
         }
         let fresh = Cache::builder(url).connect_lazy("test")?;
         tokio::time::timeout(Duration::from_millis(200), async {
@@ -62,7 +69,7 @@ async fn nobody_has_it(there: &[&Cache], url: &str, way: &str) -> Result<()> {
         .ok();
         assert_ne!(space(&fresh).get("k").await.as_deref(), Some(&1), "{way}: a fresh process");
     }
-    // And the second level is of use again.
+    // And the second level is usable again.
     for cache in there {
         eventually("the link", async || cache.is_healthy().then_some(())).await?;
     }
@@ -90,7 +97,7 @@ async fn a_crash_brings_nothing_back() -> Result<()> {
     .await
 }
 
-/// Everybody who remembers is gone, too.
+/// All nodes that remember the invalidation are gone, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_of_all_brings_nothing_back() -> Result<()> {
     each(WAYS, async |way| {
@@ -115,7 +122,8 @@ async fn a_fail_over_brings_nothing_back() -> Result<()> {
         space(&cache).set("k", 1).await?;
         assert_eq!(space(&other).get("k").await.as_deref(), Some(&1));
         eventually("the replica to have it", async || {
-            (group.server(1).command(&["EXISTS", "test:cache:{u:k}:e"]).await.ok()? == "1").then_some(())
+            (group.server(1).command(&["EXISTS", "test:cache:{u:k}:e"]).await.ok()? == "1")
+                .then_some(())
         })
         .await?;
         // The replica falls behind.
@@ -124,13 +132,17 @@ async fn a_fail_over_brings_nothing_back() -> Result<()> {
         assert_eq!(get_rid(&cache, way).await?, Reach::Everywhere);
         group.server(0).kill()?;
         group.server(1).resume()?;
-        eventually("the fail-over", async || (group.master_port().await.ok()? == group.server(1).port()).then_some(())).await?;
+        eventually("the fail-over", async || {
+            (group.master_port().await.ok()? == group.server(1).port()).then_some(())
+        })
+        .await?;
         nobody_has_it(&[&cache, &other], &group.url(), way).await
     })
     .await
 }
 
-/// A restart that loses nothing costs nothing: what is stored is of use to processes that come afterwards.
+/// A restart without data loss costs nothing: stored entries are usable by processes that start
+/// afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_that_loses_nothing_leaves_the_second_level_warm() -> Result<()> {
     let server = Redis::start_with(&["--appendfsync", "always"]).await?;
@@ -141,22 +153,27 @@ async fn a_restart_that_loses_nothing_leaves_the_second_level_warm() -> Result<(
         let at: u64 = mark.split(' ').nth(1)?.parse().ok()?;
         let time = server.command(&["TIME"]).await.ok()?;
         let now: u64 = time.lines().next()?.parse().ok()?;
-        // So long before the last mark nothing is told again: no removal of the key.
+        // Invalidations from long before the last mark are not sent again: the key is not removed
+        // again.
         (at / 1_000_000 >= now.saturating_sub(1) && at > 0).then_some(())
     })
     .await?;
     tokio::time::sleep(Duration::from_secs(4)).await;
     server.restart().await?;
     let fresh = Cache::builder(&server.url()).connect_lazy("test")?;
-    eventually("the value", async || space(&fresh).get("k").await.filter(|value| **value == 1)).await?;
+    eventually("the value", async || space(&fresh).get("k").await.filter(|value| **value == 1))
+        .await?;
     Ok(())
 }
 
-/// An invalidation has been told once the replicas have it, if that is asked for.
+/// An invalidation is confirmed when the replicas have it, if that is configured.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_invalidation_waits_for_replicas() -> Result<()> {
     let group = RedisSentinel::start().await?;
-    let cache = Cache::builder(&group.url()).replicas(1, Duration::from_millis(300)).connect("test").await?;
+    let cache = Cache::builder(&group.url())
+        .replicas(1, Duration::from_millis(300))
+        .connect("test")
+        .await?;
     eventually("the link", async || cache.is_healthy().then_some(())).await?;
     space(&cache).set("k", 1).await?;
     assert_eq!(space(&cache).remove("k").await, Reach::Everywhere);
@@ -164,7 +181,7 @@ async fn an_invalidation_waits_for_replicas() -> Result<()> {
     group.server(1).pause()?;
     assert_eq!(space(&cache).remove("k").await, Reach::Here);
     assert_eq!(cache.invalidate_tags(["t"]).await, Reach::Here);
-    // Nobody else is kept from Redis.
+    // Other callers can still use Redis.
     assert!(cache.is_healthy());
     group.server(1).resume()?;
     tokio::time::timeout(Duration::from_secs(20), cache.flush()).await?;
@@ -172,7 +189,7 @@ async fn an_invalidation_waits_for_replicas() -> Result<()> {
     Ok(())
 }
 
-/// Redis restarts from the old snapshot once more while everybody tells again what it had lost the first time.
+/// Redis restarts from the old snapshot again while all nodes resend the data of the first loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_crashes_in_a_row_bring_nothing_back() -> Result<()> {
     each(["remove", "tag"], async |way| {
@@ -183,14 +200,18 @@ async fn two_crashes_in_a_row_bring_nothing_back() -> Result<()> {
         server.command(&["SAVE"]).await?;
         assert_eq!(get_rid(&cache, way).await?, Reach::Everywhere);
         server.restart().await?;
-        eventually("it to be told again", async || (server.calls(&["publish"]).await.ok()? > 0).then_some(())).await?;
+        eventually("it to be sent again", async || {
+            (server.calls(&["publish"]).await.ok()? > 0).then_some(())
+        })
+        .await?;
         server.restart().await?;
         nobody_has_it(&[&cache, &other], &server.url(), way).await
     })
     .await
 }
 
-/// One whose link was cut when Redis crashed comes back when the others have settled it without knowing what that one had removed.
+/// A node whose connection was cut when Redis crashed reconnects after the others have completed
+/// the repair without knowing the removal of that node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_comes_back_late_tells_what_it_knows() -> Result<()> {
     let server = Redis::start_with(&["--appendonly", "no", "--save", "3600 1"]).await?;
@@ -199,7 +220,7 @@ async fn who_comes_back_late_tells_what_it_knows() -> Result<()> {
     let (stays, removes) = (linked(&url(&first)).await?, linked(&url(&second)).await?);
     space(&removes).set("k", 1).await?;
     server.command(&["SAVE"]).await?;
-    // The one that settles does not hear of the removal.
+    // The node that completes the repair does not receive the removal.
     first.cut();
     assert_eq!(space(&removes).remove("k").await, Reach::Everywhere);
     second.refuse();
@@ -208,7 +229,8 @@ async fn who_comes_back_late_tells_what_it_knows() -> Result<()> {
     server.restart().await?;
     eventually("it to be settled by the other", async || {
         let value = space(&stays).get("k").await;
-        (stays.is_healthy() && (value.is_some() || server.calls(&["set"]).await.ok()? > 1)).then_some(())
+        (stays.is_healthy() && (value.is_some() || server.calls(&["set"]).await.ok()? > 1))
+            .then_some(())
     })
     .await?;
     second.heal();
@@ -218,19 +240,28 @@ async fn who_comes_back_late_tells_what_it_knows() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for cache in [&stays, &linked(&server.url()).await?] {
-        assert_ne!(space(cache).get("k").await.as_deref(), Some(&1), "once it is back, nobody has it");
+        assert_ne!(
+            space(cache).get("k").await.as_deref(),
+            Some(&1),
+            "once it is back, no node has it"
+        );
     }
     Ok(())
 }
 
-/// A server that followed another one for a while is not what it was, though it was never restarted.
+/// A server that followed another server for a while has lost data, although it was never
+/// restarted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fail_back_brings_nothing_back() -> Result<()> {
     let (a, b) = (Redis::start().await?, Redis::start().await?);
     let follow = async |who: &Redis, whom: &Redis| {
         who.command(&["REPLICAOF", "127.0.0.1", &whom.port().to_string()]).await?;
         eventually("the replica to follow", async || {
-            who.command(&["INFO", "replication"]).await.ok()?.contains("master_link_status:up").then_some(())
+            who.command(&["INFO", "replication"])
+                .await
+                .ok()?
+                .contains("master_link_status:up")
+                .then_some(())
         })
         .await
     };

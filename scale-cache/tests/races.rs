@@ -1,7 +1,8 @@
-//! Random interleavings of reads, loads, writes and invalidations on three nodes: nothing that was invalidated comes back.
+//! Random interleavings of reads, loads, writes and invalidations on three nodes: no invalidated
+//! value comes back.
 //!
-//! The model: a database of counters, and for each node and key the value that was current when an invalidation *returned* there. No read
-//! on that node that begins later may return less.
+//! The model: a database of counters, and for each node and key the value that was current when an
+//! invalidation *returned* there. No later read on that node may return less.
 #![allow(clippy::print_stdout, clippy::single_match_else, clippy::unwrap_used)]
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -12,7 +13,7 @@ use anyhow::Result;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use scale_cache::store::{Begun, News, Position, SharedMemory, Store, Version};
+use scale_cache::store::{Begun, Position, SharedMemory, Store, StoreEvent, Version};
 use scale_cache::{Cache, Config, Error, Options, Reach};
 use testkit::eventually;
 use tokio::sync::watch;
@@ -20,22 +21,23 @@ use tokio::sync::watch;
 const NODES: usize = 3;
 const KEYS: usize = 6;
 
-/// A store whose answers come when they like.
+/// A store with random delays.
 #[derive(Debug)]
 struct Jittery(SharedMemory, watch::Receiver<Link>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Link {
     Fine,
-    /// News do not come.
+    /// Events are not delivered.
     Deaf,
-    /// News come, answers do not.
+    /// Events are delivered, responses are not.
     Mute,
 }
 
 impl Jittery {
     fn speaks(&self) -> Result<(), Error> {
-        let mute = || Error::Store(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from("mute")));
+        let mute =
+            || Error::Store(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from("mute")));
         if *self.1.borrow() == Link::Mute { Err(mute()) } else { Ok(()) }
     }
 }
@@ -70,7 +72,13 @@ impl Store for Jittery {
         dawdling!(self, self.0.renew(key, token, lease))
     }
 
-    async fn fill(&self, key: &str, token: u64, bytes: &[u8], keep: Duration) -> Result<bool, Error> {
+    async fn fill(
+        &self,
+        key: &str,
+        token: u64,
+        bytes: &[u8],
+        keep: Duration,
+    ) -> Result<bool, Error> {
         dawdling!(self, self.0.fill(key, token, bytes, keep))
     }
 
@@ -98,8 +106,8 @@ impl Store for Jittery {
         dawdling!(self, self.0.invalidate(tag, position))
     }
 
-    fn news(&self) -> BoxStream<'static, News> {
-        let state = (self.0.news(), self.1.clone());
+    fn events(&self) -> BoxStream<'static, StoreEvent> {
+        let state = (self.0.events(), self.1.clone());
         Box::pin(stream::unfold(state, async |(mut news, mut link)| {
             loop {
                 tokio::select! {
@@ -108,7 +116,10 @@ impl Store for Jittery {
                         changed.ok()?;
                         let now = *link.borrow();
                         if now != Link::Mute {
-                            return Some((if now == Link::Deaf { News::Lost } else { News::Restored }, (news, link)));
+                            let is_up = now != Link::Deaf;
+                            let event =
+                                if is_up { StoreEvent::Restored } else { StoreEvent::Lost };
+                            return Some((event, (news, link)));
                         }
                     }
                     heard = news.next() => {
@@ -129,20 +140,26 @@ impl Store for Jittery {
 struct World {
     caches: Vec<Cache>,
     database: [AtomicU64; KEYS],
-    /// By node and key.
+    /// Minimum permitted value by node and key.
     floors: [[AtomicU64; KEYS]; NODES],
-    /// Reads, loads, invalidations.
+    /// Numbers of reads, loads and invalidations.
     counts: [AtomicU64; 3],
 }
 
 impl World {
     fn new(caches: Vec<Cache>) -> Arc<Self> {
-        Arc::new(Self { caches, database: Default::default(), floors: Default::default(), counts: Default::default() })
+        Arc::new(Self {
+            caches,
+            database: Default::default(),
+            floors: Default::default(),
+            counts: Default::default(),
+        })
     }
 
     fn options(key: usize) -> Options {
         // Short, so that values expire and are refreshed ahead as well.
-        Options::ttl(Duration::from_millis(fastrand::u64(1..50))).tags([format!("key:{key}"), format!("half:{}", key % 2)])
+        Options::ttl(Duration::from_millis(fastrand::u64(1..50)))
+            .tags([format!("key:{key}"), format!("half:{}", key % 2)])
     }
 
     async fn read(self: &Arc<Self>, node: usize, key: usize) -> u64 {
@@ -150,7 +167,7 @@ impl World {
         let load = move |_| async move {
             world.counts[1].fetch_add(1, SeqCst);
             let value = world.database[key].load(SeqCst);
-            // The value is old by the time it is returned.
+            // The value is out of date by the time it is returned.
             dawdle().await;
             Ok::<_, std::io::Error>(value)
         };
@@ -162,7 +179,8 @@ impl World {
         let (node, key) = (fastrand::usize(..NODES), fastrand::usize(..KEYS));
         let cache = &self.caches[node];
         match fastrand::u32(..13) {
-            // What is invalidated: the key, a tag of its own, a tag it shares, its space, everything.
+            // The object of the invalidation: the key, a tag of its own, a shared tag, its space,
+            // everything.
             kind @ 0..=4 => {
                 self.counts[2].fetch_add(1, SeqCst);
                 let keys: Vec<usize> = match kind {
@@ -170,7 +188,8 @@ impl World {
                     2 => (0..KEYS).filter(|k| k % 2 == key % 2).collect(),
                     _ => (0..KEYS).collect(),
                 };
-                let written: Vec<u64> = keys.iter().map(|k| self.database[*k].fetch_add(1, SeqCst) + 1).collect();
+                let written: Vec<u64> =
+                    keys.iter().map(|k| self.database[*k].fetch_add(1, SeqCst) + 1).collect();
                 dawdle().await;
                 let _: Reach = match kind {
                     0 => cache.space::<u64>("n").remove(key).await,
@@ -183,13 +202,16 @@ impl World {
                     self.floors[node][key].fetch_max(value, SeqCst);
                 }
             }
-            // Prolonged, which must not make it valid again.
+            // Extended, which must not make the entry valid again.
             5 => drop(cache.space::<u64>("n").touch(key).await),
             _ => {
                 self.counts[0].fetch_add(1, SeqCst);
                 let floor = self.floors[node][key].load(SeqCst);
                 let value = self.read(node, key).await;
-                assert!(value >= floor, "node {node} read {value} of key {key} after {floor} was invalidated there");
+                assert!(
+                    value >= floor,
+                    "node {node} read {value} of key {key} after {floor} was invalidated there"
+                );
             }
         }
     }
@@ -214,7 +236,10 @@ impl World {
         for node in 0..NODES {
             for key in 0..KEYS {
                 let truth = self.database[key].load(SeqCst);
-                eventually("agreement", async || (self.read(node, key).await == truth).then_some(())).await?;
+                eventually("agreement", async || {
+                    (self.read(node, key).await == truth).then_some(())
+                })
+                .await?;
             }
         }
         let [reads, loads, invalidations] = [0, 1, 2].map(|n| self.counts[n].load(SeqCst));
@@ -223,28 +248,37 @@ impl World {
     }
 }
 
-/// `RACES=1000000 cargo test --release -p scale-cache --test races` for a long run.
+/// Returns the number of actions: `RACES=1000000 cargo test --release -p scale-cache --test races`
+/// for a long run.
 fn actions(default: usize) -> usize {
     std::env::var("RACES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
-/// The last one has no first level.
+/// Returns the nodes; the last one has no first level.
 fn nodes(store: &SharedMemory) -> Vec<Cache> {
-    let config = |node| Config::new("memory:").max_bytes(if node + 1 == NODES { 0 } else { 64 << 20 });
-    (0..NODES).map(|node| Cache::with_store(Jittery(store.clone(), hearing()), &config(node))).collect()
+    let config =
+        |node| Config::new("memory:").max_bytes(if node + 1 == NODES { 0 } else { 64 << 20 });
+    (0..NODES)
+        .map(|node| Cache::with_store(Jittery(store.clone(), hearing()), &config(node)))
+        .collect()
 }
 
-/// What is always fine: its sender is kept for good.
+/// Returns a subscription that is always up: its sender is never dropped.
 fn hearing() -> watch::Receiver<Link> {
-    static HEARING: LazyLock<watch::Sender<Link>> = LazyLock::new(|| watch::Sender::new(Link::Fine));
+    static HEARING: LazyLock<watch::Sender<Link>> =
+        LazyLock::new(|| watch::Sender::new(Link::Fine));
     HEARING.subscribe()
 }
 
 async fn read(cache: &Cache, options: &Options, value: u32) -> u32 {
-    *cache.get_or_load("k", options, move |_| std::future::ready(Ok::<_, std::io::Error>(value))).await.unwrap()
+    *cache
+        .get_or_load("k", options, move |_| std::future::ready(Ok::<_, std::io::Error>(value)))
+        .await
+        .unwrap()
 }
 
-/// A node that cannot ask and cannot tell makes versions of its own; news of others' invalidations count all the same.
+/// A node that cannot read from or write to the store creates its own versions; it still applies
+/// the invalidations of others.
 #[tokio::test]
 async fn a_node_that_cannot_speak_listens() -> Result<()> {
     for own in [false, true] {
@@ -262,25 +296,30 @@ async fn a_node_that_cannot_speak_listens() -> Result<()> {
         assert_eq!(read(&is_mute, &options, 1).await, 1);
         assert_eq!(read(&is_mute, &options, 2).await, 1, "it is kept");
         assert_eq!(speaks.invalidate_tags(["t"]).await, Reach::Everywhere);
-        eventually("the news", async || (read(&is_mute, &options, 3).await == 3).then_some(())).await?;
-        // And once it can speak, it shares with the others again.
+        eventually("the news", async || (read(&is_mute, &options, 3).await == 3).then_some(()))
+            .await?;
+        // Once the node can use the store, it shares entries with the others again.
         link.send_replace(Link::Fine);
         eventually("the second level", async || {
             speaks.invalidate_tags(["t"]).await;
-            (read(&speaks, &options, 4).await == 4 && read(&is_mute, &options, 5).await == 4).then_some(())
+            (read(&speaks, &options, 4).await == 4 && read(&is_mute, &options, 5).await == 4)
+                .then_some(())
         })
         .await?;
     }
     Ok(())
 }
 
-/// Without news, what a node knows of a tag proves nothing about an entry of the second level, however often it looks there.
+/// Without events, a tag version that a node knows proves nothing about an entry of the second
+/// level, even if the node reads it repeatedly.
 #[tokio::test(start_paused = true)]
 async fn a_node_without_news_asks_for_versions_before_it_believes_an_entry() -> Result<()> {
     let (store, deaf) = (SharedMemory::new(), watch::Sender::new(Link::Fine));
     let hears = Cache::with_store(store.clone(), &Config::new("memory:"));
     for max_bytes in [0, 1 << 20] {
-        let config = Config::new("memory:").trust(Duration::from_secs(1)).max_bytes(max_bytes);
+        let config = Config::new("memory:")
+            .max_staleness_offline(Duration::from_secs(1))
+            .max_bytes(max_bytes);
         let is_deaf = Cache::with_store(Jittery(store.clone(), deaf.subscribe()), &config);
         for cache in [&hears, &is_deaf] {
             eventually("the link", async || cache.is_healthy().then_some(())).await?;

@@ -1,4 +1,5 @@
-//! What can be asked and done beside loading: many at once, what is known of a hit, time that starts anew, bytes that are small.
+//! Other calls of a space: several keys at once, metadata of a hit, sliding expiry, compact
+//! encodings.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -24,19 +25,27 @@ async fn two(store: &SharedMemory) -> Result<[Cache; 2]> {
     Ok(caches)
 }
 
-/// The keys each call of the loader was asked for; a third of all have no value.
+/// Records the keys of each call of the loader; a third of all keys have no value.
 #[derive(Clone, Default)]
 struct Calls(Arc<Mutex<Vec<Vec<u32>>>>);
 
 impl Calls {
-    async fn load(&self, space: &Space<String>, keys: impl IntoIterator<Item = u32>) -> Result<Vec<Option<Arc<String>>>, Error> {
+    async fn load(
+        &self,
+        space: &Space<String>,
+        keys: impl IntoIterator<Item = u32>,
+    ) -> Result<Vec<Option<Arc<String>>>, Error> {
         let calls = Arc::clone(&self.0);
         space
             .load_many(keys, move |mut missing: Vec<u32>| {
                 missing.sort_unstable();
                 calls.lock().push(missing.clone());
                 std::future::ready(Ok::<_, Io>(
-                    missing.into_iter().filter(|n| n % 3 != 0).map(|n| (n, format!("v{n}"))).collect::<HashMap<_, _>>(),
+                    missing
+                        .into_iter()
+                        .filter(|n| n % 3 != 0)
+                        .map(|n| (n, format!("v{n}")))
+                        .collect::<HashMap<_, _>>(),
                 ))
             })
             .await
@@ -57,7 +66,7 @@ async fn what_nobody_has_is_loaded_together() -> Result<()> {
         let texts: Vec<_> = found.iter().map(|v| v.as_deref().map(String::as_str)).collect();
         assert_eq!(texts, [Some("v1"), Some("v2"), None, Some("v4"), Some("v2")]);
         assert_eq!(calls.take(), [[1, 2, 3, 4]], "one call, each key once");
-        // What is there is not asked for again; what has no value is.
+        // Cached keys are not loaded again; keys without a value are.
         calls.load(&space, [4, 5, 3]).await?;
         assert_eq!(calls.take(), [[3, 5]]);
         cache.space::<String>("many").remove(4).await;
@@ -70,10 +79,17 @@ async fn what_nobody_has_is_loaded_together() -> Result<()> {
     let calls = Calls::default();
     assert_eq!(calls.load(&b.space("many"), [1, 2]).await?.iter().flatten().count(), 2);
     assert_eq!(calls.take(), [[0_u32; 0]; 0]);
-    // A failure is everybody's, and kept by nobody.
+    // All callers receive a failure, and it is not cached.
     let space = a.space::<String>("failing");
-    let failed = space.load_many([1, 2], |_| std::future::ready(Err::<HashMap<u32, String>, _>(Io::other("down")))).await;
-    assert!(matches!(&failed, Err(Error::Load(cause)) if cause.to_string() == "down"), "{failed:?}");
+    let failed = space
+        .load_many([1, 2], |_| {
+            std::future::ready(Err::<HashMap<u32, String>, _>(Io::other("down")))
+        })
+        .await;
+    assert!(
+        matches!(&failed, Err(Error::Load(cause)) if cause.to_string() == "down"),
+        "{failed:?}"
+    );
     assert_eq!(calls.load(&space, [1]).await?.len(), 1);
     Ok(())
 }
@@ -92,7 +108,11 @@ async fn many_are_fenced_as_one_is() -> Result<()> {
                     async move {
                         read.notify_one();
                         go.notified().await;
-                        Ok::<_, Io>(keys.into_iter().map(|n| (n, "old".to_owned())).collect::<HashMap<_, _>>())
+                        Ok::<_, Io>(
+                            keys.into_iter()
+                                .map(|n| (n, "old".to_owned()))
+                                .collect::<HashMap<_, _>>(),
+                        )
                     }
                 })
                 .await
@@ -110,23 +130,32 @@ async fn many_are_fenced_as_one_is() -> Result<()> {
 #[tokio::test]
 async fn a_hit_tells_where_and_how_old_it_is() -> Result<()> {
     let [a, b] = two(&SharedMemory::new()).await?;
-    let space = |cache: &Cache| cache.space::<u32>("hits").options(Options::ttl(Duration::from_mins(5)).jitter(0.0));
+    let space = |cache: &Cache| {
+        cache.space::<u32>("hits").options(Options::ttl(Duration::from_mins(5)).jitter(0.0))
+    };
     assert!(space(&a).get_hit(1).await.is_none());
     space(&a).get_or_load(1, |_| async { Ok::<_, Io>(7) }).await?;
     let made = std::time::Instant::now();
     let here = space(&a).get_hit(1).await.unwrap();
     assert_eq!((*here.value, here.level, here.is_stale), (7, Level::First, false));
-    eventually("some age", async || (made.elapsed() > Duration::from_millis(30)).then_some(())).await?;
+    eventually("some age", async || (made.elapsed() > Duration::from_millis(30)).then_some(()))
+        .await?;
     let there = space(&b).get_hit(1).await.unwrap();
     assert_eq!(there.level, Level::Second);
-    assert!(there.age >= Duration::from_millis(25) && there.age < Duration::from_mins(1), "{:?}", there.age);
-    assert!(there.left < Duration::from_mins(5), "another node does not start its time anew");
+    assert!(
+        there.age >= Duration::from_millis(25) && there.age < Duration::from_mins(1),
+        "{:?}",
+        there.age
+    );
+    assert!(there.left < Duration::from_mins(5), "another node does not restart its TTL");
     assert_eq!(space(&b).get_hit(1).await.unwrap().level, Level::First);
-    // One kept for bad times says so.
-    let brief = Options::ttl(Duration::from_millis(20)).jitter(0.0).stale_if_error(Duration::from_mins(1));
+    // A stale entry kept for errors says so.
+    let brief =
+        Options::ttl(Duration::from_millis(20)).jitter(0.0).stale_if_error(Duration::from_mins(1));
     let brief = a.space::<u32>("brief").options(brief);
     brief.set(1, 7).await?;
-    let stale = eventually("its end", async || brief.get_hit(1).await.filter(|hit| hit.is_stale)).await?;
+    let stale =
+        eventually("its end", async || brief.get_hit(1).await.filter(|hit| hit.is_stale)).await?;
     assert_eq!((stale.left, *stale.value), (Duration::ZERO, 7));
     assert_eq!(brief.get(1).await, None);
     Ok(())
@@ -136,8 +165,10 @@ async fn a_hit_tells_where_and_how_old_it_is() -> Result<()> {
 async fn time_starts_anew_by_a_touch_or_by_use() -> Result<()> {
     let cache = Cache::memory();
     let minute = || Options::ttl(Duration::from_mins(1)).jitter(0.0);
-    let (plain, sliding) =
-        (cache.space::<u32>("plain").options(minute()), cache.space::<u32>("slides").options(minute().sliding()));
+    let (plain, sliding) = (
+        cache.space::<u32>("plain").options(minute()),
+        cache.space::<u32>("slides").options(minute().sliding()),
+    );
     assert!(!plain.touch(1).await);
     for space in [&plain, &sliding] {
         space.set(1, 7).await?;
@@ -150,7 +181,7 @@ async fn time_starts_anew_by_a_touch_or_by_use() -> Result<()> {
         tokio::task::yield_now().await;
     }
     assert!(plain.get(1).await.is_some() && sliding.get(1).await.is_some());
-    assert!(plain.get(2).await.is_none() && sliding.get(2).await.is_none(), "who is not used goes");
+    assert!(plain.get(2).await.is_none() && sliding.get(2).await.is_none(), "unused: expired");
     assert!(!plain.touch(2).await, "what has expired does not come back");
     cache.invalidate_tags(["x"]).await;
     plain.remove(1).await;
@@ -159,17 +190,26 @@ async fn time_starts_anew_by_a_touch_or_by_use() -> Result<()> {
 }
 
 async fn touched_everywhere(a: &Cache, b: &Cache) -> Result<()> {
-    let space = |cache: &Cache| cache.space::<u32>("touched").options(Options::ttl(Duration::from_secs(2)).jitter(0.0).tag("t"));
+    let space = |cache: &Cache| {
+        cache
+            .space::<u32>("touched")
+            .options(Options::ttl(Duration::from_secs(2)).jitter(0.0).tag("t"))
+    };
     space(a).get_or_load(1, |_| async { Ok::<_, Io>(7) }).await?;
     let before = space(a).get_hit(1).await.unwrap().left;
-    let later = async || space(a).get_hit(1).await.filter(|hit| hit.left + Duration::from_millis(300) < before);
+    let later = async || {
+        space(a).get_hit(1).await.filter(|hit| hit.left + Duration::from_millis(300) < before)
+    };
     eventually("some time", later).await?;
     assert!(space(a).touch(1).await);
     for (cache, level) in [(a, Level::First), (b, Level::Second)] {
         let hit = space(cache).get_hit(1).await.unwrap();
-        assert!(hit.level == level && hit.left + Duration::from_millis(250) > before, "{hit:?} {before:?}");
+        assert!(
+            hit.level == level && hit.left + Duration::from_millis(250) > before,
+            "{hit:?} {before:?}"
+        );
     }
-    // What was invalidated stays so, touched or not.
+    // An invalidated entry remains invalid, touched or not.
     a.invalidate_tags(["t"]).await;
     space(a).touch(1).await;
     assert!(space(a).get(1).await.is_none() && space(b).get(1).await.is_none());
@@ -183,7 +223,7 @@ async fn a_touch_counts_on_every_node() -> Result<()> {
     touched_everywhere(&a, &b).await
 }
 
-/// A type that loses something on its way.
+/// A type that loses data in its encoding.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Leaky {
     kept: u32,
@@ -191,7 +231,7 @@ struct Leaky {
     lost: u32,
 }
 
-/// A type that does not come back.
+/// A type that cannot be decoded.
 #[derive(Serialize)]
 struct OneWay(u32);
 
@@ -213,7 +253,10 @@ async fn a_strict_cache_shows_what_another_process_would_see() -> Result<()> {
     assert_eq!(strict.space::<Leaky>("x").get(2).await.unwrap().lost, 0);
     let one_way = strict.space::<OneWay>("y");
     assert!(matches!(one_way.set(1, OneWay(1)).await, Err(Error::Decode(_))));
-    assert!(matches!(one_way.get_or_load(1, |_| async { Ok::<_, Io>(OneWay(1)) }).await, Err(Error::Decode(_))));
+    assert!(matches!(
+        one_way.get_or_load(1, |_| async { Ok::<_, Io>(OneWay(1)) }).await,
+        Err(Error::Decode(_))
+    ));
     Ok(())
 }
 
@@ -222,7 +265,10 @@ mod redis {
     use super::*;
 
     async fn node(server: &testkit::Redis) -> Result<Cache> {
-        let cache = Cache::builder(&server.url()).patience(Duration::from_secs(5)).connect("test").await?;
+        let cache = Cache::builder(&server.url())
+            .store_timeout(Duration::from_secs(5))
+            .connect("test")
+            .await?;
         eventually("the link", async || cache.is_healthy().then_some(())).await?;
         Ok(cache)
     }
@@ -241,11 +287,12 @@ mod redis {
         let text = "the same words again and again ".repeat(10_000);
         a.space::<String>("large").set(1, text.clone()).await?;
         a.space::<String>("small").set(1, "tiny".into()).await?;
-        let size: usize = server.command(&["STRLEN", "test:cache:{large:1}:e"]).await?.trim().parse()?;
+        let size: usize =
+            server.command(&["STRLEN", "test:cache:{large:1}:e"]).await?.trim().parse()?;
         assert!(size < text.len() / 20, "{size} bytes");
         assert_eq!(*b.space::<String>("large").get(1).await.unwrap(), text);
         assert_eq!(*b.space::<String>("small").get(1).await.unwrap(), "tiny");
-        // Broken bytes are a miss.
+        // Corrupt bytes are a miss.
         server.command(&["SETRANGE", "test:cache:{large:1}:e", "80", "xxxxxxxxxxxx"]).await?;
         let c = node(&server).await?;
         let again = c.space::<String>("large").get(1).await;
@@ -268,7 +315,11 @@ mod redis {
                     space
                         .load_many(0..50, move |keys: Vec<u32>| {
                             loads.fetch_add(keys.len(), SeqCst);
-                            async move { Ok::<_, Io>(keys.into_iter().map(|n| (n, n * 2)).collect::<HashMap<_, _>>()) }
+                            async move {
+                                Ok::<_, Io>(
+                                    keys.into_iter().map(|n| (n, n * 2)).collect::<HashMap<_, _>>(),
+                                )
+                            }
                         })
                         .await
                 })

@@ -1,25 +1,26 @@
-//! The address of a request, under which pages are kept: scheme, authority, path and query (RFC 9110, 4.2.3),
-//! each where it cannot be taken for another.
+//! Addresses of requests, under which pages are stored: scheme, authority, path and query (RFC
+//! 9110, 4.2.3), normalised so that different addresses stay different.
 
 use http::header::HOST;
 use http::{HeaderMap, Uri};
 
-/// Longer ones are not cached.
+/// Maximum length of an address; longer ones are not cached.
 const LONGEST: usize = 4_096;
 
-/// The address of a request.
+/// Address of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
-    /// Empty where nobody says it: a request in origin form.
+    /// Scheme; empty if unknown, as in a request in origin form.
     scheme: String,
-    /// In lower case, without the scheme's own port; empty where nobody says it.
+    /// Authority in lower case, without the scheme's default port; empty if unknown.
     authority: String,
-    /// With the query.
+    /// Path with the query.
     path: String,
 }
 
 impl Address {
-    /// `None`: the application may take it for something else. Two hosts, a host that is none, or one that differs from the address'.
+    /// Returns the address, or `None` if it is ambiguous, because the application may read it
+    /// differently: two hosts, an invalid host, or a host that differs from the URI's authority.
     pub(super) fn of(uri: &Uri, headers: &HeaderMap) -> Option<Self> {
         let scheme = uri.scheme_str().unwrap_or_default().to_ascii_lowercase();
         let mut hosts = headers.get_all(HOST).iter();
@@ -37,10 +38,14 @@ impl Address {
             (Some(one), _) | (None, Some(one)) => one,
             (None, None) => String::new(),
         };
-        Some(Self { scheme, authority, path: rooted(uri.path_and_query().map_or("/", |path| path.as_str())) })
+        Some(Self {
+            scheme,
+            authority,
+            path: rooted(uri.path_and_query().map_or("/", |path| path.as_str())),
+        })
     }
 
-    /// The same on another path.
+    /// Returns the same address with another path.
     pub(super) fn at(&self, path: &str) -> Self {
         Self { path: rooted(path), ..self.clone() }
     }
@@ -53,16 +58,17 @@ impl Address {
         &self.authority
     }
 
-    /// Without the query.
+    /// Returns the path without the query.
     pub(super) fn path(&self) -> &str {
         self.path.split('?').next().unwrap_or_default()
     }
 
-    /// As text, which says the same of no two; `None` if it is too long.
+    /// Returns the text form, which is unique per address; `None` if it is too long.
     pub(super) fn text(&self) -> Option<String> {
         let Self { scheme, authority, path } = self;
-        // No part before the path has a slash.
-        (scheme.len() + authority.len() + path.len() <= LONGEST).then(|| format!("{scheme}://{authority}{path}"))
+        // The parts before the path contain no slash.
+        (scheme.len() + authority.len() + path.len() <= LONGEST)
+            .then(|| format!("{scheme}://{authority}{path}"))
     }
 }
 
@@ -70,7 +76,7 @@ fn rooted(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
 }
 
-/// A host and port in the form that all ways to write it have in common; `None` for what is neither.
+/// Returns a host and port in canonical form; `None` for an invalid authority.
 pub(super) fn normal(authority: &str, scheme: &str) -> Option<String> {
     let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte);
     if authority.is_empty() || !authority.bytes().all(fine) {
@@ -81,7 +87,10 @@ pub(super) fn normal(authority: &str, scheme: &str) -> Option<String> {
         "https" => ":443",
         _ => ":",
     };
-    let authority = authority.strip_suffix(own_port).or_else(|| authority.strip_suffix(':')).unwrap_or(authority);
+    let authority = authority
+        .strip_suffix(own_port)
+        .or_else(|| authority.strip_suffix(':'))
+        .unwrap_or(authority);
     (!authority.is_empty()).then(|| authority.to_ascii_lowercase())
 }
 
@@ -105,7 +114,11 @@ mod tests {
             ("http://shop.example/a?b", &["Shop.Example"]),
             ("http://shop.example:/a?b", &["shop.example:80"]),
         ] {
-            assert_eq!(text(uri, hosts).as_deref(), Some("http://shop.example/a?b"), "{uri} {hosts:?}");
+            assert_eq!(
+                text(uri, hosts).as_deref(),
+                Some("http://shop.example/a?b"),
+                "{uri} {hosts:?}"
+            );
         }
         assert_eq!(text("/a", &["Shop"]), text("/a", &["shop"]));
         assert_eq!(text("http://shop", &[]), text("http://shop/", &[]));

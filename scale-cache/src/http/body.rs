@@ -1,4 +1,4 @@
-//! The body of an answer: stored, or on its way from the origin.
+//! Body of a response: stored, or in transfer from the origin.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -10,9 +10,9 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 
-/// The body of an answer that went through [`HttpCacheLayer`](super::HttpCacheLayer).
+/// Body of a response that went through [`HttpCacheLayer`](super::HttpCacheLayer).
 pub struct HttpCacheBody<B: Body> {
-    /// What was read of it already.
+    /// Data frames read so far.
     read: VecDeque<Bytes>,
     rest: Rest<B>,
 }
@@ -20,18 +20,19 @@ pub struct HttpCacheBody<B: Body> {
 enum Rest<B: Body> {
     Nothing,
     Stream(Pin<Box<B>>),
-    /// Somebody else reads it, to store it, and says what comes. With what was known of its size.
+    /// Another task reads the body to store it, and sends its parts. Contains the size hint of the
+    /// rest.
     Filling(mpsc::UnboundedReceiver<Part<B>>, SizeHint),
     Broken(Box<B::Error>),
 }
 
-/// A piece of a body that somebody else reads.
+/// A part of a body that another task reads.
 pub(super) enum Part<B: Body> {
     Data(Bytes),
-    /// The rest is read by whoever has this.
+    /// The rest of the body, for the receiver to read.
     Rest(Pin<Box<B>>),
     Broken(B::Error),
-    /// Whoever read it panicked in the body.
+    /// The body panicked while it was read.
     Panicked(Box<dyn Any + Send>),
     End,
 }
@@ -61,8 +62,13 @@ impl<B: Body<Data = Bytes>> HttpCacheBody<B> {
         Self { read, rest: Rest::Broken(Box::new(error)) }
     }
 
-    /// `hint`: of what is still to come.
-    pub(super) fn filling(read: VecDeque<Bytes>, coming: mpsc::UnboundedReceiver<Part<B>>, hint: SizeHint) -> Self {
+    /// Creates a body that another task reads. `hint`: the size of the parts that are still to
+    /// come.
+    pub(super) fn filling(
+        read: VecDeque<Bytes>,
+        coming: mpsc::UnboundedReceiver<Part<B>>,
+        hint: SizeHint,
+    ) -> Self {
         Self { read, rest: Rest::Filling(coming, hint) }
     }
 }
@@ -71,7 +77,10 @@ impl<B: Body<Data = Bytes>> Body for HttpCacheBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
         if let Some(bytes) = this.read.pop_front() {
             return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -92,8 +101,8 @@ impl<B: Body<Data = Bytes>> Body for HttpCacheBody<B> {
                 Some(Part::Broken(error)) => this.rest = Rest::Broken(Box::new(error)),
                 Some(Part::End) => this.rest = Rest::Nothing,
                 Some(Part::Panicked(panic)) => resume_unwind(panic),
-                // Whoever read it is gone with its runtime: what has come is not the whole.
-                None => resume_unwind(Box::new("the runtime ended that read this body")),
+                // The reading task has ended with its runtime, so the body is incomplete.
+                None => resume_unwind(Box::new("the runtime that read this body has shut down")),
             }
         }
         match &mut this.rest {

@@ -1,12 +1,12 @@
-//! `Cache-Control` and its kin, read (RFC 9111, 5.2; RFC 9213 for those meant for one kind of cache).
+//! Parses `Cache-Control` and similar fields (RFC 9111, 5.2; RFC 9213 for targeted fields).
 
 use http::{HeaderMap, HeaderName};
 use sfv::{BareItem, Dictionary, ListEntry, Parser};
 
-/// Seconds that stand for "for ever" (RFC 9111, 1.2.2).
+/// Number of seconds that means "forever" (RFC 9111, 1.2.2).
 pub(super) const FOREVER: u64 = 1 << 31;
 
-/// The directives of one message, in the order written.
+/// Directives of one message, in their original order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Directives(Vec<(String, Option<String>)>);
 
@@ -14,7 +14,7 @@ pub(super) struct Directives(Vec<(String, Option<String>)>);
 const TIMES: [&str; 4] = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"];
 
 impl Directives {
-    /// Of all lines of a field. What is no directive is left out: it says nothing.
+    /// Parses all lines of a field. Skips everything that is not a directive.
     pub(super) fn of(headers: &HeaderMap, name: &HeaderName) -> Self {
         let mut all = Vec::new();
         for line in headers.get_all(name) {
@@ -31,18 +31,23 @@ impl Directives {
         Self(all)
     }
 
-    /// Of a targeted field, which is a dictionary of structured fields; `None` if it is not there or cannot be read, and then counts for
-    /// nothing (RFC 9213, 2.2).
+    /// Parses a targeted field, a dictionary of structured fields; `None` if it is missing or
+    /// invalid, in which case it is ignored (RFC 9213, 2.2).
     pub(super) fn targeted(headers: &HeaderMap, name: &HeaderName) -> Option<Self> {
-        let lines: Vec<&[u8]> = headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
+        let lines: Vec<&[u8]> =
+            headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
         if lines.is_empty() {
             return None;
         }
         let dictionary: Dictionary = Parser::new(&lines.join(&b", "[..])).parse().ok()?;
-        // Times are integers: a field in which one is something else is of another kind.
-        let is_integer =
-            |entry: &ListEntry| matches!(entry, ListEntry::Item(item) if matches!(item.bare_item, BareItem::Integer(_)));
-        if dictionary.iter().any(|(key, entry)| TIMES.contains(&key.as_str()) && !is_integer(entry)) {
+        // Times are integers: a field with another type of time is ignored.
+        let is_integer = |entry: &ListEntry| {
+            matches!(
+                entry, ListEntry::Item(item) if matches!(item.bare_item, BareItem::Integer(_)),
+            )
+        };
+        if dictionary.iter().any(|(key, entry)| TIMES.contains(&key.as_str()) && !is_integer(entry))
+        {
             return None;
         }
         let all = dictionary.iter().filter_map(|(key, entry)| {
@@ -65,25 +70,33 @@ impl Directives {
         self.0.iter().any(|(n, _)| n == name)
     }
 
-    /// The field names that a directive is limited to; none if it is not.
+    /// Returns the field names that a directive is limited to; empty if it is not limited.
     pub(super) fn fields(&self, name: &str) -> Vec<String> {
-        let values = self.0.iter().filter(|(n, _)| n == name).filter_map(|(_, value)| value.as_deref());
-        values.flat_map(|v| v.split(',')).map(|f| f.trim().to_ascii_lowercase()).filter(|f| !f.is_empty()).collect()
+        let values =
+            self.0.iter().filter(|(n, _)| n == name).filter_map(|(_, value)| value.as_deref());
+        values
+            .flat_map(|v| v.split(','))
+            .map(|f| f.trim().to_ascii_lowercase())
+            .filter(|f| !f.is_empty())
+            .collect()
     }
 
-    /// Returns whether a directive is there and not limited to some fields.
+    /// Returns whether a directive is present and not limited to some fields.
     pub(super) fn has_unlimited(&self, name: &str) -> bool {
-        self.0.iter().any(|(n, value)| n == name && value.as_deref().is_none_or(|v| v.trim().is_empty()))
+        self.0
+            .iter()
+            .any(|(n, value)| n == name && value.as_deref().is_none_or(|v| v.trim().is_empty()))
     }
 
-    /// The seconds of a directive. Of several the smallest; one that is no number makes the message stale (RFC 9111, 4.2.1): 0.
+    /// Returns the seconds of a directive: of several the smallest. An invalid number makes the
+    /// response stale (RFC 9111, 4.2.1): 0.
     pub(super) fn seconds(&self, name: &str) -> Option<u64> {
         let values = self.0.iter().filter(|(n, _)| n == name);
         values.map(|(_, value)| value.as_deref().and_then(seconds).unwrap_or(0)).min()
     }
 }
 
-/// A non-negative integer; what is too large is for ever.
+/// Parses a non-negative integer; a number that is too large becomes [`FOREVER`].
 pub(super) fn seconds(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -91,7 +104,7 @@ pub(super) fn seconds(text: &str) -> Option<u64> {
     Some(text.parse::<u64>().unwrap_or(FOREVER).min(FOREVER))
 }
 
-/// The elements of a list, split outside of quotes and trimmed.
+/// Returns the elements of a list, split outside of quotes and trimmed.
 pub(super) fn elements(text: &str) -> Vec<String> {
     let (mut all, mut element, mut quoted, mut escaped) = (Vec::new(), String::new(), false, false);
     for c in text.chars() {
@@ -158,7 +171,8 @@ mod tests {
         }
         assert_eq!(read(&["max-age=60", "no-cache=\"a, b\""]).fields("no-cache"), ["a", "b"]);
         assert!(
-            !read(&["no-cache=\"a\""]).has_unlimited("no-cache") && read(&["no-cache=\"a\", no-cache"]).has_unlimited("no-cache")
+            !read(&["no-cache=\"a\""]).has_unlimited("no-cache")
+                && read(&["no-cache=\"a\", no-cache"]).has_unlimited("no-cache")
         );
     }
 

@@ -1,4 +1,5 @@
-//! Fetches: once for all who want the same, stored for those who come later, and passed on while they come.
+//! Fetches from the origin: one for all requests for the same page, passed on while it arrives, and
+//! stored for later requests.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -14,54 +15,58 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
-use super::asked::Asked;
 use super::body::{HttpCacheBody, Part};
 use super::fill::{AtOnce, Filled, Filling};
 use super::flight::{Flight, Landed};
 use super::freshness::{Freshness, Wishes, has_validator, judge};
 use super::references::tags_of;
-use super::service::{Desk, called};
+use super::request_head::RequestHead;
+use super::service::{ServiceState, called};
 use super::status::{Forwarded, Told};
-use super::stored::{Page, Stored, accepts_coding, selecting, strip_conditions, strip_connection, varies_by};
+use super::stored::{
+    Page, Stored, accepts_coding, selecting, strip_conditions, strip_connection, varies_by,
+};
+use crate::core::conditional_put::TagSnapshot;
 use crate::options::Options;
-use crate::since::Noted;
-use crate::stamp::Stamps;
+use crate::policy::versions::Stamps;
 
-/// The time for which an answer is waited for by those who did not ask for it themselves.
+/// Time that other requests wait for the head of a response.
 const HEAD: Duration = Duration::from_secs(10);
-/// A body that takes longer is not stored: nobody waits for it, and its client has it alone.
+/// Maximum duration of a body's transfer that is stored; a longer transfer continues for its client
+/// alone.
 const LONGEST_FILL: Duration = Duration::from_mins(1);
 
-/// The result of a fetch.
+/// Result of a fetch.
 pub(super) enum Fetched<B: Body> {
-    /// A page, for this client at least.
+    /// A page, valid for this client at least.
     Page(Arc<Page>, Told),
     /// A stored page, because the origin failed.
     Stale(Arc<Page>),
-    /// As it came.
+    /// A response as it came from the origin.
     Passed(Response<HttpCacheBody<B>>, Told),
 }
 
-/// One request to the origin, on its way.
+/// A request to the origin in progress.
 struct Trip<B: Body, E> {
-    asked: Asked,
+    asked: RequestHead,
     old: Option<Arc<Page>>,
     why: Forwarded,
-    noted: Noted,
+    noted: TagSnapshot,
     sent_at: u64,
     flight: Option<Flight>,
     client: Client<B, E>,
 }
 
-/// The place where the answer is awaited.
+/// Sender of the response to the waiting client.
 type Client<B, E> = oneshot::Sender<Result<Fetched<B>, E>>;
 
-impl Desk {
-    /// Fetches, once for all who want the same; in a task of its own, so that a client that goes away takes nothing with it.
+impl ServiceState {
+    /// Fetches a page, once for all requests for it. The fetch runs in its own task, so it
+    /// continues if the client goes away.
     pub(super) async fn fetch<S, Req, Res>(
         self: Arc<Self>,
         inner: S,
-        asked: Asked,
+        asked: RequestHead,
         body: Req,
         old: Option<Arc<Page>>,
         why: Forwarded,
@@ -77,44 +82,57 @@ impl Desk {
         let flight = match self.seat(&asked, old.as_deref()).await {
             Seat::Own(flight) => flight,
             Seat::Shared(page, status) => {
-                return Ok(Fetched::Page(page, Told::Forwarded { why, status, stored: true, collapsed: true }));
+                return Ok(Fetched::Page(
+                    page,
+                    Told::Forwarded { why, status, stored: true, collapsed: true },
+                ));
             }
         };
         let (client, answer) = oneshot::channel();
-        let (desk, url) = (Arc::clone(&self), Arc::clone(&asked.url));
+        let (state, url) = (Arc::clone(&self), Arc::clone(&asked.url));
         tokio::spawn(async move {
-            let noted = desk.shared.pages.note([desk.bucket(&asked.url)]).await;
-            let sent_at = desk.now();
+            let noted = state.shared.pages.note([state.bucket(&asked.url)]).await;
+            let sent_at = state.now();
             let trip = Trip { asked, old, why, noted, sent_at, flight, client };
-            desk.exchange(inner, body, trip).await;
+            state.exchange(inner, body, trip).await;
         });
         if let Ok(fetched) = answer.await {
             return fetched;
         }
-        // The service panicked; without the cache its caller would have, too.
-        tracing::error!(url = &*url, "the service behind the cache panicked");
+        // The service panicked; without the cache the panic would reach the caller.
+        tracing::error!(url = &*url, "the service behind the cache panicked: answering 500");
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         let mut response = Response::new(HttpCacheBody::whole(Bytes::new()));
         *response.status_mut() = status;
-        Ok(Fetched::Passed(response, Told::Forwarded { why, status, stored: false, collapsed: false }))
+        Ok(Fetched::Passed(
+            response,
+            Told::Forwarded { why, status, stored: false, collapsed: false },
+        ))
     }
 
-    /// Decides who fetches: this caller, or somebody whose page is as good for it.
-    async fn seat(&self, asked: &Asked, old: Option<&Page>) -> Seat {
+    /// Decides which request fetches: this one, or another one whose page can be shared.
+    async fn seat(&self, asked: &RequestHead, old: Option<&Page>) -> Seat {
         let shared = &self.shared;
         let alone = Seat::Own(None);
-        // With credentials everybody asks alone; and so does who asks for what could not be stored.
+        // Requests with credentials are never shared, nor are requests whose response must not be
+        // stored.
         if asked.wishes.authorized || asked.wishes.directives.has("no-store") {
             return alone;
         }
-        let vary = old.map_or(&[][..], |page| if let Page::Response(stored) = page { &stored.vary } else { &[] });
+        let vary =
+            old.map_or(
+                &[][..],
+                |page| if let Page::Response(stored) = page { &stored.vary } else { &[] },
+            );
         let mut name: Arc<str> = self.key(&asked.url, vary).into();
         let mut varies = false;
         let inner = &self.layer.cache.0;
         let versions = &inner.versions;
         let came = versions.number();
         loop {
-            if shared.passes.contains_key(&asked.url) || (asked.wishes.cookies && shared.personal.contains_key(&asked.url)) {
+            if shared.passes.contains_key(&asked.url)
+                || (asked.wishes.cookies && shared.personal.contains_key(&asked.url))
+            {
                 return alone;
             }
             let waiting = match shared.flights.join(&name, versions.number()) {
@@ -122,12 +140,14 @@ impl Desk {
                 Err(waiting) => waiting,
             };
             let began = waiting.began;
-            // What was begun before the link was lost is believed no longer than what was stored then.
-            if inner.link.trust_until(waiting.at).is_some_and(|end| Instant::now() >= end) {
+            // A fetch from before the link was lost may be used for no longer than an entry from
+            // that time.
+            if inner.subscription.trust_until(waiting.at).is_some_and(|end| Instant::now() >= end) {
                 return alone;
             }
             let Ok(landed) = timeout(HEAD, waiting.landed()).await else { return alone };
-            // What was begun before the last invalidation this caller may know of is for it only if it is true still.
+            // A fetch that began before the last invalidation that this caller may know can be used
+            // only if its page is still current.
             let is_good = began >= came || landed.is_current();
             match landed {
                 Landed::Page(page, _) if is_good => {
@@ -136,14 +156,15 @@ impl Desk {
                     if stored.answers(&asked.headers) {
                         return Seat::Shared(page, status);
                     }
-                    // Another variant: those who want the same one share its fetch.
+                    // Another variant: requests for the same variant share its fetch.
                     if std::mem::replace(&mut varies, true) {
                         return alone;
                     }
-                    let names: Vec<String> = stored.vary.iter().map(|(name, _)| name.clone()).collect();
+                    let names: Vec<String> =
+                        stored.vary.iter().map(|(name, _)| name.clone()).collect();
                     name = self.key(&asked.url, &Self::selected(&names, &asked.headers)).into();
                 }
-                // One of those who waited asks anew, for all of them.
+                // The page is outdated: one of the waiting requests fetches again, for all of them.
                 Landed::Page(..) => {}
                 Landed::Personal if !asked.wishes.cookies => {}
                 Landed::Odd(odd) if *odd != *selecting(&asked.headers, "accept-encoding") => {}
@@ -152,21 +173,25 @@ impl Desk {
         }
     }
 
-    /// One request to the origin, and what becomes of its answer.
+    /// Sends one request to the origin, and handles its response.
     async fn exchange<S, Req, Res>(&self, inner: S, body: Req, trip: Trip<Res, S::Error>)
     where
         S: Service<Request<Req>, Response = Response<Res>>,
         Res: Body<Data = Bytes>,
     {
         let Trip { asked, old, .. } = &trip;
-        let stored = old.as_deref().and_then(|page| if let Page::Response(stored) = page { Some(stored) } else { None });
+        let stored = old
+            .as_deref()
+            .and_then(|page| if let Page::Response(stored) = page { Some(stored) } else { None });
         let mut to_origin = asked.clone();
         match stored {
             Some(stored) => stored.ask(&mut to_origin.headers),
             None => strip_conditions(&mut to_origin.headers),
         }
         to_origin.headers.remove(RANGE);
-        let usable = |now: u64| old.clone().filter(|_| stored.is_some_and(|s| s.freshness.serves_errors(now)));
+        let usable = |now: u64| {
+            old.clone().filter(|_| stored.is_some_and(|s| s.freshness.serves_errors(now)))
+        };
         let answer = match called(inner, to_origin.request(body)).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -177,7 +202,7 @@ impl Desk {
         let now = self.now();
         let (mut head, body) = answer.into_parts();
         if head.headers.contains_key(TRANSFER_ENCODING) {
-            // With both, the length is not that of the body (RFC 9112, 6.3).
+            // With both fields, `Content-Length` is not the length of the body (RFC 9112, 6.3).
             head.headers.remove(CONTENT_LENGTH);
         }
         if matches!(head.status.as_u16(), 500 | 502 | 503 | 504)
@@ -188,8 +213,9 @@ impl Desk {
         if head.status == StatusCode::NOT_MODIFIED
             && let Some(stored) = stored
         {
-            // Judged as if it had come whole: by the fields as they are now. Whoever's cookies asked, what is stored is what they get; but
-            // what else was said to them is theirs.
+            // Judged like a full response, by the updated fields. The stored page is for all
+            // clients, whatever cookies this request had; other fields of the 304 are for this
+            // client only.
             let wishes = Wishes { cookies: false, ..asked.wishes.clone() };
             let judged = |wishes: &Wishes, fresh: &Stored| {
                 judge(self.layer.rules, wishes, fresh.status(), fresh.headers(), trip.sent_at, now)
@@ -210,7 +236,8 @@ impl Desk {
             let page = Arc::new(Page::Response(fresh));
             let stamps = if keep { self.store(&trip.noted, asked, &page).await } else { None };
             let told = trip.told(StatusCode::NOT_MODIFIED, stamps.is_some());
-            let landed = if keep { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
+            let landed =
+                if keep { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
             return trip.ends(Ok(Fetched::Page(own.unwrap_or(page), told)), landed);
         }
         match self.verdict(asked, &head, trip.sent_at, now) {
@@ -233,19 +260,27 @@ impl Desk {
         }
     }
 
-    /// Returns whether an answer may be stored; and if not, whether that is because of who asked.
-    fn verdict(&self, asked: &Asked, head: &Parts, sent_at: u64, now: u64) -> Verdict {
+    /// Decides whether a response may be stored; and if not, whether that is because of the
+    /// requesting client.
+    fn verdict(&self, asked: &RequestHead, head: &Parts, sent_at: u64, now: u64) -> Verdict {
         if tags_of(&head.headers).is_none() {
             metrics::counter!("scale_cache_http_untagged_total").increment(1);
-            tracing::warn!(url = &*asked.url, "a response is not stored: it has more than 60 tags, or one that is no UTF-8");
+            tracing::warn!(
+                url = &*asked.url,
+                "a response is not stored: it has more than 60 tags, or a tag that is not UTF-8"
+            );
             return Verdict::Pass;
         }
-        // Of a coding that the client did not ask for, it is for nobody who asks as that client did.
-        if varies_by(&head.headers).iter().any(|name| name == "accept-encoding") && !accepts_coding(&asked.headers, &head.headers)
+        // A response in a coding that the client did not accept cannot be reused for requests with
+        // the same field.
+        if varies_by(&head.headers).iter().any(|name| name == "accept-encoding")
+            && !accepts_coding(&asked.headers, &head.headers)
         {
             return Verdict::Odd;
         }
-        let judged = |wishes: &Wishes| judge(self.layer.rules, wishes, head.status, &head.headers, sent_at, now);
+        let judged = |wishes: &Wishes| {
+            judge(self.layer.rules, wishes, head.status, &head.headers, sent_at, now)
+        };
         match judged(&asked.wishes) {
             Some(freshness) => Verdict::Store(freshness),
             None if judged(&Wishes::default()).is_some() => Verdict::Personal,
@@ -253,7 +288,7 @@ impl Desk {
         }
     }
 
-    /// Stores an answer while it is passed on.
+    /// Stores a response while it is passed on.
     async fn fill<B, E>(&self, trip: Trip<B, E>, head: Parts, body: B, freshness: Freshness)
     where
         B: Body<Data = Bytes>,
@@ -266,14 +301,20 @@ impl Desk {
             }
             AtOnce::More(filling) => filling,
         };
-        // Of one whose size is not known nobody can say yet.
+        // Without a known size, it is open whether the response will be stored.
         let told = trip.told(head.status, filling.will_fit());
         let Trip { asked, noted, flight, client, .. } = trip;
         let vary = Self::selected(&varies_by(&head.headers), &asked.headers);
-        // Without its body yet: as much as an answer's head is made of.
-        let beginning = Stored::new(head.status, head.headers.clone(), Bytes::new(), freshness.clone(), vary.clone());
+        // A page without its body yet, for the head of the response.
+        let beginning = Stored::new(
+            head.status,
+            head.headers.clone(),
+            Bytes::new(),
+            freshness.clone(),
+            vary.clone(),
+        );
         let age = freshness.age(self.now());
-        // Of what is not whole yet there are no parts.
+        // Ranges need the whole body.
         let mut wanted = asked.headers.clone();
         wanted.remove(RANGE);
         let first = beginning.answer(&wanted, false, (age > 0).then_some(age));
@@ -291,14 +332,16 @@ impl Desk {
             let _ = client.send(Ok(Fetched::Passed(response, told)));
             Some(parts)
         } else {
-            // It has it already.
+            // The client has the page already.
             let _ = client.send(Ok(Fetched::Passed(first.map(HttpCacheBody::whole), told)));
             None
         };
-        let reading = AssertUnwindSafe(filling.read_on(parts.as_ref(), self.layer.stall, LONGEST_FILL)).catch_unwind();
+        let reading =
+            AssertUnwindSafe(filling.read_on(parts.as_ref(), self.layer.stall, LONGEST_FILL))
+                .catch_unwind();
         let filled = match reading.await {
             Ok(filled) => filled,
-            // As without a cache: whoever reads it panics.
+            // Without the cache, the reader of the body would panic as well.
             Err(panic) => {
                 if let Some(parts) = &parts {
                     let _ = parts.send(Part::Panicked(panic));
@@ -308,7 +351,9 @@ impl Desk {
         };
         let landed = match filled {
             Filled::Whole(bytes) if agrees(&head.headers, bytes.len()) => {
-                let page = Arc::new(Page::Response(Stored::new(head.status, head.headers, bytes, freshness, vary)));
+                let page = Arc::new(Page::Response(Stored::new(
+                    head.status, head.headers, bytes, freshness, vary,
+                )));
                 let stamps = self.store(&noted, &asked, &page).await;
                 Landed::Page(page, stamps)
             }
@@ -319,25 +364,40 @@ impl Desk {
             Filled::Whole(_) | Filled::Failed => Landed::Nothing,
         };
         land(landed);
-        // Only now the client's body ends: what it asks for next is stored.
+        // The client's body ends only now: then its next request finds the page stored.
         if let Some(parts) = parts {
             let _ = parts.send(Part::End);
         }
     }
 
-    /// Stores an answer that is whole.
-    async fn filled<B: Body, E>(&self, trip: Trip<B, E>, head: Parts, bytes: Bytes, freshness: Freshness) {
+    /// Stores a complete response.
+    async fn filled<B: Body, E>(
+        &self,
+        trip: Trip<B, E>,
+        head: Parts,
+        bytes: Bytes,
+        freshness: Freshness,
+    ) {
         let vary = Self::selected(&varies_by(&head.headers), &trip.asked.headers);
         let is_whole = agrees(&head.headers, bytes.len());
-        let page = Arc::new(Page::Response(Stored::new(head.status, head.headers, bytes, freshness, vary)));
-        let stamps = if is_whole { self.store(&trip.noted, &trip.asked, &page).await } else { None };
+        let page = Arc::new(Page::Response(Stored::new(
+            head.status, head.headers, bytes, freshness, vary,
+        )));
+        let stamps =
+            if is_whole { self.store(&trip.noted, &trip.asked, &page).await } else { None };
         let told = trip.told(head.status, stamps.is_some());
-        let landed = if is_whole { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
+        let landed =
+            if is_whole { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
         trip.ends(Ok(Fetched::Page(page, told)), landed);
     }
 
     /// Stores a page under its URL, or as a variant of it.
-    async fn store(&self, noted: &Noted, asked: &Asked, page: &Arc<Page>) -> Option<Stamps> {
+    async fn store(
+        &self,
+        noted: &TagSnapshot,
+        asked: &RequestHead,
+        page: &Arc<Page>,
+    ) -> Option<Stamps> {
         let Page::Response(stored) = &**page else { return None };
         let kept = stored.freshness.kept(has_validator(stored.headers()));
         let tags: Vec<Arc<str>> = tags_of(stored.headers())?;
@@ -346,29 +406,29 @@ impl Desk {
         if !stored.vary.is_empty() {
             let names = stored.vary.iter().map(|(name, _)| name.clone()).collect();
             let varies = Arc::new(Page::Varies(names));
-            // As long as any of the variants may live.
+            // Lives as long as any of the variants may.
             let options = Options { ttl: kept.max(Duration::from_hours(24)), ..options.clone() };
-            pages.put_since(noted, &asked.url, &options, &[], varies).await?;
+            pages.put_if_current(noted, &asked.url, &options, &[], varies).await?;
         }
         let key = self.key(&asked.url, &stored.vary);
-        pages.put_since(noted, &key, &options, &tags, Arc::clone(page)).await
+        pages.put_if_current(noted, &key, &options, &tags, Arc::clone(page)).await
     }
 }
 
-/// The one who fetches.
+/// Decision about which request fetches.
 enum Seat {
-    /// This caller; others wait for its flight, if it has one.
+    /// This request fetches; others wait for its flight, if it has one.
     Own(Option<Flight>),
-    /// Somebody else has, and it came with this status.
+    /// Another request has fetched the page, with this status from the origin.
     Shared(Arc<Page>, StatusCode),
 }
 
-/// The fate of an answer.
+/// Decision about a response.
 enum Verdict {
     Store(Freshness),
-    /// Stored it would be, if somebody else had asked.
+    /// The response would be stored if another client had asked.
     Personal,
-    /// It is not what was asked for.
+    /// The response is in a coding that was not accepted.
     Odd,
     Pass,
 }
@@ -378,7 +438,7 @@ impl<B: Body, E> Trip<B, E> {
         Told::Forwarded { why: self.why, status, stored, collapsed: false }
     }
 
-    /// An answer for whoever asked, and what it leaves for the others.
+    /// Sends the response to the client, and its result to the waiting requests.
     fn ends(self, fetched: Result<Fetched<B>, E>, landed: Landed) {
         if let Some(flight) = self.flight {
             flight.land(landed);
@@ -386,7 +446,7 @@ impl<B: Body, E> Trip<B, E> {
         let _ = self.client.send(fetched);
     }
 
-    /// An answer that is not stored.
+    /// Sends a response that is not stored.
     fn passes(self, mut head: Parts, body: HttpCacheBody<B>, landed: Landed) {
         strip_connection(&mut head.headers);
         let told = self.told(head.status, false);
@@ -394,9 +454,11 @@ impl<B: Body, E> Trip<B, E> {
     }
 }
 
-/// Returns whether a body is as long as its head says: one that is not was cut off, or is somebody else's.
+/// Returns whether a body has the length that its head states: otherwise it was cut off, or belongs
+/// to another response.
 fn agrees(headers: &HeaderMap, length: usize) -> bool {
-    let said =
-        headers.get(CONTENT_LENGTH).map(|said| std::str::from_utf8(said.as_bytes()).ok().and_then(|said| said.parse().ok()));
+    let said = headers
+        .get(CONTENT_LENGTH)
+        .map(|said| std::str::from_utf8(said.as_bytes()).ok().and_then(|said| said.parse().ok()));
     said.is_none_or(|said: Option<usize>| said == Some(length))
 }

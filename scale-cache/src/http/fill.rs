@@ -1,4 +1,4 @@
-//! A body on its way from the origin: passed on to whoever asked for it, and kept for the others.
+//! A body in transfer from the origin: passed on to its client, and kept for others.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::body::{HttpCacheBody, Part};
 
-/// A body that may be stored, if it turns out not to be too large.
+/// A body that may be stored, unless it turns out to be too large.
 pub(super) struct Filling<B: Body> {
     body: Pin<Box<B>>,
     read: VecDeque<Bytes>,
@@ -20,23 +20,23 @@ pub(super) struct Filling<B: Body> {
     most: usize,
 }
 
-/// The result of reading what was there at once.
+/// Result of reading the data that is available at once.
 pub(super) enum AtOnce<B: Body> {
     Whole(Bytes),
-    /// Too large, or broken off: it goes on as it is.
+    /// The body is too large or was interrupted: it is passed on as it is.
     NotToBeStored(HttpCacheBody<B>),
-    /// There is more to come.
+    /// More data is to come.
     More(Filling<B>),
 }
 
-/// The result of reading all of it.
+/// Result of reading the whole body.
 pub(super) enum Filled {
     Whole(Bytes),
     TooLarge,
     Failed,
 }
 
-/// One step.
+/// One step of reading.
 enum Step<E> {
     Data(Bytes),
     Trailers,
@@ -45,7 +45,8 @@ enum Step<E> {
 }
 
 impl<B: Body<Data = Bytes>> Filling<B> {
-    /// Reads what is there at once. `most`: bytes that may be stored.
+    /// Reads the data that is available at once. `most`: the maximum number of bytes that may be
+    /// stored.
     pub(super) fn begin(body: B, most: usize) -> AtOnce<B> {
         if body.size_hint().lower() > most as u64 {
             return AtOnce::NotToBeStored(HttpCacheBody::stream(body));
@@ -55,7 +56,9 @@ impl<B: Body<Data = Bytes>> Filling<B> {
             match this.step().now_or_never() {
                 None => return AtOnce::More(this),
                 Some(Step::End) => return AtOnce::Whole(this.whole()),
-                Some(Step::Error(error)) => return AtOnce::NotToBeStored(HttpCacheBody::broken(this.read, error)),
+                Some(Step::Error(error)) => {
+                    return AtOnce::NotToBeStored(HttpCacheBody::broken(this.read, error));
+                }
                 Some(Step::Data(_)) if this.length > this.most => {
                     return AtOnce::NotToBeStored(HttpCacheBody::of(this.read, this.body));
                 }
@@ -64,20 +67,23 @@ impl<B: Body<Data = Bytes>> Filling<B> {
         }
     }
 
-    /// Returns whether it says that it is not too large.
+    /// Returns whether the size hint guarantees that the body is not too large.
     pub(super) fn will_fit(&self) -> bool {
-        self.body.size_hint().upper().is_some_and(|rest| rest.saturating_add(self.length as u64) <= self.most as u64)
+        self.body
+            .size_hint()
+            .upper()
+            .is_some_and(|rest| rest.saturating_add(self.length as u64) <= self.most as u64)
     }
 
-    /// Returns what a client is given meanwhile, and where to say what comes.
+    /// Returns a body for the client, and the sender of its parts.
     pub(super) fn passed_on(&self) -> (HttpCacheBody<B>, mpsc::UnboundedSender<Part<B>>) {
         let (parts, coming) = mpsc::unbounded_channel();
         let hint = self.body.size_hint();
         (HttpCacheBody::filling(self.read.clone(), coming, hint), parts)
     }
 
-    /// Reads on, and says what comes. What is not to be stored, or of which nothing comes for as long as `stall`, or not all within `longest`, is handed
-    /// over as it is: it is the client's alone.
+    /// Reads on, and sends the parts. If the body cannot be stored, or no data arrives within
+    /// `stall`, or not all within `longest`, the rest is passed to the client unread.
     pub(super) async fn read_on(
         mut self,
         parts: Option<&mpsc::UnboundedSender<Part<B>>>,
@@ -111,7 +117,10 @@ impl<B: Body<Data = Bytes>> Filling<B> {
     }
 
     async fn step(&mut self) -> Step<B::Error> {
-        match std::future::poll_fn(|cx| self.body.as_mut().poll_frame(cx)).await.map(|frame| frame.map(Frame::into_data)) {
+        match std::future::poll_fn(|cx| self.body.as_mut().poll_frame(cx))
+            .await
+            .map(|frame| frame.map(Frame::into_data))
+        {
             None => Step::End,
             Some(Err(error)) => Step::Error(error),
             Some(Ok(Err(_))) => Step::Trailers,
@@ -123,7 +132,8 @@ impl<B: Body<Data = Bytes>> Filling<B> {
         }
     }
 
-    /// In one piece of memory that is no larger: what a connection reads into is shared by many small pieces.
+    /// Copies the body into one buffer of its exact size: a connection's read buffer would stay
+    /// allocated for many small parts.
     fn whole(&self) -> Bytes {
         let mut whole = BytesMut::with_capacity(self.length);
         for part in &self.read {

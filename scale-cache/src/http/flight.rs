@@ -1,4 +1,4 @@
-//! Fetches under way: who wants what is being fetched waits for it.
+//! Fetches in progress, which other requests can wait for.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,65 +9,71 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::stored::Page;
-use crate::stamp::{Agreement, Stamps};
+use crate::policy::versions::{Agreement, Stamps};
 
-/// What a fetch left for those who waited for it.
+/// Result of a fetch for the requests that waited for it.
 #[derive(Clone)]
 pub(super) enum Landed {
-    /// A page for all. What it depends on, if it was kept: if not, something was invalidated meanwhile.
+    /// A page for all clients, and the versions of its tags if it was stored: if not, one of its
+    /// tags was invalidated during the fetch.
     Page(Arc<Page>, Option<Stamps>),
-    /// An answer of no use to others, because of who asked for it.
+    /// A response that is for the requesting client only.
     Personal,
-    /// An answer of no use to others who ask for the same codings as this.
+    /// A response of no use for other requests with this `Accept-Encoding`.
     Odd(Arc<str>),
-    /// Of no use to others.
+    /// Nothing that others can use.
     Nothing,
 }
 
 impl Landed {
-    /// Returns whether nothing that a page depends on was invalidated since its fetch began.
+    /// Returns whether no tag of the page was invalidated since its fetch began.
     pub(super) fn is_current(&self) -> bool {
         matches!(self, Self::Page(_, Some(stamps)) if stamps.agree() == Agreement::Same)
     }
 }
 
-/// All flights, by what they fetch.
+/// All flights, by the name of the page.
 #[derive(Default)]
 pub(super) struct Flights(Mutex<HashMap<Arc<str>, Waiting>>);
 
-/// A fetch that somebody else has begun.
+/// A fetch that another request has started.
 #[derive(Clone)]
 pub(super) struct Waiting {
     landed: watch::Receiver<Option<Landed>>,
-    /// The number of the last invalidation when it began.
+    /// Number of the last invalidation when the fetch began.
     pub(super) began: u64,
     pub(super) at: Instant,
 }
 
 impl Waiting {
-    /// Returns what it left in the end.
+    /// Waits for the result.
     pub(super) async fn landed(mut self) -> Landed {
-        // One that ends without a word leaves nothing.
+        // A fetch that ends without a result leaves nothing.
         let landed = self.landed.wait_for(Option::is_some).await;
         landed.ok().and_then(|landed| landed.clone()).unwrap_or(Landed::Nothing)
     }
 }
 
 impl Flights {
-    /// A flight of one's own, or the one that is under way. `now`: the number of the last invalidation.
+    /// Starts a flight, or returns the one in progress. `now`: the number of the last invalidation.
     pub(super) fn join(self: &Arc<Self>, name: &Arc<str>, now: u64) -> Result<Flight, Waiting> {
         match self.0.lock().entry(Arc::clone(name)) {
             Entry::Occupied(under_way) => Err(under_way.get().clone()),
             Entry::Vacant(free) => {
                 let (announce, landed) = watch::channel(None);
                 free.insert(Waiting { landed, began: now, at: Instant::now() });
-                Ok(Flight { flights: Arc::clone(self), name: Arc::clone(name), announce, is_over: false })
+                Ok(Flight {
+                    flights: Arc::clone(self),
+                    name: Arc::clone(name),
+                    announce,
+                    is_over: false,
+                })
             }
         }
     }
 }
 
-/// A fetch that others may wait for; however it ends, nobody waits any longer.
+/// A fetch that others may wait for; its drop ends their wait in any case.
 pub(super) struct Flight {
     flights: Arc<Flights>,
     name: Arc<str>,
@@ -76,7 +82,7 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    /// Lets those who waited go on; who comes from now on begins anew.
+    /// Sends the result to the waiting requests; later requests start a new fetch.
     pub(super) fn land(mut self, landed: Landed) {
         self.leave();
         self.announce.send_replace(Some(landed));

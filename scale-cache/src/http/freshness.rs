@@ -1,9 +1,11 @@
-//! What may be stored, and how long it is fresh (RFC 9111, sections 3 and 4.2; RFC 5861). Pure: times are given.
+//! Freshness of responses: which ones may be stored, and for how long (RFC 9111, sections 3 and
+//! 4.2; RFC 5861). Pure: the caller passes the times.
 
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, DATE, EXPIRES, LAST_MODIFIED, PRAGMA, SET_COOKIE, VARY,
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, COOKIE, DATE, EXPIRES, LAST_MODIFIED, PRAGMA,
+    SET_COOKIE, VARY,
 };
 use http::{HeaderMap, HeaderName, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -12,14 +14,15 @@ use super::directives::{Directives, FOREVER, seconds};
 
 static CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
 
-/// How far an origin's word is taken.
+/// Settings of how strictly an origin's headers are followed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
-    /// What the standard permits is enough, even where an origin forgets to forbid.
+    /// `true` if everything is stored that the standard permits, even if an origin forgot to forbid
+    /// it.
     pub(super) as_the_standard_permits: bool,
 }
 
-/// What a request wants of a cache.
+/// Cache directives of a request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wishes {
     pub(super) directives: Directives,
@@ -30,41 +33,47 @@ pub(super) struct Wishes {
 impl Wishes {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut directives = Directives::of(headers, &CACHE_CONTROL);
-        if !headers.contains_key(CACHE_CONTROL) && Directives::of(headers, &PRAGMA).has("no-cache") {
+        if !headers.contains_key(CACHE_CONTROL) && Directives::of(headers, &PRAGMA).has("no-cache")
+        {
             let mut old = HeaderMap::new();
             old.insert(CACHE_CONTROL, http::HeaderValue::from_static("no-cache"));
             directives = Directives::of(&old, &CACHE_CONTROL);
         }
-        Self { directives, authorized: headers.contains_key(AUTHORIZATION), cookies: headers.contains_key(COOKIE) }
+        Self {
+            directives,
+            authorized: headers.contains_key(AUTHORIZATION),
+            cookies: headers.contains_key(COOKIE),
+        }
     }
 }
 
-/// How long a stored response is good for, in seconds of age.
+/// Lifetime of a stored response, in seconds of age.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Freshness {
-    /// Fresh below that age.
+    /// Age at which the response becomes stale.
     pub(super) lifetime: u64,
-    /// Its age when it came.
+    /// Age at its arrival.
     pub(super) initial_age: u64,
-    /// When it came, ms since 1970.
+    /// Time of its arrival, in ms since 1970.
     pub(super) received: u64,
-    /// So long past its lifetime it is served while a new one is fetched, or because none can be.
+    /// Times after the lifetime during which the response is served while a new one is fetched, and
+    /// if the origin fails.
     pub(super) while_revalidate: u64,
     pub(super) if_error: u64,
-    /// To be validated at each use.
+    /// `true` if the response must be validated at each use.
     pub(super) always_validate: bool,
-    /// Never to be served stale.
+    /// `true` if the response must never be served stale.
     pub(super) must_revalidate: bool,
 }
 
-/// What may be done with a stored response.
+/// Permitted use of a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
-    /// Serve it.
+    /// Serve the response.
     Fresh,
-    /// Serve it, and fetch a new one meanwhile.
+    /// Serve the response, and fetch a new one in the background.
     Stale,
-    /// Ask the origin first.
+    /// Validate the response at the origin first.
     Validate,
 }
 
@@ -73,14 +82,16 @@ impl Freshness {
         self.initial_age.saturating_add(now.saturating_sub(self.received) / 1_000)
     }
 
-    /// Seconds until it is stale; negative since then.
+    /// Returns the seconds until the response is stale; negative if it is stale.
     pub(super) fn left(&self, now: u64) -> i64 {
         self.lifetime.min(FOREVER) as i64 - self.age(now).min(FOREVER * 2) as i64
     }
 
     pub(super) fn for_request(&self, wishes: &Directives, now: u64) -> Use {
         let (age, left) = (self.age(now), self.left(now));
-        if self.always_validate || wishes.has("no-cache") || wishes.seconds("max-age").is_some_and(|most| age > most || most == 0)
+        if self.always_validate
+            || wishes.has("no-cache")
+            || wishes.seconds("max-age").is_some_and(|most| age > most || most == 0)
         {
             return Use::Validate;
         }
@@ -95,35 +106,66 @@ impl Freshness {
         if self.must_revalidate {
             return Use::Validate;
         }
-        let most = if wishes.has_unlimited("max-stale") { Some(FOREVER) } else { wishes.seconds("max-stale") };
+        let most = if wishes.has_unlimited("max-stale") {
+            Some(FOREVER)
+        } else {
+            wishes.seconds("max-stale")
+        };
         if most.is_some_and(|most| -left <= most as i64) {
             return Use::Fresh;
         }
         if -left < self.while_revalidate as i64 { Use::Stale } else { Use::Validate }
     }
 
-    /// Returns whether it may be served because the origin cannot.
+    /// Returns whether the response may be served because the origin fails.
     pub(super) fn serves_errors(&self, now: u64) -> bool {
         !self.must_revalidate && !self.always_validate && -self.left(now) < self.if_error as i64
     }
 
-    /// How long it is of any use.
+    /// Returns how long the response is useful.
     pub(super) fn kept(&self, has_validator: bool) -> Duration {
         let fresh = self.lifetime.saturating_sub(self.initial_age);
-        // Worth asking about for a while: a validation is cheaper than a body.
+        // Kept longer for validation, which is cheaper than a new body.
         let validated = if has_validator { 86_400 } else { 0 };
         let stale = self.while_revalidate.max(self.if_error).max(validated);
         Duration::from_secs(fresh.saturating_add(stale).min(FOREVER)).max(Duration::from_millis(1))
     }
 }
 
-/// Statuses that are final and understood here: what a response with `must-understand` must have.
-const UNDERSTOOD: [u16; 24] =
-    [200, 203, 204, 206, 300, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 410, 414, 429, 500, 501, 502, 503, 504];
-/// Statuses that are cacheable without being told so (RFC 9110, 15.1).
+/// Final statuses that this cache understands, as `must-understand` requires.
+const UNDERSTOOD: [u16; 24] = [
+    200, 203, 204, 206, 300, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 410, 414, 429,
+    500, 501, 502, 503, 504,
+];
+/// Statuses that are cacheable by default (RFC 9110, 15.1).
 const HEURISTIC: [u16; 10] = [200, 203, 204, 300, 301, 308, 404, 405, 410, 414];
 
-/// Returns whether a response may be stored, and for how long it is fresh then. `asked` and `received`: ms since 1970.
+/// Judges a response with these bytes in its cache headers, for a fuzz target: a response that the
+/// origin forbids to store is not stored, and times never overflow.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn judge_any(bytes: &[u8]) {
+    let Ok(value) = http::HeaderValue::from_bytes(bytes) else { return };
+    let now = 1_790_000_000_000;
+    for name in [CACHE_CONTROL, CDN_CACHE_CONTROL.clone(), EXPIRES, PRAGMA, DATE, AGE] {
+        let headers: HeaderMap = [(name.clone(), value.clone())].into_iter().collect();
+        let wishes = Wishes::of(&headers);
+        for as_the_standard_permits in [false, true] {
+            let rules = Rules { as_the_standard_permits };
+            let judged = judge(rules, &Wishes::default(), StatusCode::OK, &headers, now, now);
+            if let Some(freshness) = judged {
+                let forbidden = bytes.eq_ignore_ascii_case(b"no-store");
+                assert!(!forbidden || name != CACHE_CONTROL, "stored in spite of no-store");
+                freshness.for_request(&wishes.directives, now + 1_000);
+                freshness.serves_errors(now + 1_000);
+                freshness.left(now);
+                freshness.kept(true);
+            }
+        }
+    }
+}
+
+/// Decides whether a response may be stored, and how long it is fresh. `asked` and `received` are
+/// in ms since 1970.
 pub(super) fn judge(
     rules: Rules,
     wishes: &Wishes,
@@ -153,11 +195,12 @@ pub(super) fn judge(
     if wishes.authorized && !shared && !said.has("must-revalidate") {
         return None;
     }
-    // A cookie is for one client, whatever the origin says of the answer that sets it.
+    // A cookie is for one client, whatever else the response says.
     if headers.contains_key(SET_COOKIE) {
         return None;
     }
-    // What somebody's cookies may have made is everybody's only if the origin says so.
+    // A response that may depend on the client's cookies is for all clients only if the origin says
+    // so.
     if !rules.as_the_standard_permits && wishes.cookies && !shared {
         return None;
     }
@@ -165,18 +208,23 @@ pub(super) fn judge(
     let expires = if is_targeted { None } else { headers.get(EXPIRES) };
     let lifetime = match (said.seconds("s-maxage"), said.seconds("max-age"), expires) {
         (Some(seconds), _, _) | (None, Some(seconds), _) => seconds,
-        // One that cannot be read is in the past (RFC 9111, 5.3).
-        (None, None, Some(_)) => date_of(headers, &EXPIRES).map_or(0, |expires| expires.saturating_sub(date) / 1_000),
+        // An invalid date is in the past (RFC 9111, 5.3).
+        (None, None, Some(_)) => {
+            date_of(headers, &EXPIRES).map_or(0, |expires| expires.saturating_sub(date) / 1_000)
+        }
         (None, None, None) => {
-            let cacheable = HEURISTIC.contains(&status.as_u16()) || status == StatusCode::NOT_IMPLEMENTED || said.has("public");
+            let cacheable = HEURISTIC.contains(&status.as_u16())
+                || status == StatusCode::NOT_IMPLEMENTED
+                || said.has("public");
             if !cacheable {
                 return None;
             }
-            let modified = date_of(headers, &LAST_MODIFIED).filter(|_| rules.as_the_standard_permits);
+            let modified =
+                date_of(headers, &LAST_MODIFIED).filter(|_| rules.as_the_standard_permits);
             match modified {
-                // A tenth of the time since it last changed, a day at most (RFC 9111, 4.2.2).
+                // A tenth of the time since the last change, at most a day (RFC 9111, 4.2.2).
                 Some(modified) => (date.saturating_sub(modified) / 10_000).min(86_400),
-                // Of use only with a validator.
+                // Useful only with a validator.
                 None if has_validator(headers) => 0,
                 None => return None,
             }
@@ -198,7 +246,7 @@ pub(super) fn judge(
     })
 }
 
-/// Fields that `no-cache` and `private` keep out of the store.
+/// Returns the fields that `no-cache` and `private` exclude from storage.
 pub(super) fn withheld(headers: &HeaderMap) -> Vec<String> {
     let said = Directives::of(headers, &CACHE_CONTROL);
     said.fields("no-cache").into_iter().chain(said.fields("private")).collect()
@@ -209,16 +257,23 @@ pub(super) fn has_validator(headers: &HeaderMap) -> bool {
 }
 
 fn varies_without_bound(headers: &HeaderMap) -> bool {
-    headers.get_all(VARY).iter().any(|line| line.as_bytes().split(|b| *b == b',').any(|e| e.trim_ascii() == b"*"))
+    headers
+        .get_all(VARY)
+        .iter()
+        .any(|line| line.as_bytes().split(|b| *b == b',').any(|e| e.trim_ascii() == b"*"))
 }
 
-/// The `Age`, seconds. Of several the first counts, and one that is no number is ignored (RFC 9111, 5.1).
+/// Returns the `Age` in seconds. Of several values the first one counts, and an invalid number is
+/// ignored (RFC 9111, 5.1).
 fn age_of(headers: &HeaderMap) -> u64 {
-    let first = headers.get(AGE).and_then(|line| line.to_str().ok()).and_then(|line| line.split(',').next());
+    let first = headers
+        .get(AGE)
+        .and_then(|line| line.to_str().ok())
+        .and_then(|line| line.split(',').next());
     first.and_then(|age| seconds(age.trim())).unwrap_or(0)
 }
 
-/// A date, ms since 1970.
+/// Returns a date, in ms since 1970.
 pub(super) fn date_of(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     let mut lines = headers.get_all(name).iter();
     let (line, None) = (lines.next()?, lines.next()) else { return None };
@@ -227,7 +282,7 @@ pub(super) fn date_of(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     time.duration_since(UNIX_EPOCH).ok().map(|t| t.as_millis() as u64)
 }
 
-/// A date written in another case, or with a day of the week that it is not.
+/// Parses a date in another case, or with a wrong day of the week.
 fn leniently(date: &str) -> Option<std::time::SystemTime> {
     let date = in_case(date);
     let (day, rest) = date.split_at_checked(3).filter(|_| date.len() >= 24)?;
@@ -235,8 +290,9 @@ fn leniently(date: &str) -> Option<std::time::SystemTime> {
     days.into_iter().find_map(|day| httpdate::parse_http_date(&format!("{day}{rest}")).ok())
 }
 
-/// A date in the case of the standard: names of days and months begin with a capital, and zones are capitals. Spaces are single but in the
-/// oldest form, where a day of one digit has two before it.
+/// Returns a date in the standard's case: names of days and months are capitalised, and zones are
+/// in upper case. Spaces stay as they are: single, except before a one-digit day in the oldest
+/// form.
 fn in_case(date: &str) -> String {
     let mut text = String::with_capacity(date.len());
     let mut inside = false;
@@ -256,7 +312,12 @@ mod tests {
 
     const NOW: u64 = 1_700_000_000_000;
 
-    fn judged(request: &[(&str, &str)], status: u16, response: &[(&str, &str)], permits: bool) -> Option<Freshness> {
+    fn judged(
+        request: &[(&str, &str)],
+        status: u16,
+        response: &[(&str, &str)],
+        permits: bool,
+    ) -> Option<Freshness> {
         let map = |fields: &[(&str, &str)]| {
             let mut headers = HeaderMap::new();
             for (name, value) in fields {
@@ -275,7 +336,7 @@ mod tests {
         let public = ("cache-control", "max-age=60, public");
         for (request, response, permits, stored) in [
             (vec![], vec![fresh], false, true),
-            // Cookies, asked with or set.
+            // Cookies in the request or in the response.
             (vec![("cookie", "a=b")], vec![fresh], false, false),
             (vec![("cookie", "a=b")], vec![public], false, true),
             (vec![("cookie", "a=b")], vec![("cache-control", "s-maxage=60")], false, true),
@@ -283,12 +344,22 @@ mod tests {
             (vec![], vec![public, ("set-cookie", "a=b")], false, false),
             (vec![], vec![fresh, ("set-cookie", "a=b")], true, false),
             (vec![], vec![("cache-control", "s-maxage=60"), ("set-cookie", "a=b")], true, false),
-            // Credentials, under either rule.
+            // Credentials, with both settings.
             (vec![("authorization", "x")], vec![fresh], true, false),
-            (vec![("authorization", "x")], vec![("expires", "Fri, 01 Jan 2038 01:01:01 GMT")], true, false),
+            (
+                vec![("authorization", "x")],
+                vec![("expires", "Fri, 01 Jan 2038 01:01:01 GMT")],
+                true,
+                false,
+            ),
             (vec![("authorization", "x")], vec![public], false, true),
-            (vec![("authorization", "x")], vec![("cache-control", "max-age=60, must-revalidate")], true, true),
-            // What an origin says is private is, however it says so.
+            (
+                vec![("authorization", "x")],
+                vec![("cache-control", "max-age=60, must-revalidate")],
+                true,
+                true,
+            ),
+            // Private responses stay private, in every form of the directive.
             (vec![], vec![("cache-control", "private, max-age=60")], true, false),
             (vec![], vec![("cache-control", "max-age=60, private=\"x\"")], true, false),
             (vec![], vec![("cache-control", "s-maxage=60, PRIVATE")], true, false),
@@ -297,11 +368,20 @@ mod tests {
             (vec![], vec![fresh, ("vary", "accept, *")], true, false),
             (vec![("cache-control", "no-store")], vec![public], true, false),
             (vec![], vec![public, ("content-type", "text/event-stream")], true, false),
-            // For this kind of cache alone.
+            // Directives for this kind of cache only.
             (vec![], vec![("cdn-cache-control", "private"), public], true, false),
-            (vec![], vec![("cdn-cache-control", "max-age=60"), ("cache-control", "private")], true, true),
+            (
+                vec![],
+                vec![("cdn-cache-control", "max-age=60"), ("cache-control", "private")],
+                true,
+                true,
+            ),
         ] {
-            assert_eq!(judged(&request, 200, &response, permits).is_some(), stored, "{request:?} {response:?} {permits}");
+            assert_eq!(
+                judged(&request, 200, &response, permits).is_some(),
+                stored,
+                "{request:?} {response:?} {permits}"
+            );
         }
     }
 
@@ -338,12 +418,15 @@ mod tests {
             date_of(&headers, &EXPIRES)
         };
         for date in [
-            "Thu, 18 Aug 2050 02:01:18 GMT", "THU, 18 Aug 2050 02:01:18 GMT", "Thu, 18 AUG 2050 02:01:18 gMT",
-            "Thu Aug 18 02:01:18 2050", "Thursday, 18-Aug-50 02:01:18 GMT",
+            "Thu, 18 Aug 2050 02:01:18 GMT", "THU, 18 Aug 2050 02:01:18 GMT",
+            "Thu, 18 AUG 2050 02:01:18 gMT", "Thu Aug 18 02:01:18 2050",
+            "Thursday, 18-Aug-50 02:01:18 GMT",
         ] {
             assert_eq!(read(date), Some(2_544_400_878_000), "{date}");
         }
-        for date in ["0", "Thu, 18 Aug 2050 02:01:18 UTC", "Thu, 99 Aug 2050 02:01:18 GMT", "2050-08-18"] {
+        for date in
+            ["0", "Thu, 18 Aug 2050 02:01:18 UTC", "Thu, 99 Aug 2050 02:01:18 GMT", "2050-08-18"]
+        {
             assert_eq!(read(date), None, "{date}");
         }
     }
@@ -359,7 +442,13 @@ mod tests {
 
     #[test]
     fn what_a_request_may_wish() {
-        let freshness = Freshness { lifetime: 100, received: NOW, while_revalidate: 50, if_error: 80, ..Freshness::default() };
+        let freshness = Freshness {
+            lifetime: 100,
+            received: NOW,
+            while_revalidate: 50,
+            if_error: 80,
+            ..Freshness::default()
+        };
         let at = |seconds: u64, wish: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(CACHE_CONTROL, wish.parse().unwrap());

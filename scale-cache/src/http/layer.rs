@@ -1,4 +1,4 @@
-//! The layer, and the service it makes.
+//! The layer and its service.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,10 +13,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::address::Address;
-use super::asked::Asked;
 use super::body::HttpCacheBody;
 use super::freshness::Rules;
-use super::service::{Desk, Shared};
+use super::request_head::RequestHead;
+use super::service::{ServiceState, Shared};
 use crate::cache::Cache;
 
 /// Caches the responses of any `tower` service of `http` requests. See the [module](crate::http).
@@ -30,11 +30,11 @@ pub struct HttpCacheLayer {
     pub(super) namespace: Arc<str>,
     pub(super) keyed_by: Arc<[HeaderName]>,
     original: Option<OriginalUri>,
-    /// The state that all services made of one layer value, or of its clones, share.
+    /// State shared by all services made from one layer value and its clones.
     shared: Arc<Shared>,
 }
 
-/// Finds the address that a client has asked for, where a router has changed it.
+/// Function that returns the address that a client requested, if a router has changed it.
 #[derive(Clone)]
 struct OriginalUri(Arc<dyn Fn(&Extensions) -> Option<Uri> + Send + Sync>);
 
@@ -45,7 +45,7 @@ impl std::fmt::Debug for OriginalUri {
 }
 
 impl HttpCacheLayer {
-    /// Into this cache, which may hold other things too.
+    /// Creates a layer that stores into this cache, which may also contain other entries.
     pub fn new(cache: &Cache) -> Self {
         Self {
             cache: cache.clone(),
@@ -60,57 +60,67 @@ impl HttpCacheLayer {
         }
     }
 
-    /// Keeps pages apart from those of other layers with the same cache: of another application, or of another part of this one whose
-    /// addresses look alike to it.
+    /// Separates the pages from those of other layers with the same cache: of another application,
+    /// or of another part of this one with the same addresses.
     pub fn namespace(self, name: &str) -> Self {
         Self { namespace: name.replace('%', "%25").replace(' ', "%20").into(), ..self }
     }
 
-    /// Keeps pages apart by these headers of the request, too: those by which the application answers, and does not say so in `Vary`. Name
-    /// only what a proxy of your own sets: what a client may choose fills the cache.
+    /// Also separates pages by these request headers: those that the responses depend on without a
+    /// `Vary` field. Name only headers that your own proxy sets: headers that a client can choose
+    /// would fill the cache.
     ///
     /// ```
     /// # use scale_cache::{Cache, http::HttpCacheLayer};
-    /// let layer = HttpCacheLayer::new(&Cache::memory()).keyed_by(["x-forwarded-proto".parse().unwrap()]);
+    /// let layer = HttpCacheLayer::new(&Cache::memory())
+    ///     .keyed_by(["x-forwarded-proto".parse().unwrap()]);
     /// ```
     pub fn keyed_by(self, headers: impl IntoIterator<Item = HeaderName>) -> Self {
         Self { keyed_by: headers.into_iter().collect(), ..self }
     }
 
-    /// Finds what a client has asked for, where a framework says it.
+    /// Returns the framework's function for the requested address, if there is one.
     #[cfg_attr(feature = "axum", allow(clippy::unnecessary_wraps))]
     fn framework() -> Option<OriginalUri> {
         #[cfg(feature = "axum")]
-        return Some(OriginalUri(Arc::new(|extensions| Some(extensions.get::<axum::extract::OriginalUri>()?.0.clone()))));
+        return Some(OriginalUri(Arc::new(|extensions| {
+            Some(extensions.get::<axum::extract::OriginalUri>()?.0.clone())
+        })));
         #[cfg(not(feature = "axum"))]
         None
     }
 
-    /// Keeps pages by the address that the client has asked for, where a router has taken off a part of it. For axum's `nest` the feature
-    /// `axum` does this.
-    pub fn original_uri(self, find: impl Fn(&Extensions) -> Option<Uri> + Send + Sync + 'static) -> Self {
+    /// Stores pages under the address that the client requested, if a router has removed a part of
+    /// it. The feature `axum` does this for axum's `nest`.
+    pub fn original_uri(
+        self,
+        find: impl Fn(&Extensions) -> Option<Uri> + Send + Sync + 'static,
+    ) -> Self {
         Self { original: Some(OriginalUri(Arc::new(find))), ..self }
     }
 
-    /// Bodies up to so many bytes are stored. They are passed on to the client while they come, whatever their size. Default: 4 MiB.
+    /// Sets the maximum size of stored bodies. Bodies of any size are passed on to the client while
+    /// they arrive. Default: 4 MiB.
     pub fn largest(self, bytes: usize) -> Self {
         Self { largest: bytes, ..self }
     }
 
-    /// A body of which nothing comes for so long is no longer waited for by others, nor stored; its own client goes on getting it.
-    /// Default: 6 s.
+    /// Sets the time without data after which other requests stop waiting for a body, and it is not
+    /// stored; its own client still receives it. Default: 6 s.
     pub fn stall_timeout(self, time: Duration) -> Self {
         Self { stall: time, ..self }
     }
 
-    /// Stores what RFC 9111 permits even where the origin did not say that it is for all: answers to requests with cookies that have a
-    /// `max-age`, and answers without any, for a tenth of the time since they last changed. For origins that know HTTP caching and say
-    /// `private` where they mean it. What sets a cookie is never stored.
+    /// Also stores what RFC 9111 permits without an explicit statement of the origin that the
+    /// response is for all: responses with a `max-age` to requests with cookies, and responses
+    /// without a lifetime, for a tenth of the time since their last change. For origins that use
+    /// HTTP caching correctly and mark private responses as `private`. A response that sets a
+    /// cookie is never stored.
     pub fn as_the_standard_permits(self) -> Self {
         Self { rules: Rules { as_the_standard_permits: true }, ..self }
     }
 
-    /// Does not let clients have a response validated by `Cache-Control: no-cache` and its kin.
+    /// Ignores `Cache-Control: no-cache` and similar directives of requests.
     pub fn ignore_requests_directives(self) -> Self {
         Self { obey: false, ..self }
     }
@@ -120,20 +130,21 @@ impl<S> Layer<S> for HttpCacheLayer {
     type Service = HttpCache<S>;
 
     fn layer(&self, inner: S) -> HttpCache<S> {
-        let desk = Desk { shared: Arc::clone(&self.shared), layer: self.clone() };
-        HttpCache { desk: Arc::new(desk), inner }
+        let state = ServiceState { shared: Arc::clone(&self.shared), layer: self.clone() };
+        HttpCache { state: Arc::new(state), inner }
     }
 }
 
-/// The service of [`HttpCacheLayer`].
+/// Service of [`HttpCacheLayer`].
 #[derive(Clone, Debug)]
 pub struct HttpCache<S> {
-    desk: Arc<Desk>,
+    state: Arc<ServiceState>,
     inner: S,
 }
 
-/// The future of [`HttpCache`].
-pub type HttpCacheFuture<B, E> = Pin<Box<dyn Future<Output = Result<Response<HttpCacheBody<B>>, E>> + Send>>;
+/// Future of [`HttpCache`].
+pub type HttpCacheFuture<B, E> =
+    Pin<Box<dyn Future<Output = Result<Response<HttpCacheBody<B>>, E>> + Send>>;
 
 impl<S, Req, Res> Service<Request<Req>> for HttpCache<S>
 where
@@ -153,21 +164,28 @@ where
     }
 
     fn call(&mut self, request: Request<Req>) -> Self::Future {
-        // The ready service is the one called; its clone waits for the next request.
+        // The service that is ready handles this request; the clone handles the next one.
         let clone = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, clone);
-        let desk = Arc::clone(&self.desk);
+        let state = Arc::clone(&self.state);
         let (parts, body) = request.into_parts();
-        let original = desk.layer.original.as_ref().and_then(|OriginalUri(find)| find(&parts.extensions));
+        let original =
+            state.layer.original.as_ref().and_then(|OriginalUri(find)| find(&parts.extensions));
         let address = Address::of(original.as_ref().unwrap_or(&parts.uri), &parts.headers);
-        let url = address.as_ref().and_then(|address| desk.named(address, &parts.headers));
-        let asked = Asked::new(parts, address, url.clone().unwrap_or_default(), !body.is_end_stream(), desk.layer.obey);
+        let url = address.as_ref().and_then(|address| state.named(address, &parts.headers));
+        let asked = RequestHead::new(
+            parts,
+            address,
+            url.clone().unwrap_or_default(),
+            !body.is_end_stream(),
+            state.layer.obey,
+        );
         Box::pin(async move {
             match asked.method {
                 Method::GET | Method::HEAD if url.is_some() && !asked.is_nobodys_business() => {
-                    desk.serve(inner, asked, body).await
+                    state.serve(inner, asked, body).await
                 }
-                _ => desk.forward(inner, asked, body).await,
+                _ => state.forward(inner, asked, body).await,
             }
         })
     }

@@ -1,4 +1,4 @@
-//! What a response refers to: the tags it carries, and other URLs.
+//! References in a response: its tags, and other URLs.
 
 use std::sync::Arc;
 
@@ -7,16 +7,17 @@ use http::header::HeaderName;
 
 use super::address::normal;
 use super::directives::elements;
-use crate::stamp::named;
+use crate::policy::versions::named;
 
-/// Tags of one response at most.
+/// Maximum number of tags of a response.
 const MAX_TAGS: usize = 60;
 
 static SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
 static CACHE_TAG: HeaderName = HeaderName::from_static("cache-tag");
 
-/// The tags a response carries: `Surrogate-Key`, separated by spaces, and `Cache-Tag`, by commas. `None` if not all of them can be kept:
-/// there are too many, or one is no UTF-8. Then nobody could invalidate the response by it.
+/// Returns the tags of a response: `Surrogate-Key`, separated by spaces, and `Cache-Tag`, separated
+/// by commas. Returns `None` if not all of them can be kept, because there are too many or one is
+/// not UTF-8: then the response could not be invalidated by all of its tags.
 pub(super) fn tags_of(headers: &HeaderMap) -> Option<Vec<Arc<str>>> {
     let lines = |name: &HeaderName| -> Option<Vec<&str>> {
         headers.get_all(name).iter().map(|line| std::str::from_utf8(line.as_bytes()).ok()).collect()
@@ -31,7 +32,8 @@ pub(super) fn tags_of(headers: &HeaderMap) -> Option<Vec<Arc<str>>> {
     (all.len() <= MAX_TAGS).then(|| all.into_iter().map(named).collect())
 }
 
-/// The path and query of a reference on the same host (RFC 3986, 5.2). `scheme`: of the request, empty if nobody says it.
+/// Returns the path and query of a reference on the same host (RFC 3986, 5.2). `scheme`: that of
+/// the request, empty if unknown.
 pub(super) fn resolved(target: &str, scheme: &str, host: &str, base: &str) -> Option<String> {
     let target = target.split('#').next().unwrap_or_default();
     let named = match target.split_once("://") {
@@ -40,10 +42,13 @@ pub(super) fn resolved(target: &str, scheme: &str, host: &str, base: &str) -> Op
     };
     if let Some((named, rest)) = named {
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        // Without a scheme the port is of either.
-        let hosts = [normal(authority, &named), normal(authority, "http"), normal(authority, "https")];
+        // If the scheme is unknown, either default port is accepted.
+        let hosts =
+            [normal(authority, &named), normal(authority, "http"), normal(authority, "https")];
         let same = hosts.into_iter().flatten().any(|authority| authority == host);
-        return same.then(|| without_dots(if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }));
+        return same.then(|| {
+            without_dots(if path.starts_with('/') { path.to_owned() } else { format!("/{path}") })
+        });
     }
     if target.starts_with('/') {
         return Some(without_dots(target.to_owned()));
@@ -55,9 +60,10 @@ pub(super) fn resolved(target: &str, scheme: &str, host: &str, base: &str) -> Op
     Some(without_dots(format!("{folder}{target}")))
 }
 
-/// A path without `.` and `..` (RFC 3986, 5.2.4); the query stays.
+/// Removes `.` and `..` segments from a path (RFC 3986, 5.2.4); the query stays.
 fn without_dots(path: String) -> String {
-    let (before, query) = path.split_once('?').map_or((path.as_str(), None), |(before, query)| (before, Some(query)));
+    let (before, query) =
+        path.split_once('?').map_or((path.as_str(), None), |(before, query)| (before, Some(query)));
     if !before.contains("/.") {
         return path;
     }
@@ -123,7 +129,11 @@ mod tests {
             ("/a/b/..", Some("/a/")),
             ("/a/.", Some("/a/")),
         ] {
-            assert_eq!(resolved(target, "", "shop.example", "/dir/page").as_deref(), expected, "{target}");
+            assert_eq!(
+                resolved(target, "", "shop.example", "/dir/page").as_deref(),
+                expected,
+                "{target}"
+            );
         }
     }
 }

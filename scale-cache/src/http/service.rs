@@ -1,4 +1,4 @@
-//! Requests are answered from what is stored; the rest goes to the origin.
+//! Answers requests from stored pages; passes the others to the origin.
 
 use std::fmt::Write;
 use std::hash::{BuildHasher, Hash};
@@ -14,38 +14,38 @@ use moka::sync::Cache as Moka;
 use tower_service::Service;
 
 use super::address::Address;
-use super::asked::Asked;
 use super::body::HttpCacheBody;
 use super::fetch::Fetched;
 use super::flight::Flights;
 use super::freshness::Use;
 use super::layer::HttpCacheLayer;
 use super::references::resolved;
+use super::request_head::RequestHead;
 use super::status::{Forwarded, Told};
 use super::stored::{Page, selecting};
 use crate::cache::Cache;
+use crate::policy::versions::RESERVED_PREFIX;
 use crate::space::Space;
-use crate::stamp::OWN;
 
-/// Longer names are not kept under: those of addresses with long headers beside them.
+/// Maximum length of a page's name: an address and its key headers.
 const LONGEST_NAME: usize = 8_192;
-/// URLs share that many tags by which they are invalidated.
+/// Number of tags that URLs share for invalidation.
 const BUCKETS: u64 = 1 << 16;
-/// What could not be stored is not waited for by those who ask for it next.
+/// Time during which requests for a response that could not be stored do not wait for each other.
 const PASS: Duration = Duration::from_secs(10);
 const PASSES: u64 = 10_000;
-/// A stale page that is served is fetched anew no more often.
+/// Minimum interval between two refreshes of a stale page.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// The state that all services of a layer share.
+/// State shared by all services of a layer.
 pub(super) struct Shared {
     pub(super) pages: Space<Page>,
     pub(super) flights: Arc<Flights>,
-    /// URLs whose answers could not be stored for anybody.
+    /// URLs whose responses could not be stored for any client.
     pub(super) passes: Moka<Arc<str>, ()>,
-    /// URLs whose answers to requests with cookies could not be.
+    /// URLs whose responses to requests with cookies could not be stored.
     pub(super) personal: Moka<Arc<str>, ()>,
-    /// URLs that were fetched anew a moment ago, or are just now.
+    /// URLs that were refreshed a moment ago, or are being refreshed.
     refreshed: Moka<Arc<str>, ()>,
     hasher: foldhash::quality::FixedState,
 }
@@ -70,15 +70,16 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// The state that all clones of a service share.
+/// State shared by all clones of a service.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct ServiceState {
     pub(super) shared: Arc<Shared>,
     pub(super) layer: HttpCacheLayer,
 }
 
-impl Desk {
-    /// Returns the name that an address is stored under: the same for all methods. Spaces stand between its parts alone.
+impl ServiceState {
+    /// Returns the name that an address is stored under, for all methods. Its parts are separated
+    /// by spaces, which occur nowhere else.
     pub(super) fn named(&self, address: &Address, headers: &HeaderMap) -> Option<Arc<str>> {
         let mut name = match &*self.layer.namespace {
             "" => address.text()?,
@@ -96,11 +97,11 @@ impl Desk {
         (name.len() <= LONGEST_NAME).then(|| name.into())
     }
 
-    /// The tag by which a URL is invalidated, whichever scheme says it: HTTP/1 says none. It shares it with a few others: so their number is
-    /// bounded.
+    /// Returns the tag by which a URL is invalidated, independently of the scheme, which is unknown
+    /// with HTTP/1. A few URLs share each tag, which bounds the number of tags.
     pub(super) fn bucket(&self, url: &str) -> Arc<str> {
         let url = url.split_once("://").map_or(url, |(_, rest)| rest);
-        format!("{OWN}http:{:x}", self.shared.hasher.hash_one(url) % BUCKETS).into()
+        format!("{RESERVED_PREFIX}http:{:x}", self.shared.hasher.hash_one(url) % BUCKETS).into()
     }
 
     pub(super) fn key(&self, url: &str, vary: &[(String, String)]) -> String {
@@ -117,11 +118,11 @@ impl Desk {
     }
 
     pub(super) fn now(&self) -> u64 {
-        self.layer.cache.now_ms()
+        self.layer.cache.0.now_ms()
     }
 
-    /// What is stored for a request, if it answers it; and whether there are variants that do not.
-    async fn find(&self, asked: &Asked) -> (Option<Arc<Page>>, bool) {
+    /// Returns the stored response for a request, and whether other variants are stored.
+    async fn find(&self, asked: &RequestHead) -> (Option<Arc<Page>>, bool) {
         let Some(page) = self.shared.pages.get(&asked.url).await else { return (None, false) };
         let page = match &*page {
             Page::Response(_) => page,
@@ -140,7 +141,7 @@ impl Desk {
     pub(super) async fn serve<S, Req, Res>(
         self: Arc<Self>,
         inner: S,
-        asked: Asked,
+        asked: RequestHead,
         body: Req,
     ) -> Result<Response<HttpCacheBody<Res>>, S::Error>
     where
@@ -159,19 +160,30 @@ impl Desk {
         {
             let usable = stored.freshness.for_request(&asked.wishes.directives, now);
             if usable != Use::Validate {
-                // Once a second at most, however many ask.
-                let is_due = || self.shared.refreshed.entry(Arc::clone(&asked.url)).or_insert(()).is_fresh();
+                // At most one refresh per second, for any number of requests.
+                let is_due =
+                    || self.shared.refreshed.entry(Arc::clone(&asked.url)).or_insert(()).is_fresh();
                 if usable == Use::Stale && is_due() {
-                    let (desk, page, mut whole) = (Arc::clone(&self), Arc::clone(page), asked.clone());
+                    let (state, page, mut whole) =
+                        (Arc::clone(&self), Arc::clone(page), asked.clone());
                     whole.method = Method::GET;
-                    // Of a service that is ready for it, sooner or later; whoever asked does not wait.
+                    // Waits until the service is ready, in a separate task; the client does not
+                    // wait.
                     tokio::spawn(async move {
-                        let _ = desk.fetch(inner, whole, Req::default(), Some(page), Forwarded::Stale).await;
+                        let _ = state
+                            .fetch(inner, whole, Req::default(), Some(page), Forwarded::Stale)
+                            .await;
                     });
                 }
-                return Ok(self.answer(&asked, page, Told::Hit { left: stored.freshness.left(now) }, true));
+                return Ok(self.answer(
+                    &asked,
+                    page,
+                    Told::Hit { left: stored.freshness.left(now) },
+                    true,
+                ));
             }
-            why = if stored.freshness.left(now) > 0 { Forwarded::Request } else { Forwarded::Stale };
+            why =
+                if stored.freshness.left(now) > 0 { Forwarded::Request } else { Forwarded::Stale };
         }
         if asked.wishes.directives.has("only-if-cached") {
             let mut response = Response::new(HttpCacheBody::whole(Bytes::new()));
@@ -179,7 +191,7 @@ impl Desk {
             Told::OnlyIfCached.add(response.headers_mut());
             return Ok(response);
         }
-        // A part, or the head, of what is not stored: the origin's business.
+        // A part or the head of a page that is not stored is requested from the origin.
         if asked.is_head() || (found.is_none() && asked.headers.contains_key(RANGE)) {
             return self.pass(inner, asked, body, why).await;
         }
@@ -188,7 +200,8 @@ impl Desk {
             Fetched::Page(page, told) => {
                 let from_store = matches!(
                     told,
-                    Told::Forwarded { collapsed: true, .. } | Told::Forwarded { status: StatusCode::NOT_MODIFIED, .. }
+                    Told::Forwarded { collapsed: true, .. }
+                        | Told::Forwarded { status: StatusCode::NOT_MODIFIED, .. }
                 );
                 self.answer(&asked, &page, told, from_store)
             }
@@ -206,26 +219,29 @@ impl Desk {
         })
     }
 
-    /// An answer from what is stored.
+    /// Returns a response made from a stored page.
     pub(super) fn answer<B: Body<Data = Bytes>>(
         &self,
-        asked: &Asked,
+        asked: &RequestHead,
         page: &Page,
         told: Told,
         from_store: bool,
     ) -> Response<HttpCacheBody<B>> {
-        let Page::Response(stored) = page else { return Response::new(HttpCacheBody::whole(Bytes::new())) };
+        let Page::Response(stored) = page else {
+            return Response::new(HttpCacheBody::whole(Bytes::new()));
+        };
         let age = stored.freshness.age(self.now());
-        let mut response = stored.answer(&asked.headers, asked.is_head(), (from_store || age > 0).then_some(age));
+        let mut response =
+            stored.answer(&asked.headers, asked.is_head(), (from_store || age > 0).then_some(age));
         told.add(response.headers_mut());
         response.map(HttpCacheBody::whole)
     }
 
-    /// To the origin and back, without looking or storing.
+    /// Passes a request to the origin, without a lookup and without storing the response.
     async fn pass<S, Req, Res>(
         &self,
         inner: S,
-        asked: Asked,
+        asked: RequestHead,
         body: Req,
         why: Forwarded,
     ) -> Result<Response<HttpCacheBody<Res>>, S::Error>
@@ -235,15 +251,17 @@ impl Desk {
     {
         let mut response = called(inner, asked.request(body)).await?.map(HttpCacheBody::stream);
         let status = response.status();
-        Told::Forwarded { why, status, stored: false, collapsed: false }.add(response.headers_mut());
+        Told::Forwarded { why, status, stored: false, collapsed: false }
+            .add(response.headers_mut());
         Ok(response)
     }
 
-    /// A request that is not cached; one that changed something invalidates (RFC 9111, 4.4).
+    /// Handles a request that is not cacheable; a successful unsafe request invalidates (RFC 9111,
+    /// 4.4).
     pub(super) async fn forward<S, Req, Res>(
         &self,
         inner: S,
-        asked: Asked,
+        asked: RequestHead,
         body: Req,
     ) -> Result<Response<HttpCacheBody<Res>>, S::Error>
     where
@@ -251,21 +269,35 @@ impl Desk {
         Res: Body<Data = Bytes>,
     {
         let response = self.pass(inner, asked.clone(), body, Forwarded::Method).await?;
-        if !asked.method.is_safe() && (response.status().is_success() || response.status().is_redirection()) {
+        if !asked.method.is_safe()
+            && (response.status().is_success() || response.status().is_redirection())
+        {
             let named = [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| {
-                let (target, address) = (response.headers().get(name)?.to_str().ok()?, asked.address.as_ref()?);
-                self.named(&address.at(&resolved(target, address.scheme(), address.authority(), address.path())?), &asked.headers)
+                let (target, address) =
+                    (response.headers().get(name)?.to_str().ok()?, asked.address.as_ref()?);
+                self.named(
+                    &address.at(&resolved(
+                        target,
+                        address.scheme(),
+                        address.authority(),
+                        address.path(),
+                    )?),
+                    &asked.headers,
+                )
             });
             let urls = Some(asked.url).filter(|url| !url.is_empty()).into_iter().chain(named);
             let buckets: Vec<Arc<str>> = urls.map(|url| self.bucket(&url)).collect();
             let cache = &self.layer.cache;
-            join_all(buckets.into_iter().map(|bucket| cache.invalidate(bucket, None))).await;
+            join_all(buckets.into_iter().map(|bucket| cache.0.invalidate(bucket, None))).await;
         }
         Ok(response)
     }
 }
 
-pub(super) async fn called<S: Service<R>, R>(mut inner: S, request: R) -> Result<S::Response, S::Error> {
+pub(super) async fn called<S: Service<R>, R>(
+    mut inner: S,
+    request: R,
+) -> Result<S::Response, S::Error> {
     std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
     inner.call(request).await
 }

@@ -1,25 +1,25 @@
-//! What the cache did, told in `Cache-Status` (RFC 9211).
+//! The `Cache-Status` header (RFC 9211).
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Why a request went to the origin.
+/// Reason for forwarding a request to the origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Forwarded {
-    /// Not a request that is cached.
+    /// The method is not cacheable.
     Method,
     Miss,
     VaryMiss,
     Stale,
-    /// The client asked for it.
+    /// A directive of the request requires it.
     Request,
 }
 
-/// What was done.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Told {
-    /// Seconds until it is stale.
+    /// A hit; with the seconds until the page is stale.
     Hit {
         left: i64,
     },
@@ -29,11 +29,11 @@ pub(super) enum Told {
         stored: bool,
         collapsed: bool,
     },
-    /// The origin could not be asked: what is stored had to do.
+    /// The origin failed, and a stored page is served.
     Error {
         left: i64,
     },
-    /// Nothing is stored, and the client wants nothing else.
+    /// No page is stored, and the client accepts nothing else.
     OnlyIfCached,
 }
 
@@ -51,9 +51,14 @@ impl Told {
                     Forwarded::Stale => "stale",
                     Forwarded::Request => "request",
                 };
-                let flag = |on: bool, name: &str| if on { format!("; {name}") } else { String::new() };
+                let flag =
+                    |on: bool, name: &str| if on { format!("; {name}") } else { String::new() };
                 let status = status.as_u16();
-                format!("scale; fwd={why}; fwd-status={status}{}{}", flag(stored, "stored"), flag(collapsed, "collapsed"))
+                format!(
+                    "scale; fwd={why}; fwd-status={status}{}{}",
+                    flag(stored, "stored"),
+                    flag(collapsed, "collapsed")
+                )
             }
         };
         if let Ok(value) = HeaderValue::try_from(text) {

@@ -1,10 +1,11 @@
-//! A response as it is stored, and what is made of it for a request: the whole, a part, or "you have it already".
+//! A stored response, and the answers made from it: the whole body, a part, or a 304.
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG,
-    EXPIRES, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    RANGE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VARY,
+    ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH,
+    CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderName, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+    IF_RANGE, LAST_MODIFIED, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VARY,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::directives::elements;
 use super::freshness::{Freshness, date_of, withheld};
 
-/// Fields of a connection, not of a response (RFC 9110, 7.6.1), and those of proxies.
+/// Fields of a connection, not of a response (RFC 9110, 7.6.1), and fields of proxies.
 static OF_THE_CONNECTION: [HeaderName; 10] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -26,9 +27,9 @@ static OF_THE_CONNECTION: [HeaderName; 10] = [
     UPGRADE,
 ];
 
-/// Takes out what must not be passed on or stored.
+/// Removes fields that must not be passed on or stored.
 pub(super) fn strip_connection(headers: &mut HeaderMap) {
-    // With both, the length is not that of the body (RFC 9112, 6.3).
+    // With both fields, `Content-Length` is not the length of the body (RFC 9112, 6.3).
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
@@ -46,13 +47,13 @@ pub(super) fn strip_connection(headers: &mut HeaderMap) {
     }
 }
 
-/// What lies under a URL.
+/// Entry stored under a URL.
 #[derive(Debug, Serialize, Deserialize)]
-// It always lies behind a reference.
+// Always behind a reference, so its size does not matter.
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Page {
     Response(Stored),
-    /// There are several, by these fields of the request.
+    /// There are variants, distinguished by these fields of the request.
     Varies(Vec<String>),
 }
 
@@ -63,24 +64,33 @@ pub(super) struct Stored {
     headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) freshness: Freshness,
-    /// The fields it varies by, with what the request said.
+    /// Fields that the response varies by, with the values of the request.
     pub(super) vary: Vec<(String, String)>,
 }
 
-/// Header fields as pairs of names and values.
+/// Serializes header fields as pairs of names and values.
 mod fields {
     use bytes::Bytes;
     use http::{HeaderMap, HeaderName, HeaderValue};
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(headers: &HeaderMap, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        headers: &HeaderMap,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(headers.iter().map(|(name, value)| (name.as_str(), Value(value))))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderMap, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<HeaderMap, D::Error> {
         let pairs = Vec::<(String, Bytes)>::deserialize(deserializer)?;
         let pairs = pairs.into_iter();
-        Ok(pairs.filter_map(|(n, v)| Some((n.parse::<HeaderName>().ok()?, HeaderValue::from_bytes(&v).ok()?))).collect())
+        Ok(pairs
+            .filter_map(|(n, v)| {
+                Some((n.parse::<HeaderName>().ok()?, HeaderValue::from_bytes(&v).ok()?))
+            })
+            .collect())
     }
 
     struct Value<'v>(&'v HeaderValue);
@@ -115,28 +125,36 @@ impl Stored {
         &self.headers
     }
 
-    /// Returns whether it answers a request with these fields.
+    /// Returns whether the response may be used for a request with these fields.
     pub(super) fn answers(&self, request: &HeaderMap) -> bool {
         self.vary.iter().all(|(name, value)| {
-            selecting(request, name) == *value && (name != "accept-encoding" || accepts_coding(request, &self.headers))
+            selecting(request, name) == *value
+                && (name != "accept-encoding" || accepts_coding(request, &self.headers))
         })
     }
 
-    /// With the fields of a 304 that says it is still good (RFC 9111, 3.2): what describes the body stays as it was. How long it is fresh
-    /// now is to be judged by them.
-    /// now is to be judged by them. `all`: or only those that tell how long, because the rest was said to one client.
+    /// Returns the response with the fields of a 304 that confirms it (RFC 9111, 3.2). The fields
+    /// that describe the body stay; the caller must judge its freshness again by the new fields.
+    /// `all`: whether to take all fields, or only those about freshness because the others are for
+    /// one client.
     pub(super) fn freshened(&self, mut said: HeaderMap, all: bool) -> Self {
         strip_connection(&mut said);
         if !all {
             let times = [AGE, CACHE_CONTROL, DATE, EXPIRES];
-            said =
-                said.into_iter().filter_map(|(name, value)| Some((name.filter(|name| times.contains(name))?, value))).collect();
+            said = said
+                .into_iter()
+                .filter_map(|(name, value)| {
+                    Some((name.filter(|name| times.contains(name))?, value))
+                })
+                .collect();
         }
         let mut headers = self.headers().clone();
         // The age is that of the new response.
         headers.remove(AGE);
         for name in said.keys() {
-            let of_the_body = [CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG].contains(name) || name == "content-md5";
+            let of_the_body = [CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG]
+                .contains(name)
+                || name == "content-md5";
             if of_the_body {
                 continue;
             }
@@ -145,10 +163,16 @@ impl Stored {
                 headers.append(name, value.clone());
             }
         }
-        Self::new(self.status(), headers, self.body.clone(), Freshness::default(), self.vary.clone())
+        Self::new(
+            self.status(),
+            headers,
+            self.body.clone(),
+            Freshness::default(),
+            self.vary.clone(),
+        )
     }
 
-    /// Asks the origin whether it is still good.
+    /// Adds conditions to a request, to validate the response at the origin.
     pub(super) fn ask(&self, request: &mut HeaderMap) {
         strip_conditions(request);
         for (name, condition) in [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)] {
@@ -158,15 +182,20 @@ impl Stored {
         }
     }
 
-    /// The answer to a request. `age`: in seconds, if it comes from the store.
-    pub(super) fn answer(&self, request: &HeaderMap, head: bool, age: Option<u64>) -> Response<Bytes> {
+    /// Returns the answer to a request. `age`: in seconds, if the response comes from the cache.
+    pub(super) fn answer(
+        &self,
+        request: &HeaderMap,
+        head: bool,
+        age: Option<u64>,
+    ) -> Response<Bytes> {
         let mut headers = self.headers().clone();
         if let Some(age) = age {
             headers.insert(AGE, HeaderValue::from(age));
         }
         let (mut status, mut body) = (self.status(), self.body.clone());
         if status == StatusCode::OK && not_modified(request, &headers) {
-            // Without the body's own fields (RFC 9110, 15.4.5).
+            // Without the fields of the body (RFC 9110, 15.4.5).
             for name in [CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING] {
                 headers.remove(name);
             }
@@ -176,14 +205,18 @@ impl Stored {
                 Part::Whole => {}
                 Part::Of(range) => {
                     let written = format!("bytes {}-{}/{}", range.start, range.end - 1, body.len());
-                    headers.extend(HeaderValue::try_from(written).ok().map(|value| (CONTENT_RANGE, value)));
+                    headers.extend(
+                        HeaderValue::try_from(written).ok().map(|value| (CONTENT_RANGE, value)),
+                    );
                     body = body.slice(range);
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
                     status = StatusCode::PARTIAL_CONTENT;
                 }
                 Part::OutOfReach => {
                     headers.extend(
-                        HeaderValue::try_from(format!("bytes */{}", body.len())).ok().map(|value| (CONTENT_RANGE, value)),
+                        HeaderValue::try_from(format!("bytes */{}", body.len()))
+                            .ok()
+                            .map(|value| (CONTENT_RANGE, value)),
                     );
                     headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
                     (status, body) = (StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new());
@@ -197,64 +230,90 @@ impl Stored {
     }
 }
 
-/// Takes out a client's own conditions: what is fetched is for everybody.
+/// Removes a client's own conditions: the fetched page is for all clients.
 pub(super) fn strip_conditions(request: &mut HeaderMap) {
-    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, http::header::IF_MATCH, http::header::IF_UNMODIFIED_SINCE] {
+    for name in [
+        IF_NONE_MATCH,
+        IF_MODIFIED_SINCE,
+        IF_RANGE,
+        http::header::IF_MATCH,
+        http::header::IF_UNMODIFIED_SINCE,
+    ] {
         request.remove(name);
     }
 }
 
-/// The fields a response varies by.
+/// Returns the fields that a response varies by.
 pub(super) fn varies_by(response: &HeaderMap) -> Vec<String> {
-    let lines = response.get_all(VARY).iter().flat_map(|line| elements(&String::from_utf8_lossy(line.as_bytes())));
+    let lines = response
+        .get_all(VARY)
+        .iter()
+        .flat_map(|line| elements(&String::from_utf8_lossy(line.as_bytes())));
     let mut names: Vec<String> = lines.map(|name| name.to_ascii_lowercase()).collect();
     names.sort_unstable();
     names.dedup();
     names
 }
 
-/// What a request says in a field, in one form for all ways to write it: lines are one list, spaces do not count, and for languages and
-/// encodings neither case nor order do.
+/// Normalises a request's field for the selection of a variant: several lines form one list, spaces
+/// do not count, and for languages and encodings neither case nor order counts.
 pub(super) fn selecting(request: &HeaderMap, name: &str) -> String {
-    // A letter for each byte: no two lines are taken for one.
-    let letters = |line: &http::HeaderValue| line.as_bytes().iter().map(|byte| char::from(*byte)).collect::<String>();
+    // One character for each byte, so that different lines stay different.
+    let letters = |line: &http::HeaderValue| {
+        line.as_bytes().iter().map(|byte| char::from(*byte)).collect::<String>()
+    };
     let lines = request.get_all(name).iter().flat_map(|line| elements(&letters(line)));
     let mut all: Vec<String> = lines.collect();
     if matches!(name, "accept-language" | "accept-encoding") {
         for element in &mut all {
             *element = element.to_ascii_lowercase().replace(char::is_whitespace, "");
         }
-        // What is refused is as good as not named, and the body as it is need not be.
-        all.retain(|element| !is_refused(element) && (name != "accept-encoding" || element != "identity"));
+        // A refused element is the same as an absent one, and `identity` is acceptable by default.
+        all.retain(|element| {
+            !is_refused(element) && (name != "accept-encoding" || element != "identity")
+        });
         all.sort_unstable();
         all.dedup();
     }
-    // An absent field is not an empty one.
+    // An absent field differs from an empty one.
     if request.contains_key(name) { format!("={}", all.join(",")) } else { String::new() }
 }
 
-/// Returns whether an element of a list has the weight of nothing: `q=0`.
+/// Returns whether an element of a list has the weight `q=0`.
 fn is_refused(element: &str) -> bool {
-    let weight = element.split(';').skip(1).find_map(|parameter| parameter.trim().strip_prefix("q="));
+    let weight =
+        element.split(';').skip(1).find_map(|parameter| parameter.trim().strip_prefix("q="));
     weight.is_some_and(|weight| weight.parse::<f32>().is_ok_and(|weight| weight <= 0.0))
 }
 
-/// Returns whether a request takes a response in the coding it has, where it says which it takes (RFC 9110, 12.5.3).
+/// Returns whether a request accepts the coding of a response, if it states which codings it
+/// accepts (RFC 9110, 12.5.3).
 pub(super) fn accepts_coding(request: &HeaderMap, response: &HeaderMap) -> bool {
-    let (Some(coding), true) = (response.get(CONTENT_ENCODING), request.contains_key(ACCEPT_ENCODING)) else { return true };
+    let (Some(coding), true) =
+        (response.get(CONTENT_ENCODING), request.contains_key(ACCEPT_ENCODING))
+    else {
+        return true;
+    };
     let Ok(coding) = coding.to_str() else { return true };
     let said = |wanted: &str| -> Option<bool> {
         let lines = request.get_all(ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
-        let mut elements = lines.flat_map(|line| line.split(',')).map(|e| e.trim().to_ascii_lowercase());
-        elements.find(|e| e.split(';').next().is_some_and(|name| name.trim() == wanted)).map(|e| !is_refused(&e))
+        let mut elements =
+            lines.flat_map(|line| line.split(',')).map(|e| e.trim().to_ascii_lowercase());
+        elements
+            .find(|e| e.split(';').next().is_some_and(|name| name.trim() == wanted))
+            .map(|e| !is_refused(&e))
     };
-    coding
-        .split(',')
-        .map(|one| one.trim().to_ascii_lowercase())
-        .all(|one| one == "identity" || said(&one).or_else(|| said(&format!("x-{one}"))).or_else(|| said("*")).unwrap_or(false))
+    coding.split(',').map(|one| one.trim().to_ascii_lowercase()).all(|one| {
+        one == "identity"
+            || said(&one)
+                .or_else(|| said(&format!("x-{one}")))
+                .or_else(|| said("*"))
+                .unwrap_or(false)
+    })
 }
 
-/// Returns whether the client has it already (RFC 9110, 13.2.2: `If-None-Match` before `If-Modified-Since`).
+/// Returns whether the client has the response already (RFC 9110, 13.2.2: `If-None-Match` takes
+/// precedence over `If-Modified-Since`).
 fn not_modified(request: &HeaderMap, stored: &HeaderMap) -> bool {
     if request.contains_key(IF_NONE_MATCH) {
         let Some(tag) = stored.get(ETAG).map(|t| weak(t.as_bytes())) else { return false };
@@ -268,18 +327,18 @@ fn not_modified(request: &HeaderMap, stored: &HeaderMap) -> bool {
     matches!((since, changed), (Some(since), Some(changed)) if changed <= since)
 }
 
-/// Entity tags of a list. A comma inside of one is rare, and then only costs a body.
+/// Returns the entity tags of a list. A comma inside of a tag is rare, and then only costs a body.
 fn tags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(|b| *b == b',').map(<[u8]>::trim_ascii)
 }
 
-/// For the weak comparison (RFC 9110, 8.8.3.2).
+/// Returns a tag for the weak comparison (RFC 9110, 8.8.3.2).
 fn weak(tag: &[u8]) -> &[u8] {
     let tag = tag.trim_ascii();
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// `If-Range`: a part of this response, or the whole of it (RFC 9110, 13.1.5).
+/// Returns whether `If-Range` permits a part of this response (RFC 9110, 13.1.5).
 fn may_be_a_part(request: &HeaderMap, stored: &HeaderMap) -> bool {
     let Some(condition) = request.get(IF_RANGE) else { return true };
     let strong = |tag: &HeaderValue| !tag.as_bytes().starts_with(b"W/");
@@ -295,12 +354,18 @@ enum Part {
     OutOfReach,
 }
 
-/// The one range of bytes asked for; of several, the whole is as good an answer.
+/// Returns the requested byte range; for several ranges, the whole body is a valid answer.
 fn part(request: &HeaderMap, length: usize) -> Part {
-    let Some(spec) = request.get(RANGE).and_then(|r| r.to_str().ok()).and_then(|r| r.trim().strip_prefix("bytes=")) else {
+    let Some(spec) = request
+        .get(RANGE)
+        .and_then(|r| r.to_str().ok())
+        .and_then(|r| r.trim().strip_prefix("bytes="))
+    else {
         return Part::Whole;
     };
-    let Some((first, last)) = spec.split_once('-').filter(|_| !spec.contains(',')) else { return Part::Whole };
+    let Some((first, last)) = spec.split_once('-').filter(|_| !spec.contains(',')) else {
+        return Part::Whole;
+    };
     let number = |text: &str| {
         let text = text.trim();
         if text.is_empty() { Ok(None) } else { text.parse::<usize>().map(Some) }
@@ -308,7 +373,9 @@ fn part(request: &HeaderMap, length: usize) -> Part {
     match (number(first), number(last)) {
         (Ok(Some(first)), Ok(_)) if first >= length => Part::OutOfReach,
         (Ok(Some(first)), Ok(None)) => Part::Of(first..length),
-        (Ok(Some(first)), Ok(Some(last))) if last >= first => Part::Of(first..last.saturating_add(1).min(length)),
+        (Ok(Some(first)), Ok(Some(last))) if last >= first => {
+            Part::Of(first..last.saturating_add(1).min(length))
+        }
         (Ok(None), Ok(Some(0))) => Part::OutOfReach,
         (Ok(None), Ok(Some(_))) if length == 0 => Part::OutOfReach,
         (Ok(None), Ok(Some(suffix))) => Part::Of(length.saturating_sub(suffix)..length),
@@ -330,7 +397,13 @@ mod tests {
     }
 
     fn stored(fields: &[(&str, &str)]) -> Stored {
-        Stored::new(StatusCode::OK, map(fields), Bytes::from("0123456789"), Freshness::default(), Vec::new())
+        Stored::new(
+            StatusCode::OK,
+            map(fields),
+            Bytes::from("0123456789"),
+            Freshness::default(),
+            Vec::new(),
+        )
     }
 
     #[test]
@@ -351,17 +424,23 @@ mod tests {
             ("bytes=99999999999999999999999-", 200, "0123456789"),
         ] {
             let answer = page.answer(&map(&[("range", range)]), false, None);
-            assert_eq!((answer.status().as_u16(), &answer.body()[..]), (status, body.as_bytes()), "{range}");
+            assert_eq!(
+                (answer.status().as_u16(), &answer.body()[..]),
+                (status, body.as_bytes()),
+                "{range}"
+            );
         }
         for (condition, status) in [("\"a\"", 206), ("\"b\"", 200), ("W/\"a\"", 200)] {
-            let answer = page.answer(&map(&[("range", "bytes=0-1"), ("if-range", condition)]), false, None);
+            let answer =
+                page.answer(&map(&[("range", "bytes=0-1"), ("if-range", condition)]), false, None);
             assert_eq!(answer.status().as_u16(), status, "{condition}");
         }
     }
 
     #[test]
     fn a_table_of_conditions() {
-        let page = stored(&[("etag", "W/\"a\""), ("last-modified", "Fri, 01 Jan 2010 01:01:01 GMT")]);
+        let page =
+            stored(&[("etag", "W/\"a\""), ("last-modified", "Fri, 01 Jan 2010 01:01:01 GMT")]);
         for (condition, status) in [
             (("if-none-match", "\"a\""), 304),
             (("if-none-match", "W/\"a\""), 304),
@@ -381,9 +460,16 @@ mod tests {
 
     #[test]
     fn fields_of_a_connection_are_nobody_elses() {
-        let page = stored(&[("connection", "a, keep-alive"), ("a", "1"), ("keep-alive", "x"), ("b", "2"), ("te", "x")]);
+        let page = stored(&[
+            ("connection", "a, keep-alive"),
+            ("a", "1"),
+            ("keep-alive", "x"),
+            ("b", "2"),
+            ("te", "x"),
+        ]);
         assert_eq!(page.headers().keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["b"]);
-        let page = stored(&[("cache-control", "no-cache=\"a\", private=b"), ("a", "1"), ("b", "2")]);
+        let page =
+            stored(&[("cache-control", "no-cache=\"a\", private=b"), ("a", "1"), ("b", "2")]);
         assert!(!page.headers().contains_key("a") && !page.headers().contains_key("b"));
     }
 
@@ -391,17 +477,30 @@ mod tests {
         #[test]
         fn it_comes_back_as_it_was(body: Vec<u8>, value in "[ -~]{0,40}") {
             let page = Page::Response(Stored::new(
-                StatusCode::NOT_FOUND, map(&[("x", &value), ("x", "2")]), body.into(), Freshness::default(), vec![("a".into(), "b".into())],
+                StatusCode::NOT_FOUND,
+                map(&[("x", &value), ("x", "2")]),
+                body.into(),
+                Freshness::default(),
+                vec![("a".into(), "b".into())],
             ));
             let bytes = rmp_serde::to_vec_named(&page).unwrap();
             let Page::Response(read) = rmp_serde::from_slice(&bytes).unwrap() else { panic!() };
             let Page::Response(page) = page else { panic!() };
-            prop_assert_eq!((read.status(), read.headers(), &read.body), (page.status(), page.headers(), &page.body));
+            prop_assert_eq!(
+                (read.status(), read.headers(), &read.body),
+                (page.status(), page.headers(), &page.body),
+            );
         }
 
         #[test]
         fn any_range_is_survived(range in "[ -~]{0,40}", length in 0_usize..20) {
-            let page = Stored::new(StatusCode::OK, HeaderMap::new(), vec![0; length].into(), Freshness::default(), Vec::new());
+            let page = Stored::new(
+                StatusCode::OK,
+                HeaderMap::new(),
+                vec![0; length].into(),
+                Freshness::default(),
+                Vec::new(),
+            );
             page.answer(&map(&[("range", &range)]), false, None);
             page.answer(&map(&[("range", &format!("bytes={range}"))]), false, None);
         }

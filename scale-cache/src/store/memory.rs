@@ -1,4 +1,5 @@
-//! A second level within one process: for tests of several caches that share one, and for the contract that Redis must meet.
+//! A second level within one process: for tests of several caches that share one, and for the
+//! contract that Redis must meet.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,19 +13,19 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Begun, News, Position, Store, Version};
+use super::{Begun, Position, Store, StoreEvent, Version};
 use crate::clock::steady_us;
-use crate::codec::{ENDS, fresh_until};
 use crate::error::Error;
+use crate::format::{ENDS, fresh_until};
 
-/// Clone it into several caches; they see each other as processes on one Redis do.
+/// A store to be cloned into several caches, which then act like processes on one Redis.
 #[derive(Clone, Debug, Default)]
-pub struct SharedMemory(Arc<Inner>);
+pub struct SharedMemory(Arc<Core>);
 
 #[derive(Debug, Default)]
-struct Inner {
+struct Core {
     state: Mutex<State>,
-    /// Whether the store answers.
+    /// `true` if the store refuses every call.
     down: AtomicBool,
 }
 
@@ -33,20 +34,22 @@ struct State {
     entries: HashMap<String, (Vec<u8>, Instant)>,
     leases: HashMap<String, (u64, Instant)>,
     versions: HashMap<String, Version>,
-    listeners: Vec<mpsc::UnboundedSender<News>>,
+    listeners: Vec<mpsc::UnboundedSender<StoreEvent>>,
     last_us: u64,
 }
 
 impl SharedMemory {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Stops answering and cuts every link, or comes back.
+    /// Stops answering and cuts every link, or resumes.
     pub fn set_down(&self, down: bool) {
         if self.0.down.swap(down, SeqCst) != down {
-            self.with(|state| state.tell(if down { &News::Lost } else { &News::Restored }));
+            self.with(|state| {
+                state.tell(if down { &StoreEvent::Lost } else { &StoreEvent::Restored });
+            });
         }
     }
 
@@ -55,23 +58,30 @@ impl SharedMemory {
     }
 
     fn ask<T>(&self, work: impl FnOnce(&mut State) -> T) -> Result<T, Error> {
-        if self.0.down.load(SeqCst) { Err(Error::store("the store is down")) } else { Ok(self.with(work)) }
+        if self.0.down.load(SeqCst) {
+            Err(Error::store("the store is down"))
+        } else {
+            Ok(self.with(work))
+        }
     }
 }
 
 impl State {
-    fn tell(&mut self, news: &News) {
+    fn tell(&mut self, news: &StoreEvent) {
         self.listeners.retain(|listener| listener.send(news.clone()).is_ok());
     }
 
-    /// Never the same twice, never back.
+    /// Returns the current time, strictly increasing.
     fn tick(&mut self) -> u64 {
         self.last_us = steady_us().max(self.last_us + 1);
         self.last_us
     }
 
     fn may_fill(&mut self, key: &str, token: u64) -> bool {
-        let may = self.leases.get(key).is_some_and(|(holder, until)| *holder == token && *until > Instant::now());
+        let may = self
+            .leases
+            .get(key)
+            .is_some_and(|(holder, until)| *holder == token && *until > Instant::now());
         if may {
             self.leases.remove(key);
         }
@@ -83,7 +93,9 @@ impl State {
 impl Store for SharedMemory {
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
         let now = Instant::now();
-        self.ask(|state| state.entries.get(key).filter(|(_, until)| *until > now).map(|(bytes, _)| bytes.clone()))
+        self.ask(|state| {
+            state.entries.get(key).filter(|(_, until)| *until > now).map(|(bytes, _)| bytes.clone())
+        })
     }
 
     async fn begin(&self, key: &str, token: u64, lease: Duration) -> Result<Begun, Error> {
@@ -93,7 +105,11 @@ impl Store for SharedMemory {
             if won {
                 state.leases.insert(key.to_owned(), (token, now + lease));
             }
-            let entry = state.entries.get(key).filter(|(_, until)| *until > now).map(|(bytes, _)| bytes.clone());
+            let entry = state
+                .entries
+                .get(key)
+                .filter(|(_, until)| *until > now)
+                .map(|(bytes, _)| bytes.clone());
             Begun { won, entry, now_us: state.tick() }
         })
     }
@@ -109,7 +125,13 @@ impl Store for SharedMemory {
         })
     }
 
-    async fn fill(&self, key: &str, token: u64, bytes: &[u8], keep: Duration) -> Result<bool, Error> {
+    async fn fill(
+        &self,
+        key: &str,
+        token: u64,
+        bytes: &[u8],
+        keep: Duration,
+    ) -> Result<bool, Error> {
         let until = Instant::now() + keep;
         self.ask(|state| {
             let may = state.may_fill(key, token);
@@ -131,14 +153,17 @@ impl Store for SharedMemory {
         self.ask(|state| {
             state.leases.remove(key);
             state.entries.insert(key.to_owned(), (bytes.to_vec(), until));
-            state.tell(&News::Changed(key.into()));
+            state.tell(&StoreEvent::Changed(key.into()));
         })
     }
 
     async fn touch(&self, key: &str, ends: [u8; 16], keep: Duration) -> Result<bool, Error> {
         let now = Instant::now();
         self.ask(|state| match state.entries.get_mut(key) {
-            Some((bytes, until)) if *until > now && fresh_until(bytes).is_some_and(|fresh_until| fresh_until > steady_us()) => {
+            Some((bytes, until))
+                if *until > now
+                    && fresh_until(bytes).is_some_and(|fresh_until| fresh_until > steady_us()) =>
+            {
                 bytes[ENDS].copy_from_slice(&ends);
                 *until = now + keep;
                 true
@@ -151,7 +176,7 @@ impl Store for SharedMemory {
         self.ask(|state| {
             state.leases.remove(key);
             state.entries.remove(key);
-            state.tell(&News::Changed(key.into()));
+            state.tell(&StoreEvent::Changed(key.into()));
         })
     }
 
@@ -168,18 +193,21 @@ impl Store for SharedMemory {
             let old = state.versions.get(tag).and_then(|v| v.position.clone());
             let version = Version { at_us: state.tick(), position: position.cloned().max(old) };
             state.versions.insert(tag.to_owned(), version.clone());
-            state.tell(&News::Invalidated(tag.into(), version.clone()));
+            state.tell(&StoreEvent::Invalidated(tag.into(), version.clone()));
             version
         })
     }
 
-    fn news(&self) -> BoxStream<'static, News> {
+    fn events(&self) -> BoxStream<'static, StoreEvent> {
         let (sender, receiver) = mpsc::unbounded_channel();
         if !self.0.down.load(SeqCst) {
-            let _ = sender.send(News::Restored);
+            let _ = sender.send(StoreEvent::Restored);
         }
         self.with(|state| state.listeners.push(sender));
-        stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|news| (news, receiver)) }).boxed()
+        stream::unfold(receiver, |mut receiver| async {
+            receiver.recv().await.map(|news| (news, receiver))
+        })
+        .boxed()
     }
 
     fn now_us(&self) -> u64 {

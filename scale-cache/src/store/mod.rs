@@ -1,8 +1,38 @@
 //! The second level, shared by all processes. One trait, one file per backend.
 
+//!
+//! A store of your own implements [`Store`]; [`mod@format`] states what it must know of the bytes
+//! that it keeps, and the module `testing` (feature `testing`) has its contract.
+//! `examples/tcp_store` of the repository is such a store.
+
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
+
+pub mod format {
+    //! Format of an entry, as far as a store must know it.
+    //!
+    //! Most calls of a store treat an entry as bytes. [`Store::touch`](super::Store::touch) does
+    //! not: it replaces the bytes [`ENDS`], if [`fresh_until`] is later than now.
+    //!
+    //! | bytes | holds |
+    //! | --- | --- |
+    //! | 0 | the format's version |
+    //! | 1 | 1 if the value is compressed, as LZ4 with its length before it |
+    //! | 2 to 9 | the fingerprint of the type |
+    //! | 10 to 17 | time until which the entry is fresh, µs since 1970 by the store's clock |
+    //! | 18 to 25 | time until which the entry is kept, in the same unit |
+    //! | 26 to 33 | time of the load, in the same unit |
+    //! | 34 to 37 | duration of the load, µs |
+    //! | 38 | number of tags, then for each: length (2 bytes), name, version (8 bytes) |
+    //! | rest | the value as MessagePack, in the human-readable form: an address or a UUID is a text |
+    //!
+    //!
+    //! Integers are little endian. The version changes with the format: a store that finds another
+    //! version in [`touch`](super::Store::touch) returns `false`.
+
+    pub use crate::format::{ENDS, VERSION, fresh_until};
+}
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,143 +46,159 @@ pub use self::redis::RedisStore;
 pub use crate::clock::since_boot;
 use crate::error::Error;
 
-/// Something that happened in another process, or to the link.
+/// An event in another process, or of the link.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+#[non_exhaustive]
+pub enum StoreEvent {
     /// A tag has a new version.
     Invalidated(Arc<str>, Version),
     /// A key was written or removed.
     Changed(Arc<str>),
-    /// The link is down: news may be missed from here on.
+    /// The link is down: events may be missed from here on.
     Lost,
-    /// The link is up: from here on nothing is missed.
+    /// The link is up: from here on no event is missed.
     Restored,
-    /// Everything that was said before `asked`, by [`since_boot`], has been heard. A store that proves its link says so again and again:
-    /// see [`Store::proves_its_link_within`].
+    /// All events before `asked`, by [`since_boot`], have been received. A store that checks its
+    /// link repeats this event: see [`Store::proves_its_link_within`].
     Heard {
-        /// When the proof was asked for.
+        /// Time at which the link check began.
         asked: Duration,
     },
 }
 
-/// The part that a store has lost of what it had acknowledged: it was restarted, or another server took its place.
+/// Loss of a store's acknowledged writes, after a restart or a failover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Loss {
-    /// Nothing.
+    /// Nothing is lost.
     Nothing,
-    /// Nothing from before this moment, by the store's clock, µs since 1970.
+    /// Nothing from before this time is lost; by the store's clock, in µs since 1970.
     Since(u64),
-    /// Nothing from before this moment; and what others remember of it has been made up for.
+    /// Nothing from before this time is lost, and other processes have repeated what they knew of
+    /// the rest.
     SettledSince(u64),
-    /// Nobody knows what; a process that was there may remember it.
+    /// The extent is unknown; a process that was connected may know it.
     Unknown,
-    /// Nothing says that it has ever been whole.
+    /// There is no evidence that the store was ever complete.
     Everything,
 }
 
-/// The version of a tag.
+/// Version of a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// When it was last invalidated, by the store's clock, µs since 1970.
+    /// Time of the last invalidation, by the store's clock, in µs since 1970.
     pub at_us: u64,
-    /// What a database must have replayed before it may be read for a value with this tag.
+    /// Position that a database must have replayed before it is read for a value with this tag.
     pub position: Option<Position>,
 }
 
-/// A database's position. What it means is the application's business; of two, the one that is greater byte by byte is later.
+/// A database position. Its meaning is defined by the application; of two positions, the one that
+/// is greater byte by byte is later.
 pub type Position = Arc<[u8]>;
 
-/// What came of [`Store::begin`].
+/// Result of [`Store::begin`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Begun {
-    /// Whether this process is the one to load.
+    /// `true` if this process must load.
     pub won: bool,
-    /// The entry as it is at that moment: somebody may have stored it since this process looked.
+    /// Current entry: another process may have stored it since this process looked.
     pub entry: Option<Vec<u8>>,
-    /// The store's clock, µs since 1970.
+    /// Time by the store's clock, in µs since 1970.
     pub now_us: u64,
 }
 
-/// The second level. Every method is one round trip and atomic.
+/// A second level. Every method is one round trip and atomic.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug + 'static {
-    /// An entry's bytes.
+    /// Returns an entry's bytes.
     async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error>;
 
-    /// Asks to be the one process that loads a key; the right ends after `lease`, when the key is written or removed, or by `release`.
+    /// Requests the load lease of a key. It ends after `lease`, when the key is written or removed,
+    /// or by `release`.
     async fn begin(&self, key: &str, token: u64, lease: Duration) -> Result<Begun, Error>;
 
-    /// Holds on to that right, if it still stands; one that was taken away is never taken again.
+    /// Renews a load lease that is still held. A lease that has ended cannot be renewed.
     async fn renew(&self, key: &str, token: u64, lease: Duration) -> Result<bool, Error>;
 
-    /// Stores what was loaded, if the right to do so still stands. `false`: the key was written or removed meanwhile, or somebody else
-    /// loads it by now.
-    async fn fill(&self, key: &str, token: u64, bytes: &[u8], keep: Duration) -> Result<bool, Error>;
+    /// Stores a loaded value, if the load lease is still held. Returns `false` if the key was
+    /// written or removed in the meantime, or another process holds the lease.
+    async fn fill(
+        &self,
+        key: &str,
+        token: u64,
+        bytes: &[u8],
+        keep: Duration,
+    ) -> Result<bool, Error>;
 
-    /// Gives up the right to load.
+    /// Releases a load lease.
     async fn release(&self, key: &str, token: u64) -> Result<(), Error>;
 
-    /// Stores whatever else is under way, and tells other processes.
+    /// Stores a value regardless of leases, and notifies other processes.
     async fn set(&self, key: &str, bytes: &[u8], keep: Duration) -> Result<(), Error>;
 
-    /// Writes the two ends of a fresh entry anew, and keeps it so long; `false` if there is none, or it has expired. Whether it was
-    /// invalidated is not asked: then it stays so.
+    /// Rewrites both end times of a fresh entry, and keeps it for that time. Returns `false` if
+    /// there is none, or it has expired. Does not revalidate: an invalidated entry stays invalid.
     async fn touch(&self, key: &str, ends: [u8; 16], keep: Duration) -> Result<bool, Error>;
 
-    /// Removes, takes the right to load from whoever has it, and tells other processes.
+    /// Removes an entry, ends the key's load lease, and notifies other processes.
     async fn remove(&self, key: &str) -> Result<(), Error>;
 
-    /// The version of a tag, and the time by the clock that versions of this tag are made by, µs since 1970. A tag seen for the first time was
-    /// invalidated just now.
+    /// Returns the version of a tag, and the time by the clock that makes versions of this tag, in
+    /// µs since 1970. A tag that is used for the first time counts as invalidated just now.
     async fn version(&self, tag: &str) -> Result<(Version, u64), Error>;
 
-    /// Gives a tag a new version, and tells other processes. Of the positions given, the latest stays.
+    /// Gives a tag a new version, and notifies other processes. Keeps the latest of the positions
+    /// given.
     async fn invalidate(&self, tag: &str, position: Option<&Position>) -> Result<Version, Error>;
 
-    /// How long a [`get`](Store::get) waits for its answer, if the store sees to that itself; else the cache keeps the time, as it does for all
-    /// other methods.
+    /// Returns the time-out of [`get`](Store::get) if the store enforces it itself; otherwise the
+    /// cache does, as for all other methods.
     fn get_within(&self) -> Option<Duration> {
         None
     }
 
-    /// Returns whether it is known to have lost nothing. While it is not, the cache believes no entry of it, and has it
-    /// [examined](Store::examine).
+    /// Returns whether the store is known to have lost nothing. Otherwise the cache uses none of
+    /// its entries, and calls [`examine`](Store::examine).
     fn is_whole(&self) -> bool {
         true
     }
 
-    /// Another number when commands may reach another server, or the same one after a restart.
+    /// Returns a number that changes when commands may reach another server, or the same one after
+    /// a restart.
     fn incarnation(&self) -> u64 {
         0
     }
 
-    /// Finds out what the store has lost, if anything. After [`Loss::Nothing`] it is whole.
+    /// Finds out what the store has lost. After [`Loss::Nothing`] the store is complete.
     async fn examine(&self) -> Result<Loss, Error> {
         Ok(Loss::Nothing)
     }
 
-    /// Says that what was lost has been made up for: every process may believe the store again.
+    /// Records that lost invalidations have been repeated: every process may use the store again.
     async fn settle(&self) -> Result<(), Error> {
         Ok(())
     }
 
-    /// Leaves a mark of the present moment in the store: what it has lost later is what came after the last mark it still has. Called about
-    /// once a second while it is whole.
+    /// Writes a mark with the current time into the store: a later loss concerns only what came
+    /// after the last mark that is left. Called about once a second while the store is complete.
     async fn mark(&self) {}
 
-    /// The longest time between two proofs ([`News::Heard`]) that the link is up; `None`: it gives none.
+    /// Returns the maximum time between two link checks ([`StoreEvent::Heard`]); `None` if the
+    /// store has no link checks.
     fn proves_its_link_within(&self) -> Option<Duration> {
         None
     }
 
-    /// Returns whether all entries and tags have one clock, that of [`now_us`](Store::now_us). Nodes of a Cluster have one each.
+    /// Returns whether all entries and tags share one clock, that of [`now_us`](Store::now_us). In
+    /// a Cluster each node has its own.
     fn has_one_clock(&self) -> bool {
         true
     }
 
-    /// What other processes do, from now on. Begins with `Restored` once that is so.
-    fn news(&self) -> BoxStream<'static, News>;
+    /// Returns the events of other processes from now on. The first one is `Restored`, once the
+    /// subscription is up.
+    fn events(&self) -> BoxStream<'static, StoreEvent>;
 
-    /// The store's clock, µs since 1970.
+    /// Returns the time by the store's clock, in µs since 1970.
     fn now_us(&self) -> u64;
 }

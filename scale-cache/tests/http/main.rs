@@ -1,4 +1,4 @@
-//! The layer over an origin that does as it is told.
+//! The layer over an origin that the test controls.
 #![cfg(feature = "http")]
 #![allow(clippy::unwrap_used)]
 

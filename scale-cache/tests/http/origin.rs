@@ -1,4 +1,4 @@
-//! An origin that does as it is told, and requests to it.
+//! An origin that the test controls, and requests to it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(crate) type Answer = Response<HttpCacheBody<Body>>;
 #[error("the origin failed")]
 pub(crate) struct Failed;
 
-/// An origin: answers by a function, counts, and can be held back.
+/// An origin: responds with a function, counts its requests, and can be paused.
 #[derive(Clone, Default)]
 pub(crate) struct Origin {
     pub(crate) asked: Arc<Mutex<Vec<(Method, String, HeaderMap)>>>,
@@ -37,14 +37,21 @@ impl Origin {
         Some(self.asked.lock().last()?.2.get(name)?.to_str().unwrap().to_owned())
     }
 
-    /// A cached application.
+    /// Returns a cached application.
     pub(crate) fn cached<A>(
         &self,
         layer: &HttpCacheLayer,
         answer: A,
-    ) -> impl Service<Request<Full<Bytes>>, Response = Answer, Error = Failed, Future: Send> + Clone + Send + use<A> + 'static
+    ) -> impl Service<Request<Full<Bytes>>, Response = Answer, Error = Failed, Future: Send>
+    + Clone
+    + Send
+    + use<A>
+    + 'static
     where
-        A: Fn(&Request<Full<Bytes>>, usize) -> Result<Response<Body>, Failed> + Send + Sync + 'static,
+        A: Fn(&Request<Full<Bytes>>, usize) -> Result<Response<Body>, Failed>
+            + Send
+            + Sync
+            + 'static,
     {
         let (origin, answer) = (self.clone(), Arc::new(answer));
         layer.layer(service_fn(move |request: Request<Full<Bytes>>| {
@@ -52,7 +59,11 @@ impl Origin {
             async move {
                 let number = {
                     let mut asked = origin.asked.lock();
-                    asked.push((request.method().clone(), request.uri().to_string(), request.headers().clone()));
+                    asked.push((
+                        request.method().clone(),
+                        request.uri().to_string(),
+                        request.headers().clone(),
+                    ));
                     asked.len()
                 };
                 if origin.held.load(SeqCst) > 0 {
@@ -69,7 +80,10 @@ pub(crate) fn full(text: impl Into<Bytes>) -> Body {
 }
 
 #[allow(clippy::unnecessary_wraps)]
-pub(crate) fn page(fields: &[(&str, &str)], text: impl Into<Bytes>) -> Result<Response<Body>, Failed> {
+pub(crate) fn page(
+    fields: &[(&str, &str)],
+    text: impl Into<Bytes>,
+) -> Result<Response<Body>, Failed> {
     let mut response = Response::builder();
     for (name, value) in fields {
         response = response.header(*name, *value);

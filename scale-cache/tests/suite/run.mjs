@@ -1,12 +1,14 @@
-// node run.mjs BASE: runs the public tests against the cache at BASE; prints a line for each: kind, id, "pass" or what went wrong.
+// node run.mjs BASE: runs the public tests against the cache at BASE; prints a line for each: kind,
+// id, "pass" or the failure.
 //
-// URLs share the tags by which they are invalidated, a few to a tag. The suite draws its URLs, and so one test's POST or PUT would now and
-// then, rightly, invalidate what another one expects to be cached. So they are the same ones in each run: of one host, and drawn from a seed.
+// Several URLs share a tag for invalidation. The suite generates random URLs, so the POST or PUT of
+// one test would occasionally, and correctly, invalidate a page that another test expects to be
+// cached. Therefore the URLs are the same in each run: one host, and a fixed seed.
 import fetch from 'node-fetch'
 import { runTests, getResults } from 'http-cache-tests/client/runner.mjs'
 import suites from 'http-cache-tests/tests/index.mjs'
 
-// With this seed no URL that is written to shares its tag with another one.
+// With this seed no URL that a test writes to shares its tag with another URL.
 let state = 40
 Math.random = () => {
   // Numerical Recipes' linear congruential generator.

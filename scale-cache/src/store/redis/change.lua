@@ -1,6 +1,7 @@
--- Writes or removes an entry, whoever loads it; that one's fill will be refused.
+-- Writes or removes an entry, and ends a lease on it; the fill of the lease's holder is then
+-- refused.
 -- KEYS  entry, lease
--- ARGV  channel, message [, bytes, how long to keep (ms)]
+-- ARGV  channel, message [, bytes, lifetime (ms)]
 -- Reply 1
 -- Cost  DEL, SET or UNLINK, PUBLISH; O(size + processes)
 redis.call('DEL', KEYS[2])

@@ -1,7 +1,7 @@
--- Stores what was loaded, if the lease still stands; without bytes, only gives the lease up.
+-- Stores a loaded entry if the lease is still held; without bytes, only releases the lease.
 -- KEYS  entry, lease
--- ARGV  token [, bytes, how long to keep (ms)]
--- Reply 1, or 0 if the lease is not this token's any more (then nothing is stored)
+-- ARGV  token [, bytes, lifetime (ms)]
+-- Reply 1, or 0 if this token no longer holds the lease (then nothing is stored)
 -- Cost  GET, DEL, SET; O(size)
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2])

@@ -1,8 +1,10 @@
--- Gives a tag a new version, above the old one even if the clock has gone back, and tells every process.
+-- Gives a tag a new version, above the old one even if the clock was set back, and notifies all
+-- processes.
 -- KEYS  tag
--- ARGV  its life (ms), channel, tag, a database position or '', who says so
--- Reply version (us), and ':' and the position if there is one: of the old and the new one, the one that is later byte by byte
--- Cost  GET, TIME, SET, PUBLISH; O(processes), however many entries carry the tag
+-- ARGV  lifetime (ms), channel, tag, a database position or '', id of the sender
+-- Reply version (us), and ':' and the position if there is one: the old or the new one, whichever is
+--       later byte by byte
+-- Cost  GET, TIME, SET, PUBLISH; O(processes), regardless of the number of entries with the tag
 local function later(a, b)
   for i = 1, math.min(#a, #b) do
     local x, y = string.byte(a, i), string.byte(b, i)
@@ -10,7 +12,7 @@ local function later(a, b)
   end
   return #a > #b and a or b
 end
--- A removal first: a full store lets a script finish that has begun to write.
+-- DEL comes first: a full Redis lets a script finish after its first write command.
 local old = redis.call('GET', KEYS[1]) or '0'
 redis.call('DEL', KEYS[1])
 local time = redis.call('TIME')

@@ -1,13 +1,14 @@
--- Says for which servers the store is known to be whole, and that it is so now. A server that is none of them is told nothing: the
--- caller meant another one.
+-- Records the servers for which the store is known to be complete, with the current time. A server
+-- that is not among them is left unchanged: the caller meant another server.
 -- KEYS  mark
--- ARGV  the servers, 1 to settle (whatever the mark says) or 0, since when something was lost before they were settled (us)
--- Reply 1; 0 if nothing was said; 2 if there is no mark any more
+-- ARGV  the servers, 1 to complete a repair (whatever the mark contains) or 0, time of the data loss
+--       before the repair (us)
+-- Reply 1; 0 if nothing was recorded; 2 if the mark is missing
 -- Cost  GET and TIME, and INFO, DEL and SET twenty times a second at most; O(1)
 local mark = redis.call('GET', KEYS[1])
 local time = redis.call('TIME')
 local now, since = tonumber(time[1]) * 1000000 + tonumber(time[2]), ARGV[3]
--- Everything is gone: nobody knows what else.
+-- The mark is missing, so other data may be missing too.
 if not mark and ARGV[2] == '0' then return 2 end
 if mark and ARGV[2] == '0' then
   local servers, at, lost = string.match(mark, '^(%S+) (%d+) (%d+)$')
@@ -20,7 +21,7 @@ if type(info) == 'string' then
   local server, history = string.match(info, 'run_id:(%w+)'), string.match(info, 'master_replid:(%w+)')
   if server and history and not string.find(ARGV[1], server .. '/' .. history, 1, true) then return 0 end
 end
--- A removal first: a full store lets a script finish that has begun to write.
+-- DEL comes first: a full Redis lets a script finish after its first write command.
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. string.format('%.0f', now) .. ' ' .. since)
 return 1

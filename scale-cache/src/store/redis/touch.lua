@@ -1,6 +1,7 @@
--- Writes the ends of a fresh entry anew, and keeps it so long. Whether it was invalidated is not asked.
+-- Overwrites the expiry times of a fresh entry, and extends its lifetime. Does not check whether
+-- the entry was invalidated.
 -- KEYS  entry
--- ARGV  the format's version, where the ends stand, the ends, how long to keep (ms)
+-- ARGV  version of the format, offset of the expiry times, the expiry times, lifetime (ms)
 -- Reply 1, or 0 if there is no entry of this format, or it has expired
 -- Cost  GETRANGE twice, TIME, SETRANGE, PEXPIRE; O(1)
 if string.byte(redis.call('GETRANGE', KEYS[1], 0, 0)) ~= tonumber(ARGV[1]) then return 0 end

@@ -1,4 +1,4 @@
-//! A value just made, on its way into the levels.
+//! Encodes a loaded value into an L1 entry and L2 bytes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,21 +7,22 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::codec::{Head, MAX_TAGS, decoded, encoded, fingerprint, packed};
 use crate::digest::digest;
-use crate::entry::{Entry, weight};
 use crate::error::Error;
+use crate::format::{Head, MAX_TAGS, decoded, encoded, fingerprint, packed};
 use crate::options::Options;
-use crate::stamp::Stamps;
+use crate::policy::entry::{Entry, weight};
+use crate::policy::versions::Stamps;
 
-/// A value larger than that is not kept in the second level.
+/// Maximum size of a value in the second level.
 pub(crate) const MAX_SHARED: usize = 8 << 20;
 
-/// Larger values are checked by a strict cache alone: a debug build would take seconds for them.
+/// Maximum size of values that debug builds check; larger ones are checked by strict caches only,
+/// because that would take seconds in a debug build.
 const CHECKED: usize = 1 << 20;
 
-/// A value and what is known of it, before it is put anywhere.
-pub(crate) struct Made {
+/// A value with its metadata, before it is stored.
+pub(crate) struct NewEntry {
     pub(crate) entry: Entry,
     bytes: Vec<u8>,
     fingerprint: u64,
@@ -29,15 +30,27 @@ pub(crate) struct Made {
     kept: Duration,
 }
 
-impl Made {
-    pub(crate) fn new<V>(value: V, stamps: Stamps, options: &Options, ttl: Duration, cost: Duration) -> Result<Self, Error>
+impl NewEntry {
+    pub(crate) fn new<V>(
+        value: V,
+        stamps: Stamps,
+        options: &Options,
+        ttl: Duration,
+        cost: Duration,
+    ) -> Result<Self, Error>
     where
         V: Serialize + Send + Sync + 'static,
     {
         Self::of(Arc::new(value), stamps, options, ttl, cost)
     }
 
-    pub(crate) fn of<V>(value: Arc<V>, stamps: Stamps, options: &Options, ttl: Duration, cost: Duration) -> Result<Self, Error>
+    pub(crate) fn of<V>(
+        value: Arc<V>,
+        stamps: Stamps,
+        options: &Options,
+        ttl: Duration,
+        cost: Duration,
+    ) -> Result<Self, Error>
     where
         V: Serialize + Send + Sync + 'static,
     {
@@ -59,8 +72,9 @@ impl Made {
         Ok(Self { entry, bytes, fingerprint: fingerprint::<V>(), ttl, kept })
     }
 
-    /// Returns whether the value comes back from its encoding as it was. A strict cache says if it does not, and has the value as another process
-    /// would have it: made of its bytes. Any other says so in the log of a debug build.
+    /// Checks that the value is unchanged after encoding and decoding. A strict cache returns an
+    /// error if not, and otherwise keeps the decoded value, as another process would have it. Other
+    /// caches log an error in debug builds.
     pub(crate) fn check<V>(&mut self, strict: bool) -> Result<(), Error>
     where
         V: Serialize + DeserializeOwned + Send + Sync + 'static,
@@ -69,27 +83,31 @@ impl Made {
         if !is_checked {
             return Ok(());
         }
-        let checked = decoded::<V>(&self.bytes).map_err(|e| Error::Decode(Arc::new(e))).and_then(|value| {
-            let original = self.entry.value.downcast_ref::<V>();
-            if original.is_none_or(|original| digest(original) == digest(&value)) {
-                Ok(value)
-            } else {
-                Err(Error::Altered(std::any::type_name::<V>()))
-            }
-        });
+        let checked =
+            decoded::<V>(&self.bytes).map_err(|e| Error::Decode(Arc::new(e))).and_then(|value| {
+                let original = self.entry.value.downcast_ref::<V>();
+                if original.is_none_or(|original| digest(original) == digest(&value)) {
+                    Ok(value)
+                } else {
+                    Err(Error::Altered(std::any::type_name::<V>()))
+                }
+            });
         match checked {
             Ok(value) if strict => self.entry.value = Arc::new(value),
             Err(error) if strict => return Err(error),
-            Err(error) => tracing::error!(%error, "another process would not have this value"),
+            Err(error) => tracing::error!(%error, "other processes would get another value"),
             Ok(_) => {}
         }
         Ok(())
     }
 
-    /// As it goes into the second level, and for how long; `None` if it may not.
+    /// Returns the bytes for the second level and how long they are kept; `None` if the value must
+    /// not be stored there.
     pub(crate) fn shared(&self, now_us: u64, compress_over: usize) -> Option<(Vec<u8>, Duration)> {
         let tags = self.entry.stamps.shareable()?;
-        if self.bytes.len() > MAX_SHARED || tags.len() > MAX_TAGS || tags.iter().any(|(tag, _)| tag.len() > usize::from(u16::MAX))
+        if self.bytes.len() > MAX_SHARED
+            || tags.len() > MAX_TAGS
+            || tags.iter().any(|(tag, _)| tag.len() > usize::from(u16::MAX))
         {
             return None;
         }

@@ -1,8 +1,10 @@
-//! Fences: whether a key was written or removed since some moment. Pure: no I/O.
+//! Fences: detect whether a key was written or removed since a moment. Pure: no I/O.
 //!
-//! A key has a fence while somebody works with it: loads it, writes it, or reads it from the second level. Who begins such work takes the
-//! fence; who writes or removes the key moves it. What was made behind a fence that has moved is not kept. A value is put into the first
-//! level, and taken out of it, under the same lock under which the fence is asked and moved: so no value outlives a removal there.
+//! A key has a fence while it is in use: loaded, written, or read from the second level. An
+//! operation takes the fence when it begins; a write or removal of the key moves the fence. The
+//! result of an operation whose fence has moved is not kept. A value is inserted into and removed
+//! from the first level under the same lock under which the fence is checked and moved: so no value
+//! outlives a removal there.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -16,26 +18,29 @@ const SHARDS: usize = 64;
 
 type Shard = Mutex<HashMap<Arc<str>, Arc<AtomicU64>, RandomState>>;
 
-/// The fences of all keys that somebody works with.
+/// Fences of all keys in use.
 #[derive(Debug)]
 pub(crate) struct Fences {
     shards: Box<[Shard]>,
     hasher: RandomState,
 }
 
-/// The place where a key's fence stood when this was made.
+/// State of a key's fence at the time of its creation.
 #[derive(Debug)]
 pub(crate) struct Fence {
     fences: Arc<Fences>,
     key: Arc<str>,
-    /// Counts moves. Shared by all who work with the key.
+    /// Number of moves, shared by all operations on the key.
     moves: Arc<AtomicU64>,
     then: u64,
 }
 
 impl Default for Fences {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::default() }
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::default(),
+        }
     }
 }
 
@@ -44,7 +49,7 @@ impl Fences {
         &self.shards[(self.hasher.hash_one(key) >> 32) as usize % SHARDS]
     }
 
-    /// A key's fence as it stands now.
+    /// Returns the current state of a key's fence.
     pub(crate) fn watch(self: &Arc<Self>, key: &Arc<str>) -> Fence {
         let mut shard = self.shard(key).lock();
         let moves = shard.entry(Arc::clone(key)).or_default();
@@ -52,7 +57,7 @@ impl Fences {
         Fence { fences: Arc::clone(self), key: Arc::clone(key), moves, then }
     }
 
-    /// Moves a key's fence, and does `also` at the same moment.
+    /// Moves a key's fence, and runs `also` under the same lock.
     pub(crate) fn bump(&self, key: &str, also: impl FnOnce()) {
         let shard = self.shard(key).lock();
         if let Some(moves) = shard.get(key) {
@@ -61,7 +66,7 @@ impl Fences {
         also();
     }
 
-    /// Does something while no fence of this key moves.
+    /// Runs `work` while the fence of this key cannot move.
     pub(crate) fn hold<T>(&self, key: &str, work: impl FnOnce() -> T) -> T {
         let _shard = self.shard(key).lock();
         work()
@@ -74,12 +79,12 @@ impl Fences {
 }
 
 impl Fence {
-    /// Returns whether it still stands where it stood.
+    /// Returns whether the fence has not moved since.
     pub(crate) fn stands(&self) -> bool {
         self.moves.load(SeqCst) == self.then
     }
 
-    /// Does something at a moment at which it stands; `false` if it has moved.
+    /// Runs `work` under the lock if the fence has not moved. Returns whether it ran.
     pub(crate) fn if_stands(&self, work: impl FnOnce()) -> bool {
         let _shard = self.fences.shard(&self.key).lock();
         let stands = self.stands();
@@ -89,7 +94,7 @@ impl Fence {
         stands
     }
 
-    /// Moves the fence, does `also` at the same moment, and stands where it is then.
+    /// Moves the fence, runs `also` under the same lock, and takes the new state.
     pub(crate) fn bump(&mut self, also: impl FnOnce()) {
         let _shard = self.fences.shard(&self.key).lock();
         self.then = self.moves.fetch_add(1, SeqCst) + 1;
@@ -99,11 +104,16 @@ impl Fence {
 
 impl Clone for Fence {
     fn clone(&self) -> Self {
-        Self { fences: Arc::clone(&self.fences), key: Arc::clone(&self.key), moves: Arc::clone(&self.moves), then: self.then }
+        Self {
+            fences: Arc::clone(&self.fences),
+            key: Arc::clone(&self.key),
+            moves: Arc::clone(&self.moves),
+            then: self.then,
+        }
     }
 }
 
-/// Two that stand at the same place of the same key.
+/// Two fences are equal if they have the same state of the same key.
 impl PartialEq for Fence {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.moves, &other.moves) && self.then == other.then
@@ -113,7 +123,8 @@ impl PartialEq for Fence {
 impl Drop for Fence {
     fn drop(&mut self) {
         let mut shard = self.fences.shard(&self.key).lock();
-        // The map's and this one. Clones are made of others that are counted, and first ones under the lock.
+        // Only the map and this one are left. Clones are made of counted fences, and first ones
+        // under the lock.
         if Arc::strong_count(&self.moves) == 2 {
             shard.remove(&self.key);
         }

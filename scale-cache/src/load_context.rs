@@ -1,31 +1,31 @@
-//! What a loader may say of the value it loads.
+//! Context passed to a loader: extra tags, TTL, and the position that its reads must have reached.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::stamp::named;
+use crate::policy::versions::named;
 use crate::store::Position;
 
-/// Given to a loader: it may add what only the loaded value tells.
+/// Context of a load: the loader may add tags and a TTL that are known only with the value.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_cache::Error> {
-/// use scale_cache::{Cache, Load, Options};
+/// use scale_cache::{Cache, LoadContext, Options};
 /// use std::time::Duration;
 ///
 /// let cache = Cache::memory();
-/// let price = cache.get_or_load("price:7", &Options::default(), |load: Load| async move {
-///     load.tag("supplier:3");              // found out while loading
-///     load.ttl(Duration::from_secs(30));   // this one changes often
+/// let price = cache.get_or_load("price:7", &Options::default(), |load: LoadContext| async move {
+///     load.tag("supplier:3");              // known only after loading
+///     load.ttl(Duration::from_secs(30));   // this value changes often
 ///     Ok::<_, std::io::Error>(4200_u32)
 /// }).await?;
 /// assert_eq!(*price, 4200);
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Load {
+pub struct LoadContext {
     said: Arc<Mutex<Said>>,
     position: Option<Position>,
 }
@@ -36,19 +36,22 @@ pub(crate) struct Said {
     pub(crate) ttl: Option<Duration>,
 }
 
-impl Load {
-    /// One more tag. An invalidation of it since the load began is noticed: the value then goes to those who wait, and is not kept.
+impl LoadContext {
+    /// Adds a tag. If the tag was invalidated since the load began, the waiting callers get the
+    /// value, and it is not kept.
     pub fn tag(&self, tag: impl Into<Arc<str>>) {
         self.said.lock().tags.push(named(tag.into()));
     }
 
-    /// Another TTL than the options say, for example a short one for "there is none". Zero: it is not kept.
+    /// Sets another TTL than that of the options, for example a short one for a missing row. Zero:
+    /// the value is not kept.
     pub fn ttl(&self, ttl: Duration) {
         self.said.lock().ttl = Some(ttl);
     }
 
-    /// What a database must have replayed before it may be read for this value: the latest position that came with an invalidation of one
-    /// of its tags ([`Cache::invalidate_tags_at`](crate::Cache::invalidate_tags_at)).
+    /// Returns the position that a database must have replayed before this load reads it: the
+    /// latest position that came with an invalidation of one of its tags
+    /// ([`Cache::invalidate_tags_at`](crate::Cache::invalidate_tags_at)).
     pub fn position(&self) -> Option<&[u8]> {
         self.position.as_deref()
     }

@@ -1,14 +1,17 @@
-//! Versions: what an entry remembers, what is true now, and whether the two agree. Pure: no I/O.
+//! Versions: compares the tag versions of an entry with the current ones. Pure: no I/O.
 //!
-//! Everything that can be invalidated but by its key has a *cell* with its present version: each tag, and each keyspace (for `clear`). An
-//! entry holds on to the cells it depends on and to their versions *as they were before its load began*. It is valid while they are the
-//! same. So invalidating costs one store to a cell, however many entries depend on it, and a load that began before an invalidation
-//! cannot bring back what it removed, whenever it ends. (Keys have a [fence](crate::fence) instead.)
+//! Each tag, and each keyspace (for `clear`), has a *cell* with its current version. An entry
+//! refers to the cells it depends on, and remembers their versions *as they were before its load
+//! began*. The entry is valid while the versions are the same. So an invalidation costs one store
+//! to a cell, for any number of dependent entries, and a load that began before an invalidation
+//! cannot restore what it removed, whenever the load ends. (Keys have a
+//! [fence](crate::policy::fences) instead.)
 //!
-//! A tag's version is the time of its last invalidation by the store's clock, µs; so it can be compared with when a load began, too,
-//! for tags that a loader only learns of while loading.
+//! A tag's version is the time of its last invalidation by the store's clock, in µs. So it can also
+//! be compared with the start of a load, for tags that become known only during the load.
 //!
-//! Beside that, each invalidation that is heard of takes the next number of this process. A load knows the number at which it began.
+//! In addition, each invalidation that this process receives gets its next number. A load knows the
+//! number at which it began.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -20,41 +23,50 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::store::{Position, Version};
 
-/// The tag of everything; with a space's name behind it, of all in the space.
-pub(crate) const ALL: &str = "\0";
-/// Begins other tags of the cache's own.
-pub(crate) const OWN: &str = "\u{1}";
+/// Tag of everything; followed by a space's name, the tag of everything in the space.
+pub(crate) const GLOBAL_TAG: &str = "\0";
+/// Prefix of other tags reserved for the cache.
+pub(crate) const RESERVED_PREFIX: &str = "\u{1}";
 
-/// A tag as a user names it, which must not be one of the cache's own, even if it comes from a request.
+/// Returns a user's tag in a form that never equals a reserved tag, even if it comes from a
+/// request.
 pub(crate) fn named(tag: Arc<str>) -> Arc<str> {
-    if tag.starts_with(ALL) || tag.starts_with(OWN) { format!("{OWN}{OWN}{tag}").into() } else { tag }
+    if tag.starts_with(GLOBAL_TAG) || tag.starts_with(RESERVED_PREFIX) {
+        format!("{RESERVED_PREFIX}{RESERVED_PREFIX}{tag}").into()
+    } else {
+        tag
+    }
 }
 
-/// Not known: the store must be asked.
+/// Unknown version: the store must be asked.
 const UNKNOWN: u64 = 0;
-/// Set in versions made here while the store cannot be told: no version of the store's ever has it.
+/// Flag of local versions, made while the store is unavailable: versions of the store never have
+/// it.
 const LOCAL: u64 = 1 << 63;
-/// Known from before a gap in the news: the store must be asked. What disagrees with it was invalid then already.
+/// Flag of versions from before a gap in the events: the store must be asked. Entries that disagree
+/// with the version were already invalid.
 const DOUBTED: u64 = 1 << 62;
-/// Set beside `LOCAL` in versions made here because the store could not be asked: any word of the store's replaces it, and it is asked again
-/// as soon as it answers.
+/// Flag of local versions that were assumed because the store did not answer. Provisional: any
+/// version that the store reports replaces it, and the store is asked again as soon as it answers.
 const ASSUMED: u64 = 1 << 61;
 
-/// The present version of one tag.
+/// Current version of one tag.
 #[derive(Debug)]
 pub(crate) struct Cell {
     tag: Arc<str>,
     version: AtomicU64,
-    /// The number of the last invalidation heard of: who comes after one must not join a load from before it.
+    /// Number of the last invalidation received: a caller that arrives after it must not join a
+    /// load from before it.
     bumped: AtomicU64,
-    /// The number at which its version was learned, or last changed.
+    /// Number at which the version was learned, or last changed.
     known_since: AtomicU64,
-    /// What a database must have replayed.
+    /// Position that a database must have replayed.
     position: Mutex<Option<Position>>,
 }
 
 impl Cell {
-    /// The latest position stays. Set before the version: a load that sees the version must see the position.
+    /// Raises the required position. Call this before the version changes: a load that sees the
+    /// version must see the position.
     fn require(&self, position: Option<&Position>) {
         if let Some(position) = position {
             let mut latest = self.position.lock();
@@ -64,11 +76,14 @@ impl Cell {
         }
     }
 
-    /// A version never goes back; one that is in doubt is settled by any that is not older, and one made here and not yet told by none of
-    /// the store's, unless it is in doubt or was only assumed.
+    /// Raises the version, which never goes back. A doubted version is replaced by any version that
+    /// is not older. A pending local version is not replaced by the store's, unless it is doubted
+    /// or was only assumed.
     fn raise(&self, version: u64) {
         let raised = |now: u64| match now & !DOUBTED {
-            known if now & ASSUMED != 0 || (now & DOUBTED != 0 && known & LOCAL != 0) => Some(version),
+            known if now & ASSUMED != 0 || (now & DOUBTED != 0 && known & LOCAL != 0) => {
+                Some(version)
+            }
             known => (version >= known).then_some(version),
         };
         let _ = self.version.fetch_update(SeqCst, SeqCst, raised);
@@ -83,16 +98,16 @@ impl Cell {
     }
 }
 
-/// What an entry depends on.
+/// Tag versions that an entry depends on.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stamps(Box<[(Arc<Cell>, u64)]>);
 
-/// Whether they still hold.
+/// Result of comparing an entry's tag versions with the current ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Agreement {
     Same,
     Changed,
-    /// Some version is not known.
+    /// Some version is unknown.
     Unknown,
 }
 
@@ -110,18 +125,27 @@ impl Stamps {
         agreement
     }
 
-    /// The tags of which a later version is written here than is known.
+    /// Returns the tags whose version in the entry is later than the known one.
     pub(crate) fn newer(&self) -> Vec<Arc<str>> {
-        let is_newer = |cell: &Cell, then: u64| cell.version().is_some_and(|now| now & LOCAL == 0 && now < then);
-        self.0.iter().filter(|(cell, then)| is_newer(cell, *then)).map(|(cell, _)| Arc::clone(&cell.tag)).collect()
+        let is_newer = |cell: &Cell, then: u64| {
+            cell.version().is_some_and(|now| now & LOCAL == 0 && now < then)
+        };
+        self.0
+            .iter()
+            .filter(|(cell, then)| is_newer(cell, *then))
+            .map(|(cell, _)| Arc::clone(&cell.tag))
+            .collect()
     }
 
-    /// Tags and versions, to be stored; `None` if some version is only known here.
+    /// Returns tags and versions for storage; `None` if some version is local.
     pub(crate) fn shareable(&self) -> Option<Vec<(Arc<str>, u64)>> {
-        self.0.iter().map(|(cell, v)| (v & LOCAL == 0).then(|| (Arc::clone(&cell.tag), *v))).collect()
+        self.0
+            .iter()
+            .map(|(cell, v)| (v & LOCAL == 0).then(|| (Arc::clone(&cell.tag), *v)))
+            .collect()
     }
 
-    /// Stamps of one version, as the store has it.
+    /// Creates stamps of a single version of the store.
     pub(crate) fn of(cell: Arc<Cell>, version: u64) -> Self {
         Self([(cell, version)].into())
     }
@@ -136,14 +160,14 @@ impl Stamps {
 }
 
 const SHARDS: usize = 64;
-/// Tags remembered by a shard; beyond it, it forgets those that nothing depends on.
+/// Maximum number of tags per shard; beyond it, unused tags are removed.
 const SHARD_LIMIT: usize = 4_096;
 
 /// Tags by name.
 #[derive(Debug)]
 struct Shard {
     cells: HashMap<Arc<str>, Arc<Cell>, RandomState>,
-    /// At so many those that nothing depends on are looked for.
+    /// Number of tags at which unused ones are removed.
     limit: usize,
 }
 
@@ -157,14 +181,15 @@ impl Default for Shard {
 pub(crate) struct Versions {
     shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
-    /// Changes whenever news may have been missed. Held for reading while an answer of the store is taken in.
+    /// Era: changes whenever events may have been missed. Held for reading while an answer of the
+    /// store is processed.
     era: RwLock<u64>,
-    /// A copy of it for the quick look.
+    /// Copy of the era for lock-free reads.
     era_now: AtomicU64,
     local: AtomicU64,
-    /// The number of the last invalidation heard of, or version learned.
+    /// Number of the last invalidation received, or version learned.
     number: AtomicU64,
-    /// The number at which tags were last forgotten.
+    /// Number at which tags were last removed.
     forgotten: AtomicU64,
 }
 
@@ -187,7 +212,7 @@ impl Versions {
         self.hasher.hash_one(name)
     }
 
-    /// A tag's cell, made if there is none.
+    /// Returns a tag's cell; creates it if it does not exist.
     pub(crate) fn cell(&self, tag: &str) -> Arc<Cell> {
         let mut shard = self.shards[(self.hash(tag) >> 40) as usize % SHARDS].lock();
         if let Some(cell) = shard.cells.get(tag) {
@@ -195,7 +220,8 @@ impl Versions {
         }
         if shard.cells.len() >= shard.limit {
             self.forgotten.store(self.next_number(), SeqCst);
-            // Entries and spaces hold on to theirs; their number is bounded by that of the entries.
+            // Entries and spaces hold references to their cells, so the number of entries bounds
+            // the number of cells in use.
             shard.cells.retain(|_, cell| Arc::strong_count(cell) > 1);
             shard.limit = SHARD_LIMIT.max(2 * shard.cells.len());
         }
@@ -211,8 +237,11 @@ impl Versions {
         cell
     }
 
-    /// The present versions of these tags; the second part are those that must be asked for first.
-    pub(crate) fn stamp(&self, tags: impl IntoIterator<Item = Arc<str>>) -> Result<Stamps, Vec<Arc<str>>> {
+    /// Returns the current versions of these tags, or those tags that must be asked for first.
+    pub(crate) fn stamp(
+        &self,
+        tags: impl IntoIterator<Item = Arc<str>>,
+    ) -> Result<Stamps, Vec<Arc<str>>> {
         let (mut stamps, mut unknown) = (Vec::new(), Vec::new());
         for tag in tags {
             let cell = self.cell(&tag);
@@ -224,31 +253,44 @@ impl Versions {
         if unknown.is_empty() { Ok(Stamps(stamps.into())) } else { Err(unknown) }
     }
 
-    /// The present versions of these tags, where the store cannot be asked: what is not known is assumed. What is loaded with them is of use
-    /// here, and only until it can.
+    /// Returns the versions of these tags if the store does not answer: unknown ones are assumed. A
+    /// value loaded with assumed versions may be used here only until the store answers.
     pub(crate) fn assume(&self, tags: impl IntoIterator<Item = Arc<str>>) -> Stamps {
         let version = |tag: Arc<str>| {
             let cell = self.cell(&tag);
             let assumed = LOCAL | ASSUMED | self.local.fetch_add(1, SeqCst);
             let unsure = |now: u64| (now == UNKNOWN || now & DOUBTED != 0).then_some(assumed);
-            let version = cell.version.fetch_update(SeqCst, SeqCst, unsure).map_or_else(|now| now, |_| assumed);
+            let version = cell
+                .version
+                .fetch_update(SeqCst, SeqCst, unsure)
+                .map_or_else(|now| now, |_| assumed);
             (cell, version)
         };
         Stamps(tags.into_iter().map(version).collect())
     }
 
-    /// Stamps as they were written down somewhere else; of `known` cells no lock is asked.
-    pub(crate) fn stamps_of<'t>(&self, written: impl IntoIterator<Item = (&'t str, u64)>, known: [&Arc<Cell>; 2]) -> Stamps {
-        let cell = |tag: &str| known.into_iter().find(|cell| *cell.tag == *tag).cloned().unwrap_or_else(|| self.cell(tag));
+    /// Returns stamps that were stored elsewhere; the `known` cells need no lock.
+    pub(crate) fn stamps_of<'t>(
+        &self,
+        written: impl IntoIterator<Item = (&'t str, u64)>,
+        known: [&Arc<Cell>; 2],
+    ) -> Stamps {
+        let cell = |tag: &str| {
+            known
+                .into_iter()
+                .find(|cell| *cell.tag == *tag)
+                .cloned()
+                .unwrap_or_else(|| self.cell(tag))
+        };
         Stamps(written.into_iter().map(|(tag, version)| (cell(tag), version)).collect())
     }
 
-    /// The number of the last invalidation of these tags heard of.
+    /// Returns the number of the last invalidation received of these tags.
     pub(crate) fn bumped<'t>(&self, tags: impl IntoIterator<Item = &'t Arc<str>>) -> u64 {
         tags.into_iter().map(|tag| self.cell(tag).bumped.load(SeqCst)).max().unwrap_or_default()
     }
 
-    /// The number of the last invalidation heard of, whatever it was of.
+    /// Returns the number of the last invalidation received of any tag.
     pub(crate) fn number(&self) -> u64 {
         self.number.load(SeqCst)
     }
@@ -257,17 +299,21 @@ impl Versions {
         self.number.fetch_add(1, SeqCst) + 1
     }
 
-    /// A tag's version, if it was known at that number already and has been the same since.
+    /// Returns a tag's version, if it was known at that number and has not changed since.
     pub(crate) fn known_since(&self, tag: &str, number: u64) -> Option<Stamps> {
         let cell = self.cell(tag);
         let version = cell.version()?;
-        let unchanged = cell.known_since.load(SeqCst) <= number && cell.bumped.load(SeqCst) <= number;
-        (unchanged && cell.version.load(SeqCst) == version).then(|| Stamps([(cell, version)].into()))
+        let unchanged =
+            cell.known_since.load(SeqCst) <= number && cell.bumped.load(SeqCst) <= number;
+        (unchanged && cell.version.load(SeqCst) == version)
+            .then(|| Stamps([(cell, version)].into()))
     }
 
-    /// What the store says a tag's version is, asked in `era`. Never goes back, and says nothing about an era that has passed.
+    /// Learns the store's version of a tag, which was requested in `era`. A version never goes
+    /// back, and an answer of an earlier era is ignored.
     ///
-    /// `false`: the store says an older version than is remembered here. It has lost an invalidation, as in a fail-over.
+    /// Returns `false` if the store's version is older than the known one: the store has lost an
+    /// invalidation, for example in a failover.
     pub(crate) fn learn(&self, era: u64, tag: &str, version: &Version) -> bool {
         let now = self.era.read();
         if *now != era {
@@ -282,7 +328,8 @@ impl Versions {
         cell.version().is_some()
     }
 
-    /// The version the store gives a tag whose last invalidation it had lost: new, so nothing older agrees with it.
+    /// Accepts the store's new version of a tag whose last invalidation it had lost: no older entry
+    /// agrees with it.
     pub(crate) fn accept(&self, era: u64, tag: &str, version: &Version) {
         let now = self.era.read();
         if *now == era {
@@ -293,7 +340,7 @@ impl Versions {
         }
     }
 
-    /// News: a tag was invalidated somewhere.
+    /// Records an invalidation by another process.
     pub(crate) fn invalidated(&self, tag: &str, version: &Version) {
         self.bump(tag, version.at_us, version.position.as_ref());
     }
@@ -307,24 +354,30 @@ impl Versions {
         cell.bumped.fetch_max(number, SeqCst);
     }
 
-    /// What a database must have replayed to be read for a value with these tags.
-    pub(crate) fn position<'t>(&self, tags: impl IntoIterator<Item = &'t Arc<str>>) -> Option<Position> {
+    /// Returns the position that a database must have replayed to be read for a value with these
+    /// tags.
+    pub(crate) fn position<'t>(
+        &self,
+        tags: impl IntoIterator<Item = &'t Arc<str>>,
+    ) -> Option<Position> {
         tags.into_iter().filter_map(|tag| self.cell(tag).position.lock().clone()).max()
     }
 
-    /// A version made here: above all of the store's, so that nothing the store says is believed until [`told`](Self::told).
+    /// Creates a local version, which is above all versions of the store, so that none of them is
+    /// accepted until [`told`](Self::told).
     pub(crate) fn invalidate_here(&self, tag: &str, position: Option<&Position>) -> u64 {
         let version = LOCAL | self.local.fetch_add(1, SeqCst);
         self.bump(tag, version, position);
         version
     }
 
-    /// The same once more, of a tag that was forgotten meanwhile.
+    /// Restores a local version of a tag that was removed in the meantime.
     pub(crate) fn remember(&self, tag: &str, here: u64, position: Option<&Position>) {
         self.bump(tag, here, position);
     }
 
-    /// The store knows now of what was invalidated here: its version counts, unless another one was made here meanwhile.
+    /// Records that the store has received a local invalidation: the store's version counts, unless
+    /// there is another local one by now.
     pub(crate) fn told(&self, tag: &Arc<str>, here: u64, theirs: u64) {
         let cell = self.cell(tag);
         let number = self.next_number();
@@ -333,24 +386,25 @@ impl Versions {
         cell.bumped.fetch_max(number, SeqCst);
     }
 
-    /// Invalidates a tag in a process on its own.
+    /// Invalidates a tag in a process without a store.
     pub(crate) fn invalidate_alone(&self, tag: &str, position: Option<&Position>) {
         self.bump(tag, self.local.fetch_add(1, SeqCst) + 1, position);
     }
 
-    /// Gives a tag seen for the first time a version, in a process on its own.
+    /// Gives a new tag a version, in a process without a store.
     pub(crate) fn settle_alone(&self, tag: &str) {
         let cell = self.cell(tag);
         if cell.version.compare_exchange(UNKNOWN, self.local.load(SeqCst), SeqCst, SeqCst).is_ok() {
-            // In a process on its own a tag that nobody has invalidated has been the same for as long as any is remembered.
+            // Without a store, a tag that was not invalidated has had the same version for as long
+            // as tags are remembered.
             cell.known_since.store(self.forgotten.load(SeqCst), SeqCst);
         }
     }
 
-    /// The tags of spaces, and of everything.
+    /// Returns the tags of spaces, and the global tag.
     pub(crate) fn own_tags(&self) -> Vec<Arc<str>> {
         let own = |shard: &Mutex<Shard>| -> Vec<Arc<str>> {
-            shard.lock().cells.keys().filter(|tag| tag.starts_with(ALL)).cloned().collect()
+            shard.lock().cells.keys().filter(|tag| tag.starts_with(GLOBAL_TAG)).cloned().collect()
         };
         self.shards.iter().flat_map(own).collect()
     }
@@ -359,7 +413,8 @@ impl Versions {
         self.era_now.load(SeqCst)
     }
 
-    /// News may have been missed: nothing that is known counts any more, but for tags to be kept, of which the store does not know yet.
+    /// Handles missed events: no known version counts any more, except for pending tags, which the
+    /// store does not know yet.
     pub(crate) fn forget(&self, keep: &dyn Fn(&str) -> bool) {
         let mut era = self.era.write();
         *era += 1;
@@ -415,7 +470,7 @@ mod tests {
         let new = versions.stamp([tag("t")]).unwrap();
         versions.forget(&|_| false);
         assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Unknown));
-        // Nor does not being able to ask make it valid, over as many gaps as there may be.
+        // Unanswered calls do not make it valid either, over any number of gaps.
         versions.assume([tag("t")]);
         versions.forget(&|_| false);
         assert_eq!((old.agree(), new.agree()), (Agreement::Changed, Agreement::Changed));
@@ -479,7 +534,10 @@ mod tests {
             versions.cell(&tag(&n.to_string()));
         }
         assert_eq!(stamps.agree(), Agreement::Same);
-        assert!(versions.shards.iter().map(|s| s.lock().cells.len()).sum::<usize>() <= SHARDS * SHARD_LIMIT);
+        assert!(
+            versions.shards.iter().map(|s| s.lock().cells.len()).sum::<usize>()
+                <= SHARDS * SHARD_LIMIT
+        );
         versions.invalidated("first", &at(9));
         assert_eq!(stamps.agree(), Agreement::Changed);
     }
@@ -496,6 +554,9 @@ mod tests {
             versions.cell(&tag(&n.to_string()));
         }
         versions.settle_alone("t");
-        assert!(versions.known_since("t", number).is_none(), "it was invalidated since, and nobody remembers");
+        assert!(
+            versions.known_since("t", number).is_none(),
+            "invalidated since, and the cell was removed"
+        );
     }
 }

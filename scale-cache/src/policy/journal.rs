@@ -1,38 +1,39 @@
-//! What was invalidated lately, here or elsewhere: for a second level that restarts or fails over and has lost it. Pure: no I/O.
+//! Journal of recent invalidations by any process. They are sent again to a second level that has
+//! lost them in a restart or failover. Pure: no I/O.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// The number of names that are remembered.
+/// Maximum number of names.
 const MOST: usize = 1 << 15;
-/// The bytes of all names that are remembered.
+/// Maximum size of all names, in bytes.
 const MOST_BYTES: usize = 8 << 20;
-/// The error of the times that are noted: a moment may be later by that much.
+/// Error of the recorded times: the real time may be later by this much.
 const MARGIN_US: u64 = 2_000_000;
-/// The longest time between two proofs that all news are heard.
+/// Maximum time between two checks that all events have been received.
 const PROVEN_US: u64 = 1_500_000;
 
-/// The name that an invalidation is of.
+/// Name that an invalidation refers to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Named {
     Tag(Arc<str>),
     Key(Arc<str>),
 }
 
-/// The last invalidation of each name, the oldest first.
+/// Last invalidation of each name, the oldest first.
 #[derive(Debug, Default)]
-pub(crate) struct Journal(Mutex<Inner>);
+pub(crate) struct Journal(Mutex<Core>);
 
 #[derive(Debug)]
-struct Inner {
+struct Core {
     latest: HashMap<Named, u64>,
-    /// With those that were overtaken by a later one of the same name.
+    /// Includes entries that a later one of the same name has replaced.
     order: VecDeque<(u64, Named)>,
-    /// The bytes of the names in there.
+    /// Size of the names in `order`, in bytes.
     bytes: usize,
-    /// Since when nothing is missing, and until when; µs by the store's clock.
+    /// Start and end of the time in which nothing is missing; µs by the store's clock.
     complete: (u64, u64),
 }
 
@@ -43,7 +44,7 @@ impl Named {
     }
 }
 
-impl Default for Inner {
+impl Default for Core {
     fn default() -> Self {
         Self { latest: HashMap::new(), order: VecDeque::new(), bytes: 0, complete: (u64::MAX, 0) }
     }
@@ -51,26 +52,26 @@ impl Default for Inner {
 
 impl Journal {
     pub(crate) fn note(&self, at_us: u64, name: Named) {
-        let mut inner = self.0.lock();
-        inner.latest.insert(name.clone(), at_us);
-        inner.bytes += name.bytes();
-        inner.order.push_back((at_us, name));
-        while inner.latest.len() > MOST || inner.order.len() > 2 * MOST || inner.bytes > MOST_BYTES {
-            let Some((at, name)) = inner.order.pop_front() else { break };
-            inner.bytes -= name.bytes();
-            if inner.latest.get(&name) == Some(&at) {
-                inner.latest.remove(&name);
-                inner.complete.0 = inner.complete.0.max(at + 1);
+        let mut core = self.0.lock();
+        core.latest.insert(name.clone(), at_us);
+        core.bytes += name.bytes();
+        core.order.push_back((at_us, name));
+        while core.latest.len() > MOST || core.order.len() > 2 * MOST || core.bytes > MOST_BYTES {
+            let Some((at, name)) = core.order.pop_front() else { break };
+            core.bytes -= name.bytes();
+            if core.latest.get(&name) == Some(&at) {
+                core.latest.remove(&name);
+                core.complete.0 = core.complete.0.max(at + 1);
             }
         }
     }
 
-    /// From this moment on all news are heard.
+    /// Records that from this time on all events are received.
     pub(crate) fn begin(&self, at_us: u64) {
         self.0.lock().complete = (at_us, u64::MAX);
     }
 
-    /// The same, if that is so; unless it has begun already.
+    /// Does the same if there is a time, unless the record has begun already.
     pub(crate) fn resume(&self, at_us: Option<u64>) {
         let complete = &mut self.0.lock().complete;
         if let Some(at_us) = at_us.filter(|_| complete.1 != u64::MAX) {
@@ -78,20 +79,25 @@ impl Journal {
         }
     }
 
-    /// After this moment news may have been missed.
+    /// Records that after this time events may have been missed.
     pub(crate) fn end(&self, at_us: u64) {
         let complete = &mut self.0.lock().complete;
         complete.1 = complete.1.min(at_us);
     }
 
-    /// Everything that was invalidated since, as far as it is remembered; and whether that is all of it. Somewhat more, because the store's
-    /// clock is told over a network.
+    /// Returns all known invalidations since a time, and whether they are complete. Includes some
+    /// earlier ones, because the store's clock is known only approximately.
     pub(crate) fn since(&self, at_us: u64) -> (Vec<Named>, bool) {
-        let inner = self.0.lock();
+        let core = self.0.lock();
         let from = at_us.saturating_sub(MARGIN_US);
-        let names = inner.latest.iter().filter(|(_, at)| **at >= from).map(|(name, _)| name.clone()).collect();
-        // The link is proven about as often as a mark is made.
-        (names, inner.complete.0 <= at_us && at_us <= inner.complete.1.saturating_add(PROVEN_US))
+        let names = core
+            .latest
+            .iter()
+            .filter(|(_, at)| **at >= from)
+            .map(|(name, _)| name.clone())
+            .collect();
+        // The link is checked about as often as a mark is made.
+        (names, core.complete.0 <= at_us && at_us <= core.complete.1.saturating_add(PROVEN_US))
     }
 }
 
@@ -121,7 +127,10 @@ mod tests {
         let (all, complete) = journal.since(5);
         assert_eq!((all.len(), complete), (MOST, false));
         journal.end(9_000_001);
-        assert!(journal.since(9_000_000).1 && !journal.since(9_000_002 + PROVEN_US).1, "nothing is known of the time after");
+        assert!(
+            journal.since(9_000_000).1 && !journal.since(9_000_002 + PROVEN_US).1,
+            "nothing is known of the time after"
+        );
         journal.resume(Some(9_000_000));
         let (new, complete) = journal.since(9_000_000);
         assert_eq!((new.len(), complete), (all.len(), true));

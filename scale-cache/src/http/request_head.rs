@@ -1,4 +1,4 @@
-//! What is asked for.
+//! Head of a request, as the cache needs it.
 
 use std::sync::Arc;
 
@@ -11,28 +11,36 @@ use super::freshness::Wishes;
 
 /// A request, without its body.
 #[derive(Clone)]
-pub(super) struct Asked {
+pub(super) struct RequestHead {
     pub(super) method: Method,
     pub(super) uri: Uri,
     version: Version,
     pub(super) headers: HeaderMap,
     extensions: Extensions,
     pub(super) wishes: Wishes,
-    /// The address it is for, if that is certain.
+    /// Address of the request, unless it is ambiguous.
     pub(super) address: Option<Address>,
-    /// What it is stored under; empty for what is not to be stored.
+    /// Storage key; empty for requests whose responses must not be stored.
     pub(super) url: Arc<str>,
-    /// It has a body, or may have: an answer may depend on it, and it is no part of what pages are kept under.
+    /// `true` if the request has a body, or may have one: the response may depend on it, but it is
+    /// not part of a page's key.
     pub(super) has_body: bool,
 }
 
-impl Asked {
-    /// `obey`: whether the client may have a say in what is cached.
-    pub(super) fn new(parts: Parts, address: Option<Address>, url: Arc<str>, may_have_body: bool, obey: bool) -> Self {
+impl RequestHead {
+    /// Creates the head. `obey`: whether the request's cache directives count.
+    pub(super) fn new(
+        parts: Parts,
+        address: Option<Address>,
+        url: Arc<str>,
+        may_have_body: bool,
+        obey: bool,
+    ) -> Self {
         let Parts { method, uri, version, headers, extensions, .. } = parts;
         let length = headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
         let has_body = may_have_body || length || headers.contains_key(TRANSFER_ENCODING);
-        let wishes = if obey { Wishes::of(&headers) } else { Wishes::of(&without_wishes(&headers)) };
+        let wishes =
+            if obey { Wishes::of(&headers) } else { Wishes::of(&without_wishes(&headers)) };
         Self { method, uri, version, headers, extensions, wishes, address, url, has_body }
     }
 
@@ -46,7 +54,8 @@ impl Asked {
         request
     }
 
-    /// Returns whether it has nothing to do with pages: its answer may depend on a body, or it is the beginning of something else (`Upgrade`).
+    /// Returns whether the request is not for a page: the response may depend on a body, or the
+    /// request is an `Upgrade`.
     pub(super) fn is_nobodys_business(&self) -> bool {
         self.has_body || self.headers.contains_key(UPGRADE)
     }

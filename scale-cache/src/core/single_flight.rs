@@ -1,4 +1,5 @@
-//! One load per key at a time, shared by all who want it. Who comes after an invalidation starts a load of its own.
+//! One load per key at a time, shared by all callers. Callers after an invalidation start a new
+//! load.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -12,16 +13,16 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::entry::Entry;
 use crate::error::Error;
-use crate::fence::Fence;
-use crate::stamp::Agreement;
+use crate::policy::entry::Entry;
+use crate::policy::fences::Fence;
+use crate::policy::versions::Agreement;
 
-/// The result of a load.
+/// Result of a load.
 #[derive(Clone)]
 pub(crate) struct Outcome {
     pub(crate) result: Result<Arc<Entry>, Error>,
-    /// Something that the value depends on, and that only its loader could tell, was invalidated after the load began.
+    /// `true` if a tag that only the loader could know was invalidated after the load began.
     pub(crate) overtaken: bool,
 }
 
@@ -31,28 +32,31 @@ impl From<Result<Arc<Entry>, Error>> for Outcome {
     }
 }
 
-/// What a load began with: two callers with the same may share it.
+/// Conditions under which a load began: callers with the same conditions may share it.
 #[derive(Clone)]
-pub(crate) struct Ground {
+pub(crate) struct FlightTerms {
     pub(crate) fingerprint: u64,
     pub(crate) fence: Fence,
     pub(crate) era: u64,
-    /// The number of the last invalidation of the tags that are known beforehand.
+    /// Number of the last invalidation of the tags that are known in advance.
     pub(crate) bumped: u64,
-    /// The number of the last invalidation of anything.
+    /// Number of the last invalidation of any tag.
     pub(crate) number: u64,
     pub(crate) at: Instant,
 }
 
-impl Ground {
+impl FlightTerms {
     fn is_shared_with(&self, other: &Self) -> bool {
-        self.fingerprint == other.fingerprint && self.fence == other.fence && self.era == other.era && self.bumped == other.bumped
+        self.fingerprint == other.fingerprint
+            && self.fence == other.fence
+            && self.era == other.era
+            && self.bumped == other.bumped
     }
 }
 
 struct Flight {
     number: u64,
-    ground: Ground,
+    terms: FlightTerms,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
@@ -76,12 +80,13 @@ impl Default for Flights {
     }
 }
 
-/// The loads that the present task is a part of, the innermost first: what one of them waits for must not be one of them.
+/// Loads that the current task is a part of, the innermost first. None of them may wait for another
+/// one of them.
 #[derive(Clone)]
-pub(crate) struct Chain(Arc<Link>);
+pub(crate) struct Chain(Arc<Subscription>);
 
-struct Link {
-    /// The address of the flights: two caches may have the same key.
+struct Subscription {
+    /// Address of the flights: two caches may have the same key.
     flights: usize,
     key: Arc<str>,
     outer: Option<Chain>,
@@ -91,19 +96,23 @@ tokio::task_local! {
     static LOADING: Chain;
 }
 
-/// The loads that this task is a part of.
+/// Returns the loads that this task is a part of.
 pub(crate) fn chain() -> Option<Chain> {
     LOADING.try_with(Clone::clone).ok()
 }
 
-/// A task that is a part of all these loads.
+/// Runs a task as a part of all these loads.
 pub(crate) async fn within<F: Future>(chains: Vec<Chain>, task: F) -> F::Output {
     let mut merged: Option<Chain> = None;
     for chain in &chains {
-        let mut link = Some(chain);
-        while let Some(Chain(one)) = link {
-            merged = Some(Chain(Arc::new(Link { flights: one.flights, key: Arc::clone(&one.key), outer: merged })));
-            link = one.outer.as_ref();
+        let mut subscription = Some(chain);
+        while let Some(Chain(one)) = subscription {
+            merged = Some(Chain(Arc::new(Subscription {
+                flights: one.flights,
+                key: Arc::clone(&one.key),
+                outer: merged,
+            })));
+            subscription = one.outer.as_ref();
         }
     }
     match merged {
@@ -112,10 +121,10 @@ pub(crate) async fn within<F: Future>(chains: Vec<Chain>, task: F) -> F::Output 
     }
 }
 
-/// A load that the caller waits for.
+/// A load that a caller waits for.
 pub(crate) struct Joined {
     outcome: watch::Receiver<Option<Outcome>>,
-    /// The number of the last invalidation when the load began, and when the caller came.
+    /// Number of the last invalidation at the start of the load, and at the arrival of the caller.
     began: u64,
     came: u64,
 }
@@ -125,15 +134,16 @@ impl Flights {
         &self.shards[(self.hasher.hash_one(key) >> 32) as usize % SHARDS]
     }
 
-    /// Joins the load under way, or starts one, in a task of its own: dropping what waits for it neither ends nor doubles it. `came`: the
-    /// number of the last invalidation when the caller asked; `is_trusted`: whether what was begun then may be believed.
+    /// Joins the load in progress, or starts one in its own task: dropping a waiting caller neither
+    /// ends nor repeats the load. `came`: the number of the last invalidation at the caller's
+    /// arrival; `is_trusted`: whether a load that began at that time may be used.
     ///
     /// # Errors
     /// [`Error::Cycle`], [`Error::NoRuntime`].
     pub(crate) fn join<F>(
         self: &Arc<Self>,
         key: &Arc<str>,
-        ground: Ground,
+        terms: FlightTerms,
         came: u64,
         is_trusted: impl FnOnce(Instant) -> bool,
         load: impl FnOnce() -> F,
@@ -143,29 +153,41 @@ impl Flights {
     {
         let outer = LOADING.try_with(Clone::clone).ok();
         let mut waits = outer.as_ref();
-        while let Some(Chain(link)) = waits {
-            if link.key == *key && link.flights == Arc::as_ptr(self).addr() {
-                // A key without a space is named as its caller knows it.
-                return Err(Error::Cycle(key.strip_prefix(':').map_or_else(|| Arc::clone(key), Arc::from)));
+        while let Some(Chain(subscription)) = waits {
+            if subscription.key == *key && subscription.flights == Arc::as_ptr(self).addr() {
+                // A key without a space is reported as its caller wrote it.
+                return Err(Error::Cycle(
+                    key.strip_prefix(':').map_or_else(|| Arc::clone(key), Arc::from),
+                ));
             }
-            waits = link.outer.as_ref();
+            waits = subscription.outer.as_ref();
         }
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
-        let began = ground.number;
+        let began = terms.number;
         let mut shard = self.shard(key).lock();
-        if let Some(flight) = shard.get(key).filter(|flight| flight.ground.is_shared_with(&ground))
-            && is_trusted(flight.ground.at)
+        if let Some(flight) = shard.get(key).filter(|flight| flight.terms.is_shared_with(&terms))
+            && is_trusted(flight.terms.at)
         {
-            return Ok(Joined { outcome: flight.outcome.clone(), began: flight.ground.number, came });
+            return Ok(Joined {
+                outcome: flight.outcome.clone(),
+                began: flight.terms.number,
+                came,
+            });
         }
         let number = self.next.fetch_add(1, Relaxed);
         let (sender, outcome) = watch::channel(None);
-        shard.insert(Arc::clone(key), Flight { number, ground, outcome: outcome.clone() });
+        shard.insert(Arc::clone(key), Flight { number, terms, outcome: outcome.clone() });
         drop(shard);
-        // However the task ends, or if it never begins because its runtime does, nobody joins it afterwards.
+        // The entry is removed however the task ends, also if it never starts because its runtime
+        // has ended.
         let entry = FlightEntry { flights: Arc::clone(self), key: Arc::clone(key), number };
-        let chain = Chain(Arc::new(Link { flights: Arc::as_ptr(self).addr(), key: Arc::clone(key), outer }));
-        // Boxed, so that the task is small: large ones among the small pieces of entries keep an allocator from using memory again.
+        let chain = Chain(Arc::new(Subscription {
+            flights: Arc::as_ptr(self).addr(),
+            key: Arc::clone(key),
+            outer,
+        }));
+        // Boxed, so that the task is small: large tasks between the small allocations of entries
+        // would fragment the memory.
         let load = Box::pin(LOADING.scope(chain, AssertUnwindSafe(load()).catch_unwind()));
         runtime.spawn(async move {
             let result = load.await.unwrap_or_else(|_| Err(Error::Panicked).into());
@@ -176,7 +198,7 @@ impl Flights {
     }
 }
 
-/// A flight's place among those under way.
+/// Entry of a flight in the map of flights in progress.
 struct FlightEntry {
     flights: Arc<Flights>,
     key: Arc<str>,
@@ -195,12 +217,16 @@ impl Drop for FlightEntry {
 }
 
 impl Joined {
-    /// The end of the load. `None`: it is no answer for this caller, who has to ask again. It ended with its runtime, or what it depends on
-    /// was invalidated before the caller came.
+    /// Waits for the end of the load. Returns `None` if the result is not valid for this caller,
+    /// which must ask again: the load ended with its runtime, or one of its tags was invalidated
+    /// before the caller arrived.
     pub(crate) async fn landed(mut self) -> Option<Result<Arc<Entry>, Error>> {
         let outcome = self.outcome.wait_for(Option::is_some).await.ok()?.clone()?;
-        // Asked now: it may have been invalidated after its load had ended, and before this caller came.
-        let is_old = || outcome.result.as_ref().is_ok_and(|entry| entry.stamps.agree() == Agreement::Changed);
+        // Checked now: a tag may have been invalidated after the end of the load, and before this
+        // caller arrived.
+        let is_old = || {
+            outcome.result.as_ref().is_ok_and(|entry| entry.stamps.agree() == Agreement::Changed)
+        };
         let missed = self.came > self.began && (outcome.overtaken || is_old());
         (!missed).then_some(outcome.result)
     }

@@ -1,4 +1,4 @@
-//! Many keys at once, and one load for those that nobody has.
+//! Many keys at once, with one load for those that are missing.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -13,17 +13,18 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use super::Space;
+use crate::core::single_flight::{Chain, chain, within};
 use crate::error::Error;
-use crate::flight::{Chain, chain, within};
-use crate::space::Space;
 
-/// So long keys that are known to be missing wait for others of which nothing is known yet: they may be loaded elsewhere just now.
+/// Longest wait of keys that are known to be missing for keys whose state is still unknown: another
+/// process may be loading those.
 const GATHER: Duration = Duration::from_millis(20);
 
 type Cause = Arc<dyn std::error::Error + Send + Sync>;
 type Waiting<K, V> = Vec<(K, oneshot::Sender<Result<Option<V>, Cause>>)>;
 
-/// Collects keys to be loaded, and loads them when no more are to be expected.
+/// Collects keys to be loaded, and loads them when no more keys can be missing.
 struct Batch<K, V, F> {
     state: Mutex<State<K, V>>,
     load: F,
@@ -31,18 +32,18 @@ struct Batch<K, V, F> {
 
 struct State<K, V> {
     waiting: Waiting<K, V>,
-    /// The loads that wait.
+    /// Chains of the loads that wait.
     chains: Vec<Chain>,
-    /// Keys of which nothing is known yet.
+    /// Number of keys whose state is still unknown.
     open: usize,
 }
 
-/// Why a key has no value: its own loader must say something.
+/// Error for a key that is not in the batch's result; the key's own load must return something.
 #[derive(Debug, thiserror::Error)]
-#[error("there is none")]
+#[error("the batch returned no value for the key")]
 struct Absent;
 
-/// What the batch's load said, for each of its keys.
+/// Error of the batch's load, for each of its keys.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 struct Shared(Cause);
@@ -71,11 +72,11 @@ where
             Ok(Ok(Some(value))) => Ok(value),
             Ok(Ok(None)) => Err(Absent.into()),
             Ok(Err(cause)) => Err(Shared(cause).into()),
-            Err(_) => Err("the loader panicked".into()),
+            Err(_) => Err("the batch loader panicked".into()),
         }
     }
 
-    /// A key has its value without us.
+    /// Records that a key was found without this batch.
     fn answered(self: &Arc<Self>) {
         let due = {
             let mut state = self.state.lock();
@@ -87,7 +88,7 @@ where
         }
     }
 
-    /// In a task of its own: whoever is the first or the last may be dropped.
+    /// Starts the load in its own task: the first and the last caller may be dropped.
     fn start(self: &Arc<Self>, wait: Duration) {
         let this = Arc::clone(self);
         tokio::spawn(async move {
@@ -127,19 +128,23 @@ impl<V> Space<V>
 where
     V: Serialize + DeserializeOwned + Send + Sync + 'static,
 {
-    /// The values of many keys, in their order. Those that nobody has are loaded together, as a rule by one call: each key is still loaded once
-    /// for all who ask meanwhile, on all servers, and fenced against its own invalidations. A key that is not in the loader's answer
-    /// has no value, and is asked for again next time; to remember that there is none, cache an `Option`.
+    /// Returns the values of many keys, in their order. Missing keys are loaded together, normally
+    /// by one call. Each key is still loaded once for all concurrent callers, on all servers, and
+    /// fenced against its own invalidations. A key that is not in the loader's result has no value,
+    /// and is loaded again next time; to cache the absence of a value, cache an `Option`.
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_cache::Error> {
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), scale_cache::Error> {
     /// # let cache = scale_cache::Cache::memory();
     /// use std::collections::HashMap;
     /// let names = cache.space::<String>("name");
     /// let found = names
     ///     .load_many([7, 8, 9], |missing: Vec<u32>| async move {
     ///         // select id, name from users where id = any($1)
-    ///         Ok::<_, std::io::Error>(missing.into_iter().filter(|id| *id != 9).map(|id| (id, format!("user {id}"))).collect::<HashMap<_, _>>())
+    ///         let found = missing.into_iter().filter(|id| *id != 9);
+    ///         let users: HashMap<_, _> = found.map(|id| (id, format!("user {id}"))).collect();
+    ///         Ok::<_, std::io::Error>(users)
     ///     })
     ///     .await?;
     /// assert_eq!(found[1].as_deref().map(String::as_str), Some("user 8"));
@@ -148,8 +153,12 @@ where
     /// ```
     ///
     /// # Errors
-    /// As of [`get_or_load`](Space::get_or_load), if any key's load failed.
-    pub async fn load_many<K, F, Fut, E>(&self, keys: impl IntoIterator<Item = K>, load: F) -> Result<Vec<Option<Arc<V>>>, Error>
+    /// The same as those of [`get_or_load`](Space::get_or_load), if the load of any key failed.
+    pub async fn load_many<K, F, Fut, E>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        load: F,
+    ) -> Result<Vec<Option<Arc<V>>>, Error>
     where
         K: Display + Eq + Hash + Clone + Send + 'static,
         F: Fn(Vec<K>) -> Fut + Send + Sync + 'static,
@@ -171,10 +180,17 @@ where
                 distinct.push(key);
             }
         }
-        let batch =
-            Arc::new(Batch { state: Mutex::new(State { waiting: Vec::new(), chains: Vec::new(), open: distinct.len() }), load });
+        let batch = Arc::new(Batch {
+            state: Mutex::new(State {
+                waiting: Vec::new(),
+                chains: Vec::new(),
+                open: distinct.len(),
+            }),
+            load,
+        });
         let loads = distinct.into_iter().map(|key| {
-            let (batch, name, came) = (Arc::clone(&batch), key.clone(), Arc::new(AtomicBool::new(false)));
+            let (batch, name, came) =
+                (Arc::clone(&batch), key.clone(), Arc::new(AtomicBool::new(false)));
             async move {
                 let (ours, told) = (Arc::clone(&batch), Arc::clone(&came));
                 let value = self.get_or_load(key, move |_| {

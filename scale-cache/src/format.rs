@@ -1,34 +1,36 @@
-//! How an entry lies in the second level.
+//! Byte format of an entry in the second level.
 //!
 //! | bytes | holds |
 //! | --- | --- |
 //! | 0 | the format's version |
 //! | 1 | 1 if the value is compressed, as LZ4 with its length before it |
-//! | 2 to 9 | the type's fingerprint |
-//! | 10 to 17 | fresh until, µs since 1970 by the store's clock |
-//! | 18 to 25 | kept until, likewise |
-//! | 26 to 33 | made at, likewise |
-//! | 34 to 37 | what its load took, µs |
+//! | 2 to 9 | the fingerprint of the type |
+//! | 10 to 17 | time until which the entry is fresh, µs since 1970 by the store's clock |
+//! | 18 to 25 | time until which the entry is kept, in the same unit |
+//! | 26 to 33 | time of the load, in the same unit |
+//! | 34 to 37 | duration of the load, µs |
 //! | 38 | number of tags, then for each: length (2 bytes), name, version (8 bytes) |
-//! | rest | the value as MessagePack, in the form for humans: an address or a UUID is a text |
+//! | rest | the value as MessagePack, in the human-readable form: an address or a UUID is a text |
 //!
-//! Integers are little endian. Whatever does not fit is a miss.
+//! Integers are little endian. Bytes that do not fit this format are a miss.
 
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub(crate) const VERSION: u8 = 3;
-/// Where the two times of an entry's end stand, to be written anew without reading the rest.
-pub(crate) const ENDS: std::ops::Range<usize> = 10..26;
-/// Tags of one entry at most.
+/// Version of the format, the first byte of an entry.
+pub const VERSION: u8 = 3;
+/// Bytes of the two end times of an entry, which [`Store::touch`](crate::store::Store::touch)
+/// replaces.
+pub const ENDS: std::ops::Range<usize> = 10..26;
+/// Maximum number of tags per entry.
 pub(crate) const MAX_TAGS: usize = 64;
 
-/// Values inside of values at most.
+/// Maximum nesting depth of values.
 const DEEPEST: usize = 256;
 
-/// `T` is how a tag's name is held: owned to be written, borrowed when read.
+/// Head of an entry. `T` is the type of tag names: owned for writing, borrowed after reading.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Head<T> {
     pub(crate) compressed: bool,
@@ -49,7 +51,9 @@ impl<T: AsRef<str>> Head<T> {
         out.extend_from_slice(&self.fresh_until_us.to_le_bytes());
         out.extend_from_slice(&self.kept_until_us.to_le_bytes());
         out.extend_from_slice(&self.made_us.to_le_bytes());
-        out.extend_from_slice(&u32::try_from(self.cost.as_micros()).unwrap_or(u32::MAX).to_le_bytes());
+        out.extend_from_slice(
+            &u32::try_from(self.cost.as_micros()).unwrap_or(u32::MAX).to_le_bytes(),
+        );
         out.push(self.tags.len().min(MAX_TAGS) as u8);
         for (tag, version) in self.tags.iter().take(MAX_TAGS) {
             let tag = tag.as_ref();
@@ -63,7 +67,7 @@ impl<T: AsRef<str>> Head<T> {
 }
 
 impl<'b> Head<&'b str> {
-    /// The head, and the value's bytes.
+    /// Parses the head, and returns it with the value's bytes.
     pub(crate) fn read(bytes: &'b [u8]) -> Option<(Self, &'b [u8])> {
         let mut reader = Reader(bytes);
         if reader.take::<1>()? != [VERSION] {
@@ -86,11 +90,14 @@ impl<'b> Head<&'b str> {
             let name = std::str::from_utf8(reader.slice(length)?).ok()?;
             tags.push((name, u64::from_le_bytes(reader.take()?)));
         }
-        Some((Self { compressed, fingerprint, fresh_until_us, kept_until_us, made_us, cost, tags }, reader.0))
+        Some((
+            Self { compressed, fingerprint, fresh_until_us, kept_until_us, made_us, cost, tags },
+            reader.0,
+        ))
     }
 }
 
-/// As they stand in [`ENDS`].
+/// Encodes both end times, as in [`ENDS`].
 pub(crate) fn ends(fresh_until_us: u64, kept_until_us: u64) -> [u8; 16] {
     let mut ends = [0; 16];
     ends[..8].copy_from_slice(&fresh_until_us.to_le_bytes());
@@ -98,28 +105,33 @@ pub(crate) fn ends(fresh_until_us: u64, kept_until_us: u64) -> [u8; 16] {
     ends
 }
 
-/// A value as MessagePack. In the form for humans: what stands in a flattened or untagged place is read back from a form that does not
-/// know another one.
-pub(crate) fn encoded<V: Serialize + ?Sized>(value: &V) -> Result<Vec<u8>, rmp_serde::encode::Error> {
+/// Encodes a value as MessagePack, in the human-readable form: flattened and untagged parts are
+/// decoded through a form that knows no other one.
+pub(crate) fn encoded<V: Serialize + ?Sized>(
+    value: &V,
+) -> Result<Vec<u8>, rmp_serde::encode::Error> {
     let mut bytes = Vec::with_capacity(128);
-    value.serialize(&mut rmp_serde::Serializer::new(&mut bytes).with_struct_map().with_human_readable())?;
+    value.serialize(
+        &mut rmp_serde::Serializer::new(&mut bytes).with_struct_map().with_human_readable(),
+    )?;
     Ok(bytes)
 }
 
-/// The other way.
+/// Decodes a value.
 pub(crate) fn decoded<V: DeserializeOwned>(bytes: &[u8]) -> Result<V, rmp_serde::decode::Error> {
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable();
-    // No value should fill a thread's stack.
+    // Limits the depth, so that no value overflows a thread's stack.
     deserializer.set_max_depth(DEEPEST);
     V::deserialize(&mut deserializer)
 }
 
-/// Until when an entry is fresh, by its bytes.
-pub(crate) fn fresh_until(bytes: &[u8]) -> Option<u64> {
+/// Returns the time until which an entry is fresh, in µs since 1970; `None` for bytes of another
+/// version.
+pub fn fresh_until(bytes: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(ENDS)?.first_chunk()?)).filter(|_| bytes[0] == VERSION)
 }
 
-/// A value's bytes, compressed if that is worth it.
+/// Returns a value's bytes, compressed if that makes them smaller.
 pub(crate) fn packed(value: &[u8], compress_over: usize) -> (bool, std::borrow::Cow<'_, [u8]>) {
     let _ = compress_over;
     #[cfg(feature = "compress")]
@@ -132,7 +144,7 @@ pub(crate) fn packed(value: &[u8], compress_over: usize) -> (bool, std::borrow::
     (false, value.into())
 }
 
-/// The other way; `None` if it cannot be read, or would be larger than any value that is kept.
+/// Decompresses a value; `None` if it cannot be decoded, or would exceed the maximum size.
 pub(crate) fn unpacked(compressed: bool, bytes: &[u8]) -> Option<std::borrow::Cow<'_, [u8]>> {
     if !compressed {
         return Some(bytes.into());
@@ -140,7 +152,7 @@ pub(crate) fn unpacked(compressed: bool, bytes: &[u8]) -> Option<std::borrow::Co
     #[cfg(feature = "compress")]
     {
         let length = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
-        if length <= crate::made::MAX_SHARED {
+        if length <= crate::core::new_entry::MAX_SHARED {
             return Some(lz4_flex::decompress_size_prepended(bytes).ok()?.into());
         }
     }
@@ -163,12 +175,12 @@ impl<'b> Reader<'b> {
     }
 }
 
-/// Tells types apart by their names; what slips through is found by decoding.
+/// Distinguishes types by their names; decoding detects the rest.
 pub(crate) fn fingerprint<V: ?Sized>() -> u64 {
-    // FNV-1a: the same in every build, unlike a seeded hash.
-    std::any::type_name::<V>()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    // FNV-1a is the same in every build, unlike a seeded hash.
+    std::any::type_name::<V>().bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -178,10 +190,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn comes_back_as_it_was(tags in prop::collection::vec((".{0,20}", any::<u64>()), 0..5), value: Vec<u8>, cost in 0_u32..) {
+        fn comes_back_as_it_was(
+            tags in prop::collection::vec((".{0,20}", any::<u64>()), 0..5),
+            value: Vec<u8>,
+            cost in 0_u32..,
+        ) {
             let tags = tags.iter().map(|(t, v)| (t.as_str(), *v)).collect();
             let cost = Duration::from_micros(u64::from(cost));
-            let head = Head { compressed: cost.is_zero(), fingerprint: 7, fresh_until_us: 1, kept_until_us: 2, made_us: 3, cost, tags };
+            let head = Head {
+                compressed: cost.is_zero(),
+                fingerprint: 7,
+                fresh_until_us: 1,
+                kept_until_us: 2,
+                made_us: 3,
+                cost,
+                tags,
+            };
             let mut bytes = head.write(&value);
             prop_assert_eq!(&bytes[ENDS], &ends(1, 2));
             bytes[ENDS].copy_from_slice(&ends(8, 9));

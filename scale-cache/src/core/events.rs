@@ -1,0 +1,278 @@
+//! Events of the second level: invalidations by other processes, loss of data, loss of the
+//! subscription.
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+
+use tokio::time::{Instant, timeout};
+
+use super::Core;
+use crate::clock::since_boot;
+use crate::core::l2_client::spawn_replay;
+use crate::error::Error;
+use crate::policy::journal::Named;
+use crate::policy::versions::GLOBAL_TAG;
+use crate::store::{Loss, Store, StoreEvent};
+
+/// Time for other processes to reconnect after the store has lost invalidations. Each process
+/// repeats the invalidations that it knows; until then no process uses the store's entries.
+const GRACE: Duration = Duration::from_secs(2);
+/// Time for the store's first answer.
+const FIRST_ANSWER: Duration = Duration::from_millis(500);
+/// Number of link checks between two reads of the versions of spaces and of the global tag: they
+/// are used for as long as the process lives, and the store may expire them.
+const RENEWED_EVERY: u32 = 9;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Marks the listener task as running until it is dropped.
+struct Listening(Weak<Core>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        if let Some(core) = self.0.upgrade() {
+            core.subscription.disconnected();
+            core.is_unsubscribed.store(true, SeqCst);
+        }
+    }
+}
+
+/// Marks the examination of the store as running until it is dropped.
+struct Examining(Weak<Core>);
+
+impl Drop for Examining {
+    fn drop(&mut self) {
+        if let Some(core) = self.0.upgrade() {
+            core.is_examined.store(false, SeqCst);
+        }
+    }
+}
+
+impl Core {
+    /// Makes sure that a task listens to the store's events: starts another one if the previous one
+    /// ended with its runtime.
+    pub(crate) fn subscribe(&self) {
+        if !self.is_unsubscribed.load(SeqCst) {
+            return;
+        }
+        let Some(store) = &self.l2 else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.is_unsubscribed.swap(false, SeqCst) {
+            let listening = Listening(Weak::clone(&self.this));
+            let task = runtime.spawn(listen(listening, store.events()));
+            *self.listener.lock() = Some(task.abort_handle());
+        }
+    }
+
+    /// Starts a task that finds out what the store has lost, and repairs it.
+    pub(crate) fn examine(&self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if !self.is_examined.swap(true, SeqCst) {
+            runtime.spawn(make_whole(Examining(Weak::clone(&self.this))));
+        }
+    }
+
+    /// Repeats all invalidations that may have been lost. Returns whether the journal was complete.
+    async fn replay_journal(self: &Arc<Self>, since_us: u64) -> bool {
+        let (names, complete) = self.journal.since(since_us);
+        if !names.is_empty() {
+            tracing::warn!(
+                count = names.len(),
+                "the cache's second level may have lost invalidations: repeating them"
+            );
+        }
+        for name in names {
+            match name {
+                Named::Tag(tag) => {
+                    let position = self.versions.position([&tag]);
+                    self.pending.add_tag(&tag, position.clone(), || {
+                        self.versions.invalidate_here(&tag, position.as_ref())
+                    });
+                }
+                Named::Key(key) => {
+                    self.pending.add_key(Arc::clone(&key));
+                    self.forget(&key);
+                }
+            }
+        }
+        spawn_replay(Arc::clone(self));
+        self.pending.flushed().await;
+        complete
+    }
+
+    /// Reads the versions of the cache's own tags, so that they do not expire, and agree with those
+    /// that other processes know.
+    async fn renew_own_tags(&self) {
+        let Some(store) = &self.l2 else { return };
+        for tag in self.versions.own_tags() {
+            let era = self.versions.era();
+            if let Some((version, _)) = self.ask(store.version(&tag)).await
+                && self.pending.version_of(&tag).is_none()
+            {
+                self.versions.learn(era, &tag, &version);
+            }
+        }
+    }
+
+    /// Invalidates everything in the store.
+    async fn clear_all(&self, store: &Arc<dyn Store>) -> bool {
+        tracing::warn!(
+            "the cache's second level has lost unknown invalidations: invalidating all its entries"
+        );
+        let Some(version) = self.ask(store.invalidate(GLOBAL_TAG, None)).await else {
+            return false;
+        };
+        self.versions.invalidated(GLOBAL_TAG, &version);
+        true
+    }
+}
+
+impl Core {
+    /// Waits for the store's first answer. A new store is initialised when this returns.
+    pub(crate) async fn answered(&self) -> Result<(), Error> {
+        let Some(store) = &self.l2 else { return Ok(()) };
+        let until = Instant::now() + FIRST_ANSWER;
+        loop {
+            let late = |_| Err(Error::store("the store did not answer in time"));
+            match timeout(FIRST_ANSWER, store.examine()).await.unwrap_or_else(late) {
+                // One task sets the store's marks, and repairs what it has lost.
+                Ok(Loss::Everything) if Instant::now() < until => self.examine(),
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() >= until => return Err(error),
+                Err(_) => {}
+            }
+            tokio::time::sleep(PAUSE / 20).await;
+        }
+    }
+}
+
+/// Processes the events of other processes, until the last handle is dropped.
+async fn listen(listening: Listening, mut news: BoxStream<'static, StoreEvent>) {
+    let mut beats: u32 = 0;
+    while let Some(news) = news.next().await {
+        let Some(core) = listening.0.upgrade() else { return };
+        let Some(store) = &core.l2 else { return };
+        match news {
+            StoreEvent::Invalidated(tag, version) => {
+                let position = version.position.as_ref();
+                let here = || core.versions.invalidate_here(&tag, position);
+                if core.pending.renew_tag(&tag, here, || core.versions.invalidated(&tag, &version))
+                {
+                    spawn_replay(Arc::clone(&core));
+                }
+                core.journal.note(store.now_us(), Named::Tag(tag));
+            }
+            StoreEvent::Changed(key) => {
+                core.forget(&key);
+                core.journal.note(store.now_us(), Named::Key(key));
+            }
+            StoreEvent::Lost => {
+                core.subscription.disconnected();
+                // Events after the last link check may have been missed.
+                core.journal.end(
+                    store
+                        .now_us()
+                        .saturating_sub(core.subscription.unproven_for().as_micros() as u64),
+                );
+                metrics::counter!("scale_cache_subscriptions_lost_total").increment(1);
+                core.is_whole();
+            }
+            StoreEvent::Restored => {
+                // The missed events are unknown: nothing known counts any more before the link
+                // counts as up.
+                core.pending.hold(|has| core.versions.forget(has));
+                core.subscription.connected();
+                if core.is_whole() {
+                    core.journal.begin(store.now_us());
+                }
+                spawn_replay(Arc::clone(&core));
+            }
+            StoreEvent::Heard { asked } => {
+                core.subscription.proven_at(asked);
+                beats += 1;
+                if core.is_whole() {
+                    let (core, is_due) = (Arc::clone(&core), beats.is_multiple_of(RENEWED_EVERY));
+                    tokio::spawn(async move {
+                        if let Some(store) = &core.l2 {
+                            store.mark().await;
+                        }
+                        if is_due {
+                            core.renew_own_tags().await;
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Repairs what the store has lost, until nothing is missing.
+async fn make_whole(examining: Examining) {
+    let mut told: Option<Told> = None;
+    loop {
+        let Some(core) = examining.0.upgrade() else { return };
+        let Some(store) = core.l2.clone() else { return };
+        if store.is_whole() {
+            return;
+        }
+        // Invalidations from here on are received, if the link is up: a mark made below has a later
+        // time.
+        let heard_since = core.subscription.is_up().then(|| store.now_us());
+        let loss = core.ask(store.examine()).await;
+        let incarnation = store.incarnation();
+        // A further loss during the repair: all invalidations are repeated.
+        told = told.filter(|told| told.incarnation == incarnation);
+        let is_made_good = match loss {
+            Some(Loss::Nothing) => {
+                core.journal.resume(heard_since);
+                continue;
+            }
+            Some(Loss::Everything) => core.clear_all(&store).await,
+            // Other processes have repeated what they knew.
+            Some(Loss::SettledSince(since_us)) => {
+                core.replay_journal(since_us).await;
+                true
+            }
+            Some(loss @ (Loss::Since(_) | Loss::Unknown)) => {
+                let since_us = if let Loss::Since(since_us) = loss { Some(since_us) } else { None };
+                let told = if let Some(told) = told {
+                    told
+                } else {
+                    let is_complete = core.replay_journal(since_us.unwrap_or_default()).await
+                        && since_us.is_some();
+                    *told.insert(Told { incarnation, at: since_boot(), is_complete })
+                };
+                let waited = since_boot().saturating_sub(told.at);
+                // A process with a complete journal settles the loss; if there is none, everything
+                // is invalidated.
+                if told.is_complete {
+                    waited > GRACE
+                } else {
+                    waited > 2 * GRACE && core.clear_all(&store).await
+                }
+            }
+            None => false,
+        };
+        if is_made_good
+            && store.incarnation() == incarnation
+            && core.ask(store.settle()).await.is_some()
+        {
+            core.journal.resume(heard_since);
+            continue;
+        }
+        drop((core, store));
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// State of a repair: all invalidations that this process knows have been repeated.
+#[derive(Clone, Copy)]
+struct Told {
+    /// Server that received them.
+    incarnation: u64,
+    at: Duration,
+    is_complete: bool,
+}

@@ -1,0 +1,86 @@
+//! Shared state of the public types: the first level, the client of the second level, the known tag
+//! versions.
+
+#[cfg(feature = "http")]
+pub(crate) mod conditional_put;
+pub(crate) mod events;
+mod invalidation;
+pub(crate) mod l2_client;
+pub(crate) mod load_task;
+pub(crate) mod lookup;
+pub(crate) mod new_entry;
+pub(crate) mod pending_invalidations;
+pub(crate) mod single_flight;
+pub(crate) mod subscription;
+mod ttl;
+
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use moka::sync::Cache as Moka;
+use parking_lot::Mutex;
+use scale_core::circuit_breaker::CircuitBreaker;
+use tokio::task::AbortHandle;
+
+use self::pending_invalidations::Pending;
+use self::single_flight::Flights;
+use self::subscription::Subscription;
+use crate::clock::Instant;
+use crate::policy::entry::Entry;
+use crate::policy::fences::Fences;
+use crate::policy::journal::Journal;
+use crate::policy::versions::{Cell, Versions};
+use crate::space::Of;
+use crate::store::Store;
+
+pub(crate) struct Core {
+    /// First level, if its size is not zero.
+    pub(crate) local: Option<Moka<Arc<str>, Arc<Entry>, foldhash::fast::RandomState>>,
+    /// Number of insertions into the first level.
+    pub(crate) kept: AtomicU32,
+    pub(crate) l2: Option<Arc<dyn Store>>,
+    pub(crate) versions: Versions,
+    pub(crate) fences: Arc<Fences>,
+    pub(crate) flights: Arc<Flights>,
+    pub(crate) pending: Pending,
+    pub(crate) journal: Journal,
+    pub(crate) subscription: Subscription,
+    /// `true` if no task listens to the store's events, for example because its runtime has ended.
+    pub(crate) is_unsubscribed: AtomicBool,
+    /// Task that listens to the store's events.
+    pub(crate) listener: Mutex<Option<AbortHandle>>,
+    /// `true` if a task is examining the store for losses.
+    pub(crate) is_examined: AtomicBool,
+    /// Circuit breaker of the second level, with the time since `started`.
+    pub(crate) breaker: CircuitBreaker,
+    pub(crate) started: Instant,
+    pub(crate) store_timeout: Duration,
+    /// Time-out for sending an invalidation to the store.
+    pub(crate) told_within: Duration,
+    /// `true` if the store's `get` enforces the time-out itself.
+    pub(crate) gets_in_time: bool,
+    pub(crate) compress_over: usize,
+    pub(crate) strict: bool,
+    pub(crate) everything: Arc<Cell>,
+    /// Space of keys without a space name.
+    pub(crate) plain: Arc<Of>,
+    pub(crate) this: Weak<Core>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache")
+            .field("shared", &self.l2)
+            .field("link_up", &self.subscription.is_up())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener.get_mut().take() {
+            listener.abort();
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Keyspaces: one type of value, its settings, its keys.
+
+mod load_many;
+
+use std::any::Any;
+use std::fmt::{Display, Write};
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::task::coop::consume_budget;
+
+use crate::core::Core;
+#[cfg(feature = "http")]
+use crate::core::conditional_put::TagSnapshot;
+use crate::core::lookup::{LocalRead, Lookup};
+use crate::core::pending_invalidations::Reach;
+use crate::error::Error;
+use crate::load_context::LoadContext;
+use crate::metadata::{Hit, Level};
+use crate::options::Options;
+use crate::policy::entry::Validity;
+#[cfg(feature = "http")]
+use crate::policy::versions::Stamps;
+use crate::policy::versions::{Cell, GLOBAL_TAG, Versions};
+
+/// All entries of one kind. A clone costs a few reference counts.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_cache::Error> {
+/// use scale_cache::Cache;
+/// use serde::{Deserialize, Serialize};
+/// use std::time::Duration;
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct User { name: String }
+///
+/// let cache = Cache::memory();
+/// let users = cache.space::<User>("user").ttl(Duration::from_mins(5));
+/// let ann = users.get_or_load(
+///     7, |_| async { Ok::<_, std::io::Error>(User { name: "Ann".into() }) },
+/// ).await?;
+/// assert_eq!(ann.name, "Ann");
+/// users.remove(7).await;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Space<V> {
+    pub(crate) core: Arc<Core>,
+    of: Arc<Of>,
+    value: PhantomData<fn() -> V>,
+}
+
+/// The part of a space that is independent of the type of its values.
+#[derive(Clone, Debug)]
+pub(crate) struct Of {
+    /// Prefix of its keys: its name, with colons escaped, and a colon. So no key belongs to two
+    /// spaces.
+    prefix: Box<str>,
+    /// Tag of all its entries.
+    cell: Arc<Cell>,
+    options: Options,
+}
+
+impl Of {
+    pub(crate) fn new(versions: &Versions, name: &str) -> Self {
+        let prefix = format!("{}:", name.replace('%', "%25").replace(':', "%3A")).into();
+        Self {
+            prefix,
+            cell: versions.cell(&format!("{GLOBAL_TAG}{name}")),
+            options: Options::default(),
+        }
+    }
+}
+
+impl<V> Space<V> {
+    pub(crate) fn new(core: Arc<Core>, of: Arc<Of>) -> Self {
+        Self { core, of, value: PhantomData }
+    }
+}
+
+impl<V> Clone for Space<V> {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.core), Arc::clone(&self.of))
+    }
+}
+
+impl<V> Space<V>
+where
+    V: Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    /// Sets the options of the space.
+    pub fn options(self, options: Options) -> Self {
+        let of = Of { options, ..(*self.of).clone() };
+        Self::new(self.core, Arc::new(of))
+    }
+
+    /// Sets how long values are fresh. Default: five minutes.
+    pub fn ttl(self, ttl: Duration) -> Self {
+        let options = Options { ttl, ..self.of.options.clone() };
+        self.options(options)
+    }
+
+    /// Returns the value, if there is a fresh one.
+    pub async fn get(&self, key: impl Display) -> Option<Arc<V>> {
+        let mut whole = Key::default();
+        let key = whole.write(&self.of.prefix, &key);
+        let found = match self.core.look(key) {
+            LocalRead::Fresh(value) | LocalRead::Expiring(value) => {
+                // A loop of hits must let other tasks run.
+                consume_budget().await;
+                Some(value)
+            }
+            LocalRead::Nothing => self
+                .core
+                .find::<V>(key, &self.of.cell)
+                .await
+                .and_then(|entry| typed(Arc::clone(&entry.value))),
+        };
+        if found.is_some() {
+            self.slide(key, &self.of.options);
+        }
+        found
+    }
+
+    /// Returns the value with its metadata: the level, its age, and how long it stays fresh. From
+    /// the first level also an expired value that is [kept for failed
+    /// loads](Options::stale_if_error).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), scale_cache::Error> {
+    /// # let users = scale_cache::Cache::memory().space::<String>("user");
+    /// use scale_cache::Level;
+    /// users.set(7, "Ann".to_owned()).await?;
+    /// let hit = users.get_hit(7).await.expect("the value was just set");
+    /// assert!(hit.level == Level::First && !hit.is_stale && hit.age < hit.left);
+    /// # Ok(()) }
+    /// ```
+    pub async fn get_hit(&self, key: impl Display) -> Option<Hit<V>> {
+        let key = Key::new(&self.of.prefix, &key);
+        let core = &self.core;
+        let here = core
+            .get_local(key.as_str())
+            .filter(|e| matches!(core.validity(e), Validity::Fresh | Validity::Stale));
+        match here {
+            Some(entry) => Hit::of(&entry, Level::First),
+            None => {
+                Hit::of(&*self.core.find::<V>(key.as_str(), &self.of.cell).await?, Level::Second)
+            }
+        }
+    }
+
+    /// Restarts a value's TTL. Returns `false` if there is none, or it has expired.
+    pub async fn touch(&self, key: impl Display) -> bool {
+        self.core.touch(Key::new(&self.of.prefix, &key).as_str(), &self.of.options).await
+    }
+
+    /// Restarts the TTL of a value that was just read, if it is [sliding](Options::sliding) and
+    /// due.
+    fn slide(&self, key: &str, options: &Options) {
+        if self.core.slides(key, options) {
+            let (core, key, options) = (Arc::clone(&self.core), key.to_owned(), options.clone());
+            tokio::spawn(async move { core.touch(&key, &options).await });
+        }
+    }
+
+    /// Returns the values of many keys, in their order, where fresh. Keys missing in the first
+    /// level are requested from the second at the same time.
+    pub async fn get_many<K: Display>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Vec<Option<Arc<V>>> {
+        let gets: Vec<_> = keys.into_iter().map(|key| self.get(key)).collect();
+        futures_util::future::join_all(gets).await
+    }
+
+    /// Returns the value; loads it if there is none, once for all concurrent callers, on all
+    /// servers. The loader runs in its own task.
+    ///
+    /// # Errors
+    /// [`Error::Load`] with the loader's error; [`Error::TimedOut`]; [`Error::Panicked`];
+    /// [`Error::Cycle`], if the loader requests the key that it loads; [`Error::NoRuntime`] outside
+    /// of tokio. Failures of the second level are never returned.
+    pub async fn get_or_load<F, Fut, E>(&self, key: impl Display, load: F) -> Result<Arc<V>, Error>
+    where
+        F: FnOnce(LoadContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        self.get_or_load_with(key, &self.of.options, load).await
+    }
+
+    /// Does the same, with tags, TTL and other options for this key alone.
+    pub async fn get_or_load_with<F, Fut, E>(
+        &self,
+        key: impl Display,
+        options: &Options,
+        load: F,
+    ) -> Result<Arc<V>, Error>
+    where
+        F: FnOnce(LoadContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let mut whole = Key::default();
+        let key = whole.write(&self.of.prefix, &key);
+        let refresh = match self.core.look(key) {
+            LocalRead::Fresh(value) => {
+                consume_budget().await;
+                self.slide(key, options);
+                return Ok(value);
+            }
+            LocalRead::Expiring(_) => true,
+            LocalRead::Nothing => false,
+        };
+        let value =
+            self.core.load(Lookup { key, space: &self.of.cell, options }, refresh, load).await?;
+        // Two types under one key in one process: a mistake of the program, but not worth a panic.
+        typed(value).ok_or_else(|| {
+            Error::Load(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(
+                "the key has a value of another type",
+            )))
+        })
+    }
+
+    /// Stores a value, regardless of loads in progress. Other processes are notified at once.
+    ///
+    /// # Errors
+    /// [`Error::Encode`].
+    pub async fn set(&self, key: impl Display, value: V) -> Result<(), Error> {
+        let key = Key::new(&self.of.prefix, &key);
+        self.core
+            .put(
+                Lookup { key: key.as_str(), space: &self.of.cell, options: &self.of.options },
+                value,
+            )
+            .await
+    }
+
+    /// Removes a value on all servers; a load in progress cannot restore it.
+    pub async fn remove(&self, key: impl Display) -> Reach {
+        self.core.drop_key(Key::new(&self.of.prefix, &key).as_str()).await
+    }
+
+    /// Invalidates the whole space in one step.
+    pub async fn clear(&self) -> Reach {
+        self.core.invalidate(Arc::clone(self.of.cell.tag()), None).await
+    }
+}
+
+#[cfg(feature = "http")]
+impl<V> Space<V> {
+    /// Takes a snapshot before a value is fetched: the versions of these tags, and of those that
+    /// all entries of the space have.
+    #[cfg(feature = "http")]
+    pub(crate) async fn note<const N: usize>(&self, tags: [Arc<str>; N]) -> TagSnapshot {
+        let own = [Arc::clone(self.of.cell.tag())];
+        self.core.note(own.into_iter().chain(tags)).await
+    }
+
+    /// Stores a value if none of its tags was invalidated since `snapshot`; see
+    /// [`Core::put_if_current`].
+    #[cfg(feature = "http")]
+    pub(crate) async fn put_if_current(
+        &self,
+        snapshot: &TagSnapshot,
+        key: &str,
+        options: &Options,
+        late: &[Arc<str>],
+        value: Arc<V>,
+    ) -> Option<Stamps>
+    where
+        V: Serialize + Send + Sync + 'static,
+    {
+        let key = self.full_key(key).into();
+        self.core.put_if_current(snapshot, key, options, late, value).await
+    }
+
+    /// Returns a key with its space's prefix.
+    pub(crate) fn full_key(&self, key: &str) -> String {
+        Key::new(&self.of.prefix, &key).as_str().to_owned()
+    }
+}
+
+fn typed<V: Send + Sync + 'static>(value: Arc<dyn Any + Send + Sync>) -> Option<Arc<V>> {
+    value.downcast().ok()
+}
+
+/// A key with its space's prefix, without an allocation if it is short.
+enum Key {
+    Short([u8; Key::SHORT], usize),
+    Long(String),
+}
+
+impl Key {
+    const SHORT: usize = 64;
+
+    fn new(prefix: &str, key: &dyn Display) -> Self {
+        let mut this = Self::default();
+        this.write(prefix, key);
+        this
+    }
+
+    /// Writes in place: moving bytes that were just written would stall the processor.
+    fn write(&mut self, prefix: &str, key: &dyn Display) -> &str {
+        // Only a `Display` implementation can return an error here.
+        let _ = self.write_str(prefix).and_then(|()| write!(self, "{key}"));
+        self.as_str()
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Short(bytes, length) => {
+                std::str::from_utf8(&bytes[..*length]).unwrap_or_default()
+            }
+            Self::Long(text) => text,
+        }
+    }
+}
+
+impl Default for Key {
+    fn default() -> Self {
+        Self::Short([0; Self::SHORT], 0)
+    }
+}
+
+impl Write for Key {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        match self {
+            Self::Short(bytes, length) => {
+                if let Some(room) = bytes.get_mut(*length..*length + text.len()) {
+                    room.copy_from_slice(text.as_bytes());
+                    *length += text.len();
+                } else {
+                    let long = format!("{}{text}", self.as_str());
+                    *self = Self::Long(long);
+                }
+            }
+            Self::Long(long) => long.push_str(text),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_any_length_come_out_as_written() {
+        for key in ["", "7", "ключ", &"x".repeat(58), &"x".repeat(59), &"ü".repeat(500)] {
+            assert_eq!(Key::new("space:", &key).as_str(), format!("space:{key}"));
+            assert_eq!(Key::new(":", &key).as_str(), format!(":{key}"));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_key_is_one_of_another_space(
+            a in "[a:%253A]{0,6}",
+            b in "[a:%253A]{0,6}",
+            one in "[a:%]{0,4}",
+            two in "[a:%]{0,4}",
+        ) {
+            let versions = Versions::default();
+            let whole = |space: &str, key: &str| Key::new(&Of::new(&versions, space).prefix, &key)
+                .as_str()
+                .to_owned();
+            proptest::prop_assert_eq!((&a, &one) == (&b, &two), whole(&a, &one) == whole(&b, &two));
+        }
+    }
+}
