@@ -1,4 +1,4 @@
-//! What stands before each statement: the router's verdict. `cargo bench -p scale-db`
+//! Cost before each statement: the router's verdict. `cargo bench -p scale-db`
 #![allow(missing_docs)]
 
 use divan::{AllocProfiler, Bencher, black_box};
@@ -12,9 +12,10 @@ fn main() {
     divan::main();
 }
 
-const READ: &str = "select id, title, price from products where category = $1 and price < $2 order by price limit 20";
+const READ: &str = "select id, title, price from products where category = $1 and price < $2 \
+    order by price limit 20";
 
-/// A statement seen before: a look into a table.
+/// A known statement: a lookup in a table.
 #[divan::bench(threads = [1, 2])]
 fn known(bencher: Bencher<'_, '_>) {
     let router = Router::new(Dialect::Postgres, [""; 0]);
@@ -22,8 +23,10 @@ fn known(bencher: Bencher<'_, '_>) {
     bencher.bench(|| router.verdict(black_box(READ)));
 }
 
-/// A statement never seen: it is parsed.
+/// A new statement: it is parsed.
 #[divan::bench]
 fn new(bencher: Bencher<'_, '_>) {
-    bencher.with_inputs(|| Router::new(Dialect::Postgres, [""; 0])).bench_refs(|router| router.verdict(black_box(READ)));
+    bencher
+        .with_inputs(|| Router::new(Dialect::Postgres, [""; 0]))
+        .bench_refs(|router| router.verdict(black_box(READ)));
 }

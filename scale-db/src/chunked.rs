@@ -1,16 +1,16 @@
-//! A change of many rows in many short transactions, which the site does not notice.
+//! Changes many rows in short, throttled transactions.
 //!
-//! The table is walked by its key. Each chunk of keys is one transaction on the primary: it locks little, and not for long, and replicas
-//! follow along.
+//! The table is walked by its key. Each chunk of keys is one transaction on the primary, so it
+//! locks few rows for a short time, and replicas keep up.
 //!
 //! | when | then |
 //! | --- | --- |
-//! | a chunk takes longer than [`target`](Chunked::target) | the next is smaller; a quick one makes the next larger, twice as large at most |
-//! | a replica lags over [`max_lag`](Chunked::max_lag) | the walk stands still until it has caught up |
-//! | the database asks for another try (a deadlock) | that chunk is tried again, up to five times |
-//! | the process dies, or the future is dropped | the chunk under way rolls back; a [`named`](Chunked::named) walk goes on after the last one that committed, exactly |
-//! | two processes run one named walk | they take turns: no chunk runs twice |
-//! | rows are inserted past the last key meanwhile | they are not walked: the end is set at the start, so the walk ends |
+//! | a chunk takes longer than [`target`](Chunked::target) | the next one is smaller; after a fast chunk the next one is larger, at most twice as large |
+//! | a replica lags over [`max_lag`](Chunked::max_lag) | the walk pauses until it has caught up |
+//! | the database asks for a retry (a deadlock) | that chunk is retried, up to five attempts in total |
+//! | the process dies, or the future is dropped | the current chunk rolls back; a [`named`](Chunked::named) walk continues exactly after the last committed chunk |
+//! | two processes run the same named walk | they take turns: no chunk runs twice |
+//! | rows are inserted beyond the last key during the walk | they are not walked: the end is fixed at the start, so the walk ends |
 //! | rows are inserted behind the walk | they are not seen: let the application write the new form before the walk begins |
 
 use std::fmt;
@@ -20,44 +20,44 @@ use std::time::{Duration, Instant};
 use sqlx::{AssertSqlSafe, Error, SqlSafeStr, SqlStr};
 
 use crate::backend::Backend;
+use crate::cluster::node::Node;
+use crate::cluster::node::Role;
 use crate::db::Db;
 use crate::log::Log;
-use crate::node::Node;
-use crate::node::Role;
 use crate::retry::{Attempt, Patience, Transient};
 
-/// Where named walks keep how far they came.
+/// Table that stores the progress of named walks.
 const TABLE: &str = "scale_db_walks";
-/// A chunk never grows past it, however quick.
+/// Maximum rows of a chunk, however fast it is.
 const LARGEST: u64 = 100_000;
 
 /// Progress of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Chunks committed by this call.
+    /// Number of chunks committed by this call.
     pub chunks: u64,
-    /// Rows changed, as the work said; of a named walk, in all its calls.
+    /// Number of rows changed, as reported by the work; for a named walk, over all its calls.
     pub rows: u64,
-    /// The first key of the walk.
+    /// First key of the walk.
     pub first: i64,
-    /// The last key done.
+    /// Last key that was processed.
     pub upto: i64,
-    /// The last key there was at the start.
+    /// Last key of the table at the start.
     pub last: i64,
-    /// Rows asked for in the next chunk.
+    /// Number of rows in the next chunk.
     pub size: u64,
 }
 
 impl Progress {
-    /// Between 0 and 1, by keys.
+    /// Returns the completed fraction by keys, between 0 and 1.
     pub fn fraction(&self) -> f64 {
         let span = |a: i64, b: i64| (i128::from(b) - i128::from(a) + 1) as f64;
         (span(self.first, self.upto) / span(self.first, self.last)).clamp(0.0, 1.0)
     }
 }
 
-/// A walk through a table; from [`Db::chunked`].
+/// Builder of a walk through a table; from [`Db::chunked`].
 #[must_use = "nothing happens before `run`"]
 pub struct Chunked<'a, DB: Backend> {
     db: &'a Db<DB>,
@@ -72,22 +72,26 @@ pub struct Chunked<'a, DB: Backend> {
 
 impl<DB: Backend> fmt::Debug for Chunked<'_, DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Chunked").field("table", &self.table).field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("Chunked")
+            .field("table", &self.table)
+            .field("key", &self.key)
+            .finish_non_exhaustive()
     }
 }
 
-/// A walk under way.
+/// State of a walk.
 struct Walk {
     first: i64,
     last: i64,
-    /// The next chunk begins here; `None` past the last one.
+    /// First key of the next chunk; `None` after the last one.
     next: Option<i64>,
     rows: u64,
 }
 
 impl<DB: Backend> Db<DB> {
-    /// A walk through `table` by its integer column `key` (indexed and unique, as a primary key is), in many short transactions.
-    /// Both names are taken as they are, upper and lower case included.
+    /// Starts a walk through `table` by its integer column `key` in many short transactions. The
+    /// column must be indexed and unique, as a primary key is. Both names are quoted as given,
+    /// including upper and lower case.
     ///
     /// ```no_run
     /// # async fn example(db: scale_db::Db<sqlx::Postgres>) -> Result<(), sqlx::Error> {
@@ -95,8 +99,16 @@ impl<DB: Backend> Db<DB> {
     ///     .named("orders-in-euro")
     ///     .on_progress(|p| println!("{:.0} %", p.fraction() * 100.0))
     ///     .run(async |mut tx, ids| {
-    ///         let update = sqlx::query("update orders set currency = 'EUR' where id between $1 and $2 and currency is null");
-    ///         Ok::<_, sqlx::Error>(update.bind(*ids.start()).bind(*ids.end()).execute(&mut **tx).await?.rows_affected())
+    ///         let update = sqlx::query(
+    ///             "update orders set currency = 'EUR'
+    ///              where id between $1 and $2 and currency is null",
+    ///         );
+    ///         Ok::<_, sqlx::Error>(
+    ///             update.bind(*ids.start())
+    ///                 .bind(*ids.end())
+    ///                 .execute(&mut **tx).await?
+    ///                 .rows_affected(),
+    ///         )
     ///     })
     ///     .await?;
     /// println!("{} rows", done.rows);
@@ -115,60 +127,66 @@ impl<DB: Backend> Db<DB> {
         }
     }
 
-    /// Returns once no replica that answers is further behind.
+    /// Waits until no replica that answers lags more than `lag`.
     pub(crate) async fn caught_up(&self, lag: Duration) {
-        // One that has not reached what the primary had when this process began is late, and nobody knows how late.
+        // A replica that has not reached the primary's position of the start of this process is
+        // late by an unknown time.
         let is_late = |node: &Node<DB>| {
             let status = node.status();
-            status.role == Role::Replica && status.lag.map_or(**node.log() != Log::Unknown, |late| late > lag)
+            status.role == Role::Replica
+                && status.lag.map_or(**node.log() != Log::Unknown, |late| late > lag)
         };
         let late = || self.0.nodes.load().iter().any(|node| is_late(node));
         if late() {
             tracing::info!("waiting for replicas to catch up");
         }
         while late() {
-            let _ = tokio::time::timeout(self.0.config.monitor_interval, self.0.looked.notified()).await;
+            let _ = tokio::time::timeout(self.0.config.monitor_interval, self.0.looked.notified())
+                .await;
         }
     }
 }
 
 impl<'a, DB: Backend> Chunked<'a, DB> {
-    /// Rows of the first chunk. Default: 500.
+    /// Sets the number of rows of the first chunk. Default: 500.
     pub fn size(mut self, rows: u64) -> Self {
         self.size = rows.clamp(1, LARGEST);
         self
     }
 
-    /// Sets the time that a chunk is meant to take, for which others wait for its locks. Default: 100 ms.
+    /// Sets the target duration of a chunk, during which other transactions wait for its locks.
+    /// Default: 100 ms.
     pub fn target(mut self, time: Duration) -> Self {
         self.target = time.max(Duration::from_millis(1));
         self
     }
 
-    /// The walk waits for replicas further behind. Default: half of [`max_replica_lag`](crate::Config::max_replica_lag), so that they
-    /// keep serving reads.
+    /// Sets the lag above which the walk waits for replicas. Default: half of
+    /// [`max_replica_lag`](crate::Config::max_replica_lag), so that they keep serving reads.
     pub fn max_lag(mut self, lag: Duration) -> Self {
         self.max_lag = lag;
         self
     }
 
-    /// Remembers in the table `scale_db_walks`, within the transaction of each chunk, how far the walk came: another `run` of that name
-    /// goes on there. A walk that has ended stays so; [`Db::forget_walk`] makes it run anew.
+    /// Names the walk. Its progress is stored in the table `scale_db_walks`, within the transaction
+    /// of each chunk, and another `run` with the same name continues there. A completed walk does
+    /// not run again until [`Db::forget_walk`] is called.
     pub fn named(mut self, name: &str) -> Self {
         self.name = Some(self.db.dialect().literal(name));
         self
     }
 
-    /// Called after each chunk that has committed.
+    /// Sets a function that is called after each committed chunk.
     pub fn on_progress(mut self, tell: impl FnMut(&Progress) + Send + 'a) -> Self {
         self.tell = Box::new(tell);
         self
     }
 
-    /// Walks. `work` gets keys, both ends included, and says how many rows it changed; it must do nothing but through the transaction.
+    /// Runs the walk. `work` gets a range of keys, both ends included, and returns the number of
+    /// changed rows. It must have no effects outside of the transaction.
     ///
     /// # Errors
-    /// The work's own, or sqlx's. What was committed stays.
+    /// The errors of `work` and of sqlx. Committed chunks stay.
     pub async fn run<E, F, R>(mut self, mut work: F) -> Result<Progress, E>
     where
         F: FnMut(Attempt<DB>, RangeInclusive<i64>) -> R,
@@ -177,10 +195,24 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
     {
         let walk = self.begin().await?;
         let Some(mut walk) = walk else {
-            return Ok(Progress { chunks: 0, rows: 0, first: 0, upto: 0, last: 0, size: self.size });
+            return Ok(Progress {
+                chunks: 0,
+                rows: 0,
+                first: 0,
+                upto: 0,
+                last: 0,
+                size: self.size,
+            });
         };
         let upto = walk.next.map_or(walk.last, |next| next.saturating_sub(1));
-        let mut progress = Progress { chunks: 0, rows: walk.rows, first: walk.first, upto, last: walk.last, size: self.size };
+        let mut progress = Progress {
+            chunks: 0,
+            rows: walk.rows,
+            first: walk.first,
+            upto,
+            last: walk.last,
+            size: self.size,
+        };
         while walk.next.is_some() {
             self.db.caught_up(self.max_lag).await;
             let start = Instant::now();
@@ -194,27 +226,39 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
             };
             let Some(upto) = more else { break };
             self.size = fitting(self.size, start.elapsed(), self.target);
-            progress = Progress { chunks: progress.chunks + 1, rows: walk.rows, upto, size: self.size, ..progress };
+            progress = Progress {
+                chunks: progress.chunks + 1,
+                rows: walk.rows,
+                upto,
+                size: self.size,
+                ..progress
+            };
             metrics::counter!("scale_db_chunks_total").increment(1);
             (self.tell)(&progress);
         }
-        // Whoever walked beside us may have done the rest.
+        // Another process may have done the rest of the walk.
         Ok(Progress { rows: walk.rows, upto: walk.last, ..progress })
     }
 
-    /// The ends of the table, and of a named walk how far it came. `None`: the table is empty.
+    /// Reads the first and last key of the table, and the progress of a named walk. Returns `None`
+    /// if the table is empty.
     async fn begin(&mut self) -> Result<Option<Walk>, Error> {
         let dialect = self.db.dialect();
         let mut connection = self.db.acquire().await?;
         let (least, most) = (format!("min({})", self.key), format!("max({})", self.key));
         let ends = select(dialect, &[&least, &most], &self.table);
         let row = DB::ask(&mut connection, ends).await?;
-        let [Some(first), Some(last)] = [number(&row, 0)?, number(&row, 1)?] else { return Ok(None) };
-        let Some(name) = &self.name else { return Ok(Some(Walk { first, last, next: Some(first), rows: 0 })) };
+        let [Some(first), Some(last)] = [number(&row, 0)?, number(&row, 1)?] else {
+            return Ok(None);
+        };
+        let Some(name) = &self.name else {
+            return Ok(Some(Walk { first, last, next: Some(first), rows: 0 }));
+        };
         DB::tell(
             &mut connection,
             format!(
-                "create table if not exists {TABLE} (name varchar(200) primary key, first_key bigint not null, \
+                "create table if not exists {TABLE} (name varchar(200) primary key, first_key \
+                 bigint not null, \
                  last_key bigint not null, next_key bigint, row_count bigint not null)"
             ),
         )
@@ -223,11 +267,15 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
             crate::Dialect::MySql => "on duplicate key update name = name",
             _ => "on conflict (name) do nothing",
         };
-        DB::tell(&mut connection, format!("insert into {TABLE} values ({name}, {first}, {last}, {first}, 0) {ignore}")).await?;
+        DB::tell(
+            &mut connection,
+            format!("insert into {TABLE} values ({name}, {first}, {last}, {first}, 0) {ignore}"),
+        )
+        .await?;
         Self::read(&mut connection, dialect, name, "").await.map(Some)
     }
 
-    /// One transaction. Returns its last key, or `None` if there was nothing left.
+    /// Runs one transaction. Returns its last key, or `None` if nothing was left.
     async fn chunk<E, F, R>(&mut self, walk: &mut Walk, work: &mut F) -> Result<Option<i64>, E>
     where
         F: FnMut(Attempt<DB>, RangeInclusive<i64>) -> R,
@@ -237,14 +285,16 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
         let dialect = self.db.dialect();
         let mut tx = self.db.begin().await?;
         if let Some(name) = &self.name {
-            // Whoever walks beside us waits here, and goes on where we stop.
+            // Other processes with the same walk wait here, and continue after this chunk.
             let lock = if dialect == crate::Dialect::Sqlite { "" } else { " for update" };
             *walk = Self::read(&mut tx, dialect, name, lock).await?;
         }
         let Some(from) = walk.next else { return Ok(None) };
         let (key, table, last, size) = (&self.key, &self.table, walk.last, self.size);
-        let keys =
-            format!("(select {key} as k from {table} where {key} between {from} and {last} order by {key} limit {size}) c");
+        let keys = format!(
+            "(select {key} as k from {table} where {key} between {from} and {last} \
+             order by {key} limit {size}) c"
+        );
         let keys = select(dialect, &["max(k)"], &keys);
         let upto = number(&self.db.0.deadline().in_time(DB::ask(&mut tx, keys)).await?, 0)?;
         let rows = match upto {
@@ -256,18 +306,33 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
             }
             None => 0,
         };
-        let after = Walk { rows: walk.rows + rows, next: upto.filter(|u| *u < walk.last).map(|u| u + 1), ..*walk };
+        let after = Walk {
+            rows: walk.rows + rows,
+            next: upto.filter(|u| *u < walk.last).map(|u| u + 1),
+            ..*walk
+        };
         if let Some(name) = &self.name {
             let next = after.next.map_or_else(|| "null".to_owned(), |n| n.to_string());
             let rows = after.rows;
-            DB::tell(&mut tx, format!("update {TABLE} set next_key = {next}, row_count = {rows} where name = {name}")).await?;
+            DB::tell(
+                &mut tx,
+                format!(
+                    "update {TABLE} set next_key = {next}, row_count = {rows} where name = {name}"
+                ),
+            )
+            .await?;
         }
         tx.commit().await?;
         *walk = after;
         Ok(upto)
     }
 
-    async fn read(connection: &mut DB::Connection, dialect: crate::Dialect, name: &str, lock: &str) -> Result<Walk, Error> {
+    async fn read(
+        connection: &mut DB::Connection,
+        dialect: crate::Dialect,
+        name: &str,
+        lock: &str,
+    ) -> Result<Walk, Error> {
         let from = format!("{TABLE} where name = {name}{lock}");
         let row = select(dialect, &["first_key", "last_key", "next_key", "row_count"], &from);
         let row = DB::ask(connection, row).await?;
@@ -281,7 +346,8 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
 }
 
 impl<DB: Backend> Db<DB> {
-    /// Forgets how far a [named](Chunked::named) walk came: the next one of that name starts at the beginning.
+    /// Deletes the progress of a [named](Chunked::named) walk: the next walk with this name starts
+    /// at the beginning.
     pub async fn forget_walk(&self, name: &str) -> Result<(), Error> {
         let name = self.dialect().literal(name);
         let mut connection = self.acquire().await?;
@@ -289,7 +355,7 @@ impl<DB: Backend> Db<DB> {
     }
 }
 
-/// Expressions as text, from a table.
+/// Builds a select of expressions as text.
 fn select(dialect: crate::Dialect, expressions: &[&str], from: &str) -> SqlStr {
     let expressions: Vec<_> = expressions.iter().map(|e| dialect.text_of(e)).collect();
     AssertSqlSafe(format!("select {} from {from}", expressions.join(", "))).into_sql_str()
@@ -297,10 +363,13 @@ fn select(dialect: crate::Dialect, expressions: &[&str], from: &str) -> SqlStr {
 
 fn number(row: &[Option<String>], column: usize) -> Result<Option<i64>, Error> {
     let text = row.get(column).and_then(Option::as_deref);
-    text.map(|t| t.parse().map_err(|_| Error::Protocol("the key of a walk must be an integer".into()))).transpose()
+    text.map(|t| {
+        t.parse().map_err(|_| Error::Protocol("the key column of a walk must be an integer".into()))
+    })
+    .transpose()
 }
 
-/// The size that would have taken the time aimed at, but no sudden jump.
+/// Returns the size that would have taken the target time, without sudden jumps.
 fn fitting(size: u64, took: Duration, target: Duration) -> u64 {
     let ratio = target.as_secs_f64() / took.as_secs_f64().max(1e-6);
     ((size as f64 * ratio.clamp(0.25, 2.0)) as u64).clamp(1, LARGEST)

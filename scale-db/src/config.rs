@@ -1,4 +1,4 @@
-//! Which nodes there are, and the limits they work under.
+//! Settings: nodes and limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,74 +8,77 @@ use serde::Deserialize;
 use sqlx::pool::PoolConnectionMetadata;
 
 use crate::backend::Backend;
+use crate::cluster::discover::Discover;
 use crate::db::Db;
-use crate::discover::Discover;
 use crate::error::Error;
-use crate::pools::{AfterConnect, Pools};
+use crate::pool::{AfterConnect, Pools};
 use crate::replica::{Options, Replica};
 
-/// Choice of what reads do when no replica is fit.
+/// Behaviour of reads when no replica is usable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum NoReplica {
-    /// They go to the primary.
+    /// Reads go to the primary.
     #[default]
     UsePrimary,
-    /// They fail with [`Error::NoReplica`]: the primary is kept for writes.
+    /// Reads fail with [`Error::NoReplica`]; the primary is kept for writes.
     Refuse,
 }
 
-/// Settings of a [`Db`], for files and environment.
+/// Settings of a [`Db`], for configuration files and environment variables.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Any node's address; with `replicas`, the one that is the primary as a rule.
+    /// Address of any node; with `replicas`, normally that of the primary.
     pub url: String,
-    /// More nodes. Their roles are observed, not believed.
+    /// Further nodes. Their roles are observed, not assumed.
     #[serde(default)]
     pub replicas: Vec<Replica>,
-    /// An address whose host name stands for all replicas: each IP address it resolves to is one, now and later. A certificate is then
-    /// checked against the IP address; list replicas by name where that matters.
+    /// Address whose host name stands for all replicas: each IP address to which it resolves is a
+    /// replica, now and later. Certificates are then verified against the IP address; where that
+    /// matters, list replicas by name.
     #[serde(default)]
     pub discover: Option<String>,
-    /// Interval at which replicas are looked for. Default: 5 s.
+    /// Interval at which replicas are discovered. Default: 5 s.
     #[serde(default = "defaults::discovery", with = "humantime_serde")]
     pub discovery_interval: Duration,
-    /// Options of the first node, in place of its address.
+    /// Options of the first node, instead of its address.
     #[serde(skip)]
     options: Option<Options>,
     #[serde(skip)]
     pub(crate) discover_with: Option<Discover>,
-    /// Connections to each node at most, and one more to look at it through. Default: 10.
+    /// Maximum number of connections to each node, without the monitor's own one. Default: 10.
     #[serde(default = "defaults::connections")]
     pub max_connections: u32,
-    /// Connections to each node that are kept open, used or not. Default: 0.
+    /// Number of connections to each node that are kept open even if idle. Default: 0.
     #[serde(default)]
     pub min_connections: u32,
     /// Longest wait for a connection. Default: 3 s.
     #[serde(default = "defaults::acquire", with = "humantime_serde")]
     pub acquire_timeout: Duration,
-    /// A replica further behind gets no reads. Default: 5 s.
+    /// Maximum lag of a replica that gets reads. Default: 5 s.
     #[serde(default = "defaults::lag", with = "humantime_serde")]
     pub max_replica_lag: Duration,
-    /// Interval at which every node is asked for role and position. Default: 500 ms.
+    /// Interval at which every node is asked for its role and position. Default: 500 ms.
     #[serde(default = "defaults::interval", with = "humantime_serde")]
     pub monitor_interval: Duration,
-    /// Longest wait of a write for a primary while there is none. Default: 0, it fails at once.
+    /// Longest wait of a write while there is no primary. Default: 0; the write fails at once.
     #[serde(default, with = "humantime_serde")]
     pub primary_wait: Duration,
-    /// The server ends a statement that runs longer (MySQL: a read), and two seconds later the client gives up waiting for its answer. Zero
-    /// switches both off. SQLite has none. Default: 30 s.
+    /// Maximum duration of a statement. The server ends a statement that runs longer (MySQL: a
+    /// read); two seconds later the client stops waiting for the answer. Zero disables both. Not
+    /// supported on SQLite. Default: 30 s.
     #[serde(default = "defaults::statement", with = "humantime_serde")]
     pub statement_timeout: Duration,
     /// Longest wait for a lock (SQLite: for the writer). Default: 5 s.
     #[serde(default = "defaults::lock", with = "humantime_serde")]
     pub lock_timeout: Duration,
-    /// A statement whose first answer takes longer is logged, without its values. Default: 500 ms.
+    /// Duration of the first answer above which a statement is logged, without its values. Default:
+    /// 500 ms.
     #[serde(default = "defaults::slow", with = "humantime_serde")]
     pub slow_query: Duration,
-    /// Choice of what reads do when no replica is fit.
+    /// Behaviour of reads when no replica is usable.
     #[serde(default)]
     pub no_replica: NoReplica,
     /// Functions of the application that neither write nor lock.
@@ -113,7 +116,7 @@ mod defaults {
 }
 
 impl Config {
-    /// The defaults for an address.
+    /// Creates the default settings for an address.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -136,28 +139,29 @@ impl Config {
         }
     }
 
-    /// Connects: at least one node must answer and be a primary.
+    /// Connects. At least one node must answer and be the primary.
     ///
     /// # Errors
-    /// [`Error::Address`], [`Error::Unreachable`], [`Error::NoPrimary`], [`Error::TwoPrimaries`], [`Error::Stranger`].
+    /// [`Error::Address`], [`Error::Unreachable`], [`Error::NoPrimary`], [`Error::TwoPrimaries`],
+    /// [`Error::WrongCluster`].
     pub async fn connect<DB: Backend>(self) -> Result<Db<DB>, Error> {
         Builder::from(self).connect().await
     }
 
-    /// Returns the time that a node has to answer a look.
+    /// Returns the time within which a node has to answer a probe.
     pub(crate) fn look_limit(&self) -> Duration {
         self.acquire_timeout.min(self.monitor_interval.max(Duration::from_secs(1)))
     }
 }
 
 impl std::fmt::Debug for Config {
-    /// Without addresses: they may hold passwords.
+    /// Omits the addresses, because they may contain passwords.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config").field("nodes", &(1 + self.replicas.len())).finish_non_exhaustive()
     }
 }
 
-/// The long way to a [`Db`].
+/// Builder of a [`Db`].
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), scale_db::Error> {
@@ -205,19 +209,20 @@ impl<DB: Backend> Builder<DB> {
         Self::from(config)
     }
 
-    /// One more node: an address, or a [`Replica`] with a weight.
+    /// Adds a node: an address, or a [`Replica`] with a weight.
     pub fn replica(mut self, replica: impl Into<Replica>) -> Self {
         self.config.replicas.push(replica.into());
         self
     }
 
-    /// Every IP address of this address's host is a replica, now and later. See [`Config::discover`].
+    /// Makes every IP address of this address's host a replica, now and later. See
+    /// [`Config::discover`].
     pub fn discover(mut self, url: impl Into<String>) -> Self {
         self.config.discover = Some(url.into());
         self
     }
 
-    /// Replicas are whatever `find` says: addresses from Consul, Kubernetes, a file.
+    /// Uses the replicas that `find` returns: addresses from Consul, Kubernetes, a file.
     pub fn discover_with<F>(mut self, find: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = std::io::Result<Vec<String>>> + Send + 'static,
@@ -226,19 +231,19 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
-    /// Sets the interval at which replicas are looked for.
+    /// Sets the interval at which replicas are discovered.
     pub fn discovery_interval(mut self, interval: Duration) -> Self {
         self.config.discovery_interval = interval;
         self
     }
 
-    /// Connections to each node at most.
+    /// Sets the maximum number of connections to each node.
     pub fn max_connections(mut self, count: u32) -> Self {
         self.config.max_connections = count;
         self
     }
 
-    /// Connections to each node that are kept open, used or not.
+    /// Sets the number of connections to each node that are kept open even if idle.
     pub fn min_connections(mut self, count: u32) -> Self {
         self.config.min_connections = count;
         self
@@ -250,7 +255,7 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
-    /// A replica further behind gets no reads.
+    /// Sets the maximum lag of a replica that gets reads.
     pub fn max_replica_lag(mut self, limit: Duration) -> Self {
         self.config.max_replica_lag = limit;
         self
@@ -262,46 +267,50 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
-    /// Sets the longest wait of a write for a primary while there is none.
+    /// Sets the longest wait of a write while there is no primary.
     pub fn primary_wait(mut self, limit: Duration) -> Self {
         self.config.primary_wait = limit;
         self
     }
 
-    /// Postgres ends a statement that runs longer.
+    /// Sets the maximum duration of a statement. See [`Config::statement_timeout`].
     pub fn statement_timeout(mut self, limit: Duration) -> Self {
         self.config.statement_timeout = limit;
         self
     }
 
-    /// Longest wait for a lock.
+    /// Sets the longest wait for a lock.
     pub fn lock_timeout(mut self, limit: Duration) -> Self {
         self.config.lock_timeout = limit;
         self
     }
 
-    /// A statement that takes longer is logged.
+    /// Sets the duration above which a statement is logged.
     pub fn slow_query(mut self, limit: Duration) -> Self {
         self.config.slow_query = limit;
         self
     }
 
-    /// Choice of what reads do when no replica is fit.
+    /// Sets the behaviour of reads when no replica is usable.
     pub fn no_replica(mut self, choice: NoReplica) -> Self {
         self.config.no_replica = choice;
         self
     }
 
-    /// A function of the application that neither writes nor locks.
+    /// Adds a function of the application that neither writes nor locks.
     pub fn safe_function(mut self, name: impl Into<String>) -> Self {
         self.config.safe_functions.push(name.into());
         self
     }
 
-    /// Runs on each new connection, after what this crate says to it (time-outs, pragmas): `set time zone`, `set role`, extensions.
+    /// Sets code that runs on each new connection after this crate's own setup (timeouts, pragmas),
+    /// for example `set time zone`, `set role`, extensions.
     pub fn after_connect<F>(mut self, run: F) -> Self
     where
-        F: for<'c> Fn(&'c mut DB::Connection, PoolConnectionMetadata) -> BoxFuture<'c, Result<(), sqlx::Error>>
+        F: for<'c> Fn(
+                &'c mut DB::Connection,
+                PoolConnectionMetadata,
+            ) -> BoxFuture<'c, Result<(), sqlx::Error>>
             + Send
             + Sync
             + 'static,
@@ -310,16 +319,18 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
-    /// Connects: at least one node must answer and be a primary.
+    /// Connects. At least one node must answer and be the primary.
     ///
     /// # Errors
     /// See [`Config::connect`].
     pub async fn connect(self) -> Result<Db<DB>, Error> {
         DB::prepare_driver();
         let Self { config, after_connect } = self;
-        let mut all = vec![Replica { options: config.options.clone(), ..Replica::new(&config.url) }];
+        let mut all =
+            vec![Replica { options: config.options.clone(), ..Replica::new(&config.url) }];
         all.extend(config.replicas.iter().cloned());
-        let discover = config.discover_with.clone().or_else(|| config.discover.clone().map(Discover::dns));
+        let discover =
+            config.discover_with.clone().or_else(|| config.discover.clone().map(Discover::dns));
         let listed = discover.is_none();
         let pools = Pools::<DB>::new(&all, config.discover.as_deref(), after_connect)?;
         let nodes = pools.listed(&config, &all, listed)?;

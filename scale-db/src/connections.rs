@@ -1,4 +1,4 @@
-//! Connections and transactions in the caller's own hands.
+//! Connections and transactions held by the caller.
 
 use std::fmt;
 
@@ -8,18 +8,19 @@ use sqlx::{Acquire, Pool, SqlSafeStr, SqlStr, Transaction};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::backend::Backend;
-use crate::capabilities;
+use crate::cluster::capabilities;
+use crate::cluster::node::{Node, Role};
 use crate::db::Db;
 use crate::dialect::Dialect;
 use crate::failure::is_broken;
-use crate::node::{Node, Role};
 use crate::position::Position;
 use crate::sticky;
 
-/// A read-only transaction. Looks through to its connection, as sqlx's `Transaction` does, and ends with `commit`, `rollback`, or when dropped.
+/// A read-only transaction. Dereferences to its connection, as sqlx's `Transaction` does, and ends
+/// with `commit`, `rollback`, or when dropped.
 pub struct Snapshot<DB: Backend> {
     tx: Transaction<'static, DB>,
-    /// Leave to read from the primary, for as long as this lives.
+    /// Permit to read from the primary, held as long as this transaction.
     _leave: Option<OwnedSemaphorePermit>,
 }
 
@@ -56,8 +57,9 @@ impl<DB: Backend> fmt::Debug for Snapshot<DB> {
 }
 
 impl<DB: Backend> Db<DB> {
-    /// Returns the pool of the present primary, for what takes a pool (`PgListener`, session stores, other libraries). It does not follow a
-    /// fail-over, and is closed when its connections fall silent: ask again then.
+    /// Returns the pool of the current primary, for code that takes a pool (`PgListener`, session
+    /// stores, other libraries). The pool does not follow a failover, and is closed when its
+    /// connections stop answering: call this again then.
     ///
     /// # Errors
     /// [`Error::NoPrimary`](crate::Error::NoPrimary) inside `sqlx::Error::Configuration`.
@@ -66,28 +68,41 @@ impl<DB: Backend> Db<DB> {
         Ok(self.primary_node().await?.pool())
     }
 
-    /// Returns the pools of the replicas that are fit for reading now.
+    /// Returns the pools of the replicas that are currently usable.
     pub fn replica_pools(&self) -> Vec<Pool<DB>> {
-        self.0.nodes.load().iter().filter(|node| node.is_fit_replica()).map(|node| node.pool()).collect()
+        self.0
+            .nodes
+            .load()
+            .iter()
+            .filter(|node| node.is_fit_replica())
+            .map(|node| node.pool())
+            .collect()
     }
 
-    /// A transaction on the primary. Rolled back when dropped before `commit`.
+    /// Begins a transaction on the primary. It is rolled back when dropped before `commit`.
     ///
     /// # Errors
-    /// [`Error::NoPrimary`](crate::Error::NoPrimary) inside `sqlx::Error::Configuration`, or what sqlx says.
+    /// [`Error::NoPrimary`](crate::Error::NoPrimary) inside `sqlx::Error::Configuration`, or the
+    /// errors of sqlx.
     pub async fn begin(&self) -> Result<Transaction<'static, DB>, sqlx::Error> {
         let node = self.primary_node().await?;
         sticky::wrote(self.0.id);
-        // A transaction of SQLite that becomes a writer later fails at once if there is another.
+        // An SQLite transaction that starts to write later fails at once if there is another
+        // writer.
         let statement = if self.0.dialect == Dialect::Sqlite { "begin immediate" } else { "begin" };
         self.begin_on(&node, statement.into_sql_str()).await
     }
 
-    /// Begins a transaction on the primary by a statement of yours: `begin isolation level serializable`.
+    /// Begins a transaction on the primary with the given statement, for example `begin isolation
+    /// level serializable`.
     ///
     /// # Errors
-    /// As [`begin`](Self::begin); `sqlx::Error::BeginFailed` if the statement begins no transaction.
-    pub async fn begin_with(&self, statement: impl SqlSafeStr) -> Result<Transaction<'static, DB>, sqlx::Error> {
+    /// The errors of [`begin`](Self::begin); `sqlx::Error::BeginFailed` if the statement begins no
+    /// transaction.
+    pub async fn begin_with(
+        &self,
+        statement: impl SqlSafeStr,
+    ) -> Result<Transaction<'static, DB>, sqlx::Error> {
         let node = self.primary_node().await?;
         sticky::wrote(self.0.id);
         self.begin_on(&node, statement.into_sql_str()).await
@@ -96,7 +111,7 @@ impl<DB: Backend> Db<DB> {
     /// Begins a read-only transaction on a replica: one snapshot for several queries.
     ///
     /// # Errors
-    /// [`Error::NoReplica`](crate::Error::NoReplica) if so configured, or what sqlx says.
+    /// [`Error::NoReplica`](crate::Error::NoReplica) if so configured, or the errors of sqlx.
     pub async fn begin_read(&self) -> Result<Snapshot<DB>, sqlx::Error> {
         let (node, leave) = match self.reader(0) {
             Some(node) => (node, None),
@@ -105,20 +120,24 @@ impl<DB: Backend> Db<DB> {
         let statement = match self.0.dialect {
             Dialect::Postgres => "begin read only",
             Dialect::MySql => "start transaction read only",
-            // A transaction that only reads does not wait for the writer.
+            // A read-only transaction does not wait for the writer.
             Dialect::Sqlite => "begin",
         };
         let tx = self.begin_on(&node, statement.into_sql_str()).await?;
         Ok(Snapshot { tx, _leave: leave })
     }
 
-    async fn begin_on(&self, node: &Node<DB>, statement: SqlStr) -> Result<Transaction<'static, DB>, sqlx::Error> {
+    async fn begin_on(
+        &self,
+        node: &Node<DB>,
+        statement: SqlStr,
+    ) -> Result<Transaction<'static, DB>, sqlx::Error> {
         let begin = || {
             let (pool, statement) = (node.pool(), statement.clone());
             Box::pin(self.within_deadline(node, async move { pool.begin_with(statement).await }))
         };
         match begin().await {
-            // Nothing has run yet; the next connection is asked first.
+            // No statement has run yet; the next connection is pinged first.
             Err(error) if is_broken(&error) => {
                 node.doubt();
                 begin().await
@@ -128,7 +147,8 @@ impl<DB: Backend> Db<DB> {
         .inspect_err(|error| self.judge_write(node, error))
     }
 
-    /// A connection to the primary, for what lives on one connection (advisory locks, `LISTEN`, temp tables).
+    /// Returns a connection to the primary, for features that live on one connection (advisory
+    /// locks, `LISTEN`, temporary tables).
     pub async fn acquire(&self) -> Result<PoolConnection<DB>, sqlx::Error> {
         let node = self.primary_node().await?;
         sticky::wrote(self.0.id);
@@ -146,11 +166,12 @@ impl<DB: Backend> Db<DB> {
         .inspect_err(|error| self.judge_write(&node, error))
     }
 
-    /// Returns how far the primary has written: a node at or past it shows every write that has returned by now. One round trip.
+    /// Returns the primary's current write position: a node at or past it shows every write that
+    /// has returned before this call. One round trip.
     ///
     /// # Errors
-    /// `sqlx::Error::Protocol` where the system's positions are no order (MariaDB with several replication domains, MySQL without GTIDs,
-    /// Aurora), or what sqlx says.
+    /// `sqlx::Error::Protocol` where positions have no order (MariaDB with several replication
+    /// domains, MySQL without GTIDs, Aurora), or the errors of sqlx.
     pub async fn position(&self) -> Result<Position, sqlx::Error> {
         if self.0.dialect == Dialect::Sqlite {
             return Ok(Position::default());
@@ -162,14 +183,18 @@ impl<DB: Backend> Db<DB> {
         };
         let probe = Box::pin(self.within_deadline(&node, ask)).await?;
         let position = (probe.role == Role::Primary).then(|| probe.log.position()).flatten();
-        position.ok_or_else(|| sqlx::Error::Protocol("the primary's position is not known".into()))
+        position.ok_or_else(|| sqlx::Error::Protocol("the primary's position is unknown".into()))
     }
 
-    /// Returns a source of connections to the primary without [time-outs](crate::Config::statement_timeout), for migrations and other long
-    /// work. Each is closed after its use.
+    /// Returns a source of connections to the primary without
+    /// [timeouts](crate::Config::statement_timeout), for migrations and other long work. Each
+    /// connection is closed after use.
     ///
     /// ```no_run
-    /// # async fn example(db: scale_db::Db<sqlx::Postgres>, migrator: &sqlx::migrate::Migrator) -> Result<(), sqlx::migrate::MigrateError> {
+    /// # async fn example(
+    /// #     db: scale_db::Db<sqlx::Postgres>,
+    /// #     migrator: &sqlx::migrate::Migrator,
+    /// # ) -> Result<(), sqlx::migrate::MigrateError> {
     /// // let migrator = sqlx::migrate!();
     /// migrator.run(db.unlimited()).await?;
     /// # Ok(()) }
@@ -179,7 +204,7 @@ impl<DB: Backend> Db<DB> {
     }
 }
 
-/// Connections to the primary without time-outs: from [`Db::unlimited`].
+/// Source of connections to the primary without timeouts: from [`Db::unlimited`].
 #[derive(Clone, Debug)]
 pub struct Unlimited<DB: Backend> {
     db: Db<DB>,

@@ -1,4 +1,4 @@
-//! The handle.
+//! Handle of a database: a primary and its replicas.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,69 +11,70 @@ use sqlx::Pool;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::backend::Backend;
+use crate::cluster::discover::{self, Discover};
+use crate::cluster::lag::History;
+use crate::cluster::monitor;
+use crate::cluster::node::{Node, NodeStatus, Role};
+use crate::cluster::primary::{Election, PrimaryTracker};
 use crate::config::{Builder, Config};
 use crate::dialect::{Dialect, Probe};
-use crate::discover::{self, Discover};
 use crate::error::Error;
-use crate::lag::History;
 use crate::log::Log;
-use crate::monitor;
-use crate::node::{Node, NodeStatus, Role};
-use crate::pools::Pools;
-use crate::reign::{Election, Reign};
+use crate::pool::Pools;
 use crate::replica::Replica;
 use crate::router::{Router, Verdict};
 
 /// A primary and its replicas behind one sqlx executor. Cloning costs one reference count.
 ///
-/// `&Db` goes wherever sqlx takes an executor; the statement decides which node runs it. See the [crate docs](crate).
+/// Pass `&Db` wherever sqlx takes an executor; the statement decides which node runs it. See the
+/// [crate docs](crate).
 pub struct Db<DB: Backend>(pub(crate) Arc<Inner<DB>>);
 
 pub(crate) struct Inner<DB: Backend> {
-    /// Tells the handles of one process apart, for sticky scopes.
+    /// Distinguishes the handles of one process, for sticky scopes.
     pub(crate) id: usize,
     pub(crate) dialect: Dialect,
     pub(crate) pools: Pools<DB>,
     pub(crate) nodes: ArcSwap<Vec<Arc<Node<DB>>>>,
     pub(crate) router: Router,
     pub(crate) config: Config,
-    pub(crate) reign: Arc<Reign>,
-    /// Log of the primary at the last look that saw one.
+    pub(crate) tracker: Arc<PrimaryTracker>,
+    /// Log of the primary, from the last probe round that found one.
     pub(crate) primary_log: ArcSwapOption<Log>,
-    /// The last look saw a primary, and every node answered.
+    /// True if the last probe round found a primary, and every node answered.
     pub(crate) all_seen: AtomicBool,
     cluster: Mutex<Option<String>>,
     rivals: Mutex<Vec<usize>>,
-    /// Leave to read from the primary what a replica would serve.
+    /// Permits to read from the primary what a replica would serve.
     pub(crate) spill: Arc<Semaphore>,
     pub(crate) closed: AtomicBool,
-    /// Asks the monitor to look now.
+    /// Wakes the monitor for a probe round now.
     pub(crate) wake: Arc<Notify>,
-    /// Told after each look.
+    /// Notified after each probe round.
     pub(crate) looked: Notify,
 }
 
-/// Where a statement is meant to run.
+/// Target of a statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// Where its text allows.
+    /// Any node that the statement's text allows.
     Proven,
-    /// On the primary, whatever it is.
+    /// The primary, whatever the statement.
     Primary,
-    /// On a replica, whatever it is: the caller knows it only reads.
+    /// A replica, whatever the statement: the caller knows that it only reads.
     Replica,
 }
 
-/// The database with the choice of node made by hand: from [`Db::primary`] and [`Db::replica`]. An executor like [`Db`] itself.
+/// Executor with a node chosen by the caller: from [`Db::primary`] and [`Db::replica`].
 #[derive(Debug)]
-pub struct Via<'a, DB: Backend> {
+pub struct RoutedExecutor<'a, DB: Backend> {
     pub(crate) db: &'a Db<DB>,
     pub(crate) target: Target,
 }
 
-impl<DB: Backend> Copy for Via<'_, DB> {}
+impl<DB: Backend> Copy for RoutedExecutor<'_, DB> {}
 
-impl<DB: Backend> Clone for Via<'_, DB> {
+impl<DB: Backend> Clone for RoutedExecutor<'_, DB> {
     fn clone(&self) -> Self {
         *self
     }
@@ -88,23 +89,29 @@ impl<DB: Backend> Db<DB> {
         Config::new(url).connect().await
     }
 
-    /// Begins with the first node, given by its address or by sqlx's options (`PgConnectOptions`, …); replicas and limits follow.
+    /// Returns a builder with the first node, given by its address or by sqlx's options
+    /// (`PgConnectOptions`, …). Replicas and limits can be added.
     pub fn builder(first: impl Into<Replica>) -> Builder<DB> {
         Builder::new(first.into())
     }
 
-    /// Makes a database of pools that there are already, the first of them the primary's as a rule. Their roles are observed.
+    /// Makes a database of existing pools. Their roles are observed; the first is normally the
+    /// primary's.
     ///
-    /// Pools of one's own are not told this crate's [time-outs](Config::statement_timeout), and do not close the door to a primary of
-    /// before a fail-over at each new connection, but at the next look alone.
+    /// This crate sets no [timeouts](Config::statement_timeout) on connections of such pools. A
+    /// stale primary is detected only by the next probe round, not at each new connection.
     ///
     /// # Errors
     /// See [`Config::connect`].
     pub async fn from_pools(pools: impl IntoIterator<Item = Pool<DB>>) -> Result<Self, Error> {
         let pools: Vec<_> = pools.into_iter().collect();
-        let none = || Error::Address("there is no pool to make a database of".into());
+        let none = || Error::Address("no pool given: expected at least one".into());
         let dialect = DB::dialect_of(pools.first().ok_or_else(none)?).ok_or_else(none)?;
-        let nodes = pools.into_iter().enumerate().map(|(number, pool)| Node::of_pool(number, pool)).collect();
+        let nodes = pools
+            .into_iter()
+            .enumerate()
+            .map(|(number, pool)| Node::of_pool(number, pool))
+            .collect();
         Self::start(Config::new(""), Pools::of_others(dialect), nodes, None).await
     }
 
@@ -115,7 +122,7 @@ impl<DB: Backend> Db<DB> {
             dialect: pools.dialect,
             nodes: ArcSwap::from_pointee(nodes.into_iter().map(Arc::new).collect()),
             router: Router::new(pools.dialect, config.safe_functions.iter().cloned()),
-            reign: Arc::clone(&pools.reign),
+            tracker: Arc::clone(&pools.tracker),
             pools,
             primary_log: ArcSwapOption::empty(),
             all_seen: AtomicBool::new(false),
@@ -149,11 +156,13 @@ impl<DB: Backend> Db<DB> {
             });
         }
         if let Some(node) = inner.nodes.load().iter().find(|n| n.is_stranger()) {
-            return Err(Error::Stranger { node: node.number });
+            return Err(Error::WrongCluster { node: node.number });
         }
         if inner.config.min_connections > 0 {
             let nodes = inner.nodes.load_full();
-            tokio::spawn(async move { futures_util::future::join_all(nodes.iter().map(|node| node.fill())).await });
+            tokio::spawn(async move {
+                futures_util::future::join_all(nodes.iter().map(|node| node.fill())).await
+            });
         }
         // The roles of SQLite's two pools never change.
         if inner.dialect != Dialect::Sqlite {
@@ -166,14 +175,16 @@ impl<DB: Backend> Db<DB> {
         Ok(Self(inner))
     }
 
-    /// The primary, for a read that must not be late by even the lag allowed.
-    pub fn primary(&self) -> Via<'_, DB> {
-        Via { db: self, target: Target::Primary }
+    /// Returns an executor on the primary, for reads that must not even have the lag that is
+    /// allowed.
+    pub fn primary(&self) -> RoutedExecutor<'_, DB> {
+        RoutedExecutor { db: self, target: Target::Primary }
     }
 
-    /// A replica, for a statement that the router cannot prove but that you know to be reading.
-    pub fn replica(&self) -> Via<'_, DB> {
-        Via { db: self, target: Target::Replica }
+    /// Returns an executor on a replica, for a statement that the router cannot prove and that you
+    /// know to be read-only.
+    pub fn replica(&self) -> RoutedExecutor<'_, DB> {
+        RoutedExecutor { db: self, target: Target::Replica }
     }
 
     /// Returns the status of every node.
@@ -181,17 +192,18 @@ impl<DB: Backend> Db<DB> {
         self.0.nodes.load().iter().map(|n| n.status()).collect()
     }
 
-    /// The verdicts of this database's router.
+    /// Returns the router of this database.
     pub fn router(&self) -> &Router {
         &self.0.router
     }
 
-    /// The dialect spoken.
+    /// Returns the dialect of this database.
     pub fn dialect(&self) -> Dialect {
         self.0.dialect
     }
 
-    /// Waits until every connection is closed. Handles that remain fail with `PoolClosed`.
+    /// Closes all connections, and waits for those in use. Other handles then fail with
+    /// `PoolClosed`.
     pub async fn close(&self) {
         self.0.closed.store(true, Ordering::Relaxed);
         self.0.wake.notify_one();
@@ -211,7 +223,7 @@ impl<DB: Backend> Db<DB> {
 
 impl<DB: Backend> Inner<DB> {
     pub(crate) fn primary_number(&self) -> Option<usize> {
-        self.reign.primary()
+        self.tracker.primary()
     }
 
     pub(crate) fn primary_node(&self) -> Option<Arc<Node<DB>>> {
@@ -219,9 +231,13 @@ impl<DB: Backend> Inner<DB> {
         self.nodes.load().iter().find(|node| node.number == number).cloned()
     }
 
-    /// A pool that ran out of time does not say why its connections failed: one made by hand does.
+    /// Connects once by hand to find the cause of an error: a pool that timed out does not say why
+    /// its connections failed.
     async fn cause_of(&self, error: sqlx::Error) -> sqlx::Error {
-        let (sqlx::Error::PoolTimedOut, Some(node)) = (&error, self.nodes.load().first().cloned()) else { return error };
+        let (sqlx::Error::PoolTimedOut, Some(node)) = (&error, self.nodes.load().first().cloned())
+        else {
+            return error;
+        };
         let options = node.pool().connect_options();
         let attempt = <DB::Connection as sqlx::Connection>::connect_with(&options);
         match tokio::time::timeout(self.config.acquire_timeout, attempt).await {
@@ -230,7 +246,7 @@ impl<DB: Backend> Inner<DB> {
         }
     }
 
-    /// Nodes that take writes with equal rights, while there is no primary for it.
+    /// Returns the nodes that take writes with equal rights, if that leaves no primary.
     fn rivals(&self) -> Vec<usize> {
         self.rivals.lock().clone()
     }
@@ -242,7 +258,7 @@ impl<DB: Backend> Inner<DB> {
         }
     }
 
-    /// Makes an election's outcome known.
+    /// Applies the outcome of an election.
     pub(crate) fn set_primary(&self, election: &Election) {
         let (rivals, undecided) = match election {
             Election::Undecided(nodes) => (nodes.clone(), nodes.clone()),
@@ -250,30 +266,38 @@ impl<DB: Backend> Inner<DB> {
             Election::Nobody => (Vec::new(), Vec::new()),
         };
         if !rivals.is_empty() {
-            tracing::error!(nodes = ?rivals, "more than one database node takes writes: end all but one");
+            tracing::error!(
+                nodes = ?rivals,
+                "several database nodes take writes: stop all but one",
+            );
         }
         metrics::gauge!("scale_db_rival_primaries").set(rivals.len() as f64);
         *self.rivals.lock() = undecided;
-        // Before anybody writes to it.
+        // Before any statement can write to it.
         if let Election::Primary { number, .. } = election {
-            self.nodes.load().iter().filter(|node| node.number == *number).for_each(|node| node.depose(false));
+            self.nodes
+                .load()
+                .iter()
+                .filter(|node| node.number == *number)
+                .for_each(|node| node.depose(false));
         }
-        match self.reign.accept(election) {
+        match self.tracker.accept(election) {
             (old, new) if old == new => {}
-            (_, None) => tracing::error!("there is no database primary"),
+            (_, None) => tracing::error!("no database primary: no writes until one is found"),
             (old, Some(new)) => {
                 let nodes = self.nodes.load();
                 nodes.iter().filter(|node| node.number != new).for_each(|node| node.depose(true));
                 if old.is_some() {
-                    tracing::warn!(node = new, "the database primary has moved");
+                    tracing::warn!(node = new, "the database primary has changed");
                 } else {
-                    tracing::info!(node = new, "the database primary is known");
+                    tracing::info!(node = new, "found the database primary");
                 }
             }
         }
     }
 
-    /// Compares a node's cluster with the first one heard of.
+    /// Returns whether a node belongs to another cluster than the first node that named its
+    /// cluster.
     pub(crate) fn is_stranger(&self, probe: &Probe) -> bool {
         let Some(theirs) = &probe.cluster else { return false };
         self.cluster.lock().get_or_insert_with(|| theirs.clone()) != theirs
@@ -281,13 +305,21 @@ impl<DB: Backend> Inner<DB> {
 }
 
 impl<DB: Backend> From<Pool<DB>> for Db<DB> {
-    /// Takes a pool as that of a lone primary, as in `#[sqlx::test]`. Nothing is asked and nothing observed: for replicas and fail-overs see
-    /// [`Db::from_pools`].
+    /// Uses a pool as that of a single primary, as in `#[sqlx::test]`. Nothing is queried, and
+    /// nothing is monitored; for replicas and failovers see [`Db::from_pools`].
     fn from(pool: Pool<DB>) -> Self {
         let dialect = DB::dialect_of(&pool).unwrap_or(Dialect::Postgres);
-        let inner = Self::assemble(Config::new(""), Pools::of_others(dialect), vec![Node::of_pool(0, pool)]);
+        let inner = Self::assemble(
+            Config::new(""),
+            Pools::of_others(dialect),
+            vec![Node::of_pool(0, pool)],
+        );
         inner.set_primary(&Election::Primary { number: 0, timeline: 0, rivals: Vec::new() });
-        inner.nodes.load().iter().for_each(|node| node.saw(Role::Primary, Log::Unknown, Some(Duration::ZERO), true));
+        inner
+            .nodes
+            .load()
+            .iter()
+            .for_each(|node| node.saw(Role::Primary, Log::Unknown, Some(Duration::ZERO), true));
         Self(inner)
     }
 }
@@ -300,6 +332,9 @@ impl<DB: Backend> Clone for Db<DB> {
 
 impl<DB: Backend> fmt::Debug for Db<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Db").field("dialect", &self.0.dialect).field("nodes", &self.nodes()).finish()
+        f.debug_struct("Db")
+            .field("dialect", &self.0.dialect)
+            .field("nodes", &self.nodes())
+            .finish()
     }
 }

@@ -1,14 +1,15 @@
-//! Waiting for a node no longer than there is hope.
+//! Limits on waiting for a node.
 //!
-//! | who waits | ends when |
+//! | waiting | ends when |
 //! | --- | --- |
 //! | a read, the beginning of a transaction | its node is found down, or [`statement_timeout`](crate::Config::statement_timeout) and two seconds have passed |
 //! | a write | another node has become the primary, or that time has passed: it may have run, and is not repeated |
 //! | the rows of a stream | as for their statement, from one row to the next |
-//! | a statement of your own inside a transaction | it has its answer: the connection is yours, and so is the time-out |
-//! | anything on SQLite | it has its answer |
+//! | a statement in a transaction of the caller | it has its answer: the connection is the caller's, and so is the timeout |
+//! | any statement on SQLite | it has its answer |
 //!
-//! A connection that a firewall has forgotten, or whose cable was pulled, says nothing for many minutes.
+//! A connection that a firewall has dropped, or whose cable was pulled, gives no error for many
+//! minutes.
 
 use std::future::Future;
 use std::io;
@@ -22,24 +23,24 @@ use futures_core::future::BoxFuture;
 use sqlx::Database;
 
 use crate::backend::Backend;
+use crate::cluster::node::{InFlight, Node};
 use crate::db::{Db, Inner};
 use crate::dialect::Dialect;
-use crate::node::{Node, Visit};
 
 /// Added to the time after which the server itself ends a statement.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// When a node is waited for no longer, however little time has passed.
+/// Event that ends waiting for a node before the time limit.
 #[derive(Clone, Copy, Debug)]
 enum Patience {
-    /// It is found down.
+    /// The node is found down.
     UntilDown,
     /// Another node has become the primary.
     UntilDeposed,
     Endless,
 }
 
-/// Longest wait for one answer.
+/// Limit on waiting for one answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     limit: Option<Duration>,
@@ -47,17 +48,19 @@ pub(crate) struct Deadline {
 }
 
 impl<DB: Backend> Inner<DB> {
-    /// For reads: they may be repeated elsewhere.
+    /// Returns the limit for reads, which may be repeated on another node.
     pub(crate) fn deadline(&self) -> Deadline {
         let timeout = self.config.statement_timeout;
-        let limit = (self.dialect != Dialect::Sqlite && !timeout.is_zero()).then(|| timeout + GRACE);
-        let patience = if self.dialect == Dialect::Sqlite { Patience::Endless } else { Patience::UntilDown };
+        let limit =
+            (self.dialect != Dialect::Sqlite && !timeout.is_zero()).then(|| timeout + GRACE);
+        let patience =
+            if self.dialect == Dialect::Sqlite { Patience::Endless } else { Patience::UntilDown };
         Deadline { limit, patience }
     }
 }
 
 impl Deadline {
-    /// For writes: they may not.
+    /// Returns the limit for writes, which must not be repeated.
     pub(crate) fn for_write(self) -> Self {
         match self.patience {
             Patience::Endless => self,
@@ -80,19 +83,27 @@ impl Deadline {
             }
         };
         tokio::select! {
-            () = lost => io::Error::new(io::ErrorKind::ConnectionAborted, "the database node was found down, or is the primary no longer"),
+            () = lost => io::Error::new(io::ErrorKind::ConnectionAborted, "the database node was \
+                found down, or is no longer the primary"),
             () = late => {
-                // The server itself would have answered that the time is over.
+                // The server itself would have reported the timeout by now, so the connection is
+                // dead.
                 node.renew();
-                io::Error::new(io::ErrorKind::TimedOut, "the database did not answer within its statement time-out")
+                io::Error::new(io::ErrorKind::TimedOut, "the database did not answer within its \
+                    statement timeout")
             }
         }
     }
 
-    /// Waits for an answer, whoever gives it.
-    pub(crate) async fn in_time<T>(self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    /// Waits for an answer within the time limit only.
+    pub(crate) async fn in_time<T>(
+        self,
+        work: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
         let Some(limit) = self.limit else { return work.await };
-        tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+        tokio::time::timeout(limit, work)
+            .await
+            .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
     }
 
     /// Waits for an answer of a node.
@@ -102,7 +113,7 @@ impl Deadline {
         work: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, sqlx::Error> {
         tokio::pin!(work);
-        // Dropped before the work: a connection that it gives back is in doubt by then.
+        // Dropped before `work`: a connection that `work` returns is already in doubt then.
         let mut unfinished = Unfinished { node, finished: false };
         tokio::select! {
             biased;
@@ -115,7 +126,7 @@ impl Deadline {
     }
 }
 
-/// Somebody left while a node was to answer.
+/// Guard that marks the node's connections as doubtful when waiting is abandoned.
 struct Unfinished<'a, DB: Database> {
     node: &'a Node<DB>,
     finished: bool,
@@ -130,7 +141,7 @@ impl<DB: Database> Drop for Unfinished<'_, DB> {
 }
 
 impl<DB: Backend> Db<DB> {
-    /// Waits for an answer that may be asked for again elsewhere.
+    /// Waits for an answer that may be requested again on another node.
     pub(crate) async fn within_deadline<T>(
         &self,
         node: &Node<DB>,
@@ -140,11 +151,12 @@ impl<DB: Backend> Db<DB> {
     }
 }
 
-/// A stream of rows that ends in an error when its node has nothing more to say. Counts as a visit to the node until dropped.
+/// Stream of rows that ends with an error when its node stops answering. Counts as a running
+/// statement of the node until dropped.
 pub(crate) struct Rows<DB: Database, S> {
     steps: S,
     deadline: Deadline,
-    visit: Arc<Visit<DB>>,
+    in_flight: Arc<InFlight<DB>>,
     passes: Option<BoxFuture<'static, io::Error>>,
     ended: bool,
 }
@@ -152,18 +164,18 @@ pub(crate) struct Rows<DB: Database, S> {
 impl<DB: Database, S> Drop for Rows<DB, S> {
     fn drop(&mut self) {
         if !self.ended {
-            self.visit.node.doubt();
+            self.in_flight.node.doubt();
         }
     }
 }
 
 impl<DB: Database, S> Rows<DB, S> {
-    pub(crate) fn new(steps: S, deadline: Deadline, visit: Visit<DB>) -> Self {
-        Self { steps, deadline, visit: Arc::new(visit), passes: None, ended: false }
+    pub(crate) fn new(steps: S, deadline: Deadline, in_flight: InFlight<DB>) -> Self {
+        Self { steps, deadline, in_flight: Arc::new(in_flight), passes: None, ended: false }
     }
 
-    pub(crate) fn visit(&self) -> &Visit<DB> {
-        &self.visit
+    pub(crate) fn in_flight(&self) -> &InFlight<DB> {
+        &self.in_flight
     }
 }
 
@@ -176,8 +188,10 @@ impl<DB: Database, T, S: Stream<Item = Result<T, sqlx::Error>> + Unpin> Stream f
             self.ended = step.is_none();
             return Poll::Ready(step);
         }
-        let (deadline, visit) = (self.deadline, Arc::clone(&self.visit));
-        let passes = self.passes.get_or_insert_with(|| Box::pin(async move { deadline.passes(&visit.node).await }));
+        let (deadline, in_flight) = (self.deadline, Arc::clone(&self.in_flight));
+        let passes = self
+            .passes
+            .get_or_insert_with(|| Box::pin(async move { deadline.passes(&in_flight.node).await }));
         let error = std::task::ready!(passes.as_mut().poll(cx));
         self.passes = None;
         Poll::Ready(Some(Err(error.into())))

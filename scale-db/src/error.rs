@@ -1,55 +1,63 @@
-//! Errors before a query runs; queries themselves return [`sqlx::Error`], as with any sqlx executor.
+//! Errors outside of statements. Statements return [`sqlx::Error`], as with any sqlx executor.
 
-/// Why a [`Db`](crate::Db) could not be made or has nobody to ask.
+/// Error of a [`Db`](crate::Db): it could not be created, or has no node for a statement.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An address cannot be read, or names another database system than the others.
-    #[error("not a usable database address: {0}")]
+    /// An address cannot be parsed, or belongs to another database system than the others.
+    #[error("unusable database address: {0}")]
     Address(String),
-    /// No node answered within the connect time-out.
+    /// No node answered within the connect timeout.
     #[error("no database node answered: {0}")]
     Unreachable(#[source] sqlx::Error),
-    /// Nodes answer, but none is a primary that takes writes.
-    #[error("no primary: {0} node(s) known, none takes writes")]
+    /// Nodes answer, but none of them takes writes.
+    #[error("no database primary: none of the {0} known nodes takes writes")]
     NoPrimary(usize),
-    /// Several nodes take writes, and nothing tells which of them is the primary: nothing is written until there is but one.
-    #[error("nodes {nodes:?} all take writes, and nothing tells which is the primary: end all but one")]
+    /// Several nodes take writes, and none of them is provably the primary. Writes fail until only
+    /// one is left.
+    #[error("nodes {nodes:?} all take writes, and none is provably the primary: stop all but one")]
     TwoPrimaries {
-        /// Their numbers.
+        /// Numbers of these nodes.
         nodes: Vec<usize>,
     },
-    /// A read must see a write of a primary that this process does not know yet, and a node does not answer: it may be that primary.
-    #[error("a write that this read must see is of a primary that is not known here, and a node does not answer")]
+    /// A read must see a write of a primary that this process does not know yet, and a node that
+    /// may be that primary does not answer.
+    #[error(
+        "this read must see a write of a newer primary, which is not known here: \
+         a node does not answer"
+    )]
     Unseen,
-    /// A node says it is the primary, and is one of before a fail-over: no connection to it is handed out.
-    #[error("node {node} is a primary of before a fail-over")]
+    /// A node claims to be the primary but was demoted by a failover; none of its connections is
+    /// used.
+    #[error("node {node} is a stale primary: it was demoted by a failover")]
     Leftover {
-        /// Its number.
+        /// Number of the node.
         node: usize,
     },
-    /// Every replica is down or lags too much, and the configuration forbids reading from the primary.
-    #[error("no replica is fit for reading, and reading from the primary is switched off")]
+    /// Every replica is down or lags too much, and the configuration forbids reads from the
+    /// primary.
+    #[error("no replica is usable, and reads from the primary are disabled (`no_replica`)")]
     NoReplica,
     /// A replica belongs to another database cluster.
     #[error("node {node} belongs to another database cluster than node 0")]
-    Stranger {
-        /// Its number: 0 is the first address given.
+    WrongCluster {
+        /// Number of the node; 0 is the first address given.
         node: usize,
     },
-    /// A set of shards that cannot be.
-    #[error("not a usable set of shards: {0}")]
+    /// The set of shards is invalid.
+    #[error("invalid set of shards: {0}")]
     Shards(String),
-    /// A partition stays where it is, because its archive cannot be made or is not what it should be.
-    #[error("a partition cannot be archived: {what}")]
+    /// A partition could not be archived, and is kept: its archive could not be written, or does
+    /// not match it. Or an archive could not be restored.
+    #[error("a partition could not be archived or restored: {what}")]
     Archive {
-        /// Where it stopped.
+        /// Reason for the failure.
         what: &'static str,
-        /// The system's own error.
+        /// Error of the operating system.
         #[source]
         cause: std::io::Error,
     },
-    /// A statement of ours failed.
+    /// A statement of this crate failed.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
 }

@@ -1,48 +1,47 @@
 #![doc = include_str!("../README.md")]
 
-mod alive;
+#[cfg(doc)]
+#[doc = include_str!("../docs/design.md")]
+pub mod design {}
+
 mod backend;
-mod balance;
-mod capabilities;
-mod choose;
 pub mod chunked;
+mod cluster;
 mod config;
 mod connections;
 mod db;
 mod deadline;
 mod dialect;
-mod discover;
 mod error;
 mod executor;
 mod failure;
-mod lag;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod loader;
 mod log;
-mod monitor;
-mod node;
+pub mod observe;
 pub mod page;
 #[cfg(feature = "partition")]
 #[cfg_attr(not(any(feature = "postgres", feature = "mysql")), allow(dead_code))]
 pub mod partition;
-mod pools;
+mod pool;
 mod position;
-mod reign;
 mod replica;
 mod retry;
 pub mod router;
 pub mod shard;
 pub mod sticky;
 mod tables;
-pub mod watch;
 
 pub use backend::Backend;
+pub use cluster::node::{NodeStatus, Role};
 pub use config::{Builder, Config, NoReplica};
 pub use connections::{Snapshot, Unlimited};
-pub use db::{Db, Via};
+pub use db::{Db, RoutedExecutor};
 pub use dialect::Dialect;
 pub use error::Error;
 pub use loader::Loader;
-pub use node::{NodeStatus, Role};
 pub use page::Cursors;
 pub use position::Position;
 pub use replica::Replica;

@@ -1,8 +1,9 @@
-//! Batch loading: many look-ups by key that are made at the same time become one query.
+//! Batch loading: concurrent look-ups by key become one query.
 //!
-//! The cure for N+1: a template that asks for each order's customer asks a [`Loader`], and one `where id = any($1)` answers them all. The
-//! idea is that of Facebook's DataLoader. Make one for each request: it remembers what it has loaded. Its queries read what the requests that
-//! ask have written, and are [recorded](crate::watch::record) with theirs.
+//! This solves N+1 queries: a template that needs each order's customer asks a [`Loader`], and one
+//! `where id = any($1)` answers all look-ups. The idea is that of Facebook's DataLoader. Create a
+//! loader per request, because it caches what it has loaded. Its queries see the writes of the
+//! requests that ask, and are [recorded](crate::observe::record) with them.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -17,19 +18,21 @@ use tokio::sync::oneshot;
 
 use crate::sticky::{self, Scope};
 
-type Fetch<K, V> = dyn Fn(Vec<K>) -> BoxFuture<'static, Result<HashMap<K, V>, sqlx::Error>> + Send + Sync;
+type Fetch<K, V> =
+    dyn Fn(Vec<K>) -> BoxFuture<'static, Result<HashMap<K, V>, sqlx::Error>> + Send + Sync;
 type Waiting<K, V> = HashMap<K, Vec<oneshot::Sender<Answer<V>>>>;
 type Answer<V> = Result<Option<V>, Arc<sqlx::Error>>;
 
-/// Keys of one query at most.
+/// Maximum number of keys in one query.
 const BATCH: usize = 1_000;
-/// Time for which the first of a batch waits for others.
+/// Time for which the first look-up of a batch waits for others.
 const PATIENCE: Duration = Duration::from_micros(500);
 
-/// Gathers look-ups. Cloning costs one reference count; clones gather together.
+/// Collects look-ups into batches. Cloning costs one reference count; clones share their batches.
 ///
 /// ```
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), std::sync::Arc<sqlx::Error>> {
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), std::sync::Arc<sqlx::Error>> {
 /// use std::collections::HashMap;
 /// use scale_db::Loader;
 ///
@@ -51,13 +54,14 @@ struct Inner<K, V> {
 struct State<K, V> {
     known: HashMap<K, Option<V>>,
     waiting: Waiting<K, V>,
-    /// For whom: what any of these scopes has written is read.
+    /// Sticky scopes of the callers; the query sees the writes of all of them.
     scopes: Vec<Arc<Scope>>,
-    /// A batch is being gathered.
+    /// True if a batch is being collected.
     gathering: bool,
-    /// Batches that are under way.
+    /// Number of running batches.
     flying: usize,
-    /// The keys forgotten since the first of those began: they may have been read before.
+    /// Keys forgotten since the first of the running batches began: their values may have been read
+    /// before.
     forgotten: HashSet<K>,
 }
 
@@ -78,7 +82,8 @@ where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// `fetch` brings the values of many keys; those it leaves out do not exist.
+    /// Creates a loader. `fetch` returns the values of many keys; keys that it leaves out do not
+    /// exist.
     pub fn new<F, Fut>(fetch: F) -> Self
     where
         F: Fn(Vec<K>) -> Fut + Send + Sync + 'static,
@@ -92,13 +97,17 @@ where
             flying: 0,
             forgotten: HashSet::new(),
         };
-        Self(Arc::new(Inner { fetch: Box::new(move |keys| Box::pin(fetch(keys))), state: Mutex::new(state) }))
+        Self(Arc::new(Inner {
+            fetch: Box::new(move |keys| Box::pin(fetch(keys))),
+            state: Mutex::new(state),
+        }))
     }
 
-    /// The value of a key; `None` if there is none. Look-ups made within half a millisecond share a query, and none is made twice.
+    /// Returns the value of a key; `None` if it does not exist. Look-ups made within half a
+    /// millisecond share a query, and each key is loaded once.
     ///
     /// # Errors
-    /// The query's, for all who shared it; the next look-up tries again.
+    /// The error of the query, for all look-ups that shared it; the next look-up tries again.
     pub async fn load(&self, key: K) -> Answer<V> {
         let answer = {
             let mut state = self.0.state.lock();
@@ -107,7 +116,9 @@ where
             }
             let (sender, answer) = oneshot::channel();
             state.waiting.entry(key).or_default().push(sender);
-            if let Some(scope) = sticky::current().filter(|new| !state.scopes.iter().any(|old| Arc::ptr_eq(old, new))) {
+            if let Some(scope) = sticky::current()
+                .filter(|new| !state.scopes.iter().any(|old| Arc::ptr_eq(old, new)))
+            {
                 state.scopes.push(scope);
             }
             if !std::mem::replace(&mut state.gathering, true) {
@@ -118,12 +129,15 @@ where
         answer.await.unwrap_or_else(|_| Err(Arc::new(sqlx::Error::WorkerCrashed)))
     }
 
-    /// The values of many keys, in their order.
-    pub async fn load_many(&self, keys: impl IntoIterator<Item = K>) -> Result<Vec<Option<V>>, Arc<sqlx::Error>> {
+    /// Returns the values of many keys, in their order.
+    pub async fn load_many(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<Vec<Option<V>>, Arc<sqlx::Error>> {
         futures_util::future::try_join_all(keys.into_iter().map(|key| self.load(key))).await
     }
 
-    /// Forgets a key: after a write. A batch that is under way does not remember it either.
+    /// Removes a key from the cache, after a write. A running batch does not cache it either.
     pub fn forget(&self, key: &K) {
         let mut state = self.0.state.lock();
         state.known.remove(key);
@@ -173,7 +187,7 @@ where
     }
 }
 
-/// Says that a batch is no longer under way, however it ended.
+/// Guard that counts a batch as running until dropped, however it ends.
 struct Landed<K, V>(Arc<Inner<K, V>>);
 
 impl<K, V> Drop for Landed<K, V> {
@@ -216,7 +230,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_forgotten_while_it_is_read_is_read_again() {
-        let (queries, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
+        let (queries, gate) =
+            (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
         let (counted, closed) = (Arc::clone(&queries), Arc::clone(&gate));
         let loader = Loader::new(move |keys: Vec<u32>| {
             let (number, gate) = (counted.fetch_add(1, SeqCst), Arc::clone(&closed));
@@ -235,7 +250,10 @@ mod tests {
         loader.forget(&1);
         gate.add_permits(1);
         assert_eq!(first.await.unwrap(), [Some(0), Some(0)]);
-        assert_eq!((loader.load(1).await.unwrap(), loader.load(2).await.unwrap()), (Some(1), Some(0)));
+        assert_eq!(
+            (loader.load(1).await.unwrap(), loader.load(2).await.unwrap()),
+            (Some(1), Some(0))
+        );
         assert_eq!(loader.load(1).await.unwrap(), Some(1), "remembered again");
     }
 }

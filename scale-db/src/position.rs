@@ -1,9 +1,9 @@
-//! A point in a primary's log, as marks carry it.
+//! Position in a primary's log, as contained in marks.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A point in the log of a primary. Opaque and ordered; 32 bytes.
+/// Position in the log of a primary. Opaque and ordered; 32 bytes.
 ///
 /// | system | ordered by | written by |
 /// | --- | --- | --- |
@@ -12,9 +12,9 @@ use std::str::FromStr;
 /// | MySQL | transactions in `gtid_executed`, number of the last one of this server | server UUID |
 /// | SQLite | all are equal: every reader sees every commit | |
 ///
-/// The order is the order of writing along one line of primaries. A server that was promoted by
-/// mistake may reach a higher position than the real primary; such a server is told apart by its
-/// timeline or its server id, not by the order.
+/// Positions are ordered by time of writing along a succession of primaries. A server that was
+/// promoted by mistake may reach a higher position than the real primary; it is recognized by its
+/// timeline or server id, not by the order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     pub(crate) era: u64,
@@ -26,7 +26,7 @@ pub struct Position {
 pub(crate) const BYTES: usize = 32;
 
 impl Position {
-    /// Returns 32 bytes that are ordered as the positions are.
+    /// Returns 32 bytes that sort like the positions.
     pub fn to_bytes(self) -> [u8; BYTES] {
         let mut bytes = [0; BYTES];
         bytes[..8].copy_from_slice(&self.era.to_be_bytes());
@@ -35,7 +35,7 @@ impl Position {
         bytes
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) wrote; `None` for another number of bytes.
+    /// Parses the bytes of [`to_bytes`](Self::to_bytes); `None` for another length.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; BYTES] = bytes.try_into().ok()?;
         Some(Self {
@@ -57,9 +57,11 @@ impl FromStr for Position {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        // `from_str_radix` would take a sign.
+        // `from_str_radix` would accept a sign.
         let is_number = |part: &&str| part.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let short = |part: Option<&str>| u64::from_str_radix(part.filter(is_number).ok_or(())?, 16).map_err(drop);
+        let short = |part: Option<&str>| {
+            u64::from_str_radix(part.filter(is_number).ok_or(())?, 16).map_err(drop)
+        };
         let mut parts = text.split('-');
         let (era, sequence) = (short(parts.next())?, short(parts.next())?);
         let origin = match parts.next() {
@@ -97,7 +99,9 @@ mod tests {
 
     #[test]
     fn what_is_no_position_is_refused() {
-        for bad in ["", "1", "1-", "-1", "1-+1", "1-1-", "1-1-1-1", "g-1", "1-11111111111111111", " 1-1"] {
+        for bad in
+            ["", "1", "1-", "-1", "1-+1", "1-1-", "1-1-1-1", "g-1", "1-11111111111111111", " 1-1"]
+        {
             assert_eq!(bad.parse::<Position>(), Err(()), "{bad}");
         }
     }

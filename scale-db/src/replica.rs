@@ -1,4 +1,4 @@
-//! A node: where it is, and how much of the reads it gets.
+//! Address of a node, and its share of reads.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -7,22 +7,23 @@ use serde::Deserialize;
 
 use crate::dialect::Dialect;
 
-/// A node: the first, or one beside it. In code: an address, or sqlx's options for connections (`PgConnectOptions`, …), from which this is
-/// made. In a file: its address, or a table with `url`, `weight` and `max_connections`.
+/// A node, the first one or another. In code it is made from an address, or from sqlx's connection
+/// options (`PgConnectOptions`, …). In a file it is an address, or a table with `url`, `weight` and
+/// `max_connections`.
 #[derive(Clone, Deserialize)]
 #[serde(from = "Form")]
 #[non_exhaustive]
 pub struct Replica {
-    /// Its address; empty if it has options.
+    /// Address of the node; empty if it has options.
     pub url: String,
-    /// Its share of the reads, beside others' 1. A larger machine gets more.
+    /// Weight of the node's share of reads; the default is 1. Give a larger machine more.
     pub weight: f64,
-    /// Connections to it at most; else as many as to the others.
+    /// Maximum number of connections to the node; by default the same as for other nodes.
     pub max_connections: Option<u32>,
     pub(crate) options: Option<Options>,
 }
 
-/// A driver's own options for connections.
+/// Connection options of a driver.
 #[derive(Clone)]
 pub(crate) struct Options {
     pub(crate) dialect: Option<Dialect>,
@@ -56,18 +57,18 @@ impl From<Form> for Replica {
 }
 
 impl Replica {
-    /// With a weight of 1.
+    /// Creates a node with a weight of 1.
     pub fn new(url: impl Into<String>) -> Self {
         Self { url: url.into(), weight: 1.0, max_connections: None, options: None }
     }
 
-    /// Its share of the reads, beside others' 1.
+    /// Sets the weight of the node's share of reads; the default is 1.
     pub fn weight(mut self, weight: f64) -> Self {
         self.weight = weight;
         self
     }
 
-    /// Connections to it at most.
+    /// Sets the maximum number of connections to the node.
     pub fn max_connections(mut self, count: u32) -> Self {
         self.max_connections = Some(count);
         self
@@ -115,7 +116,7 @@ options!(sqlx::sqlite::SqliteConnectOptions, |_| Some(Dialect::Sqlite));
 options!(sqlx::any::AnyConnectOptions, |options| Dialect::of(options.database_url.as_str()));
 
 impl std::fmt::Debug for Replica {
-    /// Without the address: it may hold a password.
+    /// Omits the address, because it may contain a password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Replica").field("weight", &self.weight).finish_non_exhaustive()
     }

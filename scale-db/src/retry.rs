@@ -1,11 +1,11 @@
-//! Transactions that are tried again when the database says that trying again is the answer.
+//! Transactions that are retried when the database asks for it.
 //!
-//! | the transaction fails with | then |
+//! | transaction fails with | then |
 //! | --- | --- |
-//! | a serialization failure, a deadlock, a busy SQLite file | rolled back, and tried again after a pause with full jitter, up to the attempts given |
-//! | a lost connection at `commit` | not tried again: it may have committed |
-//! | anything else, an error of the caller's own included | rolled back and returned |
-//! | its future is dropped | rolled back |
+//! | a serialization failure, a deadlock, a busy SQLite file | it is rolled back, and retried after a pause with full jitter, up to the number of attempts |
+//! | a lost connection at `commit` | it is not retried: it may have committed |
+//! | any other error, including one of the caller | it is rolled back, and the error returned |
+//! | its future is dropped | it is rolled back |
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -18,8 +18,8 @@ use sqlx::{Error, Transaction};
 use crate::backend::Backend;
 use crate::db::Db;
 
-/// An error that may go away by itself if its transaction is tried again. Implement it for your own error type, so that
-/// [`Db::transaction`] can look into it.
+/// An error that may disappear if its transaction is retried. Implement it for your own error type,
+/// so that [`Db::transaction`] can recognize such errors.
 ///
 /// ```
 /// use scale_db::Transient;
@@ -37,14 +37,17 @@ use crate::db::Db;
 /// }
 /// ```
 pub trait Transient {
-    /// Returns whether trying again may help, and cannot do anything twice.
+    /// Returns whether a retry may help, and cannot have an effect twice.
     fn is_transient(&self) -> bool;
 }
 
 impl Transient for Error {
     fn is_transient(&self) -> bool {
-        let Some(code) = self.as_database_error().and_then(crate::failure::code) else { return false };
-        // Postgres: serialization_failure, deadlock_detected. MySQL: ER_LOCK_DEADLOCK, ER_CHECKREAD (MariaDB). SQLite: BUSY, LOCKED, and their extended forms.
+        let Some(code) = self.as_database_error().and_then(crate::failure::code) else {
+            return false;
+        };
+        // Postgres: serialization_failure, deadlock_detected. MySQL: ER_LOCK_DEADLOCK, ER_CHECKREAD
+        // (MariaDB). SQLite: BUSY, LOCKED, and their extended forms.
         ["40001", "40P01", "1213", "1020", "5", "6", "261", "262", "517"].contains(&&*code)
     }
 }
@@ -65,17 +68,19 @@ impl Transient for Box<dyn std::error::Error + Send + Sync> {
 #[cfg(feature = "anyhow")]
 impl Transient for anyhow::Error {
     fn is_transient(&self) -> bool {
-        self.chain().find_map(|cause| cause.downcast_ref::<Error>()).is_some_and(Transient::is_transient)
+        self.chain()
+            .find_map(|cause| cause.downcast_ref::<Error>())
+            .is_some_and(Transient::is_transient)
     }
 }
 
-/// Attempts in all.
+/// Total number of attempts.
 const ATTEMPTS: u32 = 5;
-/// The bound of the first pause; it doubles.
+/// Bound of the first pause; it doubles with each pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
-/// Attempts that a transaction has left.
+/// Remaining attempts of a transaction.
 pub(crate) struct Patience {
     attempts: u32,
     bound: Duration,
@@ -88,7 +93,8 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Returns whether to try once more after this error; the pause before it has passed then.
+    /// Waits before another attempt and returns `true`, or returns `false` if the error must be
+    /// returned.
     pub(crate) async fn again(&mut self, error: &impl Transient) -> bool {
         self.attempts -= 1;
         if self.attempts == 0 || !error.is_transient() {
@@ -101,11 +107,12 @@ impl Patience {
     }
 }
 
-/// A transaction under way, lent to one attempt at it. Looks through to [`Transaction`], and ends with the attempt.
+/// A transaction lent to one attempt. Dereferences to [`Transaction`], and ends with the attempt.
 ///
-/// It is owned, not borrowed, so that the futures of closures that use it can be sent between threads, as web frameworks demand.
+/// It is owned, not borrowed, so that futures of closures that use it are `Send`, as web frameworks
+/// require.
 pub struct Attempt<DB: Backend> {
-    // Taken when dropped alone.
+    // `None` only during drop.
     tx: Option<Transaction<'static, DB>>,
     home: Home<DB>,
 }
@@ -113,15 +120,17 @@ pub struct Attempt<DB: Backend> {
 type Home<DB> = Arc<Mutex<Option<Transaction<'static, DB>>>>;
 
 impl<DB: Backend> Attempt<DB> {
-    /// Lends a transaction. It is at home again when the attempt is dropped.
+    /// Lends a transaction. It is returned when the attempt is dropped.
     pub(crate) fn lend(tx: Transaction<'static, DB>) -> (Self, Home<DB>) {
         let home = Home::<DB>::default();
         (Self { tx: Some(tx), home: Arc::clone(&home) }, home)
     }
 
-    /// Takes a transaction home.
+    /// Takes a returned transaction.
     pub(crate) fn returned(home: &Home<DB>) -> Result<Transaction<'static, DB>, Error> {
-        home.lock().take().ok_or_else(|| Error::Protocol("the transaction was kept longer than its attempt".into()))
+        home.lock().take().ok_or_else(|| {
+            Error::Protocol("the transaction was used after the end of its attempt".into())
+        })
     }
 }
 
@@ -154,8 +163,8 @@ impl<DB: Backend> fmt::Debug for Attempt<DB> {
 }
 
 impl<DB: Backend> Db<DB> {
-    /// Runs a transaction on the primary and commits it, up to five times if the database asks for it: `work` must do nothing that
-    /// cannot be done again, but through the transaction.
+    /// Runs a transaction on the primary and commits it, up to five times if the database asks for
+    /// a retry. `work` must have no effects outside of the transaction that must not happen twice.
     ///
     /// ```no_run
     /// # async fn example(db: scale_db::Db<sqlx::Postgres>) -> Result<(), sqlx::Error> {
@@ -163,19 +172,21 @@ impl<DB: Backend> Db<DB> {
     /// let left: i64 = db.transaction(async |mut tx| {
     ///     let take = sqlx::query("update accounts set cents = cents - 100 where id = $1");
     ///     take.bind(account).execute(&mut **tx).await?;
-    ///     sqlx::query_scalar("select cents from accounts where id = $1").bind(account).fetch_one(&mut **tx).await
+    ///     sqlx::query_scalar("select cents from accounts where id = $1")
+    ///         .bind(account)
+    ///         .fetch_one(&mut **tx).await
     /// }).await?;
     /// # Ok(()) }
     /// ```
     ///
-    /// A statement's error that `work` swallows is not undone by it: Postgres has given the transaction up then, and rolls back at its end
-    /// without saying so.
+    /// If `work` ignores the error of a statement, that error is not undone: Postgres has aborted
+    /// the transaction then, and rolls it back at its end without an error.
     ///
-    /// An `async` closure may borrow what it only reads. One that changes a variable of its surroundings does so before its future:
-    /// `|mut tx| { runs += 1; async move { … } }`.
+    /// An `async` closure may borrow what it only reads. To change a captured variable, do so
+    /// before creating the future: `|mut tx| { runs += 1; async move { … } }`.
     ///
     /// # Errors
-    /// The last attempt's.
+    /// The error of the last attempt.
     pub async fn transaction<T, E, F, R>(&self, mut work: F) -> Result<T, E>
     where
         F: FnMut(Attempt<DB>) -> R,
@@ -193,7 +204,7 @@ impl<DB: Backend> Db<DB> {
                     Err(error) => E::from(error),
                 },
                 Err(error) => {
-                    // Should this fail, the connection is closed, which rolls back as well.
+                    // If this fails, the connection is closed, which also rolls back.
                     let _ = tx.rollback().await;
                     error
                 }

@@ -1,6 +1,8 @@
-//! Tells a statement that reads tables alone from one that reads views, which may call functions that write.
+//! Distinguishes statements that read only tables from those that read views, which may call
+//! functions that write.
 //!
-//! A replica refuses what such a view writes. A primary runs it, and a statement whose connection was lost there may have run.
+//! A replica refuses the writes of such a view. A primary runs them, so a statement whose
+//! connection was lost there may have had an effect.
 
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
@@ -9,7 +11,7 @@ use crate::db::Db;
 use crate::dialect::Dialect;
 use crate::router;
 
-/// Asks the primary's catalogue about what a statement reads. Whatever cannot be told is a view.
+/// Asks the primary's catalogue what a statement reads. If that is unknown, it counts as a view.
 pub(crate) async fn are_all_it_reads<DB: Backend>(db: &Db<DB>, sql: &str) -> bool {
     let Some(names) = router::relations(db.0.dialect, sql) else { return false };
     if names.is_empty() {
@@ -24,24 +26,28 @@ pub(crate) async fn are_all_it_reads<DB: Backend>(db: &Db<DB>, sql: &str) -> boo
     ask.await.is_ok_and(|row| row.first().and_then(Option::as_deref) == Some("0"))
 }
 
-/// Counts what is no table, or has rules of its own for its rows.
+/// Builds a query that counts relations that are no tables or have row-level security.
 fn question(dialect: Dialect, names: &[String]) -> String {
     let literals: Vec<_> = names.iter().map(|name| dialect.literal(name)).collect();
     match dialect {
         Dialect::Postgres => format!(
-            "select count(*)::text from unnest(array[{}]::text[]) n left join pg_class c on c.oid = to_regclass(n) \
+            "select count(*)::text from unnest(array[{}]::text[]) n left \
+             join pg_class c on c.oid = to_regclass(n) \
              where c.oid is null or c.relkind not in ('r', 'p', 'm', 't') or c.relrowsecurity",
             literals.join(", ")
         ),
         Dialect::MySql => {
             let one = |name: &String| {
                 let (schema, table) = match name.split_once('.') {
-                    Some((schema, table)) => (dialect.literal(&bare(schema)), dialect.literal(&bare(table))),
+                    Some((schema, table)) => {
+                        (dialect.literal(&bare(schema)), dialect.literal(&bare(table)))
+                    }
                     None => ("database()".to_owned(), dialect.literal(&bare(name))),
                 };
                 format!(
                     "(select count(*) from information_schema.tables \
-                     where table_schema = {schema} and table_name = {table} and table_type = 'BASE TABLE')"
+                     where table_schema = {schema} and table_name = {table} \
+                     and table_type = 'BASE TABLE')"
                 )
             };
             let found: Vec<_> = names.iter().map(one).collect();

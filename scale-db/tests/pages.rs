@@ -1,4 +1,5 @@
-//! Keyset pages of every kind of key, on every system: all rows once, forward and back, whatever is deleted meanwhile.
+//! Keyset pages with all kinds of keys, on every database system: all rows once, forward and
+//! backward, with concurrent deletions.
 #![cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "any"))]
 #![allow(clippy::unwrap_used)]
 
@@ -13,8 +14,10 @@ const ORDERS: [Order; 2] = [Order::Ascending, Order::Descending];
 
 type Key = (Option<i64>, Option<String>, i64);
 
-/// Walks a list from its first page to its last and back.
-async fn walk(page: impl AsyncFn(Option<String>) -> Result<Page<Key>>) -> Result<(Vec<i64>, Vec<i64>)> {
+/// Reads a list from its first page to its last and back.
+async fn walk(
+    page: impl AsyncFn(Option<String>) -> Result<Page<Key>>,
+) -> Result<(Vec<i64>, Vec<i64>)> {
     let (mut forward, mut backward) = (Vec::new(), Vec::new());
     let mut current = page(None).await?;
     loop {
@@ -34,7 +37,12 @@ async fn walk(page: impl AsyncFn(Option<String>) -> Result<Page<Key>>) -> Result
 macro_rules! nulls {
     ($name:ident, $db:ty) => {
         async fn $name(db: &Db<$db>) -> Result<()> {
-            db.primary().execute("create table p (id bigint primary key, price bigint, name varchar(20))").await?;
+            db.primary()
+                .execute(
+                    "create table p (id bigint primary key, price bigint, name \
+                varchar(20))",
+                )
+                .await?;
             let mut insert = String::from("insert into p values ");
             for n in 0..100 {
                 let price = if n % 5 == 0 { "null".to_owned() } else { (n % 7).to_string() };
@@ -43,39 +51,60 @@ macro_rules! nulls {
             }
             sqlx::query(sqlx::AssertSqlSafe(insert)).execute(db).await?;
             let cursors = Cursors::new(SECRET)?;
-            for (a, b, c) in ORDERS.iter().flat_map(|a| ORDERS.iter().flat_map(move |b| ORDERS.iter().map(move |c| (*a, *b, *c))))
-            {
-                // An `or` that means what it says.
-                let part = QueryBuilder::<$db>::new("select price, name, id from p where id < 50 or id >= 60");
+            for (a, b, c) in ORDERS.iter().flat_map(|a| {
+                ORDERS.iter().flat_map(move |b| ORDERS.iter().map(move |c| (*a, *b, *c)))
+            }) {
+                // An `or` that must keep its meaning.
+                let part = QueryBuilder::<$db>::new(
+                    "select price, name, id from p \
+                    where id < 50 or id >= 60",
+                );
                 let page = async |cursor: Option<String>| -> Result<Page<Key>> {
                     let request = cursors.request::<Key>("p", cursor.as_deref(), 7)?;
                     let mut query = QueryBuilder::<$db>::new(part.sql().as_str());
                     request.push(&mut query, [("price", a), ("name", b), ("id", c)]);
-                    Ok(request.page(query.build_query_as().fetch_all(db.primary()).await?, Clone::clone)?)
+                    Ok(request.page(
+                        query.build_query_as().fetch_all(db.primary()).await?,
+                        Clone::clone,
+                    )?)
                 };
                 let (forward, backward) = walk(page).await?;
                 assert_eq!(forward, backward, "{a:?} {b:?} {c:?}");
-                // In the order of one query for them all.
+                // In the order of one query for all rows.
                 let whole = cursors.request::<Key>("p", None, 1_000)?;
                 let mut query = QueryBuilder::<$db>::new(part.sql().as_str());
                 whole.push(&mut query, [("price", a), ("name", b), ("id", c)]);
                 let rows: Vec<Key> = query.build_query_as().fetch_all(db.primary()).await?;
-                assert_eq!(forward, rows.iter().map(|row| row.2).collect::<Vec<_>>(), "{a:?} {b:?} {c:?}");
+                assert_eq!(
+                    forward,
+                    rows.iter().map(|row| row.2).collect::<Vec<_>>(),
+                    "{a:?} {b:?} {c:?}"
+                );
                 assert_eq!(forward.len(), 90);
             }
-            // What a condition cannot be added to is read through.
+            // A query that cannot take another condition is used as a subquery.
             for part in [
                 "select price, name, id from p -- all of them",
                 "select distinct price, name, id from p",
-                "select price, name, id from p where id < 40 union all select price, name, id from p where id >= 40",
+                "select price, name, id from p where id < 40 union all select price, name, id \
+                 from p where id >= 40",
                 "select price, name, id from p group by price, name, id having id >= 0",
             ] {
                 let page = async |cursor: Option<String>| -> Result<Page<Key>> {
                     let request = cursors.request::<Key>("parts", cursor.as_deref(), 33)?;
                     let mut query = QueryBuilder::<$db>::new(part);
-                    request
-                        .push(&mut query, [("price", Order::Ascending), ("name", Order::Descending), ("id", Order::Ascending)]);
-                    Ok(request.page(query.build_query_as().fetch_all(db.primary()).await?, Clone::clone)?)
+                    request.push(
+                        &mut query,
+                        [
+                            ("price", Order::Ascending),
+                            ("name", Order::Descending),
+                            ("id", Order::Ascending),
+                        ],
+                    );
+                    Ok(request.page(
+                        query.build_query_as().fetch_all(db.primary()).await?,
+                        Clone::clone,
+                    )?)
                 };
                 let (mut forward, backward) = walk(page).await?;
                 assert_eq!(forward, backward, "{part}");
@@ -92,7 +121,7 @@ nulls!(on_mysql, sqlx::MySql);
 nulls!(on_sqlite, sqlx::Sqlite);
 nulls!(on_any, sqlx::Any);
 
-/// A page whose rows are gone meanwhile leads back to where it was reached from.
+/// A page whose rows were deleted meanwhile leads back to the page before it.
 async fn emptied<DB: Backend>(db: &Db<DB>) -> Result<()>
 where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
@@ -150,7 +179,8 @@ async fn all_rows_once_whichever_system_it_is() -> Result<()> {
     on_any(&Db::connect("sqlite::memory:").await?).await
 }
 
-/// MariaDB reads an index from its beginning to compare rows: a deep page read 297,020 entries.
+/// For a comparison of rows, MariaDB reads an index from its beginning: a deep page read 297,020
+/// entries.
 #[tokio::test]
 async fn a_deep_page_of_mariadb_enters_the_index_at_its_place() -> Result<()> {
     let maria = MariaDb::start(0).await?;
@@ -163,7 +193,10 @@ async fn a_deep_page_of_mariadb_enters_the_index_at_its_place() -> Result<()> {
     let db = Db::<sqlx::MySql>::connect(&node.url()).await?;
     let mut connection = db.acquire().await?;
     let cursors = Cursors::new(SECRET)?;
-    let deep = cursors.request::<(i64, i64)>("p", None, 1)?.page(vec![(9_900, 29_700), (0, 0)], |key| *key)?.next;
+    let deep = cursors
+        .request::<(i64, i64)>("p", None, 1)?
+        .page(vec![(9_900, 29_700), (0, 0)], |key| *key)?
+        .next;
     for order in ORDERS {
         let request = cursors.request::<(i64, i64)>("p", deep.as_deref(), 20)?;
         let mut query = QueryBuilder::<sqlx::MySql>::new("select price, id from p");
@@ -171,11 +204,13 @@ async fn a_deep_page_of_mariadb_enters_the_index_at_its_place() -> Result<()> {
         sqlx::query("flush status").execute(&mut *connection).await?;
         let rows: Vec<(i64, i64)> = query.build_query_as().fetch_all(&mut *connection).await?;
         assert_eq!(rows.len(), 21);
-        let read = "select sum(cast(variable_value as signed)) from information_schema.session_status \
+        let read = "select sum(cast(variable_value as signed)) \
+            from information_schema.session_status \
                     where variable_name in ('HANDLER_READ_NEXT', 'HANDLER_READ_PREV')";
-        let entries: f64 = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select cast(({read}) as double)")))
-            .fetch_one(&mut *connection)
-            .await?;
+        let entries: f64 =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select cast(({read}) as double)")))
+                .fetch_one(&mut *connection)
+                .await?;
         assert!(entries < 100.0, "{entries} entries for 20 rows, {order:?}");
     }
     Ok(())

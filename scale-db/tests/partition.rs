@@ -1,4 +1,5 @@
-//! Partitions: made ahead, archived and dropped, and no row lost wherever it is cut.
+//! Partitions: created ahead, archived and dropped, and no row is lost wherever the work is
+//! interrupted.
 #![cfg(all(feature = "partition", feature = "postgres"))]
 #![allow(clippy::unwrap_used)]
 
@@ -13,22 +14,30 @@ use testkit::Postgres;
 
 async fn start() -> Result<(Postgres, Db<Pg>, tempfile::TempDir)> {
     let server = Postgres::start(0).await?;
-    let db = Db::<Pg>::builder(server.node(0).url()).lock_timeout(Duration::from_secs(1)).connect().await?;
+    let db = Db::<Pg>::builder(server.node(0).url())
+        .lock_timeout(Duration::from_secs(1))
+        .connect()
+        .await?;
     sqlx::raw_sql(
-        "create table events (id bigint generated always as identity, at timestamptz not null, note text default 'x', \
-         size bigint generated always as (length(note)) stored, check (note <> 'bad'), primary key (id, at)) partition by range (at)",
+        "create table events (id bigint generated always as identity, at timestamptz not null, \
+         note text default 'x', \
+         size bigint generated always as (length(note)) stored, check (note <> 'bad'), primary key \
+         (id, at)) partition by range (at)",
     )
     .execute(&db)
     .await?;
     Ok((server, db, tempfile::tempdir()?))
 }
 
-/// A partition `back` months ago, with rows of all kinds.
+/// Creates a partition from `back` months ago, with rows of all kinds.
 async fn month(db: &Db<Pg>, back: u32, rows: u32) -> Result<String> {
     let sql = format!(
-        "do $$ declare start timestamptz := date_trunc('month', now() at time zone 'UTC') at time zone 'UTC' - interval '{back} month'; begin
-         execute format('create table events_{back} partition of events for values from (%L) to (%L)', start, start + interval '1 month');
-         insert into events (at, note) select start + n * interval '1 minute', E'it''s \\n \"' || n || '\"' from generate_series(1, {rows}) n;
+        "do $$ declare start timestamptz := date_trunc('month', now() at time zone 'UTC') at time \
+         zone 'UTC' - interval '{back} month'; begin
+         execute format('create table events_{back} partition of events for values \
+         from (%L) to (%L)', start, start + interval '1 month');
+         insert into events (at, note) select start + n * interval '1 minute', E'it''s \\n \"' || \
+         n || '\"' from generate_series(1, {rows}) n;
          end $$"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(db).await?;
@@ -39,14 +48,19 @@ async fn count(db: &Db<Pg>, sql: &str) -> Result<i64> {
     Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(db.primary()).await?)
 }
 
-/// Rows in all archives, each file once, by putting them back into a table.
+/// Counts the rows in all archives, each file once, by restoring them into a table.
 async fn restored(db: &Db<Pg>, folder: &Path) -> Result<i64> {
-    sqlx::raw_sql("drop table if exists again; create table again (note text, size bigint, at timestamptz, id bigint)")
-        .execute(db)
-        .await?;
+    sqlx::raw_sql(
+        "drop table if exists again; create table again (note text, size bigint, at \
+        timestamptz, id bigint)",
+    )
+    .execute(db)
+    .await?;
     for file in std::fs::read_dir(folder)? {
         let path = file?.path();
-        if path.extension().is_some_and(|e| e == "zst") && !path.file_name().unwrap().to_string_lossy().starts_with('.') {
+        if path.extension().is_some_and(|e| e == "zst")
+            && !path.file_name().unwrap().to_string_lossy().starts_with('.')
+        {
             restore(db, "again", &path).await?;
         }
     }
@@ -66,18 +80,35 @@ async fn partitions_are_made_ahead_and_old_ones_go_into_files() -> Result<()> {
     let archived: Vec<_> = report.archived.iter().map(|a| (a.table.as_str(), a.rows)).collect();
     assert_eq!(archived, [("events_3", 300), ("events_4", 400)]);
     assert_eq!(count(&db, "select count(*) from events").await?, 300, "two months are kept");
-    assert_eq!(count(&db, "select count(*) from pg_class where relname in ('events_3', 'events_4')").await?, 0);
+    assert_eq!(
+        count(&db, "select count(*) from pg_class where relname in ('events_3', 'events_4')")
+            .await?,
+        0
+    );
     assert_eq!(restored(&db, folder.path()).await?, 700);
-    assert_eq!(count(&db, "select count(*) from again where note like E'it''s \\n \"%\"'").await?, 700, "as they were");
-    let check = std::process::Command::new("sha256sum").args(["-c", "events_3.csv.zst.sha256"]).current_dir(&folder).output()?;
+    assert_eq!(
+        count(&db, "select count(*) from again where note like E'it''s \\n \"%\"'").await?,
+        700,
+        "as they were"
+    );
+    let check = std::process::Command::new("sha256sum")
+        .args(["-c", "events_3.csv.zst.sha256"])
+        .current_dir(&folder)
+        .output()?;
     assert!(check.status.success(), "{check:?}");
 
-    // New rows land in what was made, defaults, checks and indexes included.
-    let insert = "insert into events (at) values (now()), (now() + interval '2 months') returning note, size";
+    // New rows go to the created partitions, with defaults, checks and indexes.
+    let insert = "insert into events (at) values (now()), (now() + interval '2 months') \
+        returning note, size";
     let rows: Vec<(String, i64)> = sqlx::query_as(insert).fetch_all(&db).await?;
     assert_eq!(rows[0], ("x".to_owned(), 1));
-    assert!(sqlx::query("insert into events (at, note) values (now(), 'bad')").execute(&db).await.is_err());
-    // Nothing is due any more.
+    assert!(
+        sqlx::query("insert into events (at, note) values (now(), 'bad')")
+            .execute(&db)
+            .await
+            .is_err()
+    );
+    // Nothing more is due.
     let Report { created, detached, archived, failed, .. } = months.maintain(&db).await?;
     assert!(created.is_empty() && detached.is_empty() && archived.is_empty() && failed.is_empty());
     Ok(())
@@ -86,14 +117,22 @@ async fn partitions_are_made_ahead_and_old_ones_go_into_files() -> Result<()> {
 #[tokio::test]
 async fn each_period_has_its_partition_whatever_the_column() -> Result<()> {
     let (_server, db, _folder) = start().await?;
-    for (n, (kind, every)) in [("date", Every::Day), ("timestamp", Every::Week), ("date", Every::Year)].into_iter().enumerate() {
+    for (n, (kind, every)) in
+        [("date", Every::Day), ("timestamp", Every::Week), ("date", Every::Year)]
+            .into_iter()
+            .enumerate()
+    {
         let table = format!("Odd Name {n}");
-        let create = format!("create table \"{table}\" (at {kind} not null) partition by range (at)");
+        let create =
+            format!("create table \"{table}\" (at {kind} not null) partition by range (at)");
         sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&db).await?;
         let report = Partitions::of(&table, every).ahead(9).maintain(&db).await?;
         assert_eq!(report.created.len(), 10, "{report:?}");
         assert_eq!(Partitions::of(&table, every).ahead(10).maintain(&db).await?.created.len(), 1);
-        let insert = format!("insert into \"{table}\" select now() + n * interval '1 day' from generate_series(0, 9) n");
+        let insert = format!(
+            "insert into \"{table}\" select now() + n * interval '1 day' \
+             from generate_series(0, 9) n"
+        );
         sqlx::raw_sql(sqlx::AssertSqlSafe(insert)).execute(&db).await?;
     }
     let wrong = Partitions::of("no_such_table", Every::Day).maintain(&db).await;
@@ -113,7 +152,8 @@ async fn no_row_is_lost_wherever_it_is_cut() -> Result<()> {
     let url = server.node(0).url();
     let mut cuts = 0;
     for round in 0_u64.. {
-        // Cut a little later each time: at first by dropping the call, then by turns also by ending its connection, again and again.
+        // Interrupted a little later each time: first by dropping the call, then alternately also
+        // by ending its connection, repeatedly.
         let after = Duration::from_millis(1 + round * 3);
         let dropped = round < 4 || round % 2 == 0;
         let kills = async {
@@ -153,16 +193,27 @@ async fn no_row_is_lost_wherever_it_is_cut() -> Result<()> {
 async fn what_cannot_be_archived_stays() -> Result<()> {
     let (_server, db, folder) = start().await?;
     let table = month(&db, 2, 50).await?;
-    let nowhere = Partitions::of("events", Every::Month).archive_after(0, folder.path().join("missing")).maintain(&db).await;
+    let nowhere = Partitions::of("events", Every::Month)
+        .archive_after(0, folder.path().join("missing"))
+        .maintain(&db)
+        .await;
     let nowhere = nowhere?;
-    assert!(matches!(&nowhere.failed[..], [failed] if matches!(failed.error, Error::Archive { .. })), "{nowhere:?}");
-    assert_eq!(count(&db, &format!("select count(*) from {table}")).await?, 50, "detached, and whole");
-    // An archive of that name is there, with other rows: it is not replaced.
+    assert!(
+        matches!(&nowhere.failed[..], [failed] if matches!(failed.error, Error::Archive { .. })),
+        "{nowhere:?}"
+    );
+    assert_eq!(
+        count(&db, &format!("select count(*) from {table}")).await?,
+        50,
+        "detached, and whole"
+    );
+    // An archive with that name exists, with other rows: it is not replaced.
     let file = folder.path().join("events_2.csv.zst");
     std::fs::write(&file, zstd::encode_all(&b"id\n1\n"[..], 1)?)?;
     let before = std::fs::read(&file)?;
     let here = Partitions::of("events", Every::Month).archive_after(0, folder.path());
-    // Somebody writes to the detached table: it waits for them, and fails if they take long.
+    // Another transaction writes to the detached table: the archiving waits for it, and fails if it
+    // takes too long.
     let mut tx = db.begin().await?;
     sqlx::query("delete from events_2 where id = 1").execute(&mut *tx).await?;
     let locked = here.maintain(&db).await?;
@@ -181,11 +232,15 @@ async fn one_of_two_maintains_and_dropping_must_be_asked_for() -> Result<()> {
     sqlx::raw_sql("create table events_default partition of events default").execute(&db).await?;
     let months = Partitions::of("events", Every::Month).drop_after(3);
     let mut holder = db.acquire().await?;
-    let lock = "select pg_advisory_lock(hashtextextended('scale-db partitions of ' || 'events'::regclass::oid, 0))";
+    let lock = "select pg_advisory_lock(hashtextextended('scale-db partitions of ' || \
+        'events'::regclass::oid, 0))";
     sqlx::query(lock).execute(&mut *holder).await?;
     assert!(months.maintain(&db).await?.busy);
     holder.close().await?;
-    let report = testkit::eventually("its turn", async || months.maintain(&db).await.ok().filter(|r| !r.busy)).await?;
+    let report = testkit::eventually("its turn", async || {
+        months.maintain(&db).await.ok().filter(|r| !r.busy)
+    })
+    .await?;
     assert_eq!(report.dropped, ["events_5"]);
     assert_eq!(
         server.node(0).sql("select count(*) from pg_locks where locktype = 'advisory'").await?,
@@ -195,11 +250,12 @@ async fn one_of_two_maintains_and_dropping_must_be_asked_for() -> Result<()> {
     Ok(())
 }
 
-/// A table with a partition that is long over, and what an application might do to it.
+/// Creates a table with an old partition, and changes that an application might make to it.
 async fn old(db: &Db<Pg>, table: &str, columns: &str, more: &str) -> Result<()> {
     let sql = format!(
         "create table {table} (at timestamptz not null, {columns}) partition by range (at);
-         create table {table}_old partition of {table} for values from ('2020-01-01') to ('2020-02-01'); {more}"
+         create table {table}_old partition of {table} for values \
+         from ('2020-01-01') to ('2020-02-01'); {more}"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(db).await?;
     Ok(())
@@ -210,18 +266,22 @@ async fn rows_that_a_policy_hides_are_not_dropped() -> Result<()> {
     let (server, db, folder) = start().await?;
     server.node(0).sql("create role app login; grant all on schema public to app").await?;
     let app = Db::<Pg>::connect(&server.node(0).url().replace("postgres@", "app@")).await?;
-    let policy = "alter table s_old enable row level security; alter table s_old force row level security;
+    let policy =
+        "alter table s_old enable row level security; alter table s_old force row level security;
         create policy p on s_old using (tenant = 1) with check (true);
         insert into s values ('2020-01-02', 1), ('2020-01-03', 2), ('2020-01-04', 2)";
     old(&app, "s", "tenant int", policy).await?;
-    let report = Partitions::of("s", Every::Month).archive_after(12, folder.path()).maintain(&app).await?;
+    let report =
+        Partitions::of("s", Every::Month).archive_after(12, folder.path()).maintain(&app).await?;
     assert!(
-        matches!(&report.failed[..], [f] if matches!(f.error, Error::Archive { .. })) && report.archived.is_empty(),
+        matches!(&report.failed[..], [f] if matches!(f.error, Error::Archive { .. }))
+            && report.archived.is_empty(),
         "{report:?}"
     );
     assert_eq!(count(&db, "select count(*) from s_old").await?, 3);
-    // A role that sees them all goes on.
-    let report = Partitions::of("s", Every::Month).archive_after(12, folder.path()).maintain(&db).await?;
+    // A role that can see all rows archives them.
+    let report =
+        Partitions::of("s", Every::Month).archive_after(12, folder.path()).maintain(&db).await?;
     assert_eq!(report.archived[0].rows, 3);
     Ok(())
 }
@@ -229,28 +289,34 @@ async fn rows_that_a_policy_hides_are_not_dropped() -> Result<()> {
 #[tokio::test]
 async fn what_is_archived_comes_back_as_it_was() -> Result<()> {
     let (server, db, folder) = start().await?;
-    let rows = r#"create type mood as enum ('a b', '"q"'); alter table o add m mood, add j jsonb, add a text[], add b bytea, add f float4;
+    let rows = r#"create type mood as enum ('a b', '"q"');
+        alter table o add m mood, add j jsonb, add a text[], add b bytea, add f float4;
         insert into o (at, given, m, j, a, b, f) values
-        ('2020-01-02 03:04:05.678901+05', 'plain', '"q"', '{"a": [1]}', '{a,"b c",NULL,"\"q\""}', '\x00ff', 1e-40),
-        ('2020-01-03', '', 'a b', 'null', '{}', '', 'NaN'), ('2020-01-04', null, null, null, null, null, null),
-        ('2020-01-05', E'a\n\\.\nb\r\t,"', null, null, null, null, 3.4e38), ('2020-01-06', E'\\.', null, null, null, null, 0.1)"#;
-    let columns = "given text, \"Odd, \"\"name\"\"\" int default 7, twice int generated always as (3 * 2) stored, id bigint generated always as identity";
+        ('2020-01-02 03:04:05.678901+05', 'plain', '"q"', '{"a": [1]}', '{a,"b c",NULL,"\"q\""}',
+            '\x00ff', 1e-40),
+        ('2020-01-03', '', 'a b', 'null', '{}', '', 'NaN'),
+        ('2020-01-04', null, null, null, null, null, null),
+        ('2020-01-05', E'a\n\\.\nb\r\t,"', null, null, null, null, 3.4e38),
+        ('2020-01-06', E'\\.', null, null, null, null, 0.1)"#;
+    let columns = "given text, \"Odd, \"\"name\"\"\" int default 7, twice int generated always as \
+        (3 * 2) stored, id bigint generated always as identity";
     old(&db, "o", columns, rows).await?;
     let sum = "select count(*) || ' ' || md5(string_agg(o::text, E'\\n' order by id)) from o";
     let before = server.node(0).sql(sum).await?;
     assert!(before.starts_with("5 "), "{before}");
     let months = Partitions::of("o", Every::Month).archive_after(12, folder.path());
     let path = months.maintain(&db).await?.archived[0].path.clone();
-    // Into a partition whose columns stand in another order.
+    // Into a partition with the columns in a different order.
     sqlx::raw_sql(
-        "create table o_back (like o including generated); alter table o_back drop given, add given text; \
+        "create table o_back (like o including generated); alter table o_back drop given, add \
+         given text; \
         alter table o attach partition o_back for values from ('2020-01-01') to ('2020-02-01')",
     )
     .execute(&db)
     .await?;
     assert_eq!(restore(&db, "o", &path).await?, 5);
     assert_eq!(server.node(0).sql(sum).await?, before);
-    // A file that is damaged, or not all of it, changes nothing.
+    // A damaged or incomplete file changes nothing.
     let whole = std::fs::read(&path)?;
     for bad in [&whole[..whole.len() - 1], &[&whole[..], b"x"].concat()] {
         std::fs::write(&path, bad)?;
@@ -266,46 +332,92 @@ async fn what_is_archived_comes_back_as_it_was() -> Result<()> {
 async fn no_moment_is_left_without_a_partition() -> Result<()> {
     let (server, db, _folder) = start().await?;
     let bounds = |zone: &str, days: Option<u32>| {
-        let stop = days.map_or("interval '1 month'".to_owned(), |days| format!("interval '{days} days'"));
+        let stop =
+            days.map_or("interval '1 month'".to_owned(), |days| format!("interval '{days} days'"));
         format!(
-            "do $$ declare s timestamp := date_trunc('month', now() at time zone '{zone}') + interval '1 month'; begin
-             execute format('create table gap_hand partition of gap for values from (%L) to (%L)', s at time zone '{zone}', (s + {stop}) at time zone '{zone}');
+            "do $$ declare s timestamp := date_trunc('month', now() at time zone '{zone}') + \
+             interval '1 month'; begin
+             execute format('create table gap_hand partition of gap for values \
+             from (%L) to (%L)', s at time zone '{zone}', (s + {stop}) at time zone '{zone}');
              end $$"
         )
     };
-    for hand in [bounds("Europe/Berlin", None), bounds("UTC", Some(7)), bounds("Asia/Kathmandu", Some(9)), "select 1".into()] {
+    for hand in [
+        bounds("Europe/Berlin", None),
+        bounds("UTC", Some(7)),
+        bounds("Asia/Kathmandu", Some(9)),
+        "select 1".into(),
+    ] {
         server
             .node(0)
-            .sql("drop table if exists gap; create table gap (at timestamptz not null) partition by range (at)")
+            .sql(
+                "drop table if exists gap; create table gap (at timestamptz not null) partition \
+                by range (at)",
+            )
             .await?;
         server.node(0).sql(&hand).await?;
         let report = Partitions::of("gap", Every::Month).ahead(2).maintain(&db).await?;
         assert!(report.failed.is_empty(), "{report:?}");
-        let each_hour = "insert into gap select generate_series(date_trunc('month', now() at time zone 'UTC') at time zone 'UTC',
-            (date_trunc('month', now() at time zone 'UTC') + interval '3 months') at time zone 'UTC' - interval '1 second', interval '30 minutes')";
+        let each_hour = "insert into gap select generate_series(date_trunc('month', now() at time \
+            zone 'UTC') at time zone 'UTC',
+            (date_trunc('month', now() at time zone 'UTC') + interval '3 months') at time zone \
+            'UTC' - interval '1 second', interval '30 minutes')";
         server.node(0).sql(each_hour).await?;
-        assert!(Partitions::of("gap", Every::Month).ahead(2).maintain(&db).await?.created.is_empty());
+        assert!(
+            Partitions::of("gap", Every::Month).ahead(2).maintain(&db).await?.created.is_empty()
+        );
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn rows_of_the_default_partition_move_and_a_foreign_key_stops_its_own_partition_alone() -> Result<()> {
+async fn rows_of_the_default_partition_move_and_a_foreign_key_stops_its_own_partition_alone()
+-> Result<()> {
     let (server, db, folder) = start().await?;
-    old(&db, "q", "id bigint, primary key (id, at)", "create table q_rest (id bigint not null, at timestamptz not null);
+    old(
+        &db,
+        "q",
+        "id bigint, primary key (id, at)",
+        "create table q_rest (id bigint not null, at \
+        timestamptz not null);
         alter table q attach partition q_rest default;
-        insert into q values (now(), 1), (now() + interval '1 month', 2), ('1999-01-01', 3), ('2020-01-05', 4);
-        create table q_older partition of q for values from ('2019-01-01') to ('2019-02-01'); insert into q values ('2019-01-05', 5);
-        create table refers (id bigint, at timestamptz, foreign key (id, at) references q); insert into refers values (5, '2019-01-05')").await?;
-    let report = Partitions::of("q", Every::Month).ahead(1).archive_after(12, folder.path()).maintain(&db).await?;
-    assert_eq!((report.created.len(), report.detached.as_slice()), (2, &["q_old".to_owned()][..]), "{report:?}");
+        insert into q values (now(), 1), (now() + interval '1 month', 2), ('1999-01-01', 3), \
+        ('2020-01-05', 4);
+        create table q_older partition of q for values from ('2019-01-01') to ('2019-02-01'); \
+        insert into q values ('2019-01-05', 5);
+        create table refers (id bigint, at timestamptz, foreign key (id, at) references q); insert \
+        into refers values (5, '2019-01-05')",
+    )
+    .await?;
+    let report = Partitions::of("q", Every::Month)
+        .ahead(1)
+        .archive_after(12, folder.path())
+        .maintain(&db)
+        .await?;
+    assert_eq!(
+        (report.created.len(), report.detached.as_slice()),
+        (2, &["q_old".to_owned()][..]),
+        "{report:?}"
+    );
     assert!(matches!(&report.failed[..], [failed] if failed.partition == "q_older"), "{report:?}");
     assert_eq!(report.archived.iter().map(|a| a.rows).sum::<u64>(), 1);
-    assert_eq!(count(&db, "select count(*) from q_rest").await?, 1, "what no partition takes stays");
+    assert_eq!(
+        count(&db, "select count(*) from q_rest").await?,
+        1,
+        "what no partition takes stays"
+    );
     assert_eq!(count(&db, "select count(*) from q").await?, 4);
     server.node(0).sql("delete from refers").await?;
-    let report = Partitions::of("q", Every::Month).ahead(1).archive_after(12, folder.path()).maintain(&db).await?;
-    assert_eq!((report.detached.as_slice(), report.failed.len()), (&["q_older".to_owned()][..], 0), "{report:?}");
+    let report = Partitions::of("q", Every::Month)
+        .ahead(1)
+        .archive_after(12, folder.path())
+        .maintain(&db)
+        .await?;
+    assert_eq!(
+        (report.detached.as_slice(), report.failed.len()),
+        (&["q_older".to_owned()][..], 0),
+        "{report:?}"
+    );
     Ok(())
 }
 
@@ -314,11 +426,14 @@ async fn tables_with_the_longest_names_are_told_apart() -> Result<()> {
     let (_server, db, _folder) = start().await?;
     let long = "a_table_whose_name_is_as_long_as_names_may_be_in_some_schema";
     for table in [format!("{long}s1"), format!("{long}s2")] {
-        let create = format!("create table {table} (at timestamptz not null) partition by range (at)");
+        let create =
+            format!("create table {table} (at timestamptz not null) partition by range (at)");
         sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&db).await?;
         let report = Partitions::of(&table, Every::Month).ahead(2).maintain(&db).await?;
         assert_eq!((report.created.len(), report.failed.len()), (3, 0), "{report:?}");
-        sqlx::query(sqlx::AssertSqlSafe(format!("insert into {table} values (now())"))).execute(&db).await?;
+        sqlx::query(sqlx::AssertSqlSafe(format!("insert into {table} values (now())")))
+            .execute(&db)
+            .await?;
     }
     Ok(())
 }
@@ -330,11 +445,14 @@ async fn moving_rows_sets_off_neither_foreign_keys_nor_triggers() -> Result<()> 
         &db,
         "m",
         "id bigint, primary key (id, at)",
-        "create table m_rest (id bigint not null, at timestamptz not null); alter table m attach partition m_rest default;
+        "create table m_rest (id bigint not null, at timestamptz not null); alter table m attach \
+         partition m_rest default;
         insert into m select now(), n from generate_series(1, 10) n;
-        create table child (id bigint, at timestamptz, foreign key (id, at) references m on delete cascade);
+        create table child (id bigint, at timestamptz, foreign key (id, at) references m \
+        on delete cascade);
         create table log (what text);
-        create function note() returns trigger language plpgsql as $$ begin insert into log values (tg_op); return null; end $$;
+        create function note() returns trigger language plpgsql as $$ begin insert into log \
+        values (tg_op); return null; end $$;
         create trigger note after insert or delete on m for each row execute function note()",
     )
     .await?;
@@ -342,17 +460,24 @@ async fn moving_rows_sets_off_neither_foreign_keys_nor_triggers() -> Result<()> 
     let rows = async || {
         server
             .node(0)
-            .sql("select (select count(*) from m) || '/' || (select count(*) from child) || '/' || (select count(*) from log)")
+            .sql(
+                "select (select count(*) from m) || '/' || (select count(*) \
+                from child) || '/' || (select count(*) from log)",
+            )
             .await
     };
     server.node(0).sql("insert into child select id, at from m where id <= 5").await?;
     let report = months.maintain(&db).await?;
-    assert_eq!((report.failed.len(), rows().await?.as_str()), (1, "10/5/0"), "rows that are referred to stay: {report:?}");
+    assert_eq!(
+        (report.failed.len(), rows().await?.as_str()),
+        (1, "10/5/0"),
+        "rows that are referred to stay: {report:?}"
+    );
     server.node(0).sql("delete from child").await?;
     let report = months.maintain(&db).await?;
     assert_eq!((report.failed.len(), rows().await?.as_str()), (0, "10/0/0"), "{report:?}");
     assert_eq!(count(&db, "select count(*) from m_rest").await?, 0);
-    // The trigger is there as before.
+    // The trigger still exists.
     server.node(0).sql("insert into m values (now(), 11), ('1999-01-01', 12)").await?;
     assert_eq!(rows().await?, "12/0/2");
     Ok(())
@@ -361,28 +486,44 @@ async fn moving_rows_sets_off_neither_foreign_keys_nor_triggers() -> Result<()> 
 #[tokio::test]
 async fn nobody_else_s_table_is_dropped() -> Result<()> {
     let (server, db, folder) = start().await?;
-    // Two tenants with tables of one name.
+    // Two tenants with tables of the same name.
     for schema in ["a", "b"] {
         server.node(0).sql(&format!("create schema {schema}")).await?;
-        old(&db, &format!("{schema}.ev"), "id int", &format!("insert into {schema}.ev values ('2020-01-05', 1)")).await?;
+        old(
+            &db,
+            &format!("{schema}.ev"),
+            "id int",
+            &format!("insert into {schema}.ev values ('2020-01-05', 1)"),
+        )
+        .await?;
     }
     let a = Partitions::of("a.ev", Every::Month);
-    assert_eq!(a.clone().archive_after(1, folder.path().join("missing")).maintain(&db).await?.failed.len(), 1);
-    assert_eq!(Partitions::of("b.ev", Every::Month).drop_after(1).maintain(&db).await?.dropped, ["ev_old"]);
+    assert_eq!(
+        a.clone().archive_after(1, folder.path().join("missing")).maintain(&db).await?.failed.len(),
+        1
+    );
+    assert_eq!(
+        Partitions::of("b.ev", Every::Month).drop_after(1).maintain(&db).await?.dropped,
+        ["ev_old"]
+    );
     assert_eq!(count(&db, "select count(*) from a.ev_old").await?, 1);
-    // Its owner takes it out by hand, after it could not be detached, to keep it.
+    // Its owner detaches it by hand to keep it, after it could not be detached.
     old(
         &db,
         "kept",
         "id int, primary key (id, at)",
         "insert into kept values ('2020-01-05', 1);
-        comment on table kept_old is 'mine'; create table refers (id int, at timestamptz, foreign key (id, at) references kept);
+        comment on table kept_old is 'mine'; create table refers (id int, at timestamptz, foreign \
+        key (id, at) references kept);
         insert into refers values (1, '2020-01-05')",
     )
     .await?;
     let kept = Partitions::of("kept", Every::Month).drop_after(1);
     assert_eq!(kept.maintain(&db).await?.failed.len(), 1);
-    assert_eq!(server.node(0).sql("select obj_description('kept_old'::regclass, 'pg_class')").await?, "mine");
+    assert_eq!(
+        server.node(0).sql("select obj_description('kept_old'::regclass, 'pg_class')").await?,
+        "mine"
+    );
     server.node(0).sql("drop table refers; alter table kept detach partition kept_old").await?;
     assert!(kept.maintain(&db).await?.dropped.is_empty());
     assert_eq!(count(&db, "select count(*) from kept_old").await?, 1);
@@ -394,15 +535,27 @@ async fn a_name_does_not_lead_out_of_the_folder_and_what_is_no_period_is_refused
     let (server, db, folder) = start().await?;
     server
         .node(0)
-        .sql("create table n (at date not null) partition by range (at);
-            create table \"/evil\" partition of n for values from ('2020-01-01') to ('2020-02-01'); insert into n values ('2020-01-05')")
+        .sql(
+            "create table n (at date not null) partition by range (at);
+            create table \"/evil\" partition of n for values \
+            from ('2020-01-01') to ('2020-02-01'); insert into n values ('2020-01-05')",
+        )
         .await?;
-    let report = Partitions::of("n", Every::Month).archive_after(1, folder.path()).maintain(&db).await?;
+    let report =
+        Partitions::of("n", Every::Month).archive_after(1, folder.path()).maintain(&db).await?;
     assert_eq!(report.archived[0].path, folder.path().join("%2Fevil.csv.zst"));
-    for (name, by) in [("two", "range (at, id)"), ("listed", "list (at)"), ("numbers", "range (id)")] {
-        server.node(0).sql(&format!("create table {name} (at date not null, id int) partition by {by}")).await?;
+    for (name, by) in
+        [("two", "range (at, id)"), ("listed", "list (at)"), ("numbers", "range (id)")]
+    {
+        server
+            .node(0)
+            .sql(&format!("create table {name} (at date not null, id int) partition by {by}"))
+            .await?;
         let refused = Partitions::of(name, Every::Month).maintain(&db).await;
-        assert!(matches!(refused, Err(Error::Sql(sqlx::Error::Configuration(_)))), "{name}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Sql(sqlx::Error::Configuration(_)))),
+            "{name}: {refused:?}"
+        );
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A primary with replicas: routing, lag, failures, fail-over, read your own writes.
+//! A primary with replicas: routing, lag, failures, failover, read your own writes.
 #![cfg(feature = "postgres")]
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,8 @@ const PORT: &str = "select inet_server_port() as port";
 fn builder(pg: &Postgres) -> Builder<Pg> {
     let urls = pg.urls();
     let interval = Duration::from_millis(100);
-    let builder = Db::<Pg>::builder(&urls[0]).monitor_interval(interval).safe_function("inet_server_port");
+    let builder =
+        Db::<Pg>::builder(&urls[0]).monitor_interval(interval).safe_function("inet_server_port");
     urls[1..].iter().fold(builder, scale_db::Builder::replica)
 }
 
@@ -26,7 +27,10 @@ async fn port(db: &Db<Pg>) -> Result<u16> {
 }
 
 async fn fit(db: &Db<Pg>, count: usize) -> Result<()> {
-    eventually("nodes to be fit", async || (db.nodes().iter().filter(|n| n.fit).count() == count).then_some(())).await
+    eventually("nodes to be fit", async || {
+        (db.nodes().iter().filter(|n| n.fit).count() == count).then_some(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -45,17 +49,32 @@ async fn reads_go_to_replicas_and_writes_to_the_primary() -> Result<()> {
     for _ in 0..100 {
         seen.insert(port(&db).await?);
     }
-    assert_eq!(seen, [pg.node(1).port(), pg.node(2).port()].into(), "both replicas, never the primary");
-    let written: i32 = sqlx::query_scalar("with i as (insert into t values (1) returning 1) select inet_server_port() from i")
-        .fetch_one(&db)
-        .await?;
+    assert_eq!(
+        seen,
+        [pg.node(1).port(), pg.node(2).port()].into(),
+        "both replicas, never the primary"
+    );
+    let written: i32 = sqlx::query_scalar(
+        "with i as (insert into t values (1) returning 1) select inet_server_port() from i",
+    )
+    .fetch_one(&db)
+    .await?;
     assert_eq!(written as u16, pg.node(0).port());
-    assert_eq!(sqlx::query_scalar::<_, i32>(PORT).fetch_one(db.primary()).await? as u16, pg.node(0).port());
+    assert_eq!(
+        sqlx::query_scalar::<_, i32>(PORT).fetch_one(db.primary()).await? as u16,
+        pg.node(0).port()
+    );
     let mut tx = db.begin().await?;
-    assert_eq!(sqlx::query_scalar::<_, i32>(PORT).fetch_one(&mut *tx).await? as u16, pg.node(0).port());
+    assert_eq!(
+        sqlx::query_scalar::<_, i32>(PORT).fetch_one(&mut *tx).await? as u16,
+        pg.node(0).port()
+    );
     tx.rollback().await?;
     let mut tx = db.begin_read().await?;
-    assert_ne!(sqlx::query_scalar::<_, i32>(PORT).fetch_one(&mut *tx).await? as u16, pg.node(0).port());
+    assert_ne!(
+        sqlx::query_scalar::<_, i32>(PORT).fetch_one(&mut *tx).await? as u16,
+        pg.node(0).port()
+    );
     assert!(sqlx::query("insert into t values (9)").execute(&mut *tx).await.is_err());
     Ok(())
 }
@@ -64,7 +83,9 @@ async fn reads_go_to_replicas_and_writes_to_the_primary() -> Result<()> {
 async fn a_write_hidden_in_a_view_is_repeated_on_the_primary_and_remembered() -> Result<()> {
     let pg = Postgres::start(1).await?;
     let db = builder(&pg).connect().await?;
-    sqlx::raw_sql("create sequence s; create view v as select nextval('s') as n").execute(&db).await?;
+    sqlx::raw_sql("create sequence s; create view v as select nextval('s') as n")
+        .execute(&db)
+        .await?;
     pg.caught_up().await?;
     fit(&db, 2).await?;
     for expected in 1..=3_i64 {
@@ -94,7 +115,12 @@ async fn a_killed_replica_costs_no_read() -> Result<()> {
         .collect();
     let after = |more: u32| {
         let (reads, goal) = (Arc::clone(&reads), reads.load(Ordering::Relaxed) + more);
-        async move { eventually("reads to go on", async || (reads.load(Ordering::Relaxed) >= goal).then_some(())).await }
+        async move {
+            eventually("reads to go on", async || {
+                (reads.load(Ordering::Relaxed) >= goal).then_some(())
+            })
+            .await
+        }
     };
     after(200).await?;
     pg.node(1).kill()?;
@@ -102,7 +128,10 @@ async fn a_killed_replica_costs_no_read() -> Result<()> {
     pg.node(2).kill()?;
     after(500).await?;
     pg.node(1).restart().await?;
-    eventually("the replica to be used again", async || (port(&db).await.ok()? == pg.node(1).port()).then_some(())).await?;
+    eventually("the replica to be used again", async || {
+        (port(&db).await.ok()? == pg.node(1).port()).then_some(())
+    })
+    .await?;
     stop.store(true, Ordering::Relaxed);
     for task in load {
         task.await??;
@@ -123,17 +152,22 @@ async fn writes_follow_a_promotion_and_never_go_back() -> Result<()> {
     let failed = sqlx::query("insert into t values (-1)").execute(&db).await;
     assert!(failed.is_err(), "a lost connection's outcome is unknown, so it is not repeated");
     pg.node(1).promote().await?;
-    // Waits for the new primary by itself.
+    // The write itself waits for the new primary.
     sqlx::query("insert into t values (100)").execute(&db).await?;
     pg.node(0).restart().await?;
-    let leftover = async || db.nodes().iter().any(|n| n.number == 0 && n.role == Role::Primary).then_some(());
+    let leftover =
+        async || db.nodes().iter().any(|n| n.number == 0 && n.role == Role::Primary).then_some(());
     eventually("the leftover to be seen", leftover).await?;
     for n in 101..150_i64 {
         sqlx::query("insert into t values ($1)").bind(n).execute(&db).await?;
         sqlx::query_scalar::<_, i64>("select count(*) from t").fetch_one(&db).await?;
     }
     assert_eq!(pg.node(1).sql("select count(*) from t where n >= 0").await?, "100");
-    assert_eq!(pg.node(0).sql("select count(*) from t where n >= 100").await?, "0", "nothing went to the leftover");
+    assert_eq!(
+        pg.node(0).sql("select count(*) from t where n >= 100").await?,
+        "0",
+        "nothing went to the leftover"
+    );
     Ok(())
 }
 
@@ -145,7 +179,8 @@ async fn a_scope_sees_its_own_writes_while_replay_stands_still() -> Result<()> {
     pg.caught_up().await?;
     fit(&db, 2).await?;
     pg.node(1).pause_replay().await?;
-    let count = async || sqlx::query_scalar::<_, i64>("select count(*) from t").fetch_one(&db).await;
+    let count =
+        async || sqlx::query_scalar::<_, i64>("select count(*) from t").fetch_one(&db).await;
 
     let mark = sticky::scope(None, async {
         assert_eq!(count().await?, 0);
@@ -161,7 +196,8 @@ async fn a_scope_sees_its_own_writes_while_replay_stands_still() -> Result<()> {
 
     pg.node(1).resume_replay().await?;
     pg.caught_up().await?;
-    let back = async || (sticky::scope(seen, port(&db)).await.ok()? == pg.node(1).port()).then_some(());
+    let back =
+        async || (sticky::scope(seen, port(&db)).await.ok()? == pg.node(1).port()).then_some(());
     eventually("reads to go back to the replica", back).await?;
     assert_eq!(sticky::scope(seen, count()).await?, 1);
     Ok(())
@@ -186,7 +222,9 @@ async fn the_layer_carries_the_mark_in_a_cookie() -> Result<()> {
                 if *request.body() == "write" {
                     sqlx::query("insert into t values (1)").execute(&db).await?;
                 }
-                Ok::<_, sqlx::Error>(Response::new(sqlx::query_scalar::<_, i64>("select count(*) from t").fetch_one(&db).await?))
+                Ok::<_, sqlx::Error>(Response::new(
+                    sqlx::query_scalar::<_, i64>("select count(*) from t").fetch_one(&db).await?,
+                ))
             }
         }
     };
@@ -200,7 +238,12 @@ async fn the_layer_carries_the_mark_in_a_cookie() -> Result<()> {
     let pair = cookie.split(';').next().unwrap();
     let again = Request::builder().header("cookie", format!("other=1; {pair}")).body("read")?;
     assert_eq!(*app.clone().oneshot(again).await?.body(), 1);
-    assert_eq!(*app.oneshot(Request::builder().header("cookie", "scale_db=garbage").body("read")?).await?.body(), 0);
+    assert_eq!(
+        *app.oneshot(Request::builder().header("cookie", "scale_db=garbage").body("read")?)
+            .await?
+            .body(),
+        0
+    );
     Ok(())
 }
 
@@ -229,7 +272,7 @@ async fn a_stranger_a_dead_server_and_a_wrong_address_are_told_apart() -> Result
     let (ours, theirs) = (Postgres::start(0).await?, Postgres::start(0).await?);
     let url = ours.node(0).url();
     let stranger = Db::<Pg>::builder(&url).replica(theirs.node(0).url()).connect().await;
-    assert!(matches!(stranger, Err(Error::Stranger { node: 1 })), "{stranger:?}");
+    assert!(matches!(stranger, Err(Error::WrongCluster { node: 1 })), "{stranger:?}");
     let dead = Db::<Pg>::builder("postgres://u:hunter2@127.0.0.1:1/x")
         .acquire_timeout(Duration::from_millis(300))
         .connect()
@@ -267,7 +310,7 @@ async fn replicas_that_come_and_go_are_found() -> Result<()> {
         .await
     };
     only(1).await?;
-    // One goes and another comes, while queries run: none fails.
+    // A replica leaves and another joins while queries run: no query fails.
     let stop = Arc::new(AtomicBool::new(false));
     let load = {
         let (db, stop) = (db.clone(), Arc::clone(&stop));
@@ -284,16 +327,24 @@ async fn replicas_that_come_and_go_are_found() -> Result<()> {
     *there.lock().unwrap() = Vec::new();
     only(2).await?;
     assert_eq!(db.nodes().len(), 2, "an empty answer is no answer");
-    // Found ones take over as listed ones do.
+    // Discovered nodes take over like listed nodes.
     *there.lock().unwrap() = vec![urls[1].clone(), urls[2].clone()];
     fit(&db, 3).await?;
     stop.store(true, Ordering::Relaxed);
     load.await??;
 
     let by_name = pg.node(1).url().replace("127.0.0.1", "localhost");
-    let dns = Db::<Pg>::builder(&urls[0]).discover(by_name).monitor_interval(Duration::from_millis(50)).connect().await?;
-    eventually("the name's address to be used", async || dns.nodes().iter().any(|n| n.number > 0 && n.fit).then_some(())).await?;
-    let nowhere = Db::<Pg>::builder(&urls[0]).discover("postgres://no.such.host.invalid/x").connect().await?;
+    let dns = Db::<Pg>::builder(&urls[0])
+        .discover(by_name)
+        .monitor_interval(Duration::from_millis(50))
+        .connect()
+        .await?;
+    eventually("the name's address to be used", async || {
+        dns.nodes().iter().any(|n| n.number > 0 && n.fit).then_some(())
+    })
+    .await?;
+    let nowhere =
+        Db::<Pg>::builder(&urls[0]).discover("postgres://no.such.host.invalid/x").connect().await?;
     assert_eq!(nowhere.nodes().len(), 1, "the primary serves");
     Ok(())
 }
@@ -314,24 +365,33 @@ async fn a_heavier_replica_gets_more() -> Result<()> {
         heavy += u32::from(port(&db).await? == pg.node(1).port());
     }
     assert!(heavy > 1_800, "four of five by weight, less what differs in speed: {heavy} of 3000");
-    let none = Db::<Pg>::builder(&urls[0]).replica(scale_db::Replica::new(&urls[1]).weight(0.0)).connect().await;
+    let none = Db::<Pg>::builder(&urls[0])
+        .replica(scale_db::Replica::new(&urls[1]).weight(0.0))
+        .connect()
+        .await;
     assert!(matches!(none, Err(Error::Address(_))));
     Ok(())
 }
 
-/// With a synchronous replica, as whoever asks for no loss at all has it: what was acknowledged is there after the fail-over, writes go on within
-/// two seconds of it, and none goes to the old primary when it comes back.
+/// With a synchronous replica, for applications that accept no loss: acknowledged writes exist
+/// after the failover, writes continue within two seconds, and no write goes to the old primary
+/// when it returns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_acknowledged_write_is_lost_in_a_fail_over() -> Result<()> {
     let pg = Postgres::start(1).await?;
     pg.node(0).sql("alter system set synchronous_standby_names = '*'").await?;
     pg.node(0).sql("select pg_reload_conf()").await?;
-    let synchronous = async || (pg.node(0).sql("select sync_state from pg_stat_replication").await.ok()? == "sync").then_some(());
+    let synchronous = async || {
+        (pg.node(0).sql("select sync_state from pg_stat_replication").await.ok()? == "sync")
+            .then_some(())
+    };
     eventually("the replica to be synchronous", synchronous).await?;
     let db = builder(&pg).connect().await?;
     sqlx::query("create table t (n bigint primary key)").execute(&db).await?;
-    let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(std::sync::atomic::AtomicI64::new(0)));
-    let (acknowledged, refused) = (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(AtomicU32::new(0)));
+    let (stop, next) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(std::sync::atomic::AtomicI64::new(0)));
+    let (acknowledged, refused) =
+        (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(AtomicU32::new(0)));
     let writers: Vec<_> = (0..4)
         .map(|_| {
             let (db, stop, next) = (db.clone(), Arc::clone(&stop), Arc::clone(&next));
@@ -342,7 +402,7 @@ async fn no_acknowledged_write_is_lost_in_a_fail_over() -> Result<()> {
                     if sqlx::query("insert into t values ($1)").bind(n).execute(&db).await.is_ok() {
                         acknowledged.lock().unwrap().push(n);
                     } else {
-                        // Fast and typed, so that whoever writes can decide.
+                        // Fast and with a type, so that the caller can decide.
                         refused.fetch_add(1, Ordering::Relaxed);
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
@@ -357,7 +417,10 @@ async fn no_acknowledged_write_is_lost_in_a_fail_over() -> Result<()> {
     };
     more(200).await?;
     pg.node(0).kill()?;
-    eventually("writes to be refused", async || (refused.load(Ordering::Relaxed) > 20).then_some(())).await?;
+    eventually("writes to be refused", async || {
+        (refused.load(Ordering::Relaxed) > 20).then_some(())
+    })
+    .await?;
     pg.node(1).promote().await?;
     let promoted = std::time::Instant::now();
     let before = count();
@@ -365,7 +428,8 @@ async fn no_acknowledged_write_is_lost_in_a_fail_over() -> Result<()> {
     assert!(promoted.elapsed() < Duration::from_secs(2), "{:?}", promoted.elapsed());
     more(200).await?;
     pg.node(0).restart().await?;
-    let leftover = async || db.nodes().iter().any(|n| n.number == 0 && n.role == Role::Primary).then_some(());
+    let leftover =
+        async || db.nodes().iter().any(|n| n.number == 0 && n.role == Role::Primary).then_some(());
     eventually("the leftover to be seen", leftover).await?;
     more(200).await?;
     stop.store(true, Ordering::Relaxed);
@@ -373,11 +437,27 @@ async fn no_acknowledged_write_is_lost_in_a_fail_over() -> Result<()> {
         writer.await?;
     }
     let acknowledged = acknowledged.lock().unwrap().clone();
-    let there: std::collections::HashSet<i64> =
-        pg.node(1).sql("select n from t").await?.lines().map(str::parse).collect::<Result<_, _>>()?;
+    let there: std::collections::HashSet<i64> = pg
+        .node(1)
+        .sql("select n from t")
+        .await?
+        .lines()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
     let lost: Vec<_> = acknowledged.iter().filter(|n| !there.contains(n)).collect();
-    assert!(lost.is_empty(), "{} of {} acknowledged writes are lost: {lost:?}", lost.len(), acknowledged.len());
-    let strays: Vec<i64> = pg.node(0).sql("select n from t").await?.lines().map(str::parse).collect::<Result<_, _>>()?;
+    assert!(
+        lost.is_empty(),
+        "{} of {} acknowledged writes are lost: {lost:?}",
+        lost.len(),
+        acknowledged.len()
+    );
+    let strays: Vec<i64> = pg
+        .node(0)
+        .sql("select n from t")
+        .await?
+        .lines()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
     let after: std::collections::HashSet<_> = acknowledged[before..].iter().collect();
     assert!(strays.iter().all(|n| !after.contains(n)), "writes went to the leftover");
     Ok(())
@@ -386,10 +466,14 @@ async fn no_acknowledged_write_is_lost_in_a_fail_over() -> Result<()> {
 #[tokio::test]
 async fn an_exhausted_pool_is_no_sign_of_illness() -> Result<()> {
     let pg = Postgres::start(1).await?;
-    let db = builder(&pg).max_connections(1).acquire_timeout(Duration::from_millis(200)).connect().await?;
+    let db = builder(&pg)
+        .max_connections(1)
+        .acquire_timeout(Duration::from_millis(200))
+        .connect()
+        .await?;
     fit(&db, 2).await?;
     let held = (db.begin().await?, db.begin_read().await?);
-    // Two seconds are twenty looks of the monitor.
+    // Two seconds are twenty probes of the monitor.
     for _ in 0..10 {
         let error = sqlx::query("select 1").execute(db.primary()).await.unwrap_err();
         assert!(matches!(error, sqlx::Error::PoolTimedOut), "{error:?}");
@@ -402,14 +486,23 @@ async fn an_exhausted_pool_is_no_sign_of_illness() -> Result<()> {
 }
 
 #[tokio::test]
-async fn of_connections_that_broke_together_one_write_meets_the_first_and_reads_meet_none() -> Result<()> {
+async fn of_connections_that_broke_together_one_write_meets_the_first_and_reads_meet_none()
+-> Result<()> {
     let pg = Postgres::start(0).await?;
     pg.node(0).sql("create table t (n int)").await?;
-    // The monitor must not be the one to notice.
+    // The interval is long, so that the monitor does not detect the failure first.
     let interval = Duration::from_mins(10);
-    let db = Db::<Pg>::builder(&pg.urls()[0]).max_connections(4).monitor_interval(interval).connect().await?;
+    let db = Db::<Pg>::builder(&pg.urls()[0])
+        .max_connections(4)
+        .monitor_interval(interval)
+        .connect()
+        .await?;
     let write = || sqlx::query("insert into t values (1)").execute(&db);
-    let warm = || futures_util::future::try_join_all((0..4).map(|_| sqlx::query("select pg_sleep(0.05)").execute(&db)));
+    let warm = || {
+        futures_util::future::try_join_all(
+            (0..4).map(|_| sqlx::query("select pg_sleep(0.05)").execute(&db)),
+        )
+    };
     let cut = async || -> Result<()> {
         warm().await?;
         let mine = "select count(pg_terminate_backend(pid)) from pg_stat_activity \

@@ -1,4 +1,4 @@
-//! A table of statements and where they may run.
+//! A table of statements and the nodes that may run them.
 #![allow(clippy::unwrap_used)]
 
 use scale_db::router::{Dialect, Router, Verdict};
@@ -20,7 +20,8 @@ fn every_dialect_reads_plain_queries() {
                 "select 1",
                 "SELECT * FROM users",
                 "select id, name from users where id = 7 and name like 'a%' order by name limit 10",
-                "select u.id, count(*) from users u join orders o on o.user_id = u.id group by u.id having count(*) > 3",
+                "select u.id, count(*) from users u join orders o on o.user_id = u.id \
+                 group by u.id having count(*) > 3",
                 "select * from (select id from users) as t",
                 "with recent as (select * from orders) select count(*) from recent",
                 "select id from a union all select id from b",
@@ -104,7 +105,8 @@ fn postgres() {
             "with d as (delete from t returning *) select * from d",
             "with i as (insert into t values (1) returning id) select * from i",
             "with u as (update t set a = 1 returning *) select * from u",
-            "with a as (select 1), b as (with c as (delete from t returning 1) select * from c) select * from a, b",
+            "with a as (select 1), b as (with c as (delete from t returning 1) select * \
+             from c) select * from a, b",
             "select * into new_table from t",
             "select nextval('s')",
             "select setval('s', 1)",
@@ -222,15 +224,17 @@ fn sqlite() {
         Dialect::Sqlite,
         Verdict::Write,
         &[
-            "pragma journal_mode = wal", "pragma user_version", "attach database 'x' as y", "vacuum",
-            "replace into t values (1)", "insert into t values (1) returning id", "select load_extension('x')",
-            "select last_insert_rowid()", "select changes()", "select * from sqlite_master", "reindex",
+            "pragma journal_mode = wal", "pragma user_version", "attach database 'x' as y",
+            "vacuum", "replace into t values (1)", "insert into t values (1) returning id",
+            "select load_extension('x')", "select last_insert_rowid()", "select changes()",
+            "select * from sqlite_master", "reindex",
         ],
     );
 }
 
 proptest::proptest! {
-    /// Whatever is sent as SQL is judged without a panic, and what holds a write keyword as a statement is a write.
+    /// Any text is classified without a panic, and a text with a write keyword as a statement is a
+    /// write.
     #[test]
     fn any_text_has_a_verdict(text in ".{0,200}") {
         for dialect in [Dialect::Postgres, Dialect::MySql, Dialect::Sqlite] {
@@ -240,7 +244,8 @@ proptest::proptest! {
 
     #[test]
     fn no_wrapping_hides_a_write(depth in 0_usize..6, which in 0_usize..4) {
-        let mut sql = ["select nextval('s')", "select * from t for update", "with d as (delete from t returning 1) select * from d",
+        let mut sql = ["select nextval('s')", "select * from t for update", "with d as (delete \
+            from t returning 1) select * from d",
             "select pg_advisory_lock(1)"][which].to_owned();
         for level in 0..depth {
             sql = match level % 3 {
@@ -253,11 +258,13 @@ proptest::proptest! {
     }
 }
 
-/// A tree as deep as its text is long is taken apart by functions that call themselves: in a thread of 2 MiB, as tokio's are.
+/// A syntax tree as deep as its text is long is dropped by recursive functions. The test uses a
+/// thread of 2 MiB, like tokio's threads.
 #[test]
 fn deep_texts_are_survived() {
-    let repeated =
-        |begin: &str, part: &str, end: &str| format!("select {begin}{}{end}", part.repeat((60_000 - end.len()) / part.len()));
+    let repeated = |begin: &str, part: &str, end: &str| {
+        format!("select {begin}{}{end}", part.repeat((60_000 - end.len()) / part.len()))
+    };
     let deep = [
         repeated("1", "+1", ""),
         repeated("true", " and true", ""),
@@ -290,7 +297,7 @@ fn deep_texts_are_survived() {
             for sql in &deep {
                 let router = Router::new(dialect, [""; 0]);
                 let _ = router.verdict(sql);
-                let _ = scale_db::watch::fingerprint(dialect, sql);
+                let _ = scale_db::observe::fingerprint(dialect, sql);
             }
             // A long list is not deep.
             let list = format!("select * from t where id in ({}1)", "1, ".repeat(15_000));
@@ -303,12 +310,15 @@ fn deep_texts_are_survived() {
 #[test]
 fn a_function_in_the_dress_of_a_field_is_one() {
     let router = Router::new(Dialect::Postgres, [""; 0]);
-    for write in ["select (42::bigint).pg_advisory_lock", "select (0.1::float8).pg_sleep", "select ((select 1)).nextval"] {
+    for write in [
+        "select (42::bigint).pg_advisory_lock", "select (0.1::float8).pg_sleep",
+        "select ((select 1)).nextval",
+    ] {
         assert_eq!(router.verdict(write), Verdict::Write, "{write}");
     }
     let sqlite = Router::new(Dialect::Sqlite, [""; 0]);
     assert_eq!(sqlite.verdict("select * from pragma_query_only"), Verdict::Write);
-    // Joins one after another are not within each other.
+    // Consecutive joins are not nested.
     let joins: Vec<_> = (0..200).map(|n| format!(" join t t{n} on t{n}.id = t.id")).collect();
     let joins = joins.concat();
     assert_eq!(router.verdict(&format!("select 1 from t{joins}")), Verdict::Read);

@@ -1,4 +1,5 @@
-//! Whatever sqlx can do with a pool, it does the same through a `Db`: same rows, same errors, and connections that come back.
+//! A `Db` can do everything that sqlx can do with a pool: same rows, same errors, and connections
+//! are returned.
 #![cfg(all(feature = "postgres", feature = "sqlite", feature = "mysql"))]
 #![allow(clippy::unwrap_used)]
 
@@ -7,7 +8,9 @@ use std::fmt::Debug;
 use anyhow::Result;
 use futures_util::{StreamExt, TryStreamExt};
 use scale_db::{Db, sticky};
-use sqlx::{Executor, FromRow, MySql, Postgres as Pg, QueryBuilder, Row, SqlSafeStr, Sqlite, Statement};
+use sqlx::{
+    Executor, FromRow, MySql, Postgres as Pg, QueryBuilder, Row, SqlSafeStr, Sqlite, Statement,
+};
 use testkit::{MariaDb, Postgres};
 
 #[derive(Debug, FromRow)]
@@ -17,12 +20,19 @@ struct Item {
     name: Option<String>,
 }
 
-/// What happened, for comparison: values as they are, errors by kind and code (their texts name positions that differ by connection).
+/// Describes a result for comparison: values unchanged, errors by kind and code (their texts
+/// contain positions that differ by connection).
 fn told<T: Debug>(result: Result<T, sqlx::Error>) -> String {
     match result {
         Ok(value) => format!("{value:?}"),
         Err(sqlx::Error::Database(error)) => {
-            format!("database: {:?} {} {:?} {:?}", error.code(), error.message(), error.kind(), error.constraint())
+            format!(
+                "database: {:?} {} {:?} {:?}",
+                error.code(),
+                error.message(),
+                error.kind(),
+                error.constraint()
+            )
         }
         Err(error) => format!("error: {error:?}"),
     }
@@ -43,7 +53,8 @@ macro_rules! steps {
             // Several statements in one text.
             step!(
                 sqlx::raw_sql(
-                    "drop table if exists things; create table things (id bigint primary key, name varchar(40) unique)"
+                    "drop table if exists things; create table things (id bigint primary key, name \
+                     varchar(40) unique)"
                 )
                 .execute(on)
                 .await
@@ -59,11 +70,36 @@ macro_rules! steps {
                     .await
                     .map(|r| r.rows_affected())
             );
-            // The ways to fetch.
-            step!(sqlx::query_as::<_, Item>("select id, name from things order by id").fetch_all(on).await);
-            step!(sqlx::query_as::<_, Item>(q("select id, name from things where id = ?")).bind(1_i64).fetch_one(on).await);
-            step!(sqlx::query_as::<_, Item>(q("select id, name from things where id = ?")).bind(9_i64).fetch_optional(on).await);
-            step!(sqlx::query_as::<_, Item>(q("select id, name from things where id = ?")).bind(9_i64).fetch_one(on).await);
+            // All ways to fetch.
+            step!(
+                sqlx::query_as::<_, Item>(
+                    "select id, name from things \
+                order by id"
+                )
+                .fetch_all(on)
+                .await
+            );
+            step!(
+                sqlx::query_as::<_, Item>(q("select id, name from things \
+                where id = ?"))
+                .bind(1_i64)
+                .fetch_one(on)
+                .await
+            );
+            step!(
+                sqlx::query_as::<_, Item>(q("select id, name from things \
+                where id = ?"))
+                .bind(9_i64)
+                .fetch_optional(on)
+                .await
+            );
+            step!(
+                sqlx::query_as::<_, Item>(q("select id, name from things \
+                where id = ?"))
+                .bind(9_i64)
+                .fetch_one(on)
+                .await
+            );
             step!(sqlx::query_scalar::<_, i64>("select count(*) from things").fetch_one(on).await);
             step!(
                 sqlx::query("select id from things order by id")
@@ -99,16 +135,18 @@ macro_rules! steps {
                     .try_collect::<Vec<_>>()
                     .await
             );
-            // Statements prepared by hand.
+            // Statements prepared explicitly.
             match on.prepare(q("select name from things where id = ?")).await {
                 Ok(statement) => {
                     log.push(format!("{} columns", statement.columns().len()));
-                    step!(statement.query_scalar::<Option<String>>().bind(1_i64).fetch_one(on).await);
+                    step!(
+                        statement.query_scalar::<Option<String>>().bind(1_i64).fetch_one(on).await
+                    );
                 }
                 Err(error) => step!(Err::<(), _>(error)),
             }
             step!(on.prepare("select nonsense from nowhere".into_sql_str()).await.map(drop));
-            // Built.
+            // Statements from a query builder.
             let mut built = QueryBuilder::<$db>::new("select id from things where id in (");
             let mut list = built.separated(", ");
             (1..=3_i64).for_each(|id| {
@@ -121,15 +159,25 @@ macro_rules! steps {
                 row.push_bind(id).push_bind(format!("n{id}"));
             });
             step!(built.build().execute(on).await.map(|r| r.rows_affected()));
-            // A transaction by text cannot hold on a pool; one by one statement does.
+            // On a pool, a transaction in several texts does not work; in one statement it does.
             step!(
-                sqlx::query("with few as (select id from things where id < 12) select count(*) from few")
-                    .fetch_one(on)
-                    .await
-                    .map(|row| row.get::<i64, _>(0))
+                sqlx::query(
+                    "with few as (select id from things where id < 12) select count(*) \
+                    from few"
+                )
+                .fetch_one(on)
+                .await
+                .map(|row| row.get::<i64, _>(0))
             );
-            step!(sqlx::query(q("delete from things where id >= ?")).bind(10_i64).execute(on).await.map(|r| r.rows_affected()));
-            // Large, empty and odd values.
+            step!(
+                sqlx::query(q("delete from things \
+                where id >= ?"))
+                .bind(10_i64)
+                .execute(on)
+                .await
+                .map(|r| r.rows_affected())
+            );
+            // Large, empty and unusual values.
             step!(
                 sqlx::query_scalar::<_, String>($bytes)
                     .bind("ä'\"\\ \u{1F980}".repeat(10_000))
@@ -138,15 +186,32 @@ macro_rules! steps {
                     .map(|s| s.len())
             );
             step!(sqlx::query_scalar::<_, String>($bytes).bind("").fetch_one(on).await);
-            // What goes wrong.
+            // Failures.
             step!(sqlx::query("selekt 1").execute(on).await.map(drop));
             step!(sqlx::query("select * from nowhere").fetch_all(on).await.map(|rows| rows.len()));
-            step!(sqlx::query("insert into things values (1, 'again')").execute(on).await.map(drop));
-            step!(sqlx::query("insert into things values (50, 'first')").execute(on).await.map(drop));
+            step!(
+                sqlx::query(
+                    "insert into things values \
+                (1, 'again')"
+                )
+                .execute(on)
+                .await
+                .map(drop)
+            );
+            step!(
+                sqlx::query(
+                    "insert into things values \
+                (50, 'first')"
+                )
+                .execute(on)
+                .await
+                .map(drop)
+            );
             step!(sqlx::query_scalar::<_, i64>("select 'word'").fetch_one(on).await);
             step!(sqlx::query_as::<_, Item>("select id from things").fetch_all(on).await);
             step!(sqlx::query("").execute(on).await.map(drop));
-            // A stream that is left half way gives its connection back: more of them than there are connections.
+            // A stream that is dropped before its end returns its connection: more streams than
+            // there are connections.
             for _ in 0..20 {
                 let mut some = sqlx::query("select id from things").fetch(on);
                 step!(some.next().await.unwrap().map(|row| row.len()));
@@ -187,8 +252,11 @@ fn same(pool: &[String], db: &[String]) {
         assert_eq!(pool, db, "step {n}");
     }
     assert_eq!(pool.len(), db.len());
-    // The steps are what they are meant to be: some answers, some errors.
-    let errors = pool.iter().filter(|line| line.starts_with("error") || line.starts_with("database")).count();
+    // The steps cover both successes and errors.
+    let errors = pool
+        .iter()
+        .filter(|line| line.starts_with("error") || line.starts_with("database"))
+        .count();
     assert!((5..15).contains(&errors), "{errors} errors: {pool:#?}");
 }
 
@@ -201,7 +269,7 @@ async fn postgres_does_the_same() -> Result<()> {
     let db: Db<Pg> = Db::connect(&urls[0]).await?;
     same(&expected, &on_postgres(&db).await);
     same(&expected, &on_postgres(db.primary()).await);
-    // Beside a replica, inside a request that reads what it wrote.
+    // With a replica, inside a request that reads its own writes.
     let db: Db<Pg> = Db::<Pg>::builder(&urls[0]).replica(&urls[1]).connect().await?;
     same(&expected, &sticky::scope(None, on_postgres(&db)).await);
     Ok(())

@@ -1,4 +1,4 @@
-//! Scopes: whatever may have written marks them, tasks and streams carry them, and those inside of each other agree.
+//! Scopes: every possible write marks them, tasks and streams carry them, and nested scopes agree.
 #![cfg(feature = "postgres")]
 #![allow(clippy::unwrap_used)]
 
@@ -9,12 +9,12 @@ use anyhow::Result;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{Request, Response};
 use scale_db::sticky::{self, Mark};
-use scale_db::{Db, Loader, StickyLayer, watch};
+use scale_db::{Db, Loader, StickyLayer, observe};
 use sqlx::Postgres as Pg;
 use testkit::{Postgres, eventually};
 use tower::{Layer, ServiceExt, service_fn};
 
-/// A primary, and a replica that stands still from here on.
+/// A primary, and a replica whose replay is paused from here on.
 async fn still() -> Result<(Postgres, Db<Pg>)> {
     let pg = Postgres::start(1).await?;
     let urls = pg.urls();
@@ -24,9 +24,14 @@ async fn still() -> Result<(Postgres, Db<Pg>)> {
         .max_replica_lag(Duration::from_mins(10))
         .connect()
         .await?;
-    sqlx::raw_sql("create table t (id bigint, v text); insert into t values (1, 'old'); create sequence s").execute(&db).await?;
+    sqlx::raw_sql(
+        "create table t (id bigint, v text); insert into t values (1, 'old'); create sequence s",
+    )
+    .execute(&db)
+    .await?;
     pg.caught_up().await?;
-    eventually("both to be fit", async || db.nodes().iter().all(|node| node.fit).then_some(())).await?;
+    eventually("both to be fit", async || db.nodes().iter().all(|node| node.fit).then_some(()))
+        .await?;
     pg.node(1).pause_replay().await?;
     Ok((pg, db))
 }
@@ -50,7 +55,7 @@ async fn writes_by_hand_mark_the_scope_and_reads_do_not() -> Result<()> {
         anyhow::Ok(())
     })
     .await?;
-    // Said to be reading, but there is no replica: it runs where it can write.
+    // Declared as a read, but there is no replica: the statement runs on the primary.
     let pg = Postgres::start(0).await?;
     let alone = Db::<Pg>::connect(&pg.urls()[0]).await?;
     sqlx::raw_sql("create sequence s").execute(&alone).await?;
@@ -86,7 +91,10 @@ async fn a_loader_reads_what_its_request_wrote_and_is_recorded() -> Result<()> {
             let db = db.clone();
             async move {
                 let rows: Vec<(i64, String)> =
-                    sqlx::query_as("select id, v from t where id = any($1)").bind(ids).fetch_all(&db).await?;
+                    sqlx::query_as("select id, v from t where id = any($1)")
+                        .bind(ids)
+                        .fetch_all(&db)
+                        .await?;
                 Ok(rows.into_iter().collect::<HashMap<_, _>>())
             }
         })
@@ -97,7 +105,7 @@ async fn a_loader_reads_what_its_request_wrote_and_is_recorded() -> Result<()> {
         anyhow::Ok(())
     })
     .await?;
-    // One for several requests: what any of them has written is read.
+    // One loader for several requests: it reads the writes of each of them.
     let shared = loader(&db);
     let wrote = sticky::scope(None, async {
         sqlx::query("update t set v = 'newer' where id = 1").execute(&db).await?;
@@ -106,7 +114,7 @@ async fn a_loader_reads_what_its_request_wrote_and_is_recorded() -> Result<()> {
     });
     let (other, wrote) = tokio::join!(sticky::scope(None, shared.load(7)), wrote);
     assert_eq!((other?, wrote?), (None, Some("newer".to_owned())));
-    let (_, record) = watch::record(async {
+    let (_, record) = observe::record(async {
         let loader = loader(&db);
         for id in 0..5 {
             loader.load(id).await?;
@@ -127,7 +135,8 @@ async fn a_body_that_goes_on_after_its_head_is_of_its_request() -> Result<()> {
             let db = db.clone();
             async move {
                 sqlx::query(INSERT).execute(&db).await?;
-                // Asked for in the handler and read afterwards, and asked for only then.
+                // One stream is created in the handler and read later; the other is also created
+                // later.
                 let of_db = db.clone();
                 let asked = async_stream(of_db);
                 let later = sticky::carry_stream(stream::once(async move { rows(&db).await }));
@@ -142,7 +151,7 @@ async fn a_body_that_goes_on_after_its_head_is_of_its_request() -> Result<()> {
     Ok(())
 }
 
-/// The rows of a query that is made now, and runs once they are read.
+/// Rows of a query that is created now and runs when the stream is read.
 fn async_stream(db: Db<Pg>) -> stream::BoxStream<'static, Result<i64, sqlx::Error>> {
     let db: &'static Db<Pg> = Box::leak(Box::new(db));
     sqlx::query_scalar::<_, i64>("select id from t").fetch(db)
@@ -156,7 +165,11 @@ async fn layers_and_scopes_inside_of_each_other_agree() -> Result<()> {
         move |request: Request<&'static str>| {
             let (a, b) = (a.clone(), b.clone());
             async move {
-                if let Some(db) = [("a", &a), ("b", &b)].into_iter().find(|(name, _)| name == request.body()).map(|(_, db)| db) {
+                if let Some(db) = [("a", &a), ("b", &b)]
+                    .into_iter()
+                    .find(|(name, _)| name == request.body())
+                    .map(|(_, db)| db)
+                {
                     sqlx::query(INSERT).execute(db).await?;
                 }
                 Ok::<_, sqlx::Error>(Response::new((rows(&a).await?, rows(&b).await?)))
@@ -168,16 +181,29 @@ async fn layers_and_scopes_inside_of_each_other_agree() -> Result<()> {
     for (wrote, seen) in [("a", (2, 1)), ("b", (1, 2))] {
         let answer = app.clone().oneshot(Request::new(wrote)).await?;
         assert_eq!(*answer.body(), seen, "the request that wrote to {wrote}");
-        let cookies: Vec<_> = answer.headers().get_all("set-cookie").iter().map(|c| c.to_str().unwrap().to_owned()).collect();
-        assert!(cookies.len() == 1 && cookies[0].starts_with(&format!("sticky_{wrote}=")), "{cookies:?}");
+        let cookies: Vec<_> = answer
+            .headers()
+            .get_all("set-cookie")
+            .iter()
+            .map(|c| c.to_str().unwrap().to_owned())
+            .collect();
+        assert!(
+            cookies.len() == 1 && cookies[0].starts_with(&format!("sticky_{wrote}=")),
+            "{cookies:?}"
+        );
         let pair = cookies[0].split(';').next().unwrap();
-        let again = app.clone().oneshot(Request::builder().header("cookie", pair).body("read")?).await?;
+        let again =
+            app.clone().oneshot(Request::builder().header("cookie", pair).body("read")?).await?;
         assert_eq!(*again.body(), seen, "the next one");
     }
     sticky::scope(None, async {
         sqlx::query(INSERT).execute(&a).await?;
         let all = rows(&a).await?;
-        assert_eq!(sticky::seeing(&a, None, rows(&a)).await?, all, "a scope inside sees what was written around it");
+        assert_eq!(
+            sticky::seeing(&a, None, rows(&a)).await?,
+            all,
+            "a scope inside sees what was written around it"
+        );
         anyhow::Ok(())
     })
     .await?;
@@ -191,7 +217,8 @@ async fn layers_and_scopes_inside_of_each_other_agree() -> Result<()> {
     .await
 }
 
-/// Where positions are not known, a cookie says "the primary". It must run out, however active its user is.
+/// A cookie with the mark "primary", used when positions are unknown, must expire, however active
+/// its user is.
 #[tokio::test]
 async fn a_user_who_only_reads_is_not_held_to_the_primary_for_ever() -> Result<()> {
     use http::{Request, Response};
@@ -213,10 +240,13 @@ async fn a_user_who_only_reads_is_not_held_to_the_primary_for_ever() -> Result<(
     };
     let app = scale_db::StickyLayer::new(db.clone()).layer(service_fn(handler));
     let sent = async |cookie: &str, writes: bool| -> Result<bool> {
-        let response = app.clone().oneshot(Request::builder().header("cookie", cookie).body(writes)?).await?;
+        let response =
+            app.clone().oneshot(Request::builder().header("cookie", cookie).body(writes)?).await?;
         Ok(response.headers().contains_key("set-cookie"))
     };
-    for cookie in ["scale_db=2.primary", "scale_db=2.1-ff", "scale_db=2.1-ff-a", "scale_db=1.primary", ""] {
+    for cookie in
+        ["scale_db=2.primary", "scale_db=2.1-ff", "scale_db=2.1-ff-a", "scale_db=1.primary", ""]
+    {
         assert!(!sent(cookie, false).await?, "{cookie} is not renewed by a read");
         assert!(sent(cookie, true).await?, "{cookie} is by a write");
     }

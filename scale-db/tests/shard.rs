@@ -1,4 +1,4 @@
-//! Shards: rows spread by key, asked together, and moved to a new shard while users write.
+//! Shards: rows distributed by key, queried together, and moved to a new shard while users write.
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used)]
 
@@ -12,18 +12,27 @@ use sqlx::Sqlite;
 use tokio::sync::RwLock;
 
 async fn file(folder: &tempfile::TempDir, name: &str) -> Result<Db<Sqlite>> {
-    let db = Db::connect(&format!("sqlite://{}/{name}.db?mode=rwc", folder.path().display())).await?;
-    sqlx::raw_sql("create table notes (id integer primary key, customer bigint not null)").execute(&db).await?;
+    let db =
+        Db::connect(&format!("sqlite://{}/{name}.db?mode=rwc", folder.path().display())).await?;
+    sqlx::raw_sql("create table notes (id integer primary key, customer bigint not null)")
+        .execute(&db)
+        .await?;
     Ok(db)
 }
 
 async fn write(shards: &Shards<Sqlite>, customer: i64) -> Result<()> {
-    sqlx::query("insert into notes (customer) values ($1)").bind(customer).execute(shards.of(&customer)).await?;
+    sqlx::query("insert into notes (customer) values ($1)")
+        .bind(customer)
+        .execute(shards.of(&customer))
+        .await?;
     Ok(())
 }
 
 async fn count(db: &Db<Sqlite>, customer: i64) -> Result<i64> {
-    Ok(sqlx::query_scalar("select count(*) from notes where customer = $1").bind(customer).fetch_one(db).await?)
+    Ok(sqlx::query_scalar("select count(*) from notes where customer = $1")
+        .bind(customer)
+        .fetch_one(db)
+        .await?)
 }
 
 #[tokio::test]
@@ -34,28 +43,42 @@ async fn rows_are_spread_and_asked_together() -> Result<()> {
     for customer in 0..40 {
         write(&shards, customer).await?;
     }
-    let on =
-        shards.on_all(|db| async move { sqlx::query_scalar::<_, i64>("select count(*) from notes").fetch_one(&db).await }).await;
+    let on = shards
+        .on_all(|db| async move {
+            sqlx::query_scalar::<_, i64>("select count(*) from notes").fetch_one(&db).await
+        })
+        .await;
     let on: Vec<(&str, i64)> = on.into_iter().map(|(name, n)| (name, n.unwrap())).collect();
     assert_eq!((on[0].0, on[1].0, on[0].1 + on[1].1), ("a", "b", 40));
     assert!(on.iter().all(|(_, n)| *n > 8), "{on:?}");
-    let newest =
-        shards
-            .merged(
-                15,
-                |a: &i64, b| b.cmp(a),
-                |db| async move {
-                    sqlx::query_scalar("select customer from notes order by customer desc limit 15").fetch_all(&db).await
-                },
-            )
-            .await?;
+    let newest = shards
+        .merged(
+            15,
+            |a: &i64, b| b.cmp(a),
+            |db| async move {
+                sqlx::query_scalar("select customer from notes order by customer desc limit 15")
+                    .fetch_all(&db)
+                    .await
+            },
+        )
+        .await?;
     assert_eq!(newest, (25..40).rev().collect::<Vec<i64>>());
 
-    // One of them is down: the others answer, and a merge does not pretend.
+    // One shard is down: the others answer, and a merge reports the failure.
     a.close().await;
-    let asked = shards.on_all(|db| async move { sqlx::query("select 1").execute(&db).await.is_ok() }).await;
+    let asked =
+        shards.on_all(|db| async move { sqlx::query("select 1").execute(&db).await.is_ok() }).await;
     assert_eq!(asked, [("a", false), ("b", true)]);
-    assert!(shards.merged(1, i64::cmp, |db| async move { sqlx::query_scalar("select 1").fetch_all(&db).await }).await.is_err());
+    assert!(
+        shards
+            .merged(
+                1,
+                i64::cmp,
+                |db| async move { sqlx::query_scalar("select 1").fetch_all(&db).await }
+            )
+            .await
+            .is_err()
+    );
     Ok(())
 }
 
@@ -74,7 +97,7 @@ async fn what_cannot_be_is_refused() -> Result<()> {
     grown.settle();
     assert!(grown.grow("w", db.clone()).is_ok());
 
-    // A customer with a shard of their own, whatever the hash says.
+    // A customer with a dedicated shard, independent of the hash.
     let other = if shards.name_of("large") == "x" { "y" } else { "x" };
     shards.place("large", other)?;
     assert_eq!((shards.name_of("large"), shards.exceptions()), (other, 1));
@@ -88,7 +111,7 @@ async fn a_shard_is_added_while_users_write() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let old = Shards::new([("a", file(&folder, "a").await?), ("b", file(&folder, "b").await?)])?;
     let shards = old.grow("c", file(&folder, "c").await?)?;
-    // What stops the writes of one customer while it moves: in Postgres, a row lock on the account.
+    // Stops the writes of one customer during its move: in Postgres, a row lock on the account.
     let locks: Arc<Vec<RwLock<()>>> = Arc::new((0..CUSTOMERS).map(|_| RwLock::new(())).collect());
     let stop = Arc::new(AtomicBool::new(false));
     let users: Vec<_> = (0..3)
@@ -102,8 +125,10 @@ async fn a_shard_is_added_while_users_write() -> Result<()> {
                     let _mine = locks[customer as usize].read().await;
                     write(&shards, customer).await?;
                     written[customer as usize] += 1;
-                    // One's own writes are where one reads.
-                    anyhow::ensure!(count(shards.of(&customer), customer).await? >= written[customer as usize]);
+                    // A user reads from the shard that holds the user's writes.
+                    anyhow::ensure!(
+                        count(shards.of(&customer), customer).await? >= written[customer as usize]
+                    );
                 }
                 anyhow::Ok(written)
             })
@@ -116,7 +141,10 @@ async fn a_shard_is_added_while_users_write() -> Result<()> {
         let _alone = locks[customer as usize].write().await;
         let (from, to) = (shards.of(&customer), shards.get(to).unwrap());
         for _ in 0..count(from, customer).await? {
-            sqlx::query("insert into notes (customer) values ($1)").bind(customer).execute(to).await?;
+            sqlx::query("insert into notes (customer) values ($1)")
+                .bind(customer)
+                .execute(to)
+                .await?;
         }
         shards.place(&customer, "c")?;
         sqlx::query("delete from notes where customer = $1").bind(customer).execute(from).await?;
@@ -138,7 +166,11 @@ async fn a_shard_is_added_while_users_write() -> Result<()> {
             everywhere += count(db, customer).await?;
         }
         let there = count(shards.of(&customer), customer).await?;
-        assert_eq!((there, everywhere), (written[customer as usize], written[customer as usize]), "customer {customer}");
+        assert_eq!(
+            (there, everywhere),
+            (written[customer as usize], written[customer as usize]),
+            "customer {customer}"
+        );
     }
     Ok(())
 }

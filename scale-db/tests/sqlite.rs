@@ -19,8 +19,12 @@ async fn reads_and_writes_meet() -> Result<()> {
     let roles: Vec<_> = db.nodes().iter().map(|n| n.role).collect();
     assert_eq!(roles, [Role::Primary, Role::Replica]);
     for n in 0..100_i64 {
-        let id: i64 = sqlx::query_scalar("insert into t (n) values ($1) returning id").bind(n).fetch_one(&db).await?;
-        let read: i64 = sqlx::query_scalar("select n from t where id = $1").bind(id).fetch_one(&db).await?;
+        let id: i64 = sqlx::query_scalar("insert into t (n) values ($1) returning id")
+            .bind(n)
+            .fetch_one(&db)
+            .await?;
+        let read: i64 =
+            sqlx::query_scalar("select n from t where id = $1").bind(id).fetch_one(&db).await?;
         assert_eq!(read, n, "a committed write is seen by the readers at once");
     }
     Ok(())
@@ -35,7 +39,10 @@ async fn readers_go_on_while_a_transaction_is_open() -> Result<()> {
     assert_eq!(seen, 0, "uncommitted");
     tx.commit().await?;
     let mut snapshot = db.begin_read().await?;
-    assert_eq!(sqlx::query("select count(*) from t").fetch_one(&mut *snapshot).await?.get::<i64, _>(0), 1);
+    assert_eq!(
+        sqlx::query("select count(*) from t").fetch_one(&mut *snapshot).await?.get::<i64, _>(0),
+        1
+    );
     Ok(())
 }
 
@@ -73,17 +80,18 @@ async fn an_address_without_a_file_is_refused() {
     }
 }
 
-/// A second handle stands for a second process: what SQLite locks, it locks for each connection.
+/// A second handle represents a second process: SQLite locks per connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_wait_for_each_other() -> Result<()> {
     let (one, folder) = file().await?;
     let two = Db::<Sqlite>::connect(&format!("sqlite:{}/a.db", folder.path().display())).await?;
     sqlx::query("insert into t (id, n) values (1, 0)").execute(&one).await?;
-    // Reads, and then writes what it has read.
+    // Reads, and then writes the value derived from the read.
     let count = async |db: Db<Sqlite>| {
         for _ in 0..100 {
             let mut tx = db.begin().await?;
-            let n: i64 = sqlx::query_scalar("select n from t where id = 1").fetch_one(&mut *tx).await?;
+            let n: i64 =
+                sqlx::query_scalar("select n from t where id = 1").fetch_one(&mut *tx).await?;
             sqlx::query("update t set n = $1 where id = 1").bind(n + 1).execute(&mut *tx).await?;
             tx.commit().await?;
             sqlx::query("update t set n = n + 1 where id = 1").execute(&db).await?;
@@ -91,7 +99,10 @@ async fn two_processes_wait_for_each_other() -> Result<()> {
         anyhow::Ok(())
     };
     tokio::try_join!(count(one.clone()), count(two))?;
-    assert_eq!(sqlx::query_scalar::<_, i64>("select n from t where id = 1").fetch_one(&one).await?, 400);
+    assert_eq!(
+        sqlx::query_scalar::<_, i64>("select n from t where id = 1").fetch_one(&one).await?,
+        400
+    );
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! The first example of the README: `cargo run -p scale-limit --features axum --example axum_limits`.
+//! The first example of the README:
+//! `cargo run -p scale-limit --features axum --example axum_limits`.
 
 use std::net::SocketAddr;
 
@@ -23,10 +24,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let app = Router::new()
         .route("/", get(|| async { "hello" }))
         .route("/login", post(|| async { "welcome" }))
-        .layer(limits.keep_body(Body::new));
+        .layer(limits.preserve_body(Body::new));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".into());
     let listener = tokio::net::TcpListener::bind(address).await?;
-    // The limits are told who asks by this, with the feature `axum` of scale-limit.
+    // Passes the peer's address to the limits, with the feature `axum` of scale-limit.
     serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?;
     Ok(())
 }

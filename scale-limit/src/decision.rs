@@ -1,4 +1,4 @@
-//! What a limiter says of a request.
+//! Decision of a limiter on a request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
@@ -6,37 +6,39 @@ use std::time::Duration;
 
 use smol_str::SmolStr;
 
+use crate::algorithm::{NEVER, Ruling};
 use crate::permit::Permits;
-use crate::rule::{NEVER, Ruling};
 use crate::store::Charge;
 
-/// All policies' outcomes of one request: admitted only if every policy admits, and charged only if admitted.
+/// Outcomes of all policies for one request. The request is admitted only if every policy admits
+/// it, and charged only if admitted.
 ///
-/// It holds the places that policies that count [how many at once](crate::Policy::at_once) gave: they are free again when it and its clones are dropped.
+/// A decision holds the permits of [concurrency policies](crate::Policy::concurrency): they are
+/// released when the decision and all its clones are dropped.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Decision {
-    /// Whether the request may pass.
+    /// `true` if the request may pass.
     pub admitted: bool,
-    /// When it was asked for, by the limiter's clock (ns).
+    /// Time of the request, by the limiter's clock (ns).
     pub(crate) at: u64,
     outcomes: Outcomes,
     permits: Option<Arc<Permits>>,
-    /// The one that was charged.
+    /// Store that was charged.
     charged: Charged,
 }
 
-/// The one that a decision charged, until it is given back.
+/// Store that a decision has charged, until the charge is refunded.
 #[derive(Debug)]
 struct Charged(AtomicU8);
 
-/// The parties that a decision can charge.
+/// Stores that a decision can charge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum By {
     Nobody,
     Store,
-    /// This process, since the store did not answer.
+    /// The memory of this process, because the store did not answer.
     StandIn,
 }
 
@@ -46,24 +48,26 @@ impl Clone for Charged {
     }
 }
 
-/// One policy is the rule: it needs no allocation, and is written where it stays.
+/// Outcomes of a decision. A single policy is the common case: it needs no allocation and is not
+/// moved.
 #[derive(Clone, Debug)]
 enum Outcomes {
     One([Outcome; 1]),
     Many(Box<[Outcome]>),
 }
 
-/// What one policy says.
+/// Outcome of one policy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// In line if short: counting references to one name from all threads would cost more than the check.
+    /// Name of the policy, inline if short: reference counting of one name from all threads would
+    /// cost more than the check.
     policy: SmolStr,
     admitted: bool,
     dry_run: bool,
     quota: u32,
-    /// Nanoseconds; 0 if there is none.
+    /// Period in nanoseconds; 0 if there is none.
     period: u64,
-    /// The quota and window (ns) that a client is told.
+    /// Quota and window (ns) as reported to clients.
     told: (u32, u64),
     remaining: u32,
     retry_after: u64,
@@ -87,42 +91,45 @@ impl Outcome {
         }
     }
 
-    /// The policy's name.
+    /// Returns the policy's name.
     pub fn policy(&self) -> &str {
         &self.policy
     }
 
-    /// Whether this policy admits.
+    /// Returns whether this policy admits the request.
     pub fn admitted(&self) -> bool {
         self.admitted
     }
 
-    /// The quota.
+    /// Returns the quota.
     pub fn quota(&self) -> u32 {
         self.quota
     }
 
-    /// Of which period; `None` for a quota of requests at once.
+    /// Returns the period of the quota; `None` for a quota of concurrent requests.
     pub fn period(&self) -> Option<Duration> {
         (self.period > 0).then(|| Duration::from_nanos(self.period))
     }
 
-    /// Returns the quota and window that a client is told; `None`: nothing.
+    /// Returns the quota and window as reported to clients; `None`: nothing is reported.
     pub(crate) fn told(&self) -> Option<(u32, Duration)> {
-        (!self.dry_run && self.remaining != u32::MAX).then(|| (self.told.0, Duration::from_nanos(self.told.1)))
+        (!self.dry_run && self.remaining != u32::MAX)
+            .then(|| (self.told.0, Duration::from_nanos(self.told.1)))
     }
 
-    /// Units left now. Of a leased policy: those this process holds. `u32::MAX`: no limit.
+    /// Returns the number of units left. For a leased policy: the units that this process holds.
+    /// `u32::MAX`: no limit.
     pub fn remaining(&self) -> u32 {
         self.remaining
     }
 
-    /// When the same request would pass; zero if it did, `None` if its cost never can, or nobody can know.
+    /// Returns the time until the same request would be admitted; zero if it was, `None` if its
+    /// cost can never be admitted, or the time is unknown.
     pub fn retry_after(&self) -> Option<Duration> {
         (self.retry_after != NEVER).then(|| Duration::from_nanos(self.retry_after))
     }
 
-    /// When the whole burst is there again.
+    /// Returns the time until the whole burst is available again.
     pub fn full_after(&self) -> Duration {
         Duration::from_nanos(self.full_after)
     }
@@ -136,9 +143,14 @@ impl Charged {
 }
 
 impl Decision {
-    /// One policy's.
+    /// Creates the decision of a single policy.
     #[inline]
-    pub(crate) fn one(at: u64, charge: &Charge<'_>, ruling: &Ruling, permits: Option<Permits>) -> Self {
+    pub(crate) fn one(
+        at: u64,
+        charge: &Charge<'_>,
+        ruling: &Ruling,
+        permits: Option<Permits>,
+    ) -> Self {
         let admitted = ruling.admitted || charge.policy.is_dry_run();
         Self {
             admitted,
@@ -149,7 +161,12 @@ impl Decision {
         }
     }
 
-    pub(crate) fn new(at: u64, by: By, outcomes: impl IntoIterator<Item = Outcome>, permits: Option<Permits>) -> Self {
+    pub(crate) fn new(
+        at: u64,
+        by: By,
+        outcomes: impl IntoIterator<Item = Outcome>,
+        permits: Option<Permits>,
+    ) -> Self {
         let outcomes: Box<[Outcome]> = outcomes.into_iter().collect();
         let admitted = outcomes.iter().all(|o| o.admitted);
         Self {
@@ -161,7 +178,8 @@ impl Decision {
         }
     }
 
-    /// One for each policy asked, in the order asked. A denial that this process remembers tells only of the policies that deny.
+    /// Returns one outcome for each policy, in the order of the charges. A denial that this process
+    /// remembers has only the outcomes of the policies that deny.
     pub fn outcomes(&self) -> &[Outcome] {
         match &self.outcomes {
             Outcomes::One(one) => one,
@@ -169,12 +187,16 @@ impl Decision {
         }
     }
 
-    /// When the request would pass every policy; zero if it did, `None` if it never will or nobody can know.
+    /// Returns the time until every policy would admit the request; zero if all did, `None` if
+    /// never or unknown.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.outcomes().iter().filter(|o| !o.admitted).try_fold(Duration::ZERO, |longest, o| Some(longest.max(o.retry_after()?)))
+        self.outcomes()
+            .iter()
+            .filter(|o| !o.admitted)
+            .try_fold(Duration::ZERO, |longest, o| Some(longest.max(o.retry_after()?)))
     }
 
-    /// Takes the charge, which is given back once, and returns who was charged.
+    /// Takes the charge, so that it can be refunded once only. Returns which store was charged.
     pub(crate) fn take_charge(&self) -> By {
         match self.charged.0.swap(By::Nobody as u8, Relaxed) {
             1 => By::Store,
@@ -183,7 +205,7 @@ impl Decision {
         }
     }
 
-    /// The places it holds; from now on it holds none.
+    /// Takes the permits out of the decision.
     pub(crate) fn take_places(&mut self) -> Option<Arc<Permits>> {
         self.permits.take()
     }

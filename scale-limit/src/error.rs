@@ -1,36 +1,43 @@
-//! What can go wrong before a limiter stands; afterwards each policy says what an error means ([`OnError`](crate::OnError)).
+//! Errors in creating a limiter or a policy. Later errors are handled by each policy
+//! ([`OnError`](crate::OnError)).
 
-/// Why a limiter or a policy could not be made.
+/// Reason why a limiter or a policy could not be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The address names no store that is compiled in.
-    #[error("{0} is no store for limits; use `memory:` or, with the feature `redis`, a Redis address")]
+    #[error(
+        "cannot use {0} as a limit store: expected `memory:` or, with feature `redis`, \
+         a Redis address"
+    )]
     Address(String),
-    /// A policy's numbers make no sense.
+    /// A policy's numbers are invalid.
     #[error("policy `{name}`: {reason}")]
     Policy {
-        /// The policy's name.
+        /// Name of the policy.
         name: String,
-        /// What is wrong with it.
+        /// The mistake.
         reason: String,
     },
-    /// There is no room for one more ban of an operator.
-    #[error("the list holds {0} bans of operators; lift some, or ban networks in place of addresses")]
+    /// The list of bans by operators is full.
+    #[error(
+        "the list is full with {0} bans by operators: lift some, or ban networks instead of \
+         addresses"
+    )]
     Full(usize),
-    /// The store could not be reached, or cannot serve now.
-    #[error("the limits' store: {0}")]
+    /// The store could not be reached, or cannot serve at the moment.
+    #[error("limit store failed: {0}")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The store serves, but refused this command: a key of another type has the name of one of ours, a script is not allowed.
-    #[error("the limits' store refused a command: {0}")]
+    /// The store works, but has refused this command: a key of another type has the name of one of
+    /// this crate's keys, or a script is not allowed.
+    #[error("the limit store refused a command: {0}")]
     Refused(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Error {
-    /// Names the scheme alone: the rest may hold a password.
+    /// Returns the error for an unsupported address. It names the scheme alone, because the rest
+    /// may contain a password.
     pub(crate) fn address(url: &str) -> Self {
-        let scheme = url.split_once(':').map(|(scheme, _)| scheme).filter(|scheme| !scheme.is_empty());
-        let quoted = |scheme: &str| format!("`{}`", scheme.chars().take(20).collect::<String>());
-        Self::Address(scheme.map_or_else(|| "an address without a scheme".into(), quoted))
+        Self::Address(scale_core::address::shown_scheme(url))
     }
 }

@@ -1,4 +1,4 @@
-//! What a request counts against.
+//! Keys of limits.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,10 +9,12 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use smol_str::SmolStr;
 
-/// What a request counts against: an address, a user, a tenant. Up to 23 bytes are kept in line, without an allocation.
+/// Key that a request is counted by: an address, a user, a tenant. Up to 23 bytes are stored
+/// inline, without an allocation.
 ///
-/// Stores keep up to 64 bytes of a key as they are. Longer keys, and [secret](Self::secret) ones, are kept as a hash of 128 bits (HMAC of
-/// SHA-256) under [the limiter's secret](crate::Limiter::secret).
+/// Stores keep up to 64 bytes of a key as they are. Longer keys, and [secret](Self::secret) ones,
+/// are stored as a hash of 128 bits (HMAC of SHA-256) under [the limiter's
+/// secret](crate::Limiter::secret).
 ///
 /// ```
 /// use scale_limit::client::Key;
@@ -24,22 +26,23 @@ use smol_str::SmolStr;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(SmolStr);
 
-/// No text of an address or an application begins so.
+/// Key of an unknown client. Neither addresses nor application keys begin with a zero byte.
 const UNKNOWN: &str = "\0unknown client";
-/// Marks a key that no store may know.
+/// Prefix of a key that stores must not contain in plain text.
 const SECRET: &str = "\0secret ";
-/// The longest key that stores keep as it is, bytes.
+/// Maximum length of a key that stores keep as it is, in bytes.
 const LONGEST: usize = 64;
-/// Begins a key that is kept as its hash.
+/// Prefix of a key that is stored as its hash.
 const HASHED: char = '#';
 
 /// Returns whether stores keep the key as it is.
 #[inline]
 pub(crate) fn is_kept(key: &str) -> bool {
-    key.len() <= LONGEST && key.as_bytes().first().is_some_and(|first| *first != 0 && *first != b'#')
+    key.len() <= LONGEST
+        && key.as_bytes().first().is_some_and(|first| *first != 0 && *first != b'#')
 }
 
-/// The key as stores know it: as it is, or a hash of 128 bits under that secret.
+/// Returns the key as stores contain it: as it is, or a hash of 128 bits under that secret.
 #[inline]
 pub(crate) fn stored<'k>(key: &'k str, secret: &[u8; 32]) -> Cow<'k, str> {
     if is_kept(key) { Cow::Borrowed(key) } else { Cow::Owned(hashed(key, secret)) }
@@ -53,7 +56,8 @@ fn hashed(key: &str, secret: &[u8; 32]) -> String {
     text
 }
 
-/// 128 bits of HMAC-SHA-256: who reads a store's keys cannot try out what they stand for without the secret.
+/// Returns 128 bits of HMAC-SHA-256: without the secret, a reader of the store cannot test guesses
+/// of a key.
 pub(crate) fn hash(text: &str, secret: &[u8; 32]) -> String {
     let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
     block[..secret.len()].copy_from_slice(secret);
@@ -62,33 +66,33 @@ pub(crate) fn hash(text: &str, secret: &[u8; 32]) -> String {
     BASE64URL_NOPAD.encode(&mac.finalize().into_bytes()[..16])
 }
 
-/// The key as the application says it.
+/// Returns the key as the application wrote it.
 #[inline]
 pub(crate) fn plain(key: &str) -> &str {
     if key.as_bytes().first() == Some(&0) { key.strip_prefix(SECRET).unwrap_or(key) } else { key }
 }
 
 impl Key {
-    /// The key of a client that nobody knows: requests that are limited by it are refused.
+    /// Returns the key of an unknown client: requests with this key are refused.
     pub(crate) fn unknown() -> Self {
         Self(SmolStr::new_static(UNKNOWN))
     }
 
-    /// Returns whether it is of a client that nobody knows.
+    /// Returns whether this is the key of an unknown client.
     #[inline]
     pub(crate) fn is_unknown(&self) -> bool {
         self.0.as_bytes().first() == Some(&0) && self.0 == UNKNOWN
     }
 
-    /// A key that must not lie around in a store: an API token, an e-mail address. Only a hash of it is kept. [Overrides] know it by its
-    /// text.
+    /// Creates a key that a store must not contain in plain text, such as an API token or an e-mail
+    /// address. Stores contain only a hash of it. [Overrides] refer to it by its text.
     ///
     /// [Overrides]: crate::overrides::Overrides
     pub fn secret(text: &str) -> Self {
         Self(format!("{SECRET}{text}").into())
     }
 
-    /// Of at most 23 bytes.
+    /// Creates a key of at most 23 bytes.
     #[inline]
     pub(crate) fn short(text: &str) -> Self {
         Self(SmolStr::new_inline(text))
@@ -129,7 +133,11 @@ impl fmt::Display for Key {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.starts_with(SECRET) { f.write_str("(secret)") } else { fmt::Debug::fmt(&**self, f) }
+        if self.0.starts_with(SECRET) {
+            f.write_str("(secret)")
+        } else {
+            fmt::Debug::fmt(&**self, f)
+        }
     }
 }
 
@@ -145,14 +153,28 @@ mod tests {
         }
         let secret = Key::secret("token");
         let mut hashes = Vec::new();
-        for hashed in ["", "\0", "#", &stored("\0"), &"x".repeat(LONGEST + 1), &"x".repeat(1_000_000), &secret] {
+        for hashed in [
+            "",
+            "\0",
+            "#",
+            &stored("\0"),
+            &"x".repeat(LONGEST + 1),
+            &"x".repeat(1_000_000),
+            &secret,
+        ] {
             let hash = stored(hashed);
-            assert!(hash.len() == 23 && hash.starts_with(HASHED) && !hash.contains("token"), "{hash}");
+            assert!(
+                hash.len() == 23 && hash.starts_with(HASHED) && !hash.contains("token"),
+                "{hash}"
+            );
             assert!(!hashes.contains(&hash));
             hashes.push(hash);
         }
         assert_ne!(super::stored("", &[7; 32]), super::stored("", &[8; 32]), "the secret counts");
         assert_eq!((plain(&secret), plain("a"), plain("\0a")), ("token", "a", "\0a"));
-        assert_eq!((secret.to_string(), format!("{secret:?}")), ("(secret)".into(), "(secret)".into()));
+        assert_eq!(
+            (secret.to_string(), format!("{secret:?}")),
+            ("(secret)".into(), "(secret)".into())
+        );
     }
 }

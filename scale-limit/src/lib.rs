@@ -1,31 +1,38 @@
 #![doc = include_str!("../README.md")]
 
-mod breaker;
+#[cfg(doc)]
+#[doc = include_str!("../docs/design.md")]
+pub mod design {}
+
+mod algorithm;
+mod bounded_map;
 pub mod client;
 mod decision;
 mod denials;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
-mod head;
 mod key;
 pub mod layer;
+mod lease;
 mod limiter;
 pub mod load;
-mod lump;
 mod networks;
 pub mod overrides;
 mod permit;
 pub mod policy;
-mod rule;
+mod poll_then_spawn;
+mod request_head;
 mod store;
-mod task;
 
 pub use decision::{Decision, Outcome};
 pub use error::Error;
 pub use guard::bans::BanList;
 pub use guard::login::LoginGuard;
-pub use head::Head;
 pub use layer::LimitLayer;
 pub use limiter::Limiter;
 pub use load::LoadShed;
 pub use policy::{OnError, Policy};
+pub use request_head::RequestHead;

@@ -1,4 +1,4 @@
-//! Lists of networks: who is always let in, or never.
+//! Lists of networks that are always admitted, or always refused.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -7,13 +7,15 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-/// A list of networks, exchangeable while running. Looking an address up costs one hash for each length of prefix in the list, however
-/// long it is. Cloning costs one reference count.
+/// A list of networks that can be replaced at run time. A look-up costs one hash for each length of
+/// prefix in the list, for any length of the list. A clone costs one reference count.
 ///
 /// ```
 /// use scale_limit::client::Networks;
 ///
-/// let denied = Networks::new(["203.0.113.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()]);
+/// let denied = Networks::new(
+///     ["203.0.113.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()]
+/// );
 /// assert!(denied.contains("203.0.113.7".parse().unwrap()));
 /// denied.replace([]);
 /// assert!(!denied.contains("203.0.113.7".parse().unwrap()));
@@ -21,37 +23,43 @@ use ipnet::IpNet;
 #[derive(Clone, Debug, Default)]
 pub struct Networks(Arc<ArcSwap<Lengths>>);
 
-/// The networks by family and length of prefix.
+/// Networks by family and length of prefix.
 type Lengths = BTreeMap<(bool, u8), HashSet<IpNet>>;
 
 impl Networks {
-    /// These networks.
+    /// Creates a list of these networks.
     pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Self {
         let list = Self::default();
         list.replace(networks);
         list
     }
 
-    /// From now on these, and no others.
+    /// Replaces the list by these networks.
     pub fn replace(&self, networks: impl IntoIterator<Item = IpNet>) {
         let mut lengths = Lengths::new();
         for network in networks {
             let network = canonical(network);
-            lengths.entry((network.addr().is_ipv6(), network.prefix_len())).or_default().insert(network);
+            lengths
+                .entry((network.addr().is_ipv6(), network.prefix_len()))
+                .or_default()
+                .insert(network);
         }
         self.0.store(Arc::new(lengths));
     }
 
-    /// Whether the address is in one of them. An IPv4 address written as IPv6 is an IPv4 address.
+    /// Returns whether the address is in one of the networks. An IPv4 address in IPv6 form counts
+    /// as IPv4.
     pub fn contains(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         self.0.load().iter().any(|((v6, length), networks)| {
-            *v6 == ip.is_ipv6() && IpNet::new(ip, *length).is_ok_and(|network| networks.contains(&network.trunc()))
+            *v6 == ip.is_ipv6()
+                && IpNet::new(ip, *length).is_ok_and(|network| networks.contains(&network.trunc()))
         })
     }
 }
 
-/// A network without what is beside it; one of IPv4 written as IPv6 (`::ffff:10.0.0.0/104`) is one of IPv4.
+/// Removes the host bits of a network. An IPv4 network in IPv6 form (`::ffff:10.0.0.0/104`) becomes
+/// an IPv4 network.
 pub(crate) fn canonical(network: IpNet) -> IpNet {
     let network = network.trunc();
     let v4 = match network.addr().to_canonical() {
@@ -78,12 +86,20 @@ mod tests {
     }
 
     proptest! {
-        /// As if each network had been asked by itself.
+        /// The result equals that of a search through all networks.
         #[test]
-        fn agrees_with_a_search(networks in prop::collection::vec((any::<u32>(), 0_u8..=32), 0..20), ip in any::<u32>()) {
-            let networks: Vec<IpNet> = networks.into_iter().map(|(n, l)| IpNet::new(IpAddr::V4(n.into()), l).unwrap()).collect();
+        fn agrees_with_a_search(
+            networks in prop::collection::vec((any::<u32>(), 0_u8..=32), 0..20),
+            ip in any::<u32>(),
+        ) {
+            let networks: Vec<IpNet> = networks.into_iter()
+                .map(|(n, l)| IpNet::new(IpAddr::V4(n.into()), l).unwrap())
+                .collect();
             let ip = IpAddr::V4(ip.into());
-            prop_assert_eq!(Networks::new(networks.clone()).contains(ip), networks.iter().any(|n| n.contains(&ip)));
+            prop_assert_eq!(
+                Networks::new(networks.clone()).contains(ip),
+                networks.iter().any(|n| n.contains(&ip)),
+            );
         }
     }
 

@@ -1,4 +1,5 @@
-//! Quotas of single keys: a tenant that pays for more, a partner that gets no limit.
+//! Quotas of single keys, for example of a tenant that pays for more, or of a partner without a
+//! limit.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -9,13 +10,13 @@ use arc_swap::ArcSwap;
 use serde::Deserialize;
 use tokio::task::JoinHandle;
 
-/// How much in which time.
+/// A quota: how many units in which time.
 ///
 /// | number | from | to |
 /// | --- | --- | --- |
-/// | quota | 1 | 4,294,967,294; one more is [no limit](Self::unlimited) |
+/// | quota | 1 | 4,294,967,294; 4,294,967,295 is [no limit](Self::unlimited) |
 /// | period | 1 ms | 10 years |
-/// | pace | | 100,000,000 a second |
+/// | rate | | 100,000,000 a second |
 /// | time in which an empty bucket fills, `burst × period / quota` | | 100 years |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Written")]
@@ -42,21 +43,24 @@ impl TryFrom<Written> for Quota {
     }
 }
 
-/// Why numbers are no quota.
+/// Reason why numbers are not a valid quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuotaError {
-    /// A quota of 0.
+    /// The quota is 0.
     #[error("a quota of 0 would deny everything; leave the route out, or ban the client")]
     Zero,
-    /// A burst of 0.
-    #[error("a burst of 0 would deny everything; the least is 1")]
+    /// The burst is 0.
+    #[error("a burst of 0 would deny everything; the minimum is 1")]
     NoBurst,
-    /// A period under a millisecond or over ten years.
+    /// The period is under a millisecond or over ten years.
     #[error("the period must be at least 1ms and at most 10years")]
     Period,
-    /// More than 100,000,000 a second.
-    #[error("the pace must be at most 100,000,000 a second; say u32::MAX, or `Quota::unlimited`, for no limit")]
+    /// The rate is more than 100,000,000 a second.
+    #[error(
+        "the rate must be at most 100,000,000 a second; use u32::MAX, or `Quota::unlimited`, \
+         for no limit"
+    )]
     Pace,
     /// An empty bucket would take more than a century to fill.
     #[error("the burst is too large: an empty bucket would take over 100 years to fill")]
@@ -66,12 +70,12 @@ pub enum QuotaError {
 const YEAR: Duration = Duration::from_hours(24 * 365);
 const LONGEST: Duration = YEAR.saturating_mul(10);
 const SHORTEST: Duration = Duration::from_millis(1);
-/// Nanoseconds of a unit at the fastest pace.
+/// Nanoseconds per unit at the maximum rate.
 const LEAST_INTERVAL: u128 = 10;
 const LONGEST_BURST: u128 = YEAR.as_nanos() * 100;
 
 impl Quota {
-    /// `quota` a `period`; the burst is the quota, unless told otherwise.
+    /// Creates a quota of `quota` per `period`. The default burst is the quota.
     ///
     /// # Errors
     /// [`QuotaError`] for numbers outside of the [table](Self).
@@ -83,23 +87,25 @@ impl Quota {
         }
     }
 
-    /// `quota` a `period`; the burst is the quota. Numbers outside of the [table](Self) become the nearest inside, and an error in the log
-    /// says so; [`try_new`](Self::try_new) refuses them.
+    /// Creates a quota of `quota` per `period`; the burst is the quota. Numbers outside of the
+    /// [table](Self) are changed to the nearest valid ones, and an error is logged;
+    /// [`try_new`](Self::try_new) refuses them.
     pub fn new(quota: u32, period: Duration) -> Self {
         Self { quota, period, burst: quota }.within()
     }
 
-    /// Makes a quota of so many at once, for policies that count places.
+    /// Creates a quota of concurrent requests, for policies that grant permits.
     pub(crate) fn places(places: u32) -> Self {
         Self { quota: places.max(1), period: Duration::from_secs(1), burst: places.max(1) }
     }
 
-    /// No limit at all.
+    /// Creates a quota without a limit.
     pub fn unlimited() -> Self {
         Self { quota: u32::MAX, period: Duration::from_secs(1), burst: u32::MAX }
     }
 
-    /// How much may come at once after a pause. As [`new`](Self::new), it takes the nearest number that can be.
+    /// Sets how many units may be used at once after a pause. As in [`new`](Self::new), an invalid
+    /// number is changed to the nearest valid one.
     pub fn burst(self, burst: u32) -> Self {
         Self { burst, ..self }.within()
     }
@@ -112,17 +118,27 @@ impl Quota {
             _ if self.burst == 0 => Some(QuotaError::NoBurst),
             _ if self.period < SHORTEST || self.period > LONGEST => Some(QuotaError::Period),
             Some(nanos) if nanos < LEAST_INTERVAL => Some(QuotaError::Pace),
-            Some(nanos) if nanos * u128::from(self.burst) > LONGEST_BURST => Some(QuotaError::Burst),
+            Some(nanos) if nanos * u128::from(self.burst) > LONGEST_BURST => {
+                Some(QuotaError::Burst)
+            }
             Some(_) => None,
         }
     }
 
-    /// The nearest that can be.
+    /// Returns the nearest valid quota.
     fn within(self) -> Self {
         let Some(error) = self.check() else { return self };
-        tracing::error!(quota = self.quota, period = ?self.period, burst = self.burst, %error, "numbers of a limit were changed");
+        tracing::error!(
+            quota = self.quota,
+            period = ?self.period,
+            burst = self.burst,
+            %error,
+            "a quota is invalid and was changed to the nearest valid one",
+        );
         let period = self.period.clamp(SHORTEST, LONGEST);
-        let fastest = u32::try_from(period.as_nanos() / LEAST_INTERVAL).unwrap_or(u32::MAX - 1).min(u32::MAX - 1);
+        let fastest = u32::try_from(period.as_nanos() / LEAST_INTERVAL)
+            .unwrap_or(u32::MAX - 1)
+            .min(u32::MAX - 1);
         let quota = self.quota.clamp(1, fastest);
         let per_unit = period.as_nanos() / u128::from(quota);
         let most = u32::try_from(LONGEST_BURST / per_unit).unwrap_or(u32::MAX);
@@ -130,11 +146,14 @@ impl Quota {
     }
 }
 
-/// Quotas by key, looked up at each check and exchanged as a whole while running. Cloning costs one reference count.
+/// Quotas by key, looked up at each check and replaced as a whole at run time. A clone costs one
+/// reference count.
 ///
-/// A change of quota, period or burst takes effect at once. What has been used stays used: after 1,000 of 1,000 a day, 10,000 an hour leave
-/// 9,000; a smaller quota leaves nothing, and flows back at its own pace. Processes that know different numbers of one key, as during a
-/// deploy, each enforce their own, and count what all of them admit. A change of [algorithm](crate::policy::Algorithm) begins anew.
+/// A change of quota, period or burst takes effect at once. Used units stay used: after 1,000 of
+/// 1,000 a day, 10,000 an hour leave 9,000; a smaller quota leaves nothing, and is restored at its
+/// own rate. Processes that know different numbers of one key, as during a deployment, each enforce
+/// their own numbers, and count what all of them admit. A change of the
+/// [algorithm](crate::policy::Algorithm) starts again from zero.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -157,12 +176,13 @@ impl Quota {
 pub struct Overrides(Arc<ArcSwap<HashMap<String, Quota>>>);
 
 impl Overrides {
-    /// From now on these, and no others.
+    /// Replaces all quotas.
     pub fn replace(&self, quotas: impl IntoIterator<Item = (String, Quota)>) {
         self.0.store(Arc::new(quotas.into_iter().collect()));
     }
 
-    /// Loads them now and then, until all clones are gone or the handle is aborted. A load that fails changes nothing, and is logged.
+    /// Reloads the quotas every `every`, until all clones are dropped or the handle is aborted. A
+    /// failed load changes nothing, and is logged.
     pub fn reload<L, F, E>(&self, every: Duration, load: L) -> JoinHandle<()>
     where
         L: Fn() -> F + Send + 'static,
@@ -179,13 +199,17 @@ impl Overrides {
                 let Some(target) = target.upgrade() else { return };
                 match loaded {
                     Ok(quotas) => target.store(Arc::new(quotas)),
-                    Err(error) => tracing::warn!(%error, "quotas could not be loaded; those loaded before go on"),
+                    Err(error) => {
+                        tracing::warn!(
+                            %error, "loading quotas failed: the previous quotas stay in use",
+                        );
+                    }
                 }
             }
         })
     }
 
-    /// The quota of a key.
+    /// Returns the quota of a key, if there is one.
     pub(crate) fn get(&self, key: &str) -> Option<Quota> {
         self.0.load().get(key).copied()
     }
@@ -206,7 +230,10 @@ mod tests {
                 if turn == 1 {
                     Err("down")
                 } else {
-                    Ok(HashMap::from([("a".to_owned(), Quota::new(turn + 1, Duration::from_secs(1)))]))
+                    Ok(HashMap::from([(
+                        "a".to_owned(),
+                        Quota::new(turn + 1, Duration::from_secs(1)),
+                    )]))
                 }
             }
         });
@@ -231,13 +258,18 @@ mod tests {
             (1, day * 365, Some(101), QuotaError::Burst),
         ] {
             assert_eq!(Quota::try_new(quota, period, burst), Err(error));
-            let nearest = burst.map_or(Quota::new(quota, period), |burst| Quota::new(quota, period).burst(burst));
+            let nearest = burst
+                .map_or(Quota::new(quota, period), |burst| Quota::new(quota, period).burst(burst));
             assert_eq!(nearest.check(), None, "{nearest:?}");
         }
         assert_eq!(Quota::new(1, Duration::MAX).period, LONGEST);
         assert!(Quota::try_new(u32::MAX, Duration::from_secs(1), None).is_ok(), "no limit");
-        let read = |text: &str| serde_json::from_str::<Quota>(text).map_err(|error| error.to_string());
+        let read =
+            |text: &str| serde_json::from_str::<Quota>(text).map_err(|error| error.to_string());
         assert!(read(r#"{"quota": 0, "per": "1s"}"#).unwrap_err().contains("quota of 0"));
-        assert_eq!(read(r#"{"quota": 6, "per": "1m", "burst": 2}"#).unwrap(), Quota::new(6, Duration::from_mins(1)).burst(2));
+        assert_eq!(
+            read(r#"{"quota": 6, "per": "1m", "burst": 2}"#).unwrap(),
+            Quota::new(6, Duration::from_mins(1)).burst(2)
+        );
     }
 }

@@ -1,10 +1,10 @@
-//! Places held: free again when dropped.
+//! Permits, released when dropped.
 
-/// The places of one decision.
+/// Permits of one decision.
 pub(crate) struct Permits(Option<Box<dyn FnOnce() + Send + Sync>>);
 
 impl Permits {
-    /// `release` must not wait: it is called when something is dropped.
+    /// Creates permits. `release` must not block: it runs in a destructor.
     pub(crate) fn new(release: impl FnOnce() + Send + Sync + 'static) -> Self {
         Self(Some(Box::new(release)))
     }

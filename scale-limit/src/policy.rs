@@ -1,4 +1,4 @@
-//! What is allowed, in the words it is written with.
+//! Policies: quotas and how they are enforced.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,42 +7,45 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use smol_str::SmolStr;
 
+use crate::algorithm::{Rate, Rule, Window};
 use crate::error::Error;
 use crate::overrides::{Overrides, Quota, QuotaError};
-use crate::rule::{Rate, Rule, Window};
 
-/// What a policy does while its store does not answer.
+/// Behaviour of a policy while its store does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum OnError {
-    /// Every request passes: for policies that only keep order.
+    /// Every request is admitted: for policies that only shape traffic.
     Allow,
-    /// No request passes: for policies that guard something.
+    /// Every request is denied: for policies that protect something.
     Deny,
-    /// This process alone enforces that share (0 to 1) of the quota, for example one over the number of processes.
+    /// This process alone enforces that share (0 to 1) of the quota, for example 1 divided by the
+    /// number of processes.
     Local(f64),
 }
 
-/// How it is counted.
+/// Algorithm of a policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// A bucket that refills steadily: in *every* window of length `t` at most `burst + quota × t / period`. One number for each key.
+    /// A bucket that refills steadily: in *every* window of length `t` at most
+    /// `burst + quota × t / period`. One number per key.
     #[default]
     Gcra,
-    /// At most the quota in *every* window of a period. What was admitted counts for up to a tenth of the period too long; eleven counters
-    /// for each key. No burst.
+    /// At most the quota in *every* window of a period. Admitted requests count for up to a tenth
+    /// of the period too long. Eleven counters per key. No burst.
     SlidingWindow,
-    /// At most the quota between two multiples of the period, so up to twice the quota around such a moment. One counter for each key. No
-    /// burst.
+    /// At most the quota between two multiples of the period, so up to twice the quota around such
+    /// a moment. One counter per key. No burst.
     FixedWindow,
-    /// At most the quota at once: a place is held as long as the [`Decision`](crate::Decision) lives. The period is of no account.
+    /// At most the quota at once: a permit is held as long as the [`Decision`](crate::Decision)
+    /// lives. The period is ignored.
     Concurrency,
 }
 
-/// A name, a quota for a period, and how it is counted.
+/// A name, a quota, and an algorithm.
 ///
 /// ```
 /// use std::time::Duration;
@@ -50,7 +53,7 @@ pub enum Algorithm {
 ///
 /// let login = Policy::per_minute("login", 5).burst(2);
 /// let api = Policy::per_hour("api", 1_000).algorithm(Algorithm::SlidingWindow);
-/// let reports = Policy::at_once("reports", 3);
+/// let reports = Policy::concurrency("reports", 3);
 /// assert_eq!((login.name(), api.quota(), reports.quota()), ("login", 1_000, 3));
 /// ```
 #[derive(Clone, Debug)]
@@ -59,7 +62,7 @@ pub struct Policy(Arc<Inner>);
 #[derive(Clone, Debug)]
 struct Inner {
     identity: Arc<Identity>,
-    /// The identity's, nearer at hand.
+    /// Seed of the identity, copied for faster access.
     seed: u64,
     name: SmolStr,
     quota: Quota,
@@ -68,21 +71,24 @@ struct Inner {
     dry_run: bool,
     lease: Option<Duration>,
     overrides: Option<Overrides>,
-    /// Counts in this process what a store admits, so that whoever stands in for it knows.
+    /// `true` if this process also counts what the store admits, so that the local fallback knows
+    /// it.
     mirrored: bool,
-    /// Worked out once, from the numbers above.
-    terms: Terms,
+    /// Terms, computed once from the numbers above.
+    terms: PolicyTerms,
     counters: Counters,
 }
 
-/// The identity of a policy: its name, and its algorithm, since each algorithm has states of its own kind.
+/// Identity of a policy: its name and its algorithm, because each algorithm has its own kind of
+/// state.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     name: SmolStr,
     algorithm: Algorithm,
-    /// Spreads the policies' keys over a store's table.
+    /// Seed that distributes the policies' keys over a store's table.
     pub(crate) seed: u64,
-    /// Tells policies apart in a shared store, whatever the version of this crate.
+    /// Id that distinguishes policies in a shared store. It is the same in all versions of this
+    /// crate.
     pub(crate) id: [u8; 8],
 }
 
@@ -96,16 +102,16 @@ impl Identity {
     }
 }
 
-/// The numbers that count for a key.
+/// Numbers that apply to a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Terms {
+pub(crate) struct PolicyTerms {
     pub(crate) quota: u32,
-    /// Nanoseconds.
+    /// Period in nanoseconds.
     pub(crate) period: u64,
     pub(crate) rule: Rule,
 }
 
-impl Terms {
+impl PolicyTerms {
     pub(crate) fn new(quota: Quota, algorithm: Algorithm) -> Self {
         let Quota { quota, period, burst } = quota;
         let rule = match algorithm {
@@ -113,38 +119,39 @@ impl Terms {
             Algorithm::Gcra => Rule::Gcra(Rate::new(quota, period, burst)),
             Algorithm::SlidingWindow => Rule::Window(Window::sliding(quota, period)),
             Algorithm::FixedWindow => Rule::Window(Window::fixed(quota, period)),
-            Algorithm::Concurrency => Rule::Places(quota),
+            Algorithm::Concurrency => Rule::Concurrency(quota),
         };
         Self { quota, period: u64::try_from(period.as_nanos()).unwrap_or(u64::MAX), rule }
     }
 
-    /// Returns the quota and window (ns) that a client is told. Of a bucket that is what it holds, and how long an empty one takes to fill:
-    /// who spreads so many over that time is never denied. 0: in no time.
+    /// Returns the quota and window (ns) as reported to clients. For a bucket these are its
+    /// capacity, and the time that an empty bucket takes to fill: a client that spreads that many
+    /// requests over that time is never denied. 0: concurrent requests, or no limit.
     #[inline]
     pub(crate) fn told(&self) -> (u32, u64) {
         match self.rule {
             Rule::Gcra(rate) => (rate.burst, rate.capacity()),
             Rule::Window(_) => (self.quota, self.period),
-            Rule::Places(places) => (places, 0),
+            Rule::Concurrency(places) => (places, 0),
             Rule::Free => (u32::MAX, 0),
         }
     }
 
-    /// A share of it (0 to 1), but at least 1.
+    /// Returns a share (0 to 1) of the terms, but at least 1.
     pub(crate) fn share(self, share: f64) -> Self {
         let share = if share.is_nan() { 1e-6 } else { share.clamp(1e-6, 1.0) };
         let of = |n: u32| (f64::from(n) * share).floor().max(1.0) as u32;
         let rule = match self.rule {
             Rule::Gcra(rate) => Rule::Gcra(rate.share(share)),
             Rule::Window(window) => Rule::Window(Window { quota: of(window.quota), ..window }),
-            Rule::Places(places) => Rule::Places(of(places)),
+            Rule::Concurrency(places) => Rule::Concurrency(of(places)),
             Rule::Free => Rule::Free,
         };
         Self { quota: of(self.quota), rule, ..self }
     }
 }
 
-/// The metrics' keys, made once: a check must not pay for labels.
+/// Keys of the metrics, created once: a check must not allocate labels.
 #[derive(Clone, Debug)]
 struct Counters {
     admitted: metrics::Key,
@@ -153,14 +160,18 @@ struct Counters {
     seconds: metrics::Key,
 }
 
-static METADATA: metrics::Metadata<'_> = metrics::Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
+static METADATA: metrics::Metadata<'_> =
+    metrics::Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
 
 impl Counters {
     fn new(name: &str) -> Self {
         let name: Arc<str> = name.into();
         let policy = || metrics::Label::new("policy", Arc::clone(&name));
         let checks = |result: &'static str| {
-            metrics::Key::from_parts("scale_limit_checks_total", vec![policy(), metrics::Label::new("result", result)])
+            metrics::Key::from_parts(
+                "scale_limit_checks_total",
+                vec![policy(), metrics::Label::new("result", result)],
+            )
         };
         Self {
             admitted: checks("admitted"),
@@ -172,34 +183,35 @@ impl Counters {
 }
 
 impl Policy {
-    /// At most `quota` in any second, spread evenly but for the burst.
+    /// Creates a policy of at most `quota` in any second, spread evenly except for the burst.
     pub fn per_second(name: &str, quota: u32) -> Self {
         Self::new(name, quota, Duration::from_secs(1))
     }
 
-    /// At most `quota` a minute.
+    /// Creates a policy of at most `quota` a minute.
     pub fn per_minute(name: &str, quota: u32) -> Self {
         Self::new(name, quota, Duration::from_mins(1))
     }
 
-    /// At most `quota` an hour.
+    /// Creates a policy of at most `quota` an hour.
     pub fn per_hour(name: &str, quota: u32) -> Self {
         Self::new(name, quota, Duration::from_hours(1))
     }
 
-    /// At most `places` at the same time ([`Algorithm::Concurrency`]). On Redis, a process that dies gives its places back after half a
-    /// minute.
-    pub fn at_once(name: &str, places: u32) -> Self {
+    /// Creates a policy of at most `places` concurrent requests ([`Algorithm::Concurrency`]). On
+    /// Redis, the permits of a process that dies are released after half a minute.
+    pub fn concurrency(name: &str, places: u32) -> Self {
         Self::of(name, Quota::places(places)).algorithm(Algorithm::Concurrency)
     }
 
-    /// At most `quota` a period. The burst is the quota. Numbers that cannot be become the nearest that can, and an error in the log says
-    /// so: see [`Quota`]; [`of`](Self::of) with [`Quota::try_new`] refuses them.
+    /// Creates a policy of at most `quota` per period. The burst is the quota. Invalid numbers are
+    /// changed to the nearest valid ones, and an error is logged: see [`Quota`]; [`of`](Self::of)
+    /// with [`Quota::try_new`] refuses them.
     pub fn new(name: &str, quota: u32, period: Duration) -> Self {
         Self::of(name, Quota::new(quota, period))
     }
 
-    /// At most this quota.
+    /// Creates a policy with this quota.
     ///
     /// ```
     /// use std::time::Duration;
@@ -225,23 +237,25 @@ impl Policy {
             lease: None,
             overrides: None,
             mirrored: false,
-            terms: Terms::new(quota, algorithm),
+            terms: PolicyTerms::new(quota, algorithm),
         }))
     }
 
     fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
         let inner = Arc::make_mut(&mut self.0);
         change(inner);
-        inner.terms = Terms::new(inner.quota, inner.algorithm);
+        inner.terms = PolicyTerms::new(inner.quota, inner.algorithm);
         self
     }
 
-    /// How much may come at once after a pause. Default: the quota. For [`Algorithm::Gcra`].
+    /// Sets how many units may be used at once after a pause. Default: the quota. For
+    /// [`Algorithm::Gcra`].
     pub fn burst(self, burst: u32) -> Self {
         self.with(|p| p.quota = p.quota.burst(burst))
     }
 
-    /// How it is counted. Default: [`Algorithm::Gcra`]. Policies of one name with different algorithms count apart.
+    /// Sets the algorithm. Default: [`Algorithm::Gcra`]. Policies with the same name and different
+    /// algorithms count separately.
     pub fn algorithm(self, algorithm: Algorithm) -> Self {
         self.with(|p| {
             p.algorithm = algorithm;
@@ -250,48 +264,52 @@ impl Policy {
         })
     }
 
-    /// What happens while the store does not answer. Default: this process enforces the whole quota by itself.
+    /// Sets the behaviour while the store does not answer. Default: this process enforces the whole
+    /// quota by itself.
     pub fn on_error(self, on_error: OnError) -> Self {
         self.with(|p| p.on_error = on_error)
     }
 
-    /// Counts and reports but never denies: to measure a policy before enforcing it.
+    /// Counts and reports but never denies: to measure a policy before it is enforced.
     pub fn dry_run(self) -> Self {
         self.with(|p| p.dry_run = true)
     }
 
-    /// Takes units from a shared store in bulk and spends them within `time` without asking again: hot keys then cost the store a few calls
-    /// a second instead of one for each request. For [`Algorithm::Gcra`]; a store in process has no need of it.
+    /// Takes units from a shared store in bulk and spends them within `time` without another call:
+    /// hot keys then cost the store a few calls a second instead of one for each request. For
+    /// [`Algorithm::Gcra`]; a store in process has no need of leases.
     ///
-    /// The price: units may be spent up to `time` after they were taken, so in a window of length `t` up to
-    /// `burst + quota × (t + time) / period` are admitted, over however many processes; and a process holds up to `quota × time / period`
-    /// units that others do not get, and loses those it does not spend. A lease longer than the period is one period.
+    /// The cost: units may be spent up to `time` after they were taken, so in a window of length
+    /// `t` up to `burst + quota × (t + time) / period` are admitted, for any number of processes. A
+    /// process holds up to `quota × time / period` units that others cannot use, and loses those
+    /// that it does not spend. A lease longer than the period is cut to one period.
     pub fn leased(self, time: Duration) -> Self {
         self.with(|p| p.lease = Some(time.min(p.quota.period)).filter(|t| !t.is_zero()))
     }
 
-    /// Counts in this process what a store admits, so that whoever stands in for it goes on from there: for guards.
+    /// Also counts in this process what the store admits, so that the local fallback continues from
+    /// there: for guards.
     pub(crate) fn mirrored(self) -> Self {
         self.with(|p| p.mirrored = true)
     }
 
-    /// Quotas of single keys, in place of the policy's: exchangeable while running.
+    /// Sets quotas of single keys, which replace the policy's quota and can change at run time.
     pub fn overrides(self, overrides: &Overrides) -> Self {
         let overrides = overrides.clone();
         self.with(|p| p.overrides = Some(overrides))
     }
 
-    /// The name: in headers, metrics and keys.
+    /// Returns the name, as used in headers, metrics and keys.
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// Requests (or cost) a period, or at once.
+    /// Returns the number of requests (or units of cost) per period, or at once.
     pub fn quota(&self) -> u32 {
         self.0.quota.quota
     }
 
-    /// The period.
+    /// Returns the period.
     pub fn period(&self) -> Duration {
         self.0.quota.period
     }
@@ -300,7 +318,8 @@ impl Policy {
         &self.0.identity
     }
 
-    /// In line if short: counting references to one name from all threads would cost more than a check.
+    /// Returns the name, inline if short: reference counting of one name from all threads would
+    /// cost more than a check.
     pub(crate) fn short_name(&self) -> &SmolStr {
         &self.0.name
     }
@@ -309,7 +328,7 @@ impl Policy {
         self.0.seed
     }
 
-    /// The quota and window (ns) that a client is told.
+    /// Returns the quota and window (ns) as reported to clients.
     pub(crate) fn told(&self) -> (u32, u64) {
         self.0.terms.told()
     }
@@ -318,7 +337,7 @@ impl Policy {
         self.0.mirrored
     }
 
-    /// Returns whether both rule alike, but for overrides.
+    /// Returns whether both policies have the same rules, apart from overrides.
     pub(crate) fn rules_as(&self, other: &Self) -> bool {
         self.0.terms == other.0.terms && self.0.algorithm == other.0.algorithm
     }
@@ -329,22 +348,27 @@ impl Policy {
         metrics::with_recorder(|recorder| recorder.register_counter(key, &METADATA)).increment(1);
     }
 
-    /// Counts a check that the store failed.
+    /// Counts a check in which the store failed.
     pub(crate) fn count_error(&self) {
-        metrics::with_recorder(|recorder| recorder.register_counter(&self.0.counters.errors, &METADATA)).increment(1);
+        metrics::with_recorder(|recorder| {
+            recorder.register_counter(&self.0.counters.errors, &METADATA)
+        })
+        .increment(1);
     }
 
     /// Records how long the store took.
     pub(crate) fn took(&self, time: Duration) {
-        metrics::with_recorder(|recorder| recorder.register_histogram(&self.0.counters.seconds, &METADATA))
-            .record(time.as_secs_f64());
+        metrics::with_recorder(|recorder| {
+            recorder.register_histogram(&self.0.counters.seconds, &METADATA)
+        })
+        .record(time.as_secs_f64());
     }
 
-    /// What counts for a key.
+    /// Returns the terms that apply to a key.
     #[inline]
-    pub(crate) fn terms(&self, key: &str) -> Terms {
+    pub(crate) fn terms(&self, key: &str) -> PolicyTerms {
         let own = self.0.overrides.as_ref().and_then(|o| o.get(key));
-        own.map_or(self.0.terms, |quota| Terms::new(quota, self.0.algorithm))
+        own.map_or(self.0.terms, |quota| PolicyTerms::new(quota, self.0.algorithm))
     }
 
     pub(crate) fn lease(&self) -> Option<Duration> {
@@ -359,13 +383,14 @@ impl Policy {
         self.0.dry_run
     }
 
-    /// Whether its quota is one of requests at once.
+    /// Returns whether the quota is one of concurrent requests.
     pub(crate) fn counts_places(&self) -> bool {
         self.0.algorithm == Algorithm::Concurrency
     }
 }
 
-/// How a policy is written in a file: `{ name = "login", quota = 5, per = "1m", burst = 2, on_error = "deny" }`.
+/// Form of a policy in a configuration file:
+/// `{ name = "login", quota = 5, per = "1m", burst = 2, on_error = "deny" }`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -386,23 +411,33 @@ struct Written {
 impl<'de> Deserialize<'de> for Policy {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let written = Written::deserialize(deserializer)?;
-        let wrong = |reason: &str| serde::de::Error::custom(Error::Policy { name: written.name.clone(), reason: reason.into() });
-        if written.name.is_empty() || !written.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-            return Err(wrong("a name is made of letters, digits, `-`, `_` and `.`"));
+        let wrong = |reason: &str| {
+            serde::de::Error::custom(Error::Policy {
+                name: written.name.clone(),
+                reason: reason.into(),
+            })
+        };
+        if written.name.is_empty()
+            || !written.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        {
+            return Err(wrong("a name consists of letters, digits, `-`, `_` and `.`"));
         }
-        if written.algorithm != Algorithm::Gcra && (written.burst.is_some() || written.lease.is_some()) {
-            return Err(wrong("only the algorithm `gcra` has a burst or a lease"));
+        if written.algorithm != Algorithm::Gcra
+            && (written.burst.is_some() || written.lease.is_some())
+        {
+            return Err(wrong("only the algorithm `gcra` can have a burst or a lease"));
         }
         if let Some(OnError::Local(share)) = written.on_error
             && !(share > 0.0 && share <= 1.0)
         {
-            return Err(wrong("a local share is over 0 and at most 1"));
+            return Err(wrong("a local share must be greater than 0 and at most 1"));
         }
         let quota = match (written.per, written.algorithm) {
             _ if written.quota == 0 => return Err(wrong(&QuotaError::Zero.to_string())),
             (_, Algorithm::Concurrency) => Quota::places(written.quota),
-            (None, _) => return Err(wrong("`per` is missing: the quota of which time?")),
-            (Some(per), _) => Quota::try_new(written.quota, per, written.burst).map_err(|error| wrong(&error.to_string()))?,
+            (None, _) => return Err(wrong("`per` is missing: add the period of the quota")),
+            (Some(per), _) => Quota::try_new(written.quota, per, written.burst)
+                .map_err(|error| wrong(&error.to_string()))?,
         };
         let policy = Self::of(&written.name, quota).algorithm(written.algorithm);
         Ok(policy.with(|p| {
@@ -420,8 +455,14 @@ mod tests {
     #[test]
     fn a_written_policy_is_read_or_its_mistake_named() {
         let read = |text: &str| serde_json::from_str::<Policy>(text);
-        let policy = read(r#"{"name": "login", "quota": 5, "per": "1m", "burst": 2, "on_error": {"local": 0.5}}"#).unwrap();
-        assert_eq!((policy.quota(), policy.period(), policy.0.quota.burst), (5, Duration::from_mins(1), 2));
+        let policy = read(
+            r#"{"name": "login", "quota": 5, "per": "1m", "burst": 2, "on_error": {"local": 0.5}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            (policy.quota(), policy.period(), policy.0.quota.burst),
+            (5, Duration::from_mins(1), 2)
+        );
         read(r#"{"name": "reports", "quota": 2, "algorithm": "concurrency"}"#).unwrap();
         read(r#"{"name": "api", "quota": 9, "per": "1h", "lease": "500ms"}"#).unwrap();
         for (text, word) in [
@@ -432,7 +473,7 @@ mod tests {
             (r#"{"name": "x y", "quota": 1, "per": "1s"}"#, "letters"),
             (r#"{"name": "x", "quota": 1, "per": "1s", "brust": 1}"#, "brust"),
             (r#"{"name": "x", "quota": 1}"#, "`per` is missing"),
-            (r#"{"name": "x", "quota": 1, "per": "1s", "algorithm": "fixed-window", "burst": 1}"#, "burst"),
+            (r#"{"name":"x","quota":1,"per":"1s","algorithm":"fixed-window","burst":1}"#, "burst"),
             (r#"{"name": "x", "quota": 1, "per": "1s", "on_error": {"local": 1.5}}"#, "share"),
         ] {
             let error = read(text).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What every store must do, on every store.
+//! Contract of all stores.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -9,8 +9,75 @@ use scale_limit::policy::Algorithm;
 use scale_limit::{Limiter, Policy};
 use testkit::eventually;
 
-async fn contract(limiter: Limiter) -> Result<()> {
-    let limiter = limiter.patience(Duration::from_secs(2));
+/// A test for each case on each store, so that each can be run alone:
+/// `cargo test --all-features --test contract redis::windows`.
+macro_rules! on_every_store {
+    ($($case:ident),* $(,)?) => {
+        on_store! { memory: $($case),* }
+        #[cfg(feature = "redis")]
+        on_store! { redis: $($case),* }
+        #[cfg(feature = "redis")]
+        on_store! { redis_cluster: $($case),* }
+    };
+}
+
+macro_rules! on_store {
+    ($store:ident: $($case:ident),*) => {
+        mod $store {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() -> anyhow::Result<()> {
+                    let limiter = crate::stores::$store(stringify!($case)).await?;
+                    super::$case(&limiter.store_timeout(std::time::Duration::from_secs(2))).await
+                }
+            )*
+        }
+    };
+}
+
+on_every_store! {
+    a_bucket_empties,
+    all_policies_are_charged_or_none,
+    a_request_has_a_cost,
+    what_is_given_back_can_be_taken_again,
+    what_has_flowed_back_is_not_given_twice,
+    what_was_spent_is_owed,
+    a_dry_run_lets_pass,
+    a_bucket_refills_at_its_rate,
+    odd_keys_are_keys,
+    a_key_has_a_quota_of_its_own,
+    every_algorithm_is_exact,
+    windows,
+    places,
+}
+
+/// Limiters, each with an application name of its own, on a server that all cases share.
+mod stores {
+    use anyhow::Result;
+    use scale_limit::Limiter;
+    #[cfg(feature = "redis")]
+    use testkit::Shared;
+
+    pub(crate) async fn memory(app: &str) -> Result<Limiter> {
+        Ok(Limiter::connect("memory:", app).await?)
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) async fn redis(app: &str) -> Result<Limiter> {
+        static SERVER: Shared<testkit::Redis> = Shared::new();
+        Ok(Limiter::connect(&SERVER.get(testkit::Redis::start).await?.url(), app).await?)
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) async fn redis_cluster(app: &str) -> Result<Limiter> {
+        static SERVER: Shared<testkit::RedisCluster> = Shared::new();
+        let server = SERVER.get(testkit::RedisCluster::start).await?;
+        Ok(Limiter::connect(&server.url(), app).await?)
+    }
+}
+
+/// An empty bucket denies, with the time to retry after.
+async fn a_bucket_empties(limiter: &Limiter) -> Result<()> {
     let policy = Policy::per_hour("burst", 10).burst(3);
     for left in [2, 1, 0] {
         let decision = limiter.check(&policy, "a").await;
@@ -22,24 +89,36 @@ async fn contract(limiter: Limiter) -> Result<()> {
     let wait = denied.retry_after().unwrap();
     assert!(wait > Duration::from_secs(350) && wait <= Duration::from_mins(6), "{wait:?}");
     assert!(limiter.check(&policy, "b").await.admitted, "another key is not touched");
+    Ok(())
+}
 
-    // All or none.
+/// All or none.
+async fn all_policies_are_charged_or_none(limiter: &Limiter) -> Result<()> {
     let (tight, wide) = (Policy::per_hour("tight", 1), Policy::per_hour("wide", 100));
     assert!(limiter.check_all(&[(&wide, "user:1", 1), (&tight, "ip:1", 1)]).await.admitted);
     for _ in 0..20 {
         let decision = limiter.check_all(&[(&wide, "user:1", 1), (&tight, "ip:1", 1)]).await;
-        assert!(!decision.admitted && decision.outcomes().iter().any(|o| o.policy() == "tight" && !o.admitted()));
+        assert!(
+            !decision.admitted
+                && decision.outcomes().iter().any(|o| o.policy() == "tight" && !o.admitted())
+        );
     }
     assert_eq!(limiter.check(&wide, "user:1").await.outcomes()[0].remaining(), 98);
+    Ok(())
+}
 
-    // Cost, and a cost that can never pass.
+/// The cost of a request, and a cost that can never be admitted.
+async fn a_request_has_a_cost(limiter: &Limiter) -> Result<()> {
     let costly = Policy::per_hour("costly", 10);
     assert_eq!(limiter.check_all(&[(&costly, "c", 7)]).await.outcomes()[0].remaining(), 3);
     assert!(!limiter.check_all(&[(&costly, "c", 4)]).await.admitted);
     assert!(limiter.check_all(&[(&costly, "c", 3)]).await.admitted);
     assert_eq!(limiter.check_all(&[(&costly, "d", 11)]).await.retry_after(), None);
+    Ok(())
+}
 
-    // What is given back can be taken again, and a bucket is never fuller than full.
+/// Refunded units can be taken again, and a bucket never exceeds its capacity.
+async fn what_is_given_back_can_be_taken_again(limiter: &Limiter) -> Result<()> {
     let back = Policy::per_hour("back", 2);
     let first = limiter.check(&back, "r").await;
     let second = limiter.check(&back, "r").await;
@@ -49,9 +128,12 @@ async fn contract(limiter: Limiter) -> Result<()> {
     assert!(!limiter.refund(&denied, &[(&back, "r", 1)]).await);
     assert!(!limiter.check(&back, "r").await.admitted);
     assert!(limiter.refund(&first, &[(&back, "r", 1)]).await);
-    // Within the microseconds by which two ways to the store differ.
-    let third = eventually("it to be back", async || Some(limiter.check(&back, "r").await).filter(|d| d.admitted)).await?;
-    // Once is all.
+    // Not at once: the times of two connections to the store differ by microseconds.
+    let third = eventually("it to be back", async || {
+        Some(limiter.check(&back, "r").await).filter(|d| d.admitted)
+    })
+    .await?;
+    // A decision is refunded once only.
     for _ in 0..10 {
         assert!(!limiter.refund(&first, &[(&back, "r", 1)]).await);
     }
@@ -59,10 +141,16 @@ async fn contract(limiter: Limiter) -> Result<()> {
     for decision in [second, third] {
         assert!(limiter.refund(&decision, &[(&back, "r", 5)]).await);
     }
-    eventually("both to be back", async || limiter.check_all(&[(&back, "r", 2)]).await.admitted.then_some(())).await?;
+    eventually("both to be back", async || {
+        limiter.check_all(&[(&back, "r", 2)]).await.admitted.then_some(())
+    })
+    .await?;
     assert!(!limiter.check(&back, "r").await.admitted);
+    Ok(())
+}
 
-    // What has flowed back by itself is not given twice.
+/// Units that have already been refilled are not refunded as well.
+async fn what_has_flowed_back_is_not_given_twice(limiter: &Limiter) -> Result<()> {
     let quick = Policy::new("quick", 10, Duration::from_millis(100)).burst(1);
     let first = limiter.check(&quick, "r").await;
     tokio::time::sleep(Duration::from_millis(15)).await;
@@ -71,47 +159,64 @@ async fn contract(limiter: Limiter) -> Result<()> {
     let slow = Policy::per_hour("slow", 10).burst(1);
     assert!(limiter.check(&slow, "r").await.admitted);
     assert!(!limiter.check(&slow, "r").await.admitted);
+    Ok(())
+}
 
-    // What was spent without asking is owed.
+/// Debited units are owed.
+async fn what_was_spent_is_owed(limiter: &Limiter) -> Result<()> {
     let owed = Policy::per_hour("owed", 10);
     assert!(limiter.check(&owed, "o").await.admitted);
     assert!(limiter.debit(&[(&owed, "o", 29)]).await);
     let wait = limiter.check(&owed, "o").await.retry_after().unwrap();
-    // But never more than two periods.
+    // But never for more than two periods.
     assert!(wait > Duration::from_hours(1) && wait <= Duration::from_hours(2), "{wait:?}");
+    Ok(())
+}
 
-    // A dry run counts and lets pass.
+/// A dry run counts and admits.
+async fn a_dry_run_lets_pass(limiter: &Limiter) -> Result<()> {
     let dry = Policy::per_hour("dry", 1).dry_run();
     for _ in 0..3 {
         assert!(limiter.check(&dry, "e").await.admitted);
     }
+    Ok(())
+}
 
-    // Refills at its rate.
+/// A bucket is refilled at its rate.
+async fn a_bucket_refills_at_its_rate(limiter: &Limiter) -> Result<()> {
     let fast = Policy::per_second("fast", 50).burst(1);
     assert!(limiter.check(&fast, "f").await.admitted);
     let denied = limiter.check(&fast, "f").await;
     if let Some(wait) = denied.retry_after().filter(|w| !w.is_zero()) {
         tokio::time::sleep(wait).await;
-        assert!(limiter.check(&fast, "f").await.admitted, "who waits as told passes");
+        assert!(limiter.check(&fast, "f").await.admitted, "a client that waits passes");
     }
+    Ok(())
+}
 
-    // Odd keys.
+/// Odd keys.
+async fn odd_keys_are_keys(limiter: &Limiter) -> Result<()> {
+    let policy = Policy::per_hour("burst", 10).burst(3);
     let long = "x".repeat(10_000);
     for key in ["", "{braces}", "a b\r\nc", "ключ", &long] {
         assert!(limiter.check(&policy, key).await.admitted, "{key:.20}");
     }
+    Ok(())
+}
 
-    for algorithm in [Algorithm::Gcra, Algorithm::SlidingWindow, Algorithm::FixedWindow, Algorithm::Concurrency] {
-        whatever_the_algorithm(&limiter, algorithm).await?;
-    }
-    windows(&limiter).await?;
-    places(&limiter).await?;
-
-    // A tenant's own quota, exchanged while running; and none at all.
+/// A tenant's own quota, replaced at run time; and no quota.
+async fn a_key_has_a_quota_of_its_own(limiter: &Limiter) -> Result<()> {
+    let policy = Policy::per_hour("burst", 10).burst(3);
     let tenants = Overrides::default();
     let api = Policy::per_hour("api", 1).overrides(&tenants);
-    assert!(limiter.check(&api, "tenant").await.admitted && !limiter.check(&api, "tenant").await.admitted);
-    tenants.replace([("vip".to_owned(), Quota::unlimited()), ("big".to_owned(), Quota::new(3, Duration::from_hours(1)))]);
+    assert!(
+        limiter.check(&api, "tenant").await.admitted
+            && !limiter.check(&api, "tenant").await.admitted
+    );
+    tenants.replace([
+        ("vip".to_owned(), Quota::unlimited()),
+        ("big".to_owned(), Quota::new(3, Duration::from_hours(1))),
+    ]);
     for _ in 0..10 {
         assert!(limiter.check_all(&[(&api, "vip", 5), (&policy, "vip-other", 0)]).await.admitted);
     }
@@ -122,11 +227,22 @@ async fn contract(limiter: Limiter) -> Result<()> {
     Ok(())
 }
 
-/// Long enough that no test sees two of them.
+async fn every_algorithm_is_exact(limiter: &Limiter) -> Result<()> {
+    for algorithm in
+        [Algorithm::Gcra, Algorithm::SlidingWindow, Algorithm::FixedWindow, Algorithm::Concurrency]
+    {
+        whatever_the_algorithm(limiter, algorithm).await?;
+    }
+    Ok(())
+}
+
+/// A period so long that no test sees two of them.
 const AGE: Duration = Duration::from_hours(24 * 365);
 
 async fn whatever_the_algorithm(limiter: &Limiter, algorithm: Algorithm) -> Result<()> {
-    let policy = |name: &str, quota| Policy::new(&format!("{name}-{algorithm:?}"), quota, AGE).algorithm(algorithm);
+    let policy = |name: &str, quota| {
+        Policy::new(&format!("{name}-{algorithm:?}"), quota, AGE).algorithm(algorithm)
+    };
     // Exact under concurrency.
     let shared = policy("shared", 100);
     let tasks: Vec<_> = (0..400)
@@ -141,23 +257,32 @@ async fn whatever_the_algorithm(limiter: &Limiter, algorithm: Algorithm) -> Resu
     }
     assert_eq!(decisions.iter().filter(|d| d.admitted).count(), 100, "{algorithm:?}");
 
-    // All or none, mixed with a bucket, whoever denies; a dry run holds back nobody.
+    // All or none, mixed with a bucket, whichever policy denies; a dry run denies no request.
     let (wide, tight, dry) = (policy("wide", 10), policy("tight", 1), policy("dry", 1).dry_run());
     let bucket = Policy::per_hour("mixed", 10);
     let key = format!("mixed-{algorithm:?}");
-    let charges = [(&wide, key.as_str(), 1), (&bucket, &key, 1), (&dry, &key, 1), (&tight, &key, 1)];
+    let charges =
+        [(&wide, key.as_str(), 1), (&bucket, &key, 1), (&dry, &key, 1), (&tight, &key, 1)];
     let held = limiter.check_all(&charges).await;
     assert!(held.admitted, "{held:?}");
     for _ in 0..5 {
         let denied = limiter.check_all(&charges).await;
         assert!(
-            !denied.admitted && denied.outcomes().iter().any(|o| !o.admitted() && o.policy().starts_with("tight")),
+            !denied.admitted
+                && denied
+                    .outcomes()
+                    .iter()
+                    .any(|o| !o.admitted() && o.policy().starts_with("tight")),
             "{denied:?}"
         );
     }
     let after = limiter.check_all(&charges[..3]).await;
     assert!(after.admitted);
-    assert_eq!((after.outcomes()[0].remaining(), after.outcomes()[1].remaining()), (8, 8), "{algorithm:?}");
+    assert_eq!(
+        (after.outcomes()[0].remaining(), after.outcomes()[1].remaining()),
+        (8, 8),
+        "{algorithm:?}"
+    );
     Ok(())
 }
 
@@ -168,16 +293,22 @@ async fn windows(limiter: &Limiter) -> Result<()> {
         assert_eq!(first.outcomes()[0].remaining(), 1);
         assert_eq!(limiter.check(&policy, "w").await.outcomes()[0].remaining(), 0);
         let denied = limiter.check(&policy, "w").await;
-        assert!(!denied.admitted && denied.retry_after().is_some_and(|w| w > Duration::ZERO && w <= AGE * 11 / 10), "{denied:?}");
+        assert!(
+            !denied.admitted
+                && denied.retry_after().is_some_and(|w| w > Duration::ZERO && w <= AGE * 11 / 10),
+            "{denied:?}"
+        );
         assert_eq!(limiter.check_all(&[(&policy, "costly", 4)]).await.retry_after(), None);
         assert!(limiter.refund(&first, &[(&policy, "w", 2)]).await);
         assert!(limiter.check_all(&[(&policy, "w", 2)]).await.admitted);
         assert!(limiter.debit(&[(&policy, "debt", 5)]).await);
         assert!(!limiter.check(&policy, "debt").await.admitted);
-        // Who waits as told passes.
-        let quick = Policy::new(&format!("quick-{algorithm:?}"), 2, Duration::from_millis(200)).algorithm(algorithm);
+        // A client that waits for the given time is admitted.
+        let quick = Policy::new(&format!("quick-{algorithm:?}"), 2, Duration::from_millis(200))
+            .algorithm(algorithm);
         limiter.check_all(&[(&quick, "w", 2)]).await;
-        if let Some(wait) = limiter.check(&quick, "w").await.retry_after().filter(|w| !w.is_zero()) {
+        if let Some(wait) = limiter.check(&quick, "w").await.retry_after().filter(|w| !w.is_zero())
+        {
             tokio::time::sleep(wait).await;
             assert!(limiter.check(&quick, "w").await.admitted);
         }
@@ -186,7 +317,7 @@ async fn windows(limiter: &Limiter) -> Result<()> {
 }
 
 async fn places(limiter: &Limiter) -> Result<()> {
-    let policy = Policy::at_once("places", 2);
+    let policy = Policy::concurrency("places", 2);
     let first = limiter.check(&policy, "p").await;
     let second = limiter.check(&policy, "p").await;
     assert!(first.admitted && second.admitted);
@@ -196,42 +327,31 @@ async fn places(limiter: &Limiter) -> Result<()> {
     drop((first, denied));
     assert!(!limiter.check(&policy, "p").await.admitted, "a clone holds it still");
     drop(clone);
-    let held =
-        eventually("the place to be free", async || Some(limiter.check(&policy, "p").await).filter(|d| d.admitted)).await?;
+    let held = eventually("the place to be free", async || {
+        Some(limiter.check(&policy, "p").await).filter(|d| d.admitted)
+    })
+    .await?;
     drop((held, second));
-    let both = eventually("both to be free", async || Some(limiter.check_all(&[(&policy, "p", 2)]).await).filter(|d| d.admitted))
-        .await?;
+    let both = eventually("both to be free", async || {
+        Some(limiter.check_all(&[(&policy, "p", 2)]).await).filter(|d| d.admitted)
+    })
+    .await?;
     assert_eq!(both.outcomes()[0].remaining(), 0);
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory() -> Result<()> {
-    contract(Limiter::memory()).await
-}
-
 #[cfg(feature = "redis")]
-mod redis {
+mod redis_alone {
     use super::*;
-    use testkit::{Redis, RedisCluster};
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn standalone() -> Result<()> {
-        let server = Redis::start().await?;
-        contract(Limiter::connect(&server.url(), "test").await?).await
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn cluster() -> Result<()> {
-        let cluster = RedisCluster::start().await?;
-        contract(Limiter::connect(&cluster.url(), "test").await?).await
-    }
+    use testkit::Redis;
 
     #[tokio::test]
     async fn one_round_trip_whatever_the_number_of_policies_and_keys_expire() -> Result<()> {
         let server = Redis::start().await?;
-        let limiter = Limiter::connect(&server.url(), "test").await?.patience(Duration::from_secs(2));
-        let policies: Vec<_> = (0..5).map(|n| Policy::per_second(&format!("p{n}"), 1_000)).collect();
+        let limiter =
+            Limiter::connect(&server.url(), "test").await?.store_timeout(Duration::from_secs(2));
+        let policies: Vec<_> =
+            (0..5).map(|n| Policy::per_second(&format!("p{n}"), 1_000)).collect();
         let charges: Vec<_> = policies.iter().map(|p| (p, "k", 1)).collect();
         limiter.check_all(&charges).await;
         server.command(&["CONFIG", "RESETSTAT"]).await?;
@@ -239,21 +359,27 @@ mod redis {
             limiter.check_all(&charges).await;
         }
         assert_eq!(server.calls(&["evalsha", "eval"]).await?, 10);
-        eventually("every key to expire", async || (server.command(&["DBSIZE"]).await.ok()? == "0").then_some(())).await
+        eventually("every key to expire", async || {
+            (server.command(&["DBSIZE"]).await.ok()? == "0").then_some(())
+        })
+        .await
     }
 
     #[tokio::test]
     async fn two_processes_share_one_quota_and_scripts_survive_a_flush() -> Result<()> {
         let server = Redis::start().await?;
-        let a = Limiter::connect(&server.url(), "test").await?.patience(Duration::from_secs(2));
-        let b = Limiter::connect(&server.url(), "test").await?.patience(Duration::from_secs(2));
+        let a =
+            Limiter::connect(&server.url(), "test").await?.store_timeout(Duration::from_secs(2));
+        let b =
+            Limiter::connect(&server.url(), "test").await?.store_timeout(Duration::from_secs(2));
         let policy = Policy::per_hour("p", 10);
         let mut admitted = 0;
         for n in 0..30 {
             if n == 5 {
                 server.command(&["SCRIPT", "FLUSH"]).await?;
             }
-            admitted += u32::from(a.check(&policy, "k").await.admitted) + u32::from(b.check(&policy, "k").await.admitted);
+            admitted += u32::from(a.check(&policy, "k").await.admitted)
+                + u32::from(b.check(&policy, "k").await.admitted);
         }
         assert_eq!(admitted, 10);
         Ok(())

@@ -1,4 +1,4 @@
-//! Many processes on one Redis: what they admit together, by an exact log of events.
+//! Many processes on one Redis: the requests that they admit together, by an exact log of events.
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -26,7 +26,7 @@ fn policy(kind: &str) -> Policy {
     }
 }
 
-/// What may stand in any window of that length.
+/// Returns the maximum number of requests in any window of that length.
 fn bound(kind: &str, window: Duration) -> f64 {
     let periods = window.as_secs_f64() / PERIOD.as_secs_f64();
     let lease = LEASE.as_secs_f64() / PERIOD.as_secs_f64();
@@ -44,7 +44,7 @@ fn process(url: &str, kind: &str) -> Result<Child> {
     process.env("LIMIT_URL", url).env("LIMIT_KIND", kind).spawn().context("starting a process")
 }
 
-/// When each admitted request was asked for and answered, of all processes (ns).
+/// Returns the start and end of each admitted request, of all processes (ns).
 async fn run(url: &str, kind: &str) -> Result<Vec<(u64, u64)>> {
     let children: Vec<Child> = (0..PROCESSES).map(|_| process(url, kind)).collect::<Result<_>>()?;
     let mut log = Vec::new();
@@ -67,17 +67,24 @@ async fn together_they_admit_no_more_than_one_would() -> Result<()> {
     for kind in ["gcra", "sliding", "fixed", "leased"] {
         let log = run(&server.url(), kind).await?;
         ensure!(!log.is_empty(), "{kind}: nothing was admitted");
-        // Asked for and answered within a window, so decided within it.
+        // Started and finished within a window, so decided within it.
         for (start, _) in &log {
             for length in [PERIOD / 4, PERIOD, PERIOD * 3] {
                 let end = start + length.as_nanos() as u64;
-                let within = log.iter().filter(|(asked, answered)| asked >= start && *answered <= end).count();
+                let within = log
+                    .iter()
+                    .filter(|(asked, answered)| asked >= start && *answered <= end)
+                    .count();
                 let bound = bound(kind, length);
-                ensure!(within as f64 <= bound + 1e-6, "{kind}: {within} in {length:?}, {bound} allowed");
+                ensure!(
+                    within as f64 <= bound + 1e-6,
+                    "{kind}: {within} in {length:?}, {bound} allowed"
+                );
             }
         }
-        // Strict, but not stingy: over the whole run most of the quota was used, by whoever it was.
-        let (first, last) = (log.first().map_or(0, |e| e.0), log.iter().map(|e| e.1).max().unwrap_or(0));
+        // Not too strict: the processes together used most of the quota over the whole run.
+        let (first, last) =
+            (log.first().map_or(0, |e| e.0), log.iter().map(|e| e.1).max().unwrap_or(0));
         let periods = (last - first) as f64 / PERIOD.as_nanos() as f64;
         let share = log.len() as f64 / (f64::from(QUOTA) * periods);
         ensure!(share > 0.5, "{kind}: only {share:.2} of the quota was used");
@@ -87,10 +94,12 @@ async fn together_they_admit_no_more_than_one_would() -> Result<()> {
 
 #[test]
 fn helper_that_asks_for_a_second() -> Result<()> {
-    let (Ok(url), Ok(kind)) = (std::env::var("LIMIT_URL"), std::env::var("LIMIT_KIND")) else { return Ok(()) };
+    let (Ok(url), Ok(kind)) = (std::env::var("LIMIT_URL"), std::env::var("LIMIT_KIND")) else {
+        return Ok(());
+    };
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let limiter = Limiter::connect(&url, "fleet").await?.patience(Duration::from_secs(5));
+        let limiter = Limiter::connect(&url, "fleet").await?.store_timeout(Duration::from_secs(5));
         let policy = policy(&kind);
         let end = now() + 1_000_000_000;
         let mut log = Vec::new();
@@ -111,7 +120,8 @@ fn helper_that_asks_for_a_second() -> Result<()> {
 #[tokio::test]
 async fn a_denied_key_costs_the_store_a_call_a_second_and_a_leased_one_a_few() -> Result<()> {
     let server = Redis::start().await?;
-    let limiter = Limiter::connect(&server.url(), "test").await?.patience(Duration::from_secs(5));
+    let limiter =
+        Limiter::connect(&server.url(), "test").await?.store_timeout(Duration::from_secs(5));
     let policy = Policy::per_hour("p", 1);
     limiter.check(&policy, "k").await;
     let denied = limiter.check(&policy, "k").await;
@@ -119,16 +129,23 @@ async fn a_denied_key_costs_the_store_a_call_a_second_and_a_leased_one_a_few() -
     server.command(&["CONFIG", "RESETSTAT"]).await?;
     for _ in 0..10_000 {
         let again = limiter.check(&policy, "k").await;
-        assert!(!again.admitted && again.retry_after() <= denied.retry_after() && again.retry_after().is_some());
+        assert!(
+            !again.admitted
+                && again.retry_after() <= denied.retry_after()
+                && again.retry_after().is_some()
+        );
     }
     let calls = server.calls(&["evalsha"]).await?;
     assert!(calls <= 3, "{calls} calls");
-    // Other keys and costs are not touched, and what is given back is seen.
+    // Other keys and costs are not affected, and a refund is visible.
     assert!(limiter.check(&policy, "other").await.admitted);
     let first = limiter.check(&policy, "again").await;
     assert!(first.admitted && !limiter.check(&policy, "again").await.admitted);
     assert!(limiter.refund(&first, &[(&policy, "again", 1)]).await);
-    eventually("it to be seen", async || limiter.check(&policy, "again").await.admitted.then_some(())).await?;
+    eventually("it to be seen", async || {
+        limiter.check(&policy, "again").await.admitted.then_some(())
+    })
+    .await?;
 
     let hot = Policy::per_second("hot", 1_000_000).leased(Duration::from_millis(500));
     for n in 0..20_000 {
@@ -145,16 +162,20 @@ async fn a_denied_key_costs_the_store_a_call_a_second_and_a_leased_one_a_few() -
 #[tokio::test]
 async fn places_of_a_dropped_request_and_of_a_dead_process_are_free_again() -> Result<()> {
     let server = Redis::start().await?;
-    let limiter = Limiter::connect(&server.url(), "test").await?.patience(Duration::from_secs(5));
-    let policy = Policy::at_once("places", 50);
-    // Dropped at whatever point they have come to.
+    let limiter =
+        Limiter::connect(&server.url(), "test").await?.store_timeout(Duration::from_secs(5));
+    let policy = Policy::concurrency("places", 50);
+    // Dropped at any point of their execution.
     for turn in 0..200 {
         let check = limiter.check(&policy, "k");
         let _ = tokio::time::timeout(Duration::from_micros(turn * 3), check).await;
     }
     let all = [(&policy, "k", 50)];
-    let held = eventually("all places to be free", async || Some(limiter.check_all(&all).await).filter(|d| d.admitted)).await?;
-    // Held, they free themselves at the latest after half a minute of silence; until then they are held on to.
+    let held = eventually("all places to be free", async || {
+        Some(limiter.check_all(&all).await).filter(|d| d.admitted)
+    })
+    .await?;
+    // Permits that are not renewed are released after half a minute; until then they are held.
     let life: i64 = server.command(&["PTTL", "test:limit:{k}:places:held"]).await?.parse()?;
     assert!(held.admitted && life > 25_000 && life <= 30_001, "{life}");
     Ok(())
@@ -170,21 +191,26 @@ async fn bans_reach_the_other_processes_and_outlive_a_lost_log() -> Result<()> {
     let ban = eventually("the ban to arrive", async || there.find("203.0.113.7")).await?;
     assert_eq!(&*ban.reason, "guessing");
     assert!(ban.left() > Duration::from_secs(50) && ban.left() <= Duration::from_mins(1));
-    // Who comes later knows too.
+    // A process that starts later has the ban too.
     assert!(BanList::connect(&server.url(), "test").await?.find("203.0.113.7").is_some());
     there.unban("203.0.113.7").await?;
-    eventually("the ban to be lifted", async || here.find("203.0.113.7").is_none().then_some(())).await?;
-    // A server that forgot everything: what was known stays, what is new arrives.
+    eventually("the ban to be lifted", async || here.find("203.0.113.7").is_none().then_some(()))
+        .await?;
+    // A server that lost its data: known bans remain, new bans arrive.
     here.ban("198.51.100.1", Duration::from_mins(1), "scraping").await?;
     eventually("the second ban to arrive", async || there.find("198.51.100.1")).await?;
     server.restart().await?;
-    eventually("the store to be back", async || here.ban("192.0.2.1", Duration::from_mins(1), "x").await.ok()).await?;
+    eventually("the store to be back", async || {
+        here.ban("192.0.2.1", Duration::from_mins(1), "x").await.ok()
+    })
+    .await?;
     eventually("the third ban to arrive", async || there.find("192.0.2.1")).await?;
     assert!(there.find("198.51.100.1").is_some());
     Ok(())
 }
 
-/// One stranger who strikes and strikes, an operator's ban from before, and a process that starts after it all.
+/// A client that causes automatic bans continuously, an operator's ban from before, and a process
+/// that starts afterwards.
 #[tokio::test]
 async fn an_operators_ban_outlives_any_number_of_strikes() -> Result<()> {
     let server = Redis::start_with(&["--save", ""]).await?;
@@ -197,7 +223,14 @@ async fn an_operators_ban_outlives_any_number_of_strikes() -> Result<()> {
     for n in 0..1_050 {
         let bans = (0..100).map(|m| {
             let here = here.clone();
-            async move { here.ban_automatically(&format!("{}", n * 100 + m), Duration::from_mins(10), "strike").await }
+            async move {
+                here.ban_automatically(
+                    &format!("{}", n * 100 + m),
+                    Duration::from_mins(10),
+                    "strike",
+                )
+                .await
+            }
         });
         futures_util::future::try_join_all(bans).await?;
         here.ban_automatically("198.51.100.1", Duration::from_mins(1), "strike").await?;
@@ -213,16 +246,20 @@ async fn an_operators_ban_outlives_any_number_of_strikes() -> Result<()> {
         assert!(list.find_address("2001:db8:0:7::1".parse()?).is_some());
         assert!(list.find("192.0.2.1").is_none());
     }
-    eventually("the lift to arrive", async || there.find("192.0.2.1").is_none().then_some(())).await?;
-    // A server that forgot everything, and is told of somebody else at once: a process that starts then knows, too, what an operator said.
+    eventually("the lift to arrive", async || there.find("192.0.2.1").is_none().then_some(()))
+        .await?;
+    // A server that lost its data, and receives another ban at once: a process that starts then has
+    // the operators' bans, too.
     server.command(&["FLUSHALL"]).await?;
     here.ban_automatically("192.0.2.99", Duration::from_mins(1), "strike").await?;
     eventually("operators' bans to be back", async || {
         let new = BanList::connect(&server.url(), "test").await.ok()?;
-        new.find("198.51.100.1").and(new.find_address("2001:db8::1".parse().ok()?)).and(there.find("198.51.100.1"))
+        new.find("198.51.100.1")
+            .and(new.find_address("2001:db8::1".parse().ok()?))
+            .and(there.find("198.51.100.1"))
     })
     .await?;
-    // One that starts anew.
+    // A server that restarts.
     server.restart().await?;
     eventually("operators' bans to be back", async || {
         let new = BanList::connect(&server.url(), "test").await.ok()?;

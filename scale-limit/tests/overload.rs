@@ -1,8 +1,10 @@
-//! A rehearsal of overload: three times as many requests as the service can answer, with and without shedding.
+//! A simulation of overload: three times as many requests as the service can answer, with and
+//! without load shedding.
 //!
-//! The service is a model in tokio's paused time: so many workers, each busy with a request for so long, and a queue in front without end,
-//! as an operating system or an executor has it. It goes on working for clients that have hung up. So the rehearsal is the same on every
-//! machine; what a real service does is measured by `scale-bench -- limit`.
+//! The service is a model in tokio's paused time: a number of workers, each busy with a request for
+//! a given time, and an unlimited queue in front, as an operating system or an executor has it. It
+//! continues to work on requests of clients that have disconnected. Therefore the simulation is the
+//! same on every machine; `scale-bench -- limit` measures a real service.
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
@@ -20,20 +22,23 @@ use tokio::time::{Instant, sleep, timeout};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 const WORKERS: usize = 8;
-/// What the service can do a second.
+/// Requests that the service can answer a second.
 const CAPACITY: f64 = 400.0;
-/// Clients hang up then.
+/// Time after which clients disconnect.
 const CLIENT_PATIENCE: Duration = Duration::from_millis(500);
 
 fn service()
--> impl Service<Request<()>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> + Clone + Send + 'static {
+-> impl Service<Request<()>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ 'static {
     let workers = Arc::new(Semaphore::new(WORKERS));
     let number = Arc::new(AtomicU64::new(0));
     service_fn(move |_| {
         let workers = Arc::clone(&workers);
         // 10 to 30 ms, 20 on average.
         let work = Duration::from_millis(10 + number.fetch_add(7_919, Relaxed) % 21);
-        // Of a task of its own: a client that hangs up does not take its work away.
+        // In a task of its own: the work continues if the client disconnects.
         let done = tokio::spawn(async move {
             let _worker = workers.acquire().await.unwrap();
             sleep(work).await;
@@ -47,7 +52,7 @@ fn service()
 
 #[derive(Default, Debug)]
 struct Seen {
-    /// Answered in time, by path.
+    /// Requests answered in time, by path.
     good: Vec<(&'static str, Duration)>,
     offered: Vec<&'static str>,
     shed: usize,
@@ -55,7 +60,9 @@ struct Seen {
 
 impl Seen {
     fn share(&self, path: &str) -> f64 {
-        let count = |list: &mut dyn Iterator<Item = &'static str>| list.filter(|p| *p == path).count() as f64;
+        let count = |list: &mut dyn Iterator<Item = &'static str>| {
+            list.filter(|p| *p == path).count() as f64
+        };
         count(&mut self.good.iter().map(|(p, _)| *p)) / count(&mut self.offered.iter().copied())
     }
 
@@ -66,7 +73,8 @@ impl Seen {
     }
 }
 
-/// Offers so many requests a second for so long, evenly: one in ten a checkout, three in ten a crawler's.
+/// Sends requests at a constant rate for the given time: one in ten a checkout, three in ten a
+/// crawler's.
 async fn offer<S, B>(service: S, rate: f64, time: Duration) -> Seen
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
@@ -121,7 +129,8 @@ async fn three_times_the_capacity() {
     let shed = offer(shedding().layer(service()), CAPACITY * 3.0, time).await;
     let goodput = |seen: &Seen| seen.good.len() as f64 / time.as_secs_f64();
     let report = format!(
-        "peak {peak:.0}/s; without shedding {:.0}/s; with {:.0}/s, p95 {:?} of {:?} unloaded, checkout {:.2}, shop {:.2}, crawlers {:.2}",
+        "peak {peak:.0}/s; without shedding {:.0}/s; with {:.0}/s, p95 {:?} of {:?} unloaded, \
+         checkout {:.2}, shop {:.2}, crawlers {:.2}",
         goodput(&bare),
         goodput(&shed),
         shed.p95(),
@@ -135,7 +144,10 @@ async fn three_times_the_capacity() {
     assert!(shed.p95() <= unloaded.p95() * 3, "{report}");
     assert!(shed.share("/checkout") > 0.97, "{report}");
     assert!(shed.share("/shop") > shed.share("/crawl"), "{report}");
-    assert!(shed.good.len() + shed.shed >= shed.offered.len() * 99 / 100, "nobody waits in vain: {report}");
+    assert!(
+        shed.good.len() + shed.shed >= shed.offered.len() * 99 / 100,
+        "no request waits for nothing: {report}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,8 +156,9 @@ async fn without_overload_nobody_is_turned_away() {
     let calm = offer(layer.layer(service()), CAPACITY * 0.7, Duration::from_secs(20)).await;
     assert_eq!((calm.good.len(), calm.shed), (calm.offered.len(), 0));
     assert_eq!(layer.now().0, 0, "no place is left taken");
-    // A burst of a tenth of a second waits its turn.
-    let tasks: Vec<_> = (0..40).map(|_| tokio::spawn(layer.layer(service()).oneshot(Request::new(())))).collect();
+    // A burst within a tenth of a second waits in the queue.
+    let tasks: Vec<_> =
+        (0..40).map(|_| tokio::spawn(layer.layer(service()).oneshot(Request::new(())))).collect();
     for task in tasks {
         assert_eq!(task.await.unwrap().unwrap().status(), StatusCode::OK);
     }
@@ -153,10 +166,11 @@ async fn without_overload_nobody_is_turned_away() {
 
 #[tokio::test(start_paused = true)]
 async fn dropped_requests_leave_no_place_taken_and_health_checks_always_pass() {
-    let layer = LoadShed::new(AdaptiveConcurrency::fixed(2)).priority(|request| match request.uri.path() {
-        "/health" => Priority::Critical,
-        _ => Priority::Normal,
-    });
+    let layer =
+        LoadShed::new(AdaptiveConcurrency::fixed(2)).priority(|request| match request.uri.path() {
+            "/health" => Priority::Critical,
+            _ => Priority::Normal,
+        });
     let stuck = layer.layer(service_fn(async |request: Request<()>| {
         if request.uri().path() != "/health" {
             std::future::pending::<()>().await;
@@ -176,8 +190,9 @@ async fn dropped_requests_leave_no_place_taken_and_health_checks_always_pass() {
     }
 }
 
-/// Five days in the life of a service, each with a limit that adapts and with the best of several fixed ones, as one would have chosen it
-/// knowing the day: the adaptive one is to be as good, but for a twentieth.
+/// Five scenarios of a service, each with an adaptive limit and with the best of several fixed
+/// limits, chosen with knowledge of the scenario: the adaptive limit must reach the same goodput
+/// within a twentieth.
 mod days {
     use super::*;
     use scale_limit::{LimitLayer, Limiter, Policy};
@@ -187,24 +202,28 @@ mod days {
 
     fn any<S, B>(service: S) -> Any
     where
-        S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S: Service<Request<()>, Response = Response<B>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
         S::Future: Send,
         B: 'static,
     {
         BoxCloneSyncService::new(service.map_response(|answer: Response<B>| answer.map(|_| ())))
     }
 
-    /// What happens in a day: times are seconds since it began.
+    /// A scenario: times are seconds since its beginning.
     #[derive(Clone, Copy)]
     struct Day {
         workers: usize,
-        /// Milliseconds of a worker's time; 0: answered without one.
+        /// Milliseconds of a worker's time; 0: answered without a worker.
         work: fn(&str, f64) -> f64,
         /// Requests a second.
         rate: fn(f64) -> f64,
-        /// The n-th request's path.
+        /// Path of the n-th request.
         path: fn(u64, f64) -> &'static str,
-        /// From when on to when answers count.
+        /// Start and end of the time in which responses count.
         counts: (f64, f64),
     }
 
@@ -226,7 +245,7 @@ mod days {
         }))
     }
 
-    /// Answers to honest requests within a second, a second.
+    /// Returns the responses a second to legitimate requests, each within a second.
     async fn goodput(service: Any, day: Day) -> f64 {
         let (from, to) = day.counts;
         let (start, mut tasks, mut n, mut next) = (Instant::now(), Vec::new(), 0, 0.0);
@@ -238,7 +257,9 @@ mod days {
             tasks.push(tokio::spawn(async move {
                 let request = Request::builder().uri(path).body(()).unwrap();
                 let answer = timeout(Duration::from_secs(1), service.oneshot(request)).await;
-                at >= from && path != "/health" && answer.is_ok_and(|answer| answer.unwrap().status() == StatusCode::OK)
+                at >= from
+                    && path != "/health"
+                    && answer.is_ok_and(|answer| answer.unwrap().status() == StatusCode::OK)
             }));
             n += 1;
             next += -(1.0 - dice.f64()).ln() / (day.rate)(next);
@@ -262,11 +283,19 @@ mod days {
     async fn compare(name: &str, day: Day) {
         let mut best = (0.0, 0);
         for fixed in [4, 6, 8, 16, 24] {
-            let good = goodput(any(shed(AdaptiveConcurrency::fixed(fixed)).layer(service(day))), day).await;
+            let good =
+                goodput(any(shed(AdaptiveConcurrency::fixed(fixed)).layer(service(day))), day)
+                    .await;
             best = if good > best.0 { (good, fixed) } else { best };
         }
-        let adaptive = goodput(any(shed(AdaptiveConcurrency::default()).layer(service(day))), day).await;
-        assert!(adaptive >= best.0 * 0.95, "{name}: {adaptive:.0} a second, a fixed limit of {} has {:.0}", best.1, best.0);
+        let adaptive =
+            goodput(any(shed(AdaptiveConcurrency::default()).layer(service(day))), day).await;
+        assert!(
+            adaptive >= best.0 * 0.95,
+            "{name}: {adaptive:.0} a second, a fixed limit of {} has {:.0}",
+            best.1,
+            best.0
+        );
     }
 
     const THREE: fn(u64, f64) -> &'static str = |n, _| match n % 10 {
@@ -275,7 +304,7 @@ mod days {
         _ => "/shop",
     };
 
-    /// The mix turns from cheap pages to dear ones, at 60 % of what the service can do.
+    /// The mix changes from cheap pages to expensive ones, at 60 % of the service's capacity.
     #[tokio::test(start_paused = true)]
     async fn the_mix_turns_slow() {
         let day = Day {
@@ -301,7 +330,7 @@ mod days {
         compare("night", day).await;
     }
 
-    /// Every five seconds nothing is done for 400 ms.
+    /// Every five seconds the service stalls for 400 ms.
     #[tokio::test(start_paused = true)]
     async fn stalls() {
         let day = Day {
@@ -314,7 +343,7 @@ mod days {
         compare("stalls", day).await;
     }
 
-    /// What the service depends on takes ten times as long for a while.
+    /// The service's dependency is ten times slower for a while.
     #[tokio::test(start_paused = true)]
     async fn a_slow_dependency() {
         let mut day = Day {
@@ -329,21 +358,27 @@ mod days {
         compare("fast again", day).await;
     }
 
-    /// A client that is denied asks on, 400 times a second for a second, every ten; with the limits inside, and outside.
+    /// A denied client continues to send 400 requests a second for a second, every ten seconds;
+    /// with the limits inside, and outside.
     #[tokio::test(start_paused = true)]
     async fn a_denied_client_asks_on() {
         let day = Day {
             workers: 16,
             work: |_, _| 50.0,
             rate: |at| if at >= 20.0 && at % 10.0 < 1.0 { 550.0 } else { 150.0 },
-            path: |n, at| if at >= 20.0 && at % 10.0 < 1.0 && n % 11 < 8 { "/abuse" } else { "/shop" },
+            path: |n, at| {
+                if at >= 20.0 && at % 10.0 < 1.0 && n % 11 < 8 { "/abuse" } else { "/shop" }
+            },
             counts: (20.0, 60.0),
         };
         let limits = || {
-            let abuser = |request: &scale_limit::Head<'_>| (request.uri.path() == "/abuse").then(|| "abuser".into());
+            let abuser = |request: &scale_limit::RequestHead<'_>| {
+                (request.uri.path() == "/abuse").then(|| "abuser".into())
+            };
             LimitLayer::new(Limiter::memory()).policy(Policy::per_hour("abuser", 10), abuser)
         };
-        let honest = goodput(any(service(day)), Day { path: |_, _| "/shop", rate: |_| 150.0, ..day }).await;
+        let honest =
+            goodput(any(service(day)), Day { path: |_, _| "/shop", rate: |_| 150.0, ..day }).await;
         let adaptive = || shed(AdaptiveConcurrency::default());
         let inside = goodput(any(adaptive().layer(limits().layer(service(day)))), day).await;
         let outside = goodput(any(limits().layer(adaptive().layer(service(day)))), day).await;

@@ -1,4 +1,4 @@
-//! Connections that go on after their answer, as websockets do, and the places they hold.
+//! Connections that continue after their response, as WebSockets do, and the permits they hold.
 #![cfg(feature = "axum")]
 #![allow(clippy::unwrap_used)]
 
@@ -30,7 +30,7 @@ async fn echo(mut request: Request) {
     }
 }
 
-/// Holds its place in its task.
+/// Holds its permit in its task.
 async fn holding(Extension(places): Extension<Places>, request: Request) -> Response {
     tokio::spawn(async move {
         echo(request).await;
@@ -39,7 +39,7 @@ async fn holding(Extension(places): Extension<Places>, request: Request) -> Resp
     switching()
 }
 
-/// Keeps nothing of its request but the connection.
+/// Keeps only the connection of its request.
 async fn forgetful(mut request: Request) -> Response {
     request.extensions_mut().remove::<Places>();
     tokio::spawn(echo(request));
@@ -48,7 +48,9 @@ async fn forgetful(mut request: Request) -> Response {
 
 async fn upgrade(address: std::net::SocketAddr, path: &str) -> Result<(String, TcpStream)> {
     let mut stream = TcpStream::connect(address).await?;
-    let head = format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nHost: shop.test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).await?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
@@ -61,8 +63,12 @@ async fn upgrade(address: std::net::SocketAddr, path: &str) -> Result<(String, T
 async fn a_place_is_held_until_the_connection_ends_or_the_upgrade_is_refused() -> Result<()> {
     let (limiters, _server) = limiters().await?;
     for limiter in limiters {
-        let limits = LimitLayer::new(limiter).policy(Policy::at_once("chat", 2), |_| Some("all".into()));
-        let app = Router::new().route("/chat", get(holding)).route("/forgets", get(forgetful)).layer(limits.keep_body(Body::new));
+        let limits =
+            LimitLayer::new(limiter).policy(Policy::concurrency("chat", 2), |_| Some("all".into()));
+        let app = Router::new()
+            .route("/chat", get(holding))
+            .route("/forgets", get(forgetful))
+            .layer(limits.preserve_body(Body::new));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -77,12 +83,14 @@ async fn a_place_is_held_until_the_connection_ends_or_the_upgrade_is_refused() -
             assert_eq!((&bytes, upgrade(address, "/chat").await?.0), (b"hello", "429".to_owned()));
         }
         drop(first);
-        let third =
-            eventually("a place to be free", async || upgrade(address, "/chat").await.ok().filter(|(status, _)| status == "101"))
-                .await?;
+        let third = eventually("a place to be free", async || {
+            upgrade(address, "/chat").await.ok().filter(|(status, _)| status == "101")
+        })
+        .await?;
         drop((second, third));
         eventually("both to be free", async || {
-            let both = (upgrade(address, "/chat").await.ok()?, upgrade(address, "/chat").await.ok()?);
+            let both =
+                (upgrade(address, "/chat").await.ok()?, upgrade(address, "/chat").await.ok()?);
             (both.0.0 == "101" && both.1.0 == "101").then_some(())
         })
         .await?;
@@ -102,6 +110,8 @@ async fn limiters() -> Result<(Vec<Limiter>, ())> {
 #[cfg(feature = "redis")]
 async fn limiters() -> Result<(Vec<Limiter>, testkit::Redis)> {
     let server = testkit::Redis::start().await?;
-    let shared = Limiter::connect(&server.url(), "test").await?.patience(std::time::Duration::from_secs(5));
+    let shared = Limiter::connect(&server.url(), "test")
+        .await?
+        .store_timeout(std::time::Duration::from_secs(5));
     Ok((vec![Limiter::memory(), shared], server))
 }

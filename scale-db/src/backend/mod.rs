@@ -1,4 +1,5 @@
-//! The few things only a concrete sqlx driver can do. One line per driver; all else is shared.
+//! Operations that only a concrete sqlx driver supports. One line per driver; everything else is
+//! shared.
 
 use std::future::Future;
 
@@ -7,50 +8,54 @@ use sqlx::{Database, Pool, SqlStr};
 
 use crate::dialect::Dialect;
 
-/// A sqlx database that a [`Db`](crate::Db) can be made of. Implemented for the drivers whose features are on.
+/// A sqlx database supported by [`Db`](crate::Db). Implemented for the drivers whose features are
+/// enabled.
 pub trait Backend: Database + sealed::Sealed {
     #[doc(hidden)]
     fn prepare_driver();
 
-    /// Which dialect an address of this driver speaks; `None` if it is not one of this driver's.
+    /// Returns the dialect of an address; `None` if the address is not one of this driver.
     #[doc(hidden)]
     fn dialect(url: &str) -> Option<Dialect>;
 
-    /// Returns the dialect that a pool speaks.
+    /// Returns the dialect of a pool.
     #[doc(hidden)]
     fn dialect_of(pool: &Pool<Self>) -> Option<Dialect>;
 
-    /// Arguments for a second run of the same statement.
+    /// Copies arguments, for a second run of the same statement.
     #[doc(hidden)]
     fn copy(arguments: &Self::Arguments) -> Self::Arguments;
 
-    /// Runs statements that answer nothing.
+    /// Runs statements without results.
     #[doc(hidden)]
-    fn tell(connection: &mut Self::Connection, sql: String) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    fn tell(
+        connection: &mut Self::Connection,
+        sql: String,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Asks a connection whether it lives.
+    /// Checks whether a connection is alive.
     #[doc(hidden)]
     fn ping(connection: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>>;
 
-    /// The first row of a query whose columns are all text.
+    /// Returns the first row of a query whose columns are all text.
     #[doc(hidden)]
     fn ask(
         connection: &mut Self::Connection,
         sql: SqlStr,
     ) -> impl Future<Output = Result<Vec<Option<String>>, sqlx::Error>> + Send;
 
-    /// Forgets the statements that a connection has prepared, where their plans can become stale.
+    /// Clears the prepared statements of a connection, where their plans can become stale.
     #[doc(hidden)]
     fn forget_plans(connection: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>>;
 
-    /// The names and texts of a query's first row, if it has one.
+    /// Returns the column names and texts of a query's first row, or nothing if there is no row.
     #[doc(hidden)]
     fn named(
         connection: &mut Self::Connection,
         sql: SqlStr,
     ) -> impl Future<Output = Result<Vec<(String, Option<String>)>, sqlx::Error>> + Send;
 
-    /// All rows of a query; a column that is null or no text reads as `None`.
+    /// Returns all rows of a query; a column that is null or not text is `None`.
     #[doc(hidden)]
     fn rows(
         connection: &mut Self::Connection,
@@ -82,8 +87,11 @@ macro_rules! backend {
                 of(pool)
             }
 
-            fn forget_plans(connection: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
-                let forget: fn(&mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>> = $forget;
+            fn forget_plans(
+                connection: &mut Self::Connection,
+            ) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+                let forget: fn(&mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>> =
+                    $forget;
                 forget(connection)
             }
 
@@ -92,8 +100,11 @@ macro_rules! backend {
                 copy(arguments)
             }
 
-            async fn tell(connection: &mut Self::Connection, sql: String) -> Result<(), sqlx::Error> {
-                // Built by the dialect from numbers; nothing of a user's is in it.
+            async fn tell(
+                connection: &mut Self::Connection,
+                sql: String,
+            ) -> Result<(), sqlx::Error> {
+                // Built by the dialect from numbers; contains no user input.
                 sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.map(drop)
             }
 
@@ -101,26 +112,42 @@ macro_rules! backend {
                 Box::pin(sqlx::Connection::ping(connection))
             }
 
-            async fn ask(connection: &mut Self::Connection, sql: SqlStr) -> Result<Vec<Option<String>>, sqlx::Error> {
+            async fn ask(
+                connection: &mut Self::Connection,
+                sql: SqlStr,
+            ) -> Result<Vec<Option<String>>, sqlx::Error> {
                 use sqlx::Row;
                 let row = sqlx::query(sql).fetch_one(connection).await?;
                 (0..row.len()).map(|n| row.try_get::<Option<String>, _>(n)).collect()
             }
 
-            async fn named(connection: &mut Self::Connection, sql: SqlStr) -> Result<Vec<(String, Option<String>)>, sqlx::Error> {
+            async fn named(
+                connection: &mut Self::Connection,
+                sql: SqlStr,
+            ) -> Result<Vec<(String, Option<String>)>, sqlx::Error> {
                 use sqlx::{Column, Row};
-                let Some(row) = sqlx::raw_sql(sql).fetch_optional(connection).await? else { return Ok(Vec::new()) };
+                let Some(row) = sqlx::raw_sql(sql).fetch_optional(connection).await? else {
+                    return Ok(Vec::new());
+                };
                 let text = |column: &<$db as Database>::Column| {
-                    // The text protocol sends numbers as texts, too.
-                    (column.name().to_owned(), row.try_get_unchecked(column.ordinal()).ok().flatten())
+                    // The text protocol sends numbers as text too.
+                    (
+                        column.name().to_owned(),
+                        row.try_get_unchecked(column.ordinal()).ok().flatten(),
+                    )
                 };
                 Ok(row.columns().iter().map(text).collect())
             }
 
-            async fn rows(connection: &mut Self::Connection, sql: String) -> Result<Vec<Vec<Option<String>>>, sqlx::Error> {
+            async fn rows(
+                connection: &mut Self::Connection,
+                sql: String,
+            ) -> Result<Vec<Vec<Option<String>>>, sqlx::Error> {
                 use sqlx::Row;
                 let rows = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_all(connection).await?;
-                let texts = |row: &<$db as Database>::Row| (0..row.len()).map(|n| row.try_get(n).ok().flatten()).collect();
+                let texts = |row: &<$db as Database>::Row| {
+                    (0..row.len()).map(|n| row.try_get(n).ok().flatten()).collect()
+                };
                 Ok(rows.iter().map(texts).collect())
             }
         }
@@ -142,7 +169,14 @@ backend!(
     Clone::clone
 );
 #[cfg(feature = "sqlite")]
-backend!(sqlx::Sqlite, (), |d| d == Dialect::Sqlite, |_| Some(Dialect::Sqlite), nothing, Clone::clone);
+backend!(
+    sqlx::Sqlite,
+    (),
+    |d| d == Dialect::Sqlite,
+    |_| Some(Dialect::Sqlite),
+    nothing,
+    Clone::clone
+);
 #[cfg(feature = "mysql")]
 backend!(sqlx::MySql, (), |d| d == Dialect::MySql, |_| Some(Dialect::MySql), nothing, Clone::clone);
 #[cfg(feature = "any")]
@@ -153,7 +187,9 @@ backend!(
     |pool| Dialect::of(pool.connect_options().database_url.as_str()),
     nothing,
     |arguments| {
-        // The driver has no `Clone` for them, but its values have.
-        sqlx_core::any::AnyArguments { values: sqlx_core::any::AnyArgumentBuffer(arguments.values.0.clone()) }
+        // The driver's arguments are not `Clone`, but their values are.
+        sqlx_core::any::AnyArguments {
+            values: sqlx_core::any::AnyArgumentBuffer(arguments.values.0.clone()),
+        }
     }
 );

@@ -1,36 +1,40 @@
 //! MariaDB 10.6 or newer, and MySQL 8.
 //!
-//! Both say by GTIDs which transactions a server has. On MariaDB writes have an order within one replication domain; with several domains
-//! a write's position is unknown, and sticky reads stay on the primary. A server that takes writes and is told to follow another is a replica;
-//! while its replication does not run, only a role that may see the replication status knows. A MySQL server without GTIDs (`gtid_mode = off`) says only, to a
-//! role with `replication client`, how late it is by its own clock (`Seconds_Behind_Source`).
+//! Both report the transactions of a server as GTIDs. On MariaDB, writes are ordered within one
+//! replication domain; with several domains a write's position is unknown, and sticky reads stay on
+//! the primary. A server that takes writes and is configured to follow another one is a replica;
+//! while its replication is stopped, only a role with access to the replication status can tell. A
+//! MySQL server without GTIDs (`gtid_mode = off`) only reports its lag by its own clock
+//! (`Seconds_Behind_Source`), to a role with `replication client`.
 
 use std::time::Duration;
 
 use super::Probe;
+use crate::cluster::node::Role;
 use crate::log::{Gtids, Log, Stream};
-use crate::node::Role;
 use crate::position::Position;
 
-/// Only MariaDB reads what stands in `/*M! */`, and only MySQL what stands in `/*!80000 */`. A server with a replication thread is a
-/// replica even if it takes writes.
+/// Only MariaDB executes `/*M! */`, and only MySQL executes `/*!80000 */`. A server with a running
+/// replication thread is a replica even if it takes writes.
 pub(super) const PROBES: [&str; 2] = [
     "select concat(@@global.read_only, '/', @@global.innodb_read_only) \
-     /*M! , cast(@@global.gtid_current_pos as char), cast(@@global.gtid_binlog_state as char), cast(@@global.server_id as char), \
-       (select cast(variable_value as char) from information_schema.global_status where variable_name = 'SLAVE_RUNNING') */ \
+     /*M! , cast(@@global.gtid_current_pos as char), cast(@@global.gtid_binlog_state as char), \
+     cast(@@global.server_id as char), \
+       (select cast(variable_value as char) from information_schema.global_status \
+       where variable_name = 'SLAVE_RUNNING') */ \
      /*!80000 , cast(@@global.gtid_executed as char), cast(@@global.server_uuid as char) */ \
      , concat(@@hostname, ':', @@port, ' ', @@global.server_id)",
     "select concat(@@global.read_only, '/', @@global.innodb_read_only)",
 ];
 
-/// Answers whether a server is told to follow another, running or not: MariaDB's, then MySQL's. Wants `replica monitor` or `replication
-/// client`.
+/// Statements that show whether a server is configured to follow another one, running or not:
+/// MariaDB's, then MySQL's. They require `replica monitor` or `replication client`.
 pub(super) const FOLLOWS: [&str; 2] = ["show all slaves status", "show replica status"];
 
-/// Answers how late a replica is that has no GTIDs, by the server's version.
+/// Statements that show the lag of a replica without GTIDs, by version of the server.
 pub(super) const LAGS: [&str; 2] = ["show replica status", "show slave status"];
 
-/// Names of the column that says so, in seconds.
+/// Names of the column with the lag in seconds.
 pub(super) const LAG_COLUMNS: [&str; 2] = ["Seconds_Behind_Source", "Seconds_Behind_Master"];
 
 pub(super) fn read(row: &[Option<String>]) -> Option<Probe> {
@@ -39,22 +43,39 @@ pub(super) fn read(row: &[Option<String>]) -> Option<Probe> {
     let follows = text(4) == Some("ON");
     let role = if writable && !follows { Role::Primary } else { Role::Replica };
     let log = match row.len() {
-        6 => mariadb(text(1).unwrap_or_default(), text(2).unwrap_or_default(), text(3)?.parse().ok()?)?,
+        6 => mariadb(
+            text(1).unwrap_or_default(),
+            text(2).unwrap_or_default(),
+            text(3)?.parse().ok()?,
+        )?,
         4 => mysql(text(1).unwrap_or_default(), uuid(text(2)?)?)?,
         _ => Log::Unknown,
     };
-    Some(Probe { role, log, started: text(row.len() - 1).filter(|_| row.len() > 1).map(str::to_owned), ..Probe::default() })
+    Some(Probe {
+        role,
+        log,
+        started: text(row.len() - 1).filter(|_| row.len() > 1).map(str::to_owned),
+        ..Probe::default()
+    })
 }
 
-/// Reads lists of `domain-server-sequence`: the last of each domain, and the last of each server in each domain.
+/// Parses lists of `domain-server-sequence`: the last GTID of each domain, and the last of each
+/// server in each domain.
 fn mariadb(current: &str, binlog: &str, own: u128) -> Option<Log> {
     let read = |list: &str| {
         let parse = |gtid: &str| {
             let mut parts = gtid.trim().split('-');
-            let gtid = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            let gtid = (
+                parts.next()?.parse().ok()?,
+                parts.next()?.parse().ok()?,
+                parts.next()?.parse().ok()?,
+            );
             parts.next().is_none().then_some(gtid)
         };
-        list.split(',').filter(|gtid| !gtid.trim().is_empty()).map(parse).collect::<Option<Vec<(u32, u128, u64)>>>()
+        list.split(',')
+            .filter(|gtid| !gtid.trim().is_empty())
+            .map(parse)
+            .collect::<Option<Vec<(u32, u128, u64)>>>()
     };
     let current = read(current)?;
     let mut streams: Vec<Stream> = Vec::new();
@@ -66,13 +87,15 @@ fn mariadb(current: &str, binlog: &str, own: u128) -> Option<Log> {
     }
     let last = match current.as_slice() {
         [] => Some(Position::default()),
-        [(domain, origin, sequence)] => Some(Position { era: u64::from(*domain), sequence: *sequence, origin: *origin }),
+        [(domain, origin, sequence)] => {
+            Some(Position { era: u64::from(*domain), sequence: *sequence, origin: *origin })
+        }
         _ => None,
     };
     Some(Log::Gtids(Gtids { own, last, streams }))
 }
 
-/// Reads `uuid:1-5:7,uuid:tag:1-3`. Without GTIDs it is empty for ever.
+/// Parses `uuid:1-5:7,uuid:tag:1-3`. Without GTIDs the list is always empty.
 fn mysql(executed: &str, own: u128) -> Option<Log> {
     if executed.trim().is_empty() {
         return Some(Log::Unknown);
@@ -95,10 +118,15 @@ fn mysql(executed: &str, own: u128) -> Option<Log> {
             }
         }
     }
-    // What it has in all grows along a line of primaries, as the numbers of each of them do.
-    let all: u64 =
-        streams.iter().flat_map(|s| &s.ranges).map(|(first, last)| last.saturating_sub(*first).saturating_add(1)).sum();
-    let written = streams.iter().find(|s| s.origin == own && s.domain == 0).and_then(|s| s.ranges.last());
+    // The total number of transactions grows along a succession of primaries, as does the sequence
+    // number of each of them.
+    let all: u64 = streams
+        .iter()
+        .flat_map(|s| &s.ranges)
+        .map(|(first, last)| last.saturating_sub(*first).saturating_add(1))
+        .sum();
+    let written =
+        streams.iter().find(|s| s.origin == own && s.domain == 0).and_then(|s| s.ranges.last());
     let last = written.map(|(_, last)| Position { era: all, sequence: *last, origin: own });
     Some(Log::Gtids(Gtids { own, last, streams }))
 }
@@ -108,27 +136,29 @@ fn uuid(text: &str) -> Option<u128> {
     (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok())?
 }
 
-/// `explain`'s table: MySQL has a column more than MariaDB before the type.
+/// Reads the table of `explain`: MySQL has one more column than MariaDB before the type.
 pub(super) fn full_scans(plan: &[Vec<Option<String>>], limited: bool) -> Vec<String> {
     let full = |row: &&Vec<Option<String>>| {
         let column = |n: usize| row.get(n + usize::from(row.len() > 10)).and_then(Option::as_deref);
         match column(3) {
-            // The table inserted into is listed as read.
+            // The table of an insert is listed as if it were read.
             _ if row.get(1).is_some_and(|kind| kind.as_deref() == Some("INSERT")) => false,
             Some("ALL") => column(4).is_none(),
             Some("index") => !limited,
             _ => false,
         }
     };
-    // Derived and temporary tables are written `<derived2>`.
+    // Derived and temporary tables are written as `<derived2>`.
     let tables = plan.iter().filter(full).filter_map(|row| row.get(2)?.clone());
     tables.filter(|table| !table.starts_with('<')).collect()
 }
 
-/// `max_statement_time` is MariaDB's and ends any statement; `max_execution_time` is MySQL's and ends reads.
+/// `max_statement_time` is of MariaDB, and ends any statement; `max_execution_time` is of MySQL,
+/// and ends reads only.
 pub(super) fn greeting(statement: Duration, lock: Duration) -> String {
     format!(
-        "set innodb_lock_wait_timeout = {} /*M! , max_statement_time = {} */ /*!80000 , max_execution_time = {} */",
+        "set innodb_lock_wait_timeout = {} /*M! , max_statement_time = {} */ /*!80000 , \
+         max_execution_time = {} */",
         lock.as_secs().max(1),
         statement.as_secs_f64(),
         statement.as_millis()
@@ -158,15 +188,29 @@ mod tests {
     fn roles_are_what_a_server_does() {
         assert_eq!(maria("", "").role, Role::Primary);
         assert_eq!(read(&texts(&["1/0", "", "", "1", "OFF", "a"])).unwrap().role, Role::Replica);
-        assert_eq!(read(&texts(&["OFF/OFF", "", "", "1", "ON", "a"])).unwrap().role, Role::Replica, "it follows another");
-        assert_eq!(read(&texts(&["0/1", "", A, "a"])).unwrap().role, Role::Replica, "a reader of Aurora's");
-        assert_eq!(read(&texts(&["0/0"])).unwrap(), Probe { role: Role::Primary, ..Probe::default() });
+        assert_eq!(
+            read(&texts(&["OFF/OFF", "", "", "1", "ON", "a"])).unwrap().role,
+            Role::Replica,
+            "it follows another"
+        );
+        assert_eq!(
+            read(&texts(&["0/1", "", A, "a"])).unwrap().role,
+            Role::Replica,
+            "a reader of Aurora's"
+        );
+        assert_eq!(
+            read(&texts(&["0/0"])).unwrap(),
+            Probe { role: Role::Primary, ..Probe::default() }
+        );
         assert_eq!(read(&[None]), None);
     }
 
     #[test]
     fn positions_of_mariadb_are_an_order_within_one_domain() {
-        assert_eq!(maria("0-2-57", "0-1-50,0-2-57").log.position(), Some(Position { era: 0, sequence: 57, origin: 2 }));
+        assert_eq!(
+            maria("0-2-57", "0-1-50,0-2-57").log.position(),
+            Some(Position { era: 0, sequence: 57, origin: 2 })
+        );
         assert_eq!(maria("", "").log.position(), Some(Position::default()));
         let two = maria("0-1-57,1-1-9", "0-1-57,1-1-9").log;
         assert_eq!(two.position(), None);
@@ -177,7 +221,7 @@ mod tests {
         }
     }
 
-    /// As MySQL 8 answers; the sets are those of its manual.
+    /// Answers as from MySQL 8; the sets are those of its manual.
     #[test]
     fn positions_of_mysql_are_sets() {
         let primary = mysql_of(A, &format!("{A}:1-77"));
@@ -190,8 +234,14 @@ mod tests {
         let after = mysql_of(B, &format!("{A}:1-77,{B}:1"));
         assert!(after.position().unwrap() > write && after.succeeds(&primary));
         assert_eq!(mysql_of(A, "").position(), None, "without GTIDs");
-        assert_eq!(mysql_of(B, &format!("{A}:1-5")).position(), None, "it has written nothing itself");
-        assert!(matches!(mysql_of(A, &format!("{A}:1-5:tag:1-3")), Log::Gtids(g) if g.streams.len() == 2));
+        assert_eq!(
+            mysql_of(B, &format!("{A}:1-5")).position(),
+            None,
+            "it has written nothing itself"
+        );
+        assert!(matches!(
+            mysql_of(A, &format!("{A}:1-5:tag:1-3")), Log::Gtids(g) if g.streams.len() == 2,
+        ));
         assert_eq!(read(&texts(&["0/0", "nonsense", A, "a"])), None);
     }
 
@@ -199,7 +249,10 @@ mod tests {
     #[test]
     fn without_gtids_the_server_s_own_lag_counts() {
         let row = |name: &str, lag: Option<&str>| {
-            vec![("Replica_IO_State".to_owned(), Some("Waiting".to_owned())), (name.to_owned(), lag.map(str::to_owned))]
+            vec![
+                ("Replica_IO_State".to_owned(), Some("Waiting".to_owned())),
+                (name.to_owned(), lag.map(str::to_owned)),
+            ]
         };
         let read = |row: &[(String, Option<String>)]| crate::Dialect::read_lag(row);
         assert_eq!(read(&row("Seconds_Behind_Source", Some("7"))), Some(Duration::from_secs(7)));

@@ -1,12 +1,12 @@
-//! The SQL of a page: which rows come after a key.
+//! SQL condition of a page: the rows that come after a key.
 //!
-//! | the columns | the condition |
+//! | columns | condition |
 //! | --- | --- |
-//! | all in one direction, none null, not on MySQL | `(a, b) > (1, 2)`: an index is entered at that place |
+//! | all in one direction, none nullable, not on MySQL | `(a, b) > (1, 2)`: the index is entered at that position |
 //! | otherwise | `a >= 1 and (a > 1 or (a = 1 and b > 2))`, which enters an index at `a = 1` |
-//! | may be null (`Option`) | a null is where the database itself orders it: after all values on Postgres, before them elsewhere. If the first column may be, a page before its nulls reads the index from its beginning |
+//! | nullable (`Option`) | nulls are where the database orders them: after all values on Postgres, before them on other systems. If the first column is nullable, a page before its nulls reads the index from its beginning |
 //!
-//! MySQL and MariaDB read an index from its beginning to answer a comparison of rows.
+//! MySQL and MariaDB read an index from its beginning for a comparison of rows.
 
 use sqlparser::dialect::GenericDialect;
 use sqlparser::keywords::Keyword;
@@ -16,7 +16,7 @@ use sqlx::{Database, IntoArguments, QueryBuilder};
 use super::{BindKey, Order};
 use crate::dialect::Dialect;
 
-/// Returns the dialect of a driver; `None` for the one that stands for several.
+/// Returns the dialect of a driver; `None` for the driver `Any`.
 pub(super) fn dialect<DB: Database>() -> Option<Dialect> {
     match DB::NAME {
         "PostgreSQL" => Some(Dialect::Postgres),
@@ -26,7 +26,7 @@ pub(super) fn dialect<DB: Database>() -> Option<Dialect> {
     }
 }
 
-/// Rows after a key, in the order of these columns.
+/// Condition for the rows after a key, in the order of these columns.
 pub(super) struct After<'a, K> {
     pub(super) key: &'a K,
     pub(super) columns: &'a [(&'static str, Order)],
@@ -35,7 +35,7 @@ pub(super) struct After<'a, K> {
 }
 
 impl<K> After<'_, K> {
-    /// Adds the condition.
+    /// Adds the condition to a query.
     pub(super) fn push<DB: Database>(&self, query: &mut QueryBuilder<DB>)
     where
         K: BindKey<DB>,
@@ -73,8 +73,10 @@ impl<K> After<'_, K> {
         K: BindKey<DB>,
     {
         let last = self.columns.len() - 1;
-        let (first, nulls_beyond) = (self.columns[0].0, self.is_upwards(0) == nulls_are_largest::<DB>());
-        // Where an index begins, unless nulls come after that or before it.
+        let (first, nulls_beyond) =
+            (self.columns[0].0, self.is_upwards(0) == nulls_are_largest::<DB>());
+        // Bounds the first column, so that an index can be entered there, unless nulls are beyond
+        // or before.
         let begins = match (self.key.is_null(0), nulls_beyond) {
             (true, true) => {
                 query.push(first).push(" is null and (");
@@ -108,7 +110,11 @@ impl<K> After<'_, K> {
         let (column, upwards) = (self.columns[n].0, self.is_upwards(n));
         let nulls_beyond = upwards == nulls_are_largest::<DB>();
         if self.key.is_null(n) {
-            query.push(column).push(if nulls_beyond { " is null and 1 = 0" } else { " is not null" });
+            query.push(column).push(if nulls_beyond {
+                " is null and 1 = 0"
+            } else {
+                " is not null"
+            });
             return;
         }
         query.push(column).push(if upwards { " > " } else { " < " });
@@ -132,13 +138,14 @@ impl<K> After<'_, K> {
     }
 }
 
-/// Returns where a null is ordered, if a query says nothing of it. For several systems at once, queries do say: at the end.
+/// Returns whether nulls are ordered last by default. For the driver `Any`, queries order them last
+/// explicitly.
 pub(super) fn nulls_are_largest<DB: Database>() -> bool {
     !matches!(dialect::<DB>(), Some(Dialect::MySql | Dialect::Sqlite))
 }
 
-/// Prepares a query for one more condition: begins its `where`, puts what stands there into parentheses if it says `or`, or the whole query
-/// if it groups or unites.
+/// Prepares a query for another condition: begins its `where`, encloses an existing condition with
+/// an `or` in parentheses, or wraps the whole query if it has groups or unions.
 pub(super) fn open_where<DB: Database>(query: &mut QueryBuilder<DB>)
 where
     DB::Arguments: IntoArguments<DB>,
@@ -146,7 +153,7 @@ where
     let sql = query.sql().as_str().to_owned();
     let found = last_where::<DB>(&sql);
     if found != Some(Where::Whole) {
-        // What stands at the end may be a comment.
+        // The text may end with a comment.
         query.push("\n");
     }
     match found {
@@ -155,8 +162,14 @@ where
         }
         Some(Where::Whole) => wrap(query, " where "),
         Some(Where::Alternatives(at)) => {
-            let arguments = sqlx::Execute::take_arguments(&mut query.build()).ok().flatten().unwrap_or_default();
-            *query = QueryBuilder::with_arguments(format!("{} ({}\n) and ", &sql[..at], &sql[at..]), arguments);
+            let arguments = sqlx::Execute::take_arguments(&mut query.build())
+                .ok()
+                .flatten()
+                .unwrap_or_default();
+            *query = QueryBuilder::with_arguments(
+                format!("{} ({}\n) and ", &sql[..at], &sql[at..]),
+                arguments,
+            );
         }
         Some(Where::Plain) | None => {
             query.push("and ");
@@ -164,7 +177,7 @@ where
     }
 }
 
-/// Prepares a query for an order by expressions, which united rows do not take.
+/// Prepares a query for an order by expressions, which unions do not support.
 pub(super) fn open_order<DB: Database>(query: &mut QueryBuilder<DB>)
 where
     DB::Arguments: IntoArguments<DB>,
@@ -174,33 +187,36 @@ where
     }
 }
 
-/// Makes a query a table of another.
+/// Wraps a query as a table of another one.
 fn wrap<DB: Database>(query: &mut QueryBuilder<DB>, end: &str)
 where
     DB::Arguments: IntoArguments<DB>,
 {
     let sql = query.sql().as_str().to_owned();
-    let arguments = sqlx::Execute::take_arguments(&mut query.build()).ok().flatten().unwrap_or_default();
-    *query = QueryBuilder::with_arguments(format!("select * from ({sql}\n) as page{end}"), arguments);
+    let arguments =
+        sqlx::Execute::take_arguments(&mut query.build()).ok().flatten().unwrap_or_default();
+    *query =
+        QueryBuilder::with_arguments(format!("select * from ({sql}\n) as page{end}"), arguments);
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Where {
     None,
     Plain,
-    /// Has an `or`; begins after this byte.
+    /// Has an `or`; the condition begins after this byte.
     Alternatives(usize),
-    /// Cannot take a condition at its end: groups, unions.
+    /// No condition can be added at its end, because of groups or unions.
     Whole,
 }
 
-/// Reads the last `where` outside of parentheses; `None` if the text cannot be read.
+/// Finds the last `where` outside of parentheses; `None` if the text cannot be tokenized.
 fn last_where<DB: Database>(sql: &str) -> Option<Where> {
-    let grammar = dialect::<DB>().map_or(&GenericDialect {} as &dyn sqlparser::dialect::Dialect, Dialect::parser);
+    let grammar = dialect::<DB>()
+        .map_or(&GenericDialect {} as &dyn sqlparser::dialect::Dialect, Dialect::parser);
     let (mut depth, mut found) = (0_u32, Where::None);
     let (mut begins, mut alternatives, mut whole, mut first) = (None, false, false, true);
     for token in Tokenizer::new(grammar, sql).tokenize_with_location().ok()? {
-        // All of it stands within parentheses.
+        // The whole text is in parentheses.
         if first && !matches!(token.token, Token::Whitespace(_)) {
             whole = token.token == Token::LParen;
             first = false;
@@ -224,8 +240,10 @@ fn last_where<DB: Database>(sql: &str) -> Option<Where> {
                 }
                 _ => {}
             },
-            // MySQL's `or`, unless told otherwise.
-            Token::StringConcat if depth == 0 && dialect::<DB>() == Some(Dialect::MySql) => alternatives = true,
+            // `||` is `or` in MySQL by default.
+            Token::StringConcat if depth == 0 && dialect::<DB>() == Some(Dialect::MySql) => {
+                alternatives = true;
+            }
             _ => {}
         }
     }
@@ -238,14 +256,15 @@ fn last_where<DB: Database>(sql: &str) -> Option<Where> {
     Some(found)
 }
 
-/// Returns the byte at which a token's line and column are.
+/// Returns the byte offset of a token's line and column.
 fn byte_of(sql: &str, at: Location) -> Option<usize> {
     let line_begins = match at.line {
         1 => 0,
         line => sql.match_indices('\n').nth(line as usize - 2)?.0 + 1,
     };
     let line = &sql[line_begins..];
-    let within = line.char_indices().nth(at.column as usize - 1).map_or(line.len(), |(byte, _)| byte);
+    let within =
+        line.char_indices().nth(at.column as usize - 1).map_or(line.len(), |(byte, _)| byte);
     Some(line_begins + within)
 }
 
@@ -266,13 +285,32 @@ mod tests {
             ("select 1 from t where a", "select 1 from t where a\nand "),
             ("select 1 from t where a or b", "select 1 from t where ( a or b\n) and "),
             ("select 1 from t where (a or b)", "select 1 from t where (a or b)\nand "),
-            ("select 'ö',\n'ü' from t\n Where a\n or b", "select 'ö',\n'ü' from t\n Where (\n a\n or b\n) and ".trim_start()),
-            ("select 1 from (select 1 where a or b) x", "select 1 from (select 1 where a or b) x\nwhere "),
-            ("select 'where a or b' from t where \"or\" = 1", "select 'where a or b' from t where \"or\" = 1\nand "),
-            ("select 1 from t union select 2", "select * from (select 1 from t union select 2\n) as page where "),
-            ("select a from t where b group by a", "select * from (select a from t where b group by a\n) as page where "),
+            (
+                "select 'ö',\n'ü' from t\n Where a\n or b",
+                "select 'ö',\n'ü' from t\n Where (\n a\n or b\n) and ".trim_start(),
+            ),
+            (
+                "select 1 from (select 1 where a or b) x",
+                "select 1 from (select 1 where a or b) x\nwhere ",
+            ),
+            (
+                "select 'where a or b' from t where \"or\" = 1",
+                "select 'where a or b' from t where \"or\" = 1\nand ",
+            ),
+            (
+                "select 1 from t union select 2",
+                "select * from (select 1 from t union select 2\n) as page where ",
+            ),
+            (
+                "select a from t where b group by a",
+                "select * from (select a from t where b group by a\n) as page where ",
+            ),
         ] {
-            assert_eq!(opened(sql).replace("Where (\n", "Where ("), with.replace("Where (\n", "Where ("), "{sql}");
+            assert_eq!(
+                opened(sql).replace("Where (\n", "Where ("),
+                with.replace("Where (\n", "Where ("),
+                "{sql}"
+            );
         }
     }
 

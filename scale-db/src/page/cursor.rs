@@ -1,4 +1,4 @@
-//! Cursors: a key's values as signed text.
+//! Cursors: the values of a key as signed text.
 
 use data_encoding::BASE64URL_NOPAD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -8,21 +8,21 @@ use sha2::Sha256;
 
 use super::{BadCursor, Key, KeyTooLong, MOST, PageRequest, WeakSecret};
 
-/// The format's version.
+/// Version of the format.
 const VERSION: u8 = 2;
-/// Bytes of the signature that are kept: 128 bits.
+/// Number of signature bytes kept: 128 bits.
 const SIGNATURE: usize = 16;
-/// Bytes of a key at most. Its cursor, a third longer, still fits into an address.
+/// Maximum bytes of a key. Its cursor, a third longer, still fits into a URL.
 pub(super) const LONGEST_KEY: usize = 4_096;
-/// A longer cursor is not looked at.
+/// Maximum length of a cursor; a longer one is rejected unread.
 const LONGEST: usize = (LONGEST_KEY + SIGNATURE + 2).div_ceil(3) * 4;
-/// Bytes of a secret at least.
+/// Minimum bytes of a secret.
 const SECRET: usize = 32;
 
 const BACKWARD: u8 = 1;
 const INCLUSIVE: u8 = 2;
 
-/// Signs and reads cursors. All processes of an application share its key.
+/// Signs and verifies cursors. All processes of an application share the secret.
 #[derive(Clone)]
 pub struct Cursors {
     key: Hmac<Sha256>,
@@ -34,19 +34,19 @@ impl std::fmt::Debug for Cursors {
     }
 }
 
-/// Direction of a page from the row where it begins.
+/// Direction of a page, relative to the row at which it starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Direction {
     pub(super) backward: bool,
-    /// The row of the key itself belongs to the page.
+    /// True if the row of the key itself is on the page.
     pub(super) inclusive: bool,
 }
 
 impl Cursors {
-    /// Takes a secret of at least 32 bytes.
+    /// Creates cursors with a secret of at least 32 bytes.
     ///
     /// # Errors
-    /// [`WeakSecret`]: with a shorter one, cursors could be made up.
+    /// [`WeakSecret`]: with a shorter secret, cursors could be forged.
     pub fn new(secret: &[u8]) -> Result<Self, WeakSecret> {
         if secret.len() < SECRET {
             return Err(WeakSecret);
@@ -54,17 +54,31 @@ impl Cursors {
         Hmac::new_from_slice(secret).map(|key| Self { key }).map_err(|_| WeakSecret)
     }
 
-    /// Returns a request for a page of `size` rows (1 to 1,000) of a list. The list's name sets its cursors apart from those of others:
-    /// say in it what the list is ordered by. Without a cursor it is the first page.
+    /// Returns a request for a page of `size` rows (1 to 1,000) of a list. The list's name
+    /// distinguishes its cursors from those of other lists: include the order in it. Without a
+    /// cursor, the first page is requested.
     ///
     /// # Errors
-    /// [`BadCursor`]: answer with 400, or with the first page.
-    pub fn request<K: Key>(&self, list: &str, cursor: Option<&str>, size: usize) -> Result<PageRequest<K>, BadCursor> {
+    /// [`BadCursor`]: answer with status 400, or with the first page.
+    pub fn request<K: Key>(
+        &self,
+        list: &str,
+        cursor: Option<&str>,
+        size: usize,
+    ) -> Result<PageRequest<K>, BadCursor> {
         let (from, direction) = match cursor {
-            Some(cursor) => self.read(list, cursor).map(|(key, direction)| (Some(key), direction))?,
+            Some(cursor) => {
+                self.read(list, cursor).map(|(key, direction)| (Some(key), direction))?
+            }
             None => (None, Direction::default()),
         };
-        Ok(PageRequest { cursors: self.clone(), list: list.into(), size: size.clamp(1, MOST), from, direction })
+        Ok(PageRequest {
+            cursors: self.clone(),
+            list: list.into(),
+            size: size.clamp(1, MOST),
+            from,
+            direction,
+        })
     }
 
     fn sign(&self, list: &str, payload: &[u8]) -> Hmac<Sha256> {
@@ -75,8 +89,14 @@ impl Cursors {
         mac
     }
 
-    pub(super) fn write<K: Serialize>(&self, list: &str, key: &K, direction: Direction) -> Result<String, KeyTooLong> {
-        let flags = u8::from(direction.backward) * BACKWARD + u8::from(direction.inclusive) * INCLUSIVE;
+    pub(super) fn write<K: Serialize>(
+        &self,
+        list: &str,
+        key: &K,
+        direction: Direction,
+    ) -> Result<String, KeyTooLong> {
+        let flags =
+            u8::from(direction.backward) * BACKWARD + u8::from(direction.inclusive) * INCLUSIVE;
         let mut bytes = vec![VERSION, flags];
         rmp_serde::encode::write(&mut bytes, key).map_err(|_| KeyTooLong)?;
         if bytes.len() > LONGEST_KEY + 2 {
@@ -87,17 +107,25 @@ impl Cursors {
         Ok(BASE64URL_NOPAD.encode(&bytes))
     }
 
-    pub(super) fn read<K: DeserializeOwned>(&self, list: &str, cursor: &str) -> Result<(K, Direction), BadCursor> {
+    pub(super) fn read<K: DeserializeOwned>(
+        &self,
+        list: &str,
+        cursor: &str,
+    ) -> Result<(K, Direction), BadCursor> {
         if cursor.len() > LONGEST {
             return Err(BadCursor);
         }
         let bytes = BASE64URL_NOPAD.decode(cursor.as_bytes()).map_err(|_| BadCursor)?;
-        let (payload, signature) = bytes.split_at_checked(bytes.len().wrapping_sub(SIGNATURE)).ok_or(BadCursor)?;
+        let (payload, signature) =
+            bytes.split_at_checked(bytes.len().wrapping_sub(SIGNATURE)).ok_or(BadCursor)?;
         // In constant time.
         self.sign(list, payload).verify_truncated_left(signature).map_err(|_| BadCursor)?;
         match payload {
             [VERSION, flags @ 0..=3, key @ ..] => {
-                let direction = Direction { backward: flags & BACKWARD != 0, inclusive: flags & INCLUSIVE != 0 };
+                let direction = Direction {
+                    backward: flags & BACKWARD != 0,
+                    inclusive: flags & INCLUSIVE != 0,
+                };
                 Ok((rmp_serde::from_slice(key).map_err(|_| BadCursor)?, direction))
             }
             _ => Err(BadCursor),
@@ -147,11 +175,15 @@ mod tests {
     proptest! {
         #[test]
         fn no_changed_bit_passes(key: (i64, i64), at in 0_usize..1_000, bit in 0_u8..8) {
-            let cursor = cursors().write("a", &key, Direction { backward: true, inclusive: true }).unwrap();
+            let cursor = cursors()
+                .write("a", &key, Direction { backward: true, inclusive: true })
+                .unwrap();
             let mut bytes = BASE64URL_NOPAD.decode(cursor.as_bytes()).unwrap();
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;
-            prop_assert_eq!(cursors().read::<(i64, i64)>("a", &BASE64URL_NOPAD.encode(&bytes)), Err(BadCursor));
+            prop_assert_eq!(
+                cursors().read::<(i64, i64)>("a", &BASE64URL_NOPAD.encode(&bytes)), Err(BadCursor),
+            );
         }
 
         #[test]

@@ -1,17 +1,23 @@
-//! Keyset pagination: page 10,000 costs what page 1 costs, and a row that is inserted meanwhile neither doubles nor hides another.
+//! Keyset pagination: page 10,000 costs as much as page 1, and rows inserted meanwhile neither
+//! repeat nor hide other rows.
 //!
-//! A page begins after the last row of the one before, found by its *key*: the values it is ordered by, which must be unique together
-//! (put the primary key last) and indexed in that order. The key travels to the client and back as a *cursor*: signed, so that nobody can
-//! make one up (HMAC-SHA256, RFC 2104), and not encrypted: whoever has a cursor can read the key's values in it. The idea: Markus Winand,
-//! "We need tool support for keyset pagination".
+//! A page begins after the last row of the previous page, found by its *key*: the values by which
+//! the list is ordered. They must be unique together (put the primary key last) and indexed in that
+//! order. The client gets the key as a *cursor* and sends it back. A cursor is signed, so it cannot
+//! be forged (HMAC-SHA256, RFC 2104), but not encrypted: its holder can read the key's values. The
+//! idea is from Markus Winand, "We need tool support for keyset pagination".
 //!
-//! A column that may be null has an `Option` in the key. A `QueryBuilder<Any>` writes `?` for a value, which Postgres does not take: pages of a
-//! `Db<Any>` are for MySQL and SQLite.
+//! A nullable column has an `Option` in the key. A `QueryBuilder<Any>` writes `?` for values, which
+//! Postgres does not support: pages of a `Db<Any>` work on MySQL and SQLite only.
 //!
 //! ```no_run
 //! # use scale_db::{Cursors, Db, page::Order};
 //! # #[derive(sqlx::FromRow)] struct Product { id: i64, price: i64 }
-//! # async fn example(db: Db<sqlx::Postgres>, cursors: Cursors, after: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn example(
+//! #     db: Db<sqlx::Postgres>,
+//! #     cursors: Cursors,
+//! #     after: Option<&str>,
+//! # ) -> Result<(), Box<dyn std::error::Error>> {
 //! let request = cursors.request::<(i64, i64)>("products by price", after, 24)?;
 //! let mut query = sqlx::QueryBuilder::new("select id, price from products where stock > 0");
 //! request.push(&mut query, [("price", Order::Descending), ("id", Order::Ascending)]);
@@ -32,10 +38,10 @@ use condition::After;
 pub use cursor::Cursors;
 use cursor::Direction;
 
-/// A page has no more rows.
+/// Maximum rows of a page.
 const MOST: usize = 1_000;
 
-/// Order of a column.
+/// Sort order of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// Smallest first.
@@ -44,17 +50,20 @@ pub enum Order {
     Descending,
 }
 
-/// A cursor that was not made here: cut, changed, made up, or of another list.
+/// A cursor that was not made by this list's [`Cursors`]: cut, changed, forged, or of another list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a cursor of this list")]
+#[error("invalid cursor: expected one of this list")]
 pub struct BadCursor;
 
-/// A secret that is too short.
+/// A secret is too short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the secret for cursors has fewer than 32 bytes: take 32 random ones, the same in every process")]
+#[error(
+    "the secret for cursors is too short: expected at least 32 random bytes, \
+     the same in all processes"
+)]
 pub struct WeakSecret;
 
-/// A row's key that does not fit into a cursor.
+/// A row's key does not fit into a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a row's key has more than 4,096 bytes: order the list by shorter columns")]
 pub struct KeyTooLong;
@@ -69,19 +78,19 @@ pub struct PageRequest<K> {
     direction: Direction,
 }
 
-/// A page, and the cursors of its neighbours.
+/// A page, and the cursors of the next and previous pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Page<T> {
-    /// The rows, in the list's order whichever way the page was reached.
+    /// Rows in the order of the list, whatever the direction of the request.
     pub items: Vec<T>,
-    /// Cursor of the next page; `None` on the last.
+    /// Cursor of the next page; `None` on the last page.
     pub next: Option<String>,
-    /// Cursor of the page before; `None` on the first.
+    /// Cursor of the previous page; `None` on the first page.
     pub previous: Option<String>,
 }
 
-/// The values a list is ordered by: a tuple of one to four columns' values.
+/// Values by which a list is ordered: a tuple of one to four columns.
 pub trait Key: Serialize + DeserializeOwned {
     /// Number of columns.
     const COLUMNS: usize;
@@ -95,14 +104,14 @@ pub trait Key: Serialize + DeserializeOwned {
     fn is_null(&self, n: usize) -> bool;
 }
 
-/// A key whose values a database takes.
+/// A key whose values a database can bind.
 pub trait BindKey<DB: Database>: Key {
     /// Binds the `n`th value.
     #[doc(hidden)]
     fn bind(&self, n: usize, query: &mut QueryBuilder<DB>);
 }
 
-/// MessagePack of `None`.
+/// MessagePack encoding of `None`.
 const NULL: &[u8] = &[0xC0];
 
 macro_rules! key {
@@ -127,7 +136,10 @@ macro_rules! key {
 
         impl<DB: Database, $($value),*> BindKey<DB> for ($($value,)*)
         where
-            $($value: Serialize + DeserializeOwned + Clone + for<'q> Encode<'q, DB> + Type<DB> + Send + 'static,)*
+            $(
+                $value: Serialize + DeserializeOwned + Clone + Send + 'static,
+                $value: for<'q> Encode<'q, DB> + Type<DB>,
+            )*
         {
             fn bind(&self, n: usize, query: &mut QueryBuilder<DB>) {
                 match n {
@@ -145,10 +157,15 @@ key!(A 0, B 1, C 2; 3);
 key!(A 0, B 1, C 2, D 3; 4);
 
 impl<K: Key> PageRequest<K> {
-    /// Adds the condition, the order and the limit to a query that ends with its table, or inside its `where` clause, or that groups or unites rows under the columns' names. One column for each
-    /// value of the key; their names go into the SQL as they are, so they must not come from outside.
-    pub fn push<DB: Database, const N: usize>(&self, query: &mut QueryBuilder<DB>, columns: [(&'static str, Order); N])
-    where
+    /// Adds the condition, the order and the limit to a query. The query must end with its table,
+    /// or within its `where` clause, or group or unite rows under the columns' names. `columns` has
+    /// one column for each value of the key. Column names are inserted into the SQL unescaped, so
+    /// they must not come from user input.
+    pub fn push<DB: Database, const N: usize>(
+        &self,
+        query: &mut QueryBuilder<DB>,
+        columns: [(&'static str, Order); N],
+    ) where
         K: BindKey<DB>,
         DB::Arguments: IntoArguments<DB>,
     {
@@ -161,7 +178,7 @@ impl<K: Key> PageRequest<K> {
             After { key, columns: &columns, backward, inclusive }.push(query);
             query.push(")");
         }
-        // Which of several systems it is, is not known here: nulls are told their place.
+        // For the driver `Any` the system is unknown, so nulls are ordered explicitly.
         let tell = |n| condition::dialect::<DB>().is_none() && K::is_nullable(n);
         if self.from.is_none() && (0..N).any(tell) {
             condition::open_order(query);
@@ -170,19 +187,19 @@ impl<K: Key> PageRequest<K> {
             let descending = (*order == Order::Descending) != backward;
             query.push(if n == 0 { "\norder by " } else { ", " });
             if tell(n) {
-                query.push("case when ").push(column).push(" is null then 1 else 0 end").push(if descending {
-                    " desc, "
-                } else {
-                    ", "
-                });
+                query
+                    .push("case when ")
+                    .push(column)
+                    .push(" is null then 1 else 0 end")
+                    .push(if descending { " desc, " } else { ", " });
             }
             query.push(column).push(if descending { " desc" } else { "" });
         }
-        // One row more than the page has says whether there is another page.
+        // One more row than the page has shows whether there is another page.
         query.push(" limit ").push((self.size + 1).to_string());
     }
 
-    /// Returns the page of the rows that the query brought.
+    /// Returns the page with the rows that the query returned.
     ///
     /// # Errors
     /// [`KeyTooLong`].
@@ -198,13 +215,19 @@ impl<K: Key> PageRequest<K> {
         let back = Direction { backward: true, inclusive: false };
         let (next, previous) = match (rows.first(), rows.last(), &self.from) {
             (Some(first), Some(last), _) => {
-                let (has_next, has_previous) = if backward { (true, more) } else { (more, self.from.is_some()) };
+                let (has_next, has_previous) =
+                    if backward { (true, more) } else { (more, self.from.is_some()) };
                 let next = if has_next { at(&key(last), forward)? } else { None };
                 (next, if has_previous { at(&key(first), back)? } else { None })
             }
-            // Its rows are gone: the way on leads back to the row it was reached from.
-            (_, _, Some(from)) if backward => (at(from, Direction { inclusive: !self.direction.inclusive, ..forward })?, None),
-            (_, _, Some(from)) => (None, at(from, Direction { inclusive: !self.direction.inclusive, ..back })?),
+            // The rows of this page are gone: the cursor leads back to the row from which the page
+            // was reached.
+            (_, _, Some(from)) if backward => {
+                (at(from, Direction { inclusive: !self.direction.inclusive, ..forward })?, None)
+            }
+            (_, _, Some(from)) => {
+                (None, at(from, Direction { inclusive: !self.direction.inclusive, ..back })?)
+            }
             _ => (None, None),
         };
         Ok(Page { next, previous, items: rows })

@@ -1,9 +1,10 @@
-//! CSV as Postgres' `COPY` writes it: a field without quotes that is empty is null, one in quotes is text (RFC 4180 otherwise).
+//! CSV as written by Postgres' `COPY`: an empty field without quotes is null, a field in quotes is
+//! text (otherwise RFC 4180).
 
 /// A field; `None` is null.
 pub(super) type Field = Option<Vec<u8>>;
 
-/// Adds a record and its line break.
+/// Appends a record and its line break.
 #[cfg_attr(not(feature = "mysql"), allow(dead_code))]
 pub(super) fn push<'a>(text: &mut Vec<u8>, fields: impl IntoIterator<Item = Option<&'a [u8]>>) {
     for (n, field) in fields.into_iter().enumerate() {
@@ -23,23 +24,27 @@ pub(super) fn push<'a>(text: &mut Vec<u8>, fields: impl IntoIterator<Item = Opti
     text.push(b'\n');
 }
 
-/// Reads records from pieces of a text.
+/// Parses records from chunks of a text.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     record: Vec<Field>,
     field: Vec<u8>,
-    /// The field has had quotes.
+    /// True if the current field has had quotes.
     quoted: bool,
-    /// Within quotes.
+    /// True if the parser is within quotes.
     open: bool,
 }
 
 impl Reader {
-    /// Reads one piece; each record that ends in it is handed over.
-    pub(super) fn read<E>(&mut self, piece: &[u8], mut each: impl FnMut(Vec<Field>) -> Result<(), E>) -> Result<(), E> {
+    /// Parses one chunk, and calls `each` for each record that ends in it.
+    pub(super) fn read<E>(
+        &mut self,
+        piece: &[u8],
+        mut each: impl FnMut(Vec<Field>) -> Result<(), E>,
+    ) -> Result<(), E> {
         for byte in piece {
             match byte {
-                // The second of two quotes opens them again, and stands for one.
+                // The second of two quotes opens the field again, and stands for one quote.
                 b'"' => {
                     if !self.open && self.quoted {
                         self.field.push(b'"');
@@ -58,7 +63,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Returns the bytes of the record that has not ended.
+    /// Returns the number of bytes of the unfinished record.
     pub(super) fn length(&self) -> usize {
         self.field.len() + self.record.iter().flatten().map(Vec::len).sum::<usize>()
     }
@@ -105,7 +110,9 @@ mod tests {
             piece in 1_usize..9,
         ) {
             let mut text = Vec::new();
-            let rows: Vec<Vec<Field>> = written.into_iter().map(|(a, b)| vec![a, b.map(String::into_bytes)]).collect();
+            let rows: Vec<Vec<Field>> = written.into_iter()
+                .map(|(a, b)| vec![a, b.map(String::into_bytes)])
+                .collect();
             for row in &rows {
                 push(&mut text, row.iter().map(|field| field.as_deref()));
             }

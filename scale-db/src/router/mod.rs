@@ -1,4 +1,4 @@
-//! Where may a statement run? Pure policy: SQL text in, verdict out.
+//! Router: decides where a statement may run. Pure policy: SQL text in, verdict out.
 
 mod functions;
 mod proof;
@@ -20,15 +20,18 @@ pub enum Verdict {
 /// Statements longer than this (bytes) are not parsed and go to the primary.
 pub const MAX_PARSED: usize = 64 * 1024;
 
-/// Verdicts kept; past it the memory is emptied and learnt anew.
+/// Maximum number of remembered verdicts; then all are forgotten and computed again.
 const MAX_KNOWN: usize = 8_192;
 
-/// Remembers the verdict of each distinct SQL text, so that a known statement costs one lock-free look-up.
+/// Computes and remembers the verdict of each distinct SQL text. The look-up of a known statement
+/// is lock-free.
 ///
 /// ```
 /// use scale_db::router::{Dialect, Router, Verdict};
 /// let router = Router::new(Dialect::Postgres, ["my_pure_function"]);
-/// assert_eq!(router.verdict("select my_pure_function(id) from users where id = $1"), Verdict::Read);
+/// assert_eq!(
+///     router.verdict("select my_pure_function(id) from users where id = $1"), Verdict::Read,
+/// );
 /// assert_eq!(router.verdict("select * from users for update"), Verdict::Write);
 /// assert_eq!(router.verdict("select nextval('seq')"), Verdict::Write);
 /// ```
@@ -41,13 +44,14 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router for one dialect; `safe` names functions of the application that neither write nor lock, as written in SQL.
+    /// Creates a router for one dialect. `safe` are the names, as written in SQL, of functions of
+    /// the application that neither write nor lock.
     pub fn new<S: Into<String>>(dialect: Dialect, safe: impl IntoIterator<Item = S>) -> Self {
         let safe = safe.into_iter().map(Into::into).collect();
         Self { dialect, safe, known: papaya::HashMap::default(), count: AtomicUsize::new(0) }
     }
 
-    /// The verdict on one SQL text, which may hold several statements.
+    /// Returns the verdict on an SQL text, which may contain several statements.
     pub fn verdict(&self, sql: &str) -> Verdict {
         if let Some(verdict) = self.known.pin().get(sql) {
             return *verdict;
@@ -60,8 +64,9 @@ impl Router {
         verdict
     }
 
-    /// A replica refused the statement as a write: from now on it goes to the primary.
-    pub fn refuse(&self, sql: &str) {
+    /// Remembers a statement as a write after a replica refused it: from now on it goes to the
+    /// primary.
+    pub fn mark_as_write(&self, sql: &str) {
         self.learn(sql, Verdict::Write);
     }
 
@@ -83,7 +88,7 @@ mod tests {
     fn a_refusal_is_remembered_over_the_proof() {
         let router = Router::new(Dialect::Postgres, [""; 0]);
         assert_eq!(router.verdict("select * from a_view"), Verdict::Read);
-        router.refuse("select * from a_view");
+        router.mark_as_write("select * from a_view");
         assert_eq!(router.verdict("select * from a_view"), Verdict::Write);
     }
 

@@ -1,11 +1,13 @@
-//! The proof itself: a statement is read-only when every part of its syntax tree is known to be.
+//! Proof that a statement is read-only: every part of its syntax tree is known to be.
 //!
-//! The lists are of what is allowed; all else, and all that cannot be parsed, is a write.
+//! The lists contain what is allowed; everything else, and every text that cannot be parsed, is a
+//! write.
 
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    AccessExpr, BinaryOperator, Expr, Function, Ident, ObjectName, Query, Select, SetExpr, Statement, TableFactor, Visit, Visitor,
+    AccessExpr, BinaryOperator, Expr, Function, Ident, ObjectName, Query, Select, SetExpr,
+    Statement, TableFactor, Visit, Visitor,
 };
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::Parser;
@@ -21,14 +23,16 @@ pub(super) fn verdict(dialect: Dialect, safe: &[String], sql: &str) -> Verdict {
 
 fn judge(dialect: Dialect, safe: &[String], sql: &str) -> Verdict {
     let Some(statements) = parse(dialect, sql) else { return Verdict::Write };
-    let mut judge = Judge { dialect, safe };
-    let unreadable =
-        statements.is_empty() || (dialect == Dialect::MySql && (has_executable_comment(sql) || counts_found_rows(sql)));
-    let proven = !unreadable && statements.iter().all(|s| is_reading(s) && s.visit(&mut judge).is_continue());
+    let mut judge = ReadOnlyVisitor { dialect, safe };
+    let unreadable = statements.is_empty()
+        || (dialect == Dialect::MySql && (has_executable_comment(sql) || counts_found_rows(sql)));
+    let proven = !unreadable
+        && statements.iter().all(|s| is_reading(s) && s.visit(&mut judge).is_continue());
     if proven { Verdict::Read } else { Verdict::Write }
 }
 
-/// Returns the tables and views that a statement reads, as they are written; `None` if it cannot be read.
+/// Returns the names of the tables and views that a statement reads, as written; `None` if it
+/// cannot be parsed.
 pub(crate) fn relations(dialect: Dialect, sql: &str) -> Option<Vec<String>> {
     #[derive(Default)]
     struct Names {
@@ -39,7 +43,11 @@ pub(crate) fn relations(dialect: Dialect, sql: &str) -> Option<Vec<String>> {
         type Break = ();
 
         fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
-            let names = query.with.iter().flat_map(|with| &with.cte_tables).map(|table| table.alias.name.to_string());
+            let names = query
+                .with
+                .iter()
+                .flat_map(|with| &with.cte_tables)
+                .map(|table| table.alias.name.to_string());
             self.with.extend(names);
             ControlFlow::Continue(())
         }
@@ -58,28 +66,29 @@ pub(crate) fn relations(dialect: Dialect, sql: &str) -> Option<Vec<String>> {
         Some(names)
     });
     let mut names = names?;
-    // A name that is both a subquery's and a table's is taken for the former; it hides the latter where it is known.
+    // A name of both a subquery (CTE) and a table counts as the subquery, which hides the table in
+    // its scope.
     names.found.retain(|name| !names.with.contains(name));
     Some(names.found)
 }
 
-/// Joins that wait for their `on` at most.
+/// Maximum number of nested joins without their `on`.
 const OPEN_JOINS: usize = 60;
 
-/// Bytes of stack for the parser: fifty levels of tables within parentheses and joins, in a build without optimisation, need more than a
-/// thread of tokio's has.
+/// Stack size for the parser: fifty levels of tables within parentheses and joins need more than
+/// the stack of a tokio thread, in a build without optimization.
 const STACK: usize = 16 << 20;
 
-/// Runs what may go as deep as a statement does.
+/// Runs a function that recurses as deep as a statement is nested.
 fn on_a_large_stack<T>(work: impl FnOnce() -> T) -> T {
     stacker::maybe_grow(STACK / 4, STACK, work)
 }
 
-/// Operators that lie within each other at most: a longer chain is not parsed.
+/// Maximum depth of nested operators: a deeper text is not parsed.
 const DEEPEST: usize = 1_000;
 
-/// Returns the statements of a text; `None` if it cannot be read, is longer than [`MAX_PARSED`], or makes a tree so deep that taking it apart could exhaust the stack of
-/// a thread.
+/// Parses the statements of a text. Returns `None` if it cannot be parsed, is longer than
+/// [`MAX_PARSED`], or has a tree so deep that visiting it could exhaust the stack of a thread.
 fn parse(dialect: Dialect, sql: &str) -> Option<Vec<Statement>> {
     if sql.len() > MAX_PARSED {
         return None;
@@ -91,7 +100,7 @@ fn parse(dialect: Dialect, sql: &str) -> Option<Vec<Statement>> {
     Parser::new(dialect.parser()).with_tokens_with_locations(tokens).parse_statements().ok()
 }
 
-/// Returns how many joins wait for their `on` at most: each lies within the one before.
+/// Returns the maximum number of joins before their `on`: each one is nested within the previous.
 fn open_joins(tokens: &[TokenWithSpan]) -> usize {
     let (mut open, mut most) = (0_usize, 0);
     for token in tokens {
@@ -101,17 +110,20 @@ fn open_joins(tokens: &[TokenWithSpan]) -> usize {
                 open += 1;
                 most = most.max(open);
             }
-            // The last two have no `on`.
-            Keyword::ON | Keyword::USING | Keyword::CROSS | Keyword::NATURAL => open = open.saturating_sub(1),
+            // `CROSS` and `NATURAL` joins have no `on`.
+            Keyword::ON | Keyword::USING | Keyword::CROSS | Keyword::NATURAL => {
+                open = open.saturating_sub(1);
+            }
             _ => {}
         }
     }
     most
 }
 
-/// Returns an upper bound of how deep the tree of a text is: within parentheses, operators between two commas.
+/// Returns an upper bound of the depth of a text's tree: parentheses, and operators between two
+/// commas.
 fn depth(tokens: &[TokenWithSpan]) -> usize {
-    // Of each open parenthesis.
+    // Number of operators in each open parenthesis.
     let mut levels = vec![0];
     let (mut now, mut deepest) = (0_usize, 0);
     for token in tokens {
@@ -139,7 +151,7 @@ fn depth(tokens: &[TokenWithSpan]) -> usize {
     deepest
 }
 
-/// Returns whether a keyword makes a new node of what stands before it.
+/// Returns whether a keyword nests what stands before it in a new node.
 fn makes_deeper(keyword: Keyword) -> bool {
     use Keyword as K;
     matches!(
@@ -174,57 +186,66 @@ fn makes_deeper(keyword: Keyword) -> bool {
     )
 }
 
-/// Reads a text and looks at its statements.
-pub(crate) fn with_statements<T>(dialect: Dialect, sql: &str, look: impl FnOnce(&[Statement]) -> T) -> Option<T> {
+/// Parses a text, and passes its statements to a function.
+pub(crate) fn with_statements<T>(
+    dialect: Dialect,
+    sql: &str,
+    look: impl FnOnce(&[Statement]) -> T,
+) -> Option<T> {
     on_a_large_stack(|| parse(dialect, sql).map(|statements| look(&statements)))
 }
 
-/// MySQL runs what stands in `/*! … */`; the parser may see a comment.
+/// Returns whether a text contains `/*! … */`, which MySQL executes and the parser may take for a
+/// comment.
 fn has_executable_comment(sql: &str) -> bool {
     sql.contains("/*!") || sql.contains("/*M!")
 }
 
-/// `select sql_calc_found_rows` leaves a number on its connection, for the next statement.
+/// Returns whether a text contains `sql_calc_found_rows`, which leaves a number on its connection
+/// for the next statement.
 fn counts_found_rows(sql: &str) -> bool {
-    sql.as_bytes().windows("sql_calc_found_rows".len()).any(|part| part.eq_ignore_ascii_case(b"sql_calc_found_rows"))
+    sql.as_bytes()
+        .windows("sql_calc_found_rows".len())
+        .any(|part| part.eq_ignore_ascii_case(b"sql_calc_found_rows"))
 }
 
-/// The kinds of statement that can be proven at all.
+/// Returns whether statements of this kind can be proven read-only at all.
 fn is_reading(statement: &Statement) -> bool {
     match statement {
         Statement::Query(_) => true,
-        // `EXPLAIN ANALYZE` runs the statement; so it must be a reading one itself. Options may switch ANALYZE on.
+        // `EXPLAIN ANALYZE` runs the statement, so that must be read-only itself. Options may
+        // enable `ANALYZE`.
         Statement::Explain { statement, options: None, .. } => is_reading(statement),
         _ => false,
     }
 }
 
-struct Judge<'a> {
+struct ReadOnlyVisitor<'a> {
     dialect: Dialect,
     safe: &'a [String],
 }
 
-const GUILTY: ControlFlow<()> = ControlFlow::Break(());
-const INNOCENT: ControlFlow<()> = ControlFlow::Continue(());
+const NOT_READ_ONLY: ControlFlow<()> = ControlFlow::Break(());
+const READ_ONLY: ControlFlow<()> = ControlFlow::Continue(());
 
 fn when(harmless: bool) -> ControlFlow<()> {
-    if harmless { INNOCENT } else { GUILTY }
+    if harmless { READ_ONLY } else { NOT_READ_ONLY }
 }
 
-/// Returns whether a name is that of a column that sequences have.
+/// Returns whether an identifier is the name of a column of sequences.
 fn is_of_sequence(ident: &Ident) -> bool {
     ["last_value", "log_cnt", "is_called"].iter().any(|name| ident.value.eq_ignore_ascii_case(name))
 }
 
-impl Judge<'_> {
+impl ReadOnlyVisitor<'_> {
     fn function(&self, name: &ObjectName) -> ControlFlow<()> {
         let written = name.to_string();
         if self.safe.iter().any(|s| s.eq_ignore_ascii_case(&written)) {
-            return INNOCENT;
+            return READ_ONLY;
         }
         let parts: Option<Vec<_>> = name.0.iter().map(|part| part.as_ident()).collect();
         let builtin = match parts.as_deref() {
-            // A quoted name is the built-in only when it is written in the built-in's own case.
+            // A quoted name is the built-in only if it is written in the case of the built-in.
             Some([one]) => Some(one),
             Some([schema, one]) if schema.value.eq_ignore_ascii_case("pg_catalog") => Some(one),
             _ => None,
@@ -236,7 +257,7 @@ impl Judge<'_> {
     }
 }
 
-impl Visitor for Judge<'_> {
+impl Visitor for ReadOnlyVisitor<'_> {
     type Break = ();
 
     fn pre_visit_statement(&mut self, statement: &Statement) -> ControlFlow<()> {
@@ -244,11 +265,17 @@ impl Visitor for Judge<'_> {
     }
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
-        let plain =
-            query.locks.is_empty() && query.for_clause.is_none() && query.settings.is_none() && query.pipe_operators.is_empty();
+        let plain = query.locks.is_empty()
+            && query.for_clause.is_none()
+            && query.settings.is_none()
+            && query.pipe_operators.is_empty();
         let body = matches!(
             *query.body,
-            SetExpr::Select(_) | SetExpr::Query(_) | SetExpr::SetOperation { .. } | SetExpr::Values(_) | SetExpr::Table(_)
+            SetExpr::Select(_)
+                | SetExpr::Query(_)
+                | SetExpr::SetOperation { .. }
+                | SetExpr::Values(_)
+                | SetExpr::Table(_)
         );
         when(plain && body)
     }
@@ -257,48 +284,60 @@ impl Visitor for Judge<'_> {
         when(select.into.is_none())
     }
 
-    /// System views show the node itself: what the primary says is what was meant.
+    /// Rejects system views, which describe the node itself: the primary's content is wanted.
     fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
         let system = relation.0.iter().filter_map(|p| p.as_ident()).any(|ident| {
             let name = ident.value.to_ascii_lowercase();
             ["pg_", "sqlite_", "pragma_"].iter().any(|p| name.starts_with(p))
-                // As Postgres names the sequence of a serial column.
+                // Default name of the sequence of a serial column in Postgres.
                 || (self.dialect == Dialect::Postgres && name.ends_with("_seq"))
-                || ["information_schema", "performance_schema", "mysql", "sys"].contains(&name.as_str())
+                || ["information_schema", "performance_schema", "mysql", "sys"]
+                    .contains(&name.as_str())
         });
         when(!system)
     }
 
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
         match factor {
-            TableFactor::Table { args: Some(_), name, .. } | TableFactor::Function { name, .. } => self.function(name),
+            TableFactor::Table { args: Some(_), name, .. } | TableFactor::Function { name, .. } => {
+                self.function(name)
+            }
             TableFactor::Table { .. }
             | TableFactor::Derived { .. }
             | TableFactor::UNNEST { .. }
-            | TableFactor::NestedJoin { .. } => INNOCENT,
-            _ => GUILTY,
+            | TableFactor::NestedJoin { .. } => READ_ONLY,
+            _ => NOT_READ_ONLY,
         }
     }
 
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
         match expr {
             Expr::Function(Function { name, .. }) => self.function(name),
-            // `@x := 1` writes a variable of the session; an operator of one's own runs a function of one's own.
+            // `@x := 1` writes a session variable; a custom operator calls a custom function.
             Expr::BinaryOp {
-                op: BinaryOperator::Assignment | BinaryOperator::PGCustomBinaryOperator(_) | BinaryOperator::Custom(_),
+                op:
+                    BinaryOperator::Assignment
+                    | BinaryOperator::PGCustomBinaryOperator(_)
+                    | BinaryOperator::Custom(_),
                 ..
-            } => GUILTY,
+            } => NOT_READ_ONLY,
             // `(42).pg_advisory_lock` calls a function.
             Expr::CompoundFieldAccess { access_chain, .. } => {
                 when(!access_chain.iter().any(|access| matches!(access, AccessExpr::Dot(_))))
             }
-            // A sequence, read as a table: a replica is ahead of it by up to 32 numbers.
-            Expr::Identifier(ident) if is_of_sequence(ident) => GUILTY,
-            Expr::CompoundIdentifier(parts) if parts.last().is_some_and(is_of_sequence) => GUILTY,
-            // Variables of the session live on one connection, those of the server tell of it.
-            Expr::Identifier(ident) if ident.value.starts_with('@') => GUILTY,
-            Expr::CompoundIdentifier(parts) if parts.first().is_some_and(|part| part.value.starts_with('@')) => GUILTY,
-            _ => INNOCENT,
+            // A sequence read as a table: on a replica it is up to 32 numbers ahead.
+            Expr::Identifier(ident) if is_of_sequence(ident) => NOT_READ_ONLY,
+            Expr::CompoundIdentifier(parts) if parts.last().is_some_and(is_of_sequence) => {
+                NOT_READ_ONLY
+            }
+            // Session variables belong to one connection; server variables describe the node.
+            Expr::Identifier(ident) if ident.value.starts_with('@') => NOT_READ_ONLY,
+            Expr::CompoundIdentifier(parts)
+                if parts.first().is_some_and(|part| part.value.starts_with('@')) =>
+            {
+                NOT_READ_ONLY
+            }
+            _ => READ_ONLY,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Several databases, each with its own primary and replicas, that share the rows of one application by key.
+//! Sharding: several databases, each with its own primary and replicas, share the rows of one
+//! application by key.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -10,9 +11,11 @@
 //!     ("eu-2", Db::connect("postgres://eu-2/shop").await?),
 //! ])?;
 //! let customer = 42_i64;
-//! sqlx::query("insert into orders (customer) values ($1)").bind(customer).execute(shards.of(&customer)).await?;
+//! sqlx::query("insert into orders (customer) values ($1)")
+//!     .bind(customer)
+//!     .execute(shards.of(&customer)).await?;
 //!
-//! // All of them at once, the newest 20 of all.
+//! // All shards concurrently: the newest 20 rows of all.
 //! let newest = shards
 //!     .merged(20, |a: &(i64,), b| b.cmp(a), |db| async move {
 //!         sqlx::query_as("select id from orders order by id desc limit 20").fetch_all(&db).await
@@ -21,20 +24,23 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # One more shard, while the site runs
+//! # Adding a shard without downtime
 //!
-//! 1. Every process is told of it with [`Shards::grow`]: it is known, but nobody is sent there yet.
-//! 2. One process walks over the keys of the old shards ([`Db::chunked`](crate::Db::chunked) finds them) and asks [`Shards::moves_to`]: one key in
-//!    `n` belongs to the new one. For each it copies the rows, stops that key's writes for as long as the last look takes (a row lock on the
-//!    account will do), and calls [`Shards::place`]. Others learn of it from a table of yours, through the same call.
-//! 3. When all are moved, [`Shards::settle`]: the hash alone says where keys live, and the exceptions are forgotten.
+//! 1. Call [`Shards::grow`] in every process: the shard is known, but no key is sent to it yet.
+//! 2. In one process, walk over the keys of the old shards ([`Db::chunked`](crate::Db::chunked)
+//!    finds them) and call [`Shards::moves_to`] for each: one key in `n` belongs to the new shard.
+//!    For such a key, copy its rows, stop its writes during the final check (a row lock on the
+//!    account is enough), and call [`Shards::place`]. Other processes learn of the move from a
+//!    table of yours, through the same call.
+//! 3. When all are moved, call [`Shards::settle`]: from then on only the hash determines where keys
+//!    live, and the exceptions are dropped.
 //!
 //! | when | then |
 //! | --- | --- |
-//! | processes disagree for a while on where a key lives | one of them finds no rows or writes to the old place: that is why its writes stop while it moves |
-//! | a shard is down | its keys fail, others go on; [`Shards::on_all`] says which failed, [`Shards::merged`] fails as a whole |
-//! | a name is given twice, or none is given | refused with [`Error::Shards`] |
-//! | the order in which shards are named changes | only [exceptions](Shards::place) are by name; for keys placed by hash the order plays no part |
+//! | processes temporarily disagree on the shard of a key | one of them finds no rows, or writes to the old shard: that is why writes of a key stop while it moves |
+//! | a shard is down | its keys fail, others work; [`Shards::on_all`] returns which failed, [`Shards::merged`] fails as a whole |
+//! | a name is given twice, or none is given | [`Error::Shards`] |
+//! | the order of the shards changes | no effect: [exceptions](Shards::place) are by name, and the hash does not depend on the order |
 
 mod placement;
 
@@ -51,7 +57,8 @@ use crate::backend::Backend;
 use crate::db::Db;
 use crate::error::Error;
 
-/// Databases by name, and which keys live where. Cloning costs one reference count, and clones see each other's changes.
+/// Databases by name, and the placement of keys. Cloning costs one reference count, and clones
+/// share changes.
 pub struct Shards<DB: Backend>(Arc<Inner<DB>>);
 
 struct Inner<DB: Backend> {
@@ -73,35 +80,42 @@ impl<DB: Backend> fmt::Debug for Shards<DB> {
 }
 
 impl<DB: Backend> Shards<DB> {
-    /// Shards by name. A name is for ever: the hash is made of it.
+    /// Creates shards by name. A name must never change, because the hash includes it.
     ///
     /// # Errors
-    /// [`Error::Shards`] for none, or a name given twice.
-    pub fn new(shards: impl IntoIterator<Item = (impl Into<String>, Db<DB>)>) -> Result<Self, Error> {
-        let (names, dbs): (Vec<String>, Vec<_>) = shards.into_iter().map(|(name, db)| (name.into(), db)).unzip();
+    /// [`Error::Shards`] for no shard, or a name given twice.
+    pub fn new(
+        shards: impl IntoIterator<Item = (impl Into<String>, Db<DB>)>,
+    ) -> Result<Self, Error> {
+        let (names, dbs): (Vec<String>, Vec<_>) =
+            shards.into_iter().map(|(name, db)| (name.into(), db)).unzip();
         let hashing = names.len();
         Self::of_parts(names, dbs, hashing)
     }
 
     fn of_parts(names: Vec<String>, dbs: Vec<Db<DB>>, hashing: usize) -> Result<Self, Error> {
         if names.is_empty() {
-            return Err(Error::Shards("there is none".into()));
+            return Err(Error::Shards("no shard given: expected at least one".into()));
         }
-        if let Some((n, name)) = names.iter().enumerate().find(|(n, name)| names[..*n].contains(name)) {
-            return Err(Error::Shards(format!("`{name}`, number {n}, has another's name")));
+        if let Some((n, name)) =
+            names.iter().enumerate().find(|(n, name)| names[..*n].contains(name))
+        {
+            return Err(Error::Shards(format!(
+                "`{name}`, number {n}, has the name of an earlier shard"
+            )));
         }
         let placement = ArcSwap::from_pointee(Placement::new(&names, hashing));
         Ok(Self(Arc::new(Inner { names, dbs, placement })))
     }
 
-    /// These shards and one more, to which no key is sent before it is [placed](Self::place) there or all is [settled](Self::settle).
-    /// Exceptions are taken over.
+    /// Returns these shards and one more, to which no key is sent before it is
+    /// [placed](Self::place) there or the shards are [settled](Self::settle). Exceptions are kept.
     ///
     /// # Errors
-    /// [`Error::Shards`] if the name is taken, or the last shard that was added is not settled yet.
+    /// [`Error::Shards`] if the name is taken, or the last added shard is not settled yet.
     pub fn grow(&self, name: impl Into<String>, db: Db<DB>) -> Result<Self, Error> {
         if self.is_growing() {
-            return Err(Error::Shards("one shard at a time: settle the last one first".into()));
+            return Err(Error::Shards("the last added shard is not settled yet".into()));
         }
         let (mut names, mut dbs) = (self.0.names.clone(), self.0.dbs.clone());
         names.push(name.into());
@@ -112,12 +126,12 @@ impl<DB: Backend> Shards<DB> {
         Ok(grown)
     }
 
-    /// The database that holds a key.
+    /// Returns the database that holds a key.
     pub fn of<K: ShardKey + ?Sized>(&self, key: &K) -> &Db<DB> {
         &self.0.dbs[self.number(key)]
     }
 
-    /// Its name.
+    /// Returns the name of the shard that holds a key.
     pub fn name_of<K: ShardKey + ?Sized>(&self, key: &K) -> &str {
         &self.0.names[self.number(key)]
     }
@@ -126,37 +140,42 @@ impl<DB: Backend> Shards<DB> {
         key.with_bytes(|key| self.0.placement.load().of(key))
     }
 
-    /// A shard by name.
+    /// Returns a shard by name.
     pub fn get(&self, name: &str) -> Option<&Db<DB>> {
         Some(&self.0.dbs[self.0.names.iter().position(|n| n == name)?])
     }
 
-    /// All shards, in the order given.
+    /// Returns all shards, in the order given.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Db<DB>)> {
         self.0.names.iter().map(String::as_str).zip(&self.0.dbs)
     }
 
-    /// Where a key has to move for the shard that was added to get its share; `None` if it is in its place.
+    /// Returns the shard to which a key has to move so that the added shard gets its share; `None`
+    /// if the key is in its place.
     pub fn moves_to<K: ShardKey + ?Sized>(&self, key: &K) -> Option<&str> {
         let placement = self.0.placement.load();
         let (now, then) = key.with_bytes(|key| (placement.of(key), placement.at_last(key)));
         (self.is_growing() && now != then).then(|| self.0.names[then].as_str())
     }
 
-    /// From now on the key lives on that shard, whatever the hash says: after its rows were moved there, or for a customer so large as to
-    /// have a shard of their own.
+    /// Places a key on a shard, whatever its hash: after its rows were moved there, or for a
+    /// customer that is large enough for a shard of its own.
     ///
     /// # Errors
-    /// [`Error::Shards`] if there is no such shard.
+    /// [`Error::Shards`] if the shard does not exist.
     pub fn place<K: ShardKey + ?Sized>(&self, key: &K, shard: &str) -> Result<(), Error> {
         self.place_all([(key, shard)])
     }
 
-    /// [`place`](Self::place) for many at once, as a process does at its start with what its table says.
+    /// Places many keys at once, for example all from a table when a process starts. See
+    /// [`place`](Self::place).
     ///
     /// # Errors
-    /// [`Error::Shards`] if a shard does not exist; none is placed then.
-    pub fn place_all<'k, K, N>(&self, keys: impl IntoIterator<Item = (&'k K, N)>) -> Result<(), Error>
+    /// [`Error::Shards`] if a shard does not exist; then no key is placed.
+    pub fn place_all<'k, K, N>(
+        &self,
+        keys: impl IntoIterator<Item = (&'k K, N)>,
+    ) -> Result<(), Error>
     where
         K: ShardKey + ?Sized + 'k,
         N: AsRef<str>,
@@ -165,7 +184,10 @@ impl<DB: Backend> Shards<DB> {
         for (key, name) in keys {
             let name = name.as_ref();
             let number = self.0.names.iter().position(|n| n == name);
-            numbers.push((key, number.ok_or_else(|| Error::Shards(format!("`{name}` is not one of them")))?));
+            numbers.push((
+                key,
+                number.ok_or_else(|| Error::Shards(format!("no shard is named `{name}`")))?,
+            ));
         }
         self.0.placement.rcu(|old| {
             let mut new = Placement::clone(old);
@@ -177,7 +199,7 @@ impl<DB: Backend> Shards<DB> {
         Ok(())
     }
 
-    /// Every shard takes its share by hash from now on.
+    /// Gives every shard its share by hash from now on.
     pub fn settle(&self) {
         self.0.placement.rcu(|old| {
             let mut new = Placement::clone(old);
@@ -186,29 +208,32 @@ impl<DB: Backend> Shards<DB> {
         });
     }
 
-    /// Returns whether a shard was added and not settled yet.
+    /// Returns whether a shard was added and is not settled yet.
     pub fn is_growing(&self) -> bool {
         self.0.placement.load().is_growing()
     }
 
-    /// Returns the number of keys that live elsewhere than the hash says.
+    /// Returns the number of keys that are not placed by their hash.
     pub fn exceptions(&self) -> usize {
         self.0.placement.load().exceptions()
     }
 
-    /// Asks all shards at once. The answers come in the shards' order, failures among them.
+    /// Runs a request on all shards concurrently. Returns the results in the order of the shards,
+    /// including failures.
     pub async fn on_all<T, F>(&self, ask: impl Fn(Db<DB>) -> F) -> Vec<(&str, T)>
     where
         F: Future<Output = T>,
     {
-        let answers = futures_util::future::join_all(self.0.dbs.iter().map(|db| ask(db.clone()))).await;
+        let answers =
+            futures_util::future::join_all(self.0.dbs.iter().map(|db| ask(db.clone()))).await;
         self.0.names.iter().map(String::as_str).zip(answers).collect()
     }
 
-    /// Asks all shards for their rows in one order, and returns the first `limit` of all. Each shard should be asked for `limit` at most.
+    /// Runs a request on all shards, whose rows must be in one order, and returns the first `limit`
+    /// rows of all. Each shard should return at most `limit` rows.
     ///
     /// # Errors
-    /// The first shard's that failed.
+    /// The error of the first shard that failed.
     pub async fn merged<T, E, F>(
         &self,
         limit: usize,
@@ -218,9 +243,11 @@ impl<DB: Backend> Shards<DB> {
     where
         F: Future<Output = Result<Vec<T>, E>>,
     {
-        let lists = futures_util::future::try_join_all(self.0.dbs.iter().map(|db| ask(db.clone()))).await?;
+        let lists =
+            futures_util::future::try_join_all(self.0.dbs.iter().map(|db| ask(db.clone()))).await?;
         let mut all: Vec<T> = lists.into_iter().flatten().collect();
-        // Sorted runs one after the other: the stable sort merges them, and keeps the shards' order among equals.
+        // The list consists of sorted runs: the stable sort merges them, and keeps the order of
+        // shards among equal rows.
         all.sort_by(order);
         all.truncate(limit);
         Ok(all)

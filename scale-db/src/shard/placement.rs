@@ -1,23 +1,26 @@
-//! Which shard holds a key? Pure policy, equal in every process that knows the same names.
+//! Placement of keys on shards. Pure policy, with the same result in every process that has the
+//! same names.
 //!
-//! Rendezvous hashing (Thaler and Ravishankar, *Using Name-Based Mappings to Increase Hit Rates*, 1998): each shard's name is hashed
-//! together with the key, and the highest hash holds it. A new shard takes its share from all others alike, and nothing moves between
-//! those. The hash is XXH3 of the key's bytes, seeded with XXH3 of the name: it is part of the format of your data, and stays.
+//! Rendezvous hashing (Thaler and Ravishankar, *Using Name-Based Mappings to Increase Hit Rates*,
+//! 1998): each shard's name is hashed together with the key, and the shard with the highest hash
+//! holds the key. A new shard takes an equal share from each of the others, and no key moves
+//! between those. The hash is XXH3 of the key's bytes, seeded with XXH3 of the name. It is part of
+//! the format of stored data, and never changes.
 
 use std::collections::HashMap;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// A key by which rows are spread: an account, a tenant.
+/// A key by which rows are distributed: an account, a tenant.
 pub trait ShardKey {
-    /// Gives the key's bytes, which must be the same for ever.
+    /// Passes the key's bytes to a function. They must never change.
     fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T;
 }
 
 macro_rules! integers {
     ($($int:ty),*) => {$(
         impl ShardKey for $int {
-            /// Eight bytes, big endian: the width of the type does not matter.
+            /// Eight bytes, big endian: the same for all integer types.
             fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
                 read(&i64::from(*self).to_be_bytes())
             }
@@ -30,7 +33,7 @@ integers!(i16, i32, i64, u16, u32);
 macro_rules! wide {
     ($($int:ty),*) => {$(
         impl ShardKey for $int {
-            /// As the other integers where it fits into eight bytes, else all of its bytes.
+            /// Like the other integers if it fits into eight bytes, otherwise all of its bytes.
             fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
                 match i64::try_from(*self) {
                     Ok(fits) => read(&fits.to_be_bytes()),
@@ -69,7 +72,7 @@ impl ShardKey for [u8] {
 }
 
 impl<const N: usize> ShardKey for [u8; N] {
-    /// For UUIDs: `id.as_bytes()`.
+    /// Suits UUIDs: `id.as_bytes()`.
     fn with_bytes<T>(&self, read: impl FnOnce(&[u8]) -> T) -> T {
         read(self)
     }
@@ -81,34 +84,39 @@ impl<K: ShardKey + ?Sized> ShardKey for &K {
     }
 }
 
-/// The names of the shards, and who lives elsewhere than the hash says.
+/// Names of the shards, and the keys that are not placed by their hash.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Placement {
-    /// Seeds, by shard number.
+    /// Seeds by shard number.
     seeds: Vec<u64>,
-    /// Only these hash; a shard being filled is there already, but nobody is sent to it by hash.
+    /// Number of shards that take part in hashing; a shard that is being filled does not yet.
     hashing: usize,
     directory: HashMap<Box<[u8]>, usize, foldhash::fast::RandomState>,
 }
 
 impl Placement {
     pub(crate) fn new(names: &[String], hashing: usize) -> Self {
-        Self { seeds: names.iter().map(|n| xxh3_64(n.as_bytes())).collect(), hashing, directory: HashMap::default() }
+        Self {
+            seeds: names.iter().map(|n| xxh3_64(n.as_bytes())).collect(),
+            hashing,
+            directory: HashMap::default(),
+        }
     }
 
-    /// Where a key lives.
+    /// Returns the shard of a key.
     pub(crate) fn of(&self, key: &[u8]) -> usize {
         self.directory.get(key).copied().unwrap_or_else(|| self.by_hash(key, self.hashing))
     }
 
-    /// Where a key would live if all shards took their share.
+    /// Returns the shard of a key once all shards take part in hashing.
     pub(crate) fn at_last(&self, key: &[u8]) -> usize {
         self.by_hash(key, self.seeds.len())
     }
 
     fn by_hash(&self, key: &[u8], among: usize) -> usize {
-        // Of equal hashes the first, everywhere.
-        let hash = |shard: &usize| (xxh3_64_with_seed(key, self.seeds[*shard]), std::cmp::Reverse(*shard));
+        // The lowest number among equal hashes, in every process.
+        let hash =
+            |shard: &usize| (xxh3_64_with_seed(key, self.seeds[*shard]), std::cmp::Reverse(*shard));
         (0..among).max_by_key(hash).unwrap_or_default()
     }
 
@@ -120,7 +128,8 @@ impl Placement {
         }
     }
 
-    /// Every shard takes its share from now on. Who was moved to where the hash now sends them needs no entry any more.
+    /// Makes every shard take part in hashing. Entries of keys whose hash now leads to the same
+    /// shard are dropped.
     pub(crate) fn settle(&mut self) {
         self.hashing = self.seeds.len();
         let entries = std::mem::take(&mut self.directory);
@@ -129,7 +138,7 @@ impl Placement {
         }
     }
 
-    /// The same exceptions, for a list of shards that begins with ours.
+    /// Copies the exceptions to a list of shards that begins with these.
     pub(crate) fn taken_over_by(&self, other: &Self) -> Self {
         Self { directory: self.directory.clone(), ..other.clone() }
     }
@@ -138,7 +147,7 @@ impl Placement {
         self.hashing < self.seeds.len()
     }
 
-    /// Returns the number of keys that live elsewhere than the hash says.
+    /// Returns the number of keys that are not placed by their hash.
     pub(crate) fn exceptions(&self) -> usize {
         self.directory.len()
     }
@@ -155,7 +164,7 @@ mod tests {
 
     #[test]
     fn the_format_stays() {
-        // Change these and every user's data is on the wrong shard.
+        // If these change, every user's data is on the wrong shard.
         let placement = Placement::new(&names(8), 8);
         let found: Vec<_> = (1..=12_i64).map(|n| n.with_bytes(|k| placement.of(k))).collect();
         assert_eq!(found, [4, 2, 3, 1, 0, 4, 1, 7, 1, 2, 5, 7]);
@@ -176,7 +185,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_new_shard_only_takes_and_takes_its_share(old in 1_usize..12, start: i64) {
-            let (before, after) = (Placement::new(&names(old), old), Placement::new(&names(old + 1), old + 1));
+            let (before, after) = (
+                Placement::new(&names(old), old), Placement::new(&names(old + 1), old + 1),
+            );
             let mut moved = 0;
             for n in 0..2_000_i64 {
                 let key = start.wrapping_add(n).to_be_bytes();
@@ -187,7 +198,12 @@ mod tests {
             }
             let share = 2_000.0 / (old + 1) as f64;
             // Five standard deviations of a fair draw.
-            prop_assert!(f64::from(moved) < share + 5.0 * share.sqrt(), "{} of 2000 moved to the {}th", moved, old + 1);
+            prop_assert!(
+                f64::from(moved) < share + 5.0 * share.sqrt(),
+                "{} of 2000 moved to the {}th",
+                moved,
+                old + 1,
+            );
         }
 
         #[test]

@@ -1,4 +1,4 @@
-//! The addresses in forwarding headers, read from the right.
+//! Parses the addresses in forwarding headers, from right to left.
 
 use std::net::IpAddr;
 
@@ -6,16 +6,18 @@ use http::HeaderValue;
 
 use super::LONGEST_ELEMENT;
 
-/// The one address of a header that holds one; the last, if there are several.
+/// Returns the address of a header that contains one address; the last one if the header is
+/// repeated.
 pub(super) fn one(lines: &http::header::GetAll<'_, HeaderValue>, hops: usize) -> Option<IpAddr> {
     let last = lines.iter().next_back().filter(|line| hops > 0 && line.len() <= LONGEST_ELEMENT)?;
     address(last.as_bytes().trim_ascii())
 }
 
-/// The elements of a list, the last first: what a stranger has written before a proxy's own does not keep that from being read.
+/// Iterates over the elements of a list, the last first: text that a client has written before a
+/// proxy's element cannot prevent that element from being read.
 pub(super) struct FromTheRight<'l> {
     pub(super) rest: &'l [u8],
-    /// Commas inside of quotes part nothing.
+    /// `true` if commas inside of quotes do not separate elements.
     pub(super) quotes: bool,
 }
 
@@ -29,20 +31,23 @@ impl<'l> Iterator for FromTheRight<'l> {
         }
         let mut quoted = false;
         let start = rest.iter().enumerate().rev().find(|(n, byte)| {
-            let is_escaped = || rest[..*n].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1;
+            let is_escaped =
+                || rest[..*n].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1;
             if self.quotes && **byte == b'"' && !is_escaped() {
                 quoted = !quoted;
             }
-            // What is longer is nobody's address: it is given up as one piece.
+            // A longer element is not an address, and is returned in one piece.
             (**byte == b',' && !quoted) || rest.len() - n > 16 * LONGEST_ELEMENT
         });
-        let (before, element) = start.map_or((&[][..], rest), |(n, _)| (&rest[..n], &rest[n + 1..]));
+        let (before, element) =
+            start.map_or((&[][..], rest), |(n, _)| (&rest[..n], &rest[n + 1..]));
         self.rest = before;
         Some(element.trim_ascii())
     }
 }
 
-/// The address in the `for` of one element of `Forwarded`; `None` if it has none or hides it.
+/// Returns the address in the `for` parameter of one element of `Forwarded`; `None` if it is
+/// missing or hidden.
 pub(super) fn for_parameter(element: &[u8]) -> Option<IpAddr> {
     let element = std::str::from_utf8(element).ok()?;
     split_quoted(element, ';').into_iter().find_map(|pair| {
@@ -53,7 +58,7 @@ pub(super) fn for_parameter(element: &[u8]) -> Option<IpAddr> {
     })?
 }
 
-/// Splits outside of quotes.
+/// Splits at a character outside of quotes.
 fn split_quoted(text: &str, at: char) -> Vec<String> {
     let (mut parts, mut part, mut quoted, mut escaped) = (Vec::new(), String::new(), false, false);
     for c in text.chars() {
@@ -74,7 +79,8 @@ fn split_quoted(text: &str, at: char) -> Vec<String> {
     parts
 }
 
-/// `1.2.3.4`, `1.2.3.4:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`. A port may be hidden (RFC 7239, 6): `:_x`.
+/// Parses `1.2.3.4`, `1.2.3.4:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:80`. The port
+/// may be hidden (RFC 7239, 6): `:_x`.
 pub(super) fn address(written: &[u8]) -> Option<IpAddr> {
     let written = std::str::from_utf8(written).ok()?;
     let bracketed = written.strip_prefix('[').and_then(|w| w.split_once(']'));
@@ -84,7 +90,9 @@ pub(super) fn address(written: &[u8]) -> Option<IpAddr> {
         }
         Some(_) => return None,
         None => match written.split_once(':') {
-            Some((v4, port)) if !port.contains(':') && is_port(port) => IpAddr::V4(v4.parse().ok()?),
+            Some((v4, port)) if !port.contains(':') && is_port(port) => {
+                IpAddr::V4(v4.parse().ok()?)
+            }
             _ => written.parse().ok()?,
         },
     };
@@ -92,6 +100,11 @@ pub(super) fn address(written: &[u8]) -> Option<IpAddr> {
 }
 
 fn is_port(text: &str) -> bool {
-    let is_hidden = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    text.strip_prefix('_').map_or_else(|| text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok(), is_hidden)
+    let is_hidden = |name: &str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    text.strip_prefix('_').map_or_else(
+        || text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok(),
+        is_hidden,
+    )
 }

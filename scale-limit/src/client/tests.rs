@@ -17,14 +17,19 @@ fn found(finder: &ClientIp, peer: &str, lines: &[(&'static str, &[u8])]) -> Stri
 }
 
 fn hops(hops: usize, xff: &str) -> String {
-    found(&ClientIp::behind_hops(hops, Header::XForwardedFor), "198.51.100.9", &[("x-forwarded-for", xff.as_bytes())])
+    found(
+        &ClientIp::behind_hops(hops, Header::XForwardedFor),
+        "198.51.100.9",
+        &[("x-forwarded-for", xff.as_bytes())],
+    )
 }
 
-/// Lines of one header, and who the client is behind a proxy that writes it. What a stranger may have written stands on the left.
+/// Lines of one header, and the client found behind a proxy that writes this header. Text that a
+/// stranger may have written is on the left.
 #[test]
 fn a_table_of_lists() {
     let xff: &[(&[&[u8]], &str)] = &[
-        // A trusted proxy that says nothing readable is the client.
+        // A trusted proxy without a readable element is the client.
         (&[], PROXY),
         (&[b""], PROXY),
         (&[b" "], PROXY),
@@ -34,14 +39,15 @@ fn a_table_of_lists() {
         (&[b"203.0.113.7, garbage"], PROXY),
         (&[b"203.0.113.7, garbage, 10.0.0.2"], "10.0.0.2"),
         (&[b"203.0.113.7, \xff\xfe"], PROXY),
-        // Read from the right.
+        // The list is read from the right.
         (&[b"203.0.113.7"], "203.0.113.7"),
         (&[b"1.1.1.1, 203.0.113.7"], "203.0.113.7"),
         (&[b"1.1.1.1,203.0.113.7,10.0.0.2"], "203.0.113.7"),
         (&[b"  203.0.113.7  ,  10.0.0.2 "], "203.0.113.7"),
         (&[b"203.0.113.7, 10.0.0.3, 10.0.0.2"], "203.0.113.7"),
         (&[b"10.0.0.9, 10.0.0.2"], "10.0.0.9"),
-        // What a spoofer prepends, or breaks, helps him with nothing, and keeps nothing from being read.
+        // Elements that an attacker prepends or breaks do not help the attacker, and do not prevent
+        // the others from being read.
         (&[b"127.0.0.1, 203.0.113.7"], "203.0.113.7"),
         (&[b"10.0.0.5, 203.0.113.7, 10.0.0.2"], "203.0.113.7"),
         (&[b"garbage, 203.0.113.7"], "203.0.113.7"),
@@ -50,7 +56,7 @@ fn a_table_of_lists() {
         (&[b"\"unclosed, 203.0.113.7"], "203.0.113.7"),
         (&[b"for=1.1.1.1;by=\", 203.0.113.7"], "203.0.113.7"),
         (&[b"\xff", b"203.0.113.7"], "203.0.113.7"),
-        // Empty elements are none (RFC 9110, 5.6.1).
+        // Empty elements are ignored (RFC 9110, 5.6.1).
         (&[b"203.0.113.7, , 10.0.0.2"], "203.0.113.7"),
         (&[b"203.0.113.7,"], "203.0.113.7"),
         (&[b",,,203.0.113.7,,,"], "203.0.113.7"),
@@ -117,7 +123,7 @@ fn a_table_of_lists() {
         (&[b"for=\"unclosed"], PROXY),
         (&[b",,for=203.0.113.7"], "203.0.113.7"),
         (&[b"for=203.0.113.7,"], "203.0.113.7"),
-        // What a stranger leaves open does not swallow what the proxy has appended.
+        // A quote that a stranger leaves open does not swallow the proxy's element.
         (&[b"for=\"unclosed, for=203.0.113.7"], "203.0.113.7"),
         (&[b"for=1.1.1.1;ext=\"a, for=203.0.113.7;proto=http"], "203.0.113.7"),
         (&[b"for=\"1.1.1.1, for=\"203.0.113.7\";proto=http"], "203.0.113.7"),
@@ -125,17 +131,21 @@ fn a_table_of_lists() {
         (&[b"for=\"unclosed", b"for=203.0.113.7"], "203.0.113.7"),
         (&[b", for=\"203.0.113.7\";proto=http"], "203.0.113.7"),
     ];
-    for (header, name, table) in [(Header::XForwardedFor, "x-forwarded-for", xff), (Header::Forwarded, "forwarded", forwarded)] {
+    for (header, name, table) in [
+        (Header::XForwardedFor, "x-forwarded-for", xff),
+        (Header::Forwarded, "forwarded", forwarded),
+    ] {
         let finder = behind(header);
         for (lines, expected) in table {
             let lines: Vec<_> = lines.iter().map(|line| (name, *line)).collect();
-            let shown: Vec<_> = lines.iter().map(|(_, line)| String::from_utf8_lossy(line)).collect();
+            let shown: Vec<_> =
+                lines.iter().map(|(_, line)| String::from_utf8_lossy(line)).collect();
             assert_eq!(found(&finder, PROXY, &lines), *expected, "{name}: {shown:?}");
-            // A stranger is believed nothing.
+            // A stranger's header is ignored.
             for stranger in ["198.51.100.1", "2001:db8::1"] {
                 assert_eq!(found(&finder, stranger, &lines), stranger, "{name}: {shown:?}");
             }
-            // Nor is any other header read.
+            // No other header is read.
             for other in [Header::XRealIp, Header::Custom("x-client".parse().unwrap())] {
                 assert_eq!(found(&behind(other), PROXY, &lines), PROXY, "{name}: {shown:?}");
             }
@@ -161,18 +171,34 @@ fn one_header_is_read_and_no_other() {
             lines.push((*name, b"1.1.1.1"));
             lines.push((*name, b"for=1.1.1.1"));
         }
-        assert_eq!(found(&behind(header.clone()), PROXY, &lines), PROXY, "{own}: the proxy says nothing");
+        assert_eq!(
+            found(&behind(header.clone()), PROXY, &lines),
+            PROXY,
+            "{own}: the proxy says nothing"
+        );
         lines.push((*own, written.as_bytes()));
         assert_eq!(found(&behind(header.clone()), PROXY, &lines), "203.0.113.7", "{own}");
-        assert_eq!(found(&behind(header.clone()), "198.51.100.1", &lines), "198.51.100.1", "{own}: from a stranger");
+        assert_eq!(
+            found(&behind(header.clone()), "198.51.100.1", &lines),
+            "198.51.100.1",
+            "{own}: from a stranger"
+        );
     }
-    for (line, expected) in
-        [("", PROXY), ("nonsense", PROXY), ("1.1.1.1, 203.0.113.7", PROXY), ("[2001:db8::7]:80", "2001:db8::7")]
-    {
-        assert_eq!(found(&behind(Header::XRealIp), PROXY, &[("x-real-ip", line.as_bytes())]), expected, "{line}");
+    for (line, expected) in [
+        ("", PROXY),
+        ("nonsense", PROXY),
+        ("1.1.1.1, 203.0.113.7", PROXY),
+        ("[2001:db8::7]:80", "2001:db8::7"),
+    ] {
+        assert_eq!(
+            found(&behind(Header::XRealIp), PROXY, &[("x-real-ip", line.as_bytes())]),
+            expected,
+            "{line}"
+        );
     }
-    // Of two lines the proxy's is the last.
-    let twice: [(&'static str, &[u8]); 2] = [("x-real-ip", b"1.1.1.1"), ("x-real-ip", b"203.0.113.7")];
+    // Of two lines the last one is the proxy's.
+    let twice: [(&'static str, &[u8]); 2] =
+        [("x-real-ip", b"1.1.1.1"), ("x-real-ip", b"203.0.113.7")];
     assert_eq!(found(&behind(Header::XRealIp), PROXY, &twice), "203.0.113.7");
 }
 
@@ -183,15 +209,29 @@ fn proxies_are_counted_where_they_have_no_addresses() {
     assert_eq!(hops(2, "1.1.1.1, 203.0.113.7, 192.0.2.1"), "203.0.113.7");
     assert_eq!(hops(2, "203.0.113.7"), "203.0.113.7");
     assert_eq!(hops(1, ""), "198.51.100.9");
-    let real = |hops| found(&ClientIp::behind_hops(hops, Header::XRealIp), "198.51.100.9", &[("x-real-ip", b"203.0.113.7")]);
+    let real = |hops| {
+        found(
+            &ClientIp::behind_hops(hops, Header::XRealIp),
+            "198.51.100.9",
+            &[("x-real-ip", b"203.0.113.7")],
+        )
+    };
     assert_eq!((real(0).as_str(), real(1).as_str()), ("198.51.100.9", "203.0.113.7"));
 }
 
 #[test]
 fn a_long_list_is_read_no_further_than_it_may_be_believed() {
     let endless = vec!["10.0.0.2"; 10_000].join(",");
-    assert_eq!(found(&behind(Header::XForwardedFor), PROXY, &[("x-forwarded-for", endless.as_bytes())]), "10.0.0.2");
-    for one in ["9".repeat(100_000), "\"".repeat(100_000), "\\".repeat(100_000), format!("\"{}\"", "\\".repeat(100_000))] {
+    assert_eq!(
+        found(&behind(Header::XForwardedFor), PROXY, &[("x-forwarded-for", endless.as_bytes())]),
+        "10.0.0.2"
+    );
+    for one in [
+        "9".repeat(100_000),
+        "\"".repeat(100_000),
+        "\\".repeat(100_000),
+        format!("\"{}\"", "\\".repeat(100_000)),
+    ] {
         for header in [Header::XForwardedFor, Header::Forwarded, Header::XRealIp] {
             for name in ["x-forwarded-for", "forwarded", "x-real-ip"] {
                 assert_eq!(found(&behind(header.clone()), PROXY, &[(name, one.as_bytes())]), PROXY);
@@ -207,7 +247,11 @@ fn settings_name_the_header() {
     assert!(read("{\"trusted\":[\"10.0.0.0/8\"]}").unwrap_err().contains("`header` is missing"));
     let finder = read("{\"trusted\":[\"10.0.0.0/8\"],\"header\":\"X-Forwarded-For\"}").unwrap();
     assert_eq!(found(&finder, PROXY, &[("x-forwarded-for", b"203.0.113.7")]), "203.0.113.7");
-    assert!(read("{\"trusted\":[\"10.0.0.0/8\"],\"header\":\"two words\"}").unwrap_err().contains("two words"));
+    assert!(
+        read("{\"trusted\":[\"10.0.0.0/8\"],\"header\":\"two words\"}")
+            .unwrap_err()
+            .contains("two words")
+    );
 }
 
 #[test]
@@ -255,7 +299,8 @@ fn the_length_of_prefixes_is_chosen() {
         assert_eq!(&*clients.key(&request("2001:db8:1:2ff:3:4:5:6")).unwrap(), key);
         assert_eq!(&*clients.key(&request("203.0.113.7")).unwrap(), "203.0.113.7");
     }
-    let read = |text: &str| serde_json::from_str::<ClientIp>(text).map_err(|error| error.to_string());
+    let read =
+        |text: &str| serde_json::from_str::<ClientIp>(text).map_err(|error| error.to_string());
     assert_eq!(read(r#"{"ipv6_prefix": 56}"#).unwrap().prefix, Prefix(56));
     assert!(read(r#"{"ipv6_prefix": 200}"#).unwrap_err().contains("32 to 128"));
 }
@@ -264,7 +309,11 @@ proptest::proptest! {
     #[test]
     fn any_header_is_survived(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
         if let Ok(value) = http::HeaderValue::from_bytes(&bytes) {
-            for (name, header) in [("forwarded", Header::Forwarded), ("x-forwarded-for", Header::XForwardedFor), ("x-real-ip", Header::XRealIp)] {
+            for (name, header) in [
+                ("forwarded", Header::Forwarded),
+                ("x-forwarded-for", Header::XForwardedFor),
+                ("x-real-ip", Header::XRealIp),
+            ] {
                 let mut map = HeaderMap::new();
                 map.insert(name, value.clone());
                 behind(header).find(PROXY.parse().unwrap(), &map);

@@ -1,20 +1,23 @@
-//! Guards log-ins against guessing, without letting a stranger lock the owner out.
+//! Guards log-ins against guessing, without letting an attacker lock out the owner of an account.
 //!
-//! Only failures count: an attempt is charged before the password is looked at (so that a thousand at once do not slip through together),
-//! and given back when it fits, less what had flowed back meanwhile. Failures are counted in several ways, each over several times:
+//! Only failures count: an attempt is charged before the password is checked (so that a thousand
+//! concurrent attempts do not pass together), and refunded when the password is right, minus what
+//! has been restored in the meantime. Failures are counted in several ways, each over several
+//! periods:
 //!
-//! | counted by | at most, by default | holds back |
+//! | counted by | maximum by default | limits |
 //! | --- | --- | --- |
-//! | account and address | 3 in 30 seconds, 5 in 15 minutes, 20 a day | somebody who tries one account |
-//! | address | 30 in 15 minutes, 200 a day | somebody who tries many accounts |
-//! | IPv6 /56 | 60 in 15 minutes, 400 a day | who has more than one /64 |
-//! | IPv6 /48 | 120 in 15 minutes, 800 a day | who has more than that |
+//! | account and address | 3 in 30 seconds, 5 in 15 minutes, 20 a day | an attacker who tries one account |
+//! | address | 30 in 15 minutes, 200 a day | an attacker who tries many accounts |
+//! | IPv6 /56 | 60 in 15 minutes, 400 a day | an attacker with more than one /64 |
+//! | IPv6 /48 | 120 in 15 minutes, 800 a day | an attacker with more than that |
 //! | account, from all addresses | 50 an hour, 200 a day | a botnet that tries one account |
-//! | account and known device | 10 in 15 minutes, 50 a day, in place of all others | whoever has stolen the device's cookie |
-//! | tries at once, of all | 100; of known devices another 100 | a storm |
+//! | account and known device | 10 in 15 minutes, 50 a day, instead of all others | a thief of the device's cookie |
+//! | concurrent attempts | 100 in total; another 100 for known devices | a storm of log-ins |
 //!
-//! So delays rise: after three failures of an account from one address tries come ten seconds apart, after five three minutes, after
-//! twenty over an hour. What an attacker gets, all in all:
+//! So delays rise: after three failures for an account from one address, attempts are possible
+//! every ten seconds, after five failures every three minutes, after twenty less than once an hour.
+//! An attacker gets in total:
 //!
 //! | with | tries of one account | tries of all accounts |
 //! | --- | --- | --- |
@@ -23,15 +26,19 @@
 //! | one IPv6 /48 | the same | 1,600, then 800 a day |
 //! | N addresses in as many /48s | the same | N × 400, then N × 200 a day |
 //!
-//! (A limit of 200 a day is a bucket: 200 at once, and 200 that flow back within the first day.)
+//! (A limit of 200 a day is a bucket: 200 at once, and another 200 that are restored within the
+//! first day.)
 //!
-//! Counting by account alone would be a weapon: who fails often enough locks the owner out. So a *known device*, one that has logged in to
-//! the account before and shows it (by a cookie that only a log-in sets), is counted by itself. For the owner at a new device
-//! [`TooMany::because`] is [`Counted::Account`]: offer a link by e-mail then, bounded by a [`SendGuard`]. Who opens it has shown to be the
-//! owner; make the device known, and the next attempt is counted by itself.
+//! Counting by account alone would help attackers: enough failures would lock out the owner. So a
+//! *known device*, one that has logged in to the account before and can prove it (by a cookie that
+//! only a log-in sets), is counted on its own. For the owner at a new device [`TooMany::because`]
+//! is [`Counted::Account`]: in that case offer a link by e-mail, limited by a [`SendGuard`]. A user
+//! who opens the link has proved to be the owner; make the device known, and the next attempt is
+//! counted on its own.
 //!
-//! Accounts are kept as keyed hashes of their [normalised](normalise) names. While the limits' store does not answer, each process counts by
-//! itself, and goes on from what it has let through. See OWASP's "Authentication Cheat Sheet" on throttling and on device cookies.
+//! Accounts are stored as keyed hashes of their [normalised](normalise) names. While the limit
+//! store does not answer, each process counts locally, starting from what it has admitted. See
+//! OWASP's "Authentication Cheat Sheet" on throttling and on device cookies.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -45,47 +52,49 @@ pub use crate::guard::sending::SendGuard;
 use crate::limiter::Limiter;
 use crate::policy::{OnError, Policy};
 
-/// Who tries to log in.
+/// An attempt to log in.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt<'a> {
-    /// The account's name as typed.
+    /// Name of the account as typed.
     pub account: &'a str,
-    /// The client's address, as [`ClientIp::key`](crate::client::ClientIp::key) has it.
+    /// Address of the client, as returned by [`ClientIp::key`](crate::client::ClientIp::key).
     pub address: &'a str,
-    /// A device that has logged in to this account before: anything that tells it apart, after the application has verified it.
+    /// Id of a device that has logged in to this account before, after the application has verified
+    /// it. Any text that identifies the device.
     pub known_device: Option<&'a str>,
 }
 
-/// The attempt is not to be looked at: too many have failed.
+/// Refusal of an attempt because of too many failures: do not check the password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many failed attempts; try again in {retry_after:?}")]
 #[non_exhaustive]
 pub struct TooMany {
-    /// When to try again, at the earliest.
+    /// Minimum time until the next attempt.
     pub retry_after: Duration,
-    /// The way of counting that is used up; of several, the one that takes longest to come back.
+    /// Count that is used up; of several, the one with the longest wait.
     pub because: Counted,
 }
 
-/// A way of counting.
+/// Kinds of counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Counted {
-    /// The account from this address.
+    /// Failures for the account from this address.
     Pair,
-    /// The address.
+    /// Failures from the address.
     Address,
-    /// A network that the address is in.
+    /// Failures from a network that contains the address.
     Network,
-    /// The account, from everywhere: offer its owner a link by e-mail.
+    /// Failures for the account from everywhere: offer its owner a link by e-mail.
     Account,
-    /// The account from this known device.
+    /// Failures for the account from this known device.
     Device,
-    /// Tries that are under way.
+    /// Attempts in progress.
     AtOnce,
 }
 
-/// Guards log-ins, and with [other limits](Limits::one_time_codes) one-time codes. Cloning costs a few reference counts.
+/// Guards log-ins, and with [other limits](Limits::one_time_codes) one-time codes. A clone costs a
+/// few reference counts.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -93,7 +102,9 @@ pub enum Counted {
 ///
 /// # async fn verify() -> bool { true }
 /// let guard = LoginGuard::new(&Limiter::memory(), "login");
-/// let attempt = Attempt { account: "ann@example.com", address: "203.0.113.7", known_device: None };
+/// let attempt = Attempt {
+///     account: "ann@example.com", address: "203.0.113.7", known_device: None,
+/// };
 /// match guard.begin(attempt).await {
 ///     Err(too_many) => println!("429, Retry-After: {}", too_many.retry_after.as_secs()),
 ///     Ok(pending) => {
@@ -122,10 +133,10 @@ impl std::fmt::Debug for LoginGuard {
     }
 }
 
-/// Numbers of failures, each with its time.
+/// Maximum numbers of failures, each with its period.
 pub type Quotas = Vec<(u32, Duration)>;
 
-/// How many failures in which time, for each way of counting. An empty list does not count that way.
+/// Maximum numbers of failures, for each kind of count. A kind with an empty list is not counted.
 ///
 /// ```
 /// use std::time::Duration;
@@ -136,27 +147,32 @@ pub type Quotas = Vec<(u32, Duration)>;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Of one account from one address.
+    /// Failures for one account from one address.
     pub pair: Quotas,
-    /// From one address.
+    /// Failures from one address.
     pub address: Quotas,
-    /// From one IPv6 network, by the length of its prefix.
+    /// Failures from one IPv6 network, by the length of its prefix.
     pub networks: Vec<(u8, Quotas)>,
-    /// Of one account, from all addresses but known devices.
+    /// Failures for one account, from all addresses except known devices.
     pub account: Quotas,
-    /// Of one account from one known device, in place of all others. Empty: a known device is an address like any other.
+    /// Failures for one account from one known device, instead of all other counts. Empty: a known
+    /// device counts like any other address.
     pub device: Quotas,
-    /// Attempts under way at once, of known devices and of all others each; `None`: any number.
+    /// Maximum number of concurrent attempts, separately for known devices and for all others;
+    /// `None`: no limit.
     pub at_once: Option<u32>,
 }
 
 impl Default for Limits {
-    /// The module's table.
+    /// Returns the limits of the module's table.
     fn default() -> Self {
         Self {
             pair: vec![(3, Duration::from_secs(30)), (5, QUARTER), (20, DAY)],
             address: vec![(30, QUARTER), (200, DAY)],
-            networks: vec![(56, vec![(60, QUARTER), (400, DAY)]), (48, vec![(120, QUARTER), (800, DAY)])],
+            networks: vec![
+                (56, vec![(60, QUARTER), (400, DAY)]),
+                (48, vec![(120, QUARTER), (800, DAY)]),
+            ],
             account: vec![(50, HOUR), (200, DAY)],
             device: vec![(10, QUARTER), (50, DAY)],
             at_once: Some(100),
@@ -165,16 +181,23 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// For one-time codes, asked for after the password: 10 failures of an account in 15 minutes and 30 a day, from wherever. Who gets that
-    /// far knows the password, so this locks out nobody but its owner and its thief; with six digits and three codes valid at a time, 30
-    /// guesses a day find one in 30 years.
+    /// Returns limits for one-time codes, requested after the password: 10 failures for an account
+    /// in 15 minutes and 30 a day, from all addresses. Only clients that know the password get that
+    /// far, so this locks out nobody but the account's owner and a thief. With six digits and three
+    /// valid codes at a time, 30 guesses a day find a code in 30 years.
     pub fn one_time_codes() -> Self {
-        Self { pair: Vec::new(), account: vec![(10, QUARTER), (30, DAY)], device: Vec::new(), ..Self::default() }
+        Self {
+            pair: Vec::new(),
+            account: vec![(10, QUARTER), (30, DAY)],
+            device: Vec::new(),
+            ..Self::default()
+        }
     }
 }
 
-/// An attempt that may be looked at. Unless told that it succeeded, it is a failure.
-#[must_use = "look at the password, then say whether it fits"]
+/// An attempt that may be checked. It counts as a failure unless [`succeeded`](Self::succeeded) is
+/// called.
+#[must_use = "check the password, then call `succeeded` if it is right"]
 #[derive(Debug)]
 pub struct Pending<'g> {
     guard: &'g LoginGuard,
@@ -187,30 +210,38 @@ const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
 impl LoginGuard {
-    /// With the defaults of the module's table. `name` sets guards apart: `login`, `api-login`.
+    /// Creates a guard with the defaults of the module's table. `name` distinguishes guards:
+    /// `login`, `api-login`.
     ///
-    /// The limits' store gets three seconds for its answer: a log-in is slow anyway, and under a storm of them so is everything else.
+    /// The limit store may take three seconds to answer: a log-in is slow in any case, and during a
+    /// storm of log-ins everything is slower.
     pub fn new(limiter: &Limiter, name: &str) -> Self {
         Self::with_limits(limiter, name, &Limits::default())
     }
 
-    /// With limits of one's own, or [`Limits::one_time_codes`].
+    /// Creates a guard with other limits, for example [`Limits::one_time_codes`].
     pub fn with_limits(limiter: &Limiter, name: &str, limits: &Limits) -> Self {
-        let network = |(length, quotas): &(u8, Quotas)| (*length, policies(name, &format!("v6-{length}"), quotas));
+        let network = |(length, quotas): &(u8, Quotas)| {
+            (*length, policies(name, &format!("v6-{length}"), quotas))
+        };
         Self {
-            limiter: limiter.patience(PATIENCE),
+            limiter: limiter.store_timeout(PATIENCE),
             pair: policies(name, "pair", &limits.pair),
             address: policies(name, "address", &limits.address),
             networks: limits.networks.iter().map(network).collect(),
             account: policies(name, "account", &limits.account),
             device: policies(name, "device", &limits.device),
-            at_once: limits.at_once.map(|most| Policy::at_once(&format!("{name}-at-once"), most)),
+            at_once: limits
+                .at_once
+                .map(|most| Policy::concurrency(&format!("{name}-at-once"), most)),
             normalise: Arc::new(normalise),
         }
     }
 
-    /// Tells names of accounts apart as the application does: for one whose users' names differ in accents, or whose e-mail addresses are
-    /// the same with and without dots. Two names of one account must become one, or each is guessed by itself. Default: [`normalise`].
+    /// Sets how names of accounts are compared, for applications whose user names differ in accents
+    /// only, or whose e-mail addresses are the same with and without dots. Different names of one
+    /// account must become one name; otherwise each name is guessed separately. Default:
+    /// [`normalise`].
     ///
     /// ```
     /// use scale_limit::{Limiter, LoginGuard, guard::login::normalise};
@@ -222,10 +253,12 @@ impl LoginGuard {
         Self { normalise: Arc::new(normalise), ..self }
     }
 
-    /// Asks whether an attempt may be looked at, and counts it as a failure until [`Pending::succeeded`].
+    /// Decides whether an attempt may be checked, and counts it as a failure until
+    /// [`Pending::succeeded`].
     ///
     /// # Errors
-    /// [`TooMany`]: answer without looking at the password, and the same for accounts that do not exist.
+    /// [`TooMany`]: answer without a check of the password, in the same way for accounts that do
+    /// not exist.
     pub async fn begin<'g>(&'g self, attempt: Attempt<'_>) -> Result<Pending<'g>, TooMany> {
         let account = self.limiter.hash(&(self.normalise)(attempt.account));
         let known_device = attempt.known_device.filter(|_| !self.device.is_empty());
@@ -244,41 +277,59 @@ impl LoginGuard {
             add(Counted::Account, &self.account, account);
         }
         if let Some(policy) = &self.at_once {
-            charges.push((Counted::AtOnce, policy, if known_device.is_some() { "known" } else { "all" }.into()));
+            charges.push((
+                Counted::AtOnce,
+                policy,
+                if known_device.is_some() { "known" } else { "all" }.into(),
+            ));
         }
-        let asked: Vec<_> = charges.iter().map(|(_, policy, key)| (*policy, key.as_str(), 1)).collect();
+        let asked: Vec<_> =
+            charges.iter().map(|(_, policy, key)| (*policy, key.as_str(), 1)).collect();
         let decision = self.limiter.check_all(&asked).await;
         if decision.admitted {
             let charges = charges.into_iter().map(|(_, policy, key)| (policy, key)).collect();
             return Ok(Pending { guard: self, decision, charges });
         }
-        let counted = |name: &str| charges.iter().find(|(_, policy, _)| policy.name() == name).map(|(counted, ..)| *counted);
+        let counted = |name: &str| {
+            charges
+                .iter()
+                .find(|(_, policy, _)| policy.name() == name)
+                .map(|(counted, ..)| *counted)
+        };
         Err(too_many(&decision, counted))
     }
 }
 
 impl Pending<'_> {
-    /// The password fits: nothing is counted.
+    /// Records that the password is right: the attempt is not counted.
     pub async fn succeeded(self) {
-        let charges: Vec<_> = self.charges.iter().map(|(policy, key)| (*policy, key.as_str(), 1)).collect();
+        let charges: Vec<_> =
+            self.charges.iter().map(|(policy, key)| (*policy, key.as_str(), 1)).collect();
         self.guard.limiter.refund(&self.decision, &charges).await;
     }
 }
 
-/// How long the limits' store may take.
+/// Time-out for the limit store.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) fn policies(name: &str, kind: &str, quotas: &[(u32, Duration)]) -> Vec<Policy> {
-    let policy = |(most, period): &(u32, Duration)| Policy::new(&format!("{name}-{kind}-{}", period.as_secs()), *most, *period);
+    let policy = |(most, period): &(u32, Duration)| {
+        Policy::new(&format!("{name}-{kind}-{}", period.as_secs()), *most, *period)
+    };
     quotas.iter().map(|quota| policy(quota).on_error(OnError::Local(1.0)).mirrored()).collect()
 }
 
-/// The networks that an IPv6 address, or its prefix, is in.
-pub(super) fn wider<'p>(address: &str, networks: &'p [(u8, Vec<Policy>)]) -> Vec<(String, &'p [Policy])> {
+/// Returns the networks that contain an IPv6 address or its prefix.
+pub(super) fn wider<'p>(
+    address: &str,
+    networks: &'p [(u8, Vec<Policy>)],
+) -> Vec<(String, &'p [Policy])> {
     let network = address.parse::<IpNet>().or_else(|_| address.parse::<IpAddr>().map(IpNet::from));
     let Ok(IpNet::V6(network)) = network else { return Vec::new() };
     let in_it = |(length, policies): &'p (u8, Vec<Policy>)| {
-        let wide = IpNet::new(network.addr().into(), *length).ok().filter(|_| *length < network.prefix_len())?;
+        let wide = IpNet::new(network.addr().into(), *length)
+            .ok()
+            .filter(|_| *length < network.prefix_len())?;
         Some((wide.trunc().to_string(), &policies[..]))
     };
     networks.iter().filter_map(in_it).collect()
@@ -286,11 +337,15 @@ pub(super) fn wider<'p>(address: &str, networks: &'p [(u8, Vec<Policy>)]) -> Vec
 
 pub(super) fn too_many(decision: &Decision, counted: impl Fn(&str) -> Option<Counted>) -> TooMany {
     let denied = decision.outcomes().iter().filter(|outcome| !outcome.admitted());
-    // Places have no time at which they are free again.
-    let wait =
-        |counted, wait: Option<Duration>| if counted == Counted::AtOnce { Duration::from_secs(1) } else { wait.unwrap_or(DAY) };
-    let denied = denied.filter_map(|outcome| counted(outcome.policy()).map(|by| (wait(by, outcome.retry_after()), by)));
-    let (retry_after, because) = denied.max_by_key(|(wait, _)| *wait).unwrap_or((DAY, Counted::Account));
+    // The time until a permit is released is unknown.
+    let wait = |counted, wait: Option<Duration>| {
+        if counted == Counted::AtOnce { Duration::from_secs(1) } else { wait.unwrap_or(DAY) }
+    };
+    let denied = denied.filter_map(|outcome| {
+        counted(outcome.policy()).map(|by| (wait(by, outcome.retry_after()), by))
+    });
+    let (retry_after, because) =
+        denied.max_by_key(|(wait, _)| *wait).unwrap_or((DAY, Counted::Account));
     TooMany { retry_after, because }
 }
 
@@ -309,20 +364,26 @@ mod tests {
         for n in 0..200 {
             let address = format!("203.0.113.{n}");
             for _ in 0..10 {
-                looked_at += u32::from(guard.begin(from("Ann@example.com ", &address)).await.is_ok());
+                looked_at +=
+                    u32::from(guard.begin(from("Ann@example.com ", &address)).await.is_ok());
             }
         }
         assert_eq!(looked_at, 50);
-        // The owner at an unknown device is held back with the botnet, and told why; by a link, or at a known device, not.
+        // The owner at an unknown device is limited together with the botnet, and gets the reason;
+        // after a link, or at a known device, the owner is not limited.
         let owner = guard.begin(from("ann@example.com", "198.51.100.1")).await.unwrap_err();
         assert_eq!(owner.because, Counted::Account);
-        let by_link = Attempt { known_device: Some("link sent to ann"), ..from("ann@example.com", "198.51.100.1") };
+        let by_link = Attempt {
+            known_device: Some("link sent to ann"),
+            ..from("ann@example.com", "198.51.100.1")
+        };
         guard.begin(by_link).await.unwrap().succeeded().await;
-        let known = Attempt { known_device: Some("cookie"), ..from("ann@example.com", "198.51.100.1") };
+        let known =
+            Attempt { known_device: Some("cookie"), ..from("ann@example.com", "198.51.100.1") };
         for _ in 0..50 {
             guard.begin(known).await.unwrap().succeeded().await;
         }
-        // A stolen device cookie is bounded as well.
+        // A stolen device cookie is limited as well.
         let mut guesses = 0;
         while guard.begin(known).await.is_ok() {
             guesses += 1;
@@ -335,7 +396,8 @@ mod tests {
         let guard = LoginGuard::new(&Limiter::memory(), "login");
         let mut looked_at = 0;
         for n in 0..200 {
-            looked_at += u32::from(guard.begin(from(&format!("user{n}"), "203.0.113.1")).await.is_ok());
+            looked_at +=
+                u32::from(guard.begin(from(&format!("user{n}"), "203.0.113.1")).await.is_ok());
         }
         assert_eq!(looked_at, 30);
         let error = guard.begin(from("user1", "203.0.113.1")).await.unwrap_err();
@@ -348,7 +410,8 @@ mod tests {
         let mut looked_at = 0;
         for n in 0..100 {
             let address = format!("203.0.113.{n}");
-            let attempt = Attempt { account: "ann", address: &address, known_device: Some("cookie") };
+            let attempt =
+                Attempt { account: "ann", address: &address, known_device: Some("cookie") };
             looked_at += u32::from(guard.begin(attempt).await.is_ok());
         }
         assert_eq!(looked_at, 10);
@@ -367,14 +430,19 @@ mod tests {
     async fn futures(guard: &LoginGuard) -> usize {
         let mut pending = Vec::new();
         for _ in 0..100 {
-            // None has been judged yet.
+            // No attempt has been checked yet.
             pending.extend(guard.begin(from("ann", "203.0.113.1")).await);
         }
         pending.len()
     }
 
-    /// The clock is paused: what flows back, flows as told.
-    async fn looked_at(guard: &LoginGuard, account: impl Fn(u32) -> String, address: impl Fn(u32) -> String, tries: u32) -> u32 {
+    /// The clock is paused: units are restored as the test advances it.
+    async fn looked_at(
+        guard: &LoginGuard,
+        account: impl Fn(u32) -> String,
+        address: impl Fn(u32) -> String,
+        tries: u32,
+    ) -> u32 {
         let mut looked_at = 0;
         for n in 0..tries {
             looked_at += u32::from(guard.begin(from(&account(n), &address(n))).await.is_ok());
@@ -393,7 +461,10 @@ mod tests {
             }
         }
         assert!(waits.windows(2).all(|pair| pair[0] <= pair[1] + 60), "{waits:?}");
-        assert!(waits[0] < 30 && waits.contains(&180) && *waits.last().unwrap() > 1_000, "{waits:?}");
+        assert!(
+            waits[0] < 30 && waits.contains(&180) && *waits.last().unwrap() > 1_000,
+            "{waits:?}"
+        );
     }
 
     /// The module's table of what an attacker gets.
@@ -406,7 +477,10 @@ mod tests {
         let in_56 = |n: u32| format!("2001:db8:0:{:x}::/64", n % 256);
         let in_48 = |n: u32| format!("2001:db8:0:{:x}::/64", n % 65_536);
         for (what, account, address, most) in [
-            ("one address, one account", &one_account as &dyn Fn(u32) -> String, &v4 as &dyn Fn(u32) -> String, 40),
+            (
+                "one address, one account", &one_account as &dyn Fn(u32) -> String,
+                &v4 as &dyn Fn(u32) -> String, 40,
+            ),
             ("one address, all accounts", &many_accounts, &v4, 400),
             ("a /56, one account", &one_account, &in_56, 400),
             ("a /56, all accounts", &many_accounts, &in_56, 800),
@@ -421,7 +495,10 @@ mod tests {
                 n += 150;
                 tokio::time::sleep(DAY / rounds).await;
             }
-            assert!(all <= most && all >= most * 9 / 10, "{what}: {all} on the first day, {most} said");
+            assert!(
+                all <= most && all >= most * 9 / 10,
+                "{what}: {all} on the first day, {most} said"
+            );
         }
     }
 
@@ -429,20 +506,25 @@ mod tests {
     async fn however_it_is_written_it_is_one_account() {
         let guard = LoginGuard::new(&Limiter::memory(), "login");
         let spellings = [
-            "ann@example.com", "ANN@example.com", "ａnn@example.com", "ann@ｅxample.com", "ann@example.com\u{200b}",
-            " ann@example.com\0",
+            "ann@example.com", "ANN@example.com", "ａnn@example.com", "ann@ｅxample.com",
+            "ann@example.com\u{200b}", " ann@example.com\0",
         ];
         let mut looked_at = 0;
         for n in 0..240 {
             let address = format!("203.0.113.{}", n / 2);
-            looked_at += u32::from(guard.begin(from(spellings[n % spellings.len()], &address)).await.is_ok());
+            looked_at += u32::from(
+                guard.begin(from(spellings[n % spellings.len()], &address)).await.is_ok(),
+            );
         }
         assert_eq!(looked_at, 50);
-        for unseen in ["\u{1d173}", "\u{1bca0}", "\u{600}", "\u{2065}", "\u{fe0f}", "\u{e0061}", "\u{ad}"] {
+        for unseen in
+            ["\u{1d173}", "\u{1bca0}", "\u{600}", "\u{2065}", "\u{fe0f}", "\u{e0061}", "\u{ad}"]
+        {
             assert_eq!(normalise(&format!("an{unseen}n")), "ann", "{}", unseen.escape_unicode());
         }
         assert_ne!(normalise("ann@example.com"), normalise("anne@example.com"));
-        let dotless = LoginGuard::new(&Limiter::memory(), "login").normalised_by(|name| normalise(name).replace('.', ""));
+        let dotless = LoginGuard::new(&Limiter::memory(), "login")
+            .normalised_by(|name| normalise(name).replace('.', ""));
         for n in 0..3 {
             assert!(dotless.begin(from(["a.b", "ab", "AB."][n], "203.0.113.1")).await.is_ok());
         }
@@ -469,7 +551,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_sent_is_bounded_by_networks_too() {
         let limiter = Limiter::memory();
-        let (logins, links) = (LoginGuard::new(&limiter, "login"), SendGuard::new(&limiter, "login"));
+        let (logins, links) =
+            (LoginGuard::new(&limiter, "login"), SendGuard::new(&limiter, "login"));
         for n in 0..50 {
             let _ = logins.begin(from("ann", &format!("203.0.113.{n}"))).await;
         }
@@ -477,7 +560,9 @@ mod tests {
         let guard = SendGuard::new(&Limiter::memory(), "reset");
         let mut sent = 0;
         for n in 0..200 {
-            sent += u32::from(guard.allow(&format!("user{n}"), &format!("2001:db8:0:{n:x}::/64")).await.is_ok());
+            sent += u32::from(
+                guard.allow(&format!("user{n}"), &format!("2001:db8:0:{n:x}::/64")).await.is_ok(),
+            );
         }
         assert_eq!(sent, 20);
     }

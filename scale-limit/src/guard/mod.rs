@@ -1,4 +1,4 @@
-//! What limits are for: guessing, scraping, and who is to be kept out.
+//! Guards for common uses of limits: password guessing, scraping, bans.
 
 pub mod bans;
 pub mod login;

@@ -1,16 +1,21 @@
-//! Who reads everything, or looks for what is not there.
+//! Detection of clients that read everything, or look for pages that do not exist.
 //!
-//! A reader opens some pages again and again; a scraper opens each page once, and a scanner asks for pages that do not exist. So two things
-//! are counted for each client, each against a [`Policy`]: *distinct* resources, and answers *not found*. Whoever goes over is banned.
+//! A reader opens some pages again and again; a scraper opens each page once, and a scanner
+//! requests pages that do not exist. So two things are counted for each client, each against a
+//! [`Policy`]: *distinct* resources, and *not found* answers. A client that exceeds one of them is
+//! banned.
 //!
-//! A resource is a path with its query, in any order, without what only says where a visitor comes from (`utm_source`, `gclid` and the like):
-//! `/product?id=1` and `/product?id=2` are two. What a page embeds does not count: answers that are images, fonts, styles, scripts, sounds or
-//! films, and paths not found that end as such do (`.png`, `.css`, `.js.map`, …). Or [say it yourself](Scraping::resource).
+//! A resource is a path with its query, in any order, without parameters that only describe where a
+//! visitor comes from (`utm_source`, `gclid` and the like): `/product?id=1` and `/product?id=2` are
+//! two resources. Embedded content does not count: answers that are images, fonts, styles, scripts,
+//! audio or video, and missing paths with the extension of such content (`.png`, `.css`, `.js.map`,
+//! …). The application can [define resources itself](Scraping::resource).
 //!
-//! Whether a resource is new to a client is remembered in a filter of 2,048 bits for each client and period (a Bloom filter of two
-//! hashes): below 200 distinct resources under one in thirty counts as seen by mistake, and none is counted twice. The filter is each
-//! process' own; the counts are the limiter's, so on Redis they are the fleet's: a resource that a client opens through `n` processes
-//! counts up to `n` times.
+//! A filter of 2,048 bits for each client and period remembers which resources the client has
+//! opened (a Bloom filter of two hashes): below 200 distinct resources fewer than one in thirty is
+//! missed by mistake, and no resource is counted twice. Each process has its own filter; the counts
+//! are the limiter's, so on Redis they are those of the fleet: a resource that a client opens
+//! through `n` processes counts up to `n` times.
 
 use std::future::Future;
 use std::hash::BuildHasher;
@@ -25,32 +30,32 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::bans::BanList;
+use crate::bounded_map::{BoundedMap, EvictionRank};
 use crate::client::ClientIp;
-use crate::head::Head;
 use crate::limiter::Limiter;
 use crate::policy::Policy;
-use crate::store::{Table, Worth};
-use crate::task::go_on;
+use crate::poll_then_spawn::poll_then_spawn;
+use crate::request_head::RequestHead;
 
-/// Clients watched at most; those seen last are kept. About 25 MB.
+/// Maximum number of watched clients; the most recent ones are kept. About 25 MB.
 const CLIENTS: usize = 65_536;
 const WORDS: usize = 32;
 
-/// What a client has opened.
+/// Filter of the resources that a client has opened.
 #[derive(Debug)]
 struct Seen {
     words: [u64; WORDS],
-    /// Starts anew then (ns).
+    /// Time at which the filter is cleared (ns).
     until: u64,
 }
 
-impl Worth for Seen {
-    fn worth(&self, _: u64) -> u64 {
+impl EvictionRank for Seen {
+    fn rank(&self, _: u64) -> u64 {
         self.until
     }
 }
 
-/// Watches for scraping, and bans. Cloning costs a few reference counts.
+/// Detects scraping, and bans scrapers. A clone costs a few reference counts.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -70,29 +75,33 @@ impl Worth for Seen {
 #[derive(Clone, Debug)]
 pub struct Scraping(Arc<Inner>);
 
-type ResourceOf = dyn Fn(&Head<'_>) -> Option<String> + Send + Sync;
+type ResourceOf = dyn Fn(&RequestHead<'_>) -> Option<String> + Send + Sync;
 
 #[derive(Clone)]
 struct Inner {
     limiter: Limiter,
     bans: BanList,
-    /// The application's own, in place of path and query.
+    /// The application's own definition of a resource, instead of path and query.
     resource: Option<Arc<ResourceOf>>,
     distinct: Policy,
     missing: Policy,
     time: Duration,
-    seen: Arc<Table<Seen>>,
+    seen: Arc<BoundedMap<Seen>>,
     hashers: Arc<[foldhash::fast::RandomState; 2]>,
 }
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner").field("distinct", &self.distinct).field("missing", &self.missing).finish_non_exhaustive()
+        f.debug_struct("Inner")
+            .field("distinct", &self.distinct)
+            .field("missing", &self.missing)
+            .finish_non_exhaustive()
     }
 }
 
 impl Scraping {
-    /// At most 300 distinct resources and 30 not found in ten minutes, else out for an hour.
+    /// Creates a detector: at most 300 distinct resources and 30 not found in ten minutes,
+    /// otherwise a ban for an hour.
     pub fn new(limiter: &Limiter, bans: &BanList) -> Self {
         let period = Duration::from_mins(10);
         Self(Arc::new(Inner {
@@ -102,7 +111,7 @@ impl Scraping {
             distinct: Policy::new("scraping-distinct", 300, period),
             missing: Policy::new("scraping-missing", 30, period),
             time: Duration::from_hours(1),
-            seen: Arc::new(Table::new(CLIENTS)),
+            seen: Arc::new(BoundedMap::new(CLIENTS)),
             hashers: Arc::default(),
         }))
     }
@@ -112,36 +121,44 @@ impl Scraping {
         self
     }
 
-    /// How many distinct resources in which time. The filter starts anew after the policy's period.
+    /// Sets the limit of distinct resources in the policy's period. The filter is cleared after
+    /// each period.
     pub fn distinct(self, policy: Policy) -> Self {
         self.with(|s| s.distinct = policy)
     }
 
-    /// How many answers not found (404 and 410) in which time.
+    /// Sets the limit of not found answers (404 and 410) in the policy's period.
     pub fn missing(self, policy: Policy) -> Self {
         self.with(|s| s.missing = policy)
     }
 
-    /// Takes the application's own name of what a request asks for; `None`: it is not watched.
+    /// Sets how the application names the resource of a request; `None`: the request is not
+    /// counted.
     ///
     /// ```
     /// # use scale_limit::{BanList, Limiter, guard::scraping::Scraping};
     /// let photos = Scraping::new(&Limiter::memory(), &BanList::memory())
     ///     .resource(|request| request.uri.path().strip_prefix("/photos/").map(str::to_owned));
     /// ```
-    pub fn resource(self, resource: impl Fn(&Head<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
+    pub fn resource(
+        self,
+        resource: impl Fn(&RequestHead<'_>) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
         self.with(|s| s.resource = Some(Arc::new(resource)))
     }
 
-    /// For how long to ban. With zero, and policies in [dry run](Policy::dry_run), it only counts.
+    /// Sets the duration of bans. With zero, and policies in [dry run](Policy::dry_run), requests
+    /// are only counted.
     pub fn ban_for(self, time: Duration) -> Self {
         self.with(|s| s.time = time)
     }
 
-    /// A client was given an answer; `true`: it is banned for it.
+    /// Counts an answer to a client. Returns `true` if the client was banned for it.
     pub async fn saw(&self, client: &str, resource: &str, status: StatusCode) -> bool {
         let mut over = None;
-        if self.is_new(client, resource) && !self.0.limiter.check(&self.0.distinct, client).await.admitted {
+        if self.is_new(client, resource)
+            && !self.0.limiter.check(&self.0.distinct, client).await.admitted
+        {
             over = Some("too many distinct resources");
         }
         if is_missing(status) && !self.0.limiter.check(&self.0.missing, client).await.admitted {
@@ -149,7 +166,7 @@ impl Scraping {
         }
         let Some(reason) = over.filter(|_| !self.0.time.is_zero()) else { return false };
         if let Err(error) = self.0.bans.ban_automatically(client, self.0.time, reason).await {
-            tracing::warn!(%error, "a scraper is banned here only");
+            tracing::warn!(%error, "banning a scraper failed on Redis: only this process bans it");
         }
         true
     }
@@ -174,13 +191,14 @@ impl Scraping {
         new
     }
 
-    /// A layer that watches all answers; clients are told apart by [`ClientIp::key`]. Nobody waits for it.
+    /// Returns a layer that counts all answers; [`ClientIp::key`] identifies the clients. Responses
+    /// do not wait for the counting.
     pub fn layer(&self, clients: &ClientIp) -> ScrapingLayer {
         ScrapingLayer { scraping: self.clone(), clients: clients.clone() }
     }
 }
 
-/// The layer of [`Scraping::layer`].
+/// Layer of [`Scraping::layer`].
 #[derive(Clone, Debug)]
 pub struct ScrapingLayer {
     scraping: Scraping,
@@ -195,7 +213,7 @@ impl<S> Layer<S> for ScrapingLayer {
     }
 }
 
-/// The service of [`ScrapingLayer`].
+/// Service of [`ScrapingLayer`].
 #[derive(Clone, Debug)]
 pub struct Watch<S> {
     layer: ScrapingLayer,
@@ -219,7 +237,7 @@ where
         let client = self.layer.clients.key(&request).filter(|client| !client.is_unknown());
         let scraping = self.layer.scraping.clone();
         let (resource, embedded) = match &scraping.0.resource {
-            Some(resource) => (resource(&Head::from(&request)), false),
+            Some(resource) => (resource(&RequestHead::from(&request)), false),
             None => (Some(resource_of(request.uri())), is_embedded(request.uri().path())),
         };
         let answer = self.inner.call(request);
@@ -227,10 +245,11 @@ where
             let answer = answer.await?;
             if let (Some(client), Some(resource)) = (client, resource)
                 && (scraping.0.resource.is_some()
-                    || !(embedded && is_missing(answer.status()) || shows_in_a_page(answer.headers())))
+                    || !(embedded && is_missing(answer.status())
+                        || shows_in_a_page(answer.headers())))
             {
                 let status = answer.status();
-                go_on(async move {
+                poll_then_spawn(async move {
                     scraping.saw(&client, &resource, status).await;
                 });
             }
@@ -243,13 +262,14 @@ fn is_missing(status: StatusCode) -> bool {
     matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
 }
 
-/// The path, and the parameters that matter, in one order.
+/// Returns the path with the relevant parameters in canonical order.
 fn resource_of(uri: &Uri) -> String {
-    /// The longest query that is looked at, bytes.
+    /// Maximum length of a query, in bytes; the rest is ignored.
     const LONGEST: usize = 2_048;
     let Some(query) = uri.query() else { return uri.path().to_owned() };
     let query = &query[..query.floor_char_boundary(LONGEST)];
-    let mut pairs: Vec<&str> = query.split('&').filter(|pair| !pair.is_empty() && !is_campaign(pair)).collect();
+    let mut pairs: Vec<&str> =
+        query.split('&').filter(|pair| !pair.is_empty() && !is_campaign(pair)).collect();
     pairs.sort_unstable();
     let mut resource = uri.path().to_owned();
     for (n, pair) in pairs.into_iter().enumerate() {
@@ -259,31 +279,38 @@ fn resource_of(uri: &Uri) -> String {
     resource
 }
 
-/// Parameters that say where a visitor comes from.
+/// Returns whether a parameter describes where a visitor comes from.
 fn is_campaign(pair: &str) -> bool {
     let name = pair.split('=').next().unwrap_or_default();
     name.starts_with("utm_")
-        || matches!(name, "gclid" | "gbraid" | "wbraid" | "dclid" | "fbclid" | "msclkid" | "mc_cid" | "mc_eid")
+        || matches!(
+            name,
+            "gclid" | "gbraid" | "wbraid" | "dclid" | "fbclid" | "msclkid" | "mc_cid" | "mc_eid"
+        )
 }
 
-/// A path that ends as what pages embed does.
+/// Returns whether a path has the extension of embedded content.
 fn is_embedded(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     let Some((_, end)) = name.rsplit_once('.') else { return false };
     [
-        "png", "jpg", "jpeg", "gif", "webp", "avif", "svg", "ico", "bmp", "css", "js", "mjs", "map", "wasm", "woff", "woff2",
-        "ttf", "otf", "eot", "mp3", "mp4", "ogg", "webm", "webmanifest",
+        "png", "jpg", "jpeg", "gif", "webp", "avif", "svg", "ico", "bmp", "css", "js", "mjs",
+        "map", "wasm", "woff", "woff2", "ttf", "otf", "eot", "mp3", "mp4", "ogg", "webm",
+        "webmanifest",
     ]
     .iter()
     .any(|known| end.eq_ignore_ascii_case(known))
 }
 
-/// An answer of a kind that pages embed.
+/// Returns whether an answer is of a type that pages embed.
 fn shows_in_a_page(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    ["image/", "font/", "audio/", "video/", "text/css", "text/javascript", "application/javascript", "application/wasm"]
-        .iter()
-        .any(|start| kind.starts_with(start))
+    [
+        "image/", "font/", "audio/", "video/", "text/css", "text/javascript",
+        "application/javascript", "application/wasm",
+    ]
+    .iter()
+    .any(|start| kind.starts_with(start))
 }
 
 #[cfg(test)]
@@ -299,8 +326,11 @@ mod tests {
         let answer = |request: Request<()>| async move {
             let path = request.uri().path();
             let kind = if path.starts_with("/thumb") { "image/webp" } else { "text/html" };
-            let status = if path.contains("missing") { StatusCode::NOT_FOUND } else { StatusCode::OK };
-            Ok::<_, std::convert::Infallible>(Response::builder().status(status).header(CONTENT_TYPE, kind).body(()).unwrap())
+            let status =
+                if path.contains("missing") { StatusCode::NOT_FOUND } else { StatusCode::OK };
+            Ok::<_, std::convert::Infallible>(
+                Response::builder().status(status).header(CONTENT_TYPE, kind).body(()).unwrap(),
+            )
         };
         let service = scraping.layer(&ClientIp::direct()).layer(service_fn(answer));
         for uri in uris {
@@ -317,8 +347,14 @@ mod tests {
         let is_banned = |address: &str| bans.find(address).is_some();
         asks(&scraping, "203.0.113.1", (0..500).map(|n| format!("/product?id={n}"))).await;
         assert!(is_banned("203.0.113.1"), "one path, a query for each product");
-        asks(&scraping, "203.0.113.2", (0..500).map(|n| format!("/product?a=1&utm_source={n}&b=2"))).await;
-        asks(&scraping, "203.0.113.2", (0..500).map(|_| "/product?b=2&gclid=x&a=1".to_owned())).await;
+        asks(
+            &scraping,
+            "203.0.113.2",
+            (0..500).map(|n| format!("/product?a=1&utm_source={n}&b=2")),
+        )
+        .await;
+        asks(&scraping, "203.0.113.2", (0..500).map(|_| "/product?b=2&gclid=x&a=1".to_owned()))
+            .await;
         assert!(!is_banned("203.0.113.2"), "one product, however it was found");
         asks(&scraping, "203.0.113.3", (0..500).map(|n| format!("/thumb/{n}"))).await;
         asks(&scraping, "203.0.113.3", (0..500).map(|n| format!("/missing/{n}.PNG?v=2"))).await;
@@ -327,7 +363,9 @@ mod tests {
         assert!(is_banned("203.0.113.4"), "a scanner");
         asks(&scraping, "203.0.113.6", (0..500).map(|n| format!("/product/{n}.css"))).await;
         assert!(is_banned("203.0.113.6"), "pages under names of styles");
-        let photos = scraping.clone().resource(|request| request.uri.path().strip_prefix("/thumb/").map(str::to_owned));
+        let photos = scraping
+            .clone()
+            .resource(|request| request.uri.path().strip_prefix("/thumb/").map(str::to_owned));
         asks(&photos, "203.0.113.5", (0..500).map(|n| format!("/product?id={n}"))).await;
         assert!(!is_banned("203.0.113.5"));
         asks(&photos, "203.0.113.5", (0..500).map(|n| format!("/thumb/{n}"))).await;

@@ -1,4 +1,4 @@
-//! Bounds what an application sends to whoever asks: mails, codes by SMS.
+//! Limits for messages that an application sends on request: mails, codes by SMS.
 
 use std::time::Duration;
 
@@ -10,11 +10,12 @@ use crate::policy::Policy;
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
-/// Bounds requests that send something, whatever becomes of them: mails to reset a password, codes by SMS. Cloning costs a few reference
-/// counts.
+/// Limits requests that send something, regardless of their result: mails to reset a password,
+/// codes by SMS. A clone costs a few reference counts.
 ///
-/// An account gets 3 an hour and 10 a day; an address asks for 10 an hour and 50 a day, an IPv6 /56 for twice and a /48 for four times as
-/// many. Answer the same when it refuses, or strangers learn which accounts exist and which have been asked for.
+/// An account gets 3 an hour and 10 a day; an address can request 10 an hour and 50 a day, an IPv6
+/// /56 twice and a /48 four times as many. Give the same answer when a request is refused;
+/// otherwise strangers learn which accounts exist and were requested.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -36,13 +37,18 @@ pub struct SendGuard {
 }
 
 impl SendGuard {
-    /// `name` sets guards apart: `reset`, `sms`. It has nothing in common with a [`LoginGuard`](super::login::LoginGuard) of the same name.
+    /// Creates a guard. `name` distinguishes guards: `reset`, `sms`. It shares no counts with a
+    /// [`LoginGuard`](super::login::LoginGuard) of the same name.
     pub fn new(limiter: &Limiter, name: &str) -> Self {
         let name = &format!("{name}-send");
-        let network =
-            |length: u8, times: u32| (length, policies(name, &format!("v6-{length}"), &[(10 * times, HOUR), (50 * times, DAY)]));
+        let network = |length: u8, times: u32| {
+            (
+                length,
+                policies(name, &format!("v6-{length}"), &[(10 * times, HOUR), (50 * times, DAY)]),
+            )
+        };
         Self {
-            limiter: limiter.patience(PATIENCE),
+            limiter: limiter.store_timeout(PATIENCE),
             account: policies(name, "account", &[(3, HOUR), (10, DAY)]),
             address: policies(name, "address", &[(10, HOUR), (50, DAY)]),
             networks: vec![network(56, 2), network(48, 4)],
@@ -52,11 +58,14 @@ impl SendGuard {
     /// Counts a request.
     ///
     /// # Errors
-    /// [`TooMany`]: send nothing, and answer as if it had been sent.
+    /// [`TooMany`]: send nothing, and answer as if the message had been sent.
     pub async fn allow(&self, account: &str, address: &str) -> Result<(), TooMany> {
         let account = self.limiter.hash(&normalise(account));
         let networks = wider(address, &self.networks);
-        let networks: Vec<_> = networks.iter().flat_map(|(key, of)| of.iter().map(move |p| (p, key.as_str(), 1))).collect();
+        let networks: Vec<_> = networks
+            .iter()
+            .flat_map(|(key, of)| of.iter().map(move |p| (p, key.as_str(), 1)))
+            .collect();
         let accounts = self.account.iter().map(|p| (p, account.as_str(), 1));
         let addresses = self.address.iter().map(|p| (p, address, 1));
         let charges: Vec<_> = accounts.chain(addresses).chain(networks).collect();

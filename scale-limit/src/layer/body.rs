@@ -1,4 +1,4 @@
-//! The answer's body: the service's, or the layer's own.
+//! Body of the response: the service's, or the layer's own.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::permit::Permits;
 
 pin_project_lite::pin_project! {
-    /// The body of an answer that went through [`LimitLayer`](crate::LimitLayer).
+    /// Body of a response that went through [`LimitLayer`](crate::LimitLayer).
     #[derive(Debug)]
     pub struct LimitBody<B> {
         #[pin]
@@ -22,14 +22,14 @@ pin_project_lite::pin_project! {
     #[project = InnerProjection]
     #[derive(Debug)]
     enum Inner<B> {
-        /// Places are free again when it is dropped.
+        /// Body of the service, and permits that are released with it.
         Service { #[pin] body: B, places: Option<Arc<Permits>> },
         Own { text: Option<Bytes> },
     }
 }
 
 impl<B> LimitBody<B> {
-    /// Holds these places as long as there is something to send.
+    /// Creates a body that holds permits until it has been sent or dropped.
     pub(super) fn holding(body: B, places: Arc<Permits>) -> Self {
         Self { inner: Inner::Service { body, places: Some(places) } }
     }
@@ -47,7 +47,10 @@ impl<B: Body<Data = Bytes>> Body for LimitBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         match self.project().inner.project() {
             InnerProjection::Service { body, places } => {
                 let frame = body.poll_frame(cx);
@@ -56,7 +59,9 @@ impl<B: Body<Data = Bytes>> Body for LimitBody<B> {
                 }
                 frame
             }
-            InnerProjection::Own { text } => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            InnerProjection::Own { text } => {
+                Poll::Ready(text.take().map(|text| Ok(Frame::data(text))))
+            }
         }
     }
 
@@ -70,24 +75,26 @@ impl<B: Body<Data = Bytes>> Body for LimitBody<B> {
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
             Inner::Service { body, .. } => body.size_hint(),
-            Inner::Own { text } => SizeHint::with_exact(text.as_ref().map_or(0, |t| t.len() as u64)),
+            Inner::Own { text } => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |t| t.len() as u64))
+            }
         }
     }
 }
 
-/// What becomes of the service's bodies.
+/// Conversion of the service's response bodies.
 pub trait Bodies<B> {
-    /// The bodies of all answers.
+    /// Type of all response bodies.
     type Body;
 
-    /// A body as the service gave it.
+    /// Converts a body of the service.
     fn keep(&self, body: B) -> Self::Body;
 
-    /// One that holds places, or the layer's own.
+    /// Converts a body that holds permits, or the layer's own body.
     fn wrap(&self, body: LimitBody<B>) -> Self::Body;
 }
 
-/// All become [`LimitBody`].
+/// Converts every body to [`LimitBody`].
 #[derive(Clone, Copy, Debug)]
 pub struct Wrapped;
 
@@ -105,7 +112,7 @@ impl<B> Bodies<B> for Wrapped {
     }
 }
 
-/// All stay `B`; see [`LimitLayer::keep_body`](crate::LimitLayer::keep_body).
+/// Keeps every body as `B`; see [`LimitLayer::preserve_body`](crate::LimitLayer::preserve_body).
 #[derive(Debug)]
 pub struct Kept<B>(pub(super) fn(LimitBody<B>) -> B);
 

@@ -1,4 +1,4 @@
-//! The answer to come. A request that needs no waiting for the store needs no box either.
+//! Future of the response. A request that does not wait for the store needs no allocation.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,12 +8,13 @@ use bytes::Bytes;
 use http::Response;
 
 use super::body::{Bodies, LimitBody};
-use super::told::Told;
+use super::settle::ResponseActions;
 
 pin_project_lite::pin_project! {
-    /// The future of [`Limit`](super::Limit).
+    /// Future of [`Limit`](super::Limit).
     pub struct ResponseFuture<F, B, E, W: Bodies<B>> {
-        // Beside what comes of it and not inside of that: it is large, and would be copied once more.
+        // Next to `end`, not inside of it: the inner future is large, and would be copied once
+        // more.
         #[pin]
         inner: Option<F>,
         end: End<B, W::Body, E>,
@@ -21,9 +22,9 @@ pin_project_lite::pin_project! {
     }
 }
 
-/// What comes of the inner service's answer, or instead of one.
+/// End of the future: with the inner service's response, a refusal, or a wait for the store.
 pub(super) enum End<B, O, E> {
-    Passed(Told),
+    Passed(ResponseActions),
     Refused(Option<Box<Response<LimitBody<B>>>>),
     Waiting(Pin<Box<dyn Future<Output = Result<Response<O>, E>> + Send>>),
 }
@@ -34,14 +35,17 @@ impl<B, O, E> End<B, O, E> {
     }
 }
 
-#[allow(clippy::inline_always, reason = "the inner future is large, and would be copied on its way to where it stays")]
+#[allow(
+    clippy::inline_always,
+    reason = "the inner future is large; inlining avoids a copy to its final place"
+)]
 impl<F, B, E, W: Bodies<B>> ResponseFuture<F, B, E, W> {
     #[inline(always)]
-    pub(super) fn pass(inner: F, told: Told, bodies: W) -> Self {
+    pub(super) fn pass(inner: F, told: ResponseActions, bodies: W) -> Self {
         Self { inner: Some(inner), end: End::Passed(told), bodies }
     }
 
-    /// The inner service is not asked, or not yet.
+    /// Creates a future that does not call the inner service, or not yet.
     #[inline(always)]
     pub(super) fn without(end: End<B, W::Body, E>, bodies: W) -> Self {
         Self { inner: None, end, bodies }

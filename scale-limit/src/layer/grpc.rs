@@ -1,27 +1,37 @@
-//! Refusals as gRPC says them: the status in a header of an answer without a body (`Trailers-Only`), with details.
+//! Refusals of gRPC requests: the status in a header of a response without a body
+//! (`Trailers-Only`), with details.
 //!
-//! The details are a `google.rpc.Status` with a `RetryInfo` and a `QuotaFailure`, which clients' libraries know. The few fields are written
-//! here by hand: a protobuf library would be the larger part of the crate's tree.
+//! The details are a `google.rpc.Status` with a `RetryInfo` and a `QuotaFailure`, which client
+//! libraries understand. Its few fields are encoded by hand here: a protobuf library would be the
+//! largest part of the crate's dependencies.
 
 use bytes::Bytes;
 use data_encoding::BASE64_NOPAD;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Response};
 
-use super::response::Refusal;
+use super::headers::Refusal;
 
-/// Codes of gRPC.
+/// Status codes of gRPC.
 const PERMISSION_DENIED: u8 = 7;
 const RESOURCE_EXHAUSTED: u8 = 8;
 const INTERNAL: u8 = 13;
 const UNAVAILABLE: u8 = 14;
 
-/// The answer, if the request speaks gRPC or gRPC-Web; `wait` in seconds.
-pub(super) fn refusal(refusal: &Refusal<'_>, headers: &HeaderMap, wait: Option<u64>) -> Option<Response<Bytes>> {
+/// Returns the refusal, if the request is gRPC or gRPC-Web; `wait` is in seconds.
+pub(super) fn refusal(
+    refusal: &Refusal<'_>,
+    headers: &HeaderMap,
+    wait: Option<u64>,
+) -> Option<Response<Bytes>> {
     let (code, message, violated) = match refusal {
         Refusal::TooMany(decision) => {
             let denied = decision.outcomes().iter().filter(|outcome| !outcome.admitted());
-            (RESOURCE_EXHAUSTED, "too many requests", denied.map(|outcome| outcome.policy().to_owned()).collect())
+            (
+                RESOURCE_EXHAUSTED,
+                "too many requests",
+                denied.map(|outcome| outcome.policy().to_owned()).collect(),
+            )
         }
         Refusal::Denied | Refusal::Banned(_) => (PERMISSION_DENIED, "forbidden", Vec::new()),
         Refusal::UnknownClient => (INTERNAL, "internal server error", Vec::new()),
@@ -29,19 +39,25 @@ pub(super) fn refusal(refusal: &Refusal<'_>, headers: &HeaderMap, wait: Option<u
     spoken(headers).map(|kind| answer(kind, code, message, wait, &violated))
 }
 
-/// The answer to a request in this content type that is turned away because too much is to be done; `wait` in seconds.
+/// Returns the refusal of an overloaded service in the given content type; `wait` is in seconds.
 pub(crate) fn too_busy(kind: &HeaderValue, wait: u64) -> Response<Bytes> {
     answer(kind, UNAVAILABLE, "too busy", Some(wait), &[])
 }
 
-/// The content type to answer in, if the request speaks gRPC.
+/// Returns the content type for the response, if the request is gRPC.
 pub(crate) fn spoken(headers: &HeaderMap) -> Option<&HeaderValue> {
     let kind = headers.get(CONTENT_TYPE)?;
     let rest = kind.as_bytes().strip_prefix(b"application/grpc")?;
     matches!(rest.first(), None | Some(b'+' | b';' | b'-')).then_some(kind)
 }
 
-fn answer(kind: &HeaderValue, code: u8, message: &'static str, wait: Option<u64>, violated: &[String]) -> Response<Bytes> {
+fn answer(
+    kind: &HeaderValue,
+    code: u8,
+    message: &'static str,
+    wait: Option<u64>,
+    violated: &[String],
+) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, kind.clone());
@@ -54,7 +70,7 @@ fn answer(kind: &HeaderValue, code: u8, message: &'static str, wait: Option<u64>
     response
 }
 
-/// `google.rpc.Status`: code, message, details.
+/// Encodes a `google.rpc.Status`: code, message, details.
 fn status(code: u8, message: &str, wait: Option<u64>, violated: &[String]) -> Vec<u8> {
     let mut status = vec![0x08, code];
     field(&mut status, 2, message.as_bytes());
@@ -79,7 +95,7 @@ fn status(code: u8, message: &str, wait: Option<u64>, violated: &[String]) -> Ve
     status
 }
 
-/// `google.protobuf.Any`: the type's name, and the message.
+/// Encodes a `google.protobuf.Any`: the name of the type, and the message.
 fn detail(status: &mut Vec<u8>, name: &str, message: &[u8]) {
     let mut any = Vec::new();
     field(&mut any, 1, format!("type.googleapis.com/{name}").as_bytes());
@@ -87,7 +103,7 @@ fn detail(status: &mut Vec<u8>, name: &str, message: &[u8]) {
     field(status, 3, &any);
 }
 
-/// A field with a length.
+/// Encodes a length-delimited field.
 fn field(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
     message.push(number << 3 | 2);
     varint(message, bytes.len() as u64);

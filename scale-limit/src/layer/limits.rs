@@ -1,12 +1,13 @@
-//! Limits of a request, as its handler can read them.
+//! Limits of a request, for its handler.
 
 use std::sync::Arc;
 
 use crate::decision::{Decision, Outcome};
 use crate::permit::Permits;
 
-/// The standing of a request with the limits it has passed, for handlers: in the request's extensions, if the layer
-/// [says so](crate::LimitLayer::with_extension). Of layers in layers, what all of them say.
+/// Outcomes of the limits that a request has passed, for its handler. They are in the request's
+/// extensions, if the layer [is configured so](crate::LimitLayer::with_extension). Nested layers
+/// contribute all their outcomes.
 ///
 /// ```
 /// use axum::{Extension, Router, routing::get};
@@ -17,7 +18,8 @@ use crate::permit::Permits;
 ///     format!("{:?} requests left", limits.remaining("api"))
 /// }
 ///
-/// let limits = LimitLayer::new(Limiter::memory()).policy(Policy::per_hour("api", 1_000), |_| Some("all".into()));
+/// let limits = LimitLayer::new(Limiter::memory())
+///     .policy(Policy::per_hour("api", 1_000), |_| Some("all".into()));
 /// let app: Router = Router::new().route("/usage", get(usage)).layer(limits.with_extension());
 /// ```
 #[derive(Clone, Debug)]
@@ -29,22 +31,24 @@ impl Limits {
         Self(outer.chain(decision.outcomes()).cloned().collect())
     }
 
-    /// One for each policy asked, in the order asked.
+    /// Returns one outcome for each policy, in the order of the charges.
     pub fn outcomes(&self) -> &[Outcome] {
         &self.0
     }
 
-    /// Returns the units left of a policy, by its name; `None` if it does not apply to this request. `u32::MAX`: no limit.
+    /// Returns the number of units left of a policy, by its name; `None` if the policy does not
+    /// apply to this request. `u32::MAX`: no limit.
     pub fn remaining(&self, policy: &str) -> Option<u32> {
         self.0.iter().find(|outcome| outcome.policy() == policy).map(Outcome::remaining)
     }
 }
 
-/// The places that a request holds of policies that count [how many at once](crate::Policy::at_once). It is in the extensions of each
-/// request that holds some.
+/// Permits that a request holds of [concurrency policies](crate::Policy::concurrency). Each request
+/// with permits has them in its extensions.
 ///
-/// Places are free again when the answer's body has been sent. A connection that goes on after that, as a websocket's does, has to hold
-/// them itself: move this into its task. An upgrade (status 101) whose places nobody holds is refused with 500, and an error in the log.
+/// The permits are released when the response body has been sent. A connection that lives on, such
+/// as a websocket, must hold them itself: move this value into its task. An upgrade (status 101)
+/// whose permits are not held is refused with 500, and an error is logged.
 ///
 /// ```
 /// use axum::extract::ws::WebSocketUpgrade;
@@ -60,13 +64,14 @@ impl Limits {
 ///     })
 /// }
 ///
-/// let limits = LimitLayer::new(Limiter::memory()).policy(Policy::at_once("chat", 1_000), |_| Some("all".into()));
+/// let limits = LimitLayer::new(Limiter::memory())
+///     .policy(Policy::concurrency("chat", 1_000), |_| Some("all".into()));
 /// let app: Router = Router::new().route("/chat", any(chat)).layer(limits);
 /// ```
 #[derive(Clone, Debug)]
 pub struct Places {
     _held: Arc<Permits>,
-    /// Those of layers further out.
+    /// Permits of outer layers.
     _outer: Option<Box<Self>>,
 }
 

@@ -1,28 +1,28 @@
-//! Which requests a policy applies to, what they count against, and what they cost.
+//! Requests that a policy applies to, with their keys and costs.
 
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode};
 
-use super::response::Words;
+use super::headers::Words;
 use crate::client::Key;
-use crate::head::Head;
 use crate::policy::Policy;
+use crate::request_head::RequestHead;
 
-type KeyOf = dyn Fn(&Head<'_>) -> Option<Key> + Send + Sync;
-type PolicyOf = dyn Fn(&Head<'_>) -> Option<(Policy, Key)> + Send + Sync;
-type When = dyn Fn(&Head<'_>) -> bool + Send + Sync;
-type Cost = dyn Fn(&Head<'_>) -> u32 + Send + Sync;
+type KeyOf = dyn Fn(&RequestHead<'_>) -> Option<Key> + Send + Sync;
+type PolicyOf = dyn Fn(&RequestHead<'_>) -> Option<(Policy, Key)> + Send + Sync;
+type When = dyn Fn(&RequestHead<'_>) -> bool + Send + Sync;
+type Cost = dyn Fn(&RequestHead<'_>) -> u32 + Send + Sync;
 type RealCost = dyn Fn(StatusCode, &HeaderMap) -> u32 + Send + Sync;
 
-/// A policy with the requests it applies to.
+/// A policy and the requests that it applies to.
 ///
 /// ```
 /// use http::{Method, StatusCode};
 /// use scale_limit::layer::Throttle;
 /// use scale_limit::Policy;
 ///
-/// // By class of user, as somebody further out has found it.
+/// // By class of user, as an outer layer has found it.
 /// #[derive(Clone)]
 /// struct Plan(&'static str);
 /// let (free, paid) = (Policy::per_minute("api-free", 60), Policy::per_minute("api-paid", 6_000));
@@ -50,38 +50,41 @@ pub struct Throttle {
 
 #[derive(Clone)]
 enum Select {
-    /// The policy, and how it is told.
+    /// One policy for all requests, the constant parts of its headers, and the key.
     One(Policy, Option<&'static Words>, Arc<KeyOf>),
     Any(Arc<PolicyOf>),
 }
 
 impl std::fmt::Debug for Throttle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Throttle").field("methods", &self.methods).field("paths", &self.paths).finish_non_exhaustive()
+        f.debug_struct("Throttle")
+            .field("methods", &self.methods)
+            .field("paths", &self.paths)
+            .finish_non_exhaustive()
     }
 }
 
-/// One request's share.
+/// Charge of one throttle for a request.
 #[derive(Clone)]
-pub(super) struct Asked {
-    /// The number of its throttle.
+pub(super) struct PlannedCharge {
+    /// Index of the throttle.
     throttle: usize,
-    /// The policy, if the throttle has not one for all.
+    /// Policy, if the throttle selects it per request.
     policy: Option<Policy>,
     key: Key,
     pub(super) cost: u32,
 }
 
-/// A throttle with one policy for all, whose requests' answers change nothing.
+/// A throttle with one policy, whose charges do not depend on responses.
 #[derive(Clone, Copy)]
 pub(super) struct Plain<'t> {
     pub(super) policy: &'t Policy,
-    /// How it is told.
+    /// Constant parts of the headers.
     pub(super) words: Option<&'static Words>,
     pub(super) key: &'t KeyOf,
 }
 
-impl Asked {
+impl PlannedCharge {
     pub(super) fn new(throttle: usize, policy: Option<Policy>, key: Key, cost: u32) -> Self {
         Self { throttle, policy, key, cost }
     }
@@ -98,61 +101,86 @@ impl Asked {
         (policy, &self.key, self.cost)
     }
 
-    /// What it turns out to cost, if that is known.
-    pub(super) fn real_cost(&self, throttles: &[Throttle], status: StatusCode, headers: &HeaderMap) -> Option<u32> {
+    /// Returns the real cost, if there is a function for it.
+    pub(super) fn real_cost(
+        &self,
+        throttles: &[Throttle],
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) -> Option<u32> {
         Some(throttles[self.throttle].real_cost.as_ref()?(status, headers))
     }
 }
 
 impl Throttle {
-    /// One policy; `key` says what a request counts against, `None` that it does not count.
-    pub fn new(policy: Policy, key: impl Fn(&Head<'_>) -> Option<Key> + Send + Sync + 'static) -> Self {
+    /// Applies one policy. `key` returns the key that a request is counted by, or `None` if the
+    /// request does not count.
+    pub fn new(
+        policy: Policy,
+        key: impl Fn(&RequestHead<'_>) -> Option<Key> + Send + Sync + 'static,
+    ) -> Self {
         let words = Words::of(&policy);
         Self::selecting(Select::One(policy, words, Arc::new(key)))
     }
 
-    /// The policy itself depends on the request: its user's plan, its route's class.
-    pub fn select(select: impl Fn(&Head<'_>) -> Option<(Policy, Key)> + Send + Sync + 'static) -> Self {
+    /// Selects the policy by the request: the user's plan, the class of the route.
+    pub fn select(
+        select: impl Fn(&RequestHead<'_>) -> Option<(Policy, Key)> + Send + Sync + 'static,
+    ) -> Self {
         Self::selecting(Select::Any(Arc::new(select)))
     }
 
     fn selecting(select: Select) -> Self {
-        Self { select, when: Vec::new(), methods: Vec::new(), paths: Vec::new(), cost: None, real_cost: None }
+        Self {
+            select,
+            when: Vec::new(),
+            methods: Vec::new(),
+            paths: Vec::new(),
+            cost: None,
+            real_cost: None,
+        }
     }
 
-    /// Only for this method; call again for more. `HEAD` counts as `GET`: it does the same work.
+    /// Restricts the policy to this method; call again for more methods. `HEAD` counts as `GET`,
+    /// because it does the same work.
     pub fn method(mut self, method: Method) -> Self {
         self.methods.push(method);
         self
     }
 
-    /// Only for this path, or, ending in `*`, those that begin so; call again for more.
+    /// Restricts the policy to this path, or to paths with this prefix if it ends in `*`; call
+    /// again for more paths.
     pub fn path(mut self, path: &str) -> Self {
         self.paths.push(path.into());
         self
     }
 
-    /// Only if `when` says so; of several, all must.
-    pub fn when(mut self, when: impl Fn(&Head<'_>) -> bool + Send + Sync + 'static) -> Self {
+    /// Restricts the policy to requests for which `when` returns `true`; with several conditions,
+    /// all must.
+    pub fn when(mut self, when: impl Fn(&RequestHead<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.when.push(Arc::new(when));
         self
     }
 
-    /// What a request costs. Default: 1.
-    pub fn cost(mut self, cost: impl Fn(&Head<'_>) -> u32 + Send + Sync + 'static) -> Self {
+    /// Sets the cost of a request. Default: 1.
+    pub fn cost(mut self, cost: impl Fn(&RequestHead<'_>) -> u32 + Send + Sync + 'static) -> Self {
         self.cost = Some(Arc::new(cost));
         self
     }
 
-    /// What it turns out to cost, by its answer: the difference to what was charged before is given back, or charged however little is
-    /// left. Nobody waits for that.
-    pub fn real_cost(mut self, cost: impl Fn(StatusCode, &HeaderMap) -> u32 + Send + Sync + 'static) -> Self {
+    /// Sets the real cost, computed from the response: the difference to the earlier charge is
+    /// refunded, or charged even if too few units are left. Responses do not wait for that.
+    pub fn real_cost(
+        mut self,
+        cost: impl Fn(StatusCode, &HeaderMap) -> u32 + Send + Sync + 'static,
+    ) -> Self {
         self.real_cost = Some(Arc::new(cost));
         self
     }
 
-    /// What a request is to be charged, if anything; `number` is this throttle's.
-    pub(super) fn ask(&self, number: usize, head: &Head<'_>) -> Option<Asked> {
+    /// Returns the charge for a request, if the policy applies; `number` is the index of this
+    /// throttle.
+    pub(super) fn ask(&self, number: usize, head: &RequestHead<'_>) -> Option<PlannedCharge> {
         if !self.applies(head) {
             return None;
         }
@@ -163,10 +191,10 @@ impl Throttle {
                 (Some(policy), key)
             }
         };
-        Some(Asked::new(number, policy, key, self.cost_of(head)))
+        Some(PlannedCharge::new(number, policy, key, self.cost_of(head)))
     }
 
-    /// The policy, if it is one for all.
+    /// Returns the policy, if it is the same for all requests.
     pub(super) fn policy(&self) -> Option<&Policy> {
         match &self.select {
             Select::One(policy, ..) => Some(policy),
@@ -176,23 +204,27 @@ impl Throttle {
 
     pub(super) fn plain(&self) -> Option<Plain<'_>> {
         match &self.select {
-            Select::One(policy, words, key) if self.is_settled() => Some(Plain { policy, words: *words, key: &**key }),
+            Select::One(policy, words, key) if self.is_settled() => {
+                Some(Plain { policy, words: *words, key: &**key })
+            }
             _ => None,
         }
     }
 
-    pub(super) fn applies(&self, head: &Head<'_>) -> bool {
-        let is_for = |method: &Method| method == head.method || (method == Method::GET && head.method == Method::HEAD);
+    pub(super) fn applies(&self, head: &RequestHead<'_>) -> bool {
+        let is_for = |method: &Method| {
+            method == head.method || (method == Method::GET && head.method == Method::HEAD)
+        };
         (self.methods.is_empty() || self.methods.iter().any(is_for))
             && (self.paths.is_empty() || self.paths.iter().any(|p| fits(p, head.uri.path())))
             && self.when.iter().all(|when| when(head))
     }
 
-    pub(super) fn cost_of(&self, head: &Head<'_>) -> u32 {
+    pub(super) fn cost_of(&self, head: &RequestHead<'_>) -> u32 {
         self.cost.as_ref().map_or(1, |cost| cost(head))
     }
 
-    /// Returns whether the answer changes nothing.
+    /// Returns whether the response does not change the charge.
     pub(super) fn is_settled(&self) -> bool {
         self.real_cost.is_none()
     }

@@ -1,40 +1,46 @@
-//! How many at once: found by watching latency.
+//! Adaptive concurrency: finds how many requests to process at once from their latency.
 //!
-//! After Netflix' concurrency-limits (its gradient limit) and Envoy's adaptive concurrency filter, with three differences:
+//! The method follows Netflix' concurrency-limits (its gradient limit) and Envoy's adaptive
+//! concurrency filter, with three differences:
 //!
-//! - A request is compared with what its own [class](Typical) takes while there is little to do, so that a change of the mix, from cheap
-//!   pages to dear ones, is no overload.
-//! - Only requests that were worked on while the limit was nearly used up say something of the limit.
-//! - Latency that rises does not say why. So when it has doubled, the limit is halved for a moment: if that makes requests faster, too many
-//!   were being worked on, and it stays; if not, the work itself takes longer, and that is the new normal. The same is tried now and then
-//!   while all seems well, since the first impression may have been one of overload.
+//! - A request is compared with what its own [class](Typical) takes under light load, so that a
+//!   change of the mix from cheap to expensive pages does not count as overload.
+//! - Only requests that were processed while the limit was nearly used up say anything about the
+//!   limit.
+//! - Rising latency does not reveal its cause. So when latency has doubled, the limit is halved for
+//!   a moment. If requests become faster, too many were being processed, and the lower limit stays;
+//!   if not, the work itself takes longer, and that is the new normal. The same probe runs
+//!   regularly while nothing seems wrong, because the first measurement may have been made under
+//!   overload.
 //!
-//! In between, in windows of a tenth of a second: while latency is normal and the limit is used up, it grows by its square root; as latency
-//! rises, it shrinks in proportion, down to what the service can do and a short queue.
+//! In between, the limit is adjusted in windows of a tenth of a second: while latency is normal and
+//! the limit is used up, it grows by its square root; as latency rises, it shrinks in proportion,
+//! down to what the service can do plus a short queue.
 
 use std::time::Duration;
 
-/// Samples of one window at most; more are thinned out at random.
+/// Maximum number of samples per window; beyond it samples are dropped at random.
 const SAMPLES: usize = 512;
-/// Fewer say nothing.
+/// Minimum number of samples for a conclusion.
 const FEWEST: usize = 10;
-/// After so many windows without a slow one the service is not what requests wait for.
+/// Number of windows without a slow one after which the service is not the bottleneck.
 const CALM: u32 = 10;
-/// So many times the normal latency, in two windows, is looked into.
+/// Factor of the normal latency that, in two consecutive windows, starts a probe.
 const DOUBLED: f64 = 2.0;
-/// Below that share of what it was latency has improved.
+/// Latency has improved if it is below this share of its previous value.
 const IMPROVED: f64 = 0.8;
-/// The longest time for which the limit is halved, if nobody comes.
+/// Maximum time for which the limit is halved if there are no requests.
 const LONGEST_LOOK: Duration = Duration::from_secs(2);
-/// By which share the normal latency follows a request that was slower or faster, at first and at most.
+/// Share by which the normal latency follows a slower or faster request: the first and the maximum
+/// step.
 const STEP: f64 = 0.015;
 const LONGEST_STEP: f64 = 0.25;
-/// How long after the first request a new normal latency is looked for, for the first time.
+/// Delay before the first probe for a new normal latency.
 const FIRST_PROBE: Duration = Duration::from_millis(500);
-/// Classes that are told apart.
+/// Maximum number of classes.
 const CLASSES: usize = 256;
 
-/// A limit that follows latency. Pure: times are given to it.
+/// A concurrency limit that follows latency. It is pure: the caller passes the times.
 ///
 /// ```
 /// use scale_limit::load::AdaptiveConcurrency;
@@ -53,59 +59,60 @@ pub struct AdaptiveConcurrency {
     typical: Typical,
     samples: Vec<Sample>,
     seen: usize,
-    /// The most at once in this window.
+    /// Maximum concurrency in this window.
     busiest: usize,
-    /// Windows since the last one that was slower than tolerated.
+    /// Number of windows since the last one that was slower than tolerated.
     calm: u32,
-    /// The last window took twice as long as normal.
+    /// `true` if the last window took twice as long as normal.
     doubled: bool,
-    /// No window has been slow yet: it grows in leaps.
+    /// `true` if no window has been slow yet, so that the limit grows in large steps.
     starting: bool,
     window_ends: Option<Duration>,
     probe_at: Option<Duration>,
-    /// The next probe comes that long after one: soon at first, when little is known.
+    /// Delay before the next probe: short at first, when little is known.
     probe_in: Duration,
     look: Option<Look>,
 }
 
-/// One request, compared with what its class takes.
+/// Latency of one request, relative to its class.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     ratio: f64,
-    /// The limit was nearly used up.
+    /// `true` if the limit was nearly used up.
     full: bool,
 }
 
-/// The limit is halved for a moment.
+/// A probe: the limit is halved for a moment.
 #[derive(Clone, Copy, Debug)]
 struct Look {
-    /// What has begun before says nothing.
+    /// Start of the probe: requests that began before are ignored.
     since: Duration,
     limit: f64,
     ratio: f64,
 }
 
-/// The time of requests of each class while there is little to do: a median, followed step by step.
+/// Latency of requests of each class under light load: a median that is followed step by step.
 #[derive(Clone, Debug)]
 struct Typical {
     classes: Box<[Class]>,
-    /// Of all classes, as they come; seconds.
+    /// Moving average, over recent requests, of the normal latency of their class, in seconds.
     overall: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Class {
-    /// Seconds; 0: never seen.
+    /// Normal latency in seconds; 0: unknown.
     normal: f64,
-    /// How many in a row were slower (over 0) or faster (under 0) with little to do.
+    /// Number of consecutive requests that were slower (positive) or faster (negative) under light
+    /// load.
     run: i32,
-    /// In this window: seconds in all, and how often.
+    /// Total seconds and number of requests in this window.
     now: (f64, u32),
 }
 
 impl Default for AdaptiveConcurrency {
-    /// Starts at 10, between the number of processors and 1,000; tolerates three tenths more than the normal latency; looks for a new normal
-    /// every half minute.
+    /// Starts at 10, with limits of the number of processors and 1,000; tolerates 30 % more than
+    /// the normal latency; probes for a new normal every half minute.
     fn default() -> Self {
         Self {
             limit: 10.0,
@@ -130,58 +137,64 @@ impl Default for AdaptiveConcurrency {
 }
 
 impl AdaptiveConcurrency {
-    /// Always the same number.
+    /// Creates a constant limit.
     pub fn fixed(limit: usize) -> Self {
         Self::default().starting_at(limit).at_least(limit).at_most(limit)
     }
 
-    /// The limit before anything is known.
+    /// Sets the initial limit.
     pub fn starting_at(self, limit: usize) -> Self {
         Self { limit: limit.max(1) as f64, ..self }
     }
 
-    /// Never fewer at once. Say 1 for a service that works on fewer than there are processors: it is found out then, instead of two of its
-    /// requests waiting for each other.
+    /// Sets the minimum. Use 1 for a service that can process fewer requests at once than there are
+    /// processors: otherwise two of its requests always wait for each other.
     pub fn at_least(self, least: usize) -> Self {
         Self { least: least.max(1), most: self.most.max(least), ..self }
     }
 
-    /// Never more at once.
+    /// Sets the maximum.
     pub fn at_most(self, most: usize) -> Self {
         Self { most: most.max(1), least: self.least.min(most.max(1)), ..self }
     }
 
-    /// How much slower than normal a request may be before the limit shrinks: 1.3 is three tenths.
+    /// Sets how much slower than normal a request may be before the limit shrinks: 1.3 means 30 %.
     pub fn tolerance(self, tolerance: f64) -> Self {
-        Self { tolerance: if tolerance.is_nan() { 1.3 } else { tolerance.clamp(1.0, 10.0) }, ..self }
+        Self {
+            tolerance: if tolerance.is_nan() { 1.3 } else { tolerance.clamp(1.0, 10.0) },
+            ..self
+        }
     }
 
-    /// How often a new normal latency is looked for; for two tenths of a second or so fewer requests are worked on.
+    /// Sets the interval of probes for a new normal latency. During a probe, about two tenths of a
+    /// second, fewer requests are processed.
     pub fn probe_every(self, time: Duration) -> Self {
         Self { probe_every: time.max(self.window * 10), ..self }
     }
 
-    /// How many at once, now.
+    /// Returns the current limit.
     pub fn limit(&self) -> usize {
         (self.limit as usize).clamp(self.least, self.most)
     }
 
-    /// The normal latency of what has been answered lately; `None` at first.
+    /// Returns the normal latency of recent requests; `None` at first.
     pub fn best(&self) -> Option<Duration> {
         self.typical.overall.map(Duration::from_secs_f64)
     }
 
-    /// Whether the service, and not this limit, is what requests wait for.
+    /// Returns whether requests wait for the service, and not for this limit.
     pub fn is_saturated(&self) -> bool {
         self.calm < CALM || self.least == self.most
     }
 
-    /// A request has been answered: `now` since some beginning, how long it took, how many were under way with it.
+    /// Records an answered request: the time `now` since a fixed start, its latency, and the number
+    /// of requests in progress, including itself.
     pub fn answered(&mut self, now: Duration, took: Duration, at_once: usize) {
         self.answered_in(0, now, took, at_once);
     }
 
-    /// The same of a request of a class: those of one class take about as long as each other while there is little to do.
+    /// Does the same for a request of a class. Requests of one class take about the same time under
+    /// light load.
     pub fn answered_in(&mut self, class: u64, now: Duration, took: Duration, at_once: usize) {
         if let Some(look) = self.look {
             if now > look.since + LONGEST_LOOK {
@@ -194,12 +207,14 @@ impl AdaptiveConcurrency {
         self.busiest = self.busiest.max(at_once);
         self.seen += 1;
         let limit = self.limit();
-        let Some(ratio) = self.typical.compare(class, took, at_once <= limit.max(2) / 2) else { return };
+        let Some(ratio) = self.typical.compare(class, took, at_once <= limit.max(2) / 2) else {
+            return;
+        };
         let sample = Sample { ratio, full: at_once >= limit - limit / 4 };
         if self.samples.len() < SAMPLES {
             self.samples.push(sample);
         } else {
-            // Each sample of the window is kept with the same chance.
+            // Each sample of the window is kept with the same probability.
             let n = fastrand::usize(..self.seen);
             if n < SAMPLES {
                 self.samples[n] = sample;
@@ -212,7 +227,8 @@ impl AdaptiveConcurrency {
             return;
         }
         let all = median(self.samples.iter().map(|sample| sample.ratio).collect());
-        let full: Vec<f64> = self.samples.iter().filter(|sample| sample.full).map(|sample| sample.ratio).collect();
+        let full: Vec<f64> =
+            self.samples.iter().filter(|sample| sample.full).map(|sample| sample.ratio).collect();
         let full = if full.len() < FEWEST / 2 { None } else { median(full) };
         match (self.look, all, full) {
             (Some(look), Some(ratio), _) => self.looked(now, look, ratio),
@@ -231,16 +247,18 @@ impl AdaptiveConcurrency {
         (self.seen, self.busiest, self.window_ends) = (0, 0, None);
     }
 
-    /// The limit was nearly used up, and latency was so many times the normal one.
+    /// Adjusts the limit after a window in which it was nearly used up; `ratio` is the latency
+    /// relative to the normal one.
     fn window_ended(&mut self, now: Duration, ratio: f64, probe: bool) {
         let used_up = self.busiest >= self.limit();
         let gradient = (self.tolerance / ratio).clamp(0.5, 1.0);
         self.calm = if gradient < 1.0 { 0 } else { self.calm.saturating_add(1) };
         if ratio < IMPROVED {
-            // Even with much to do faster than normal: so that is not normal any more.
+            // Faster than normal even under high load: the normal latency is outdated.
             self.typical.take_what_is_seen();
         }
-        // A first impression may be one of overload: when there is nothing to spare, it is looked into at once.
+        // The first measurement may have been made under overload: if the limit is used up, a probe
+        // starts at once.
         let first = self.starting && used_up && gradient < 1.0;
         let doubled = ratio >= DOUBLED && self.doubled;
         self.doubled = ratio >= DOUBLED;
@@ -248,14 +266,15 @@ impl AdaptiveConcurrency {
         if (probe || first || doubled) && self.least < self.most {
             return self.halve(now, ratio);
         }
-        // While requests do not get slower there is room; once they do, less than half of that will do for a queue, and none for one at a time.
+        // While requests do not get slower there is room to grow. Once they do, less than half of
+        // that is enough for a queue, and nothing for a limit of one.
         let room = match gradient {
             gradient if gradient < 1.0 => (self.limit.sqrt() - 1.0).max(0.0) / 2.0,
             _ if self.starting => self.limit,
             _ => self.limit.sqrt(),
         };
         let next = self.limit * gradient + room;
-        // A limit that nobody has reached says nothing by not hurting.
+        // A limit that was not reached has not been tested, so it does not grow.
         if next < self.limit || used_up {
             self.limit = f64::midpoint(self.limit, next).clamp(self.least as f64, self.most as f64);
         }
@@ -263,7 +282,7 @@ impl AdaptiveConcurrency {
 
     fn halve(&mut self, now: Duration, ratio: f64) {
         if self.limit() == self.least {
-            // There is nothing less to compare it with.
+            // There is no lower limit to compare with.
             self.typical.take_what_is_seen();
             self.doubled = false;
             return self.probe_later(now);
@@ -272,12 +291,12 @@ impl AdaptiveConcurrency {
         self.limit = (self.limit / 2.0).max(self.least as f64);
     }
 
-    /// With half as many at once latency was so many times the normal one.
+    /// Evaluates a probe; `ratio` is the latency with half the limit, relative to the normal one.
     fn looked(&mut self, now: Duration, look: Look, ratio: f64) {
         self.look = None;
         let was = if look.ratio >= DOUBLED { look.ratio } else { 1.0 };
         if ratio < was * IMPROVED {
-            // Too many at once; perhaps still.
+            // The limit was too high, and perhaps still is.
             if look.ratio < DOUBLED {
                 self.typical.take_what_is_seen();
                 self.halve(now, 1.0);
@@ -301,7 +320,8 @@ impl AdaptiveConcurrency {
 }
 
 impl Typical {
-    /// Returns the ratio of a request's time to the normal latency of its class; with little to do, what it took counts as normal. `None`: the first.
+    /// Returns the ratio of a request's time to the normal latency of its class. Under light load,
+    /// the time updates the normal latency. Returns `None` for the first request.
     fn compare(&mut self, class: u64, took: Duration, little_to_do: bool) -> Option<f64> {
         let took = took.as_secs_f64().clamp(1e-7, 3_600.0);
         let class = &mut self.classes[class as usize % CLASSES];
@@ -311,8 +331,10 @@ impl Typical {
         if first {
             class.normal = took;
         } else if little_to_do {
-            // Half of them slower and half faster: there it stays. The longer they are all on one side, the longer are the steps.
-            class.run = if took > class.normal { class.run.max(0) + 1 } else { class.run.min(0) - 1 };
+            // The estimate settles where half of the requests are slower and half are faster. The
+            // longer all requests are on one side, the larger the steps.
+            class.run =
+                if took > class.normal { class.run.max(0) + 1 } else { class.run.min(0) - 1 };
             let step = (STEP * 1.3_f64.powi(class.run.abs())).min(LONGEST_STEP);
             class.normal *= if took > class.normal { 1.0 + step } else { 1.0 - step };
         }
@@ -327,7 +349,7 @@ impl Typical {
         }
     }
 
-    /// Takes the times of this window for normal from now on.
+    /// Sets the normal latencies to the times of this window.
     fn take_what_is_seen(&mut self) {
         for class in self.classes.iter_mut().filter(|class| class.now.1 > 0) {
             class.normal = class.now.0 / f64::from(class.now.1);
@@ -347,8 +369,15 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 mod tests {
     use super::*;
 
-    /// A service that can work on `capacity` at once, each for 10 ms; more share it.
-    fn after(limit: &mut AdaptiveConcurrency, from: f64, seconds: f64, capacity: f64, offered: usize) {
+    /// A service that can process `capacity` requests at once, each in 10 ms; more requests share
+    /// the capacity.
+    fn after(
+        limit: &mut AdaptiveConcurrency,
+        from: f64,
+        seconds: f64,
+        capacity: f64,
+        offered: usize,
+    ) {
         let mut now = from;
         while now < from + seconds {
             let at_once = limit.limit().min(offered);
@@ -387,10 +416,11 @@ mod tests {
         assert!(limit.limit() <= 30, "{}", limit.limit());
     }
 
-    /// A service that was overloaded when first seen: the first best latency is not the real one.
+    /// A service that was overloaded at first: the first latency is not the normal one.
     #[test]
     fn a_bad_first_impression_is_corrected() {
-        let mut limit = AdaptiveConcurrency::default().starting_at(40).probe_every(Duration::from_secs(2));
+        let mut limit =
+            AdaptiveConcurrency::default().starting_at(40).probe_every(Duration::from_secs(2));
         after(&mut limit, 0.0, 60.0, 10.0, usize::MAX);
         assert!(limit.limit() <= 25, "{}", limit.limit());
     }

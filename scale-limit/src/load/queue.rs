@@ -1,4 +1,4 @@
-//! Who is worked on, and who waits.
+//! Queue of waiting requests.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use tokio::time::Instant;
 
 use super::adaptive::AdaptiveConcurrency;
 
-/// Who goes first.
+/// Priority of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Priority {
-    /// Crawlers, exports: what can come back later.
+    /// Requests that can be repeated later: crawlers, exports.
     Low,
-    /// Most of it.
+    /// Most requests.
     #[default]
     Normal,
-    /// What the business lives on: checkout, log-in.
+    /// Requests that matter most to the business: checkout, log-in.
     High,
-    /// Never waits and is never turned away: health checks.
+    /// Requests that never wait and are never refused: health checks.
     Critical,
 }
 
@@ -38,9 +38,11 @@ impl Priority {
     }
 }
 
-/// Waiting is normal in a burst; when somebody has had to wait all through that time, it is overload, and until nobody has for as long.
+/// Time that separates a burst from overload. Waiting is normal in a burst; overload begins when
+/// requests have had to wait throughout this time, and ends when none has waited for as long.
 const BURST: Duration = Duration::from_millis(250);
-/// In overload everybody may wait that long: since the newest goes first, few do.
+/// Minimum time-out in the queue under overload. The newest request goes first, so few wait that
+/// long.
 const LEAST_PATIENCE: Duration = Duration::from_millis(1);
 const CLASSES: usize = 3;
 
@@ -49,9 +51,9 @@ type Waiting = VecDeque<oneshot::Sender<Place>>;
 struct State {
     limit: AdaptiveConcurrency,
     at_once: usize,
-    /// By priority, the oldest in front.
+    /// Waiting requests by priority, the oldest first.
     waiting: [Waiting; CLASSES],
-    /// Requests have had to wait from then on, and at last then.
+    /// Times of the first and the last request that had to wait, in the current busy period.
     busy: Option<(Instant, Instant)>,
 }
 
@@ -59,11 +61,11 @@ pub(super) struct Queue {
     state: Mutex<State>,
     start: Instant,
     longest: usize,
-    /// The longest wait outside of overload.
-    patience: Duration,
+    /// Maximum wait outside of overload.
+    store_timeout: Duration,
 }
 
-/// A place among those worked on; whoever drops it lets the next one in.
+/// Place of a request that is being processed; its drop admits the next request.
 pub(super) struct Place {
     queue: Arc<Queue>,
     since: Instant,
@@ -71,37 +73,48 @@ pub(super) struct Place {
 }
 
 impl Queue {
-    pub(super) fn new(limit: AdaptiveConcurrency, longest: usize, patience: Duration) -> Arc<Self> {
+    pub(super) fn new(
+        limit: AdaptiveConcurrency,
+        longest: usize,
+        store_timeout: Duration,
+    ) -> Arc<Self> {
         let state = State { limit, at_once: 0, waiting: Default::default(), busy: None };
-        Arc::new(Self { state: Mutex::new(state), start: Instant::now(), longest, patience })
+        Arc::new(Self { state: Mutex::new(state), start: Instant::now(), longest, store_timeout })
     }
 
-    /// A place at once, or a place in line, or neither.
+    /// Returns a place, a position in the queue, or neither.
     pub(super) fn enter(self: &Arc<Self>, priority: Priority) -> Entry {
         let mut state = self.state.lock();
         let Some(class) = class(priority).filter(|_| state.at_once >= state.limit.limit()) else {
             return Entry::In(self.place(&mut state));
         };
         let now = Instant::now();
-        state.busy = Some((state.busy.filter(|(_, last)| now - *last <= BURST).map_or(now, |(since, _)| since), now));
+        state.busy = Some((
+            state.busy.filter(|(_, last)| now - *last <= BURST).map_or(now, |(since, _)| since),
+            now,
+        ));
         if state.waiting.iter().map(VecDeque::len).sum::<usize>() >= self.longest {
             state.forget_the_gone();
         }
         if state.waiting.iter().map(VecDeque::len).sum::<usize>() >= self.longest {
-            // The least important and oldest gives way, if it is less important.
-            let Some(lower) = state.waiting[..class].iter_mut().find(|w| !w.is_empty()) else { return Entry::Full };
+            // The oldest of the least important requests is dropped, if it is less important.
+            let Some(lower) = state.waiting[..class].iter_mut().find(|w| !w.is_empty()) else {
+                return Entry::Full;
+            };
             lower.pop_front();
         }
         let overload = state.overload(now);
-        let patience = match state.limit.best() {
-            // What goes first is never far from its turn.
-            Some(best) if overload && priority == Priority::High => (best * 4).max(LEAST_PATIENCE * 16).min(self.patience),
-            Some(best) if overload => (best / 2).max(LEAST_PATIENCE).min(self.patience),
-            _ => self.patience,
+        let store_timeout = match state.limit.best() {
+            // High priority goes first, so its wait is short in any case.
+            Some(best) if overload && priority == Priority::High => {
+                (best * 4).max(LEAST_PATIENCE * 16).min(self.store_timeout)
+            }
+            Some(best) if overload => (best / 2).max(LEAST_PATIENCE).min(self.store_timeout),
+            _ => self.store_timeout,
         };
         let (sender, receiver) = oneshot::channel();
         state.waiting[class].push_back(sender);
-        Entry::Waiting(receiver, patience)
+        Entry::Waiting(receiver, store_timeout)
     }
 
     fn place(self: &Arc<Self>, state: &mut State) -> Place {
@@ -109,13 +122,13 @@ impl Queue {
         Place { queue: Arc::clone(self), since: Instant::now(), at_once: state.at_once }
     }
 
-    /// How many are worked on, and how many may be.
+    /// Returns how many requests are being processed, and the limit.
     pub(super) fn now(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.at_once, state.limit.limit())
     }
 
-    /// Lets in who is next, while there is room.
+    /// Admits waiting requests, while there is room.
     fn next(self: &Arc<Self>) {
         loop {
             let mut state = self.state.lock();
@@ -123,15 +136,21 @@ impl Queue {
                 return;
             }
             let overload = state.overload(Instant::now());
-            // In a burst the oldest first, as is fair; in overload the newest, who will still be there to hear the answer.
-            let next = state.waiting.iter_mut().rev().find_map(|w| if overload { w.pop_back() } else { w.pop_front() });
+            // In a burst the oldest request goes first, which is fair; under overload the newest
+            // one, whose client is still waiting.
+            let next = state
+                .waiting
+                .iter_mut()
+                .rev()
+                .find_map(|w| if overload { w.pop_back() } else { w.pop_front() });
             let Some(sender) = next else { return };
             if sender.is_closed() {
                 continue;
             }
             let place = self.place(&mut state);
             drop(state);
-            // Should it have gone away just now, the place comes back by its drop, and the next one is let in there.
+            // If the receiver was dropped just now, the place is dropped with it, and its drop
+            // admits the next request.
             let _ = sender.send(place);
         }
     }
@@ -139,7 +158,8 @@ impl Queue {
 
 impl State {
     fn overload(&self, now: Instant) -> bool {
-        self.limit.is_saturated() && self.busy.is_some_and(|(since, last)| now - last <= BURST && last - since > BURST)
+        self.limit.is_saturated()
+            && self.busy.is_some_and(|(since, last)| now - last <= BURST && last - since > BURST)
     }
 
     fn forget_the_gone(&mut self) {
@@ -165,14 +185,15 @@ pub(super) enum Entry {
 }
 
 impl Place {
-    /// A request of this class has been answered, and its latency says something of the load.
+    /// Records that a request of this class was answered, with a latency that depends on the load.
     pub(super) fn answered(self, class: u64) {
         let took = self.since.elapsed();
         let now = self.queue.start.elapsed();
         self.queue.state.lock().limit.answered_in(class, now, took, self.at_once);
     }
 
-    /// The request was dropped half way: it has taken at least that long. Says something only if that is long.
+    /// Records that a request was dropped half way: it took at least that long. Counts only if that
+    /// is longer than the normal latency.
     pub(super) fn abandoned(self, class: u64) {
         let best = self.queue.state.lock().limit.best();
         if best.is_some_and(|best| self.since.elapsed() > best) {

@@ -15,14 +15,14 @@ use tower_service::Service;
 
 use super::adaptive::AdaptiveConcurrency;
 use super::queue::{Entry, Place, Priority, Queue};
-use crate::head::Head;
 use crate::layer::{LimitBody, grpc};
+use crate::request_head::RequestHead;
 
-type PriorityOf = dyn Fn(&Head<'_>) -> Priority + Send + Sync;
-type ClassOf = dyn Fn(&Head<'_>) -> u64 + Send + Sync;
+type PriorityOf = dyn Fn(&RequestHead<'_>) -> Priority + Send + Sync;
+type ClassOf = dyn Fn(&RequestHead<'_>) -> u64 + Send + Sync;
 
-/// Says, in an answer's extensions, that no work was done for it: its time is no sample. [`LimitLayer`](crate::LimitLayer) says so of what it
-/// refuses.
+/// Marks a response, in its extensions, as made without work: its time is not a sample.
+/// [`LimitLayer`](crate::LimitLayer) marks its refusals.
 ///
 /// ```
 /// use http::Response;
@@ -34,23 +34,28 @@ type ClassOf = dyn Fn(&Head<'_>) -> u64 + Send + Sync;
 #[derive(Clone, Copy, Debug)]
 pub struct NoWork;
 
-/// Works on as many requests at once as the service can, lets the others wait a moment, and turns away the rest: 503 with `Retry-After`.
+/// Processes as many requests at once as the service can, lets others wait for a moment, and
+/// refuses the rest: 503 with `Retry-After`.
 ///
-/// All services that one layer makes share its limit. What counts as a request's time ends with the head of its answer. A request is
-/// compared with others of its [class](Self::class), by default those of its method and the shape of its path.
+/// All services made by one layer share its limit. The time of a request ends with the head of its
+/// response. A request is compared with others of its [class](Self::class), by default those with
+/// the same method and the same shape of path.
 ///
-/// Only work is a sample: health checks ([`Priority::Critical`]), failures (5xx), refusals (429, and all of
-/// [`LimitLayer`](crate::LimitLayer)'s) and answers that say so ([`NoWork`]) are none. So the order of the two layers does not matter to what
-/// is measured; put this one outside, so that an overloaded service is not asked for its limits first.
+/// Only work is a sample: health checks ([`Priority::Critical`]), failures (5xx), refusals (429,
+/// and all refusals of [`LimitLayer`](crate::LimitLayer)) and responses marked with [`NoWork`] are
+/// not. So the order of the two layers does not affect the measurement. Put this layer outside, so
+/// that an overloaded service does not check its limits first.
 ///
 /// ```
 /// use scale_limit::LoadShed;
 /// use scale_limit::load::{AdaptiveConcurrency, Priority};
 ///
-/// let shed = LoadShed::new(AdaptiveConcurrency::default()).priority(|request| match request.uri.path() {
+/// let shed = LoadShed::new(AdaptiveConcurrency::default());
+/// let shed = shed.priority(|request| match request.uri.path() {
 ///     "/health" => Priority::Critical,
 ///     path if path.starts_with("/checkout") => Priority::High,
-///     _ if request.headers.get("user-agent").is_some_and(|a| a.as_bytes().ends_with(b"bot")) => Priority::Low,
+///     _ if request.headers.get("user-agent")
+///         .is_some_and(|a| a.as_bytes().ends_with(b"bot")) => Priority::Low,
 ///     _ => Priority::Normal,
 /// });
 /// ```
@@ -59,7 +64,7 @@ pub struct LoadShed {
     queue: Arc<Queue>,
     limit: AdaptiveConcurrency,
     longest: usize,
-    patience: Duration,
+    store_timeout: Duration,
     retry_after: Duration,
     priority: Arc<PriorityOf>,
     class: Arc<ClassOf>,
@@ -72,14 +77,14 @@ impl std::fmt::Debug for LoadShed {
 }
 
 impl LoadShed {
-    /// All requests alike; 1,000 may wait, for half a second at most.
+    /// Treats all requests alike; 1,000 may wait, for half a second at most.
     pub fn new(limit: AdaptiveConcurrency) -> Self {
-        let (longest, patience) = (1_000, Duration::from_millis(500));
+        let (longest, store_timeout) = (1_000, Duration::from_millis(500));
         Self {
-            queue: Queue::new(limit.clone(), longest, patience),
+            queue: Queue::new(limit.clone(), longest, store_timeout),
             limit,
             longest,
-            patience,
+            store_timeout,
             retry_after: Duration::from_secs(2),
             priority: Arc::new(|_| Priority::Normal),
             class: Arc::new(shape),
@@ -87,40 +92,52 @@ impl LoadShed {
     }
 
     fn queued(self) -> Self {
-        Self { queue: Queue::new(self.limit.clone(), self.longest, self.patience), ..self }
+        Self { queue: Queue::new(self.limit.clone(), self.longest, self.store_timeout), ..self }
     }
 
-    /// How many may wait, and for how long in a burst. In overload, when somebody has had to wait all through 250 ms, waiting ends after half
-    /// the best latency, but not before 1 ms; for [`Priority::High`] after four times the best one, but not before 16 ms.
-    pub fn queue(self, longest: usize, patience: Duration) -> Self {
-        Self { longest, patience, ..self }.queued()
+    /// Sets how many requests may wait, and for how long in a burst. Under overload, when requests
+    /// have had to wait throughout 250 ms, waiting ends after half the normal latency, but not
+    /// before 1 ms; for [`Priority::High`] after four times the normal latency, but not before 16
+    /// ms.
+    pub fn queue(self, longest: usize, store_timeout: Duration) -> Self {
+        Self { longest, store_timeout, ..self }.queued()
     }
 
-    /// Who goes first.
-    pub fn priority(self, priority: impl Fn(&Head<'_>) -> Priority + Send + Sync + 'static) -> Self {
+    /// Sets the priority of a request.
+    pub fn priority(
+        self,
+        priority: impl Fn(&RequestHead<'_>) -> Priority + Send + Sync + 'static,
+    ) -> Self {
         Self { priority: Arc::new(priority), ..self }
     }
 
-    /// Sets the class of a request, by a number: those of one class take about as long as each other. Default: those with one method, and paths that differ in their numbers
-    /// only (`/orders/17`, `/orders/18`), or after their second segment.
-    pub fn class(self, class: impl Fn(&Head<'_>) -> u64 + Send + Sync + 'static) -> Self {
+    /// Sets the class of a request, a number: requests of one class take about the same time.
+    /// Default: requests with the same method, and with paths that differ only in numbers
+    /// (`/orders/17`, `/orders/18`) or after the second segment.
+    pub fn class(self, class: impl Fn(&RequestHead<'_>) -> u64 + Send + Sync + 'static) -> Self {
         Self { class: Arc::new(class), ..self }
     }
 
-    /// When those turned away may come back, a day at most; they are told up to twice that, at random. Default: 2 s.
+    /// Sets when refused clients may return, at most a day; `Retry-After` is up to twice that, at
+    /// random. Default: 2 s.
     pub fn retry_after(self, time: Duration) -> Self {
         Self { retry_after: time.min(Duration::from_hours(24)), ..self }
     }
 
-    /// How many requests are worked on, and how many may be at once.
+    /// Returns how many requests are being processed, and the limit.
     pub fn now(&self) -> (usize, usize) {
         self.queue.now()
     }
 
-    /// `grpc`: the content type of a request that speaks gRPC.
-    fn turn_away<B>(&self, priority: Priority, grpc: Option<&HeaderValue>) -> Response<LimitBody<B>> {
+    /// Refuses a request. `grpc`: the content type of a gRPC request.
+    fn turn_away<B>(
+        &self,
+        priority: Priority,
+        grpc: Option<&HeaderValue>,
+    ) -> Response<LimitBody<B>> {
         metrics::counter!("scale_limit_shed_total", "priority" => priority.name()).increment(1);
-        let wait = self.retry_after.mul_f64(1.0 + fastrand::f64()).as_secs_f64().ceil().max(1.0) as u64;
+        let wait =
+            self.retry_after.mul_f64(1.0 + fastrand::f64()).as_secs_f64().ceil().max(1.0) as u64;
         let mut response = grpc.map_or_else(too_busy, |kind| grpc::too_busy(kind, wait));
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait));
         response.extensions_mut().insert(NoWork);
@@ -142,14 +159,14 @@ impl<S> Layer<S> for LoadShed {
     }
 }
 
-/// The service of [`LoadShed`].
+/// Service of [`LoadShed`].
 #[derive(Clone, Debug)]
 pub struct Shed<S> {
     layer: LoadShed,
     inner: S,
 }
 
-/// The future of [`Shed`].
+/// Future of [`Shed`].
 pub type ShedFuture<B, E> = Pin<Box<dyn Future<Output = Result<Response<LimitBody<B>>, E>> + Send>>;
 
 impl<S, Req, Res> Service<Request<Req>> for Shed<S>
@@ -168,9 +185,12 @@ where
     }
 
     fn call(&mut self, request: Request<Req>) -> Self::Future {
-        let head = Head::from(&request);
-        let (priority, class, grpc) =
-            ((self.layer.priority)(&head), (self.layer.class)(&head), grpc::spoken(head.headers).cloned());
+        let head = RequestHead::from(&request);
+        let (priority, class, grpc) = (
+            (self.layer.priority)(&head),
+            (self.layer.class)(&head),
+            grpc::spoken(head.headers).cloned(),
+        );
         let entry = self.layer.queue.enter(priority);
         let layer = self.layer.clone();
         let clone = self.inner.clone();
@@ -178,17 +198,21 @@ where
         Box::pin(async move {
             let place = match entry {
                 Entry::In(place) => place,
-                Entry::Waiting(place, patience) => match tokio::time::timeout(patience, place).await {
-                    Ok(Ok(place)) => place,
-                    _ => return Ok(layer.turn_away(priority, grpc.as_ref())),
-                },
+                Entry::Waiting(place, store_timeout) => {
+                    match tokio::time::timeout(store_timeout, place).await {
+                        Ok(Ok(place)) => place,
+                        _ => return Ok(layer.turn_away(priority, grpc.as_ref())),
+                    }
+                }
                 Entry::Full => return Ok(layer.turn_away(priority, grpc.as_ref())),
             };
             layer.report();
             let mut watch = Watch(Some(place), class);
             let answer = inner.call(request).await;
             match (watch.0.take(), &answer) {
-                (Some(place), Ok(answer)) if priority != Priority::Critical && is_work(answer) => place.answered(class),
+                (Some(place), Ok(answer)) if priority != Priority::Critical && is_work(answer) => {
+                    place.answered(class);
+                }
                 (place, _) => drop(place),
             }
             Ok(answer?.map(LimitBody::free))
@@ -196,7 +220,7 @@ where
     }
 }
 
-/// Tells what a request of a class took that was dropped half way.
+/// Records the time of a request that is dropped half way.
 struct Watch(Option<Place>, u64);
 
 impl Drop for Watch {
@@ -207,23 +231,29 @@ impl Drop for Watch {
     }
 }
 
-/// Returns whether an answer's time says something of the load: failures and refusals are fast for reasons of their own.
+/// Returns whether the time of a response depends on the load: failures and refusals are fast for
+/// other reasons.
 fn is_work<B>(answer: &Response<B>) -> bool {
     let status = answer.status();
-    !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS && answer.extensions().get::<NoWork>().is_none()
+    !status.is_server_error()
+        && status != StatusCode::TOO_MANY_REQUESTS
+        && answer.extensions().get::<NoWork>().is_none()
 }
 
 fn too_busy() -> Response<Bytes> {
-    let problem = br#"{"type":"about:blank","title":"Too busy, please come back later","status":503}"#;
+    let problem =
+        br#"{"type":"about:blank","title":"Too busy, please come back later","status":503}"#;
     let mut response = Response::new(Bytes::from_static(problem));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     response
 }
 
-/// A number for the method and two segments of the path, whatever numbers are in them.
-fn shape(head: &Head<'_>) -> u64 {
-    /// The longest path looked at, bytes.
+/// Returns a number for the method and two segments of the path, regardless of the numbers in them.
+fn shape(head: &RequestHead<'_>) -> u64 {
+    /// Maximum length of a path that is considered, in bytes.
     const LONGEST: usize = 64;
     let mut hash = foldhash::fast::FixedState::default().build_hasher();
     head.method.hash(&mut hash);

@@ -1,30 +1,38 @@
--- Rules on charges of several requests: of each request all admit, or none is charged.
--- KEYS  one for each charge, but that charges with buckets in one key come one after the other and share it; all in one slot if this is a
---       Cluster
+-- Decides on the charges of several requests: all charges of a request are admitted, or none is
+-- charged.
+-- KEYS  one for each charge, except that charges with buckets in one key are adjacent and share it; all
+--       in one slot in a Cluster
 -- ARGV  number of kinds of charges; for each kind ten values:
---         algorithm   1 GCRA               2 window               3 places
---         x           us per unit          us per slot            us until a place frees itself
+--         algorithm   1 GCRA               2 window               3 permits
+--         x           us per unit          us per slot            lifetime of a permit (us)
 --         y           burst (units)        quota                  quota
---         z           us owed at most      slots that count       -
---         cost, least  units asked for, and how few will do
---         dry         1: holds back nobody
---         mode        0 charge, 1 give back, 2 debit
---         age         us since it was charged, for giving back
+--         z           maximum debt (us)    slots that count       -
+--         cost, least  units requested, and minimum to grant
+--         dry         1: denies no request
+--         mode        0 charge, 1 refund, 2 debit
+--         age         us since the charge, for a refund
 --         id          eight bytes of a hash of the policy's name
---       then for each request: its number of charges, and for each the kind (0 is the first), with an `s` before it if the key is that of
---       the charge before, and, for places, the permit
+--       then for each request: its number of charges, and for each charge its kind (0 is the first),
+--       with the prefix `s` if its key is that of the previous charge, and, for permits, the permit
 -- Reply for each charge, by algorithm:
---         GCRA    granted (units, 0 if denied), TAT ahead of now after the charge (us); if nothing is granted also before it (us)
---         window  granted, units left, us until the cost would fit (-1: never), us until all is there again
---         places  granted, places left
--- Cost  one TIME, one MGET for a thousand keys, one write for each key charged; for places also one HGET each, and now and then one
---       HGETALL. O(charges x slots)
--- Keys  GCRA    string: for each policy, and each shape of it in use, a record of 32 bytes: TAT, a double; the policy's id; us per unit,
---               burst, doubles. If a policy has several shapes, those asked last are first, and at the end is since when no other was
---       window  string: for each length of slots in use: number of the newest slot, us per slot, doubles; the counters, four bytes each
---       places  hash: permit -> when it frees itself, places; '' -> places held, when the first frees itself at the earliest; doubles
--- Times are microseconds since 2025-01-01, as doubles: they hold fractions of a microsecond for centuries. They are stored as their eight
--- bytes: printing and reading numbers would cost more than all the rest.
+--         GCRA    granted (units, 0 if denied), TAT minus now after the charge (us); if nothing is
+--                 granted also before it (us)
+--         window  granted, units left, us until the cost would fit (-1: never), us until the whole
+--                 quota is available
+--         permits granted, permits left
+-- Cost  one TIME, one MGET for a thousand keys, one write for each key charged; for permits also one
+--       HGET each, and occasionally one HGETALL. O(charges x slots)
+-- Keys  GCRA    string: for each policy, and each shape of it in use, a record of 32 bytes: TAT, a
+--               double; the policy's id; us per unit, burst, doubles. If a policy has several
+--               shapes, the most recently used come first, and the last value is the time since
+--               which only one shape has been used
+--       window  string: for each length of slots in use: number of the newest slot, us per slot,
+--               doubles; the counters, four bytes each
+--       permits hash: permit -> its expiry, its number of permits; '' -> permits held, a lower bound
+--               of the first expiry; doubles
+-- Times are microseconds since 2025-01-01, as doubles: they hold fractions of a microsecond for
+-- centuries. They are stored as their eight bytes: formatting and parsing numbers would cost more than
+-- everything else.
 local call, pack, unpack_binary, sub, find = redis.call, struct.pack, struct.unpack, string.sub, string.find
 local time = call('TIME')
 local now = (tonumber(time[1]) - 1735689600) * 1000000 + tonumber(time[2])
@@ -43,12 +51,12 @@ for i = 0, tonumber(ARGV[1]) - 1 do
   local kind = { dry = ARGV[arg + 6] == '1' }
   for n = 1, 9 do kind[n] = tonumber(ARGV[arg + n - 1]) end
   if kind[1] == 1 then
-    -- A hundredth of a microsecond of rounding must not deny a unit.
+    -- A rounding error of a hundredth of a microsecond must not deny a unit.
     kind.worth, kind.capacity = kind[5] * kind[2], kind[3] * kind[2] + 0.01
     kind.plain = kind[8] == 0 and kind[6] == kind[5] and kind[5] > 0
     kind.id = ARGV[arg + 9]
     kind.shape = kind.id .. pack('>dd', kind[2], kind[3])
-    -- What keys have after this call, of kinds with one shape.
+    -- TATs of the keys after this call, shared by kinds with one shape.
     local like = shape_of[kind.shape]
     kind.tats, kind.before = like and like.tats or {}, like and like.before or {}
     -- Two shapes of one policy in one call.
@@ -62,16 +70,18 @@ for i = 0, tonumber(ARGV[1]) - 1 do
   arg = arg + 10
 end
 
--- What keys are after this call, so that a key that comes twice is charged twice. Of a key whose policies have one shape each, `touched` has
--- the kind that was charged last, and each kind its TAT and the kind `before` it. Of others, `records` has all of it, { TAT, us per unit,
--- burst, id }, and `moved` which of them were in a kind's TATs before. `missing` counts kinds that a key had no record of.
+-- State of the keys after this call, so that a key that occurs twice is charged twice. If each
+-- policy of a key has one shape, `touched` holds the kind charged last, and each kind holds its TAT
+-- and the kind `before` it. For other keys `records` holds all records, { TAT, us per unit, burst,
+-- id }, and `moved` the records that were in a kind's TATs before. `missing` counts the kinds
+-- without a record in a key.
 local touched, missing, records, moved = {}, {}, {}, {}
 local has_records = false
 local windows, places, firsts, taken = {}, {}, {}, {}
--- What a request that is denied in the end has changed: where, which, and what it was.
+-- Changes to be undone if the request is denied in the end: table, key, and previous value.
 local undone, undo_in, undo_key, undo_value = 0, {}, {}, {}
--- Likewise: which records or windows there were, in which order. A shape that was taken for it stays: later there might be less to learn
--- from the others.
+-- Likewise the previous order of the records or windows. A shape added for the denied request is
+-- kept: later the other shapes might contain less information.
 local orders = {}
 local several
 
@@ -91,7 +101,8 @@ local function set(where, key, value)
   where[key] = value
 end
 
--- Where a record has this id, or id and shape. Values of many records are looked through once.
+-- Returns the position of the record with this id, or id and shape. Values with many records are
+-- indexed once.
 local indexed = {}
 local function position(bytes, part)
   if #bytes > 640 then
@@ -108,7 +119,8 @@ local function position(bytes, part)
   return at
 end
 
--- The record of a kind, and those of its policy's other shapes, of a key that has several shapes of a policy.
+-- Returns the record of a kind, and the records of its policy's other shapes, for a key with
+-- several shapes of a policy.
 local function records_of(name, bytes, kind)
   local list = records[name]
   if not list then
@@ -118,7 +130,7 @@ local function records_of(name, bytes, kind)
       local tat, id, interval, burst = unpack_binary('>dc8dd', bytes, at)
       list[#list + 1] = { math.max(tat, now), interval, burst, id }
     end
-    -- What was charged in this call, before several shapes were found.
+    -- Charges of this call from before several shapes were found.
     local of = touched[name]
     while of do
       local own
@@ -148,7 +160,7 @@ local function records_of(name, bytes, kind)
     end
   end
   if not own then
-    -- What has been used stays used, of whichever shape most, down to an empty bucket.
+    -- Usage is carried over from the shape with the highest usage, at most to an empty bucket.
     local used = 0
     for _, other in ipairs(others) do used = math.max(used, (other[1] - now) / other[2]) end
     own = { now + math.min(used, kind[3]) * kind[2], kind[2], kind[3], kind.id }
@@ -162,7 +174,7 @@ local function records_of(name, bytes, kind)
 end
 
 local function roll(window, kept)
-  -- Time going backwards stays in the newest slot.
+  -- If time goes backwards, the newest slot is kept.
   local newest = math.max(math.floor(now / window[2]), window[1])
   local by = math.min(newest - window[1], kept)
   if by > 0 then
@@ -171,7 +183,8 @@ local function roll(window, kept)
   window[1] = newest
 end
 
--- The counters of a key, { newest slot, us per slot, counters }, up to date; those of this kind are the first.
+-- Returns the counters of a key, { newest slot, us per slot, counters }, up to date; the counters
+-- of this kind come first.
 local function windows_of(name, bytes, kind)
   local kept, list = kind[4], windows[name]
   if not list then
@@ -196,7 +209,8 @@ local function windows_of(name, bytes, kind)
     end
   end
   if not own then
-    -- Counters of other lengths, those that hold most: each counts from the latest time it may stand for.
+    -- Starts from the counters of the other slot length with the highest sum: each counter is
+    -- assigned to the latest time that it may represent.
     local most = -1
     for n = 0, #list do
       local counts, sum, other = { math.floor(now / kind[2]), kind[2] }, 0, list[n]
@@ -217,7 +231,8 @@ local function windows_of(name, bytes, kind)
   return list
 end
 
--- Places held of a key. What frees itself is looked for only once something must have.
+-- Returns the number of permits held for a key. Expired permits are searched only when one must
+-- have expired.
 local function places_of(name)
   local held = places[name]
   if not held then
@@ -238,7 +253,7 @@ local function places_of(name)
           end
         end
       end
-      -- So that the next one need not look again.
+      -- So that the next call need not search again.
       if first then call('HSET', name, '', pack('>dd', held, first)) else call('DEL', name) end
     end
     places[name], firsts[name] = held, first
@@ -246,7 +261,8 @@ local function places_of(name)
   return held
 end
 
--- All charges are of one kind, and of keys with no other policy's buckets: the simplest and most frequent call.
+-- True if all charges are of one kind, and of keys without buckets of other policies: the simplest
+-- and most frequent call.
 local alone = kinds['0'] and kinds['0'].plain and ARGV[1] == '1'
 for n = 1, alone and #KEYS or 0 do
   local bytes = stored[n]
@@ -284,7 +300,7 @@ while arg <= #ARGV do
             tat = unpack_binary('>d', bytes)
             if tat < now then tat = now end
           elseif #bytes % 32 == 0 then
-            -- As a rule records come in the order in which they were written.
+            -- Records are usually in the order in which they were written.
             local shape
             if #bytes >= offset + 23 then tat, shape = unpack_binary('>dc24', bytes, offset - 8) end
             if shape ~= kind.shape then
@@ -307,7 +323,7 @@ while arg <= #ARGV do
       end
       local after = tat + kind.worth
       if kind.plain then
-        -- The common case: a bucket that is asked.
+        -- The common case: a charge of a bucket.
         if after - now <= kind.capacity then granted = kind[5] end
       elseif mode == 1 then
         after = math.max(tat - math.max(kind.worth - kind[9], 0), now)
@@ -323,7 +339,7 @@ while arg <= #ARGV do
           granted, after = left, tat + left * kind[2]
         end
       end
-      -- Redis cuts fractions off: down before, up after.
+      -- Redis truncates fractions: round down before the charge, up after it.
       r = r + 2
       reply[r - 1], reply[r] = granted, after - now + 0.999
       if granted == 0 then
@@ -332,7 +348,7 @@ while arg <= #ARGV do
         if kind[5] > 0 and not kind.dry then everybody = false end
       elseif own then
         set(own, 1, after)
-        -- Other shapes are charged along, down to an empty bucket.
+        -- Other shapes are charged too, at most to an empty bucket.
         for _, record in ipairs(others) do
           local units = granted * record[2]
           if mode == 1 then
@@ -450,7 +466,7 @@ for n = 1, alone and 0 or #KEYS do
       chain[length] = kind
       kind = kind.before[name]
     until not kind
-    -- In the order in which they were charged.
+    -- In the order of the charges.
     for at = length, 1, -1 do
       local kind = chain[at]
       local tat = kind.tats[name]
@@ -462,7 +478,7 @@ for n = 1, alone and 0 or #KEYS do
     end
     local value = count == 1 and parts[1] or table.concat(parts, '', 1, count)
     if bytes and #bytes ~= 32 * (count - (missing[name] or 0)) then
-      -- What was not charged stays, until it is full.
+      -- Records that were not charged are kept until their buckets are full.
       for at = 1, #bytes, 32 do
         local tat = unpack_binary('>d', bytes, at)
         if tat > now and not position(value, sub(bytes, at + 8, at + 31)) then
@@ -480,7 +496,7 @@ for name, list in pairs(records) do
   local parts, ends, known = {}, now, {}
   for _, record in ipairs(list) do
     local tat, interval, burst, id = record[1], record[2], record[3], record[4]
-    -- A shape that has not been asked for so long that it would be full is forgotten.
+    -- A shape is removed when it has not been used for so long that its bucket would be full.
     if not known[id] or now - list.since <= 2 * interval * burst then
       parts[#parts + 1] = pack('>dc8dd', tat, id, interval, burst)
       ends = math.max(ends, tat)

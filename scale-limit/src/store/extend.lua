@@ -1,7 +1,7 @@
--- Holds on to places for longer.
--- KEYS  the hash of one policy's places
--- ARGV  us until a place frees itself; then the permits
--- Reply number of permits that still held their places
+-- Renews permits.
+-- KEYS  hash of one policy's permits
+-- ARGV  lifetime of a permit (us); then the permits
+-- Reply number of permits that were still held
 -- Cost  one TIME, one HGET and one HSET for each permit
 local time = redis.call('TIME')
 local now = (tonumber(time[1]) - 1735689600) * 1000000 + tonumber(time[2])

@@ -1,14 +1,13 @@
-//! Where is kept what has been charged.
+//! Stores of rate-limit state.
 
-mod evicted;
 #[cfg(feature = "redis")]
-mod gather;
+mod coalesce;
+mod evicted;
 mod memory;
 #[cfg(feature = "redis")]
-mod places;
+mod permits;
 #[cfg(feature = "redis")]
 mod redis;
-mod table;
 
 use std::time::Duration;
 
@@ -17,25 +16,27 @@ use async_trait::async_trait;
 pub(crate) use self::memory::{Memory, Time};
 #[cfg(feature = "redis")]
 pub(crate) use self::redis::Redis;
-pub(crate) use self::table::{Table, Worth};
+use crate::algorithm::{Rule, Ruling};
 use crate::error::Error;
 use crate::key::plain;
 use crate::permit::Permits;
-use crate::policy::{Identity, Policy, Terms};
-use crate::rule::{Rule, Ruling};
+use crate::policy::{Identity, Policy, PolicyTerms};
 
-/// One policy, one key, one cost.
+/// A charge: one policy, one key, one cost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Charge<'a> {
     pub(crate) policy: &'a Policy,
     pub(crate) key: &'a str,
     pub(crate) cost: u32,
-    /// Fewer units will do, down to that many.
+    /// Minimum number of units that the caller accepts.
     pub(crate) least: u32,
-    /// What counts for this key.
-    pub(crate) terms: Terms,
-    /// Who holds the place, where places are counted.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only a shared store must know its places again"))]
+    /// Terms that apply to this key.
+    pub(crate) terms: PolicyTerms,
+    /// Holder of the permit, for concurrency limits.
+    #[cfg_attr(
+        not(feature = "redis"),
+        expect(dead_code, reason = "only a shared store needs ids of permits")
+    )]
     pub(crate) permit: u64,
 }
 
@@ -45,62 +46,71 @@ impl<'a> Charge<'a> {
         Self::stored(policy, key, key, cost)
     }
 
-    /// `stored`: the key as stores know it.
+    /// Creates a charge. `stored`: the key as stores contain it.
     #[inline]
     pub(crate) fn stored(policy: &'a Policy, key: &str, stored: &'a str, cost: u32) -> Self {
         let terms = policy.terms(plain(key));
-        let permit = if matches!(terms.rule, Rule::Places(_)) { fastrand::u64(..) } else { 0 };
+        let permit = if matches!(terms.rule, Rule::Concurrency(_)) { fastrand::u64(..) } else { 0 };
         Self { policy, key: stored, cost, least: cost, terms, permit }
     }
 
-    /// Which of all counters it is charged to: the policy's, and the key's.
+    /// Returns the counter that is charged, by policy and key.
     pub(crate) fn place(&self) -> (&Identity, &str) {
         (self.policy.identity(), self.key)
     }
 
-    /// Whether it is a place that is asked for, to be held for a while.
+    /// Returns whether a permit is requested.
     pub(crate) fn takes_place(&self) -> bool {
-        matches!(self.terms.rule, Rule::Places(_))
+        matches!(self.terms.rule, Rule::Concurrency(_))
     }
 
-    /// Whether whoever is charged may pass.
+    /// Returns whether the charged request may pass.
     pub(crate) fn admits(&self, ruling: &Ruling) -> bool {
         ruling.admitted || self.policy.is_dry_run()
     }
 }
 
-/// What happens after the fact.
+/// Kinds of settlement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Settle {
-    /// Gives back what was charged that long ago.
+    /// Refunds what was charged that long ago.
     GiveBack(Duration),
-    /// Charges what has been spent already.
+    /// Charges what was already spent.
     Debit,
 }
 
-/// A store that several processes share. Rules on several charges at once: all admit, or none is charged. A dry-run policy is charged as it
-/// rules and holds back nobody.
+/// A store that several processes share. It rules on several charges at once: all admit, or none is
+/// charged. A dry-run policy is charged by its own ruling and never denies the others.
 #[async_trait]
 pub(crate) trait Store: Send + Sync + std::fmt::Debug {
-    /// `patience`: who asks will not wait longer.
-    async fn charge(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Charged, Error>;
+    /// Charges policies. `store_timeout`: the time after which the caller gives up.
+    async fn charge(
+        &self,
+        charges: &[Charge<'_>],
+        store_timeout: Duration,
+    ) -> Result<Charged, Error>;
 
-    /// Corrects what was charged.
-    async fn settle(&self, charges: &[Charge<'_>], how: Settle, patience: Duration) -> Result<(), Error>;
+    /// Settles earlier charges.
+    async fn settle(
+        &self,
+        charges: &[Charge<'_>],
+        how: Settle,
+        store_timeout: Duration,
+    ) -> Result<(), Error>;
 
-    /// Forgets what has been charged to a key.
+    /// Removes what has been charged to a key.
     async fn clear(&self, charge: &Charge<'_>) -> Result<(), Error>;
 }
 
-/// What a store says, and the places it gave.
+/// Rulings of a store, and the permits it granted.
 #[derive(Debug)]
 pub(crate) struct Charged {
-    /// One for each charge.
+    /// Rulings, one for each charge.
     pub(crate) rulings: Vec<Ruling>,
     pub(crate) permits: Option<Permits>,
 }
 
-/// Whether, by these rulings, the admitted ones are to be charged.
+/// Returns whether, by these rulings, the charges are made.
 pub(crate) fn is_charged(charges: &[Charge<'_>], rulings: &[Ruling]) -> bool {
     charges.iter().zip(rulings).all(|(charge, ruling)| charge.admits(ruling))
 }

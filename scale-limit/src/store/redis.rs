@@ -1,14 +1,15 @@
-//! One table for the whole fleet, on the server's clock.
+//! Redis store: one table for the whole fleet, on the server's clock.
 //!
 //! | key | type | holds | expires |
 //! | --- | --- | --- | --- |
-//! | `{app}:limit:{<key>}:buckets` | string | GCRA: for each policy the theoretical arrival time, and the shape it is of; once more for each other shape in use | when all buckets are full again |
-//! | `{app}:limit:{<key>}:<policy>:w1`, `:w11` | string | windows: the newest slot's number, the length of slots, the counters; likewise | when all slots are out of the window |
-//! | `{app}:limit:{<key>}:<policy>:held` | hash | places: who holds how many, until when they free themselves | half a minute after the last sign of life |
+//! | `{app}:limit:{<key>}:buckets` | string | GCRA: for each policy the theoretical arrival time and its shape; again for each other shape in use | when all buckets are full again |
+//! | `{app}:limit:{<key>}:<policy>:w1`, `:w11` | string | windows: the newest slot's number, the length of slots, the counters; again for each other length in use | when all slots are out of the window |
+//! | `{app}:limit:{<key>}:<policy>:held` | hash | permits: their holders, number, and expiry | half a minute after the last renewal |
 //!
-//! Charges that come at the same time share a script call. The hash tag is the limited key (an address, a user), so all policies of one
-//! key share a slot. In a Cluster, a call has the charges of one key; those of different keys are ruled on one after the other, and what
-//! was charged before a denial is given back.
+//! Charges that arrive at the same time share a script call. The hash tag is the limited key (an
+//! address, a user), so all policies of one key share a slot. In a Cluster, a call has the charges
+//! of one key; those of different keys are ruled on one after the other, and charges made before a
+//! denial are refunded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,28 +21,28 @@ use scale_redis::Keys;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
-use super::gather::{Gather, Group, Mode, Send, Sent, Terms};
-use super::places::{HOLD, Places};
+use super::coalesce::{ChargeKind, Coalescer, Group, Mode, Send, Sent};
+use super::permits::{HOLD, Places};
 use super::{Charge, Charged, Settle, Store};
+use crate::algorithm::{NEVER, Rule, Ruling};
 use crate::error::Error;
 use crate::permit::Permits;
-use crate::rule::{NEVER, Rule, Ruling};
 
-/// What is to be given back may take that long.
+/// Time-out of refunds.
 const GIVING_BACK: Duration = Duration::from_secs(1);
-/// Charges of one call at most.
+/// Maximum number of charges per call.
 const PORTION: usize = 500;
-/// Kinds of charges among which one that comes again is looked for.
+/// Number of recent kinds of charges that are searched for a repetition.
 const KINDS: usize = 32;
-/// Calls under way at once in a Cluster, for one request.
+/// Maximum number of concurrent calls in a Cluster, for one request.
 const AT_ONCE: usize = 32;
 
 pub(crate) struct Redis {
     keys: Keys,
-    gather: Arc<Gather<Caller>>,
+    gather: Arc<Coalescer<Caller>>,
 }
 
-/// Calls the script.
+/// Caller of the script.
 struct Caller {
     server: scale_redis::Redis,
     charge: Script,
@@ -56,9 +57,9 @@ impl std::fmt::Debug for Redis {
 
 #[async_trait]
 impl Send for Caller {
-    async fn send(&self, groups: &[Group], patience: Duration) -> Result<Vec<Charged>, Error> {
+    async fn send(&self, groups: &[Group], store_timeout: Duration) -> Result<Vec<Charged>, Error> {
         let mut call = self.charge.prepare_invoke();
-        let mut kinds: Vec<Terms> = Vec::new();
+        let mut kinds: Vec<ChargeKind> = Vec::new();
         let mut requests = Vec::with_capacity(groups.len() * 2);
         for group in groups {
             for key in &group.keys {
@@ -66,13 +67,18 @@ impl Send for Caller {
             }
             requests.push(Word::Number(group.charges.len() as u64));
             for charge in &group.charges {
-                // Looked for among the last few: one that comes twice is no harm, and a call of thousands of kinds must not take for ever.
+                // Searches only the last few kinds: a kind that occurs twice does no harm, and a
+                // call with thousands of kinds must not take too long.
                 let known = kinds.iter().rev().take(KINDS).position(|kind| *kind == charge.terms);
                 let kind = known.map_or(kinds.len(), |back| kinds.len() - 1 - back);
                 if known.is_none() {
                     kinds.push(charge.terms);
                 }
-                requests.push(if charge.shares_key { Word::Sharing(kind) } else { Word::Number(kind as u64) });
+                requests.push(if charge.shares_key {
+                    Word::Sharing(kind)
+                } else {
+                    Word::Number(kind as u64)
+                });
                 requests.extend(charge.permit.map(Word::Number));
             }
         }
@@ -81,25 +87,36 @@ impl Send for Caller {
             terms.write(&mut call);
         }
         call.arg(requests);
-        // The connection's own time-out is for those who say nothing.
-        let longer = self.server.bound().map_or(Duration::ZERO, |bound| patience.saturating_sub(bound));
-        let reply: Vec<i64> = call.invoke_async(&mut self.server.allowing(longer)).await.map_err(error)?;
+        // The connection's own time-out is for callers that pass none.
+        let longer =
+            self.server.bound().map_or(Duration::ZERO, |bound| store_timeout.saturating_sub(bound));
+        let reply: Vec<i64> =
+            call.invoke_async(&mut self.server.allowing(longer)).await.map_err(error)?;
         let mut rest = &reply[..];
         let mut charged = Vec::with_capacity(groups.len());
         for group in groups {
-            let rulings: Option<Vec<Ruling>> = group.charges.iter().map(|charge| charge.terms.read(&mut rest)).collect();
-            let rulings = rulings.ok_or_else(|| Error::Store("the script's reply cannot be read".into()))?;
+            let rulings: Option<Vec<Ruling>> =
+                group.charges.iter().map(|charge| charge.terms.read(&mut rest)).collect();
+            let rulings = rulings
+                .ok_or_else(|| Error::Store("the script returned an unexpected reply".into()))?;
             let permits = self.permits(group, &rulings);
-            let mut numbered: Vec<(usize, Ruling)> = group.charges.iter().map(|charge| charge.number).zip(rulings).collect();
+            let mut numbered: Vec<(usize, Ruling)> =
+                group.charges.iter().map(|charge| charge.number).zip(rulings).collect();
             numbered.sort_unstable_by_key(|(number, _)| *number);
-            charged.push(Charged { rulings: numbered.into_iter().map(|(_, ruling)| ruling).collect(), permits });
+            charged.push(Charged {
+                rulings: numbered.into_iter().map(|(_, ruling)| ruling).collect(),
+                permits,
+            });
         }
         Ok(charged)
     }
 
     fn unanswered(&self, groups: &[Group]) {
-        let permits: Vec<(String, u64)> =
-            groups.iter().flat_map(Group::permits).map(|(key, permit, _)| (key.clone(), permit)).collect();
+        let permits: Vec<(String, u64)> = groups
+            .iter()
+            .flat_map(Group::permits)
+            .map(|(key, permit, _)| (key.clone(), permit))
+            .collect();
         if !permits.is_empty() {
             self.places.free_unanswered(permits);
         }
@@ -107,17 +124,17 @@ impl Send for Caller {
 }
 
 impl Group {
-    /// The places asked for: the key, the permit, and the number of the charge.
+    /// Returns the requested permits: the key, the permit, and the index of the charge.
     fn permits(&self) -> impl Iterator<Item = (&String, u64, usize)> {
         let mut keys = self.keys.iter();
         self.charges.iter().enumerate().filter_map(move |(n, charge)| {
-            // Charges of places share no key.
+            // Charges of permits do not share a key.
             let key = if charge.shares_key { None } else { keys.next() };
             Some((key?, charge.permit.filter(|_| charge.terms.mode == Mode::Charge)?, n))
         })
     }
 
-    /// What gives back what was charged.
+    /// Returns the group that refunds what was charged.
     fn back(&self, rulings: &[Ruling]) -> Self {
         let mut keys = self.keys.iter();
         let mut back = Self { keys: Vec::new(), charges: Vec::new() };
@@ -127,7 +144,8 @@ impl Group {
                 key_of_last = keys.next().map(|key| (key, false));
             }
             let Some((key, used)) = &mut key_of_last else { continue };
-            if ruling.granted == 0 || matches!(charge.terms.rule, Rule::Places(_) | Rule::Free) {
+            if ruling.granted == 0 || matches!(charge.terms.rule, Rule::Concurrency(_) | Rule::Free)
+            {
                 continue;
             }
             let shares_key = std::mem::replace(used, true);
@@ -135,7 +153,8 @@ impl Group {
                 back.keys.push((*key).clone());
             }
             let mode = Mode::GiveBack(0);
-            let terms = Terms { cost: ruling.granted, least: ruling.granted, mode, ..charge.terms };
+            let terms =
+                ChargeKind { cost: ruling.granted, least: ruling.granted, mode, ..charge.terms };
             back.charges.push(Sent { terms, shares_key, permit: None, number: charge.number });
         }
         back
@@ -145,7 +164,7 @@ impl Group {
 /// A word of the script's arguments.
 enum Word {
     Number(u64),
-    /// A kind, whose key is that of the charge before.
+    /// A kind whose key is that of the previous charge.
     Sharing(usize),
 }
 
@@ -165,25 +184,27 @@ impl redis::ToRedisArgs for Word {
 }
 
 impl Caller {
-    /// Holds the places a group was given, until they are dropped.
+    /// Holds the permits that a group was granted, until they are dropped.
     fn permits(&self, group: &Group, rulings: &[Ruling]) -> Option<Permits> {
         let charges = || group.charges.iter().zip(rulings);
         if !charges().all(|(charge, ruling)| ruling.admitted || charge.terms.dry_run) {
             return None;
         }
         let given = group.permits().filter(|(_, _, n)| rulings[*n].granted > 0);
-        let held: Vec<(String, u64)> = given.map(|(key, permit, _)| (key.clone(), permit)).collect();
+        let held: Vec<(String, u64)> =
+            given.map(|(key, permit, _)| (key.clone(), permit)).collect();
         if held.is_empty() {
             return None;
         }
         self.places.hold(&held);
         let (places, runtime) = (Arc::clone(&self.places), Handle::current());
-        // By whoever drops them, if that is on a runtime: the one on which they were given may have ended.
+        // Released on the runtime of the drop, if there is one: the runtime on which they were
+        // granted may have ended.
         Some(Permits::new(move || places.free(&Handle::try_current().unwrap_or(runtime), held)))
     }
 }
 
-impl Terms {
+impl ChargeKind {
     fn of(charge: &Charge<'_>, how: Option<Settle>) -> Self {
         Self {
             rule: charge.terms.rule,
@@ -204,7 +225,7 @@ impl Terms {
         let (algorithm, x, y, z) = match self.rule {
             Rule::Gcra(rate) => (1, rate.interval as f64 / 1e3, rate.burst, rate.debt / 1_000),
             Rule::Window(window) => (2, window.slot as f64 / 1e3, window.quota, window.kept as u64),
-            Rule::Places(places) => (3, hold, places, 0),
+            Rule::Concurrency(places) => (3, hold, places, 0),
             Rule::Free => (3, hold, u32::MAX, 0),
         };
         let (mode, age) = match self.mode {
@@ -212,11 +233,19 @@ impl Terms {
             Mode::GiveBack(age) => (1, age),
             Mode::Debit => (2, 0),
         };
-        call.arg(algorithm).arg(x).arg(y).arg(z).arg(self.cost).arg(self.least).arg(u8::from(self.dry_run)).arg(mode).arg(age);
+        call.arg(algorithm)
+            .arg(x)
+            .arg(y)
+            .arg(z)
+            .arg(self.cost)
+            .arg(self.least)
+            .arg(u8::from(self.dry_run))
+            .arg(mode)
+            .arg(age);
         call.arg(self.id.as_ref().map_or(&[][..], |id| id));
     }
 
-    /// Takes one charge's part from the reply.
+    /// Decodes the part of one charge from the reply.
     fn read(&self, reply: &mut &[i64]) -> Option<Ruling> {
         let mut take = |n: usize| {
             let (row, rest) = reply.split_at_checked(n)?;
@@ -237,8 +266,10 @@ impl Terms {
                 Some(Ruling {
                     admitted,
                     granted,
-                    // The reply is in whole microseconds: what is within one of a unit is one.
-                    remaining: ((capacity - held + 1.0).max(0.0) / interval).min(f64::from(rate.burst)) as u32,
+                    // The reply is in whole microseconds: up to one microsecond short of a unit
+                    // counts as a unit.
+                    remaining: ((capacity - held + 1.0).max(0.0) / interval)
+                        .min(f64::from(rate.burst)) as u32,
                     retry_after: match admitted {
                         true => 0,
                         false if self.cost <= rate.burst => nanos(after - capacity),
@@ -257,9 +288,15 @@ impl Terms {
                 };
                 let full_after = nanos(row[3] as f64);
 
-                Some(Ruling { admitted, granted: units(row[0]), remaining: units(row[1]), retry_after, full_after })
+                Some(Ruling {
+                    admitted,
+                    granted: units(row[0]),
+                    remaining: units(row[1]),
+                    retry_after,
+                    full_after,
+                })
             }
-            Rule::Places(_) | Rule::Free => {
+            Rule::Concurrency(_) | Rule::Free => {
                 let row = take(2)?;
                 let admitted = row[0] > 0 || self.cost == 0;
                 Some(Ruling {
@@ -278,7 +315,7 @@ impl Redis {
     pub(crate) fn new(server: scale_redis::Redis, app: &str) -> Self {
         let places = Places::new(server.clone());
         let caller = Caller { server, charge: Script::new(include_str!("charge.lua")), places };
-        Self { keys: Keys::new(app, "limit"), gather: Gather::new(caller) }
+        Self { keys: Keys::new(app, "limit"), gather: Coalescer::new(caller) }
     }
 
     fn server(&self) -> &scale_redis::Redis {
@@ -289,16 +326,21 @@ impl Redis {
         let name = charge.policy.name();
         match charge.terms.rule {
             Rule::Gcra(_) => self.keys.tagged(charge.key, "buckets"),
-            Rule::Window(window) => self.keys.tagged(charge.key, &format!("{name}:w{}", window.kept)),
-            Rule::Places(_) | Rule::Free => self.keys.tagged(charge.key, &format!("{name}:held")),
+            Rule::Window(window) => {
+                self.keys.tagged(charge.key, &format!("{name}:w{}", window.kept))
+            }
+            Rule::Concurrency(_) | Rule::Free => {
+                self.keys.tagged(charge.key, &format!("{name}:held"))
+            }
         }
     }
 
     fn group(&self, charges: &[Charge<'_>], how: Option<Settle>) -> Group {
-        let mut group = Group { keys: Vec::with_capacity(1), charges: Vec::with_capacity(charges.len()) };
+        let mut group =
+            Group { keys: Vec::with_capacity(1), charges: Vec::with_capacity(charges.len()) };
         let is_bucket = |charge: &Charge<'_>| matches!(charge.terms.rule, Rule::Gcra(_));
         let mut order: SmallVec<[usize; 8]> = (0..charges.len()).collect();
-        // Those with buckets in one key come together, in the order asked.
+        // Charges with buckets in one key are placed together, in the given order.
         let alike = |a: &Charge<'_>, b: &Charge<'_>| is_bucket(a) && is_bucket(b) && a.key == b.key;
         if charges.windows(2).any(|pair| !alike(&pair[0], &pair[1])) {
             order.sort_by_key(|n| (!is_bucket(&charges[*n]), charges[*n].key));
@@ -311,32 +353,50 @@ impl Redis {
                 group.keys.push(self.key(charge));
             }
             let permit = charge.takes_place().then_some(charge.permit);
-            group.charges.push(Sent { terms: Terms::of(charge, how), shares_key, permit, number });
+            group.charges.push(Sent {
+                terms: ChargeKind::of(charge, how),
+                shares_key,
+                permit,
+                number,
+            });
             before = Some(charge);
         }
         group
     }
 
-    /// In portions: in a Cluster key by key, and nowhere more than [`PORTION`] in one call, which would hold the server up. A denial gives
-    /// back what the other portions have charged.
+    /// Splits charges into calls: in a Cluster by key, and everywhere at most [`PORTION`] per call,
+    /// because more would block the server. After a denial the charges of the other calls are
+    /// refunded.
     ///
-    /// In a task of its own: who asked may go away, and what was charged is still to be given back.
-    async fn in_portions(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Charged, Error> {
+    /// Runs in its own task: if the caller is dropped, charges must still be refunded.
+    async fn in_portions(
+        &self,
+        charges: &[Charge<'_>],
+        store_timeout: Duration,
+    ) -> Result<Charged, Error> {
         let is_cluster = self.server().is_cluster();
         let mut numbers: Vec<usize> = (0..charges.len()).collect();
         if is_cluster {
-            // The charges of one key together, in the order asked.
+            // Charges of one key are placed together, in the given order.
             numbers.sort_by_key(|n| charges[*n].key);
         }
         let by_slot = numbers.chunk_by(|a, b| !is_cluster || charges[*a].key == charges[*b].key);
         let portions: Vec<&[usize]> = by_slot.flat_map(|of_slot| of_slot.chunks(PORTION)).collect();
-        // Calls of one key would only wait for each other.
+        // Concurrent calls of one key would only wait for each other.
         let at_once =
-            if portions.windows(2).any(|pair| charges[pair[0][0]].key == charges[pair[1][0]].key) { 1 } else { AT_ONCE };
-        let group = |portion: &&[usize]| self.group(&portion.iter().map(|n| charges[*n]).collect::<Vec<_>>(), None);
+            if portions.windows(2).any(|pair| charges[pair[0][0]].key == charges[pair[1][0]].key) {
+                1
+            } else {
+                AT_ONCE
+            };
+        let group = |portion: &&[usize]| {
+            self.group(&portion.iter().map(|n| charges[*n]).collect::<Vec<_>>(), None)
+        };
         let groups: Vec<Group> = portions.iter().map(group).collect();
-        let ruled = tokio::spawn(all_or_none(Arc::clone(&self.gather), groups, at_once, patience));
-        let (by_portion, permits) = ruled.await.unwrap_or_else(|_| Err(Error::Store("the runtime shuts down".into())))?;
+        let ruled =
+            tokio::spawn(all_or_none(Arc::clone(&self.gather), groups, at_once, store_timeout));
+        let (by_portion, permits) =
+            ruled.await.unwrap_or_else(|_| Err(Error::Store("runtime is shutting down".into())))?;
         let mut rulings: Vec<(usize, Ruling)> =
             portions.into_iter().flatten().copied().zip(by_portion.into_iter().flatten()).collect();
         rulings.sort_unstable_by_key(|(n, _)| *n);
@@ -344,27 +404,40 @@ impl Redis {
     }
 }
 
-/// Calls of their own, several at once; what is ruled for each group.
-async fn apart(gather: &Gather<Caller>, groups: &[Group], at_once: usize, patience: Duration) -> Vec<Result<Charged, Error>> {
-    let calls = (0..groups.len()).map(|n| alone(gather, &groups[n..=n], patience));
+/// Makes a call for each group, several at once; returns the rulings on each group.
+async fn apart(
+    gather: &Coalescer<Caller>,
+    groups: &[Group],
+    at_once: usize,
+    store_timeout: Duration,
+) -> Vec<Result<Charged, Error>> {
+    let calls = (0..groups.len()).map(|n| alone(gather, &groups[n..=n], store_timeout));
     futures_util::stream::iter(calls).buffered(at_once).collect().await
 }
 
-/// A call for one group.
-async fn alone(gather: &Gather<Caller>, group: &[Group], patience: Duration) -> Result<Charged, Error> {
-    gather.call(group, patience).await?.pop().ok_or_else(|| Error::Store("the script's reply is empty".into()))
+/// Makes a call for one group.
+async fn alone(
+    gather: &Coalescer<Caller>,
+    group: &[Group],
+    store_timeout: Duration,
+) -> Result<Charged, Error> {
+    gather
+        .call(group, store_timeout)
+        .await?
+        .pop()
+        .ok_or_else(|| Error::Store("the script's reply is empty".into()))
 }
 
-/// What is ruled for each group, in the order in which its charges were asked for, and the places given.
+/// Returns the rulings on each group, in the order of its charges, and the permits granted.
 async fn all_or_none(
-    gather: Arc<Gather<Caller>>,
+    gather: Arc<Coalescer<Caller>>,
     groups: Vec<Group>,
     at_once: usize,
-    patience: Duration,
+    store_timeout: Duration,
 ) -> Result<(Vec<Vec<Ruling>>, Option<Permits>), Error> {
     let (mut rulings, mut back, mut permits) = (Vec::with_capacity(groups.len()), Vec::new(), None);
     let (mut denied, mut failed) = (false, None);
-    for (group, ruled) in groups.iter().zip(apart(&gather, &groups, at_once, patience).await) {
+    for (group, ruled) in groups.iter().zip(apart(&gather, &groups, at_once, store_timeout).await) {
         let ruled = match ruled {
             Ok(ruled) => ruled,
             Err(error) => {
@@ -377,7 +450,12 @@ async fn all_or_none(
         }
         let of_charge = |charge: &Sent| ruled.rulings[charge.number];
         let in_order: Vec<Ruling> = group.charges.iter().map(of_charge).collect();
-        if group.charges.iter().zip(&in_order).all(|(charge, ruling)| ruling.admitted || charge.terms.dry_run) {
+        if group
+            .charges
+            .iter()
+            .zip(&in_order)
+            .all(|(charge, ruling)| ruling.admitted || charge.terms.dry_run)
+        {
             back.push(group.back(&in_order));
         } else {
             denied = true;
@@ -387,54 +465,75 @@ async fn all_or_none(
     if denied || failed.is_some() {
         permits = None;
         back.retain(|group| !group.keys.is_empty());
-        // What cannot be given back now flows back by itself; a failure to give back is none to deny.
-        for undone in apart(&gather, &back, at_once, patience.max(GIVING_BACK)).await {
+        // Units that cannot be refunded now are restored over time; a failed refund is not a reason
+        // to deny.
+        for undone in apart(&gather, &back, at_once, store_timeout.max(GIVING_BACK)).await {
             if let Err(error) = undone {
-                tracing::warn!(%error, "what was charged for a denied request could not be given back");
+                tracing::warn!(
+                    %error, "refund of a denied request failed: the units are restored over time",
+                );
             }
         }
     }
     failed.map_or(Ok((rulings, permits)), Err)
 }
 
-/// What the server says of a call is no outage, unless it says that it cannot serve.
+/// Maps an error of the server: only an error that says that the server cannot serve is an outage.
 fn error(error: redis::RedisError) -> Error {
     match error.code() {
-        Some("ERR" | "WRONGTYPE" | "CROSSSLOT" | "NOPERM" | "NOSCRIPT") => Error::Refused(Box::new(error)),
+        Some("ERR" | "WRONGTYPE" | "CROSSSLOT" | "NOPERM" | "NOSCRIPT") => {
+            Error::Refused(Box::new(error))
+        }
         _ => Error::Store(Box::new(error)),
     }
 }
 
 #[async_trait]
 impl Store for Redis {
-    async fn charge(&self, charges: &[Charge<'_>], patience: Duration) -> Result<Charged, Error> {
+    async fn charge(
+        &self,
+        charges: &[Charge<'_>],
+        store_timeout: Duration,
+    ) -> Result<Charged, Error> {
         if charges.is_empty() {
             Ok(Charged { rulings: Vec::new(), permits: None })
         } else if self.server().is_cluster() || charges.len() > PORTION {
-            self.in_portions(charges, patience).await
+            self.in_portions(charges, store_timeout).await
         } else {
-            self.gather.rule(self.group(charges, None), patience).await
+            self.gather.rule(self.group(charges, None), store_timeout).await
         }
     }
 
-    async fn settle(&self, charges: &[Charge<'_>], how: Settle, patience: Duration) -> Result<(), Error> {
+    async fn settle(
+        &self,
+        charges: &[Charge<'_>],
+        how: Settle,
+        store_timeout: Duration,
+    ) -> Result<(), Error> {
         if self.server().is_cluster() || charges.len() > PORTION {
-            let groups: Vec<Group> = charges.iter().map(|charge| self.group(&[*charge], Some(how))).collect();
-            for settled in apart(&self.gather, &groups, AT_ONCE, patience).await {
+            let groups: Vec<Group> =
+                charges.iter().map(|charge| self.group(&[*charge], Some(how))).collect();
+            for settled in apart(&self.gather, &groups, AT_ONCE, store_timeout).await {
                 settled?;
             }
         } else if !charges.is_empty() {
-            self.gather.rule(self.group(charges, Some(how)), patience).await?;
+            self.gather.rule(self.group(charges, Some(how)), store_timeout).await?;
         }
         Ok(())
     }
 
     async fn clear(&self, charge: &Charge<'_>) -> Result<(), Error> {
         if matches!(charge.terms.rule, Rule::Gcra(_)) {
-            // The key has other policies' buckets, too: this one is filled.
+            // The key also contains other policies' buckets: only this one is filled.
             let all = Charge { cost: u32::MAX, least: u32::MAX, ..*charge };
-            return self.settle(&[all], Settle::GiveBack(Duration::ZERO), Duration::from_secs(1)).await;
+            return self
+                .settle(&[all], Settle::GiveBack(Duration::ZERO), Duration::from_secs(1))
+                .await;
         }
-        redis::cmd("DEL").arg(self.key(charge)).query_async(&mut self.server().clone()).await.map_err(error)
+        redis::cmd("DEL")
+            .arg(self.key(charge))
+            .query_async(&mut self.server().clone())
+            .await
+            .map_err(error)
     }
 }

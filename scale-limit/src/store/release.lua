@@ -1,7 +1,7 @@
--- Frees places.
--- KEYS  the hash of one policy's places
+-- Releases permits.
+-- KEYS  hash of one policy's permits
 -- ARGV  the permits
--- Reply number of permits that still held their places
+-- Reply number of permits that were still held
 -- Cost  one HGET and one HDEL for each permit
 local head = redis.call('HGET', KEYS[1], '')
 if not head then return 0 end

@@ -1,4 +1,4 @@
-//! Columns and their values as text: archived, counted, and bound again.
+//! Columns and their values as text: archiving, counting, and binding them again.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -16,39 +16,44 @@ use super::tell;
 use crate::backend::Backend;
 use crate::error::Error;
 
-/// Bytes of text handed to the file at a time.
+/// Bytes of text passed to the file at a time.
 const CHUNK: usize = 1 << 16;
 
-/// Form of a column's values as text.
+/// Text form of a column's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Numbers, times, and texts in UTF-8: as the server sends them.
+    /// Numbers, times, and texts in UTF-8: as sent by the server.
     Text,
-    /// Its digits as a double: as a float it shows six of them.
+    /// A float, converted to double: as a float it would show only six digits.
     Float,
-    /// Bytes, and texts of other character sets, in hexadecimal.
+    /// Bytes, and texts in other character sets, in hexadecimal.
     Binary,
     Bit,
 }
 
 impl Kind {
-    /// Returns `None` for what cannot be written as text.
+    /// Returns the form for a type; `None` for types that cannot be written as text.
     fn of(data_type: &str, charset: Option<&str>) -> Option<Self> {
         Some(match (data_type, charset) {
-            ("binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob", _) => Self::Binary,
+            ("binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob", _) => {
+                Self::Binary
+            }
             ("bit", _) => Self::Bit,
             ("float", _) => Self::Float,
             (
-                "geometry" | "point" | "linestring" | "polygon" | "multipoint" | "multilinestring" | "multipolygon"
-                | "geometrycollection" | "geomcollection" | "vector",
+                "geometry" | "point" | "linestring" | "polygon" | "multipoint" | "multilinestring"
+                | "multipolygon" | "geometrycollection" | "geomcollection" | "vector",
                 _,
             ) => return None,
-            (_, Some(charset)) if !charset.starts_with("utf8") && charset != "ascii" => Self::Binary,
+            (_, Some(charset)) if !charset.starts_with("utf8") && charset != "ascii" => {
+                Self::Binary
+            }
             _ => Self::Text,
         })
     }
 
-    /// Returns an expression for its value. A function of a large value would be null, and no error.
+    /// Returns an expression for the value. Large values are not passed through functions, which
+    /// would return null without an error.
     fn value(self, column: &str) -> String {
         match self {
             Self::Text | Self::Binary => column.to_owned(),
@@ -67,15 +72,16 @@ pub(super) struct Column {
     pub(super) kind: Kind,
 }
 
-/// Values of a column that are not null, and their bytes, where those are the same in the table and on the way.
+/// Number of a column's values that are not null, and of their bytes where those are the same in
+/// the table and on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Weight {
     values: u64,
     bytes: u64,
 }
 
-/// Writes a table's rows to a file, and proves that they are there: as many rows, and of each column as many values and bytes, as the server
-/// counts.
+/// Writes a table's rows to a file, and verifies them: the number of rows, and of each column the
+/// number of values and bytes, as counted by the server.
 pub(super) async fn archive(
     own: &mut MySqlConnection,
     at: &Place,
@@ -88,11 +94,12 @@ pub(super) async fn archive(
     let counted = weights(own, &columns, &table).await?;
     let mut text = Vec::new();
     csv::push(&mut text, columns.iter().map(|column| Some(column.name.as_bytes())));
-    let values: Vec<_> = columns.iter().map(|column| column.kind.value(&ident(&column.name))).collect();
+    let values: Vec<_> =
+        columns.iter().map(|column| column.kind.value(&ident(&column.name))).collect();
     let sql = format!("select {} from {table}", values.join(", "));
     let writer = Writer::begin(folder, name);
     let mut written = vec![Weight::default(); columns.len()];
-    // Texts come as they are stored.
+    // Sends texts as they are stored.
     tell(own, "set character_set_results = null".into()).await?;
     {
         let mut rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch(&mut *own);
@@ -121,16 +128,23 @@ pub(super) async fn archive(
             written.bytes = 0;
         }
         if written != counted {
-            let found = format!("of column `{}`, {written:?} came of {counted:?}", column.name);
-            return Err(failed("its values do not all come")(std::io::Error::new(std::io::ErrorKind::InvalidData, found)));
+            let found = format!("column `{}`: received {written:?} of {counted:?}", column.name);
+            return Err(failed("not all values were received")(std::io::Error::new(
+                std::io::ErrorKind::InvalidData,
+                found,
+            )));
         }
     }
     writer.write(Bytes::from(text)).await;
     writer.finish(count).await
 }
 
-/// Lets the server count the values of each column.
-async fn weights(own: &mut MySqlConnection, columns: &[Column], table: &str) -> Result<Vec<Weight>, Error> {
+/// Counts the values of each column on the server.
+async fn weights(
+    own: &mut MySqlConnection,
+    columns: &[Column],
+    table: &str,
+) -> Result<Vec<Weight>, Error> {
     let of = |column: &Column| {
         let name = ident(&column.name);
         let bytes = match column.kind {
@@ -140,12 +154,20 @@ async fn weights(own: &mut MySqlConnection, columns: &[Column], table: &str) -> 
         format!("cast(count({name}) as char), cast({bytes} as char)")
     };
     let counts: Vec<_> = columns.iter().map(of).collect();
-    let row =
-        MySql::rows(own, format!("select {} from {table}", counts.join(", "))).await?.into_iter().next().unwrap_or_default();
-    let number = |text: &Option<String>| text.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let row = MySql::rows(own, format!("select {} from {table}", counts.join(", ")))
+        .await?
+        .into_iter()
+        .next()
+        .unwrap_or_default();
+    let number = |text: &Option<String>| {
+        text.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default()
+    };
     Ok(row
         .chunks(2)
-        .map(|pair| Weight { values: number(&pair[0]), bytes: pair.get(1).map(number).unwrap_or_default() })
+        .map(|pair| Weight {
+            values: number(&pair[0]),
+            bytes: pair.get(1).map(number).unwrap_or_default(),
+        })
         .collect())
 }
 
@@ -153,18 +175,23 @@ fn bytes_of(row: &MySqlRow, n: usize) -> Result<Option<&[u8]>, sqlx::Error> {
     row.try_get_unchecked::<Option<&[u8]>, _>(n)
 }
 
-/// Returns the columns of a table that can be written: all but generated ones.
+/// Returns the columns of a table that can be written, which are all but generated ones.
 pub(super) async fn columns(own: &mut MySqlConnection, place: &str) -> Result<Vec<Column>, Error> {
     let sql = format!(
-        "select cast(column_name as char), cast(lower(data_type) as char), cast(lower(character_set_name) as char)
+        "select cast(column_name as char), cast(lower(data_type) as char), \
+         cast(lower(character_set_name) as char)
          from information_schema.columns
          where {place} and coalesce(generation_expression, '') = '' order by ordinal_position"
     );
     let mut columns = Vec::new();
     for row in MySql::rows(own, sql).await? {
         let [Some(name), Some(data_type), charset] = &row[..] else { continue };
-        let unwritable =
-            || std::io::Error::new(std::io::ErrorKind::Unsupported, format!("column `{name}` is of the type {data_type}"));
+        let unwritable = || {
+            std::io::Error::new(
+                std::io::ErrorKind::Unsupported,
+                format!("column `{name}` has the type {data_type}"),
+            )
+        };
         let kind = Kind::of(data_type, charset.as_deref())
             .ok_or_else(unwritable)
             .map_err(failed("a column cannot be written as text"))?;

@@ -1,6 +1,7 @@
-//! Partitions of MySQL and MariaDB: parts of one table, exchanged with a table of their own when they leave.
+//! Partitions of MySQL and MariaDB: parts of one table, exchanged with a separate table when they
+//! are removed.
 //!
-//! | the table is partitioned | a bound reads |
+//! | partitioning of the table | a bound is |
 //! | --- | --- |
 //! | `by range columns (at)`, a date or datetime | `'2026-01-01 00:00:00'` |
 //! | `by range (to_days(at))` | a number of days |
@@ -25,25 +26,31 @@ use crate::backend::Backend;
 use crate::db::Db;
 use crate::error::Error;
 
-/// Bytes of a name at most.
+/// Maximum characters of a name.
 const LONGEST: usize = 64;
-/// Rows of one insert at most, their values, and their bytes unless one row has more.
+/// Maximum rows of one insert, their values, and their bytes (one row may have more).
 const ROWS: usize = 100;
 const PLACEHOLDERS: usize = 65_535;
 const PACKET: usize = 1 << 20;
 
-const WHAT: &str = "its file cannot be restored";
+const WHAT: &str = "the file cannot be restored";
 
 impl Partitioned for MySql {}
 
 impl Engine for MySql {
     async fn maintain(what: &Partitions, db: &Db<Self>) -> Result<Report, Error> {
-        // A connection of our own, which ends with this call however it ends, and our locks with it.
+        // A separate connection, which ends with this call however it ends, and releases the locks.
         let mut own = db.acquire().await?.detach();
         let wait = db.0.config.lock_timeout.as_secs().max(1);
         let (place, name) = Place::split(&what.table);
-        let mut work =
-            Work { what, table: place.quoted(name), name: name.to_owned(), place, own: &mut own, report: Report::default() };
+        let mut work = Work {
+            what,
+            table: place.quoted(name),
+            name: name.to_owned(),
+            place,
+            own: &mut own,
+            report: Report::default(),
+        };
         let result = work.run(wait).await;
         let report = work.report;
         let _ = own.close().await;
@@ -58,8 +65,12 @@ impl Engine for MySql {
         let (mut names, mut values, mut kinds) = (Vec::new(), Vec::new(), Vec::new());
         for name in &archive.columns {
             let column = known.iter().find(|column| column.name == *name);
-            let missing =
-                || std::io::Error::new(std::io::ErrorKind::NotFound, format!("the table has no column `{name}` to write to"));
+            let missing = || {
+                std::io::Error::new(
+                    std::io::ErrorKind::NotFound,
+                    format!("the table has no column `{name}` to write to"),
+                )
+            };
             let column = column.ok_or_else(missing).map_err(failed(WHAT))?;
             names.push(ident(name));
             values.push(column.kind.parameter());
@@ -78,16 +89,25 @@ impl Engine for MySql {
                     count += 1;
                 }
                 let all = vec![row.as_str(); count].join(", ");
-                let mut query = sqlx::query(AssertSqlSafe(format!("insert into {table} ({}) values {all}", names.join(", "))))
-                    .persistent(false);
+                let mut query = sqlx::query(AssertSqlSafe(format!(
+                    "insert into {table} ({}) values {all}",
+                    names.join(", ")
+                )))
+                .persistent(false);
                 for (n, field) in batch.drain(..count).flatten().enumerate() {
                     query = match kinds[n % kinds.len()] {
                         Kind::Binary => {
-                            let bytes = field.map(|hex| HEXUPPER_PERMISSIVE.decode(&hex)).transpose();
+                            let bytes =
+                                field.map(|hex| HEXUPPER_PERMISSIVE.decode(&hex)).transpose();
                             query.bind(bytes.map_err(std::io::Error::other).map_err(failed(WHAT))?)
                         }
-                        _ => query
-                            .bind(field.map(String::from_utf8).transpose().map_err(std::io::Error::other).map_err(failed(WHAT))?),
+                        _ => query.bind(
+                            field
+                                .map(String::from_utf8)
+                                .transpose()
+                                .map_err(std::io::Error::other)
+                                .map_err(failed(WHAT))?,
+                        ),
                     };
                 }
                 rows += query.execute(&mut *tx).await?.rows_affected();
@@ -99,20 +119,21 @@ impl Engine for MySql {
     }
 }
 
-/// UTC, and neither backslashes nor zeros that mean something else.
+/// UTC, no special meaning of backslashes, and zeros stored as zeros.
 const SESSION: &str = "set names utf8mb4; set time_zone = '+00:00'; \
-    set sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,STRICT_ALL_TABLES' /*M! , max_statement_time = 0 */ /*!80000 , max_execution_time = 0 */";
+    set sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,STRICT_ALL_TABLES' /*M! , \
+    max_statement_time = 0 */ /*!80000 , max_execution_time = 0 */";
 
-/// One partition: its name, and where it ends in seconds of Unix time; `None` for `maxvalue`.
+/// A partition: its name, and its end in seconds of Unix time; `None` for `maxvalue`.
 struct Part {
     name: String,
     stop: Option<i64>,
 }
 
-/// One call on one table.
+/// One call for one table.
 struct Work<'a> {
     what: &'a Partitions,
-    /// The table's name as SQL takes it.
+    /// The table's quoted name.
     table: String,
     name: String,
     place: Place,
@@ -123,8 +144,13 @@ struct Work<'a> {
 impl Work<'_> {
     async fn run(&mut self, wait: u64) -> Result<(), Error> {
         tell(self.own, format!("{SESSION}; set lock_wait_timeout = {wait}")).await?;
-        let name = format!("concat('scale-db ', left(sha2(concat(database(), '/', {}), 256), 40))", literal(&self.what.table));
-        if one(self.own, format!("select cast(get_lock({name}, 0) as char)")).await?.as_deref() != Some("1") {
+        let name = format!(
+            "concat('scale-db ', left(sha2(concat(database(), '/', {}), 256), 40))",
+            literal(&self.what.table)
+        );
+        if one(self.own, format!("select cast(get_lock({name}, 0) as char)")).await?.as_deref()
+            != Some("1")
+        {
             self.report.busy = true;
             return Ok(());
         }
@@ -146,52 +172,63 @@ impl Work<'_> {
 
     async fn note(&mut self, partition: &str, result: Result<(), Error>) -> Result<bool, Error> {
         let Err(error) = result else { return Ok(true) };
-        // A connection that is lost fails the call.
+        // If the connection is lost, the call fails.
         tell(self.own, "unlock tables".into()).await?;
         self.report.fail(partition, error);
         Ok(false)
     }
 
-    /// Learns by what the table is partitioned.
+    /// Reads by which expression the table is partitioned.
     async fn partitioned_by(&mut self) -> Result<By, Error> {
         let sql = format!(
             "select cast(partition_method as char), cast(partition_expression as char),
-             (select cast(table_type as char) from information_schema.tables where {0}) from information_schema.partitions
+             (select cast(table_type as char) from information_schema.tables where {0}) \
+             from information_schema.partitions
              where {0} limit 1",
             self.place.condition(&self.name)
         );
         let row = MySql::rows(self.own, sql).await?.into_iter().next().unwrap_or_default();
         let by = match &row[..] {
-            [Some(method), Some(expression), Some(kind)] if kind == "BASE TABLE" => By::of(method, expression),
+            [Some(method), Some(expression), Some(kind)] if kind == "BASE TABLE" => {
+                By::of(method, expression)
+            }
             _ => None,
         };
         let by = match by {
-            Some(By::Columns(column)) => self.is_of_days(&column).await?.then_some(By::Columns(column)),
+            Some(By::Columns(column)) => {
+                self.is_of_days(&column).await?.then_some(By::Columns(column))
+            }
             by => by,
         };
         by.ok_or_else(|| {
-            let why = "a table to maintain is partitioned by range columns (one date or datetime), range (to_days(column)) or \
-                       range (unix_timestamp(column)), and keeps no history";
+            let why = "unsupported partitioning: expected range columns (one date or datetime), \
+                range (to_days(column)) or range (unix_timestamp(column)), \
+                without system versioning";
             sqlx::Error::Configuration(why.into()).into()
         })
     }
 
     async fn is_of_days(&mut self, column: &str) -> Result<bool, Error> {
         let sql = format!(
-            "select cast(lower(data_type) as char) from information_schema.columns where {} and column_name = {}",
+            "select cast(lower(data_type) as char) from information_schema.columns \
+             where {} and column_name = {}",
             self.place.condition(&self.name),
             literal(column)
         );
-        Ok(one(self.own, sql).await?.is_some_and(|kind| ["date", "datetime"].contains(&kind.as_str())))
+        Ok(one(self.own, sql)
+            .await?
+            .is_some_and(|kind| ["date", "datetime"].contains(&kind.as_str())))
     }
 
-    /// The table's partitions, in order.
+    /// Returns the table's partitions, in order.
     async fn parts(&mut self, by: &By) -> Result<Vec<Part>, Error> {
         let sql = format!(
-            "select cast(partition_name as char), case when partition_description = 'MAXVALUE' then null
+            "select cast(partition_name as char), case when partition_description = 'MAXVALUE' \
+             then null
                  else cast({} as char) end
              from information_schema.partitions where {}
-             group by partition_name, partition_description order by min(partition_ordinal_position)",
+             group by partition_name, partition_description \
+             order by min(partition_ordinal_position)",
             by.seconds("partition_description"),
             self.place.condition(&self.name)
         );
@@ -203,14 +240,17 @@ impl Work<'_> {
         Ok(MySql::rows(self.own, sql).await?.into_iter().filter_map(part).collect())
     }
 
-    /// Ends of the periods from the present one on, the first being the present one's beginning: seconds, and as a time.
+    /// Returns the ends of the periods from the current one on, in seconds and as text; the first
+    /// entry is the beginning of the current period.
     async fn periods(&mut self, count: u32) -> Result<Vec<(i64, String)>, Error> {
         let (begin, unit) = (begin_of(self.what.every), self.what.every.unit());
-        // A recursive statement may run a thousand times.
+        // MySQL limits recursion to 1,000 steps.
         let sql = format!(
             "with recursive p (n, at) as (
-                 select 0, cast({begin} as datetime) union all select n + 1, {begin} + interval (n + 1) {unit} from p where n < {count}
-             ) select cast(timestampdiff(second, '1970-01-01', at) as char), cast(at as char) from p order by n",
+                 select 0, cast({begin} as datetime) union all \
+                 select n + 1, {begin} + interval (n + 1) {unit} from p where n < {count}
+             ) select cast(timestampdiff(second, '1970-01-01', at) as char), cast(at as char) \
+             from p order by n",
             count = count.min(999)
         );
         let period = |row: Vec<Option<String>>| {
@@ -220,7 +260,7 @@ impl Work<'_> {
         Ok(MySql::rows(self.own, sql).await?.into_iter().filter_map(period).collect())
     }
 
-    /// Makes the partitions that are missing, one for each period that none reaches into.
+    /// Creates the missing partitions, one for each period that no partition reaches into.
     async fn create(&mut self, by: &By) -> Result<(), Error> {
         let parts = self.parts(by).await?;
         let last = parts.iter().filter_map(|part| part.stop).max();
@@ -232,22 +272,26 @@ impl Work<'_> {
                 continue;
             }
             let mut name = match n {
-                // What is there of before the present period has one of its own.
+                // Rows from before the current period get a partition of their own.
                 0 => format!("until_{}", date(0).replace('-', "")),
                 _ => format!("p{}", date(n - 1).replace('-', "")),
             };
             while parts.iter().any(|part| part.name.eq_ignore_ascii_case(&name)) {
                 name.push('x');
             }
-            let new = format!("partition {} values less than ({})", ident(&name), by.bound(date(n)));
+            let new =
+                format!("partition {} values less than ({})", ident(&name), by.bound(date(n)));
             let made = match &rest {
                 Some(rest) => {
-                    format!("reorganize partition `{rest}` into ({new}, partition `{rest}` values less than (maxvalue))")
+                    format!(
+                        "reorganize partition `{rest}` into ({new}, partition `{rest}` \
+                         values less than (maxvalue))"
+                    )
                 }
                 None => format!("add partition ({new})"),
             };
             let made = tell(self.own, format!("alter table {} {made}", self.table)).await;
-            // The next would take its place.
+            // A later partition must not take the place of the failed one.
             if !self.note(&name, made).await? {
                 return Ok(());
             }
@@ -256,18 +300,19 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Exchanges old partitions with tables of their own, and drops what is left of them.
+    /// Exchanges old partitions with separate tables, and drops the emptied partitions.
     async fn detach(&mut self, keep: u32, by: &By) -> Result<(), Error> {
         let cut = format!(
             "select cast(timestampdiff(second, '1970-01-01', {} - interval {keep} {}) as char)",
             begin_of(self.what.every),
             self.what.every.unit()
         );
-        let cut: i64 = one(self.own, cut).await?.and_then(|cut| cut.parse().ok()).unwrap_or(i64::MIN);
+        let cut: i64 =
+            one(self.own, cut).await?.and_then(|cut| cut.parse().ok()).unwrap_or(i64::MIN);
         let parts = self.parts(by).await?;
         for part in parts.iter().filter(|part| part.stop.is_some_and(|stop| stop <= cut)) {
             if self.report.detached.len() + 1 >= parts.len() {
-                // A table keeps one partition at least.
+                // A table must keep at least one partition.
                 break;
             }
             let done = self.detach_one(&part.name).await;
@@ -286,13 +331,22 @@ impl Work<'_> {
             let name = self.free_name(part).await?;
             let aside = self.place.quoted(&name);
             tell(self.own, format!("create table if not exists {aside} like {table}")).await?;
-            // Marked while it is empty: whoever finds it empty drops it.
-            let mark = format!("select concat({}, {}, '.')", mark(&self.place, &self.name), literal(&name));
+            // Marked while it is empty: a later call that finds it empty drops it.
+            let mark = format!(
+                "select concat({}, {}, '.')",
+                mark(&self.place, &self.name),
+                literal(&name)
+            );
             let mark = literal(&one(self.own, mark).await?.unwrap_or_default());
-            tell(self.own, format!("alter table {aside} comment = {mark} remove partitioning")).await?;
-            tell(self.own, format!("alter table {table} exchange partition {part_as} with table {aside}")).await?;
+            tell(self.own, format!("alter table {aside} comment = {mark} remove partitioning"))
+                .await?;
+            tell(
+                self.own,
+                format!("alter table {table} exchange partition {part_as} with table {aside}"),
+            )
+            .await?;
         }
-        // Rows that arrived meanwhile stay, and leave with the next call.
+        // Rows that arrived meanwhile stay, and are removed by the next call.
         tell(self.own, format!("lock tables {table} write")).await?;
         if is_empty(one(self.own, count).await?) {
             tell(self.own, format!("alter table {table} drop partition {part_as}")).await?;
@@ -300,7 +354,8 @@ impl Work<'_> {
         tell(self.own, "unlock tables".into()).await
     }
 
-    /// Returns a name for the table of a partition that is used by none, or by an empty table that a call left before it was marked.
+    /// Returns a name for the table of a partition that is unused, or used by an empty table that
+    /// an interrupted call left unmarked.
     async fn free_name(&mut self, part: &str) -> Result<String, Error> {
         let whole = format!("{}_{part}", self.name);
         let hash = format!("_{:08x}", xxhash_rust::xxh3::xxh3_64(whole.as_bytes()) as u32);
@@ -313,14 +368,18 @@ impl Work<'_> {
                 format!("{}{hash}{end}", whole.chars().take(room).collect::<String>())
             };
             let taken = format!(
-                "select cast(create_options like '%partitioned%' and table_comment not like 'Detached by %' as char) \
+                "select cast(create_options like '%partitioned%' \
+                 and table_comment not like 'Detached by %' as char) \
                  from information_schema.tables where {}",
                 self.place.condition(&name)
             );
             match one(self.own, taken).await?.as_deref() {
                 None => return Ok(name),
                 Some("1") => {
-                    let empty = format!("select cast(not exists (select 1 from {}) as char)", self.place.quoted(&name));
+                    let empty = format!(
+                        "select cast(not exists (select 1 from {}) as char)",
+                        self.place.quoted(&name)
+                    );
                     if one(self.own, empty).await?.as_deref() == Some("1") {
                         return Ok(name);
                     }
@@ -331,18 +390,20 @@ impl Work<'_> {
         unreachable!("some name is free")
     }
 
-    /// Archives and drops what was detached, now or by a call that did not come to its end.
+    /// Archives and drops the detached tables of this call and of interrupted ones.
     async fn leave(&mut self, folder: Option<&Path>) -> Result<(), Error> {
         let detached = format!(
             "select cast(table_name as char) from information_schema.tables
-             where table_schema = {} and binary table_comment = binary concat({}, table_name, '.') order by table_name",
+             where table_schema = {} and binary table_comment = binary concat({}, table_name, '.') \
+             order by table_name",
             self.place.schema(),
             mark(&self.place, &self.name)
         );
         for row in MySql::rows(self.own, detached).await? {
             let Some(name) = row.into_iter().next().flatten() else { continue };
             let left = self.leave_one(&name, folder).await;
-            let _ = tell(self.own, "unlock tables; set character_set_results = utf8mb4".into()).await;
+            let _ =
+                tell(self.own, "unlock tables; set character_set_results = utf8mb4".into()).await;
             match left {
                 Ok(Some(archived)) if archived.rows > 0 => self.report.archived.push(archived),
                 Ok(Some(_)) => {}
@@ -355,28 +416,40 @@ impl Work<'_> {
         Ok(())
     }
 
-    async fn leave_one(&mut self, name: &str, folder: Option<&Path>) -> Result<Option<Archived>, Error> {
+    async fn leave_one(
+        &mut self,
+        name: &str,
+        folder: Option<&Path>,
+    ) -> Result<Option<Archived>, Error> {
         let table = self.place.quoted(name);
-        // Nobody changes a row between its being read and the drop.
+        // No row may change between being read and the drop.
         tell(self.own, format!("lock tables {table} write")).await?;
         let count = one(self.own, format!("select cast(count(*) as char) from {table}")).await?;
         let count: u64 = count.and_then(|count| count.parse().ok()).unwrap_or_default();
         let archived = match folder {
-            Some(_) if count == 0 => Some(Archived { table: name.into(), path: "".into(), rows: 0, sha256: String::new() }),
+            Some(_) if count == 0 => Some(Archived {
+                table: name.into(),
+                path: "".into(),
+                rows: 0,
+                sha256: String::new(),
+            }),
             Some(folder) => Some(archive(self.own, &self.place, name, count, folder).await?),
             None => None,
         };
         tell(self.own, format!("drop table {table}")).await?;
         if let Some(Archived { rows, path, .. }) = archived.as_ref().filter(|a| a.rows > 0) {
-            tracing::info!(table = name, rows, path = %path.display(), "a partition is archived");
+            tracing::info!(
+                table = name, rows, path = %path.display(),
+                "archived and dropped a partition",
+            );
         }
         Ok(archived)
     }
 }
 
-/// Expression by which a table is partitioned.
+/// Partitioning expression of a table.
 enum By {
-    /// The column itself.
+    /// A plain column.
     Columns(String),
     ToDays,
     UnixTimestamp,
@@ -393,16 +466,19 @@ impl By {
         }
     }
 
-    /// A bound's text as seconds.
+    /// Returns an expression for a bound in seconds.
     fn seconds(&self, bound: &str) -> String {
         match self {
-            Self::Columns(_) => format!("timestampdiff(second, '1970-01-01', cast(trim(both '''' from {bound}) as datetime))"),
+            Self::Columns(_) => format!(
+                "timestampdiff(second, '1970-01-01', cast(trim(both '''' \
+                 from {bound}) as datetime))"
+            ),
             Self::ToDays => format!("(cast({bound} as signed) - to_days('1970-01-01')) * 86400"),
             Self::UnixTimestamp => format!("cast({bound} as signed)"),
         }
     }
 
-    /// A date's beginning as a bound.
+    /// Returns the beginning of a date as a bound.
     fn bound(&self, time: &str) -> String {
         match self {
             Self::Columns(_) => format!("'{time}'"),
@@ -426,5 +502,10 @@ async fn tell(connection: &mut MySqlConnection, sql: String) -> Result<(), Error
 }
 
 async fn one(connection: &mut MySqlConnection, sql: String) -> Result<Option<String>, Error> {
-    Ok(MySql::rows(connection, sql).await?.into_iter().next().and_then(|row| row.into_iter().next()).flatten())
+    Ok(MySql::rows(connection, sql)
+        .await?
+        .into_iter()
+        .next()
+        .and_then(|row| row.into_iter().next())
+        .flatten())
 }

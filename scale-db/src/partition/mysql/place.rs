@@ -1,8 +1,8 @@
-//! Names of tables, and the marks of those that were partitions.
+//! Names of tables, and the marks of tables that were partitions.
 
 use crate::Dialect;
 
-/// Schema of tables: one that was named, or the connection's.
+/// Schema of tables: an explicit one, or the connection's.
 pub(super) struct Place {
     schema: Option<String>,
 }
@@ -31,14 +31,19 @@ impl Place {
     }
 }
 
-/// Returns a name as SQL takes it, dots included.
+/// Quotes a name, including its dots.
 pub(super) fn ident(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
 }
 
-/// Begins the comment that says that a table was a partition and is on its way out. The table's own name ends it: it is of no copy.
+/// Returns the beginning of the comment that marks a table as a former partition that is to be
+/// removed. The comment ends with the table's own name, so that a copy of the table is not marked.
 pub(super) fn mark(place: &Place, table: &str) -> String {
-    format!("concat('Detached by scale-db from ', {}, '.', {}, ' as ')", place.schema(), literal(table))
+    format!(
+        "concat('Detached by scale-db from ', {}, '.', {}, ' as ')",
+        place.schema(),
+        literal(table)
+    )
 }
 
 pub(super) fn literal(text: &str) -> String {

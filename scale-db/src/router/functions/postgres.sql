@@ -1,6 +1,7 @@
--- Lists the built-in functions, aggregates and window functions of a Postgres server that neither write, lock nor wait, by
--- what its catalogue says: no overload of that name is volatile. Left out are functions that show the node itself (`pg_…`,
--- `txid_…`, `inet_…`), that run a query of their own (`…_to_xml…`), and those that SQL cannot call.
+-- Lists the built-in functions, aggregates and window functions of a Postgres server that neither
+-- write, lock nor wait according to its catalogue: no overload of that name is volatile. Functions
+-- that describe the node itself (`pg_…`, `txid_…`, `inet_…`), that run a query (`…_to_xml…`), or
+-- that SQL cannot call are left out.
 --
 --     psql -X -At -f postgres.sql > postgres.txt
 select distinct proname

@@ -1,15 +1,15 @@
--- Writes a ban, or that one is lifted.
+-- Writes a ban or lifts one.
 -- KEYS  the log, a stream; the operators' bans, a hash
--- ARGV  operator, rule or lifted; subject; for how long, ms; reason; operators' bans at most
--- Reply 1, or 0 if there is no room for one more operator's ban
--- Cost  one TIME, one HGET, one HSET, one XADD; once the hash is full one look at all of it
+-- ARGV  operator, rule or lifted; subject; duration (ms); reason; maximum number of operators' bans
+-- Reply 1, or 0 if the maximum number of operators' bans is reached
+-- Cost  one TIME, one HGET, one HSET, one XADD; if the hash is full, one HGETALL
 local by, subject, ms, reason = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 if by == 'operator' then
   local time = redis.call('TIME')
   local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
   local known = redis.call('HGET', KEYS[2], subject)
   if known then
-    -- The longer one stands.
+    -- The longer ban is kept.
     if struct.unpack('>d', known) >= now + ms then return 1 end
   elseif redis.call('HLEN', KEYS[2]) >= tonumber(ARGV[5]) then
     local kept = redis.call('HGETALL', KEYS[2])

@@ -1,23 +1,24 @@
--- Reads what has been banned and lifted since the last entry read.
+-- Reads the bans and lifted bans after the last entry read.
 -- KEYS  the log, a stream
--- ARGV  the id of the last entry read; 0 for all
--- Reply what became of the log: 0 it goes on, 1 it is read for the first time, 2 it has been lost, 3 entries have been cut that were not
---       read; for each entry, oldest first and 1,000 at most: id, operator or rule or lifted, subject,
---       ms left by this server's clock, reason
--- Cost  two XRANGE of one entry, one XRANGE, at times one XLEN; O(entries)
+-- ARGV  id of the last entry read; 0 for all
+-- Reply state of the log: 0 continued, 1 read for the first time, 2 lost, 3 trimmed before it was read;
+--       for each entry, oldest first and 1,000 at most: id, operator or rule or lifted, subject, ms
+--       left by this server's clock, reason
+-- Cost  two XRANGE of one entry, one XRANGE, sometimes one XLEN; O(entries)
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local last, missed = ARGV[1], 0
 local function number(id) return tonumber(string.match(id, '^(%d+)')) end
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
--- A log that has been lost, goes on behind another server's clock, or has been cut after what was read, is read from its start.
+-- A log that was lost, that continues with another server's clock, or that was trimmed beyond the
+-- last entry read, is read from its start.
 if last == '0' then
   missed = 1
 elseif not newest or number(newest[1]) < number(last) then
   last, missed = '0', 2
 elseif number(oldest[1]) > number(last) then
-  -- Nothing is cut from a log that is not full: this is another one.
+  -- A log that is not full is never trimmed: this is another log.
   last, missed = '0', redis.call('XLEN', KEYS[1]) < 100000 and 2 or 3
 end
 local from = last == '0' and '-' or '(' .. last

@@ -1,7 +1,7 @@
--- Reads some of the operators' bans, and forgets those that are over.
+-- Reads some of the operators' bans, and removes expired ones.
 -- KEYS  the operators' bans, a hash
--- ARGV  where to go on; 0 for the beginning
--- Reply where to go on, 0 at the end; for each ban: subject, ms left by this server's clock, reason
+-- ARGV  cursor; 0 for the beginning
+-- Reply next cursor, 0 at the end; for each ban: subject, ms left by this server's clock, reason
 -- Cost  one HSCAN of 1,000
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

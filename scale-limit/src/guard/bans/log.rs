@@ -1,4 +1,4 @@
-//! The bans on Redis: a log that all processes follow, and the operators' bans.
+//! Bans in Redis: a log that all processes follow, and the operators' bans.
 
 use std::time::Duration;
 
@@ -9,28 +9,28 @@ use crate::error::Error;
 
 pub(super) struct Entry {
     pub(super) id: String,
-    /// `operator`, `rule`, or `lifted`.
+    /// Author of the entry: `operator`, `rule`, or `lifted`.
     pub(super) by: String,
     pub(super) subject: String,
     pub(super) reason: String,
-    /// Zero: over.
+    /// Remaining time; zero: the ban is over.
     pub(super) left: Duration,
 }
 
-/// The state of the log since it was read.
+/// State of the log since the last read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     GoesOn,
     First,
     Lost,
-    /// Entries are gone that were not read.
+    /// Entries were trimmed before they were read.
     Cut,
 }
 
-/// The entries written since.
-pub(super) struct News {
+/// Entries written since the last read.
+pub(super) struct NewEntries {
     pub(super) log: State,
-    /// Oldest first.
+    /// Entries, oldest first.
     pub(super) entries: Vec<Entry>,
 }
 
@@ -75,37 +75,51 @@ impl Log {
         self.redis.generation()
     }
 
-    pub(super) async fn write(&self, by: &str, subject: &str, time: Duration, reason: &str) -> Result<(), Error> {
+    pub(super) async fn write(
+        &self,
+        by: &str,
+        subject: &str,
+        time: Duration,
+        reason: &str,
+    ) -> Result<(), Error> {
         let mut call = self.write.key(&self.log);
-        call.key(&self.kept).arg(by).arg(subject).arg(time.as_millis() as u64).arg(reason).arg(super::SUBJECTS);
+        call.key(&self.kept)
+            .arg(by)
+            .arg(subject)
+            .arg(time.as_millis() as u64)
+            .arg(reason)
+            .arg(super::SUBJECTS);
         let room: bool = call.invoke_async(&mut self.redis.clone()).await.map_err(store)?;
         if room { Ok(()) } else { Err(Error::Full(super::SUBJECTS)) }
     }
 
-    /// Entries after `last`.
-    pub(super) async fn read(&self, last: &str) -> Result<News, Error> {
+    /// Reads the entries after `last`.
+    pub(super) async fn read(&self, last: &str) -> Result<NewEntries, Error> {
         let mut redis = self.redis.clone();
         let mut call = self.read.key(&self.log);
         type Row = (String, String, String, i64, String);
-        let (state, rows): (u8, Vec<Row>) = call.arg(last).invoke_async(&mut redis).await.map_err(store)?;
+        let (state, rows): (u8, Vec<Row>) =
+            call.arg(last).invoke_async(&mut redis).await.map_err(store)?;
         let log = match state {
             0 => State::GoesOn,
             1 => State::First,
             2 => State::Lost,
             _ => State::Cut,
         };
-        let entry = |(id, by, subject, ms, reason): Row| Entry { id, by, subject, reason, left: left(ms) };
-        Ok(News { log, entries: rows.into_iter().map(entry).collect() })
+        let entry =
+            |(id, by, subject, ms, reason): Row| Entry { id, by, subject, reason, left: left(ms) };
+        Ok(NewEntries { log, entries: rows.into_iter().map(entry).collect() })
     }
 
-    /// The operators' bans.
+    /// Reads the operators' bans.
     pub(super) async fn kept(&self) -> Result<Vec<Entry>, Error> {
         let (mut cursor, mut kept) = (String::from("0"), Vec::new());
         loop {
             let mut redis = self.redis.clone();
             let mut call = self.scan.key(&self.kept);
             type Row = (String, i64, String);
-            let (next, rows): (String, Vec<Row>) = call.arg(&cursor).invoke_async(&mut redis).await.map_err(store)?;
+            let (next, rows): (String, Vec<Row>) =
+                call.arg(&cursor).invoke_async(&mut redis).await.map_err(store)?;
             kept.extend(rows.into_iter().map(|(subject, ms, reason)| Entry {
                 id: String::new(),
                 by: "operator".into(),

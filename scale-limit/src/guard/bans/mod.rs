@@ -1,26 +1,29 @@
-//! Who is kept out for a while, and why: for a whole fleet.
+//! Bans with an expiry and a reason, for a whole fleet.
 //!
-//! Each process has the whole list in memory, so that asking costs no round trip. On Redis all processes follow a log of what is banned and
-//! lifted: a ban holds at once in the process that made it, and within about a second in the others.
+//! Each process has the whole list in memory, so a look-up costs no round trip. On Redis all
+//! processes follow a log of bans and lifted bans: a ban takes effect at once in the process that
+//! made it, and within about a second in the others.
 //!
-//! Bans of operators ([`BanList::ban`]) have a place of their own, which no number of automatic ones ([`BanList::strike`],
-//! [`BanList::ban_automatically`]) can fill. Of two bans of one subject the one that ends later stands.
+//! Bans of operators ([`BanList::ban`]) are kept separately, so that no number of automatic bans
+//! ([`BanList::strike`], [`BanList::ban_automatically`]) can displace them. Of two bans of one
+//! subject the one that ends later counts.
 //!
 //! | key | type | holds | bounded by |
 //! | --- | --- | --- | --- |
-//! | `{app}:limit:{bans}:log` | stream | who banned, or lifted, whom, for how long, why | its newest 100,000 entries or so |
-//! | `{app}:limit:{bans}:kept` | hash | the operators' bans: until when, why | 100,000 subjects |
+//! | `{app}:limit:{bans}:log` | stream | bans and lifted bans: maker, subject, duration, reason | its newest 100,000 entries or so |
+//! | `{app}:limit:{bans}:kept` | hash | the operators' bans: expiry and reason | 100,000 subjects |
 //!
 //! | when | then |
 //! | --- | --- |
-//! | Redis does not answer | bans hold where they were made and where they are known; [`BanList::ban`] says that the others do not know |
-//! | Redis comes back | what was missed is read |
-//! | Redis has lost its data | bans hold where they are known; operators' bans are written again |
+//! | Redis does not answer | bans hold in the processes that know them; [`BanList::ban`] returns an error because the other processes do not know the ban |
+//! | Redis answers again | the missed entries are read |
+//! | Redis has lost its data | bans hold in the processes that know them; operators' bans are written again |
 //! | a process starts | it reads the operators' bans and the log before it serves |
-//! | over 100,000 subjects are banned automatically | those with the least time left go first |
-//! | operators ban over 100,000 subjects | [`Error::Full`]: networks take more at once |
+//! | more than 100,000 subjects are banned automatically | bans with the least time left are dropped first |
+//! | operators ban more than 100,000 subjects | [`Error::Full`]: ban networks instead, which cover more addresses at once |
 //!
-//! A subject that is an address or a network bans all [clients](crate::client::ClientIp) in it; any other bans the key that reads the same.
+//! A subject that is an address or a network bans all [clients](crate::client::ClientIp) in it; any
+//! other subject bans the key with the same text.
 
 #[cfg(feature = "redis")]
 mod log;
@@ -41,46 +44,48 @@ use crate::limiter::Limiter;
 use crate::networks::canonical;
 use crate::policy::Policy;
 
-/// Subjects of each kind at most.
+/// Maximum number of subjects of each kind.
 const SUBJECTS: usize = 100_000;
-/// How often other processes' bans are asked for.
+/// Interval at which the bans of other processes are read.
 #[cfg(feature = "redis")]
 const EVERY: Duration = Duration::from_secs(1);
-/// Longer reasons are cut, and of longer subjects the end becomes a hash; bytes.
+/// Maximum length of reasons and subjects, in bytes: longer reasons are cut off, and the end of
+/// longer subjects is replaced by a hash.
 const LONGEST: usize = 256;
-/// As good as for ever.
+/// Maximum duration of a ban.
 const CENTURY: Duration = Duration::from_hours(24 * 36_500);
 
 /// One ban.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Ban {
-    /// Who: an address, a network, an account, whatever the application bans by.
+    /// Subject of the ban: an address, a network, an account, or any other key.
     pub subject: Arc<str>,
-    /// Why, for the operators.
+    /// Reason, for the operators.
     pub reason: Arc<str>,
-    /// The maker of the ban.
+    /// Maker of the ban.
     pub by: By,
     until: Instant,
 }
 
-/// The makers of bans.
+/// Kinds of makers of bans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum By {
-    /// Somebody who answers for it.
+    /// A person.
     Operator,
-    /// A rule that was broken.
+    /// A rule of the application.
     Rule,
 }
 
 impl Ban {
-    /// For how long it still holds.
+    /// Returns the remaining time.
     pub fn left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
     }
 }
 
-/// A list of bans that expire. Cloning costs one reference count.
+/// A list of bans that expire. A clone costs one reference count.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), scale_limit::Error> {
@@ -88,10 +93,12 @@ impl Ban {
 /// use scale_limit::{BanList, Limiter, Policy};
 ///
 /// let (bans, limiter) = (BanList::memory(), Limiter::memory());
-/// // Five wrong passwords in ten minutes: out for an hour.
+/// // Five wrong passwords in ten minutes: banned for an hour.
 /// let wrong = Policy::new("wrong", 5, Duration::from_secs(600));
 /// for _ in 0..6 {
-///     bans.strike(&limiter, &wrong, "203.0.113.7", Duration::from_secs(3600), "wrong passwords").await?;
+///     bans.strike(
+///         &limiter, &wrong, "203.0.113.7", Duration::from_secs(3600), "wrong passwords",
+///     ).await?;
 /// }
 /// assert_eq!(&*bans.find("203.0.113.7").unwrap().reason, "wrong passwords");
 /// bans.unban("203.0.113.7").await?;
@@ -111,12 +118,13 @@ struct Inner {
     log: Option<log::Log>,
 }
 
-/// The place up to which a process has read.
+/// Position up to which a process has read the log.
 #[cfg(feature = "redis")]
 struct Read {
-    /// The last entry of the log.
+    /// Id of the last entry read.
     id: String,
-    /// The connection's: after another one begins, a server may have taken over that knows less.
+    /// Generation of the connection: after a reconnect, a server with older data may have taken
+    /// over.
     generation: Option<u64>,
 }
 
@@ -124,23 +132,27 @@ struct Read {
 struct Lists {
     operators: HashMap<Arc<str>, Ban>,
     rules: HashMap<Arc<str>, Ban>,
-    /// The prefix lengths of the networks that are banned, IPv6 or not.
+    /// Prefix lengths of the banned networks, with whether they are of IPv6.
     lengths: BTreeSet<(bool, u8)>,
 }
 
 impl BanList {
-    /// A list of this process alone.
+    /// Creates a list in the memory of this process.
     pub fn memory() -> Self {
         Self(Arc::default())
     }
 
-    /// A list shared by all that use the same Redis and `app`. Reads what there is, and follows it until the last clone is gone.
+    /// Creates a list that all processes with the same Redis and `app` share. Reads the existing
+    /// bans, and follows the log until the last clone is dropped.
     ///
     /// # Errors
     /// [`Error::Store`] if the list cannot be read.
     #[cfg(feature = "redis")]
     pub async fn redis(redis: scale_redis::Redis, app: &str) -> Result<Self, Error> {
-        let list = Self(Arc::new(Inner { lists: RwLock::default(), log: Some(log::Log::new(redis, app)) }));
+        let list = Self(Arc::new(Inner {
+            lists: RwLock::default(),
+            log: Some(log::Log::new(redis, app)),
+        }));
         let mut last = Read { id: String::from("0"), generation: None };
         list.0.catch_up(&mut last).await?;
         let weak = Arc::downgrade(&list.0);
@@ -149,7 +161,7 @@ impl BanList {
                 tokio::time::sleep(EVERY).await;
                 let Some(list) = weak.upgrade() else { return };
                 if let Err(error) = list.catch_up(&mut last).await {
-                    tracing::warn!(%error, "bans of other processes could not be read");
+                    tracing::warn!(%error, "bans of other processes were not read: trying again");
                 }
             }
         });
@@ -159,13 +171,16 @@ impl BanList {
     /// Picks the store by its address, as [`Limiter::connect`] does.
     ///
     /// # Errors
-    /// [`Error::Address`] for an address that is none; [`Error::Store`] if nobody answers there.
+    /// [`Error::Address`] for an unsupported address; [`Error::Store`] if the server does not
+    /// answer.
     pub async fn connect(url: &str, app: &str) -> Result<Self, Error> {
         match url.split(':').next().unwrap_or_default() {
             "memory" => Ok(Self::memory()),
             #[cfg(feature = "redis")]
             scheme if scheme.starts_with("redis") => {
-                let redis = scale_redis::Redis::connect(url).await.map_err(|e| Error::Store(Box::new(e)))?;
+                let redis = scale_redis::Redis::connect(url)
+                    .await
+                    .map_err(|e| Error::Store(Box::new(e)))?;
                 Self::redis(redis, app).await
             }
             _ => {
@@ -175,12 +190,13 @@ impl BanList {
         }
     }
 
-    /// The ban of a subject, if there is one; of several the one that ends last.
+    /// Returns the ban of a subject, if there is one; of several, the one that ends last.
     pub fn find(&self, subject: &str) -> Option<Ban> {
         self.0.lists.read().find(&name(subject))
     }
 
-    /// The ban of an address or of a network that it is in, if there is one; of several the one that ends last.
+    /// Returns the ban of an address or of a network that contains it, if there is one; of several,
+    /// the one that ends last.
     pub fn find_address(&self, ip: IpAddr) -> Option<Ban> {
         let lists = self.0.lists.read();
         if lists.operators.is_empty() && lists.rules.is_empty() {
@@ -188,28 +204,46 @@ impl BanList {
         }
         let ip = ip.to_canonical();
         let inside = lists.lengths.iter().filter(|(v6, _)| *v6 == ip.is_ipv6());
-        let networks = inside.filter_map(|(_, length)| IpNet::new(ip, *length).ok()).map(|net| net.trunc().to_string());
-        std::iter::once(ip.to_string()).chain(networks).filter_map(|subject| lists.find(&subject)).max_by_key(|ban| ban.until)
+        let networks = inside
+            .filter_map(|(_, length)| IpNet::new(ip, *length).ok())
+            .map(|net| net.trunc().to_string());
+        std::iter::once(ip.to_string())
+            .chain(networks)
+            .filter_map(|subject| lists.find(&subject))
+            .max_by_key(|ban| ban.until)
     }
 
-    /// Keeps somebody out from now on for `time`, unless a ban of an operator stands that ends later: lift that first.
+    /// Bans a subject for `time` from now, unless an operator's ban exists that ends later: lift
+    /// that ban first.
     ///
     /// # Errors
-    /// [`Error::Store`]: it holds in this process, but the others could not be told. [`Error::Full`]: it does not hold.
+    /// [`Error::Store`]: the ban holds in this process, but the others do not know it.
+    /// [`Error::Full`]: the ban does not hold.
     pub async fn ban(&self, subject: &str, time: Duration, reason: &str) -> Result<(), Error> {
         self.keep_out(By::Operator, subject, time, reason).await
     }
 
-    /// The same by a rule: whatever an application finds suspicious by itself. It takes no place from operators' bans, and makes none of
-    /// them shorter.
+    /// Does the same for a rule, by whatever the application detects automatically. Such bans take
+    /// no room from operators' bans, and shorten none of them.
     ///
     /// # Errors
-    /// [`Error::Store`]: it holds in this process, but the others could not be told.
-    pub async fn ban_automatically(&self, subject: &str, time: Duration, reason: &str) -> Result<(), Error> {
+    /// [`Error::Store`]: the ban holds in this process, but the others do not know it.
+    pub async fn ban_automatically(
+        &self,
+        subject: &str,
+        time: Duration,
+        reason: &str,
+    ) -> Result<(), Error> {
         self.keep_out(By::Rule, subject, time, reason).await
     }
 
-    async fn keep_out(&self, by: By, subject: &str, time: Duration, reason: &str) -> Result<(), Error> {
+    async fn keep_out(
+        &self,
+        by: By,
+        subject: &str,
+        time: Duration,
+        reason: &str,
+    ) -> Result<(), Error> {
         let (subject, reason, time) = (name(subject), cut(reason), time.min(CENTURY));
         if !self.0.insert(by, &subject, time, reason)? {
             return Ok(());
@@ -226,10 +260,11 @@ impl BanList {
         Ok(())
     }
 
-    /// Lets somebody in again, whoever has banned them. Networks that an address is in stay banned.
+    /// Lifts the bans of a subject, of operators and rules. Networks that contain the address stay
+    /// banned.
     ///
     /// # Errors
-    /// [`Error::Store`]: it holds in this process, but the others could not be told.
+    /// [`Error::Store`]: the bans are lifted in this process, but the others do not know that.
     pub async fn unban(&self, subject: &str) -> Result<(), Error> {
         let subject = name(subject);
         self.0.lists.write().remove(&subject);
@@ -240,10 +275,11 @@ impl BanList {
         Ok(())
     }
 
-    /// Counts an offence against `policy`, and bans for `time` whoever has committed more than it admits; `true`: banned now.
+    /// Counts an offence against `policy`, and bans a subject for `time` that has committed more
+    /// than the policy admits. Returns `true` if the subject is banned now.
     ///
     /// # Errors
-    /// As [`ban_automatically`](Self::ban_automatically).
+    /// The same as those of [`ban_automatically`](Self::ban_automatically).
     pub async fn strike(
         &self,
         limiter: &Limiter,
@@ -259,7 +295,8 @@ impl BanList {
         Ok(true)
     }
 
-    /// All bans, those with the most time left first. A subject that operators and rules have banned is there twice.
+    /// Returns all bans, those with the most time left first. A subject that was banned both by an
+    /// operator and by a rule is listed twice.
     pub fn list(&self) -> Vec<Ban> {
         let now = Instant::now();
         let lists = self.0.lists.read();
@@ -274,7 +311,11 @@ impl Lists {
     fn find(&self, subject: &str) -> Option<Ban> {
         let now = Instant::now();
         let bans = [self.operators.get(subject), self.rules.get(subject)];
-        bans.into_iter().flatten().filter(|ban| ban.until > now).max_by_key(|ban| ban.until).cloned()
+        bans.into_iter()
+            .flatten()
+            .filter(|ban| ban.until > now)
+            .max_by_key(|ban| ban.until)
+            .cloned()
     }
 
     fn remove(&mut self, subject: &str) {
@@ -282,7 +323,7 @@ impl Lists {
         self.rules.remove(subject);
     }
 
-    /// Keeps the ban that ends later; `false`: it is the one there was.
+    /// Keeps the ban that ends later. Returns `false` if that is the existing one.
     fn insert(&mut self, ban: Ban) -> Result<bool, Error> {
         let now = Instant::now();
         let of = match ban.by {
@@ -332,7 +373,7 @@ impl Inner {
             if news.log != log::State::GoesOn {
                 let kept = log.kept().await?;
                 if news.log == log::State::Cut {
-                    // Some may have been lifted meanwhile.
+                    // Some bans may have been lifted in the meantime.
                     self.lists.write().operators.clear();
                 }
                 for entry in kept {
@@ -346,7 +387,7 @@ impl Inner {
             read.id = newest;
         }
         if rewrite {
-            // What the server may have forgotten is known here; of two bans the longer one stands.
+            // Restores bans that the server may have lost; of two bans the longer one counts.
             let known: Vec<Ban> = self.lists.read().operators.values().cloned().collect();
             for ban in known.iter().filter(|ban| !ban.left().is_zero()) {
                 log.write("operator", &ban.subject, ban.left(), &ban.reason).await?;
@@ -363,12 +404,13 @@ impl Inner {
             "rule" => By::Rule,
             _ => return self.lists.write().remove(&entry.subject),
         };
-        // Full of operators' bans it cannot be: whoever wrote it was let.
+        // The operators' list cannot be full here, because the writer had room.
         let _ = self.insert(by, &entry.subject, entry.left, &entry.reason);
     }
 }
 
-/// An address or a network in one spelling; of anything too long the end as a hash.
+/// Returns an address or a network in its canonical form; of a long text, the end is replaced by a
+/// hash.
 fn name(subject: &str) -> String {
     if let Ok(ip) = subject.parse::<IpAddr>() {
         return ip.to_canonical().to_string();
@@ -411,13 +453,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn strikes_neither_shorten_nor_push_out_what_an_operator_has_said() {
-        let (bans, limiter, policy) = (BanList::memory(), Limiter::memory(), Policy::per_hour("wrong", 1));
+        let (bans, limiter, policy) =
+            (BanList::memory(), Limiter::memory(), Policy::per_hour("wrong", 1));
         bans.ban("a", Duration::from_hours(720), "abuse").await.unwrap();
         for _ in 0..3 {
             bans.strike(&limiter, &policy, "a", MINUTE, "strike").await.unwrap();
         }
         let ban = bans.find("a").unwrap();
-        assert!(ban.left() > Duration::from_hours(719) && ban.by == By::Operator && &*ban.reason == "abuse");
+        assert!(
+            ban.left() > Duration::from_hours(719)
+                && ban.by == By::Operator
+                && &*ban.reason == "abuse"
+        );
         for n in 0..SUBJECTS + 4_000 {
             bans.ban_automatically(&n.to_string(), Duration::from_hours(1_000), "").await.unwrap();
         }
@@ -432,7 +479,9 @@ mod tests {
         let bans = BanList::memory();
         bans.ban_automatically("long", Duration::from_hours(24), "").await.unwrap();
         for n in 0..SUBJECTS + 10 {
-            bans.ban_automatically(&n.to_string(), Duration::from_secs(60 + n as u64 / 100), "").await.unwrap();
+            bans.ban_automatically(&n.to_string(), Duration::from_secs(60 + n as u64 / 100), "")
+                .await
+                .unwrap();
         }
         assert!(bans.list().len() <= SUBJECTS);
         assert!(bans.find("long").is_some());
@@ -445,13 +494,17 @@ mod tests {
     #[tokio::test]
     async fn addresses_and_networks_are_found_however_they_are_written() {
         let bans = BanList::memory();
-        for subject in ["2001:DB8::1", "2001:db8:1:2:3::/64", "2001:db8:ffff::/48", "203.0.113.0/24", "::ffff:198.51.100.7"] {
+        for subject in [
+            "2001:DB8::1", "2001:db8:1:2:3::/64", "2001:db8:ffff::/48", "203.0.113.0/24",
+            "::ffff:198.51.100.7",
+        ] {
             bans.ban(subject, MINUTE, "").await.unwrap();
         }
         let is_banned = |ip: &str| bans.find_address(ip.parse().unwrap()).is_some();
-        for banned in
-            ["2001:db8::1", "2001:db8:1:2::9", "2001:db8:ffff:7::1", "203.0.113.9", "::ffff:203.0.113.9", "198.51.100.7"]
-        {
+        for banned in [
+            "2001:db8::1", "2001:db8:1:2::9", "2001:db8:ffff:7::1", "203.0.113.9",
+            "::ffff:203.0.113.9", "198.51.100.7",
+        ] {
             assert!(is_banned(banned), "{banned}");
         }
         for free in ["2001:db8::2", "2001:db8:1:3::9", "203.0.114.9", "198.51.100.8"] {
@@ -459,6 +512,8 @@ mod tests {
         }
         let long = "x".repeat(LONGEST);
         bans.ban(&format!("{long}A"), MINUTE, "").await.unwrap();
-        assert!(bans.find(&format!("{long}A")).is_some() && bans.find(&format!("{long}B")).is_none());
+        assert!(
+            bans.find(&format!("{long}A")).is_some() && bans.find(&format!("{long}B")).is_none()
+        );
     }
 }

@@ -1,0 +1,238 @@
+//! Pools of the nodes: setup and checks of their connections.
+
+pub(crate) mod liveness;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+use parking_lot::Mutex;
+use sqlx::pool::{PoolConnectionMetadata, PoolOptions};
+
+use crate::backend::Backend;
+use crate::cluster::capabilities;
+use crate::cluster::node::{Asked, Node};
+use crate::cluster::primary::PrimaryTracker;
+use crate::config::Config;
+use crate::dialect::Dialect;
+use crate::error::Error;
+use crate::pool::liveness::Liveness;
+use crate::replica::Replica;
+
+/// Application code that runs on each new connection.
+pub(crate) type AfterConnect<DB> = Arc<
+    dyn for<'c> Fn(
+            &'c mut <DB as sqlx::Database>::Connection,
+            PoolConnectionMetadata,
+        ) -> BoxFuture<'c, Result<(), sqlx::Error>>
+        + Send
+        + Sync,
+>;
+
+/// Creates nodes from addresses.
+pub(crate) struct Pools<DB: Backend> {
+    pub(crate) dialect: Dialect,
+    pub(crate) tracker: Arc<PrimaryTracker>,
+    after_connect: Option<AfterConnect<DB>>,
+}
+
+/// Connection options of a driver.
+type Options<DB> = <<DB as sqlx::Database>::Connection as sqlx::Connection>::Options;
+
+impl<DB: Backend> Pools<DB> {
+    /// Creates pools for nodes that must all be of the same system as the first.
+    pub(crate) fn new(
+        all: &[Replica],
+        discover: Option<&str>,
+        after_connect: Option<AfterConnect<DB>>,
+    ) -> Result<Self, Error> {
+        let first = all.first().and_then(dialect::<DB>);
+        let dialect = first.ok_or_else(|| wrong::<DB>(all.first()))?;
+        if let Some(other) = all.iter().find(|node| self::dialect::<DB>(node) != Some(dialect)) {
+            return Err(wrong::<DB>(Some(other)));
+        }
+        if let Some(url) = discover.filter(|url| DB::dialect(url) != Some(dialect)) {
+            return Err(wrong::<DB>(Some(&Replica::new(url))));
+        }
+        Ok(Self { dialect, tracker: Arc::default(), after_connect })
+    }
+
+    /// Creates the settings for nodes of existing pools.
+    pub(crate) fn of_others(dialect: Dialect) -> Self {
+        Self { dialect, tracker: Arc::default(), after_connect: None }
+    }
+
+    /// Creates the listed nodes. On SQLite these are one writer, and readers of the same file
+    /// unless the database is in memory.
+    pub(crate) fn listed(
+        &self,
+        config: &Config,
+        all: &[Replica],
+        listed_alone: bool,
+    ) -> Result<Vec<Node<DB>>, Error> {
+        if self.dialect != Dialect::Sqlite {
+            return all
+                .iter()
+                .enumerate()
+                .map(|(number, at)| self.node(config, number, at, false))
+                .collect();
+        }
+        if all.len() > 1 || !listed_alone {
+            return Err(Error::Address(
+                "SQLite has no replicas: its readers share one file".into(),
+            ));
+        }
+        let (writer, reader) = (
+            all[0].clone().max_connections(1),
+            Replica { max_connections: None, ..all[0].clone() },
+        );
+        let mut nodes = vec![self.node(config, 0, &writer, false)?];
+        if !Self::is_in_memory(&reader)? {
+            nodes.push(self.node(config, 1, &reader, true)?);
+        }
+        Ok(nodes)
+    }
+
+    /// Creates a discovered node.
+    pub(crate) fn found(
+        &self,
+        config: &Config,
+        number: usize,
+        at: &Replica,
+    ) -> Result<Node<DB>, Error> {
+        match DB::dialect(&at.url) {
+            Some(theirs) if theirs == self.dialect => {
+                let mut node = self.node(config, number, at, false)?;
+                node.found = Some(at.url.clone());
+                Ok(node)
+            }
+            _ => Err(wrong::<DB>(Some(at))),
+        }
+    }
+
+    fn is_in_memory(at: &Replica) -> Result<bool, Error> {
+        #[cfg(feature = "sqlite")]
+        if let Some(options) = at
+            .options
+            .as_ref()
+            .and_then(|o| o.of_driver.downcast_ref::<sqlx::sqlite::SqliteConnectOptions>())
+        {
+            return Ok(options.get_filename().to_string_lossy().contains(":sqlx-in-memory-"));
+        }
+        if at.url.contains(":memory:") || at.url.contains("mode=memory") {
+            return Ok(true);
+        }
+        // SQLite would create a temporary file, a different one for each connection.
+        let path = at.url.strip_prefix("sqlite:").unwrap_or_default().trim_start_matches('/');
+        if at.options.is_none() && path.split('?').next().is_none_or(str::is_empty) {
+            return Err(Error::Address(
+                "no file name: expected `sqlite://shop.db?mode=rwc` or `sqlite::memory:`".into(),
+            ));
+        }
+        Ok(false)
+    }
+
+    fn node(
+        &self,
+        config: &Config,
+        number: usize,
+        at: &Replica,
+        reader: bool,
+    ) -> Result<Node<DB>, Error> {
+        if !(at.weight.is_finite() && at.weight > 0.0) {
+            return Err(Error::Address(format!("node {number}'s weight is not positive")));
+        }
+        let dialect = self.dialect;
+        let connections = at.max_connections.unwrap_or(config.max_connections).max(1);
+        let greeting = dialect.greeting(reader, config.statement_timeout, config.lock_timeout);
+        let (tracker, liveness, asked) =
+            (Arc::clone(&self.tracker), Liveness::default(), Arc::<Mutex<Asked>>::default());
+        let (doubted, left, told, own) =
+            (liveness.clone(), liveness.clone(), Arc::clone(&asked), self.after_connect.clone());
+        let patience = config.acquire_timeout;
+        let options = PoolOptions::<DB>::new()
+            .max_connections(connections)
+            .min_connections(config.min_connections.min(connections))
+            .acquire_timeout(config.acquire_timeout)
+            // An in-memory database exists only in its connection, so that must stay open.
+            .idle_timeout((dialect != Dialect::Sqlite).then_some(Duration::from_mins(10)))
+            .max_lifetime((dialect != Dialect::Sqlite).then_some(Duration::from_mins(30)))
+            .test_before_acquire(false)
+            .before_acquire(move |connection, meta| {
+                if !doubted.is_doubtful(meta.idle_for) {
+                    return Box::pin(std::future::ready(Ok(true)));
+                }
+                Box::pin(async move { DB::ping(connection).await.map(|()| true) })
+            })
+            // sqlx pings returned connections that were left in the middle of an answer, without
+            // any limit: a silent one would occupy its slot until TCP gives up. So such a
+            // connection is pinged here, with a limit.
+            .after_release(move |connection, _| {
+                if !left.is_in_doubt() {
+                    return Box::pin(std::future::ready(Ok(true)));
+                }
+                Box::pin(async move {
+                    match tokio::time::timeout(patience, DB::ping(connection)).await {
+                        Ok(answer) => answer.map(|()| true),
+                        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+                    }
+                })
+            })
+            .after_connect(move |connection, meta| {
+                let (greeting, tracker, told, own) =
+                    (greeting.clone(), Arc::clone(&tracker), Arc::clone(&told), own.clone());
+                Box::pin(async move {
+                    DB::tell(connection, greeting).await?;
+                    if dialect != Dialect::Sqlite {
+                        let probe = capabilities::ask::<DB>(dialect, connection, &told).await?;
+                        if tracker.is_over(number, &probe) {
+                            return Err(Error::Leftover { node: number }.into());
+                        }
+                    }
+                    match own {
+                        Some(own) => own(connection, meta).await,
+                        None => Ok(()),
+                    }
+                })
+            });
+        // sqlx's error text may contain the password.
+        let unreadable = || {
+            Error::Address(format!(
+                "address of node {number} is invalid for the driver `{}`",
+                DB::NAME
+            ))
+        };
+        let pool = match &at.options {
+            Some(theirs) => options.connect_lazy_with(
+                theirs.of_driver.downcast_ref::<Options<DB>>().ok_or_else(unreadable)?.clone(),
+            ),
+            None => options.connect_lazy(&at.url).map_err(|_| unreadable())?,
+        };
+        Ok(Node::new(number, pool, liveness, asked, at.weight))
+    }
+}
+
+fn dialect<DB: Backend>(at: &Replica) -> Option<Dialect> {
+    match &at.options {
+        Some(options) if options.of_driver.is::<Options<DB>>() => options.dialect,
+        Some(_) => None,
+        None => DB::dialect(&at.url),
+    }
+}
+
+fn wrong<DB: Backend>(at: Option<&Replica>) -> Error {
+    if at.is_some_and(|at| at.options.is_some()) {
+        return Error::Address(format!("connection options are not of the driver `{}`", DB::NAME));
+    }
+    // Only the scheme: the rest may contain a password.
+    let scheme = at
+        .and_then(|at| at.url.split_once(':'))
+        .map(|(scheme, _)| scheme.chars().take(20).collect::<String>());
+    match scheme.filter(|scheme| !scheme.is_empty()) {
+        Some(scheme) => Error::Address(format!(
+            "scheme `{scheme}` is not of the driver `{}`, or of another system than the first node",
+            DB::NAME
+        )),
+        None => Error::Address("no scheme in the address".into()),
+    }
+}
