@@ -1,4 +1,5 @@
-//! Sessions and a limit in actix-web. `cargo run -p actix`, or with `SHARED=redis://…` for several servers: the same code.
+//! Sessions and a limit in actix-web. `cargo run -p actix`, or with `SHARED=redis://…` for several
+//! servers: the same code.
 
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
@@ -10,7 +11,7 @@ use scale_limit::client::prefix;
 use scale_limit::{Limiter, Policy};
 use scale_session::{Config, Session, SessionLayer};
 
-/// What all requests share.
+/// State shared by all requests.
 #[derive(Clone)]
 struct Shared {
     sessions: SessionLayer,
@@ -27,20 +28,27 @@ impl Shared {
         })
     }
 
-    /// The session's place is around the handler: opened before it, closed after it, whatever it answered.
+    /// Middleware that opens the session before the handler and closes it afterwards, for every
+    /// status of the response.
     async fn with_session(
         shared: web::Data<Self>,
         request: ServiceRequest,
         next: Next<impl MessageBody>,
     ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-        let session = shared.sessions.open(request.headers().get_all(COOKIE).map(HeaderValue::as_bytes));
+        let session =
+            shared.sessions.open(request.headers().get_all(COOKIE).map(HeaderValue::as_bytes));
         request.extensions_mut().insert(session.clone());
         let mut answer = next.call(request).await?;
-        // actix has header types of its own.
+        // actix has its own header types.
         let mut headers = http::HeaderMap::new();
-        for (old, new) in [(CACHE_CONTROL, http::header::CACHE_CONTROL), (VARY, http::header::VARY)] {
+        for (old, new) in [(CACHE_CONTROL, http::header::CACHE_CONTROL), (VARY, http::header::VARY)]
+        {
             for value in answer.headers_mut().remove(old) {
-                headers.append(&new, http::HeaderValue::from_bytes(value.as_bytes()).map_err(ErrorInternalServerError)?);
+                headers.append(
+                    &new,
+                    http::HeaderValue::from_bytes(value.as_bytes())
+                        .map_err(ErrorInternalServerError)?,
+                );
             }
         }
         session.close(&mut headers).await.map_err(ErrorServiceUnavailable)?;
@@ -56,7 +64,7 @@ impl Shared {
         request: ServiceRequest,
         next: Next<B>,
     ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
-        // Behind a proxy: `scale_limit::client::ClientIp` finds the client.
+        // Behind a proxy, use `scale_limit::client::ClientIp` to find the client's address.
         let client = request.peer_addr().map_or_else(|| "nobody".into(), |peer| prefix(peer.ip()));
         let decision = shared.limiter.check(&shared.per_client, &client).await;
         if decision.admitted {
@@ -68,7 +76,7 @@ impl Shared {
     }
 }
 
-/// The request's session, as an argument of a handler.
+/// Session of the request, as an argument of a handler.
 struct Mine(Session);
 
 impl FromRequest for Mine {
@@ -77,15 +85,20 @@ impl FromRequest for Mine {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let session = request.extensions().get::<Session>().cloned();
-        std::future::ready(session.map(Self).ok_or_else(|| ErrorServiceUnavailable("there is no session here")))
+        std::future::ready(
+            session.map(Self).ok_or_else(|| ErrorServiceUnavailable("no session middleware")),
+        )
     }
 }
 
 async fn visits(Mine(session): Mine) -> Result<String, Error> {
-    Ok(format!("visit {}\n", session.increment("visits", 1).await.map_err(ErrorServiceUnavailable)?))
+    Ok(format!(
+        "visit {}\n",
+        session.increment("visits", 1).await.map_err(ErrorServiceUnavailable)?
+    ))
 }
 
-/// The application; a macro, for the type of an actix application cannot be written down.
+/// The application: a macro, because the type of an actix application cannot be written down.
 macro_rules! app {
     ($shared:expr) => {
         App::new()
@@ -98,7 +111,8 @@ macro_rules! app {
 
 #[actix_web::main]
 async fn main() -> anyhow::Result<()> {
-    let shared = Shared::connect(&std::env::var("SHARED").unwrap_or_else(|_| "memory:".into())).await?;
+    let shared =
+        Shared::connect(&std::env::var("SHARED").unwrap_or_else(|_| "memory:".into())).await?;
     HttpServer::new(move || app!(shared.clone())).bind(("127.0.0.1", 8080))?.run().await?;
     Ok(())
 }
@@ -110,18 +124,31 @@ mod tests {
     use actix_web::test::{TestRequest, call_service, init_service, read_body};
 
     #[actix_web::test]
-    async fn visits_are_counted_for_each_visitor_and_limited_for_each_client() -> anyhow::Result<()> {
-        let shared = Shared { per_client: Policy::per_minute("per-client", 4), ..Shared::connect("memory:").await? };
+    async fn visits_are_counted_for_each_visitor_and_limited_for_each_client() -> anyhow::Result<()>
+    {
+        let shared = Shared {
+            per_client: Policy::per_minute("per-client", 4),
+            ..Shared::connect("memory:").await?
+        };
         let app = init_service(app!(shared)).await;
         let ask = |cookie: Option<HeaderValue>| {
             let request = TestRequest::get().uri("/").peer_addr(([203, 0, 113, 7], 4_711).into());
-            let request = cookie.into_iter().fold(request, |request, cookie| request.insert_header((COOKIE, cookie)));
+            let request = cookie
+                .into_iter()
+                .fold(request, |request, cookie| request.insert_header((COOKIE, cookie)));
             call_service(&app, request.to_request())
         };
         let first = ask(None).await;
-        let cookie = first.headers().get(SET_COOKIE).and_then(|cookie| cookie.to_str().ok()?.split(';').next()?.parse().ok());
+        let cookie = first
+            .headers()
+            .get(SET_COOKIE)
+            .and_then(|cookie| cookie.to_str().ok()?.split(';').next()?.parse().ok());
         assert!(cookie.is_some(), "a cookie was set");
-        assert_eq!(first.headers().get(CACHE_CONTROL), Some(&HeaderValue::from_static("no-store")), "no cache keeps that");
+        assert_eq!(
+            first.headers().get(CACHE_CONTROL),
+            Some(&HeaderValue::from_static("no-store")),
+            "no cache keeps that"
+        );
         assert_eq!(read_body(first).await, "visit 1\n");
         let second = ask(cookie.clone()).await;
         assert!(second.headers().get(SET_COOKIE).is_none());

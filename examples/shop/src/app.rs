@@ -1,4 +1,4 @@
-//! The five handles. Cloning the app costs a few reference counts.
+//! The five handles. A clone costs a few reference counts.
 
 use std::time::Duration;
 
@@ -10,12 +10,13 @@ use scale_limit::{Limiter, LoginGuard};
 use scale_queue::Queue;
 use scale_session::SessionLayer;
 use scale_session::auth::token::Keys;
-use scale_session::auth::{AccountLinks, Ledger, Passkeys, Passwords, Records};
+use scale_session::auth::{AccountLinks, OneTimeStore, Passkeys, Passwords, Records};
+use scale_session::store::{Database as Pool, Options, System};
 use sqlx::Any;
 
 use crate::config::Config;
 
-/// The database; which one is the address' business.
+/// Database handle; the address selects the system.
 pub(crate) type Database = Db<Any>;
 
 #[derive(Clone)]
@@ -27,17 +28,17 @@ pub(crate) struct App {
     pub(crate) limiter: Limiter,
     pub(crate) logins: LoginGuard,
     pub(crate) passwords: Passwords,
-    /// Where the address that browsers see is known.
+    /// Passkeys, if the address that browsers use is configured.
     pub(crate) passkeys: Option<Passkeys>,
-    /// The same, and with a secret to sign them by.
+    /// Links in mails, if a secret to sign them is configured as well.
     pub(crate) links: Option<AccountLinks>,
-    /// Finds out who asks.
+    /// Finds the address of a client.
     pub(crate) clients: ClientIp,
-    /// Cookies over plain HTTP too.
+    /// `true` if cookies are also sent over plain HTTP.
     pub(crate) plain_http: bool,
 }
 
-/// Sets the shop's keys in Redis apart from others'.
+/// Application name, which separates the shop's keys in Redis from those of others.
 const NAME: &str = "shop";
 
 impl App {
@@ -49,29 +50,60 @@ impl App {
             config.session.settings.clone()
         };
         let limiter = Limiter::connect(&config.limit.url, NAME).await.context("[limit]")?;
+        // One pool for the queue and the session stores, if they use the same database.
+        let pool = match System::of(&config.queue.url) {
+            Some(_) => Some(
+                Pool::connect(&config.queue.url, &Options::default()).await.context("[queue]")?,
+            ),
+            None => None,
+        };
+        let queue = match &pool {
+            Some(pool) => Queue::with_pool(pool.clone(), NAME).connect().await,
+            None => Queue::connect(&config.queue.url, NAME).await,
+        };
+        let url = &config.session.url;
+        let pool = pool.filter(|_| config.queue.url == *url);
         let passkeys = match &config.origin {
             Some(origin) => {
-                let records = Records::connect(&config.session.url, NAME).await.context("[session]")?;
+                let records = match &pool {
+                    Some(pool) => Records::with_pool(pool.clone(), NAME).await,
+                    None => Records::connect(url, NAME).await,
+                };
+                let records = records.context("[session]")?;
                 Some(Passkeys::new("Fathom & Field", origin, &records).context("origin")?)
             }
             None => None,
         };
         let links = match (&config.origin, &config.link_secret) {
             (Some(origin), Some(secret)) => {
-                let secret = data_encoding::HEXLOWER.decode(secret.as_bytes()).context("link_secret: hexadecimal digits")?;
-                let ledger = Ledger::connect(&config.session.url, NAME).await.context("[session]")?;
+                let secret = data_encoding::HEXLOWER
+                    .decode(secret.as_bytes())
+                    .context("link_secret: hexadecimal digits")?;
+                let one_time = match &pool {
+                    Some(pool) => OneTimeStore::with_pool(pool.clone(), NAME).await,
+                    None => OneTimeStore::connect(url, NAME).await,
+                };
+                let one_time = one_time.context("[session]")?;
                 let keys = Keys::new(&secret).context("link_secret")?;
-                Some(AccountLinks::new("Fathom & Field", origin, keys, &ledger).context("origin")?.in_the_query())
+                Some(
+                    AccountLinks::new("Fathom & Field", origin, keys, &one_time)
+                        .context("origin")?
+                        .in_the_query(),
+                )
             }
             _ => None,
+        };
+        let sessions = match &pool {
+            Some(pool) => SessionLayer::with_pool(pool.clone(), NAME, session).await,
+            None => SessionLayer::connect(url, NAME, session).await,
         };
         Ok(Self {
             passkeys,
             links,
             db: config.database.clone().connect().await.context("[database]")?,
             cache: config.cache.clone().connect(NAME).await.context("[cache]")?,
-            queue: Queue::connect(&config.queue.url, NAME).await.context("[queue]")?,
-            sessions: SessionLayer::connect(&config.session.url, NAME, session).await.context("[session]")?,
+            queue: queue.context("[queue]")?,
+            sessions: sessions.context("[session]")?,
             logins: LoginGuard::new(&limiter, "login"),
             passwords: Passwords::new(),
             limiter,
@@ -80,13 +112,15 @@ impl App {
         })
     }
 
-    /// Whether it can serve: a load balancer's question.
+    /// Checks that this process can serve, for a load balancer.
     pub(crate) async fn ready(&self) -> Result<()> {
         let ask = async {
             sqlx::query("select 1").fetch_one(&self.db).await.context("database")?;
             self.queue.queues().await.context("queue")?;
             Ok(())
         };
-        tokio::time::timeout(Duration::from_secs(1), ask).await.context("no answer within a second")?
+        tokio::time::timeout(Duration::from_secs(1), ask)
+            .await
+            .context("no answer within a second")?
     }
 }

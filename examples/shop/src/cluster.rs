@@ -1,4 +1,5 @@
-//! A fleet on one machine: real servers, two web processes, a worker. For looking at, and for killing parts of it.
+//! A fleet on one machine: real servers, two web processes, a worker. For exploring, and for
+//! killing parts of it.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -6,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use testkit::{Postgres, Process, Redis, eventually};
 
-/// The first web process' port; the second has the next one.
+/// Port of the first web process; the second one uses the next port.
 const PORT: u16 = 3000;
 
 #[allow(clippy::print_stdout)]
@@ -26,7 +27,7 @@ pub(crate) async fn run(listen: Option<SocketAddr>) -> Result<()> {
         command
     };
     let seeded = tokio::process::Command::from(command(&["seed"])).status().await?;
-    anyhow::ensure!(seeded.success(), "the tables could not be made");
+    anyhow::ensure!(seeded.success(), "`shop seed` failed: the tables could not be created");
 
     let first = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], PORT)));
     let second = SocketAddr::new(first.ip(), if first.port() == 0 { 0 } else { first.port() + 1 });
@@ -45,11 +46,12 @@ pub(crate) async fn run(listen: Option<SocketAddr>) -> Result<()> {
                 return Some(Err(web.log_tail()));
             }
             let text = std::fs::read_to_string(log).ok()?;
-            text.lines().find_map(|line| line.strip_prefix("The shop is open: ").map(|a| Ok(a.to_owned())))
+            text.lines()
+                .find_map(|line| line.strip_prefix("The shop is open: ").map(|a| Ok(a.to_owned())))
         })
         .await?
         .map_err(anyhow::Error::msg)
-        .context("a web process ended at its start")?;
+        .context("a web process ended during its start")?;
         println!("web       {address}   (process {})", web.pid());
     }
     println!("worker    process {}, its log: {}", worker.pid(), worker_log.display());
@@ -59,21 +61,25 @@ pub(crate) async fn run(listen: Option<SocketAddr>) -> Result<()> {
     }
     println!("redis     {}", redis.url());
     println!("config    {}", config.display());
-    println!("Ctrl-C stops it all.");
+    println!("Press Ctrl-C to stop everything.");
     super::stopped().await;
     println!("Stopping …");
     for process in webs.iter().map(|(web, _)| web).chain([&worker]) {
         let _ = process.terminate();
     }
-    eventually("the processes to end", async || (!worker.is_running() && webs.iter().all(|(w, _)| !w.is_running())).then_some(()))
-        .await
+    eventually("the processes to end", async || {
+        (!worker.is_running() && webs.iter().all(|(w, _)| !w.is_running())).then_some(())
+    })
+    .await
 }
 
 fn configuration(postgres: &Postgres, redis: &Redis) -> String {
     let replicas: Vec<_> = postgres.nodes()[1..].iter().map(|n| format!("{:?}", n.url())).collect();
     let (primary, replicas, redis) = (postgres.node(0).url(), replicas.join(", "), redis.url());
     format!(
-        "plain_http = true\n\n[database]\nurl = {primary:?}\nreplicas = [{replicas}]\n\n[cache]\nurl = {redis:?}\n\n\
-         [queue]\nurl = {redis:?}\nlease = \"3s\"\n\n[session]\nurl = {redis:?}\n\n[limit]\nurl = {redis:?}\n"
+        "plain_http = true\n\n[database]\nurl = {primary:?}\nreplicas = [{replicas}]\n\n[cache]\n\
+         url = {redis:?}\n\n\
+         [queue]\nurl = {redis:?}\nlease = \"3s\"\n\n[session]\nurl = {redis:?}\n\n[limit]\n\
+         url = {redis:?}\n"
     )
 }

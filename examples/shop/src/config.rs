@@ -1,4 +1,4 @@
-//! What differs between the tiers. The rest of the shop does not know which one it runs on.
+//! Settings that differ between the tiers. The rest of the shop is independent of the tier.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,19 +7,19 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-/// The whole configuration; every part has the laptop's default.
+/// The whole configuration; every part has a default for a laptop.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
-    /// Cookies over plain HTTP too: for development on the loopback interface.
+    /// Sends cookies over plain HTTP as well: for development on the loopback interface.
     pub(crate) plain_http: bool,
-    /// The address that browsers see, which passkeys are for: `https://shop.example.com`.
+    /// Address that browsers use, which passkeys are bound to: `https://shop.example.com`.
     pub(crate) origin: Option<String>,
-    /// 64 hexadecimal digits that links in mails are signed by, the same for all processes. Without them, or an origin, nobody can ask for
-    /// a new password.
+    /// Secret that signs links in mails: 64 hexadecimal digits, the same for all processes. Without
+    /// the secret, or without an origin, users cannot request a new password.
     pub(crate) link_secret: Option<String>,
-    /// Proxies in front, whose forwarding headers are believed.
+    /// Proxies in front, whose forwarding headers are trusted.
     pub(crate) clients: scale_limit::client::ClientIp,
     pub(crate) database: scale_db::Config,
     pub(crate) cache: scale_cache::Config,
@@ -28,16 +28,17 @@ pub(crate) struct Config {
     pub(crate) limit: Limit,
 }
 
-/// Where jobs are, and how they are worked off. In the shop's own database, or in Redis: then they go there through an outbox.
+/// Queue of the shop: the store of its jobs, and how workers run. The store is the shop's own
+/// database, or Redis: then jobs go there through an outbox.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Queue {
     pub(crate) url: String,
     pub(crate) concurrency: usize,
-    /// After so long without a sign of life a worker's jobs are given to others.
+    /// Time without a heartbeat after which a worker's jobs are given to other workers.
     #[serde(with = "humantime_serde")]
     pub(crate) lease: Duration,
-    /// What sending a mail takes, since this shop sends none.
+    /// Simulated time of sending a mail, because this shop sends none.
     #[serde(with = "humantime_serde")]
     pub(crate) mail_takes: Duration,
 }
@@ -49,18 +50,19 @@ pub(crate) struct Session {
     pub(crate) settings: scale_session::Config,
 }
 
-/// What nobody may do too often. `login` bounds what an address makes the server hash; guessing is bounded by the login guard.
+/// Limits of the shop. `login` limits how many password hashes an address can cause; the login
+/// guard limits guessing.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Limit {
     pub(crate) url: String,
     pub(crate) site: scale_limit::Policy,
     pub(crate) login: scale_limit::Policy,
-    /// Whether looking around is put off when there is more to do than can be done.
+    /// `true` if requests for catalogue pages are refused under overload.
     pub(crate) shed: bool,
 }
 
-/// The laptop's file, for rows, jobs and sessions.
+/// SQLite file of the laptop tier, for rows, jobs and sessions.
 const DATABASE: &str = "sqlite://shop.db?mode=rwc";
 
 impl Default for Config {
@@ -82,7 +84,12 @@ impl Default for Config {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { url: DATABASE.into(), concurrency: 8, lease: Duration::from_secs(30), mail_takes: Duration::from_millis(300) }
+        Self {
+            url: DATABASE.into(),
+            concurrency: 8,
+            lease: Duration::from_secs(30),
+            mail_takes: Duration::from_millis(300),
+        }
     }
 }
 
@@ -104,17 +111,25 @@ impl Default for Limit {
 }
 
 impl Config {
-    /// One process, nothing to install.
+    /// Returns the configuration for a single process with nothing to install.
     pub(crate) fn laptop() -> Self {
-        // Links end with the process, as they may on a laptop.
+        // Links become invalid when the process ends, which is acceptable on a laptop.
         let mut secret = [0; 32];
-        let link_secret = getrandom::fill(&mut secret).ok().map(|()| data_encoding::HEXLOWER.encode(&secret));
-        Self { plain_http: true, origin: Some("http://localhost:3000".into()), link_secret, ..Self::default() }
+        let link_secret =
+            getrandom::fill(&mut secret).ok().map(|()| data_encoding::HEXLOWER.encode(&secret));
+        Self {
+            plain_http: true,
+            origin: Some("http://localhost:3000".into()),
+            link_secret,
+            ..Self::default()
+        }
     }
 
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        // The parser's picture of the line could hold a password; its words and the place do not.
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("reading `{}`", path.display()))?;
+        // The parser's excerpt of the line could contain a password; its message and the line
+        // number do not.
         toml::from_str(&text).map_err(|e| {
             let line = e.span().map_or(0, |span| text[..span.start].lines().count().max(1));
             anyhow::anyhow!("{}, line {line}: {}", path.display(), e.message())

@@ -1,11 +1,11 @@
-//! What is done later, by whichever process has a hand free.
+//! Jobs, run later by any process with a free slot.
 
 use std::fmt::Write;
 use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use scale_queue::store::Relay;
+use scale_queue::relay::Relay;
 use scale_queue::{Context, Discard, Job, Worker};
 use scale_session::auth::account_links::Account;
 use serde::{Deserialize, Serialize};
@@ -33,8 +33,8 @@ impl Job for SendReceipt {
     }
 }
 
-/// Mails a link to a new password, if that address has an account. The page does the same whether it has or not, and the link is made here:
-/// no secret waits in a queue.
+/// Mails a link for a new password, if the address has an account. The page behaves in the same way
+/// in both cases, and the link is created here: no secret is stored in the queue.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct SendPasswordReset {
     pub(crate) email: String,
@@ -45,7 +45,7 @@ impl Job for SendPasswordReset {
     const QUEUE: &'static str = "high";
 }
 
-/// Works until told to stop.
+/// Runs jobs until `stop` completes.
 pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = ()>) -> Result<()> {
     let (db, queue, mail_takes) = (app.db.clone(), app.queue.clone(), config.queue.mail_takes);
     let links = app.clone();
@@ -54,11 +54,14 @@ pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = (
         .queues(QUEUES)
         .concurrency(config.queue.concurrency)
         .lease(config.queue.lease)
-        .handle(move |job: SendReceipt, context: Context| send_receipt(app.clone(), job, context, mail_takes))
+        .handle(move |job: SendReceipt, context: Context| {
+            send_receipt(app.clone(), job, context, mail_takes)
+        })
         .handle(move |job: SendPasswordReset, _: Context| send_password_reset(links.clone(), job));
     tracing::info!("working on the queues {QUEUES:?}");
     if queue.needs_relay() {
-        // Jobs pushed with an order lie in the database until somebody brings them over.
+        // Jobs pushed in a transaction stay in the database until the relay moves them to the
+        // queue.
         let (done, worked) = tokio::sync::oneshot::channel::<()>();
         let relay = Relay::new(&queue).run(|| db.begin(), async {
             let _ = worked.await;
@@ -73,33 +76,51 @@ pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = (
     Ok(worker.run(stop).await?)
 }
 
-async fn send_password_reset(app: App, SendPasswordReset { email }: SendPasswordReset) -> Result<()> {
-    let Some(links) = &app.links else { bail!("this process has no `origin` and `link_secret`") };
+async fn send_password_reset(
+    app: App,
+    SendPasswordReset { email }: SendPasswordReset,
+) -> Result<()> {
+    let Some(links) = &app.links else { bail!("`origin` and `link_secret` are not configured") };
     let hash = users::password_hash(&app.db, &email).await?;
-    let account = hash.as_deref().map(|password_hash| Account { id: &email, email: &email, password_hash });
+    let account =
+        hash.as_deref().map(|password_hash| Account { id: &email, email: &email, password_hash });
     if let Some(mail) = links.reset_password(&email, account).await? {
         mails::send(&app.db, &mail).await?;
     }
     Ok(())
 }
 
-async fn send_receipt(app: App, job: SendReceipt, context: Context, mail_takes: Duration) -> Result<()> {
+async fn send_receipt(
+    app: App,
+    job: SendReceipt,
+    context: Context,
+    mail_takes: Duration,
+) -> Result<()> {
     let Some(order) = orders::order(&app.db, job.order).await? else {
-        // The order was committed before the job was pushed; a replica may be a moment behind.
+        // The order was committed before the job was pushed, but a replica may lag behind.
         if context.attempt > 3 {
-            return Err(anyhow::Error::new(Discard::because(format!("there is no order {}", job.order))));
+            return Err(anyhow::Error::new(Discard::because(format!(
+                "order {} does not exist",
+                job.order
+            ))));
         }
-        bail!("order {} is not here yet", job.order);
+        bail!("order {} has not been replicated yet", job.order);
     };
     let items = orders::items(&app.db, order.id).await?;
     let mut body = format!("To {}\nThank you for order {}.\n", order.email, order.id);
     for item in &items {
-        let _ = writeln!(body, "{:>3} × {:<40} {:>10}", item.quantity, item.name, money(item.quantity * item.price_cents));
+        let _ = writeln!(
+            body,
+            "{:>3} × {:<40} {:>10}",
+            item.quantity,
+            item.name,
+            money(item.quantity * item.price_cents)
+        );
     }
     let _ = writeln!(body, "{:>56}", money(order.total_cents));
-    // Here a mail would go out, with the order's number as its idempotency key.
+    // A real shop would send a mail here, with the order's number as its idempotency key.
     tokio::time::sleep(mail_takes).await;
     orders::save_receipt(&app.db, order.id, &body, context.attempt).await?;
-    tracing::info!(order = order.id, attempt = context.attempt, "the receipt is sent");
+    tracing::info!(order = order.id, attempt = context.attempt, "the receipt was sent");
     Ok(())
 }

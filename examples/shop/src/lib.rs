@@ -1,12 +1,12 @@
 //! A small shop: one binary for a laptop and for a fleet.
 //!
-//! | room | what is in it |
+//! | module | contents |
 //! | --- | --- |
-//! | `config` | what differs between the tiers: addresses, nothing else |
+//! | `config` | settings that differ between the tiers: addresses, nothing else |
 //! | `app` | the five handles, made from the configuration |
-//! | `db` | tables, seed, queries |
-//! | `pages` | what people see, a file a page |
-//! | `jobs` | what is done later |
+//! | `db` | tables, sample data, queries |
+//! | `pages` | web pages, one file per page |
+//! | `jobs` | background jobs |
 //! | `serve`, `work`, `cluster` | the processes |
 
 mod app;
@@ -34,7 +34,7 @@ struct Arguments {
     /// A TOML file; see `config/` for examples.
     #[arg(long, global = true)]
     config: Option<PathBuf>,
-    /// Where to listen, for example 127.0.0.1:3000.
+    /// Address to listen on, for example 127.0.0.1:3000.
     #[arg(long, global = true)]
     listen: Option<std::net::SocketAddr>,
     #[command(subcommand)]
@@ -43,21 +43,23 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Web pages only.
+    /// Serves web pages only.
     Serve,
-    /// Jobs only.
+    /// Runs jobs only.
     Work,
-    /// Makes the tables.
+    /// Creates the tables.
     Migrate,
-    /// Makes the tables and fills them.
+    /// Creates the tables and fills them.
     Seed,
-    /// Starts a fleet on this machine: Postgres with two replicas, Redis, two web processes and a worker.
+    /// Starts a fleet on this machine: Postgres with two replicas, Redis, two web processes and a
+    /// worker.
     Cluster,
 }
 
-/// Runs the command line; the error is printed already.
+/// Runs the command line. The error is printed before this returns.
 pub async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn,shop=info,scale_redis=error".into());
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "warn,shop=info,scale_redis=error".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -71,7 +73,8 @@ pub async fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes in one line; many errors repeat their cause, which is said once.
+/// Returns the error and its causes in one line. Many errors repeat their cause, which is printed
+/// once.
 fn told(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |told, words| match told.as_str() {
         "" => words,
@@ -92,21 +95,28 @@ async fn run(arguments: Arguments) -> Result<()> {
         config.listen = listen;
     }
     let alone = arguments.command.is_none();
-    if !alone && arguments.config.is_none() && matches!(arguments.command, Some(Command::Serve | Command::Work)) {
-        bail!("`serve` and `work` are for several processes, which need shared servers: give a --config, or no command at all");
+    if !alone
+        && arguments.config.is_none()
+        && matches!(arguments.command, Some(Command::Serve | Command::Work))
+    {
+        bail!(
+            "`serve` and `work` run as several processes, which need shared servers: pass \
+             --config, or no command at all"
+        );
+    }
+    if matches!(arguments.command, None | Some(Command::Migrate | Command::Seed)) {
+        db::migrate(&config).await?;
+    }
+    if matches!(arguments.command, Some(Command::Migrate)) {
+        return Ok(());
     }
     let app = App::connect(&config).await?;
     match arguments.command {
-        Some(Command::Migrate) => db::migrate(&app.db).await,
-        Some(Command::Seed) => {
-            db::migrate(&app.db).await?;
-            db::seed::run(&app.db).await.map(drop)
-        }
+        Some(Command::Seed) => db::seed::run(&app.db).await.map(drop),
         Some(Command::Serve) => serve::run(app, &config, stopped()).await,
         Some(Command::Work) => jobs::work(app, &config, stopped()).await,
-        Some(Command::Cluster) => unreachable!("handled above"),
+        Some(Command::Cluster | Command::Migrate) => unreachable!("handled above"),
         None => {
-            db::migrate(&app.db).await?;
             db::seed::run(&app.db).await?;
             let (stop, heard) = tokio::sync::watch::channel(false);
             let stopping = move || {
@@ -115,7 +125,10 @@ async fn run(arguments: Arguments) -> Result<()> {
                     let _ = heard.wait_for(|stop| *stop).await;
                 }
             };
-            let (pages, work) = (serve::run(app.clone(), &config, stopping()), jobs::work(app, &config, stopping()));
+            let (pages, work) = (
+                serve::run(app.clone(), &config, stopping()),
+                jobs::work(app, &config, stopping()),
+            );
             let signal = async {
                 stopped().await;
                 stop.send_replace(true);
@@ -126,22 +139,23 @@ async fn run(arguments: Arguments) -> Result<()> {
     }
 }
 
-/// Ctrl-C, or a polite kill.
+/// Completes on Ctrl-C or SIGTERM.
 async fn stopped() {
-    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(signal) => signal,
-        Err(error) => {
-            tracing::error!(%error, "no signal handler; stop the process with kill -9");
-            return std::future::pending().await;
-        }
-    };
+    let mut terminate =
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(signal) => signal,
+            Err(error) => {
+                tracing::error!(%error, "installing the SIGTERM handler failed: stop with SIGKILL");
+                return std::future::pending().await;
+            }
+        };
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }
 }
 
-/// The README's examples compile and run.
+/// Compiles and runs the README's examples.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 mod readme {}

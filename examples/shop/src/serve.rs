@@ -1,4 +1,4 @@
-//! The web process: routes, and the layers around them.
+//! The web process: routes and layers.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -26,10 +26,16 @@ use crate::app::App;
 use crate::config::Config;
 use crate::pages::{account, cart, catalogue, checkout, devices, orders, passkeys, passwords};
 
-/// Serves until told to stop, and then what is under way.
-pub(crate) async fn run(app: App, config: &Config, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
-    let metrics = PrometheusBuilder::new().install_recorder().context("the metrics' recorder")?;
-    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listening on {}", config.listen))?;
+/// Serves until `stop` completes, and then finishes the requests in progress.
+pub(crate) async fn run(
+    app: App,
+    config: &Config,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let metrics = PrometheusBuilder::new().install_recorder().context("metrics recorder")?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listening on {}", config.listen))?;
     let address = listener.local_addr()?;
     let service = router(app, config, metrics).into_make_service_with_connect_info::<SocketAddr>();
     announce(address);
@@ -46,21 +52,30 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
     if config.plain_http {
         sticky = sticky.insecure();
     }
-    let (site, login, forgot) = (config.clients.clone(), config.clients.clone(), config.clients.clone());
+    let (site, login, forgot) =
+        (config.clients.clone(), config.clients.clone(), config.clients.clone());
     let limits = LimitLayer::new(app.limiter.clone())
         .policy(config.limit.site.clone(), move |request| site.key(request))
         .throttle(
-            Throttle::new(config.limit.login.clone(), move |request| login.key(request)).method(Method::POST).path("/login"),
+            Throttle::new(config.limit.login.clone(), move |request| login.key(request))
+                .method(Method::POST)
+                .path("/login"),
         )
         .throttle(
-            Throttle::new(config.limit.login.clone(), move |request| forgot.key(request)).method(Method::POST).path("/forgot"),
+            Throttle::new(config.limit.login.clone(), move |request| forgot.key(request))
+                .method(Method::POST)
+                .path("/forgot"),
         )
-        .keep_body(Body::new);
-    // When there is more to do than can be done, who only looks around is asked to come back later.
+        .preserve_body(Body::new);
+    // Under overload, only catalogue requests are refused.
     let shed = config.limit.shed.then(|| LoadShed::new(AdaptiveConcurrency::default()));
-    // Whoever is logged in counts as staff here; a real shop has roles.
-    let admin = Router::new().fallback_service(Dashboard::new(&app.queue).allow_changes(|_| true)).layer(from_fn(staff_only));
-    let shelves = Router::new().route("/", get(catalogue::list)).route("/products/{id}", get(catalogue::product));
+    // Every logged-in user counts as staff here; a real shop has roles.
+    let admin = Router::new()
+        .fallback_service(Dashboard::new(&app.queue).allow_changes(|_| true))
+        .layer(from_fn(staff_only));
+    let shelves = Router::new()
+        .route("/", get(catalogue::list))
+        .route("/products/{id}", get(catalogue::product));
     let shelves = match shed {
         Some(shed) => shelves.layer(shed),
         None => shelves,
@@ -84,17 +99,20 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         .route("/login/passkey/begin", post(passkeys::begin_log_in))
         .route("/login/passkey/finish", post(passkeys::finish_log_in))
         .nest_service("/admin/queues", admin)
-        .fallback(|| async { (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")) })
+        .fallback(|| async {
+            (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page."))
+        })
         .layer(app.sessions.clone())
         .layer(sticky)
-        // No other site's page may send our forms.
+        // Pages of other sites must not send this shop's forms.
         .layer(CsrfLayer::new())
         .layer(from_fn(hardened))
-        // What may be shared by all is answered without asking the layers below; a page that depends on a session never is.
+        // Public pages are answered from the cache, without the layers below; pages that depend on
+        // a session are never cached.
         .layer(HttpCacheLayer::new(&app.cache))
         .layer(limits)
         .with_state(app.clone());
-    // A load balancer and a scraper ask these; nobody limits them.
+    // For a load balancer and a metrics scraper; not limited.
     let operations = Router::new()
         .route("/health/live", get(|| async { "alive\n" }))
         .route("/health/ready", get(ready))
@@ -113,22 +131,27 @@ async fn ready(State(app): State<App>) -> Response {
     }
 }
 
-/// For others the page does not exist.
+/// Admits staff; for other visitors the page does not exist.
 async fn staff_only(session: Session, request: Request, next: Next) -> Response {
     match crate::pages::user(&session).await {
         Ok(Some(_)) => next.run(request).await,
-        Ok(None) => (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")).into_response(),
+        Ok(None) => {
+            (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")).into_response()
+        }
         Err(failure) => failure.into_response(),
     }
 }
 
-/// What browsers are to do with our pages, and what not.
+/// Adds headers that restrict what pages may do in browsers.
 async fn hardened(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
-    headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(header::HeaderValue::from_static("nosniff"));
+    headers
+        .entry(header::X_CONTENT_TYPE_OPTIONS)
+        .or_insert(header::HeaderValue::from_static("nosniff"));
     headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(header::HeaderValue::from_static(
-        "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+        "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; \
+         img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     ));
     response
 }

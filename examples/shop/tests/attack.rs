@@ -1,5 +1,6 @@
-//! Guessing, rehearsed on the shop: two hundred addresses at one account, one address at two hundred accounts, and the owner in between;
-//! then the same through a real nginx and a real HAProxy, by somebody who lies about addresses, rotates them, and floods.
+//! Password guessing, tested on the shop: two hundred addresses at one account, one address at two
+//! hundred accounts, and the owner in between; then the same through a real nginx and a real
+//! HAProxy, by a client that forges addresses, rotates them, and floods.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -13,16 +14,26 @@ use testkit::{Process, Redis, eventually};
 
 const EMAIL: &str = "ann@example.com";
 const PASSWORD: &str = "correct horse battery staple";
-/// What `scale_limit::guard::login` documents, over the time this test takes.
+/// Limits that `scale_limit::guard::login` documents, over the time this test takes.
 const OF_ONE_ACCOUNT: usize = 50;
 const FROM_ONE_ADDRESS: usize = 30;
 
-/// Returns whether the password was looked at, and whether it fitted.
-async fn try_in(visitor: &mut Visitor, shop: &Shop, email: &str, password: &str) -> Result<(bool, bool)> {
+/// Returns whether the password was checked, and whether it was correct.
+async fn try_in(
+    visitor: &mut Visitor,
+    shop: &Shop,
+    email: &str,
+    password: &str,
+) -> Result<(bool, bool)> {
     try_at(visitor, &shop.base, email, password).await
 }
 
-async fn try_at(visitor: &mut Visitor, base: &str, email: &str, password: &str) -> Result<(bool, bool)> {
+async fn try_at(
+    visitor: &mut Visitor,
+    base: &str,
+    email: &str,
+    password: &str,
+) -> Result<(bool, bool)> {
     let page = visitor.post(base, "/login", &[("email", email), ("password", password)]).await?;
     Ok(match page.status.as_u16() {
         429 => (false, false),
@@ -37,13 +48,16 @@ async fn guessing_is_bounded_and_the_owner_gets_in() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let redis = Redis::start().await?;
     let config = folder.path().join("shop.toml");
-    // Two web processes, one Redis for the limits; a proxy on this machine tells addresses. Whole addresses are not limited here, as the
-    // botnet comes through one of ours: what is tried is the guard.
+    // Two web processes, one Redis for the limits; a proxy on this machine reports addresses. The
+    // limit per address is switched off here, as all of the botnet's requests come through one
+    // address of ours: this test is about the guard.
     std::fs::write(
         &config,
         format!(
-            "plain_http = true\nlisten = \"127.0.0.1:0\"\n[clients]\ntrusted = [\"127.0.0.0/8\"]\nheader = \"x-forwarded-for\"\n[limit]\nurl = \"{}\"\n\
-             site = {{ name = \"site\", quota = 10000, per = \"1s\" }}\nlogin = {{ name = \"login\", quota = 10000, per = \"1s\" }}\n",
+            "plain_http = true\nlisten = \"127.0.0.1:0\"\n[clients]\ntrusted = [\"127.0.0.0/8\"]\n\
+             header = \"x-forwarded-for\"\n[limit]\nurl = \"{}\"\n\
+             site = {{ name = \"site\", quota = 10000, per = \"1s\" }}\n\
+             login = {{ name = \"login\", quota = 10000, per = \"1s\" }}\n",
             redis.url()
         ),
     )?;
@@ -52,48 +66,77 @@ async fn guessing_is_bounded_and_the_owner_gets_in() -> Result<()> {
     let second = Shop::open_in(folder.path(), &["--config", &config, "serve"]).await?;
     let shops = [&first, &second];
 
-    // The owner's browser is known from a log-in before all this.
+    // The owner's browser is known from an earlier log-in.
     let mut owner = Visitor::at("198.51.100.7");
-    ensure!(try_in(&mut owner, &first, EMAIL, PASSWORD).await? == (true, true), "the owner logs in");
+    ensure!(
+        try_in(&mut owner, &first, EMAIL, PASSWORD).await? == (true, true),
+        "the owner logs in"
+    );
     owner.post(&first.base, "/logout", &[]).await?;
 
     // Two hundred addresses, three guesses each, at either process.
+    let began = std::time::Instant::now();
     let mut looked_at = 0;
     for n in 0..200 {
         let mut bot = Visitor::at(&format!("203.0.113.{n}"));
         for guess in 0..3 {
-            let (looked, fitted) = try_in(&mut bot, shops[(n + guess) % 2], EMAIL, &format!("guess {n} {guess}")).await?;
+            let (looked, fitted) =
+                try_in(&mut bot, shops[(n + guess) % 2], EMAIL, &format!("guess {n} {guess}"))
+                    .await?;
             ensure!(!fitted, "a guess fitted");
             looked_at += usize::from(looked);
         }
         if n % 50 == 49 {
-            ensure!(try_in(&mut owner, shops[n % 2], EMAIL, PASSWORD).await? == (true, true), "the owner after {n} bots");
+            ensure!(
+                try_in(&mut owner, shops[n % 2], EMAIL, PASSWORD).await? == (true, true),
+                "the owner after {n} bots"
+            );
             owner.post(&first.base, "/logout", &[]).await?;
         }
     }
-    ensure!((OF_ONE_ACCOUNT - 2..=OF_ONE_ACCOUNT).contains(&looked_at), "{looked_at} guesses of one account were looked at");
-    // Even the right password does not help a stranger now.
+    // Fifty an hour; on a slow machine some units are refilled meanwhile.
+    let flowed_back = began.elapsed().as_secs() as usize / 72;
+    ensure!(
+        (OF_ONE_ACCOUNT - 2..=OF_ONE_ACCOUNT + flowed_back).contains(&looked_at),
+        "{looked_at} guesses at one account were checked"
+    );
+    // Even the correct password does not help a stranger now.
     let mut thief = Visitor::at("203.0.113.250");
-    ensure!(try_in(&mut thief, &first, EMAIL, PASSWORD).await? == (false, false), "a stranger with the right password");
+    ensure!(
+        try_in(&mut thief, &first, EMAIL, PASSWORD).await? == (false, false),
+        "a stranger with the right password"
+    );
 
     // One address, two hundred accounts.
     let mut sprayer = Visitor::at("192.0.2.1");
+    let began = std::time::Instant::now();
     let mut looked_at = 0;
     for n in 0..200 {
-        let (looked, _) = try_in(&mut sprayer, shops[n % 2], &format!("user{n}@example.com"), "password1").await?;
+        let (looked, _) =
+            try_in(&mut sprayer, shops[n % 2], &format!("user{n}@example.com"), "password1")
+                .await?;
         looked_at += usize::from(looked);
     }
-    ensure!(looked_at <= FROM_ONE_ADDRESS, "{looked_at} guesses from one address were looked at");
-    ensure!(try_in(&mut owner, &second, EMAIL, PASSWORD).await? == (true, true), "the owner at the end");
+    let most = FROM_ONE_ADDRESS + began.elapsed().as_secs() as usize / 30;
+    ensure!(looked_at <= most, "{looked_at} guesses from one address were checked");
+    ensure!(
+        try_in(&mut owner, &second, EMAIL, PASSWORD).await? == (true, true),
+        "the owner at the end"
+    );
 
-    // Who writes addresses into headers himself is not behind our proxy: to the shop, the proxy's word is the last one.
+    // A client that forges addresses in headers does not come from our proxy: the shop uses the
+    // last address, which the proxy wrote.
     let mut spoofer = Visitor::at("1.1.1.1, 192.0.2.1");
-    ensure!(try_in(&mut spoofer, &first, "somebody@example.com", "x").await? == (false, false), "a spoofed header");
+    ensure!(
+        try_in(&mut spoofer, &first, "somebody@example.com", "x").await? == (false, false),
+        "a spoofed header"
+    );
     Ok(())
 }
 
-/// A proxy in front of a shop. It takes the header `x-test-client` for the address that a connection came from, since all of this happens
-/// on one machine, and tells the shop in `X-Forwarded-For`.
+/// A proxy in front of a shop. It uses the header `x-test-client` as the address of a connection,
+/// since the whole test runs on one machine, and reports that address to the shop in
+/// `X-Forwarded-For`.
 struct Front {
     base: String,
     _process: Process,
@@ -103,10 +146,14 @@ impl Front {
     async fn nginx(folder: &Path, shop: &Shop) -> Result<Self> {
         let port = free_port()?;
         let config = format!(
-            "daemon off; worker_processes 1; pid nginx.pid; error_log stderr; events {{ worker_connections 1024; }}\n\
-             http {{ access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; \
-             scgi_temp_path s;\nserver {{ listen 127.0.0.1:{port}; set_real_ip_from 127.0.0.1; real_ip_header X-Test-Client;\n\
-             location / {{ proxy_pass {}; proxy_http_version 1.1; proxy_set_header Host $http_host; \
+            "daemon off; worker_processes 1; pid nginx.pid; error_log stderr; events {{ \
+             worker_connections 1024; }}\n\
+             http {{ access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path \
+             f; uwsgi_temp_path u; \
+             scgi_temp_path s;\nserver {{ listen 127.0.0.1:{port}; set_real_ip_from 127.0.0.1; \
+             real_ip_header X-Test-Client;\n\
+             location / {{ proxy_pass {}; proxy_http_version 1.1; proxy_set_header Host \
+             $http_host; \
              proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }} }}",
             shop.base
         );
@@ -119,8 +166,10 @@ impl Front {
     async fn haproxy(folder: &Path, shop: &Shop) -> Result<Self> {
         let port = free_port()?;
         let config = format!(
-            "defaults\n  mode http\n  timeout connect 2s\n  timeout client 30s\n  timeout server 30s\n\
-             frontend f\n  bind 127.0.0.1:{port}\n  http-request set-src req.hdr(x-test-client)\n  option forwardfor\n\
+            "defaults\n  mode http\n  timeout connect 2s\n  timeout client 30s\n  timeout server \
+             30s\n\
+             frontend f\n  bind 127.0.0.1:{port}\n  http-request \
+             set-src req.hdr(x-test-client)\n  option forwardfor\n\
              default_backend b\nbackend b\n  server s {}\n",
             shop.base.trim_start_matches("http://")
         );
@@ -132,7 +181,8 @@ impl Front {
 
     async fn opened(command: Command, log: &Path, port: u16) -> Result<Self> {
         let process = Process::spawn(&command, None, log)?;
-        let listens = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop);
+        let listens =
+            async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop);
         eventually("a proxy to listen", listens).await.with_context(|| process.log_tail())?;
         Ok(Self { base: format!("http://127.0.0.1:{port}"), _process: process })
     }
@@ -142,7 +192,7 @@ fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Somebody at an address, who says in every header that proxies know that it is another one.
+/// Returns a visitor at an address, who forges another address in every header that proxies use.
 fn liar(address: &str, lie: &str) -> Visitor {
     let mut visitor = Visitor::new();
     let quoted = if lie.contains(':') { format!("for=\"[{lie}]\"") } else { format!("for={lie}") };
@@ -163,20 +213,25 @@ async fn through_real_proxies_nobody_is_somebody_else() -> Result<()> {
     let config = |url: &str, name: &str| -> Result<String> {
         let path = folder.path().join(name);
         let text = format!(
-            "plain_http = true\nlisten = \"127.0.0.1:0\"\n[clients]\ntrusted = [\"127.0.0.1/32\"]\nheader = \"x-forwarded-for\"\n[limit]\n\
-             url = \"{url}\"\nshed = false\nsite = {{ name = \"site\", quota = 100, per = \"100h\" }}\n\
+            "plain_http = true\nlisten = \"127.0.0.1:0\"\n[clients]\ntrusted = [\"127.0.0.1/32\"]\n\
+             header = \"x-forwarded-for\"\n[limit]\n\
+             url = \"{url}\"\nshed = false\nsite = {{ name = \"site\", quota = 100, per = \"100h\" \
+             }}\n\
              login = {{ name = \"login\", quota = 10000, per = \"1s\" }}\n"
         );
         std::fs::write(&path, text)?;
         Ok(path.to_string_lossy().into_owned())
     };
     let redis = Redis::start().await?;
-    let (memory, shared) = (config("memory:", "memory.toml")?, config(&redis.url(), "shared.toml")?);
-    // One server on its own behind nginx, and one of a fleet behind HAProxy.
+    let (memory, shared) =
+        (config("memory:", "memory.toml")?, config(&redis.url(), "shared.toml")?);
+    // One single server behind nginx, and one server of a fleet behind HAProxy.
     let first = Shop::open_in(folder.path(), &["--config", &memory]).await?;
     let second = Shop::open_in(folder.path(), &["--config", &shared, "serve"]).await?;
-    for front in [Front::nginx(folder.path(), &first).await?, Front::haproxy(folder.path(), &second).await?] {
-        // The site's limit: 100 in a hundred hours from one address, whatever it says.
+    for front in
+        [Front::nginx(folder.path(), &first).await?, Front::haproxy(folder.path(), &second).await?]
+    {
+        // The site's limit: 100 in a hundred hours from one address, whatever its headers contain.
         let mut passed = 0;
         for n in 0..130 {
             let mut visitor = liar("203.0.113.1", &format!("9.9.{n}.9"));
@@ -184,28 +239,48 @@ async fn through_real_proxies_nobody_is_somebody_else() -> Result<()> {
         }
         ensure!((100..=102).contains(&passed), "{}: {passed} requests of one address", front.base);
         // Log-ins: one address at many accounts.
-        let tries = async |address: &dyn Fn(usize) -> String, name: &str, count: usize| -> Result<usize> {
-            let mut looked_at = 0;
-            for n in 0..count {
-                let lie = format!("2001:db8:ffff:{n:x}::1");
-                let mut visitor = liar(&address(n), &lie);
-                let (looked, _) = try_at(&mut visitor, &front.base, &format!("{name}{n}@example.com"), "password1").await?;
-                looked_at += usize::from(looked);
-            }
-            Ok(looked_at)
-        };
+        let tries =
+            async |address: &dyn Fn(usize) -> String, name: &str, count: usize| -> Result<usize> {
+                let mut looked_at = 0;
+                for n in 0..count {
+                    let lie = format!("2001:db8:ffff:{n:x}::1");
+                    let mut visitor = liar(&address(n), &lie);
+                    let (looked, _) = try_at(
+                        &mut visitor,
+                        &front.base,
+                        &format!("{name}{n}@example.com"),
+                        "password1",
+                    )
+                    .await?;
+                    looked_at += usize::from(looked);
+                }
+                Ok(looked_at)
+            };
+        // The quota of fifteen minutes, and the units refilled meanwhile on a slow machine.
+        let began = std::time::Instant::now();
+        let allowed =
+            |quota: f64| (quota + 1.0 + began.elapsed().as_secs_f64() * quota / 900.0) as usize;
         let one = tries(&|_| "192.0.2.1".into(), "sprayed", 45).await?;
-        ensure!(one <= 31, "{}: {one} log-ins of one address were looked at", front.base);
+        ensure!(
+            one <= allowed(30.0),
+            "{}: {one} log-ins from one address were checked",
+            front.base
+        );
         // A /56: 256 networks of one home.
         let rotated = tries(&|n| format!("2001:db8:1:{:x}::{n}", n % 256), "rotated", 90).await?;
-        ensure!(rotated <= 61, "{}: {rotated} log-ins of one /56 were looked at", front.base);
+        ensure!(
+            rotated <= allowed(60.0),
+            "{}: {rotated} log-ins of one /56 were checked",
+            front.base
+        );
         // A /48: 65,536 networks of one site, each /56 of it once or twice.
         let wide = tries(&|n| format!("2001:db8:2:{:x}::{n}", n * 256), "wide", 160).await?;
-        ensure!(wide <= 121, "{}: {wide} log-ins of one /48 were looked at", front.base);
-        // One IPv4 address, written as others: 6to4, and mapped.
+        ensure!(wide <= allowed(120.0), "{}: {wide} log-ins of one /48 were checked", front.base);
+        // One IPv4 address in other notations: 6to4, and mapped.
         let written = tries(&|n| format!("2002:c000:201:{n:x}::1"), "written", 10).await?;
-        ensure!(written <= 1, "{}: {written} more of an address in other words", front.base);
-        // The washing flood: five thousand strangers' keys, and who was denied before is denied still.
+        ensure!(written <= 1, "{}: {written} more of an address in other notations", front.base);
+        // A flood of five thousand other keys, meant to evict counters: a client that was denied
+        // before is still denied.
         let mut tasks = tokio::task::JoinSet::new();
         for task in 0..8 {
             let base = front.base.clone();
@@ -229,14 +304,16 @@ async fn through_real_proxies_nobody_is_somebody_else() -> Result<()> {
     Ok(())
 }
 
-/// The owner at a new browser, while a botnet guesses: a link by e-mail lets in, and the password afterwards.
+/// The owner at a new browser during a botnet's guessing: a link by e-mail signs in, and the
+/// password works afterwards.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_owner_at_a_new_browser_gets_in_by_a_link() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (config, database) = (folder.path().join("shop.toml"), folder.path().join("shop.db"));
     let url = format!("sqlite://{}?mode=rwc", database.display());
     let text = format!(
-        "listen = \"127.0.0.1:0\"\nplain_http = true\norigin = \"http://localhost:3000\"\nlink_secret = \"{}\"\n\
+        "listen = \"127.0.0.1:0\"\nplain_http = true\norigin = \"http://localhost:3000\"\n\
+         link_secret = \"{}\"\n\
          [clients]\ntrusted = [\"127.0.0.1/32\"]\nheader = \"x-forwarded-for\"\n\
          [database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n[session]\nurl = {url:?}\n",
         "07".repeat(32)
@@ -248,18 +325,40 @@ async fn the_owner_at_a_new_browser_gets_in_by_a_link() -> Result<()> {
         try_in(&mut bot, &shop, EMAIL, &format!("guess {n}")).await?;
     }
     let mut owner = Visitor::at("198.51.100.7");
-    let page = owner.post(&shop.base, "/login", &[("email", EMAIL), ("password", PASSWORD)]).await?;
-    ensure!(page.status == 429 && page.body.contains("let us send you a link"), "{}: {}", page.status, page.body);
+    let page =
+        owner.post(&shop.base, "/login", &[("email", EMAIL), ("password", PASSWORD)]).await?;
+    ensure!(
+        page.status == 429 && page.body.contains("let us send you a link"),
+        "{}: {}",
+        page.status,
+        page.body
+    );
     owner.post(&shop.base, "/forgot", &[("email", EMAIL)]).await?;
     let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", database.display())).await?;
-    let mail = async || sqlx::query_scalar::<_, String>("select body from mails").fetch_optional(&pool).await.ok().flatten();
+    let mail = async || {
+        sqlx::query_scalar::<_, String>("select body from mails")
+            .fetch_optional(&pool)
+            .await
+            .ok()
+            .flatten()
+    };
     let mail = eventually("the mail", mail).await?;
-    let link = mail.lines().find_map(|line| line.strip_prefix("http://localhost:3000")).context("a link")?;
-    let token = common::field(&owner.get(&shop.base, link).await?.body, "token").context("the form has it")?;
+    let link = mail
+        .lines()
+        .find_map(|line| line.strip_prefix("http://localhost:3000"))
+        .context("a link")?;
+    let token = common::field(&owner.get(&shop.base, link).await?.body, "token")
+        .context("the form has it")?;
     let new = "a password of the spring";
     owner.post(&shop.base, "/reset-password", &[("token", &token), ("password", new)]).await?;
-    ensure!(try_in(&mut owner, &shop, EMAIL, new).await? == (true, true), "the owner, at a browser that is known now");
-    ensure!(try_in(&mut Visitor::at("203.0.113.250"), &shop, EMAIL, new).await? == (false, false), "a stranger, still");
+    ensure!(
+        try_in(&mut owner, &shop, EMAIL, new).await? == (true, true),
+        "the owner, at a browser that is known now"
+    );
+    ensure!(
+        try_in(&mut Visitor::at("203.0.113.250"), &shop, EMAIL, new).await? == (false, false),
+        "a stranger, still"
+    );
     pool.close().await;
     shop.close().await
 }

@@ -1,4 +1,4 @@
-//! The same shop on both tiers, as people use it: over HTTP.
+//! The same shop on both tiers, as users see it: over HTTP.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use common::{Shop, Visitor, journey, receipt, start};
 use futures_util::future::try_join_all;
-use testkit::{Postgres, Redis, eventually};
+use testkit::{MariaDb, Postgres, Redis, eventually};
 
 const NO_LIMIT: &str = "[limit]\nsite = { name = \"site\", quota = 1000000, per = \"1s\" }\n";
 
@@ -17,7 +17,9 @@ fn laptop(folder: &Path) -> Result<String> {
     let database = folder.join("shop.db");
     let url = format!("sqlite://{}?mode=rwc", database.display());
     let text = format!(
-        "listen = \"127.0.0.1:0\"\nplain_http = true\norigin = \"http://localhost:3000\"\nlink_secret = \"{}\"\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n[session]\nurl = {url:?}\n{NO_LIMIT}",
+        "listen = \"127.0.0.1:0\"\nplain_http = true\norigin = \"http://localhost:3000\"\n\
+         link_secret = \"{}\"\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n[session]\n\
+         url = {url:?}\n{NO_LIMIT}",
         "07".repeat(32)
     );
     std::fs::write(&config, text)?;
@@ -47,14 +49,14 @@ async fn on_a_laptop() -> Result<()> {
     .sum();
     assert!(requests >= 600, "{requests} requests");
 
-    // An account's orders are there after a restart.
+    // An account's orders remain after a restart.
     let mut ann = Visitor::new();
     let form = [("email", "ann@example.com"), ("password", "correct horse battery staple")];
     assert!(ann.post(&base, "/login", &form).await?.body.contains("Ann · log out"));
     let order = journey(&mut ann, &[&base], 200).await?;
     shop.close().await?;
     let shop = Shop::open(folder.path(), &["--config", &config]).await?;
-    // Still logged in, and in another browser after logging in there.
+    // Still logged in, and in another browser after a log-in there.
     assert!(ann.get(&shop.base, "/orders").await?.body.contains("Ann · log out"));
     let mut before = ann;
     let mut ann = Visitor::new();
@@ -63,7 +65,11 @@ async fn on_a_laptop() -> Result<()> {
 
     // Both are devices of hers, until one logs the other out.
     let devices = ann.get(&shop.base, "/devices").await?;
-    assert!(devices.body.contains("this one") && devices.body.contains("everywhere else"), "{}", devices.body);
+    assert!(
+        devices.body.contains("this one") && devices.body.contains("everywhere else"),
+        "{}",
+        devices.body
+    );
     assert_eq!(ann.post(&shop.base, "/devices", &[("end", "made up")]).await?.status, 404);
     let devices = ann.post(&shop.base, "/devices", &[("end", "others")]).await?;
     assert!(!devices.body.contains("everywhere else"));
@@ -71,12 +77,68 @@ async fn on_a_laptop() -> Result<()> {
     assert!(before.get(&shop.base, "/orders").await?.body.contains("Log in"));
     assert!(ann.get(&shop.base, "/orders").await?.body.contains("Ann · log out"));
 
-    // Somebody else's order is no order.
+    // Another user's order is not found.
     assert_eq!(Visitor::new().get(&shop.base, &order).await?.status, 404);
     shop.close().await
 }
 
-/// A password is forgotten: the link in the mail is good once, whoever opens it before, and ends what the old password had opened.
+/// Tests the files of `config/`, with other addresses: one server with a database of its own.
+async fn on_one_server(file: &str, placeholder: &str, url: &str) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("server.toml");
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file))?;
+    assert!(text.contains(placeholder), "{text}");
+    let text = text.replace(placeholder, url).replace("127.0.0.1:3000", "127.0.0.1:0");
+    let (head, tables) = text.split_once("[database]").context("a database")?;
+    let extra = format!(
+        "plain_http = true\norigin = \"http://localhost:3000\"\nlink_secret = \"{}\"\n[database]",
+        "07".repeat(32)
+    );
+    std::fs::write(&config, format!("{head}{extra}{tables}{NO_LIMIT}"))?;
+    let config = config.display().to_string();
+    let shop = Shop::open(folder.path(), &["--config", &config]).await?;
+    let base = shop.base.clone();
+    let visits = (0..8).map(|n| {
+        let base = base.clone();
+        async move {
+            let mut visitor = Visitor::new();
+            let path = journey(&mut visitor, &[&base], 1 + n).await?;
+            receipt(&mut visitor, &base, &path).await.map(drop)
+        }
+    });
+    try_join_all(visits).await.with_context(|| shop.log())?;
+    let form = [("email", "ann@example.com"), ("password", "correct horse battery staple")];
+    let mut ann = Visitor::new();
+    assert!(ann.post(&base, "/login", &form).await?.body.contains("Ann · log out"));
+    let order = journey(&mut ann, &[&base], 200).await?;
+    shop.close().await?;
+    let shop = Shop::open(folder.path(), &["--config", &config]).await?;
+    assert!(
+        ann.get(&shop.base, "/orders").await?.body.contains("Ann · log out"),
+        "still logged in"
+    );
+    assert!(ann.get(&shop.base, "/orders").await?.body.contains(&order));
+    let devices = ann.get(&shop.base, "/devices").await?;
+    assert!(devices.body.contains("this one"), "{}", devices.body);
+    shop.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_one_server_with_postgres() -> Result<()> {
+    let server = Postgres::start(0).await?;
+    on_one_server("one-server.toml", "postgres://shop@localhost/shop", &server.node(0).url()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_one_server_with_mariadb() -> Result<()> {
+    let server = MariaDb::start(0).await?;
+    on_one_server("one-server-mariadb.toml", "mysql://shop@localhost/shop", &server.node(0).url())
+        .await
+}
+
+/// A forgotten password: the link in the mail works once, even if a mail scanner has opened it
+/// before, and ends the sessions of the old password.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_forgotten_password() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -84,55 +146,95 @@ async fn a_forgotten_password() -> Result<()> {
     let shop = Shop::open(folder.path(), &["--config", &config]).await?;
     let log_in = async |password: &str| -> Result<Visitor> {
         let mut visitor = Visitor::new();
-        visitor.post(&shop.base, "/login", &[("email", "ann@example.com"), ("password", password)]).await?;
+        visitor
+            .post(&shop.base, "/login", &[("email", "ann@example.com"), ("password", password)])
+            .await?;
         Ok(visitor)
     };
     let mut thief = log_in("correct horse battery staple").await?;
     let mut ann = Visitor::new();
     let known = ann.post(&shop.base, "/forgot", &[("email", "Ann@example.com ")]).await?;
-    let unknown = Visitor::new().post(&shop.base, "/forgot", &[("email", "nobody@example.com")]).await?;
-    assert_eq!((known.status, known.body), (unknown.status, unknown.body), "nobody learns who has an account");
-    let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", folder.path().join("shop.db").display())).await?;
-    let mails =
-        async || sqlx::query_as::<_, (String, String)>("select address, body from mails order by id").fetch_all(&pool).await;
-    let sent = eventually("the mail", async || mails().await.ok().filter(|mails| !mails.is_empty())).await?;
+    let unknown =
+        Visitor::new().post(&shop.base, "/forgot", &[("email", "nobody@example.com")]).await?;
+    assert_eq!(
+        (known.status, known.body),
+        (unknown.status, unknown.body),
+        "an unknown address looks the same"
+    );
+    let pool =
+        sqlx::SqlitePool::connect(&format!("sqlite://{}", folder.path().join("shop.db").display()))
+            .await?;
+    let mails = async || {
+        sqlx::query_as::<_, (String, String)>("select address, body from mails order by id")
+            .fetch_all(&pool)
+            .await
+    };
+    let sent =
+        eventually("the mail", async || mails().await.ok().filter(|mails| !mails.is_empty()))
+            .await?;
     assert_eq!(sent[0].0, "ann@example.com");
-    let link = sent[0].1.lines().find_map(|line| line.strip_prefix("http://localhost:3000")).context("a link")?;
-    // A scanner of mails.
+    let link = sent[0]
+        .1
+        .lines()
+        .find_map(|line| line.strip_prefix("http://localhost:3000"))
+        .context("a link")?;
+    // A mail scanner.
     for _ in 0..3 {
         assert_eq!(Visitor::new().get(&shop.base, link).await?.status, 200);
     }
-    let token = common::field(&ann.get(&shop.base, link).await?.body, "token").context("the form has it")?;
+    let token = common::field(&ann.get(&shop.base, link).await?.body, "token")
+        .context("the form has it")?;
     let set = async |password: &str| {
-        Visitor::new().post(&shop.base, "/reset-password", &[("token", &token), ("password", password)]).await
+        Visitor::new()
+            .post(&shop.base, "/reset-password", &[("token", &token), ("password", password)])
+            .await
     };
     assert_eq!(set("short").await?.status, 422);
     assert_eq!(set("a password of the spring").await?.path, "/login");
     assert_eq!(set("a password of a thief").await?.status, 410);
     assert_eq!(Visitor::new().get(&shop.base, link).await?.status, 410);
-    assert!(thief.get(&shop.base, "/orders").await?.body.contains("Log in"), "whoever knew the old one is out");
-    assert!(log_in("a password of the spring").await?.get(&shop.base, "/orders").await?.body.contains("Ann · log out"));
+    assert!(
+        thief.get(&shop.base, "/orders").await?.body.contains("Log in"),
+        "sessions of the old password end"
+    );
+    assert!(
+        log_in("a password of the spring")
+            .await?
+            .get(&shop.base, "/orders")
+            .await?
+            .body
+            .contains("Ann · log out")
+    );
     let all = mails().await?;
-    assert_eq!(all.iter().map(|(to, _)| to.as_str()).collect::<Vec<_>>(), ["ann@example.com"; 2], "nobody else had mail");
+    assert_eq!(
+        all.iter().map(|(to, _)| to.as_str()).collect::<Vec<_>>(),
+        ["ann@example.com"; 2],
+        "no other account got a mail"
+    );
     assert!(all[1].1.contains("was changed"));
     pool.close().await;
     shop.close().await
 }
 
-/// A cache for all in front of sessions: what is everybody's comes from it, and nobody's page or cookie.
+/// A shared cache in front of sessions: public pages come from it, but no user's page or cookie.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shared_cache_keeps_nobodys_page() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let shop = Shop::open(folder.path(), &["--config", &laptop(folder.path())?]).await?;
     let (mut ann, mut other) = (Visitor::new(), Visitor::new());
-    ann.post(&shop.base, "/login", &[("email", "ann@example.com"), ("password", "correct horse battery staple")]).await?;
+    ann.post(
+        &shop.base,
+        "/login",
+        &[("email", "ann@example.com"), ("password", "correct horse battery staple")],
+    )
+    .await?;
     for path in ["/", "/products/1", "/cart", "/orders"] {
         for _ in 0..2 {
             assert!(ann.get(&shop.base, path).await?.body.contains("Ann · log out"), "{path}");
             assert!(!other.get(&shop.base, path).await?.body.contains("Ann"), "{path}");
         }
     }
-    // A cookie that is set for one goes to nobody else.
+    // A cookie that is set for one user goes to no other.
     other.post(&shop.base, "/cart", &[("product", "1"), ("quantity", "1")]).await?;
     let mut third = Visitor::new();
     third.get(&shop.base, "/cart").await?;
@@ -141,12 +243,16 @@ async fn a_shared_cache_keeps_nobodys_page() -> Result<()> {
         assert_eq!(third.get(&shop.base, "/passkeys.js").await?.status, 200);
     }
     let after = third.get(&shop.base, "/metrics").await?.body;
-    let line = after.lines().find(|line| line.starts_with("scale_cache_http") && line.contains("hit"));
-    assert!(line.is_some_and(|line| !line.ends_with(" 0")), "the script came from the cache: {after}");
+    let line =
+        after.lines().find(|line| line.starts_with("scale_cache_http") && line.contains("hit"));
+    assert!(
+        line.is_some_and(|line| !line.ends_with(" 0")),
+        "the script came from the cache: {after}"
+    );
     shop.close().await
 }
 
-/// As somebody who has just cloned the repository: no file, no server, one command.
+/// The first start after cloning the repository: no file, no server, one command.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_configuration() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -160,10 +266,15 @@ async fn without_a_configuration() -> Result<()> {
     ann.post(&shop.base, "/cart", &[("product", "2"), ("add", "3")]).await?;
     shop.close().await?;
     let shop = open().await?;
-    assert!(ann.get(&shop.base, &order).await?.body.contains("The receipt was sent"), "the order is there");
+    assert!(
+        ann.get(&shop.base, &order).await?.body.contains("The receipt was sent"),
+        "the order is there"
+    );
     assert!(ann.get(&shop.base, "/cart").await?.body.contains("Cart"), "and so is the cart");
     assert_eq!(Visitor::new().get(&shop.base, "/admin/queues/").await?.status, 404);
-    assert!(ann.get(&shop.base, "/admin/queues/api/queues").await?.body.contains("\"done_total\":1"));
+    assert!(
+        ann.get(&shop.base, "/admin/queues/api/queues").await?.body.contains("\"done_total\":1")
+    );
     shop.close().await
 }
 
@@ -173,9 +284,13 @@ async fn wrong_input_gets_a_clear_answer() -> Result<()> {
     let config = laptop(folder.path())?;
     let shop = Shop::open(folder.path(), &["--config", &config]).await?;
     let mut visitor = Visitor::new();
-    for (path, status) in
-        [("/products/0", 404), ("/products/x", 400), ("/nowhere", 404), ("/?after=x", 400), ("/?q=%25_%5C", 200)]
-    {
+    for (path, status) in [
+        ("/products/0", 404),
+        ("/products/x", 400),
+        ("/nowhere", 404),
+        ("/?after=x", 400),
+        ("/?q=%25_%5C", 200),
+    ] {
         assert_eq!(visitor.get(&shop.base, path).await?.status, status, "{path}");
     }
     let many = "x".repeat(100_000);
@@ -187,18 +302,22 @@ async fn wrong_input_gets_a_clear_answer() -> Result<()> {
     ] {
         assert_eq!(visitor.post(&shop.base, path, &form).await?.status, status, "{path}");
     }
-    // A form sent twice is one order; an order for more than there is, none.
+    // A form sent twice makes one order; an order that exceeds the stock makes none.
     journey(&mut visitor, &[&shop.base], 7).await?;
     visitor.post(&shop.base, "/cart", &[("product", "8"), ("add", "2")]).await?;
     let cart = visitor.get(&shop.base, "/cart").await?;
     let token = common::field(&cart.body, "token").context("a token")?;
     let form = [("token", token.as_str()), ("email", "a@b.c")];
     let mut twin = visitor.clone();
-    let (one, two) = tokio::join!(visitor.post(&shop.base, "/checkout", &form), twin.post(&shop.base, "/checkout", &form));
-    let orders: Vec<_> = [one?.path, two?.path].into_iter().filter(|path| path.starts_with("/orders/")).collect();
+    let (one, two) = tokio::join!(
+        visitor.post(&shop.base, "/checkout", &form),
+        twin.post(&shop.base, "/checkout", &form)
+    );
+    let orders: Vec<_> =
+        [one?.path, two?.path].into_iter().filter(|path| path.starts_with("/orders/")).collect();
     assert!(!orders.is_empty() && orders.iter().all(|o| *o == orders[0]), "{orders:?}");
 
-    // Guessing passwords ends soon.
+    // Password guessing is soon refused.
     let wrong = [("email", "ann@example.com"), ("password", "guess")];
     let mut answers = Vec::new();
     for _ in 0..8 {
@@ -208,7 +327,8 @@ async fn wrong_input_gets_a_clear_answer() -> Result<()> {
     shop.close().await
 }
 
-/// Two hundred addresses guess at one account, and one address at two hundred accounts; the owner still gets in.
+/// Two hundred addresses guess at one account, and one address at two hundred accounts; the owner
+/// can still log in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guessing_is_bounded_and_the_owner_gets_in() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -218,7 +338,10 @@ async fn guessing_is_bounded_and_the_owner_gets_in() -> Result<()> {
     let shared = folder.path().join("shared.toml");
     let limits = NO_LIMIT.replace("[limit]", &format!("[limit]\nurl = {:?}", redis.url()));
     let proxied = "clients = { trusted = [\"127.0.0.1/32\"], header = \"x-forwarded-for\" }\n";
-    std::fs::write(&shared, format!("{proxied}{}", std::fs::read_to_string(&config)?.replace(NO_LIMIT, &limits)))?;
+    std::fs::write(
+        &shared,
+        format!("{proxied}{}", std::fs::read_to_string(&config)?.replace(NO_LIMIT, &limits)),
+    )?;
     let shared = shared.display().to_string();
     let one = Shop::open(folder.path(), &["--config", &shared]).await?;
     let two = Shop::open(folder.path(), &["--config", &shared, "serve"]).await?;
@@ -247,12 +370,18 @@ async fn guessing_is_bounded_and_the_owner_gets_in() -> Result<()> {
             anyhow::Ok(looked_at)
         }
     };
-    let botnet = (0..200).map(|n| (format!("203.0.113.{n}"), "ann@example.com".to_owned())).collect();
+    let botnet =
+        (0..200).map(|n| (format!("203.0.113.{n}"), "ann@example.com".to_owned())).collect();
     assert_eq!(attack(botnet).await?, 50, "of one account, from everywhere: 50 an hour");
-    let spray = (0..200).map(|n| ("192.0.2.1".to_owned(), format!("user{n}@example.com"))).collect();
-    assert!(attack(spray).await? <= 30, "from one address, at every account: 30 in a quarter of an hour");
+    let spray =
+        (0..200).map(|n| ("192.0.2.1".to_owned(), format!("user{n}@example.com"))).collect();
+    assert!(
+        attack(spray).await? <= 30,
+        "from one address, at every account: 30 in a quarter of an hour"
+    );
 
-    // Ann's browser is known; a stranger with her password but not her browser waits with the botnet.
+    // Ann's browser is known; a stranger with her password but another browser is limited with the
+    // botnet.
     assert_eq!(ann.post(&two.base, "/login", &right).await?.status, 200);
     assert_eq!(Visitor::at("198.51.100.9").post(&two.base, "/login", &right).await?.status, 429);
     one.close().await?;
@@ -264,18 +393,25 @@ async fn a_wrong_configuration_ends_at_once_with_one_line() -> Result<()> {
     let folder = tempfile::tempdir()?;
     for (text, words) in [
         ("listne = 1", "line 1: unknown field `listne`"),
-        ("[database]\nurl = \"postgres://u:hunter2@127.0.0.1:1/x\"", "[database]: no database node answered"),
-        ("[cache]\nurl = \"http://u:hunter2@h\"", "[cache]: `http` is no place for a cache"),
+        (
+            "[database]\nurl = \"postgres://u:hunter2@127.0.0.1:1/x\"",
+            "[database]: no database node answered",
+        ),
+        ("[cache]\nurl = \"http://u:hunter2@h\"", "[cache]: cannot use `http` as a cache"),
         ("[queue]\nurl = \"redis://:hunter2@127.0.0.1:1\"", "[queue]: the queue's store"),
         ("[session]\nurl = \"redis+ring://h\"", "[session]"),
         ("[limit]\nlogin = { name = \"login\", quota = 0, per = \"1m\" }", "quota of 0"),
     ] {
         let config = folder.path().join("wrong.toml");
-        let memory =
-            ["[database]\nurl = \"sqlite::memory:\"\n", "[queue]\nurl = \"memory:\"\n", "[session]\nurl = \"memory:\"\n"];
+        let memory = [
+            "[database]\nurl = \"sqlite::memory:\"\n",
+            "[queue]\nurl = \"memory:\"\n",
+            "[session]\nurl = \"memory:\"\n",
+        ];
         let rest: Vec<_> = memory.into_iter().filter(|part| !text.contains(&part[..7])).collect();
         std::fs::write(&config, format!("{text}\n{}", rest.concat()))?;
-        let (process, log) = start(folder.path(), &["--config", &config.display().to_string(), "serve"])?;
+        let (process, log) =
+            start(folder.path(), &["--config", &config.display().to_string(), "serve"])?;
         eventually("it to end", async || (!process.is_running()).then_some(())).await?;
         let said = std::fs::read_to_string(log)?;
         let line = said.lines().find(|line| line.starts_with("shop: ")).context("a line")?;
@@ -290,8 +426,10 @@ fn fleet(folder: &Path, postgres: &Postgres, redis: &Redis, mail_takes: &str) ->
     let replicas: Vec<_> = postgres.nodes()[1..].iter().map(|n| format!("{:?}", n.url())).collect();
     let (primary, redis) = (postgres.node(0).url(), redis.url());
     let text = format!(
-        "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {primary:?}\nreplicas = [{}]\n[cache]\nurl = {redis:?}\n\
-         [queue]\nurl = {redis:?}\nlease = \"1s\"\nmail_takes = {mail_takes:?}\n[session]\nurl = {redis:?}\n{NO_LIMIT}url = {redis:?}\n",
+        "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {primary:?}\n\
+         replicas = [{}]\n[cache]\nurl = {redis:?}\n\
+         [queue]\nurl = {redis:?}\nlease = \"1s\"\nmail_takes = {mail_takes:?}\n[session]\n\
+         url = {redis:?}\n{NO_LIMIT}url = {redis:?}\n",
         replicas.join(", ")
     );
     std::fs::write(&config, text)?;
@@ -317,7 +455,8 @@ async fn on_a_fleet() -> Result<()> {
         async move {
             let mut visitor = Visitor::new();
             for round in 0..3 {
-                // Every request to the other server: session and cart live in neither.
+                // Consecutive requests go to different servers: neither server stores the session
+                // or the cart.
                 let path = journey(&mut visitor, &[&a, &b], 1 + n * 3 + round).await?;
                 receipt(&mut visitor, &a, &path).await?;
             }
@@ -331,7 +470,9 @@ async fn on_a_fleet() -> Result<()> {
 
     // Catalogue reads ran on the replicas, orders were written on the primary.
     let calls = async |node: usize, like: &str| -> Result<u64> {
-        let sql = format!("select coalesce(sum(calls), 0) from pg_stat_statements where query ilike '{like}'");
+        let sql = format!(
+            "select coalesce(sum(calls), 0) from pg_stat_statements where query ilike '{like}'"
+        );
         Ok(postgres.node(node).sql(&sql).await?.parse()?)
     };
     let shelves = "select id, name, category, description%";
@@ -382,8 +523,10 @@ async fn the_cluster_command_opens_and_closes() -> Result<()> {
     let (process, log) = start(folder.path(), &["cluster", "--listen", "127.0.0.1:0"])?;
     let bases = eventually("the fleet to open", async || {
         let text = std::fs::read_to_string(&log).ok()?;
-        let bases: Vec<_> =
-            text.lines().filter_map(|l| Some(l.strip_prefix("web ")?.trim().split(' ').next()?.to_owned())).collect();
+        let bases: Vec<_> = text
+            .lines()
+            .filter_map(|l| Some(l.strip_prefix("web ")?.trim().split(' ').next()?.to_owned()))
+            .collect();
         (text.contains("Ctrl-C") && bases.len() == 2).then_some(bases)
     })
     .await?;

@@ -1,6 +1,8 @@
-//! Sessions in tonic. `cargo run -p tonic-example`, or with `SHARED=redis://…` for several servers: the same code.
+//! Sessions in tonic. `cargo run -p tonic-example`, or with `SHARED=redis://…` for several servers:
+//! the same code.
 //!
-//! The service is gRPC's own health check, so that the example needs no compiler of protocols: it counts how often a visitor has asked.
+//! The service is gRPC's own health check, so that the example needs no protobuf compiler. It
+//! counts how often a visitor has called it.
 
 use scale_session::{Config, Session, SessionLayer};
 use tonic::transport::Server;
@@ -13,19 +15,32 @@ struct Visits;
 
 #[tonic::async_trait]
 impl Health for Visits {
-    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
-        // Extensions of the HTTP request are those of the call.
-        let session = request.extensions().get::<Session>().ok_or_else(|| Status::internal("there is no SessionLayer"))?;
-        let visits = session.increment("visits", 1).await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let mut response = Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() });
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        // Extensions of the HTTP request are also those of the call.
+        let session = request
+            .extensions()
+            .get::<Session>()
+            .ok_or_else(|| Status::internal("no SessionLayer around this service"))?;
+        let visits = session
+            .increment("visits", 1)
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut response =
+            Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() });
         response.metadata_mut().insert("visits", visits.into());
         Ok(response)
     }
 
     type WatchStream = tonic::codegen::BoxStream<HealthCheckResponse>;
 
-    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("ask again"))
+    async fn watch(
+        &self,
+        _: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("only `check` is implemented"))
     }
 }
 
@@ -33,7 +48,11 @@ impl Health for Visits {
 async fn main() -> anyhow::Result<()> {
     let shared = std::env::var("SHARED").unwrap_or_else(|_| "memory:".into());
     let sessions = SessionLayer::connect(&shared, "tonic", Config::default()).await?;
-    Ok(Server::builder().layer(sessions).add_service(HealthServer::new(Visits)).serve(([127, 0, 0, 1], 50_051).into()).await?)
+    Ok(Server::builder()
+        .layer(sessions)
+        .add_service(HealthServer::new(Visits))
+        .serve(([127, 0, 0, 1], 50_051).into())
+        .await?)
 }
 
 #[cfg(test)]
@@ -59,10 +78,15 @@ mod tests {
             }
             Ok(client.clone().check(request).await?)
         };
-        let visits = |answer: &Response<HealthCheckResponse>| answer.metadata().get("visits").map(|n| n.as_bytes().to_vec());
+        let visits = |answer: &Response<HealthCheckResponse>| {
+            answer.metadata().get("visits").map(|n| n.as_bytes().to_vec())
+        };
         let first = ask(None).await?;
         assert_eq!(visits(&first).as_deref(), Some(&b"1"[..]));
-        let cookie = first.metadata().get("set-cookie").and_then(|cookie| cookie.to_str().ok()?.split(';').next());
+        let cookie = first
+            .metadata()
+            .get("set-cookie")
+            .and_then(|cookie| cookie.to_str().ok()?.split(';').next());
         assert!(cookie.is_some(), "a cookie was set");
         let second = ask(cookie).await?;
         assert_eq!(visits(&second).as_deref(), Some(&b"2"[..]));

@@ -1,10 +1,16 @@
-//! The family side by side with its peers and with the bare limit, on the same servers in the same run.
+//! Compares the family with its peers and with the bare minimum, on the same servers and in the
+//! same run.
 //!
-//! `cargo run --release -p scale-bench -- SUITE [--quick] [--only CASE] [--json FILE] [--against FILE] [--svg FOLDER]`
+//! ```text
+//! cargo run --release -p scale-bench -- SUITE [--quick] [--only CASE] [--json FILE] \
+//!     [--against FILE] [--svg FOLDER]
+//! ```
 //!
-//! Subjects of a case take turns, ours before each peer's (A B A C …), so that a machine whose speed drifts drifts for both of a pair; they
-//! go on until the ratios are settled. Printed are the median, the spread (half the range between the quartiles, as a share of the median)
-//! and the ratio: how many times *better* ours is, whatever is measured, by the median of all pairs' ratios.
+//! The subjects of a case take turns, with a turn of the family's crate before each turn of a peer
+//! (A B A C …), so that a drift of the machine's speed affects both turns of a pair. Turns continue
+//! until the ratios are settled. The output has the median, the spread (half the range between the
+//! quartiles, as a share of the median) and the ratio: how many times *better* the family's crate
+//! is, whatever is measured, as the median of the ratios of all pairs.
 
 mod measure;
 mod peer;
@@ -20,21 +26,21 @@ use clap::{Parser, ValueEnum};
 #[derive(Parser)]
 #[command(name = "scale-bench", about = "The scale family side by side with its peers")]
 struct Arguments {
-    /// What to measure.
+    /// Suite to measure.
     suite: Suite,
-    /// A minute a suite instead of several: for a look, not for a README.
+    /// Runs each suite in about a minute instead of several; not exact enough for a README.
     #[arg(long)]
     quick: bool,
-    /// Only the cases whose names contain this.
+    /// Measures only the cases whose names contain this text.
     #[arg(long)]
     only: Option<String>,
-    /// Writes the figures there.
+    /// Writes the figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Says how far each ratio is from that of an earlier run, of which this is the JSON.
+    /// Prints the difference of each ratio from that of an earlier run, given by its JSON file.
     #[arg(long)]
     against: Option<PathBuf>,
-    /// Draws the curves of `growth` into that folder.
+    /// Draws the curves of `growth` into this folder.
     #[arg(long)]
     svg: Option<PathBuf>,
 }
@@ -50,20 +56,20 @@ enum Suite {
     All,
 }
 
-/// How thoroughly.
+/// Thoroughness of a run.
 #[derive(Clone, Copy)]
 struct Effort {
-    /// Of each subject, at the least.
+    /// Minimum number of turns of each subject.
     turns: usize,
-    /// So many times as many at the most, where a ratio is not settled.
+    /// Maximum number of turns, as a factor, if a ratio is not settled.
     patience: usize,
-    /// Multiplies sizes.
+    /// Factor of the sizes.
     scale: usize,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // A part of a suite that needs a process of its own.
+    // A part of a suite that needs a separate process.
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let [part, subject] = &words[..]
         && let Some(figure) = part_alone(part, subject).await
@@ -78,8 +84,11 @@ async fn main() -> Result<()> {
     if let Some(only) = arguments.only {
         let _ = measure::ONLY.set(only);
     }
-    let effort =
-        if arguments.quick { Effort { turns: 1, patience: 1, scale: 1 } } else { Effort { turns: 7, patience: 4, scale: 2 } };
+    let effort = if arguments.quick {
+        Effort { turns: 1, patience: 1, scale: 1 }
+    } else {
+        Effort { turns: 7, patience: 4, scale: 2 }
+    };
     let mut reports = Vec::new();
     let wants = |suite| arguments.suite == suite || arguments.suite == Suite::All;
     if wants(Suite::Db) {
@@ -105,7 +114,8 @@ async fn main() -> Result<()> {
         reports.push(report);
     }
     let earlier = arguments.against.map(std::fs::read_to_string).transpose()?;
-    let earlier: Option<serde_json::Value> = earlier.map(|text| serde_json::from_str(&text)).transpose()?;
+    let earlier: Option<serde_json::Value> =
+        earlier.map(|text| serde_json::from_str(&text)).transpose()?;
     for report in &reports {
         report.print();
         if let Some(earlier) = &earlier {
@@ -114,7 +124,8 @@ async fn main() -> Result<()> {
     }
     if let Some(path) = arguments.json {
         let all = reports.iter().map(report::Report::to_json).collect::<Result<Vec<_>, _>>()?;
-        let text = if let [one] = &all[..] { one.clone() } else { format!("[{}]\n", all.join(",")) };
+        let text =
+            if let [one] = &all[..] { one.clone() } else { format!("[{}]\n", all.join(",")) };
         std::fs::write(path, text)?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Taking turns, and what is made of the figures.
+//! Turns of the subjects, and evaluation of the figures.
 
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use futures_util::future::LocalBoxFuture;
 use crate::Effort;
 use crate::report::{Missing, Ratio, Report, Row};
 
-/// Which way is up.
+/// Direction in which figures improve.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Better {
     Higher,
@@ -21,15 +21,15 @@ pub(crate) static ONLY: OnceLock<String> = OnceLock::new();
 
 type Run<'a> = Box<dyn FnMut() -> LocalBoxFuture<'a, Result<f64>> + 'a>;
 
-/// A ratio is settled when its standard error is estimated to be no more.
+/// Estimated standard error at which a ratio is settled.
 const SETTLED: f64 = 0.03;
 
-/// One question, put to several subjects; the first is ours.
+/// One measurement of several subjects; the first is the family's crate.
 pub(crate) struct Case<'a> {
     name: String,
     unit: &'static str,
     better: Better,
-    /// The ratio is at most 1: beyond the bound nothing is better.
+    /// True if the ratio is at most 1: beyond the bound, no figure is better.
     bounded: bool,
     turns: Option<usize>,
     subjects: Vec<Subject<'a>>,
@@ -40,7 +40,7 @@ struct Subject<'a> {
     target: Option<f64>,
     run: Run<'a>,
     figures: Vec<f64>,
-    /// To ours, of each turn by itself.
+    /// Ratio to the first subject, for each turn.
     ratios: Vec<f64>,
     failed: Option<String>,
 }
@@ -50,29 +50,37 @@ impl<'a> Case<'a> {
         Self { name: name.into(), unit, better, bounded: false, turns: None, subjects: Vec::new() }
     }
 
-    /// A question of yes or no: how far our figure is on the good side says nothing, and the ratio is 1 there.
+    /// Declares a yes-or-no measurement: on the good side of the bound the distance does not
+    /// matter, and the ratio is 1.
     pub(crate) fn bounded(mut self) -> Self {
         self.bounded = true;
         self
     }
 
-    /// So many turns at the least, where those of the whole run are too few or take too long.
+    /// Sets the minimum number of turns, if that of the run is too small or takes too long.
     pub(crate) fn turns(mut self, turns: usize) -> Self {
         self.turns = Some(turns);
         self
     }
 
-    /// A subject; `run` returns one figure.
+    /// Adds a subject; `run` returns one figure.
     pub(crate) fn subject<F>(mut self, name: &str, mut run: impl FnMut() -> F + 'a) -> Self
     where
         F: Future<Output = Result<f64>> + 'a,
     {
         let run: Run<'a> = Box::new(move || Box::pin(run()));
-        self.subjects.push(Subject { name: name.into(), target: None, run, figures: vec![], ratios: vec![], failed: None });
+        self.subjects.push(Subject {
+            name: name.into(),
+            target: None,
+            run,
+            figures: vec![],
+            ratios: vec![],
+            failed: None,
+        });
         self
     }
 
-    /// The ratio to the last subject that is asked for.
+    /// Sets the target of the ratio to the last subject.
     pub(crate) fn target(mut self, ratio: f64) -> Self {
         if let Some(last) = self.subjects.last_mut() {
             last.target = Some(ratio);
@@ -80,10 +88,13 @@ impl<'a> Case<'a> {
         self
     }
 
-    /// Runs all, in turns: ours before each peer's, so that a machine whose speed drifts drifts for both of a pair. Turns go on until each
-    /// ratio is settled, or the patience is at its end. A subject that fails is reported as missing.
+    /// Runs all subjects in turns, the first one before each turn of a peer, so that a drift of the
+    /// machine's speed affects both turns of a pair. Turns continue until each ratio is settled, or
+    /// the maximum is reached. A subject that fails is reported as missing.
     pub(crate) async fn measure(mut self, effort: Effort, report: &mut Report) {
-        if self.subjects.is_empty() || ONLY.get().is_some_and(|only| !self.name.contains(only.as_str())) {
+        if self.subjects.is_empty()
+            || ONLY.get().is_some_and(|only| !self.name.contains(only.as_str()))
+        {
             return;
         }
         #[allow(clippy::print_stderr)]
@@ -93,18 +104,21 @@ impl<'a> Case<'a> {
         let mut ours = self.subjects.remove(0);
         let mut peers = std::mem::take(&mut self.subjects);
         let least = self.turns.unwrap_or(effort.turns);
-        // The first turn warms up and does not count.
+        // The first turn is a warm-up and does not count.
         for turn in 0..=least * effort.patience {
             let counts = turn > 0;
             if peers.is_empty() && turn <= least {
                 ours.take_turn(&self.name, counts).await;
             }
-            for peer in peers.iter_mut().filter(|peer| peer.failed.is_none() && !peer.is_settled(least)) {
+            for peer in
+                peers.iter_mut().filter(|peer| peer.failed.is_none() && !peer.is_settled(least))
+            {
                 let mine = ours.take_turn(&self.name, counts).await;
                 let theirs = peer.take_turn(&self.name, counts).await;
                 if let (Some(mine), Some(theirs), true) = (mine, theirs, counts) {
-                    // There is none to nothing.
-                    peer.ratios.extend(Some(self.ratio(mine, theirs)).filter(|ratio| ratio.is_finite()));
+                    // There is no ratio to zero.
+                    peer.ratios
+                        .extend(Some(self.ratio(mine, theirs)).filter(|ratio| ratio.is_finite()));
                 }
             }
         }
@@ -116,7 +130,14 @@ impl<'a> Case<'a> {
             }
             let (figures, unit) = (subject.figures, self.unit);
             let (value, spread) = (median(&figures), spread(&figures));
-            report.rows.push(Row { case: case.clone(), subject: name.clone(), value, unit, spread, figures });
+            report.rows.push(Row {
+                case: case.clone(),
+                subject: name.clone(),
+                value,
+                unit,
+                spread,
+                figures,
+            });
             if !subject.ratios.is_empty() {
                 let ratio = median(&subject.ratios);
                 report.ratios.push(Ratio { case, against: name, ratio, target: subject.target });
@@ -124,7 +145,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// How many times better ours is.
+    /// Returns how many times better the first subject is.
     fn ratio(&self, ours: f64, theirs: f64) -> f64 {
         let ratio = if self.better == Better::Higher { ours / theirs } else { theirs / ours };
         if self.bounded { ratio.min(1.0) } else { ratio }
@@ -154,14 +175,16 @@ impl Subject<'_> {
         }
     }
 
-    /// By the standard error of a median of what is about normally distributed.
+    /// Decides by the standard error of the median of an approximately normal distribution.
     fn is_settled(&self, least: usize) -> bool {
         let turns = self.figures.len();
-        turns >= least && (self.ratios.is_empty() || 1.86 * spread(&self.ratios) / (turns as f64).sqrt() <= SETTLED)
+        turns >= least
+            && (self.ratios.is_empty()
+                || 1.86 * spread(&self.ratios) / (turns as f64).sqrt() <= SETTLED)
     }
 }
 
-/// Runs `one` from many tasks at once; operations a second.
+/// Runs `one` from many tasks concurrently. Returns operations per second.
 pub(crate) async fn concurrently<F, Fut>(tasks: usize, count: usize, one: F) -> Result<f64>
 where
     F: Fn(usize) -> Fut + Clone + Send + 'static,
@@ -179,7 +202,7 @@ where
     .await
 }
 
-/// Gives each of many tasks its number and its share of `count` operations; operations a second.
+/// Gives each task its number and its share of `count` operations. Returns operations per second.
 pub(crate) async fn each_task<F, Fut>(tasks: usize, count: usize, share: F) -> Result<f64>
 where
     F: Fn(usize, usize) -> Fut,
@@ -193,27 +216,31 @@ where
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-/// What the system counts as memory of this process, MB: `RssAnon` is what it allocated and has touched, without the pages of its program;
-/// `VmRSS` is both, `VmHWM` the most of it so far.
+/// Returns the memory of this process as counted by the system, MB: `RssAnon` is allocated and
+/// touched memory without the pages of the program; `VmRSS` is both, `VmHWM` its maximum so far.
 pub(crate) fn memory(what: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
-    line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()).map_or(f64::NAN, |kib| kib * 1_024.0 / 1e6)
+    line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok())
+        .map_or(f64::NAN, |kib| kib * 1_024.0 / 1e6)
 }
 
 fn median(figures: &[f64]) -> f64 {
     f64::midpoint(quantile(figures, 0.5, f64::floor), quantile(figures, 0.5, f64::ceil))
 }
 
-/// Half the distance between the quartiles, as a share of the median.
+/// Returns half the distance between the quartiles, as a share of the median.
 fn spread(figures: &[f64]) -> f64 {
     let distance = quantile(figures, 0.75, f64::round) - quantile(figures, 0.25, f64::round);
     if distance > 0.0 { distance / 2.0 / median(figures) } else { 0.0 }
 }
 
-/// What stands at this share of all.
+/// Returns the quantile at this share.
 fn quantile(figures: &[f64], share: f64, whole: fn(f64) -> f64) -> f64 {
     let mut sorted = figures.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
-    sorted.get(whole((sorted.len().max(1) - 1) as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+    sorted
+        .get(whole((sorted.len().max(1) - 1) as f64 * share) as usize)
+        .copied()
+        .unwrap_or(f64::NAN)
 }

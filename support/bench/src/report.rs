@@ -1,9 +1,9 @@
-//! Figures, and how they are shown.
+//! Figures and their output.
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// Two runs that differ by more do not agree.
+/// Largest difference between two runs that agree.
 const AGREEMENT: f64 = 0.15;
 
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub(crate) struct Report {
     pub(crate) suite: &'static str,
     pub(crate) rows: Vec<Row>,
     pub(crate) ratios: Vec<Ratio>,
-    /// Peers that could not be measured, and why.
+    /// Peers that could not be measured, with the reason.
     pub(crate) missing: Vec<Missing>,
 }
 
@@ -22,7 +22,7 @@ pub(crate) struct Row {
     pub(crate) value: f64,
     pub(crate) unit: &'static str,
     pub(crate) spread: f64,
-    /// Of each turn, as they came.
+    /// Figures of all turns, in order.
     pub(crate) figures: Vec<f64>,
 }
 
@@ -31,7 +31,7 @@ pub(crate) struct Ratio {
     pub(crate) case: String,
     pub(crate) against: String,
     pub(crate) ratio: f64,
-    /// What the crate's issue asks for.
+    /// Target from the crate's issue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) target: Option<f64>,
 }
@@ -52,11 +52,18 @@ impl Report {
     pub(crate) fn to_json(&self) -> serde_json::Result<String> {
         fn lines<T: Serialize>(all: &[T]) -> serde_json::Result<String> {
             let all: Vec<_> = all.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-            Ok(if all.is_empty() { "[]".to_owned() } else { format!("[\n    {}\n  ]", all.join(",\n    ")) })
+            Ok(if all.is_empty() {
+                "[]".to_owned()
+            } else {
+                format!("[\n    {}\n  ]", all.join(",\n    "))
+            })
         }
         let (suite, rows) = (serde_json::to_string(self.suite)?, lines(&self.rows)?);
         let (ratios, missing) = (lines(&self.ratios)?, lines(&self.missing)?);
-        Ok(format!("{{\n  \"suite\": {suite},\n  \"rows\": {rows},\n  \"ratios\": {ratios},\n  \"missing\": {missing}\n}}\n"))
+        Ok(format!(
+            "{{\n  \"suite\": {suite},\n  \"rows\": {rows},\n  \"ratios\": \
+             {ratios},\n  \"missing\": {missing}\n}}\n"
+        ))
     }
 
     #[allow(clippy::print_stdout)]
@@ -77,22 +84,30 @@ impl Report {
                 .target
                 .map(|t| format!("   target {t}{}", if ratio.ratio >= t { "" } else { "  MISSED" }))
                 .unwrap_or_default();
-            println!("  {:<16} vs {:<19} {:>14.2} ×{target}", ratio.case, ratio.against, ratio.ratio);
+            println!(
+                "  {:<16} vs {:<19} {:>14.2} ×{target}",
+                ratio.case, ratio.against, ratio.ratio
+            );
         }
         for missing in &self.missing {
             println!("  {:<16} {:<22} missing: {}", missing.case, missing.subject, missing.why);
         }
     }
 
-    /// How far each ratio is from that of an earlier run, whose JSON is that of one report or of several.
+    /// Prints the difference of each ratio from that of an earlier run, whose JSON contains one
+    /// report or several.
     #[allow(clippy::print_stdout)]
     pub(crate) fn print_against(&self, earlier: &Value) {
         let reports = earlier.as_array().map_or(std::slice::from_ref(earlier), Vec::as_slice);
-        let Some(report) = reports.iter().find(|report| report["suite"] == self.suite) else { return };
+        let Some(report) = reports.iter().find(|report| report["suite"] == self.suite) else {
+            return;
+        };
         let known = report["ratios"].as_array().map_or(&[][..], Vec::as_slice);
         println!("\n{} beside the earlier run", self.suite);
         for ratio in &self.ratios {
-            let before = known.iter().find(|known| known["case"] == *ratio.case && known["against"] == *ratio.against);
+            let before = known
+                .iter()
+                .find(|known| known["case"] == *ratio.case && known["against"] == *ratio.against);
             let Some(before) = before.and_then(|known| known["ratio"].as_f64()) else { continue };
             let apart = (ratio.ratio / before).max(before / ratio.ratio) - 1.0;
             let mark = if apart > AGREEMENT { "   APART" } else { "" };

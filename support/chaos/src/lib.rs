@@ -1,4 +1,4 @@
-//! Random faults played against the scale family, and what they did. See the README.
+//! Random faults against the scale family, and counts of their effects. See the README.
 
 pub mod db;
 pub mod queue;

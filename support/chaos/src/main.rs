@@ -1,4 +1,4 @@
-//! Random faults played against the family, for minutes, and a count of what they did. See the README.
+//! Random faults against the family for some minutes, and counts of their effects. See the README.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use scale_chaos::db;
 use scale_chaos::queue::{self, Setting, StoreKind};
 
 #[derive(Parser)]
-#[command(name = "scale-chaos", about = "Random faults, and what they did")]
+#[command(name = "scale-chaos", about = "Random faults, and counts of their effects")]
 struct Arguments {
     #[command(subcommand)]
     suite: Suite,
@@ -19,7 +19,7 @@ struct Arguments {
 enum Suite {
     /// Jobs: workers, servers and connections fail.
     Queue {
-        /// How long faults are played on each store.
+        /// Minutes for which faults are played on each store.
         #[arg(long, default_value_t = 2.0)]
         minutes: f64,
         /// On these stores only.
@@ -28,10 +28,13 @@ enum Suite {
         /// Draws the same faults again.
         #[arg(long)]
         seed: Option<u64>,
+        /// This program, built from an earlier commit: both versions run, as during a deployment.
+        #[arg(long)]
+        beside: Option<PathBuf>,
     },
     /// Databases: primaries move, replicas lag, links are cut.
     Db {
-        /// How long faults are played.
+        /// Minutes for which faults are played.
         #[arg(long, default_value_t = 2.0)]
         minutes: f64,
         /// Draws the same faults again.
@@ -41,21 +44,21 @@ enum Suite {
     /// An application process of the suite `db`.
     #[command(hide = true)]
     DbApp {
-        /// Which one it is.
+        /// Number of this process.
         number: usize,
-        /// How many there are.
+        /// Number of processes.
         processes: usize,
-        /// Where they note what they did.
+        /// Folder of the journals.
         folder: PathBuf,
-        /// Its ways to the nodes.
+        /// Addresses of the nodes, through the proxies of this process.
         urls: Vec<String>,
     },
     /// A worker process of the suite `queue`.
     #[command(hide = true)]
     QueueWorker {
-        /// Where the jobs are.
+        /// Address of the jobs' store.
         url: String,
-        /// Where it notes what it begins and ends.
+        /// File in which the worker records the jobs that it begins and ends.
         journal: PathBuf,
     },
 }
@@ -64,24 +67,37 @@ enum Suite {
 async fn main() -> Result<()> {
     match Arguments::parse().suite {
         Suite::QueueWorker { url, journal } => queue::work(&url, &journal).await,
-        Suite::DbApp { number, processes, folder, urls } => db::app(number, processes, &folder, &urls).await,
+        Suite::DbApp { number, processes, folder, urls } => {
+            db::app(number, processes, &folder, &urls).await
+        }
         Suite::Db { minutes, seed } => {
             let seed = seed.unwrap_or_else(|| fastrand::u64(..));
             report(format_args!("seed {seed}, {minutes} minutes\n{}", db::Outcome::HEAD));
             let time = Duration::from_secs_f64(minutes * 60.0);
-            let outcome = db::run(db::Setting { time, seed, program: std::env::current_exe()? }).await?;
+            let outcome =
+                db::run(db::Setting { time, seed, program: std::env::current_exe()? }).await?;
             report(format_args!("{outcome}"));
             ensure!(outcome.broken() == 0, "{} promises were broken", outcome.broken());
             Ok(())
         }
-        Suite::Queue { minutes, store, seed } => {
+        Suite::Queue { minutes, store, seed, beside } => {
             let seed = seed.unwrap_or_else(|| fastrand::u64(..));
             let stores = if store.is_empty() { StoreKind::ALL.to_vec() } else { store };
             let mut broken = 0;
-            report(format_args!("seed {seed}, {minutes} minutes a store\n{}", queue::Outcome::HEAD));
+            report(format_args!(
+                "seed {seed}, {minutes} minutes a store\n{}",
+                queue::Outcome::HEAD
+            ));
             for store in stores {
                 let time = Duration::from_secs_f64(minutes * 60.0);
-                let outcome = queue::run(Setting { store, time, seed, program: std::env::current_exe()? }).await?;
+                let outcome = queue::run(Setting {
+                    store,
+                    time,
+                    seed,
+                    program: std::env::current_exe()?,
+                    beside: beside.clone(),
+                })
+                .await?;
                 broken += outcome.broken();
                 report(format_args!("{outcome}"));
             }

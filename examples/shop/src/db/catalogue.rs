@@ -1,12 +1,13 @@
-//! What is for sale.
+//! Catalogue: the products for sale.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 
+use super::sql;
 use crate::app::Database;
 
-/// A product, but for its stock: that changes with every order and is never cached.
+/// A product without its stock, which changes with every order and is never cached.
 #[derive(Clone, Debug, Serialize, Deserialize, FromRow)]
 pub(crate) struct Product {
     pub(crate) id: i64,
@@ -16,24 +17,24 @@ pub(crate) struct Product {
     pub(crate) price_cents: i64,
 }
 
-/// What somebody looks for.
+/// A search for products.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Search {
     #[serde(default)]
     pub(crate) q: String,
     #[serde(default)]
     pub(crate) category: String,
-    /// The last product of the page before: keyset pagination, as fast on page 10,000 as on page 1.
+    /// Last product of the previous page: keyset pagination, as fast on page 10,000 as on page 1.
     #[serde(default)]
     pub(crate) after: i64,
 }
 
 pub(crate) const PAGE: usize = 24;
-/// Longer ones are cut: nobody types them.
+/// Maximum length of a search text; longer ones are cut off.
 const LONGEST_QUERY: usize = 64;
 
 impl Search {
-    /// As it is looked up and cached: two searches that mean the same are the same.
+    /// Returns the canonical form, for lookup and cache: equivalent searches become equal.
     pub(crate) fn normal(mut self) -> Self {
         self.q = self.q.trim().to_lowercase();
         self.q.truncate(self.q.floor_char_boundary(LONGEST_QUERY));
@@ -47,16 +48,19 @@ impl Search {
     }
 }
 
-/// One page, and one product more if there is a next page.
+/// Returns one page, and one more product if there is a next page.
 pub(crate) async fn page(db: &Database, search: &Search) -> Result<Vec<Product>, sqlx::Error> {
-    // The user's own wildcards are characters like others.
-    let escaped = search.q.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+    // Wildcards in the user's text are ordinary characters.
+    let escaped = search.q.replace('!', "!!").replace('%', "!%").replace('_', "!_");
     let pattern = if escaped.is_empty() { "%".to_owned() } else { format!("%{escaped}%") };
-    sqlx::query_as(
+    sqlx::query_as(sql(
+        db,
         "select id, name, category, description, price_cents from products \
-         where id > $1 and ($2 = '' or category = $2) and lower(name) like $3 escape '\\' order by id limit $4",
-    )
+         where id > $1 and ($2 = '' or category = $3) and lower(name) like $4 escape '!' \
+         order by id limit $5",
+    ))
     .bind(search.after)
+    .bind(search.category.clone())
     .bind(search.category.clone())
     .bind(pattern)
     .bind(PAGE as i64 + 1)
@@ -65,17 +69,26 @@ pub(crate) async fn page(db: &Database, search: &Search) -> Result<Vec<Product>,
 }
 
 pub(crate) async fn categories(db: &Database) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar("select category from products group by category order by category").fetch_all(db).await
-}
-
-pub(crate) async fn product(db: &Database, id: i64) -> Result<Option<Product>, sqlx::Error> {
-    sqlx::query_as("select id, name, category, description, price_cents from products where id = $1")
-        .bind(id)
-        .fetch_optional(db)
+    sqlx::query_scalar("select category from products group by category order by category")
+        .fetch_all(db)
         .await
 }
 
+pub(crate) async fn product(db: &Database, id: i64) -> Result<Option<Product>, sqlx::Error> {
+    sqlx::query_as(sql(
+        db,
+        "select id, name, category, description, price_cents from products where id = $1",
+    ))
+    .bind(id)
+    .fetch_optional(db)
+    .await
+}
+
 pub(crate) async fn stock(db: &Database, id: i64) -> Result<i64, sqlx::Error> {
-    let stock: Option<i64> = sqlx::query_scalar("select stock from products where id = $1").bind(id).fetch_optional(db).await?;
+    let stock: Option<i64> =
+        sqlx::query_scalar(sql(db, "select stock from products where id = $1"))
+            .bind(id)
+            .fetch_optional(db)
+            .await?;
     Ok(stock.unwrap_or(0))
 }

@@ -1,4 +1,5 @@
-//! Tables and queries. The same SQL runs on SQLite and Postgres; only the tables are written twice.
+//! Tables and queries. The same SQL runs on SQLite, Postgres and MariaDB; only the tables are
+//! defined three times.
 
 pub(crate) mod catalogue;
 pub(crate) mod devices;
@@ -9,24 +10,65 @@ pub(crate) mod users;
 
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use scale_db::Dialect;
-use scale_queue::store::Relay;
+use scale_queue::relay::Relay;
+use scale_queue::store::System;
+use scale_session::store::{Database as Pool, Options};
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use crate::app::Database;
+use crate::config::Config;
 
-/// Makes what is not there.
-pub(crate) async fn migrate(db: &Database) -> Result<()> {
+/// Creates missing tables: those of the shop, and those of the queue and the sessions if they are
+/// in a database.
+pub(crate) async fn migrate(config: &Config) -> Result<()> {
+    let db: Database = config.database.clone().connect().await.context("[database]")?;
     let tables = match db.dialect() {
         Dialect::Sqlite => include_str!("sqlite.sql"),
         Dialect::Postgres => include_str!("postgres.sql"),
-        Dialect::MySql => bail!("the shop has no tables for MySQL"),
+        Dialect::MySql => include_str!("mysql.sql"),
+        other => anyhow::bail!("[database] the shop has no tables for {other:?}"),
     };
-    sqlx::raw_sql(tables).execute(db).await.context("making the tables")?;
-    Relay::migrate(&mut *db.acquire().await?).await.context("making the outbox")
+    sqlx::raw_sql(tables).execute(&db).await.context("creating the tables")?;
+    if System::of(&config.queue.url).is_some() {
+        let pool =
+            Pool::connect(&config.queue.url, &Options::default()).await.context("[queue]")?;
+        scale_queue::store::migrate(pool).await.context("[queue]")?;
+    } else {
+        let pool =
+            Pool::connect(&config.database.url, &Options::default()).await.context("[database]")?;
+        Relay::migrate(pool).await.context("creating the outbox")?;
+    }
+    if System::of(&config.session.url).is_some() {
+        let pool =
+            Pool::connect(&config.session.url, &Options::default()).await.context("[session]")?;
+        scale_session::store::migrate(pool).await.context("[session]")?;
+    }
+    Ok(())
 }
 
-/// Milliseconds since 1970, as all times are stored.
+/// Returns a statement with the database's form of parameters: MariaDB has no `$1`, and binds
+/// parameters in order.
+pub(crate) fn sql(db: &Database, text: &'static str) -> SqlStr {
+    if db.dialect() != Dialect::MySql {
+        return text.into_sql_str();
+    }
+    let mut written = String::with_capacity(text.len());
+    for (number, piece) in text.split('$').enumerate() {
+        if number > 0 {
+            written.push('?');
+        }
+        written.push_str(if number == 0 {
+            piece
+        } else {
+            piece.trim_start_matches(|c: char| c.is_ascii_digit())
+        });
+    }
+    AssertSqlSafe(written).into_sql_str()
+}
+
+/// Returns milliseconds since 1970, the form in which all times are stored.
 pub(crate) fn now_ms() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64
 }

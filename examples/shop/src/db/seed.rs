@@ -1,15 +1,20 @@
-//! Some two thousand products that read like a shop's, always the same ones, and an account to log in with.
+//! Two thousand sample products, always the same ones, and an account to log in with.
 
 use anyhow::{Context, Result};
 
+use super::sql;
 use crate::app::Database;
 use scale_session::auth::Passwords;
 
-const MATERIALS: [&str; 12] =
-    ["Oak", "Walnut", "Linen", "Wool", "Copper", "Brass", "Stoneware", "Glass", "Cork", "Bamboo", "Slate", "Enamel"];
-const STYLES: [&str; 10] = ["Classic", "Low", "Tall", "Folding", "Striped", "Round", "Small", "Wide", "Everyday", "Winter"];
+const MATERIALS: [&str; 12] = [
+    "Oak", "Walnut", "Linen", "Wool", "Copper", "Brass", "Stoneware", "Glass", "Cork", "Bamboo",
+    "Slate", "Enamel",
+];
+const STYLES: [&str; 10] = [
+    "Classic", "Low", "Tall", "Folding", "Striped", "Round", "Small", "Wide", "Everyday", "Winter",
+];
 
-/// Category, things in it, lowest price in cents, what is said about them.
+/// Category, its products, the lowest price in cents, and the description.
 const SHELVES: [(&str, [&str; 4], i64, &str); 5] = [
     (
         "Kitchen",
@@ -43,13 +48,14 @@ const SHELVES: [(&str, [&str; 4], i64, &str); 5] = [
     ),
 ];
 
-/// The account that the log-in page offers.
+/// Account that the log-in page shows.
 pub(crate) const EMAIL: &str = "ann@example.com";
 pub(crate) const PASSWORD: &str = "correct horse battery staple";
 
-/// Fills what is empty; returns how many products there are.
+/// Fills empty tables; returns the number of products.
 pub(crate) async fn run(db: &Database) -> Result<i64> {
-    let count: i64 = sqlx::query_scalar("select count(*) from products").fetch_one(db.primary()).await?;
+    let count: i64 =
+        sqlx::query_scalar("select count(*) from products").fetch_one(db.primary()).await?;
     if count > 0 {
         return Ok(count);
     }
@@ -60,29 +66,33 @@ pub(crate) async fn run(db: &Database) -> Result<i64> {
             for (category, things, lowest, text) in SHELVES {
                 for thing in things {
                     number += 1;
-                    sqlx::query(
-                        "insert into products (name, category, description, price_cents, stock) values ($1, $2, $3, $4, $5)",
-                    )
-                    .bind(format!("{style} {} {}", material.to_lowercase(), thing.to_lowercase()))
-                    .bind(category)
-                    .bind(format!("{material}, {}. {text}", style.to_lowercase()))
-                    .bind(lowest + number * 37 % 90 * 50)
-                    .bind(5 + number * 13 % 60)
-                    .execute(&mut *tx)
-                    .await
-                    .context("filling the shelves")?;
+                    let insert = "insert into products (name, category, description, price_cents, \
+                        stock) values ($1, $2, $3, $4, $5)";
+                    sqlx::query(sql(db, insert))
+                        .bind(format!(
+                            "{style} {} {}",
+                            material.to_lowercase(),
+                            thing.to_lowercase()
+                        ))
+                        .bind(category)
+                        .bind(format!("{material}, {}. {text}", style.to_lowercase()))
+                        .bind(lowest + number * 37 % 90 * 50)
+                        .bind(5 + number * 13 % 60)
+                        .execute(&mut *tx)
+                        .await
+                        .context("inserting the products")?;
                 }
             }
         }
     }
     let password = Passwords::new().hash(PASSWORD).await?;
-    sqlx::query("insert into users (email, name, password) values ($1, $2, $3)")
+    sqlx::query(sql(db, "insert into users (email, name, password) values ($1, $2, $3)"))
         .bind(EMAIL)
         .bind("Ann")
         .bind(password)
         .execute(&mut *tx)
         .await?;
     tx.commit().await?;
-    tracing::info!(products = number, "the shelves are filled");
+    tracing::info!(products = number, "the products were inserted");
     Ok(number)
 }

@@ -1,4 +1,4 @@
-//! In and out.
+//! Pages to log in and out.
 
 use axum::Form;
 use axum::extract::State;
@@ -21,7 +21,7 @@ pub(crate) struct Login {
     password: String,
 }
 
-/// The cookie of a browser that has logged in before.
+/// Cookie of a browser that has logged in before.
 const DEVICE: &str = "device";
 
 pub(crate) async fn form(State(app): State<App>, session: Session) -> Page {
@@ -35,7 +35,10 @@ async fn page(app: &App, session: &Session, wrong: Option<&str>) -> Result<Marku
             @if let Some(wrong) = wrong { p.note { (wrong) } }
             form.stack method="post" action="/login" {
                 label { "E-mail" input type="email" name="email" required autocomplete="username"; }
-                label { "Password" input type="password" name="password" required autocomplete="current-password"; }
+                label {
+                    "Password"
+                    input type="password" name="password" required autocomplete="current-password";
+                }
                 button { "Log in" }
             }
             (passkeys::button(app))
@@ -46,7 +49,12 @@ async fn page(app: &App, session: &Session, wrong: Option<&str>) -> Result<Marku
     layout(session, "Log in", content).await
 }
 
-pub(crate) async fn log_in(State(app): State<App>, session: Session, request: Parts, Form(login): Form<Login>) -> Page {
+pub(crate) async fn log_in(
+    State(app): State<App>,
+    session: Session,
+    request: Parts,
+    Form(login): Form<Login>,
+) -> Page {
     let email = login.email.trim().to_lowercase();
     let device = cookie(&request, DEVICE);
     let known = match &device {
@@ -54,30 +62,39 @@ pub(crate) async fn log_in(State(app): State<App>, session: Session, request: Pa
         None => false,
     };
     let address = app.clients.key(&request).unwrap_or_else(|| "unknown".into());
-    let attempt = Attempt { account: &email, address: &address, known_device: device.as_deref().filter(|_| known) };
+    let attempt = Attempt {
+        account: &email,
+        address: &address,
+        known_device: device.as_deref().filter(|_| known),
+    };
     let pending = match app.logins.begin(attempt).await {
         Ok(pending) => pending,
         Err(too_many) => {
             let seconds = too_many.retry_after.as_secs() + 1;
-            // The owner at a new browser, while a botnet guesses: a link by e-mail makes the browser known.
+            // The owner at a new browser, during an attack by a botnet: a link by e-mail makes the
+            // browser known.
             let wrong = if too_many.because == Counted::Account && app.links.is_some() {
-                "Somebody has tried too many passwords of this account. If it is yours, let us send you a link."
+                "Too many passwords were tried for this account. If it is yours, let us \
+                 send you a link."
             } else {
                 "Too many attempts have failed. Please wait a while."
             };
             let page = page(&app, &session, Some(wrong)).await?;
-            return Ok((StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, seconds.to_string())], page).into_response());
+            return Ok((StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, seconds.to_string())], page)
+                .into_response());
         }
     };
     let account = users::log_in(&app.db, &app.passwords, &login.email, &login.password).await?;
     let Some(account) = account else {
-        return Ok(
-            (StatusCode::UNAUTHORIZED, page(&app, &session, Some("E-mail and password do not fit.")).await?).into_response()
-        );
+        return Ok((
+            StatusCode::UNAUTHORIZED,
+            page(&app, &session, Some("E-mail or password is wrong.")).await?,
+        )
+            .into_response());
     };
     pending.succeeded().await;
     session.insert(USER, &account).await?;
-    // With a new id: one that somebody planted or saw before is worth nothing from here on.
+    // Creates a new id: an id that was planted or seen before is useless from here on.
     session.sign_in(&account.email, &devices_page::name(&request)).await?;
     let mut response = Redirect::to("/").into_response();
     if !known {
@@ -86,18 +103,24 @@ pub(crate) async fn log_in(State(app): State<App>, session: Session, request: Pa
     Ok(response)
 }
 
-/// Makes a browser known: its guesses are counted by themselves.
-pub(super) async fn remember(app: &App, email: &str, response: &mut Response) -> Result<(), Failure> {
+/// Registers a browser as known: its guesses are counted separately.
+pub(super) async fn remember(
+    app: &App,
+    email: &str,
+    response: &mut Response,
+) -> Result<(), Failure> {
     let token = devices::remember(&app.db, email).await?;
     let secure = if app.plain_http { "" } else { "; Secure" };
-    let cookie = format!("{DEVICE}={token}; Path=/login; HttpOnly; SameSite=Lax; Max-Age=31536000{secure}");
+    let cookie =
+        format!("{DEVICE}={token}; Path=/login; HttpOnly; SameSite=Lax; Max-Age=31536000{secure}");
     response.headers_mut().append(SET_COOKIE, cookie.parse()?);
     Ok(())
 }
 
 fn cookie(request: &Parts, name: &str) -> Option<String> {
     let lines = request.headers.get_all(COOKIE).into_iter().filter_map(|line| line.to_str().ok());
-    let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let mut pairs =
+        lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(n, _)| *n == name).map(|(_, value)| value.to_owned())
 }
 

@@ -1,4 +1,4 @@
-//! The cart: a field of the session, changed atomically, so that two clicks at once both count.
+//! The cart: a field of the session, changed atomically, so that two concurrent clicks both count.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::{CART, Failure, Page, catalogue, layout, money};
 use crate::app::App;
 use crate::db::orders::Item;
 
-/// Pieces by product.
+/// Quantities by product.
 pub(crate) type Cart = BTreeMap<i64, i64>;
 
 const MOST_PRODUCTS: usize = 50;
@@ -22,7 +22,7 @@ const MOST_PIECES: i64 = 20;
 #[derive(Deserialize)]
 pub(crate) struct Change {
     product: i64,
-    /// May be negative.
+    /// Number of pieces to add; may be negative.
     add: i64,
 }
 
@@ -31,7 +31,11 @@ pub(crate) async fn count(session: &Session) -> Result<i64, Failure> {
     Ok(cart.unwrap_or_default().values().sum())
 }
 
-pub(crate) async fn change(State(app): State<App>, session: Session, Form(change): Form<Change>) -> Page {
+pub(crate) async fn change(
+    State(app): State<App>,
+    session: Session,
+    Form(change): Form<Change>,
+) -> Page {
     if catalogue::find(&app, change.product).await?.is_some() {
         session
             .update(CART, |cart: Option<Cart>| {
@@ -48,13 +52,18 @@ pub(crate) async fn change(State(app): State<App>, session: Session, Form(change
     Ok(Redirect::to("/cart").into_response())
 }
 
-/// What is in the cart, at today's prices; what is no longer sold is left out.
+/// Returns the items of the cart at current prices, without products that are no longer sold.
 pub(crate) async fn items(app: &App, session: &Session) -> Result<Vec<Item>, Failure> {
     let cart: Cart = session.get(CART).await?.unwrap_or_default();
     let mut items = Vec::new();
     for (product_id, quantity) in cart {
         if let Some(product) = &*catalogue::find(app, product_id).await? {
-            items.push(Item { product_id, name: product.name.clone(), quantity, price_cents: product.price_cents });
+            items.push(Item {
+                product_id,
+                name: product.name.clone(),
+                quantity,
+                price_cents: product.price_cents,
+            });
         }
     }
     Ok(items)
@@ -74,16 +83,26 @@ pub(crate) async fn show(State(app): State<App>, session: Session) -> Page {
                     @for item in &items {
                         tr {
                             td { a href={ "/products/" (item.product_id) } { (item.name) } }
-                            td { div.row { (step(item.product_id, -1, "−")) (item.quantity) (step(item.product_id, 1, "+")) } }
+                            td {
+                                div.row {
+                                    (step(item.product_id, -1, "−"))
+                                    (item.quantity)
+                                    (step(item.product_id, 1, "+"))
+                                }
+                            }
                             td.number { (money(item.quantity * item.price_cents)) }
                         }
                     }
                     tr { th colspan="2" { "Total" } th.number { (money(total)) } }
                 }
                 form.stack method="post" action="/checkout" {
-                    // Sent twice, it is one order all the same.
+                    // A form sent twice is still one order.
                     input type="hidden" name="token" value=(uuid::Uuid::new_v4());
-                    label { "Where the receipt goes" input type="email" name="email" required maxlength="254" placeholder="you@example.com"; }
+                    label {
+                        "E-mail address for the receipt"
+                        input type="email" name="email" required maxlength="254"
+                            placeholder="you@example.com";
+                    }
                     button { "Buy" }
                 }
             }

@@ -1,4 +1,5 @@
-//! The shelves, and one thing on them. What is the same for everybody comes through the cache; stock comes from the database.
+//! Catalogue pages and product pages. Content that is the same for all visitors comes through the
+//! cache; stock comes from the database.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::{Failure, Page, drawing, layout, money, problem};
 use crate::app::App;
 use crate::db::catalogue::{self, PAGE, Product, Search};
 
-/// When the database fails, yesterday's shelves are better than none.
+/// Returns options for cached pages: if the database fails, outdated pages are better than none.
 fn kept(ttl: Duration) -> Options {
     Options::ttl(ttl).stale_if_error(Duration::from_hours(1)).tag("catalogue")
 }
@@ -22,39 +23,52 @@ fn kept(ttl: Duration) -> Options {
 pub(crate) async fn find(app: &App, id: i64) -> Result<Arc<Option<Product>>, Failure> {
     let (db, products) = (app.db.clone(), app.cache.space("product"));
     let options = kept(Duration::from_mins(10)).tag(format!("product:{id}"));
-    Ok(products.get_or_load_with(id, &options, move |_| async move { catalogue::product(&db, id).await }).await?)
+    Ok(products
+        .get_or_load_with(id, &options, move |_| async move { catalogue::product(&db, id).await })
+        .await?)
 }
 
-pub(crate) async fn list(State(app): State<App>, session: Session, Query(search): Query<Search>) -> Page {
+pub(crate) async fn list(
+    State(app): State<App>,
+    session: Session,
+    Query(search): Query<Search>,
+) -> Page {
     let search = search.normal();
-    let (db, wanted, pages) = (app.db.clone(), search.clone(), app.cache.space::<Vec<Product>>("page"));
+    let (db, wanted, pages) =
+        (app.db.clone(), search.clone(), app.cache.space::<Vec<Product>>("page"));
     let found = pages
-        .get_or_load_with(
-            search.key(),
-            &kept(Duration::from_mins(1)),
-            move |_| async move { catalogue::page(&db, &wanted).await },
-        )
+        .get_or_load_with(search.key(), &kept(Duration::from_mins(1)), move |_| async move {
+            catalogue::page(&db, &wanted).await
+        })
         .await?;
     let (db, shelves) = (app.db.clone(), app.cache.space::<Vec<String>>("shelves"));
     let categories = shelves
-        .get_or_load_with("all", &kept(Duration::from_mins(10)), move |_| async move { catalogue::categories(&db).await })
+        .get_or_load_with("all", &kept(Duration::from_mins(10)), move |_| async move {
+            catalogue::categories(&db).await
+        })
         .await?;
     let content = html! {
         form.search action="/" {
-            input type="search" name="q" value=(search.q) placeholder="Search two thousand things" aria-label="Search" maxlength="64";
-            @if !search.category.is_empty() { input type="hidden" name="category" value=(search.category); }
+            input type="search" name="q" value=(search.q) placeholder="Search two thousand things"
+                aria-label="Search" maxlength="64";
+            @if !search.category.is_empty() {
+                input type="hidden" name="category" value=(search.category);
+            }
             button { "Search" }
         }
         div.shelves {
             a href="/" aria-current=[search.category.is_empty().then_some("page")] { "Everything" }
             @for category in categories.iter() {
-                a href={ "/?category=" (category) } aria-current=[(search.category == *category).then_some("page")] { (category) }
+                @let current = (search.category == *category).then_some("page");
+                a href={ "/?category=" (category) } aria-current=[current] { (category) }
             }
         }
-        @if found.is_empty() { p.soft { "Nothing here by that name." } }
+        @if found.is_empty() { p.soft { "No product has that name." } }
         ul.grid { @for product in found.iter().take(PAGE) { li { (card(product)) } } }
         @if let (Some(last), true) = (found.get(PAGE - 1), found.len() > PAGE) {
-            div.more { a href={ "/?q=" (percent(&search.q)) "&category=" (percent(&search.category)) "&after=" (last.id) } rel="next" { "More" } }
+            @let (q, category) = (percent(&search.q), percent(&search.category));
+            @let more = format!("/?q={q}&category={category}&after={}", last.id);
+            div.more { a href=(more) rel="next" { "More" } }
         }
     };
     Ok(layout(&session, "Shop", content).await?.into_response())
@@ -72,7 +86,7 @@ fn card(product: &Product) -> Markup {
 pub(crate) async fn product(State(app): State<App>, session: Session, Path(id): Path<i64>) -> Page {
     let found = find(&app, id).await?;
     let Some(product) = &*found else {
-        return Ok((StatusCode::NOT_FOUND, problem("We have nothing by that number.")).into_response());
+        return Ok((StatusCode::NOT_FOUND, problem("No product has that number.")).into_response());
     };
     let stock = catalogue::stock(&app.db, id).await?;
     let content = html! {
@@ -97,13 +111,15 @@ pub(crate) async fn product(State(app): State<App>, session: Session, Path(id): 
     Ok(layout(&session, &product.name, content).await?.into_response())
 }
 
-/// For a query string.
+/// Encodes text for a query string.
 fn percent(text: &str) -> String {
     use std::fmt::Write;
     let mut out = String::new();
     for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => out.push(char::from(byte)),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                out.push(char::from(byte));
+            }
             _ => drop(write!(out, "%{byte:02X}")),
         }
     }

@@ -1,4 +1,4 @@
-//! From a cart to an order.
+//! Turns a cart into an order.
 
 use axum::Form;
 use axum::extract::State;
@@ -17,13 +17,18 @@ pub(crate) struct Checkout {
     email: String,
 }
 
-/// Orders a session remembers.
+/// Maximum number of orders that a session remembers.
 const REMEMBERED: usize = 50;
 
-pub(crate) async fn place(State(app): State<App>, session: Session, Form(form): Form<Checkout>) -> Page {
+pub(crate) async fn place(
+    State(app): State<App>,
+    session: Session,
+    Form(form): Form<Checkout>,
+) -> Page {
     let email = form.email.trim();
     if email.len() > 254 || !email.contains('@') || email.contains(char::is_whitespace) {
-        return Ok((StatusCode::UNPROCESSABLE_ENTITY, problem("That is no e-mail address.")).into_response());
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, problem("This is not an e-mail address."))
+            .into_response());
     }
     let items = cart::items(&app, &session).await?;
     if items.is_empty() {
@@ -31,9 +36,11 @@ pub(crate) async fn place(State(app): State<App>, session: Session, Form(form): 
     }
     let account = user(&session).await?.map(|user| user.email).unwrap_or_default();
     match orders::place(&app, &form.token.to_string(), &account, email, &items).await? {
-        Placed::SoldOut(name) => {
-            Ok((StatusCode::CONFLICT, problem(&format!("There is not enough of “{name}” any more."))).into_response())
-        }
+        Placed::SoldOut(name) => Ok((
+            StatusCode::CONFLICT,
+            problem(&format!("There is not enough of “{name}” in stock.")),
+        )
+            .into_response()),
         Placed::Order(id) => {
             session
                 .update(ORDERS, |known: Option<Vec<i64>>| {

@@ -1,4 +1,4 @@
-//! Where the user is logged in, and an end to it.
+//! Page that lists the user's devices and logs them out.
 
 use axum::Form;
 use axum::extract::State;
@@ -13,13 +13,27 @@ use serde::Deserialize;
 use super::{Page, layout, problem};
 use crate::app::App;
 
-/// What a browser calls itself, as people say it.
+/// Returns a readable name of a browser.
 pub(crate) fn name(request: &Parts) -> String {
-    let agent = request.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    let known = |names: &[(&str, &'static str)]| names.iter().find(|(word, _)| agent.contains(word)).map(|(_, name)| *name);
-    let browser = known(&[("Firefox", "Firefox"), ("Edg", "Edge"), ("Chrom", "Chrome"), ("Safari", "Safari"), ("curl", "curl")]);
-    let system =
-        known(&[("Android", "Android"), ("iPhone", "iPhone"), ("Windows", "Windows"), ("Mac OS", "Mac"), ("Linux", "Linux")]);
+    let agent =
+        request.headers.get(USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let known = |names: &[(&str, &'static str)]| {
+        names.iter().find(|(word, _)| agent.contains(word)).map(|(_, name)| *name)
+    };
+    let browser = known(&[
+        ("Firefox", "Firefox"),
+        ("Edg", "Edge"),
+        ("Chrom", "Chrome"),
+        ("Safari", "Safari"),
+        ("curl", "curl"),
+    ]);
+    let system = known(&[
+        ("Android", "Android"),
+        ("iPhone", "iPhone"),
+        ("Windows", "Windows"),
+        ("Mac OS", "Mac"),
+        ("Linux", "Linux"),
+    ]);
     match (browser, system) {
         (Some(browser), Some(system)) => format!("{browser} on {system}"),
         (Some(one), None) | (None, Some(one)) => one.to_owned(),
@@ -60,7 +74,7 @@ pub(crate) async fn list(State(app): State<App>, SignedIn { session, .. }: Signe
 
 #[derive(Deserialize)]
 pub(crate) struct End {
-    /// A device's id, or `others`.
+    /// Id of a device, or `others`.
     end: String,
 }
 
@@ -68,13 +82,16 @@ pub(crate) async fn end(session: Session, Form(End { end }): Form<End>) -> Page 
     if end == "others" {
         session.revoke_others().await?;
     } else if !session.revoke(&end).await? {
-        return Ok((StatusCode::NOT_FOUND, problem("That device is not logged in any more.")).into_response());
+        return Ok(
+            (StatusCode::NOT_FOUND, problem("That device is no longer logged in.")).into_response()
+        );
     }
     Ok(Redirect::to("/devices").into_response())
 }
 
-/// A day, as ISO 8601 writes it.
+/// Returns a date in ISO 8601 form.
 pub(super) fn date(seconds: u64) -> String {
-    let moment = jiff::Timestamp::from_second(i64::try_from(seconds).unwrap_or_default()).unwrap_or_default();
+    let moment = jiff::Timestamp::from_second(i64::try_from(seconds).unwrap_or_default())
+        .unwrap_or_default();
     moment.strftime("%Y-%m-%d").to_string()
 }

@@ -1,4 +1,4 @@
-//! What people see. A file a page; here, what they share.
+//! Pages, one file each; this file has the parts they share.
 
 pub(crate) mod account;
 pub(crate) mod cart;
@@ -20,12 +20,12 @@ use crate::db::users::Account;
 
 const STYLE: &str = include_str!("style.css");
 
-/// Session fields.
+/// Names of session fields.
 pub(crate) const CART: &str = "cart";
 pub(crate) const ORDERS: &str = "orders";
 pub(crate) const USER: &str = "user";
 
-/// A page that went wrong: logged in full, told in a sentence.
+/// Error of a page: logged in full, shown as one sentence.
 pub(crate) struct Failure(anyhow::Error);
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
@@ -41,20 +41,27 @@ impl IntoResponse for Failure {
             return (
                 StatusCode::SERVICE_UNAVAILABLE,
                 wait,
-                problem("Many are logging in just now. Please try again in a moment."),
+                problem("Too many users are logging in. Please try again in a moment."),
             )
                 .into_response();
         }
-        tracing::error!("a page failed: {:#}", self.0);
-        (StatusCode::SERVICE_UNAVAILABLE, problem("Something is broken on our side. Please try again in a moment."))
+        tracing::error!("answering 503, a page failed: {:#}", self.0);
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            problem("An error occurred on our side. Please try again in a moment."),
+        )
             .into_response()
     }
 }
 
 pub(crate) type Page = Result<Response, Failure>;
 
-/// Around every page. Reads the session: once, since a session is loaded once a request.
-pub(crate) async fn layout(session: &Session, title: &str, content: Markup) -> Result<Markup, Failure> {
+/// Returns the frame of a page. Reads the session, which is loaded once per request.
+pub(crate) async fn layout(
+    session: &Session,
+    title: &str,
+    content: Markup,
+) -> Result<Markup, Failure> {
     let user = user(session).await?;
     let things = cart::count(session).await?;
     Ok(frame(
@@ -65,7 +72,9 @@ pub(crate) async fn layout(session: &Session, title: &str, content: Markup) -> R
                 @if user.is_some() { a href="/devices" { "Devices" } }
                 a href="/cart" { "Cart" @if things > 0 { span.count { (things) } } }
                 @match user {
-                    Some(user) => form method="post" action="/logout" { button.plain { (user.name) " · log out" } },
+                    Some(user) => form method="post" action="/logout" {
+                        button.plain { (user.name) " · log out" }
+                    },
                     None => a href="/login" { "Log in" },
                 }
             }
@@ -74,14 +83,20 @@ pub(crate) async fn layout(session: &Session, title: &str, content: Markup) -> R
     ))
 }
 
-/// Who is logged in.
+/// Returns the logged-in account.
 pub(crate) async fn user(session: &Session) -> Result<Option<Account>, Failure> {
     Ok(session.get(USER).await?)
 }
 
-/// A page that needs no session.
+/// Returns a page that needs no session.
 pub(crate) fn problem(text: &str) -> Markup {
-    frame("Sorry", &html! {}, &html! { section.narrow { h1 { "Sorry" } p { (text) } p { a href="/" { "To the shop" } } } })
+    frame(
+        "Sorry",
+        &html! {},
+        &html! {
+            section.narrow { h1 { "Sorry" } p { (text) } p { a href="/" { "To the shop" } } }
+        },
+    )
 }
 
 fn frame(title: &str, navigation: &Markup, content: &Markup) -> Markup {
@@ -103,7 +118,7 @@ fn frame(title: &str, navigation: &Markup, content: &Markup) -> Markup {
     }
 }
 
-/// Cents as people read them.
+/// Formats an amount of cents.
 pub(crate) fn money(cents: i64) -> String {
     format!("€ {}.{:02}", cents / 100, cents % 100)
 }

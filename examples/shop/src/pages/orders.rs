@@ -1,4 +1,5 @@
-//! What this visitor has bought. Always shows the last order: reads follow the visitor's own writes.
+//! Page of this visitor's orders. Always shows the latest one: reads follow the visitor's own
+//! writes.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -15,7 +16,7 @@ pub(crate) async fn list(State(app): State<App>, session: Session) -> Page {
         Some(user) => orders::of_account(&app.db, &user.email).await?,
         None => Vec::new(),
     };
-    // What was bought in this session before logging in, or without.
+    // Orders placed in this session before a log-in, or without one.
     let known: Vec<i64> = session.get(ORDERS).await?.unwrap_or_default();
     for id in known {
         if !found.iter().any(|order| order.id == id) {
@@ -43,11 +44,15 @@ pub(crate) async fn list(State(app): State<App>, session: Session) -> Page {
 
 pub(crate) async fn show(State(app): State<App>, session: Session, Path(id): Path<i64>) -> Page {
     let known: Vec<i64> = session.get(ORDERS).await?.unwrap_or_default();
-    // Somebody else's order and no order look the same.
+    // Another customer's order and an unknown order give the same answer.
     let account = user(&session).await?.map(|user| user.email);
-    let order = orders::order(&app.db, id).await?.filter(|o| known.contains(&id) || account.as_ref() == Some(&o.account));
+    let order = orders::order(&app.db, id)
+        .await?
+        .filter(|o| known.contains(&id) || account.as_ref() == Some(&o.account));
     let Some(order) = order else {
-        return Ok((StatusCode::NOT_FOUND, problem("There is no such order of yours.")).into_response());
+        return Ok(
+            (StatusCode::NOT_FOUND, problem("You have no order with that number.")).into_response()
+        );
     };
     let items = orders::items(&app.db, id).await?;
     let receipt = orders::receipt(&app.db, id).await?;
@@ -68,7 +73,11 @@ pub(crate) async fn show(State(app): State<App>, session: Session, Path(id): Pat
             }
             @match &receipt {
                 Some(receipt) => {
-                    p.note { "The receipt was sent" @if receipt.attempt > 1 { ", at attempt " (receipt.attempt) } "." }
+                    p.note {
+                        "The receipt was sent"
+                        @if receipt.attempt > 1 { ", at attempt " (receipt.attempt) }
+                        "."
+                    }
                     pre { (receipt.body) }
                 }
                 None => p.note { "Your receipt is on its way…" },

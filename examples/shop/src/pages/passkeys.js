@@ -1,4 +1,4 @@
-// Speaks with the device: what the server asks goes to it, what it answers goes back.
+// Passes the server's challenge to the authenticator, and the response back to the server.
 const ask = async (path, answer) => {
   const body = answer && new URLSearchParams({ answer: JSON.stringify(answer) });
   const response = await fetch(path, { method: "POST", body });

@@ -1,5 +1,5 @@
-//! Passkeys: a list of them, and the two steps of making one and of logging in by one. The script that speaks with the device is
-//! `passkeys.js`.
+//! Passkeys: their list, and the two steps of registering one and of logging in with one. The
+//! script that uses the device is `passkeys.js`.
 
 use axum::Form;
 use axum::extract::State;
@@ -23,32 +23,35 @@ pub(crate) async fn script() -> Response {
     (headers, SCRIPT).into_response()
 }
 
-/// A button for the log-in page, where the shop has an address that passkeys can be for.
+/// Returns a button for the log-in page, if passkeys are configured.
 pub(super) fn button(app: &App) -> Markup {
     html! {
         @if app.passkeys.is_some() {
             p { button.plain type="button" id="passkey-login" { "Log in with a passkey" } }
-            p.note id="passkey-failed" hidden { "That did not work. Please try again, or log in with your password." }
+            p.note id="passkey-failed" hidden { "That did not work. Please try again, or log in \
+                with your password." }
             script src="/passkeys.js" defer {}
         }
     }
 }
 
 fn passkeys(app: &App) -> Result<&Passkeys, Failure> {
-    app.passkeys.as_ref().ok_or_else(|| anyhow::anyhow!("the configuration has no `origin`, which passkeys are for").into())
+    app.passkeys
+        .as_ref()
+        .ok_or_else(|| anyhow::anyhow!("passkeys need an `origin` in the configuration").into())
 }
 
 fn json(text: String) -> Response {
     ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response()
 }
 
-/// A device's answer that is not good is no failure of ours.
+/// Separates a refused answer of a device, which is not an error of the shop.
 fn refused<T>(answer: Result<T, Error>) -> Result<Result<T, Response>, Failure> {
     match answer {
         Ok(good) => Ok(Ok(good)),
         Err(error @ Error::Denied(_)) => {
-            tracing::info!("a passkey was refused: {error}");
-            Ok(Err((StatusCode::FORBIDDEN, problem("That passkey does not fit.")).into_response()))
+            tracing::info!("passkey refused: {error}");
+            Ok(Err((StatusCode::FORBIDDEN, problem("That passkey is not valid.")).into_response()))
         }
         Err(error) => Err(error.into()),
     }
@@ -81,7 +84,10 @@ pub(crate) async fn list(State(app): State<App>, SignedIn { user, session, .. }:
     Ok(layout(&session, "Your passkeys", content).await?.into_response())
 }
 
-pub(crate) async fn begin_registration(State(app): State<App>, SignedIn { user, session, .. }: SignedIn) -> Page {
+pub(crate) async fn begin_registration(
+    State(app): State<App>,
+    SignedIn { user, session, .. }: SignedIn,
+) -> Page {
     Ok(json(passkeys(&app)?.begin_registration(&session, &user, &user).await?))
 }
 
@@ -96,7 +102,9 @@ pub(crate) async fn finish_registration(
     request: Parts,
     Form(Answer { answer }): Form<Answer>,
 ) -> Page {
-    let made = passkeys(&app)?.finish_registration(&session, &user, &devices::name(&request), &answer).await;
+    let made = passkeys(&app)?
+        .finish_registration(&session, &user, &devices::name(&request), &answer)
+        .await;
     Ok(match refused(made)? {
         Ok(_) => StatusCode::NO_CONTENT.into_response(),
         Err(response) => response,
@@ -108,7 +116,11 @@ pub(crate) struct Remove {
     id: String,
 }
 
-pub(crate) async fn remove(State(app): State<App>, SignedIn { user, .. }: SignedIn, Form(Remove { id }): Form<Remove>) -> Page {
+pub(crate) async fn remove(
+    State(app): State<App>,
+    SignedIn { user, .. }: SignedIn,
+    Form(Remove { id }): Form<Remove>,
+) -> Page {
     passkeys(&app)?.remove(&user, &id).await?;
     Ok(Redirect::to("/passkeys").into_response())
 }
@@ -132,7 +144,7 @@ pub(crate) async fn finish_log_in(
         None => None,
     };
     let Some(account) = account else {
-        return Ok((StatusCode::FORBIDDEN, problem("Nobody here has that passkey.")).into_response());
+        return Ok((StatusCode::FORBIDDEN, problem("No account has that passkey.")).into_response());
     };
     session.insert(USER, &account).await?;
     session.sign_in(&account.email, &devices::name(&request)).await?;

@@ -1,4 +1,5 @@
-//! A new password, by a link in a mail. Opening the link uses nothing up, for scanners of mails open it too: the form's `POST` does.
+//! A new password, by a link in a mail. Opening the link does not use it up, because mail scanners
+//! open it too: the form's `POST` does.
 
 use axum::Form;
 use axum::extract::{Query, State};
@@ -46,12 +47,17 @@ pub(crate) async fn forgot(session: Session) -> Page {
     Ok(layout(&session, "A new password", content).await?.into_response())
 }
 
-/// The same work and the same answer whether there is such an account or not.
-pub(crate) async fn ask(State(app): State<App>, session: Session, Form(Forgot { email }): Form<Forgot>) -> Page {
+/// Does the same work and gives the same answer whether or not the account exists.
+pub(crate) async fn ask(
+    State(app): State<App>,
+    session: Session,
+    Form(Forgot { email }): Form<Forgot>,
+) -> Page {
     links(&app)?;
     app.queue.push(SendPasswordReset { email: email.trim().to_lowercase() }).await?;
     let content = html! {
-        section.narrow { h1 { "Look into your mail" } p { "If you have an account, a link is on its way. It is good for an hour." } }
+        section.narrow { h1 { "Check your mail" } p { "If you have an account, a link is \
+            on its way. It is valid for an hour." } }
     };
     Ok(layout(&session, "A new password", content).await?.into_response())
 }
@@ -67,25 +73,26 @@ pub(crate) async fn form(State(app): State<App>, Query(Link { token }): Query<Li
 pub(crate) async fn set(State(app): State<App>, Form(New { token, password }): Form<New>) -> Page {
     let links = links(&app)?;
     let Some(owner) = Owner::of(&app, &token).await? else { return Ok(worthless()) };
-    // Before the link is used up.
+    // Checked before the link is used up.
     if let Err(error) = Rules::default().check(&password, &[&owner.email]) {
-        return Ok((StatusCode::UNPROCESSABLE_ENTITY, page(&token, Some(&error.to_string()))).into_response());
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, page(&token, Some(&error.to_string())))
+            .into_response());
     }
     let hash = app.passwords.hash(&password).await?;
     if !links.redeem_password_reset(&token, owner.account()).await? {
         return Ok(worthless());
     }
     users::set_password(&app.db, &owner.email, hash).await?;
-    // Whoever had the old one is out, wherever they are.
+    // Ends all sessions, including those of anybody who knew the old password.
     app.sessions.revoke_all_of(&owner.email).await?;
     mails::send(&app.db, &links.password_changed(owner.account())).await?;
     let mut response = Redirect::to("/login").into_response();
-    // Who opened the link is the owner: no botnet's guesses keep this browser out.
+    // The user who opened the link is the owner: a botnet's guesses must not lock out this browser.
     account::remember(&app, &owner.email, &mut response).await?;
     Ok(response)
 }
 
-/// The account that a link names, as the database knows it.
+/// Account that a link names, as stored in the database.
 struct Owner {
     email: String,
     password_hash: String,
@@ -104,10 +111,12 @@ impl Owner {
 }
 
 fn links(app: &App) -> Result<&AccountLinks, Failure> {
-    app.links.as_ref().ok_or_else(|| anyhow::anyhow!("the configuration has no `origin` and `link_secret`").into())
+    app.links
+        .as_ref()
+        .ok_or_else(|| anyhow::anyhow!("`origin` and `link_secret` are not configured").into())
 }
 
-/// The address of this page is a secret: no other site is told of it.
+/// Sends `no-referrer`, because the address of this page is a secret.
 fn page(token: &str, wrong: Option<&str>) -> Response {
     let content: Markup = html! {
         section.narrow {
@@ -115,8 +124,12 @@ fn page(token: &str, wrong: Option<&str>) -> Response {
             @if let Some(wrong) = wrong { p.note { (wrong) } }
             form.stack method="post" action="/reset-password" {
                 input type="hidden" name="token" value=(token);
-                label { "Password" input type="password" name="password" required minlength="8" autocomplete="new-password"; }
-                button { "Set it" }
+                label {
+                    "Password"
+                    input type="password" name="password" required minlength="8"
+                        autocomplete="new-password";
+                }
+                button { "Set password" }
             }
         }
     };
@@ -125,5 +138,9 @@ fn page(token: &str, wrong: Option<&str>) -> Response {
 }
 
 fn worthless() -> Response {
-    (StatusCode::GONE, problem("This link was used before, or is too old. Please ask for another one.")).into_response()
+    (
+        StatusCode::GONE,
+        problem("This link was used before, or has expired. Please ask for another one."),
+    )
+        .into_response()
 }

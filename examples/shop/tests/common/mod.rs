@@ -1,4 +1,4 @@
-//! A browser of sorts, and the shop's processes.
+//! A simple browser, and the shop's processes.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ pub struct Visitor {
     client: Client<HttpConnector, Full<Bytes>>,
     cookies: BTreeMap<String, String>,
     pub requests: usize,
-    /// Where a load balancer would say this visitor comes from.
+    /// Address that a load balancer would report for this visitor.
     pub address: Option<String>,
     /// Other headers of every request.
     pub headers: Vec<(&'static str, String)>,
@@ -38,7 +38,7 @@ impl Visitor {
         Self { client, cookies: BTreeMap::new(), requests: 0, address: None, headers: Vec::new() }
     }
 
-    /// Another browser, at that address.
+    /// Makes another browser, at that address.
     pub fn at(address: &str) -> Self {
         Self { address: Some(address.into()), ..Self::new() }
     }
@@ -50,10 +50,15 @@ impl Visitor {
     pub async fn post(&mut self, base: &str, path: &str, form: &[(&str, &str)]) -> Result<Answer> {
         let encode = |text: &str| {
             text.bytes().fold(String::new(), |s, b| {
-                if b.is_ascii_alphanumeric() { s + &char::from(b).to_string() } else { s + &format!("%{b:02X}") }
+                if b.is_ascii_alphanumeric() {
+                    s + &char::from(b).to_string()
+                } else {
+                    s + &format!("%{b:02X}")
+                }
             })
         };
-        let body: Vec<_> = form.iter().map(|(k, v)| format!("{}={}", encode(k), encode(v))).collect();
+        let body: Vec<_> =
+            form.iter().map(|(k, v)| format!("{}={}", encode(k), encode(v))).collect();
         self.send(base, path, Some(body.join("&"))).await
     }
 
@@ -62,7 +67,9 @@ impl Visitor {
         for _ in 0..5 {
             self.requests += 1;
             let cookies: Vec<_> = self.cookies.iter().map(|(k, v)| format!("{k}={v}")).collect();
-            let mut request = Request::builder().uri(format!("{base}{path}")).header(header::COOKIE, cookies.join("; "));
+            let mut request = Request::builder()
+                .uri(format!("{base}{path}"))
+                .header(header::COOKIE, cookies.join("; "));
             if let Some(address) = &self.address {
                 request = request.header("x-forwarded-for", address);
             }
@@ -70,16 +77,20 @@ impl Visitor {
                 request = request.header(*name, value);
             }
             if form.is_some() {
-                request = request.method("POST").header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+                request = request
+                    .method("POST")
+                    .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
             }
             let request = request.body(Full::from(form.take().unwrap_or_default()))?;
-            let response = self.client.request(request).await.with_context(|| format!("{base}{path}"))?;
+            let response =
+                self.client.request(request).await.with_context(|| format!("{base}{path}"))?;
             for cookie in response.headers().get_all(header::SET_COOKIE) {
                 let (name, rest) = cookie.to_str()?.split_once('=').context("a cookie")?;
                 if rest.contains("Max-Age=0") {
                     self.cookies.remove(name);
                 } else {
-                    self.cookies.insert(name.into(), rest.split(';').next().unwrap_or_default().into());
+                    self.cookies
+                        .insert(name.into(), rest.split(';').next().unwrap_or_default().into());
                 }
             }
             if response.status().is_redirection() {
@@ -94,7 +105,7 @@ impl Visitor {
     }
 }
 
-/// What a page's form holds.
+/// Returns the value of a field in a page's form.
 pub fn field(body: &str, name: &str) -> Option<String> {
     let (_, rest) = body.split_once(&format!("name=\"{name}\" value=\""))?;
     Some(rest.split('"').next()?.to_owned())
@@ -107,26 +118,33 @@ pub struct Shop {
     log: PathBuf,
 }
 
-/// Numbers the logs.
+/// Numbers the log files.
 static LOGS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
 
 pub fn start(folder: &Path, words: &[&str]) -> Result<(Process, PathBuf)> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shop"));
     command.args(words).env("RUST_LOG", "warn,shop=info");
-    let log = folder.join(format!("{}.log", LOGS.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
+    let log =
+        folder.join(format!("{}.log", LOGS.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
     Ok((Process::spawn(&command, None, &log)?, log))
 }
 
 impl Shop {
-    /// One that works in a folder, where its files go.
+    /// Starts a process that works in a directory, where its files go.
     pub async fn open_in(folder: &Path, words: &[&str]) -> Result<Self> {
         let mut command = Command::new("env");
-        command.arg("-C").arg(folder).arg(env!("CARGO_BIN_EXE_shop")).args(words).env("RUST_LOG", "warn,shop=info");
-        let log = folder.join(format!("{}.log", LOGS.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
+        command
+            .arg("-C")
+            .arg(folder)
+            .arg(env!("CARGO_BIN_EXE_shop"))
+            .args(words)
+            .env("RUST_LOG", "warn,shop=info");
+        let log =
+            folder.join(format!("{}.log", LOGS.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
         Self::opened(Process::spawn(&command, None, &log)?, log).await
     }
 
-    /// A web process, once it is open.
+    /// Starts a web process, and waits until it is open.
     pub async fn open(folder: &Path, words: &[&str]) -> Result<Self> {
         let (process, log) = start(folder, words)?;
         Self::opened(process, log).await
@@ -138,7 +156,9 @@ impl Shop {
                 return Some(Err(anyhow::anyhow!("it ended: {}", process.log_tail())));
             }
             let text = std::fs::read_to_string(&log).ok()?;
-            text.lines().find_map(|l| l.strip_prefix("The shop is open: ")).map(|a| Ok(a.to_owned()))
+            text.lines()
+                .find_map(|l| l.strip_prefix("The shop is open: "))
+                .map(|a| Ok(a.to_owned()))
         })
         .await??;
         Ok(Self { process, base, log })
@@ -148,19 +168,24 @@ impl Shop {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// A polite stop, waited for.
+    /// Stops the process gracefully, and waits for its end.
     pub async fn close(self) -> Result<()> {
         self.process.terminate()?;
         eventually("the shop to close", async || (!self.process.is_running()).then_some(())).await
     }
 }
 
-/// Looks around, buys two things, and waits for the receipt; each request goes to the next of `bases`. Returns the order's path.
+/// Visits pages, buys two products, and waits for the receipt; each request goes to the next of
+/// `bases`. Returns the order's path.
 pub async fn journey(visitor: &mut Visitor, bases: &[&str], product: u64) -> Result<String> {
     let mut turn = bases.iter().cycle();
     let mut next = || *turn.next().unwrap();
     let page = visitor.get(next(), "/").await?;
-    ensure!(page.status == 200 && page.body.contains("Classic oak bowl"), "the shelves: {}", page.status);
+    ensure!(
+        page.status == 200 && page.body.contains("Classic oak bowl"),
+        "the shelves: {}",
+        page.status
+    );
     let page = visitor.get(next(), "/?q=walnut&category=Desk").await?;
     ensure!(page.body.contains("walnut clock") && !page.body.contains("oak"), "a search");
     let page = visitor.get(next(), &format!("/products/{product}")).await?;
@@ -175,8 +200,13 @@ pub async fn journey(visitor: &mut Visitor, bases: &[&str], product: u64) -> Res
     let token = field(&page.body, "token").context("a checkout form")?;
     let form = [("token", token.as_str()), ("email", "ann@example.com")];
     let order = visitor.post(next(), "/checkout", &form).await?;
-    ensure!(order.path.starts_with("/orders/") && order.body.contains("Order"), "checkout: {} {}", order.path, order.body);
-    // The reader sees their own order at once, whichever server and replica they come to.
+    ensure!(
+        order.path.starts_with("/orders/") && order.body.contains("Order"),
+        "checkout: {} {}",
+        order.path,
+        order.body
+    );
+    // Users see their own order at once, on every server and replica.
     let page = visitor.get(next(), &order.path).await?;
     ensure!(page.status == 200 && page.body.contains("2 ×"), "one's own order: {}", page.status);
     let list = visitor.get(next(), "/orders").await?;

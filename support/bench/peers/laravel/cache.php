@@ -1,5 +1,6 @@
 <?php
-// php cache.php CASE PORT COUNT: tagged gets a second, or ms to flush a tag of so many entries, of Laravel's cache on Redis, by one process.
+// php cache.php CASE PORT COUNT: tagged gets per second, or ms to flush a tag of COUNT entries,
+// with Laravel's cache on Redis, in one process.
 require_once '/usr/share/php/Illuminate/Cache/autoload.php';
 require_once '/usr/share/php/Illuminate/Redis/autoload.php';
 

@@ -1,5 +1,6 @@
 <?php
-// php limit.php PORT COUNT: checks a second of Laravel's RateLimiter on Redis, by one process; prints one number.
+// php limit.php PORT COUNT: checks per second of Laravel's RateLimiter on Redis, in one process;
+// prints one number.
 require_once '/usr/share/php/Illuminate/Cache/autoload.php';
 require_once '/usr/share/php/Illuminate/Redis/autoload.php';
 

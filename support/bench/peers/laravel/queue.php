@@ -1,5 +1,6 @@
 <?php
-// php queue.php CASE PORT COUNT: pushes or jobs a second of Laravel's Redis queue, by one process; prints one number.
+// php queue.php CASE PORT COUNT: pushes or jobs per second of Laravel's Redis queue, in one
+// process; prints one number.
 foreach (['Queue', 'Redis', 'Events', 'Bus'] as $part) {
     if (is_file("/usr/share/php/Illuminate/$part/autoload.php")) require_once "/usr/share/php/Illuminate/$part/autoload.php";
 }
@@ -35,7 +36,7 @@ if ($case === 'push_one') {
 } else {
     for ($n = 0; $n < $count; $n += 1000) $queue->bulk(array_fill(0, 1000, 'Small'), $data($n));
     $start = hrtime(true);
-    // What `queue:work` does for each job, without its events and signals.
+    // The work of `queue:work` for each job, without its events and signals.
     while (Small::$done < $count && ($job = $queue->pop())) $job->fire();
     if (Small::$done < $count) exit(1);
 }

@@ -1,5 +1,6 @@
 <?php
-// php session.php CASE PORT COUNT: requests a second with Laravel's session on Redis, by one process, without the rest of a request; prints one number.
+// php session.php CASE PORT COUNT: requests per second with Laravel's session on Redis, in one
+// process, without the rest of a request; prints one number.
 require_once '/usr/share/php/Illuminate/Cache/autoload.php';
 require_once '/usr/share/php/Illuminate/Redis/autoload.php';
 require_once '/usr/share/php/Illuminate/Session/autoload.php';

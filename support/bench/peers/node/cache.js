@@ -1,4 +1,5 @@
-// node cache.js PEER PORT COUNT: hits a second of a Node cache's level on Redis, 64 under way; prints one number.
+// node cache.js PEER PORT COUNT: hits per second of a Node cache's level on Redis, 64 under way;
+// prints one number.
 const [, , peer, port, countText] = process.argv;
 const count = Number(countText);
 const value = "seven and ".repeat(10);

@@ -1,4 +1,5 @@
-// node limit.js PORT COUNT: checks a second of rate-limiter-flexible on Redis, 200 under way; prints one number.
+// node limit.js PORT COUNT: checks per second of rate-limiter-flexible on Redis, 200 under way;
+// prints one number.
 const { RateLimiterRedis } = require("rate-limiter-flexible");
 const Redis = require("ioredis");
 

@@ -1,4 +1,5 @@
-// node session.js CASE PORT COUNT: requests a second of express-session on Redis, in process, 200 under way; prints one number.
+// node session.js CASE PORT COUNT: requests per second of express-session on Redis, in process, 200
+// under way; prints one number.
 const express = require("express");
 const session = require("express-session");
 const { RedisStore } = require("connect-redis");

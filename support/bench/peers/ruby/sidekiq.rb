@@ -1,4 +1,5 @@
-# ruby sidekiq.rb CASE PORT COUNT: pushes or jobs a second of Sidekiq, by one process of ten threads, its default; prints one number.
+# ruby sidekiq.rb CASE PORT COUNT: pushes or jobs per second of Sidekiq, in one process of ten
+# threads, its default; prints one number.
 require 'sidekiq'
 require 'sidekiq/launcher'
 require 'logger'

@@ -1,16 +1,17 @@
-//! The database: what routing costs, what replicas bring, what the disciplines are worth.
+//! The database: costs of routing, benefit of replicas, benefit of the tools for large databases.
 //!
-//! | case | ours | against |
+//! | case | scale-db | compared with |
 //! | --- | --- | --- |
-//! | `select_one` | `fetch_one(&db)`, one node, one connection (a new one each turn), one task | `sqlx-pool`: the same on a bare pool as it comes, which asks each connection whether it lives before each query; `sqlx-pool-unasked`: one that never asks, so that the difference is the executor's alone. `pgbouncer`: a bare pool through it, by sessions (Debian's 1.18 knows no prepared statements in another mode). `pgpool`: the same through Pgpool-II, which splits and watches nothing here |
+//! | `select_one` | `fetch_one(&db)`, one node, one connection (a new one each turn), one task | `sqlx-pool`: the same on a bare pool with defaults, which pings each connection before each query; `sqlx-pool-unasked`: a pool without pings, so that the difference is only that of the executor. `pgbouncer`: a bare pool through it, in session mode (Debian's 1.18 supports prepared statements in no other mode). `pgpool`: the same through Pgpool-II, which neither splits nor monitors here |
 //! | `select_one_cpu` | the same, by the processor time of the client's threads | as above; the difference to `sqlx-pool-unasked` is bounded at 1 µs |
-//! | `verdict` | the router's answer for a statement it knows | |
+//! | `verdict` | the router's verdict for a known statement | |
 //! | `replica_reads` | a primary and two replicas, 32 tasks | `primary-only`: the same reads on the primary |
 //! | `keyset_page` | page 10,000 of 24 rows by cursor | `offset`: the same page by `offset` |
-//! | `chunked_update` | p99 of single-row updates of a neighbour while all 1,000,000 rows are changed by `Db::chunked` | `one-update`: the same by one `update`, whose neighbour waits for its end |
+//! | `chunked_update` | p99 of concurrent single-row updates while all 1,000,000 rows are changed by `Db::chunked` | `one-update`: the same with one `update`, for whose end the others wait |
 //! | `loader` | 100 look-ups through a `Loader` | `n-plus-one`: one by one |
 //!
-//! Two cores carry client and servers: `replica_reads` shows that reads spread, not what three machines would do.
+//! Client and servers share two cores: `replica_reads` shows that reads are distributed, not the
+//! throughput of three machines.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -35,11 +36,11 @@ struct Item {
     price: i64,
 }
 
-/// Which clock counts.
+/// Clock that is used.
 #[derive(Clone, Copy)]
 enum Clock {
     Wall,
-    /// What all threads of this process, the client, spent on a processor.
+    /// Processor time of all threads of this process, the client.
     Cpu,
 }
 
@@ -54,9 +55,10 @@ impl Clock {
     }
 }
 
-/// Nanoseconds a query, one after the other.
+/// Returns nanoseconds per query, with one query after the other.
 ///
-/// Each turn has a connection of its own: where its server process happens to run, and what it has in its caches, is drawn anew.
+/// Each turn has a new connection, so that the processor of its server process and the state of the
+/// caches are chosen again.
 async fn select<E>(executor: E, clock: Clock, count: usize) -> Result<f64>
 where
     E: Clone + Send + Sync + 'static,
@@ -68,7 +70,8 @@ where
             if n == 100 {
                 start = clock.nanos();
             }
-            let item: Item = sqlx::query_as(SELECT).bind(n as i64 % ROWS).fetch_one(&executor).await?;
+            let item: Item =
+                sqlx::query_as(SELECT).bind(n as i64 % ROWS).fetch_one(&executor).await?;
             std::hint::black_box(item.price);
         }
         anyhow::Ok((clock.nanos() - start) / count as f64)
@@ -84,7 +87,11 @@ async fn select_db(url: &str, clock: Clock, count: usize) -> Result<f64> {
 }
 
 async fn select_pool(url: &str, asks: bool, clock: Clock, count: usize) -> Result<f64> {
-    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).test_before_acquire(asks).connect(url).await?;
+    let pool = sqlx::postgres::PgPoolOptions::new()
+        .max_connections(1)
+        .test_before_acquire(asks)
+        .connect(url)
+        .await?;
     let figure = select(pool.clone(), clock, count).await;
     pool.close().await;
     figure
@@ -135,14 +142,16 @@ async fn keyset(db: &Db<Pg>, cursors: &Cursors, cursor: &str, count: usize) -> R
 async fn offset(db: &Db<Pg>, skip: i64, count: usize) -> Result<f64> {
     let start = Instant::now();
     for _ in 0..count {
-        let page = sqlx::query_as("select id, price from items order by price, id limit $1 offset $2");
+        let page =
+            sqlx::query_as("select id, price from items order by price, id limit $1 offset $2");
         let rows: Vec<Item> = page.bind(PAGE as i64).bind(skip).fetch_all(db).await?;
         anyhow::ensure!(rows.len() == PAGE, "a short page");
     }
     Ok(start.elapsed().as_secs_f64() * 1e3 / count as f64)
 }
 
-/// Milliseconds for a hundred rows by a loader, which is new each time, as it is for each request; the mean of so many times.
+/// Returns the time in ms for a hundred rows with a loader, which is new each time, as for each
+/// request; the mean of several runs.
 async fn loader(db: &Db<Pg>, times: usize) -> Result<f64> {
     let start = Instant::now();
     for _ in 0..times {
@@ -150,7 +159,8 @@ async fn loader(db: &Db<Pg>, times: usize) -> Result<f64> {
         let items = Loader::new(move |ids: Vec<i64>| {
             let db = db.clone();
             async move {
-                let query = sqlx::query_as("select id, price from items where id = any($1)").bind(ids);
+                let query =
+                    sqlx::query_as("select id, price from items where id = any($1)").bind(ids);
                 let rows: Vec<(i64, i64)> = query.fetch_all(&db).await?;
                 Ok(rows.into_iter().collect::<HashMap<_, _>>())
             }
@@ -170,7 +180,8 @@ async fn n_plus_one(db: &Db<Pg>, times: usize) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64() * 1e3 / times as f64)
 }
 
-/// p99, ms, of a neighbour's updates of one row each, one begun every 5 ms whatever the others do, while `change` changes all rows.
+/// Returns the p99 in ms of concurrent single-row updates, of which one begins every 5 ms whatever
+/// the state of the others, while `change` changes all rows.
 async fn neighbour(db: &Db<Pg>, change: impl Future<Output = Result<()>>) -> Result<f64> {
     let mut tick = tokio::time::interval(Duration::from_millis(5));
     let mut updates = Vec::new();
@@ -182,7 +193,8 @@ async fn neighbour(db: &Db<Pg>, change: impl Future<Output = Result<()>>) -> Res
                 let (db, n) = (db.clone(), updates.len() as i64);
                 updates.push(tokio::spawn(async move {
                     let start = Instant::now();
-                    sqlx::query("update items set price = price where id = $1").bind(n * 7_919 % ROWS).execute(&db).await?;
+                    sqlx::query("update items set price = price \
+                        where id = $1").bind(n * 7_919 % ROWS).execute(&db).await?;
                     Ok::<_, sqlx::Error>(start.elapsed().as_secs_f64() * 1e3)
                 }));
             }
@@ -199,8 +211,11 @@ async fn neighbour(db: &Db<Pg>, change: impl Future<Output = Result<()>>) -> Res
 
 async fn by_chunks(db: &Db<Pg>) -> Result<()> {
     let walk = db.chunked("items", "id").size(1_000).run(async |mut tx, ids| {
-        let update = sqlx::query("update items set price = price + 1 - 1 where id between $1 and $2");
-        Ok::<_, sqlx::Error>(update.bind(*ids.start()).bind(*ids.end()).execute(&mut **tx).await?.rows_affected())
+        let update =
+            sqlx::query("update items set price = price + 1 - 1 where id between $1 and $2");
+        Ok::<_, sqlx::Error>(
+            update.bind(*ids.start()).bind(*ids.end()).execute(&mut **tx).await?.rows_affected(),
+        )
     });
     anyhow::ensure!(walk.await?.rows == ROWS as u64, "not all rows");
     Ok(())
@@ -212,7 +227,7 @@ async fn by_one(db: &Db<Pg>) -> Result<()> {
     Ok(())
 }
 
-/// A bare pool whose one connection goes through a pooler.
+/// Creates a bare pool with one connection through a pooler.
 async fn select_through(pooler: &Result<Pooler>, count: usize) -> Result<f64> {
     match pooler {
         Ok(pooler) => select_pool(&pooler.url(), true, Clock::Wall, count).await,
@@ -220,7 +235,7 @@ async fn select_through(pooler: &Result<Pooler>, count: usize) -> Result<f64> {
     }
 }
 
-/// Reads by how many replicas there are.
+/// Measures reads by the number of replicas.
 pub(super) async fn replicas(effort: Effort, report: &mut Report) -> Result<()> {
     let server = Postgres::start(3).await?;
     let table = "create table items (id bigint primary key, price bigint not null); \
@@ -235,7 +250,9 @@ pub(super) async fn replicas(effort: Effort, report: &mut Report) -> Result<()> 
     }
     let mut case = Case::new("db_replicas", "us", Better::Lower);
     for (replicas, db) in handles.iter().enumerate() {
-        case = case.subject(&replicas.to_string(), move || async move { Ok(1e6 / reads(db, 10_000 * effort.scale).await?) });
+        case = case.subject(&replicas.to_string(), move || async move {
+            Ok(1e6 / reads(db, 10_000 * effort.scale).await?)
+        });
     }
     case.turns(effort.turns.min(5)).measure(effort, report).await;
     Ok(())
@@ -295,20 +312,22 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
 
     let cursors = Cursors::new(b"a secret of the benchmark, 32 bytes or more")?;
     let skip = 9_999 * PAGE as i64;
-    let last: Item = sqlx::query_as("select id, price from items order by price, id limit 1 offset $1")
-        .bind(skip - 1)
-        .fetch_one(single)
-        .await
-        .context("the row before page 10,000")?;
+    let last: Item =
+        sqlx::query_as("select id, price from items order by price, id limit 1 offset $1")
+            .bind(skip - 1)
+            .fetch_one(single)
+            .await
+            .context("the row before page 10,000")?;
     let request = cursors.request::<(i64, i64)>("items", None, 1)?;
-    let cursor = request.page(vec![(last.price, last.id), (0, 0)], |key| *key)?.next.context("a cursor")?;
+    let cursor =
+        request.page(vec![(last.price, last.id), (0, 0)], |key| *key)?.next.context("a cursor")?;
     let (cursors, cursor) = (&cursors, cursor.as_str());
     Case::new("keyset_page", "ms", Better::Lower)
         .subject("scale-db", move || keyset(single, cursors, cursor, 50))
         .subject("offset", move || offset(single, skip, 5))
         .measure(effort, &mut report)
         .await;
-    // A statement time-out would cut the one large update short.
+    // A statement timeout would end the large update early.
     let patient = Db::<Pg>::builder(&urls[0])
         .max_connections(40)
         .acquire_timeout(Duration::from_mins(1))

@@ -1,4 +1,4 @@
-//! A file a suite: what is measured, how each subject is set up, and what cannot be compared.
+//! One file per suite: what is measured, the setup of each subject, and what cannot be compared.
 
 pub(crate) mod cache;
 pub(crate) mod db;

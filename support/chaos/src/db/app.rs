@@ -1,4 +1,4 @@
-//! One process of the application: it writes, and reads what it and others have written.
+//! One process of the application: it writes rows, and reads its own rows and those of others.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub async fn run(number: usize, processes: usize, folder: &Path, urls: &[String]
     Ok(())
 }
 
-/// Notes what fails, and goes on.
+/// Records failures in the journal, and continues.
 fn note<T>(journal: &Journal, began: u64, result: Result<T, sqlx::Error>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -57,12 +57,20 @@ async fn write(db: Db<Postgres>, journal: Arc<Journal>) -> Result<()> {
         // The newest row is the one with the highest id.
         let id = began;
         let result = sticky::scope(None, async {
-            let insert = "insert into writes (id) values ($1) on conflict do nothing returning inet_server_port()";
-            let port: Option<i32> = sqlx::query_scalar(insert).bind(id as i64).fetch_optional(&db).await?;
+            let insert = "insert into writes (id) values ($1) on conflict do nothing \
+                returning inet_server_port()";
+            let port: Option<i32> =
+                sqlx::query_scalar(insert).bind(id as i64).fetch_optional(&db).await?;
             Ok((port, now_us(), sticky::mark(&db).await))
         });
         if let Some((Some(port), ended, Some(mark))) = note(&journal, began, result.await)? {
-            journal.note(&Entry::Wrote { id, began, ended, port: port as u16, mark: mark.to_string() })?;
+            journal.note(&Entry::Wrote {
+                id,
+                began,
+                ended,
+                port: port as u16,
+                mark: mark.to_string(),
+            })?;
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -71,7 +79,9 @@ async fn write(db: Db<Postgres>, journal: Arc<Journal>) -> Result<()> {
 async fn read_newest(db: Db<Postgres>, journal: Arc<Journal>) -> Result<()> {
     loop {
         let began = now_us();
-        let newest = sqlx::query_scalar::<_, i64>("select coalesce(max(id), 0) from writes").fetch_one(&db).await;
+        let newest = sqlx::query_scalar::<_, i64>("select coalesce(max(id), 0) from writes")
+            .fetch_one(&db)
+            .await;
         if let Some(id) = note(&journal, began, newest)? {
             journal.note(&Entry::Newest { began, id: id as u64 })?;
         }
@@ -79,7 +89,12 @@ async fn read_newest(db: Db<Postgres>, journal: Arc<Journal>) -> Result<()> {
     }
 }
 
-async fn read_marked(db: Db<Postgres>, journal: Arc<Journal>, folder: std::path::PathBuf, processes: usize) -> Result<()> {
+async fn read_marked(
+    db: Db<Postgres>,
+    journal: Arc<Journal>,
+    folder: std::path::PathBuf,
+    processes: usize,
+) -> Result<()> {
     loop {
         let other = journal::path(&folder, fastrand::usize(..processes));
         let written = journal::tail(&other).unwrap_or_default();

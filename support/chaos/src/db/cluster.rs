@@ -1,4 +1,4 @@
-//! The servers, the processes, and what is done to them.
+//! Servers and processes, and the faults that are applied to them.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -11,14 +11,14 @@ use super::{Setting, journal, now_us};
 const PROCESSES: usize = 3;
 const NODES: usize = 3;
 
-/// A fail-over that has happened.
+/// A failover that has happened.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Promotion {
     pub(super) at: u64,
     pub(super) port: u16,
 }
 
-/// A link between a process and a node that was silent for a while.
+/// A connection between a process and a node that was silent for some time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cut {
     pub(super) process: usize,
@@ -26,7 +26,7 @@ pub(super) struct Cut {
     pub(super) to: u64,
 }
 
-/// Faults played.
+/// Numbers of faults applied.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) promotions: u32,
@@ -34,16 +34,16 @@ pub(super) struct Counts {
     pub(super) others: u32,
 }
 
-/// Everything that runs.
+/// Servers and processes of a run.
 pub(super) struct Cluster {
     pub(super) pg: Postgres,
-    /// The present primary's number.
+    /// Number of the current primary.
     pub(super) primary: usize,
     pub(super) promotions: Vec<Promotion>,
     pub(super) cuts: Vec<Cut>,
     pub(super) counts: Counts,
     pub(super) folder: tempfile::TempDir,
-    /// Of each process, the way to each node.
+    /// Proxies of each process, one to each node.
     ways: Vec<Vec<Proxy>>,
     processes: Vec<Child>,
     setting: Setting,
@@ -52,7 +52,9 @@ pub(super) struct Cluster {
 impl Cluster {
     pub(super) async fn start(setting: &Setting) -> Result<Self> {
         let pg = Postgres::start(NODES - 1).await?;
-        pg.node(0).sql("create table writes (id bigint primary key); create table tokens (n bigint)").await?;
+        pg.node(0)
+            .sql("create table writes (id bigint primary key); create table tokens (n bigint)")
+            .await?;
         pg.caught_up().await?;
         let mut ways = Vec::new();
         for _ in 0..PROCESSES {
@@ -83,7 +85,9 @@ impl Cluster {
     }
 
     fn spawn(&self, number: usize) -> Result<Child> {
-        let urls = self.ways[number].iter().map(|way| format!("postgres://postgres@127.0.0.1:{}/postgres", way.port()));
+        let urls = self.ways[number]
+            .iter()
+            .map(|way| format!("postgres://postgres@127.0.0.1:{}/postgres", way.port()));
         Command::new(&self.setting.program)
             .args(["db-app", &number.to_string(), &PROCESSES.to_string()])
             .arg(self.folder.path())
@@ -93,21 +97,28 @@ impl Cluster {
             .context("starting a process")
     }
 
-    /// Waits until each process has written to the present primary.
+    /// Waits until each process has written to the current primary.
     async fn working(&self) -> Result<()> {
         let (from, port) = (now_us(), self.pg.node(self.primary).port());
         for number in 0..PROCESSES {
             let path = journal::path(self.folder.path(), number);
-            let wrote = |entry: &journal::Entry| matches!(entry, journal::Entry::Wrote { began, port: at, .. } if *began > from && *at == port);
-            eventually("a process to write", async || journal::tail(&path).ok()?.iter().any(wrote).then_some(())).await?;
+            let wrote = |entry: &journal::Entry| {
+                let journal::Entry::Wrote { began, port: at, .. } = entry else { return false };
+                *began > from && *at == port
+            };
+            eventually("a process to write", async || {
+                journal::tail(&path).ok()?.iter().any(wrote).then_some(())
+            })
+            .await?;
         }
         Ok(())
     }
 
-    /// Plays one fault, and makes good for it.
+    /// Applies one fault, and repairs it.
     pub(super) async fn fault(&mut self, random: &mut fastrand::Rng) -> Result<()> {
         let replica = (self.primary + random.usize(1..NODES)) % NODES;
-        let while_ms = |random: &mut fastrand::Rng, most: u64| Duration::from_millis(random.u64(300..most));
+        let while_ms =
+            |random: &mut fastrand::Rng, most: u64| Duration::from_millis(random.u64(300..most));
         match random.u32(..10) {
             0..4 => self.promote(replica, random).await?,
             4 => {
@@ -153,10 +164,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes a replica the primary; the old one dies, freezes, or goes on as if nothing had happened, with or without a follower.
+    /// Promotes a replica; the old primary dies, freezes, or continues to run, with or without a
+    /// replica that follows it.
     async fn promote(&mut self, new: usize, random: &mut fastrand::Rng) -> Result<()> {
         self.counts.promotions += 1;
-        let (old, third) = (self.primary, (0..NODES).find(|n| *n != self.primary && *n != new).context("a third")?);
+        let (old, third) = (
+            self.primary,
+            (0..NODES).find(|n| *n != self.primary && *n != new).context("a third")?,
+        );
         let fate = random.u32(..3);
         match fate {
             0 => self.pg.node(old).kill()?,
@@ -176,12 +191,17 @@ impl Cluster {
             self.pg.node(old).thaw()?;
         }
         if fate != 0 {
-            // Somebody who has not noticed goes on writing to the leftover.
-            let _ = self.pg.node(old).sql("create table if not exists astray as select generate_series(1, 20000)").await;
+            // A client that missed the failover still writes to the stale primary.
+            let _ = self
+                .pg
+                .node(old)
+                .sql("create table if not exists astray as select generate_series(1, 20000)")
+                .await;
         }
         tokio::time::sleep(Duration::from_millis(random.u64(500..5_000))).await;
         self.pg.node(old).rejoin(self.pg.node(new)).await?;
-        // It may have gone too far along with the leftover: what is written now, it would never see.
+        // This replica may have followed the stale primary beyond the failover, and would then
+        // never receive new writes.
         if !follows || !self.sees_what_is_written(third, 40).await? {
             self.pg.node(third).rejoin(self.pg.node(new)).await?;
         }
@@ -191,12 +211,17 @@ impl Cluster {
         Ok(())
     }
 
-    /// Returns whether a replica shows a write to the primary, within so many twentieths of a second.
+    /// Returns whether a replica shows a write to the primary within `patience` twentieths of a
+    /// second.
     async fn sees_what_is_written(&self, replica: usize, patience: u32) -> Result<bool> {
         let token = fastrand::u64(..) >> 1;
         self.pg.node(self.primary).sql(&format!("insert into tokens values ({token})")).await?;
         for _ in 0..patience {
-            let seen = self.pg.node(replica).sql(&format!("select count(*) from tokens where n = {token}")).await;
+            let seen = self
+                .pg
+                .node(replica)
+                .sql(&format!("select count(*) from tokens where n = {token}"))
+                .await;
             if seen.is_ok_and(|seen| seen == "1") {
                 return Ok(true);
             }
@@ -205,7 +230,7 @@ impl Cluster {
         Ok(false)
     }
 
-    /// Lets every process write once more, and ends them.
+    /// Lets every process write once more, and stops the processes.
     pub(super) async fn settle(&mut self) -> Result<()> {
         self.working().await?;
         for process in &mut self.processes {
@@ -216,7 +241,9 @@ impl Cluster {
     }
 
     pub(super) fn journals(&self) -> Result<Vec<Vec<journal::Entry>>> {
-        (0..PROCESSES).map(|number| journal::read(&journal::path(self.folder.path(), number))).collect()
+        (0..PROCESSES)
+            .map(|number| journal::read(&journal::path(self.folder.path(), number)))
+            .collect()
     }
 }
 

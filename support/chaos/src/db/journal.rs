@@ -1,4 +1,4 @@
-//! What a process did, a line each, in a file that survives it.
+//! Journal of a process: one line per event, in a file that survives the process.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -7,26 +7,30 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use parking_lot::Mutex;
 
-/// One thing that came to its end. Times are microseconds since 1970.
+/// A completed operation. Times are microseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    /// A row was written on the node of that port, and its writer got this mark.
+    /// A row was written on the node with this port, and its writer got this mark.
     Wrote { id: u64, began: u64, ended: u64, port: u16, mark: String },
-    /// A read with a row's mark found so many rows of it, on the node of that port.
+    /// A read with a row's mark found this number of rows, on the node with this port.
     Read { id: u64, began: u64, found: i64, port: u16 },
-    /// A read without a mark found this to be the newest row.
+    /// A read without a mark returned this row as the newest.
     Newest { began: u64, id: u64 },
-    /// Something failed after so long.
+    /// An operation failed after this time.
     Failed { began: u64, ended: u64, what: String },
 }
 
 impl Entry {
     fn line(&self) -> String {
         match self {
-            Self::Wrote { id, began, ended, port, mark } => format!("W {id} {began} {ended} {port} {mark}\n"),
+            Self::Wrote { id, began, ended, port, mark } => {
+                format!("W {id} {began} {ended} {port} {mark}\n")
+            }
             Self::Read { id, began, found, port } => format!("R {id} {began} {found} {port}\n"),
             Self::Newest { began, id } => format!("N {began} {id}\n"),
-            Self::Failed { began, ended, what } => format!("F {began} {ended} {}\n", what.replace('\n', " ")),
+            Self::Failed { began, ended, what } => {
+                format!("F {began} {ended} {}\n", what.replace('\n', " "))
+            }
         }
     }
 
@@ -39,15 +43,24 @@ impl Entry {
                 let (id, began, ended, port) = (number()?, number()?, number()?, number()? as u16);
                 Self::Wrote { id, began, ended, port, mark: parts.next()?.to_owned() }
             }
-            "R" => Self::Read { id: number()?, began: number()?, found: number()? as i64, port: number()? as u16 },
+            "R" => Self::Read {
+                id: number()?,
+                began: number()?,
+                found: number()? as i64,
+                port: number()? as u16,
+            },
             "N" => Self::Newest { began: number()?, id: number()? },
-            "F" => Self::Failed { began: number()?, ended: number()?, what: parts.collect::<Vec<_>>().join(" ") },
+            "F" => Self::Failed {
+                began: number()?,
+                ended: number()?,
+                what: parts.collect::<Vec<_>>().join(" "),
+            },
             _ => return None,
         })
     }
 }
 
-/// A journal that is being written.
+/// Writer of a journal.
 pub(super) struct Journal(Mutex<File>);
 
 impl Journal {
@@ -76,7 +89,7 @@ pub(super) fn tail(path: &Path) -> Result<Vec<Entry>> {
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
-    // The first and the last line may be parts.
+    // The first and the last line may be incomplete.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     Ok(whole.lines().skip(1).filter_map(Entry::parse).collect())
 }

@@ -1,4 +1,5 @@
-//! Fail-overs, lag and cut links, under processes that write, and read what they and others have written.
+//! Failovers, lag and cut connections, with processes that write rows, and read their own rows and
+//! those of others.
 
 mod app;
 mod cluster;
@@ -14,23 +15,23 @@ pub use self::app::run as app;
 use self::cluster::Cluster;
 pub use self::verify::Outcome;
 
-/// What to play.
+/// Settings of a run.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// For how long.
+    /// Duration of the faults.
     pub time: Duration,
-    /// Which faults are drawn.
+    /// Seed of the faults.
     pub seed: u64,
-    /// This program, whose hidden command is an application.
+    /// Path of this program, which has a hidden command for the application.
     pub program: PathBuf,
 }
 
-/// How often each process looks at the nodes.
+/// Interval at which each process probes the nodes.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// How late a replica may be.
+/// Longest lag of a replica.
 const LAG: Duration = Duration::from_secs(2);
 
-/// Plays faults for a while, and counts what the processes saw.
+/// Applies faults for the configured time, and counts what the processes saw.
 pub async fn run(setting: Setting) -> Result<Outcome> {
     let mut random = fastrand::Rng::with_seed(setting.seed);
     let mut cluster = Cluster::start(&setting).await?;

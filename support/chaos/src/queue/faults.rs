@@ -1,4 +1,4 @@
-//! The store, the workers, and what is done to them.
+//! Store and workers, and the faults that are applied to them.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -8,19 +8,20 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use scale_queue::Queue;
-use testkit::{Postgres, Proxy, Redis};
+use testkit::{MariaDb, Postgres, Proxy, Redis};
 
 use super::jobs::{APP, LEASE};
 use super::journal::{self, Notes};
 use super::{Setting, StoreKind, now_us};
 
 const WORKERS: usize = 4;
-/// How long a worker that stops may take.
+/// Longest time a worker takes to stop.
 const STOP: Duration = Duration::from_secs(30);
 
 enum Server {
-    Redis(Redis, Proxy),
+    Redis(Box<Redis>, Proxy),
     Postgres(Box<Postgres>, Proxy),
+    MariaDb(Box<MariaDb>, Proxy),
     Sqlite,
 }
 
@@ -46,12 +47,12 @@ impl Process {
     }
 }
 
-/// Faults played.
+/// Numbers of faults applied.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
     /// Workers killed.
     pub kills: u32,
-    /// Workers stopped for a while.
+    /// Workers stopped for some time.
     pub stops: u32,
     /// Connections cut, reset, refused or delayed.
     pub cuts: u32,
@@ -59,17 +60,18 @@ pub struct Counts {
     pub restarts: u32,
 }
 
-/// Everything that runs.
+/// Server and worker processes of a run.
 pub(super) struct Fleet {
     server: Server,
     near: String,
     far: String,
     program: PathBuf,
+    beside: Option<PathBuf>,
     folder: tempfile::TempDir,
     workers: Vec<Process>,
     gone: Vec<(PathBuf, Notes)>,
     counts: Counts,
-    /// When the server was killed: microseconds since 1970.
+    /// Times at which the server was killed: microseconds since 1970.
     crashes_us: Vec<u64>,
 }
 
@@ -80,7 +82,7 @@ impl Fleet {
             let server = Redis::start_with(&["--appendfsync", fsync]).await?;
             let proxy = Proxy::start(server.port()).await?;
             let (near, far) = (server.url(), format!("redis://127.0.0.1:{}", proxy.port()));
-            Ok((Server::Redis(server, proxy), near, far))
+            Ok((Server::Redis(Box::new(server), proxy), near, far))
         };
         let (server, near, far) = match setting.store {
             StoreKind::RedisAlways => redis("always").await?,
@@ -94,6 +96,14 @@ impl Fleet {
                 let far = near.replace(&format!(":{port}"), &format!(":{}", proxy.port()));
                 (Server::Postgres(Box::new(server), proxy), near, far)
             }
+            StoreKind::Mariadb => {
+                let server = MariaDb::start(0).await?;
+                let port = server.node(0).port();
+                let proxy = Proxy::start(port).await?;
+                let near = server.node(0).url();
+                let far = near.replace(&format!(":{port}"), &format!(":{}", proxy.port()));
+                (Server::MariaDb(Box::new(server), proxy), near, far)
+            }
             StoreKind::Sqlite => {
                 let url = format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display());
                 (Server::Sqlite, url.clone(), url)
@@ -104,35 +114,60 @@ impl Fleet {
             near,
             far,
             program: setting.program.clone(),
+            beside: setting.beside.clone(),
             folder,
             workers: Vec::new(),
             gone: Vec::new(),
             counts: Counts::default(),
             crashes_us: Vec::new(),
         };
-        // It makes the tables, where there are some.
-        drop(fleet.queue().await?);
+        if let Some(beside) = &fleet.beside {
+            fleet.begin_with(beside.clone()).await?;
+        }
+        let migrates =
+            matches!(setting.store, StoreKind::Postgres | StoreKind::Mariadb | StoreKind::Sqlite);
+        drop(Queue::builder(&fleet.near, APP).migrate(migrates).connect().await?);
         for _ in 0..WORKERS {
             fleet.add_worker()?;
         }
         Ok(fleet)
     }
 
-    /// A connection that faults of the network do not meet.
+    /// Connects directly, so that faults of the network do not affect the connection.
     pub(super) async fn queue(&self) -> Result<Queue> {
         Ok(Queue::connect(&self.near, APP).await?)
     }
 
+    /// Lets an earlier version create its tables first.
+    async fn begin_with(&mut self, program: PathBuf) -> Result<()> {
+        let current = std::mem::replace(&mut self.program, program);
+        self.add_worker()?;
+        let made =
+            async || Queue::builder(&self.near, APP).migrate(false).connect().await.ok().map(drop);
+        testkit::eventually("the tables of the earlier version", made).await?;
+        self.program = current;
+        Ok(())
+    }
+
     fn add_worker(&mut self) -> Result<()> {
-        let path = self.folder.path().join(format!("{}.journal", self.gone.len() + self.workers.len()));
-        let mut command = Command::new(&self.program);
-        command.arg("queue-worker").arg(&self.far).arg(&path).stdout(Stdio::null()).stderr(Stdio::null());
+        let path =
+            self.folder.path().join(format!("{}.journal", self.gone.len() + self.workers.len()));
+        let number = self.gone.len() + self.workers.len();
+        let program =
+            self.beside.as_ref().filter(|_| number.is_multiple_of(2)).unwrap_or(&self.program);
+        let mut command = Command::new(program);
+        command
+            .arg("queue-worker")
+            .arg(&self.far)
+            .arg(&path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let child = command.spawn().with_context(|| format!("{}", self.program.display()))?;
         self.workers.push(Process { child, path, stopped_us: None, notes: Notes::default() });
         Ok(())
     }
 
-    /// One fault, and the time until the next one.
+    /// Applies one fault, and waits until the next one is due.
     pub(super) async fn fault(&mut self, random: &mut fastrand::Rng) -> Result<()> {
         match random.u8(..10) {
             0..4 => self.kill_worker(random)?,
@@ -163,7 +198,11 @@ impl Fleet {
     }
 
     async fn trouble_network(&mut self, random: &mut fastrand::Rng) {
-        let (Server::Redis(_, proxy) | Server::Postgres(_, proxy)) = &self.server else { return };
+        let (Server::Redis(_, proxy) | Server::Postgres(_, proxy) | Server::MariaDb(_, proxy)) =
+            &self.server
+        else {
+            return;
+        };
         self.counts.cuts += 1;
         let time = LEASE.mul_f64(0.1 + 2.0 * random.f64());
         match random.u8(..4) {
@@ -181,6 +220,7 @@ impl Fleet {
         match &self.server {
             Server::Redis(server, _) => server.restart().await?,
             Server::Postgres(server, _) => server.node(0).restart().await?,
+            Server::MariaDb(server, _) => server.node(0).restart().await?,
             Server::Sqlite => return Ok(()),
         }
         self.counts.restarts += 1;
@@ -188,15 +228,17 @@ impl Fleet {
         Ok(())
     }
 
-    /// No fault from now on.
+    /// Ends all faults.
     pub(super) async fn heal(&mut self) -> Result<()> {
-        if let Server::Redis(_, proxy) | Server::Postgres(_, proxy) = &self.server {
+        if let Server::Redis(_, proxy) | Server::Postgres(_, proxy) | Server::MariaDb(_, proxy) =
+            &self.server
+        {
             proxy.heal();
         }
         self.workers.iter_mut().try_for_each(Process::resume)
     }
 
-    /// Lets all workers end as they should.
+    /// Stops all workers cleanly.
     pub(super) async fn stop(&mut self) -> Result<()> {
         for worker in &self.workers {
             worker.signal(Signal::SIGTERM)?;
@@ -212,10 +254,10 @@ impl Fleet {
         Ok(())
     }
 
-    /// What all of them noted.
+    /// Returns the journals of all workers.
     pub(super) fn journals(&self) -> Result<Vec<Notes>> {
         let read = |(path, notes): &(PathBuf, Notes)| {
-            // One that was killed before it began has none.
+            // A worker that was killed before it began has none.
             let lines = if path.exists() { journal::read(path)? } else { Vec::new() };
             Ok(Notes { lines, ..notes.clone() })
         };

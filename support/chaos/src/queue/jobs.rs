@@ -1,4 +1,4 @@
-//! The jobs that are pushed, and the worker process that does them.
+//! The pushed jobs, and the worker process that runs them.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -14,22 +14,23 @@ use super::now_us;
 pub(super) const APP: &str = "chaos";
 pub(super) const TICKS: &str = "ticks";
 pub(super) const QUEUES: &[&str] = &["work", "limited", "paced", "after", TICKS];
-/// Links of a chain.
+/// Number of jobs of a chain.
 pub(super) const LINKS: u64 = 4;
-/// Jobs of a batch.
+/// Number of jobs of a batch.
 pub(super) const PARTS: u64 = 20;
-/// Permits of a key, of which there are as many keys.
+/// Permits of each key, and number of keys.
 pub(super) const PERMITS: u32 = 2;
 const KEYS: u64 = 3;
-/// Of the rate, a second.
+/// Rate limit, per second.
 pub(super) const RATE: u32 = 20;
 pub(super) const BURST: u32 = 4;
-/// Between two moments of the schedule.
+/// Period of the schedule.
 pub(super) const TICK: Duration = Duration::from_millis(500);
-/// A lease; stops and cuts are shorter and longer than it.
+/// Lease of the workers; stops and cuts are both shorter and longer.
 pub(super) const LEASE: Duration = Duration::from_secs(1);
 
-const PATIENT: Retry = Retry::exponential(1_000).first(Duration::from_millis(50)).longest(Duration::from_secs(1));
+const PATIENT: Retry =
+    Retry::exponential(1_000).first(Duration::from_millis(50)).longest(Duration::from_secs(1));
 
 macro_rules! job {
     ($name:ident, $label:literal, $queue:expr $(, $limits:item)?) => {
@@ -70,7 +71,7 @@ job!(
 );
 job!(Tick, "tick", TICKS);
 
-/// Does jobs until it is told to stop, by a signal; a kill is what it is for.
+/// Runs jobs until a signal stops the worker. Normally the process is killed instead.
 pub async fn work(url: &str, journal: &Path) -> Result<()> {
     let journal = Journal::create(journal)?;
     let queue = loop {
@@ -101,7 +102,11 @@ pub async fn work(url: &str, journal: &Path) -> Result<()> {
             })
         }};
     }
-    let worker = Worker::new(&queue).queues(QUEUES.iter().copied()).concurrency(20).lease(LEASE).grace(Duration::from_secs(5));
+    let worker = Worker::new(&queue)
+        .queues(QUEUES.iter().copied())
+        .concurrency(20)
+        .lease(LEASE)
+        .grace(Duration::from_secs(5));
     let worker = handle!(worker, Single);
     let worker = handle!(worker, Link);
     let worker = handle!(worker, Part);
@@ -121,20 +126,22 @@ pub async fn work(url: &str, journal: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What was pushed, and what came of it.
+/// Pushed jobs, and the results of the pushes.
 #[derive(Debug, Default)]
 pub(super) struct Pushed {
-    /// Pushes that were `Ok`, by kind and number, and when: microseconds since 1970.
+    /// Times of successful pushes, by kind and number: microseconds since 1970.
     pub(super) stored: HashMap<(&'static str, u64), u64>,
-    /// Those that were tried: after an error a job may be stored or not.
+    /// Jobs whose push was tried; after an error a job may or may not be stored.
     pub(super) tried: HashSet<(&'static str, u64)>,
 }
 
 impl Pushed {
-    /// Takes out what a store may lose by what it is set to: pushes shortly before one of these moments.
+    /// Removes the pushes that a store may lose with its settings: those within `window` before one
+    /// of these crashes.
     pub(super) fn excuse(&mut self, crashes_us: &[u64], window: Duration) {
         let window = window.as_micros() as u64;
-        self.stored.retain(|_, at| crashes_us.iter().all(|crash| *at > *crash || *at + window < *crash));
+        self.stored
+            .retain(|_, at| crashes_us.iter().all(|crash| *at > *crash || *at + window < *crash));
     }
 
     fn note<T>(&mut self, kind: &'static str, number: u64, answer: &Result<T, Error>) {
@@ -145,16 +152,21 @@ impl Pushed {
     }
 }
 
-/// Pushes a few hundred a second, of all kinds.
+/// Pushes a few hundred jobs per second, of all kinds.
 pub(super) async fn push(queue: Queue, time: Duration, seed: u64) -> Pushed {
-    let (mut random, mut pushed, start) = (fastrand::Rng::with_seed(seed ^ 1), Pushed::default(), Instant::now());
+    let (mut random, mut pushed, start) =
+        (fastrand::Rng::with_seed(seed ^ 1), Pushed::default(), Instant::now());
     let mut number = 0;
     while start.elapsed() < time {
         number += 1;
         let a = number;
         match random.u8(..100) {
             0..60 => {
-                let delay = if random.u8(..10) == 0 { Duration::from_millis(random.u64(..3_000)) } else { Duration::ZERO };
+                let delay = if random.u8(..10) == 0 {
+                    Duration::from_millis(random.u64(..3_000))
+                } else {
+                    Duration::ZERO
+                };
                 let answer = queue.push(Single { a, b: 0 }).delay(delay).await;
                 pushed.note("single", a, &answer);
             }
@@ -170,7 +182,7 @@ pub(super) async fn push(queue: Queue, time: Duration, seed: u64) -> Pushed {
                 pushed.note("link", a, &chain.push().await);
             }
             78..80 => {
-                // Under its name until it is stored, as its docs say.
+                // Pushed again under the same name until it is stored, as the docs require.
                 let mut answer = batch(&queue, a).await;
                 while answer.is_err() && start.elapsed() < time + Duration::from_mins(1) {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -197,8 +209,11 @@ async fn batch(queue: &Queue, a: u64) -> Result<String, Error> {
     queue.batch().named(&format!("batch.{a}")).jobs(parts).then(Then { a, b: 0 }).push().await
 }
 
-/// How far each batch is that was stored.
-pub(super) async fn batch_states(queue: &Queue, pushed: &Pushed) -> Result<HashMap<u64, Option<BatchStatus>>> {
+/// Returns the progress of each batch that was stored.
+pub(super) async fn batch_states(
+    queue: &Queue,
+    pushed: &Pushed,
+) -> Result<HashMap<u64, Option<BatchStatus>>> {
     let mut states = HashMap::new();
     for (_, a) in pushed.stored.keys().filter(|(kind, _)| *kind == "batch") {
         states.insert(*a, queue.batch_status(&format!("batch.{a}")).await?);

@@ -1,4 +1,4 @@
-//! What a worker process notes: a line for each thing that happens, written at once, so that a kill loses none.
+//! Journal of a worker process: one line per event, written at once, so that a kill loses none.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -11,27 +11,27 @@ use anyhow::{Context, Result, bail};
 
 use super::now_us;
 
-/// What happened to a job.
+/// Event of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
-    /// Its handler began.
+    /// The handler began.
     Begin,
-    /// It ran to its end.
+    /// The handler ran to its end.
     End,
-    /// Its future was dropped before.
+    /// The handler's future was dropped before its end.
     Dropped,
 }
 
-/// A line.
+/// A line of the journal.
 #[derive(Clone, Debug)]
 pub(super) struct Line {
     pub(super) at_us: u64,
     pub(super) what: What,
     pub(super) kind: String,
-    /// What it is about: a number, or two.
+    /// Subject of the event: a number, or two.
     pub(super) a: u64,
     pub(super) b: u64,
-    /// The job's id.
+    /// Id of the job.
     pub(super) id: String,
 }
 
@@ -43,7 +43,7 @@ impl Journal {
         Ok(Self(Arc::new(OpenOptions::new().create(true).append(true).open(path)?)))
     }
 
-    /// One write, of one line: the kernel has it when this returns.
+    /// Writes one line in one call: the kernel has it when this returns.
     pub(super) fn note(&self, what: What, kind: &str, a: u64, b: u64, id: &str) {
         let word = match what {
             What::Begin => 'B',
@@ -55,7 +55,7 @@ impl Journal {
     }
 }
 
-/// Notes that a handler's future was dropped, unless it ran to its end.
+/// Records that a handler's future was dropped, unless the handler ran to its end.
 pub(super) struct Run {
     journal: Journal,
     kind: &'static str,
@@ -97,27 +97,38 @@ impl FromStr for Line {
             "X" => What::Dropped,
             _ => bail!("not a line: {line}"),
         };
-        Ok(Self { at_us: at.parse()?, what, kind: kind.into(), a: a.parse()?, b: b.parse()?, id: id.into() })
+        Ok(Self {
+            at_us: at.parse()?,
+            what,
+            kind: kind.into(),
+            a: a.parse()?,
+            b: b.parse()?,
+            id: id.into(),
+        })
     }
 }
 
-/// What one process noted, and when it did not run.
+/// Journal of one process, and the times at which the process did not run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Notes {
     pub(super) lines: Vec<Line>,
-    /// Until when it lived, if it was killed.
+    /// Time of the kill, if the process was killed.
     pub(super) killed_us: Option<u64>,
-    /// From when until when it was stopped.
+    /// Begin and end of each stop.
     pub(super) stops_us: Vec<(u64, u64)>,
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<Line>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-    // The last line of a process that was killed may be half of one.
-    Ok(text.split_inclusive('\n').filter(|line| line.ends_with('\n')).filter_map(|line| line.trim_end().parse().ok()).collect())
+    // The last line of a killed process may be incomplete.
+    Ok(text
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
+        .filter_map(|line| line.trim_end().parse().ok())
+        .collect())
 }
 
-/// Lines by what they are about.
+/// Groups lines by subject.
 pub(super) fn by_subject<'n>(notes: &'n [Notes], kind: &str) -> HashMap<(u64, u64), Vec<&'n Line>> {
     let mut subjects: HashMap<(u64, u64), Vec<&Line>> = HashMap::new();
     for line in notes.iter().flat_map(|notes| &notes.lines).filter(|line| line.kind == kind) {

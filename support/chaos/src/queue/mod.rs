@@ -17,7 +17,7 @@ pub use self::jobs::work;
 use self::jobs::{Pushed, QUEUES};
 pub use self::verify::Outcome;
 
-/// A store, and how safe it is set to be.
+/// A store, with its durability setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "their names say it")]
 pub enum StoreKind {
@@ -25,31 +25,41 @@ pub enum StoreKind {
     RedisEverysec,
     RedisNo,
     Postgres,
+    Mariadb,
     Sqlite,
 }
 
 impl StoreKind {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::RedisAlways, Self::RedisEverysec, Self::RedisNo, Self::Postgres, Self::Sqlite];
+    /// All kinds of stores.
+    pub const ALL: [Self; 6] = [
+        Self::RedisAlways,
+        Self::RedisEverysec,
+        Self::RedisNo,
+        Self::Postgres,
+        Self::Mariadb,
+        Self::Sqlite,
+    ];
 }
 
-/// What to play.
+/// Settings of a run.
 #[derive(Clone, Debug)]
 pub struct Setting {
-    /// On which store.
+    /// Kind of the store.
     pub store: StoreKind,
-    /// For how long.
+    /// Duration of the faults.
     pub time: Duration,
-    /// Which faults are drawn.
+    /// Seed of the faults.
     pub seed: u64,
-    /// This program, whose hidden command is a worker.
+    /// Path of this program, which has a hidden command for workers.
     pub program: PathBuf,
+    /// Path of this program in an earlier version, which runs every second worker.
+    pub beside: Option<PathBuf>,
 }
 
-/// How long everything may take to come to its end once no fault is played any more.
+/// Longest time for all jobs to end after the last fault.
 const END: Duration = Duration::from_secs(90);
 
-/// Plays faults for a while, lets everything come to its end, and counts.
+/// Applies faults for the configured time, waits until all jobs have ended, and counts.
 pub async fn run(setting: Setting) -> Result<Outcome> {
     let mut random = fastrand::Rng::with_seed(setting.seed);
     let start = Instant::now();
@@ -63,7 +73,7 @@ pub async fn run(setting: Setting) -> Result<Outcome> {
     fleet.heal().await?;
     let mut pushed: Pushed = pusher.await?;
     if setting.store == StoreKind::RedisEverysec {
-        // It may put a write off for so long, while the last one is on its way to the disk.
+        // Redis may delay a write to the disk by this time while the previous one is under way.
         pushed.excuse(fleet.crashes_us(), Duration::from_millis(2_500));
     }
     let left = settled(&queue).await?;
@@ -74,7 +84,7 @@ pub async fn run(setting: Setting) -> Result<Outcome> {
     Ok(verify::verify(setting.store, &pushed, &journals, &batches, left, fleet.counts(), total))
 }
 
-/// Waits until nothing is left to do; returns what is left when that takes too long.
+/// Waits until no job is left. Returns the number of jobs left if that takes too long.
 async fn settled(queue: &Queue) -> Result<u64> {
     let deadline = Instant::now() + END;
     loop {
@@ -83,11 +93,13 @@ async fn settled(queue: &Queue) -> Result<u64> {
             let stats: Stats = loop {
                 match queue.stats(name).await {
                     Ok(stats) => break stats,
-                    Err(error) if Instant::now() > deadline => bail!("the store does not come back: {error}"),
+                    Err(error) if Instant::now() > deadline => {
+                        bail!("the store does not come back: {error}")
+                    }
                     Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
                 }
             };
-            // Ticks go on as long as a worker does.
+            // The schedule pushes ticks as long as a worker runs.
             if *name != jobs::TICKS {
                 left += stats.waiting + stats.leased + stats.scheduled + stats.blocked;
             }
@@ -105,7 +117,7 @@ async fn settled(queue: &Queue) -> Result<u64> {
     }
 }
 
-/// Says what is left in a queue, to whoever looks for the reason.
+/// Prints the jobs that are left in a queue.
 #[expect(clippy::print_stderr, reason = "a run that has failed says why")]
 async fn report_left(queue: &Queue, name: &str) -> Result<()> {
     eprintln!("left in {name}: {:?}", queue.stats(name).await?);

@@ -1,4 +1,5 @@
-//! Requests a second of actix-session on Redis, in process: two threads as two cores, each with its service, as actix has it.
+//! Requests per second of actix-session on Redis, in process: two threads for two cores, each with
+//! its own service, as usual for actix.
 
 use std::cell::Cell;
 use std::time::Instant;
@@ -22,7 +23,7 @@ async fn read(session: Session) -> String {
     session.get::<String>("user").ok().flatten().unwrap_or_default()
 }
 
-/// A value that is another one at each write.
+/// Returns a value that differs at each write.
 fn next() -> String {
     thread_local!(static COUNT: Cell<u64> = const { Cell::new(0) });
     format!("{:030}", COUNT.replace(COUNT.get() + 1))
@@ -41,7 +42,7 @@ async fn begin(session: Session) -> &'static str {
     "begun"
 }
 
-/// This thread's share; seconds.
+/// Runs this thread's share of the requests. Returns seconds.
 #[actix_web::main]
 async fn share(case: &str, port: u16, count: usize) -> Result<f64> {
     let store = RedisSessionStore::new(format!("redis://127.0.0.1:{port}")).await?;
@@ -54,14 +55,21 @@ async fn share(case: &str, port: u16, count: usize) -> Result<f64> {
     let app = test::init_service(app).await;
     let mut cookies: Vec<Cookie<'static>> = Vec::with_capacity(SESSIONS / THREADS);
     for _ in 0..SESSIONS / THREADS {
-        let response = test::call_service(&app, test::TestRequest::get().uri("/begin").to_request()).await;
-        cookies.push(response.response().cookies().next().context("no cookie was set")?.into_owned());
+        let response = test::call_service(
+            &app, test::TestRequest::get().uri("/begin").to_request(),
+        ).await;
+        cookies.push(
+            response.response().cookies().next().context("no cookie was set")?.into_owned()
+        );
     }
     let (app, cookies, uri) = (&app, &cookies, &format!("/{case}"));
     let tasks = if case == "untouched" { 1 } else { TASKS / THREADS };
     let start = Instant::now();
     let one = async |n: usize| {
-        let request = test::TestRequest::get().uri(uri).cookie(cookies[(n * 7_919) % cookies.len()].clone()).to_request();
+        let request = test::TestRequest::get()
+            .uri(uri)
+            .cookie(cookies[(n * 7_919) % cookies.len()].clone())
+            .to_request();
         let body = test::call_and_read_body(app, request).await;
         ensure!(!body.is_empty(), "the session was not found");
         Ok(())
@@ -73,10 +81,12 @@ async fn share(case: &str, port: u16, count: usize) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Requests a second of all threads.
+/// Returns requests per second of all threads.
 pub fn run(case: &str, port: u16, count: usize) -> Result<f64> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(move || share(case, port, count))).collect();
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| scope.spawn(move || share(case, port, count)))
+            .collect();
         let mut longest = 0_f64;
         for thread in threads {
             let took = thread.join().map_err(|_| anyhow::anyhow!("a thread died"))??;

@@ -1,4 +1,4 @@
-//! Jobs a second of apalis on SQLite, a hundred at a time.
+//! Jobs per second of apalis on SQLite, a hundred at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -19,7 +19,8 @@ struct Small {
 }
 
 fn small(n: usize) -> Small {
-    Small { n, text: "a payload of about a hundred bytes, which is what most jobs carry around".into() }
+    Small { n, text: "a payload of about a hundred bytes, which is what most jobs \
+        carry around".into() }
 }
 
 struct Goal {
@@ -38,12 +39,12 @@ async fn handle(job: Small, goal: Data<Arc<Goal>>) -> Result<(), BoxDynError> {
 
 #[tokio::main]
 pub async fn run(path: &str, count: usize) -> Result<f64> {
-    // As ours has it: a log that is written ahead, and a commit that waits for the disk.
+    // As in scale-queue: a write-ahead log, and commits that wait for the disk.
     let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
     let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
     let pool = SqlitePool::connect_with(options).await?;
     SqliteStorage::setup(&pool).await?;
-    // Batches as large as our prefetch; results are not kept, as ours are not.
+    // Batches as large as the prefetch of scale-queue; results are not kept there either.
     let config = Config { batch_size: 1_000, persist_results: false, ..Config::default() };
     let mut storage = SqliteStorage::new(&pool).with_config(config);
     for first in (0..count).step_by(1_000) {
@@ -51,9 +52,15 @@ pub async fn run(path: &str, count: usize) -> Result<f64> {
         storage.push_bulk(jobs).await.map_err(|error| anyhow!("{error:?}"))?;
     }
     let goal = Arc::new(Goal { done: AtomicUsize::new(0), count, reached: Notify::new() });
-    let worker = WorkerBuilder::new("bench").backend(storage).data(Arc::clone(&goal)).concurrency(100).build(handle);
+    let worker = WorkerBuilder::new("bench")
+        .backend(storage)
+        .data(Arc::clone(&goal))
+        .concurrency(100)
+        .build(handle);
     let start = Instant::now();
-    let running = tokio::spawn(async move { worker.run().await.map_err(|error| error.to_string()) });
+    let running = tokio::spawn(
+        async move { worker.run().await.map_err(|error| error.to_string()) }
+    );
     let reached = tokio::time::timeout(Duration::from_secs(60), goal.reached.notified()).await;
     let took = start.elapsed();
     running.abort();

@@ -1,4 +1,5 @@
-//! `peers actix CASE PORT COUNT`, `peers underway URL COUNT` or `peers apalis FILE COUNT`: one peer, one question; prints one number.
+//! `peers actix CASE PORT COUNT`, `peers underway URL COUNT` or `peers apalis FILE COUNT`: measures
+//! one peer; prints one number.
 
 mod actix;
 mod apalis;
@@ -13,7 +14,9 @@ fn main() -> Result<()> {
         ["actix", case, port, count] => actix::run(case, port.parse()?, count.parse()?)?,
         ["underway", url, count] => underway::run(url, count.parse()?)?,
         ["apalis", file, count] => apalis::run(file, count.parse()?)?,
-        _ => bail!("peers actix CASE PORT COUNT, peers underway URL COUNT, or peers apalis FILE COUNT"),
+        _ => bail!(
+            "peers actix CASE PORT COUNT, peers underway URL COUNT, or peers apalis FILE COUNT"
+        ),
     };
     println!("{figure}");
     Ok(())

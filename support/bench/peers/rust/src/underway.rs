@@ -1,4 +1,4 @@
-//! Jobs a second of underway, a hundred at a time.
+//! Jobs per second of underway, a hundred at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -17,7 +17,8 @@ struct Small {
 }
 
 fn small(n: usize) -> Small {
-    Small { n, text: "a payload of about a hundred bytes, which is what most jobs carry around".into() }
+    Small { n, text: "a payload of about a hundred bytes, which is what most jobs \
+        carry around".into() }
 }
 
 #[tokio::main]
@@ -47,7 +48,9 @@ pub async fn run(url: &str, count: usize) -> Result<f64> {
     let mut worker = job.worker();
     worker.set_concurrency_limit(100);
     let start = Instant::now();
-    let running = tokio::spawn(async move { worker.run().await.map_err(|error| error.to_string()) });
+    let running = tokio::spawn(
+        async move { worker.run().await.map_err(|error| error.to_string()) }
+    );
     let reached = tokio::time::timeout(Duration::from_secs(60), all.notified()).await;
     let took = start.elapsed();
     running.abort();

@@ -1,4 +1,5 @@
-//! Caches: hits of the first level against bare in-process caches, hits of the second against a bare `GET`.
+//! Caches: hits of the first level against bare in-process caches, hits of the second against a
+//! bare `GET`.
 //!
 //! | case | subject | set up as | what it promises |
 //! | --- | --- | --- | --- |
@@ -7,13 +8,13 @@
 //! | | `cachet` | its memory tier with a TTL | expiry |
 //! | | `multi-tier-cache` | its defaults, moka before Redis, `get_or_compute_with`; values are `Bytes` | expiry; on other servers a removed value stays for its TTL |
 //! | `l2_hit` | `redis-get` | the same client, a pipelined connection, the same bytes, 64 under way | nothing |
-//! | `l2_tagged_hit` | `l2_hit` | ours, three tags against none | |
+//! | `l2_tagged_hit` | `l2_hit` | `scale-cache` with three tags and without tags | |
 //! | `tagged_get` | `scale-cache` | no first level, three tags, 64 under way | a hit checked against its tags |
-//! | | `laravel` | Debian's, with phpredis, three tags; one request at a time, for a PHP process has no more | the same |
+//! | | `laravel` | Debian's, with phpredis, three tags; one request at a time, because a PHP process has no more | the same |
 //! | | `bentocache` | no first level, three tags, 64 under way, pipelined | the same |
 //! | | `cache-manager` | on `@keyv/redis`, 64 under way, pipelined: **no tags**, so a plain `GET` and JSON | expiry |
 //! | `invalidate_1m` | `laravel` | a tag of a **tenth** of the entries: filling it takes longest | the same |
-//! | `flood_10m` | `configured` | memory allocated and touched after ten million keys, each loaded once, beside what the first level may hold; not in quick runs | |
+//! | `flood_10m` | `configured` | memory allocated and touched after ten million keys, each loaded once, compared with the limit of the first level; not in quick runs | |
 //! | `coherence_p99` | | from the return of an invalidation on one node until another one misses | |
 
 mod local;
@@ -32,7 +33,7 @@ use crate::peer;
 use crate::report::Report;
 
 const KEYS: usize = 1_000;
-/// Requests under way at once.
+/// Number of concurrent requests.
 const TASKS: usize = 64;
 
 fn value() -> String {
@@ -52,12 +53,13 @@ async fn fill(space: &Space<String>) -> Result<()> {
     Ok(())
 }
 
-/// A first level too small for anything: every hit is one of the second.
+/// Size of a first level without room, so that every hit is of the second level.
 async fn shared(url: &str) -> Result<Cache> {
     Ok(Cache::builder(url).max_bytes(0).connect("bench").await?)
 }
 
-/// Hits a second. Each turn has a connection of its own: which processor happens to serve it is drawn anew.
+/// Returns hits per second. Each turn has a new connection, so that the processor that serves it is
+/// chosen again.
 async fn second_level_hits(url: &str, name: &str, tags: &[&str], count: usize) -> Result<f64> {
     let space = shared(url).await?.space::<String>(name).options(options(tags));
     concurrently(TASKS, count, move |n| {
@@ -83,7 +85,8 @@ async fn bare_gets(url: &str, count: usize) -> Result<f64> {
     .await
 }
 
-/// Ms to invalidate a tag, the median of so many; it costs the same however many carry it and whether they are valid still.
+/// Returns the time to invalidate a tag in ms, as the median of several. It does not depend on the
+/// number of entries with the tag, nor on their validity.
 async fn invalidations(cache: &Cache, count: usize) -> Result<f64> {
     let mut times = Vec::with_capacity(count);
     for _ in 0..count {
@@ -95,7 +98,7 @@ async fn invalidations(cache: &Cache, count: usize) -> Result<f64> {
     Ok(times[count / 2])
 }
 
-/// Ms to flush a tag of Laravel's; once is enough, filling it takes longest.
+/// Returns the time to flush a tag of Laravel in ms; measured once, because filling takes longest.
 async fn laravel_flush(port: u16, entries: usize) -> Result<f64> {
     peer::laravel("cache.php", ["flush".into(), port.to_string(), entries.to_string()]).await
 }
@@ -130,8 +133,10 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .measure(effort, &mut report)
         .await;
     let port = server.port();
-    // So many that each takes about a second, and that what the peers' runtimes do at first does not count.
-    let arguments = |subject: &str, gets: usize| vec![subject.to_owned(), port.to_string(), gets.to_string()];
+    // Enough that each takes about a second, so that the start of the peers' runtimes does not
+    // matter.
+    let arguments =
+        |subject: &str, gets: usize| vec![subject.to_owned(), port.to_string(), gets.to_string()];
     Case::new("tagged_get", "hits/s", Better::Higher)
         .subject("scale-cache", tagged)
         .subject("laravel", || peer::laravel("cache.php", arguments("tagged_get", count / 40)))
@@ -140,14 +145,19 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .measure(effort, &mut report)
         .await;
 
-    // What a tag costs does not depend on how many carry it; here, all of a million.
+    // The cost of a tag does not depend on the number of its entries; here a million.
     let wide = Cache::builder(&server.url()).max_bytes(4 << 30).connect("wide").await?;
     let many = wide.space::<u8>("many").options(Options::ttl(Duration::from_hours(1)).tag("wide"));
     let entries = if effort.scale > 1 { 1_000_000 } else { 100_000 };
     let stored = many.clone();
     concurrently(TASKS, entries, move |n| {
         let many = stored.clone();
-        async move { Ok(many.get_or_load(n * 7_919 + n, |_| ready(Ok::<_, std::io::Error>(1_u8))).await.map(drop)?) }
+        async move {
+            Ok(many
+                .get_or_load(n * 7_919 + n, |_| ready(Ok::<_, std::io::Error>(1_u8)))
+                .await
+                .map(drop)?)
+        }
     })
     .await?;
     let wide_ref = &wide;
@@ -169,7 +179,8 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     }
 
     // From the return of an invalidation on one node until another one misses.
-    let (a, b) = (Cache::connect(&server.url(), "two").await?, Cache::connect(&server.url(), "two").await?);
+    let (a, b) =
+        (Cache::connect(&server.url(), "two").await?, Cache::connect(&server.url(), "two").await?);
     let (a_ref, b_ref) = (&a, &b);
     Case::new("coherence_p99", "ms", Better::Lower)
         .subject("scale-cache", move || coherence(a_ref, b_ref, 200 * effort.scale))
@@ -179,19 +190,26 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     Ok(report)
 }
 
-/// What the first level may hold in the flood, bytes.
+/// Size of the first level in the flood, bytes.
 const FLOODED: u64 = 64 << 20;
 
-/// Memory, MB, after ten million keys were loaded, each once, with values of 100 bytes; in a process of its own.
+/// Returns the memory in MB after ten million keys were loaded, each once, with values of 100
+/// bytes; in a separate process.
 pub(crate) async fn flooded() -> f64 {
     let before = memory("RssAnon");
-    let space = Cache::builder("memory:").max_bytes(FLOODED).connect("flood").await.map(|cache| cache.space::<String>("flood"));
+    let space = Cache::builder("memory:")
+        .max_bytes(FLOODED)
+        .connect("flood")
+        .await
+        .map(|cache| cache.space::<String>("flood"));
     let Ok(space) = space else { return f64::NAN };
     let loads = each_task(TASKS, 10_000_000, move |task, count| {
         let space = space.clone();
         async move {
             for n in 0..count {
-                space.get_or_load(n * TASKS + task, |_| ready(Ok::<_, std::io::Error>(value()))).await?;
+                space
+                    .get_or_load(n * TASKS + task, |_| ready(Ok::<_, std::io::Error>(value())))
+                    .await?;
             }
             Ok(())
         }

@@ -1,4 +1,4 @@
-//! The layer itself.
+//! Cost of the layer.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,8 +26,12 @@ fn address(n: usize) -> SocketAddr {
     SocketAddr::from(([203, 0, (n / 250 % 4) as u8, (n % 250) as u8], 4_711))
 }
 
-/// Nanoseconds of a request.
-async fn calls<S, R, B>(service: S, count: usize, request: impl Fn(usize) -> Request<B>) -> Result<f64>
+/// Returns nanoseconds per request.
+async fn calls<S, R, B>(
+    service: S,
+    count: usize,
+    request: impl Fn(usize) -> Request<B>,
+) -> Result<f64>
 where
     S: Service<Request<B>, Response = Response<R>, Error = Infallible> + Clone,
 {
@@ -43,13 +47,16 @@ where
 pub(super) async fn run(effort: Effort, report: &mut Report) {
     let count = 100_000 * effort.scale;
     let clients = ClientIp::direct();
-    let ours =
-        LimitLayer::new(Limiter::memory()).policy(Policy::per_second("site", 100_000_000), move |request| clients.key(request));
+    let ours = LimitLayer::new(Limiter::memory())
+        .policy(Policy::per_second("site", 100_000_000), move |request| clients.key(request));
 
-    let ours_in_axum = ours.clone().keep_body(Body::new);
+    let ours_in_axum = ours.clone().preserve_body(Body::new);
     let router = || Router::new().route("/", get(|| async { "hello" }));
     let asked = |n: usize| {
-        let request = Request::builder().uri("/").extension(ConnectInfo(address(n))).extension(Peer(address(n)));
+        let request = Request::builder()
+            .uri("/")
+            .extension(ConnectInfo(address(n)))
+            .extension(Peer(address(n)));
         request.body(Body::empty()).unwrap_or_default()
     };
     let governor = || {
@@ -57,7 +64,9 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
         config.per_nanosecond(1).burst_size(u32::MAX);
         config
     };
-    let (Some(told), Some(quiet)) = (governor().use_headers().finish(), governor().finish()) else { return };
+    let (Some(told), Some(quiet)) = (governor().use_headers().finish(), governor().finish()) else {
+        return;
+    };
     // With a state, as `axum::serve` does: routes are made once, not for each request.
     let limited = &router().layer(ours_in_axum.clone()).with_state(());
     let governed = &router().layer(GovernorLayer::new(told)).with_state(());
@@ -69,7 +78,7 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
         .subject("no-layer", move || calls(open.clone(), count, asked))
         .measure(effort, report)
         .await;
-    let limited = &router().layer(ours_in_axum.quiet()).with_state(());
+    let limited = &router().layer(ours_in_axum.without_headers()).with_state(());
     let governed = &router().layer(GovernorLayer::new(quiet)).with_state(());
     Case::new("layer_quiet", "ns", Better::Lower)
         .subject("scale-limit", move || calls(limited.clone(), count, asked))
@@ -77,8 +86,12 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
         .measure(effort, report)
         .await;
 
-    let empty = tower::service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())));
-    let asked = |n: usize| Request::builder().uri("/").extension(Peer(address(n))).body(()).unwrap_or_default();
+    let empty = tower::service_fn(async |_: Request<()>| {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let asked = |n: usize| {
+        Request::builder().uri("/").extension(Peer(address(n))).body(()).unwrap_or_default()
+    };
     let limited = &ours.layer(empty);
     Case::new("layer_over_service", "ns", Better::Lower)
         .subject("scale-limit", move || async move {

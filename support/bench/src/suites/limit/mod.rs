@@ -1,14 +1,14 @@
 //! Limits.
 //!
-//! | case | ours | beside |
+//! | case | scale-limit | compared with |
 //! | --- | --- | --- |
-//! | `check_local` | one policy, 1,000 keys in turn, in process; counts remaining units and when to come back | governor's keyed `check_key`, which says admitted or not; limitador in memory, which reads its expressions at each check |
-//! | `layer` | axum's router with one route and one policy by peer address, `RateLimit` headers on each answer, bodies kept by `keep_body`; called in process | tower_governor, by peer address, with its headers: one quota, but no period and no time to come back. `layer_quiet`: both without headers |
-//! | `layer_over_service` | the layer over a service that does nothing, less that service | the 400 ns that were set as a mark |
+//! | `check_local` | one policy, 1,000 keys in turn, in process; returns remaining units and the time until the next | governor's keyed `check_key`, which returns admitted or not; limitador in memory, which reads its expressions at each check |
+//! | `layer` | axum's router with one route and one policy by peer address, `RateLimit` headers on each answer, bodies kept by `preserve_body`; called in process | tower_governor, by peer address, with its headers: one quota, but no period and no time until the next unit. `layer_quiet`: both without headers |
+//! | `layer_over_service` | the layer over a service that does nothing, minus that service | the target of 400 ns |
 //! | `check_redis`, `check_redis_3` | one policy, three in one step; 200 requests under way, one process | the same client's bare one-`GET` script; limitador's async Redis store (200 under way); rate-limiter-flexible (200 under way, pipelined); Laravel's `RateLimiter::attempt` (one at a time, as PHP does: three round trips) |
 //! | `check_leased` | the same load, leased for half a second | `check_redis`, whose checks share script calls; a plain GCRA script, a call for each check |
-//! | `flood_10m` | memory allocated and touched after ten million keys, each seen once | governor, which keeps all |
-//! | `overload` | requests answered within 250 ms, a second, at three times what the service can do; each burns 2 ms of its one thread, which the layer is told by `at_least(1)` | what the service can do with two requests at a time (`peak`); three times as many without the layer |
+//! | `flood_10m` | memory allocated and touched after ten million keys, each seen once | governor, which keeps all of them |
+//! | `overload` | requests per second answered within 250 ms, at three times the capacity of the service; each needs 2 ms of its only thread, which is configured by `at_least(1)` | the capacity of the service with two requests at a time (`peak`); three times as many requests without the layer |
 
 mod http;
 mod overload;
@@ -26,10 +26,15 @@ use crate::measure::{Better, Case, concurrently, each_task, memory};
 use crate::peer;
 use crate::report::Report;
 
-/// Requests under way at once.
+/// Number of concurrent requests.
 const TASKS: usize = 200;
 
-async fn check_local(limiter: &Limiter, policy: &Policy, keys: &[String], count: usize) -> Result<f64> {
+async fn check_local(
+    limiter: &Limiter,
+    policy: &Policy,
+    keys: &[String],
+    count: usize,
+) -> Result<f64> {
     let start = Instant::now();
     for n in 0..count {
         std::hint::black_box(limiter.check(policy, &keys[n % keys.len()]).await);
@@ -54,7 +59,13 @@ async fn local(effort: Effort, report: &mut Report) {
     let governed = RateLimiter::keyed(Quota::per_second(NonZeroU32::MAX));
     let theirs = limitador::RateLimiter::new(10_000);
     if let Ok(user) = "user".try_into() {
-        theirs.add_limit(limitador::limit::Limit::new("bench", 1_000_000_000, 60, vec![], vec![user]));
+        theirs.add_limit(limitador::limit::Limit::new(
+            "bench",
+            1_000_000_000,
+            60,
+            vec![],
+            vec![user],
+        ));
     }
     let count = 500_000 * effort.scale;
     let (limiter, policy, keys, governed, theirs) = (&limiter, &policy, &keys, &governed, &theirs);
@@ -71,8 +82,15 @@ async fn local(effort: Effort, report: &mut Report) {
         .subject("limitador", move || {
             let start = Instant::now();
             for n in 0..count / 4 {
-                let values = std::collections::HashMap::from([("user".to_owned(), keys[n % keys.len()].clone())]);
-                let _ = std::hint::black_box(theirs.check_rate_limited_and_update(&"bench".into(), &values.into(), 1));
+                let values = std::collections::HashMap::from([(
+                    "user".to_owned(),
+                    keys[n % keys.len()].clone(),
+                )]);
+                let _ = std::hint::black_box(theirs.check_rate_limited_and_update(
+                    &"bench".into(),
+                    &values.into(),
+                    1,
+                ));
             }
             std::future::ready(Ok(start.elapsed().as_nanos() as f64 / (count / 4) as f64))
         })
@@ -83,15 +101,17 @@ async fn local(effort: Effort, report: &mut Report) {
 async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
     let redis = scale_redis::Redis::connect(&server.url()).await?;
-    let limiter = Limiter::redis(redis.clone(), "bench").patience(Duration::from_secs(2));
+    let limiter = Limiter::redis(redis.clone(), "bench").store_timeout(Duration::from_secs(2));
     let count = 50_000 * effort.scale;
     let keys: std::sync::Arc<[String]> = (0..1_000).map(|n| format!("user:{n}")).collect();
-    let policies: Vec<Policy> = (0..3).map(|n| Policy::per_second(&format!("p{n}"), 1_000_000)).collect();
+    let policies: Vec<Policy> =
+        (0..3).map(|n| Policy::per_second(&format!("p{n}"), 1_000_000)).collect();
     let ours = |policies: &[Policy], count: usize| {
         let (limiter, policies, keys) = (limiter.clone(), policies.to_vec(), keys.clone());
         move || {
             let (limiter, policies, keys) = (limiter.clone(), policies.clone(), keys.clone());
-            // What a task needs it clones once: counting references from all threads at each check would be measured, not the check.
+            // Each task clones its handles once: otherwise the reference counts, which all threads
+            // share, would be measured instead of the check.
             each_task(TASKS, count, move |task, count| {
                 let (limiter, policies, keys) = (limiter.clone(), policies.clone(), keys.clone());
                 async move {
@@ -100,7 +120,14 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
                         let admitted = match &policies[..] {
                             [policy] => limiter.check(policy, key).await.admitted,
                             all => {
-                                limiter.check_all(&all.iter().map(|p| (p, key.as_str(), 1)).collect::<Vec<_>>()).await.admitted
+                                limiter
+                                    .check_all(
+                                        &all.iter()
+                                            .map(|p| (p, key.as_str(), 1))
+                                            .collect::<Vec<_>>(),
+                                    )
+                                    .await
+                                    .admitted
                             }
                         };
                         anyhow::ensure!(admitted, "denied");
@@ -119,7 +146,9 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
                 let (mut redis, script) = (redis.clone(), script.clone());
                 async move {
                     let key = format!("bench:limit:{{user:{}}}:buckets", n % 1_000);
-                    std::hint::black_box(script.key(key).invoke_async::<Option<Vec<u8>>>(&mut redis).await?);
+                    std::hint::black_box(
+                        script.key(key).invoke_async::<Option<Vec<u8>>>(&mut redis).await?,
+                    );
                     Ok(())
                 }
             })
@@ -152,7 +181,10 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
             let (mut redis, script) = (redis.clone(), script.clone());
             async move {
                 let mut call = script.key(format!("plain:{}", n % 1_000));
-                anyhow::ensure!(call.arg(1).arg(1_000_000).invoke_async::<i64>(&mut redis).await? == 1, "denied");
+                anyhow::ensure!(
+                    call.arg(1).arg(1_000_000).invoke_async::<i64>(&mut redis).await? == 1,
+                    "denied"
+                );
                 Ok(())
             }
         })
@@ -164,14 +196,17 @@ async fn shared(effort: Effort, report: &mut Report) -> Result<()> {
         .subject("plain-gcra", plain)
         .target(50.0)
         .subject("limitador", || {
-            std::future::ready(Err(anyhow::anyhow!("its cached store (0.14) did not end with 1,000 counters; see check_redis")))
+            std::future::ready(Err(anyhow::anyhow!(
+                "its cached store (0.14) did not end with 1,000 counters; see check_redis"
+            )))
         })
         .measure(effort, report)
         .await;
     Ok(())
 }
 
-/// What ten million keys leave behind, in a process of its own: memory given back to the allocator is not given back to the system.
+/// Measures the memory after ten million keys, in a separate process, because memory returned to
+/// the allocator is not returned to the system.
 pub(crate) async fn flooded(subject: &str) -> f64 {
     const KEYS: usize = 10_000_000;
     let before = memory("RssAnon");

@@ -1,4 +1,4 @@
-//! Three times as many requests as the service can answer.
+//! Overload: three times as many requests as the service can answer.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,12 +18,15 @@ use crate::report::Report;
 
 const WORK: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_millis(250);
-/// What is asked before that does not count: a service that has just been started does not know itself yet.
+/// Time before requests count, because the layer of a new service has no measurements yet.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-/// As hashing a password is done: on a thread of its own, here the only one; the other core is left to everything else. Work that clients
-/// have left is done too; what is left over from a rehearsal is not, or it would take the processor from the next.
-async fn burn(request: Request<()>) -> Result<Response<http_body_util::Full<bytes::Bytes>>, Infallible> {
+/// Work like hashing a password: on a separate thread, here the only one; the other core is left
+/// for everything else. Work of clients that have left is done too. Work left over from a rehearsal
+/// is dropped, because it would take processor time from the next one.
+async fn burn(
+    request: Request<()>,
+) -> Result<Response<http_body_util::Full<bytes::Bytes>>, Infallible> {
     let over = request.extensions().get::<Over>().cloned().unwrap_or_default();
     let work = tokio::task::spawn_blocking(move || {
         let start = Instant::now();
@@ -35,17 +38,17 @@ async fn burn(request: Request<()>) -> Result<Response<http_body_util::Full<byte
     Ok(Response::new(http_body_util::Full::default()))
 }
 
-/// Whether the rehearsal has ended.
+/// Flag: the rehearsal has ended.
 #[derive(Clone, Default)]
 struct Over(Arc<AtomicBool>);
 
-/// What was answered in time.
+/// Rate and p95 of requests that were answered in time.
 struct Seen {
     per_second: f64,
     p95: Duration,
 }
 
-/// Offers so many requests a second, from a thread of its own, to a runtime of its own.
+/// Sends requests at a fixed rate, from a separate thread, to a service on a separate runtime.
 async fn offer<S, B>(service: S, rate: f64, time: Duration) -> Result<Seen>
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
@@ -53,7 +56,11 @@ where
     B: Send + 'static,
 {
     tokio::task::spawn_blocking(move || {
-        let server = Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).enable_all().build()?;
+        let server = Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()?;
         let (sender, answers) = std::sync::mpsc::channel();
         let start = Instant::now();
         let (offered, over) = (AtomicUsize::new(0), Over::default());
@@ -74,7 +81,7 @@ where
             std::thread::sleep(Duration::from_micros(500));
         }
         drop(sender);
-        // What is answered later than that is too late for everybody.
+        // Later answers are too late for every request.
         std::thread::sleep(PATIENCE);
         let mut good: Vec<Duration> = answers.try_iter().filter(|took| *took <= PATIENCE).collect();
         over.0.store(true, Relaxed);
@@ -87,10 +94,14 @@ where
     .context("the rehearsal")?
 }
 
-/// What the service can do at most: two requests under way at any time.
+/// Measures the capacity of the service, with two concurrent requests at any time.
 async fn peak(time: Duration) -> Result<f64> {
     tokio::task::spawn_blocking(move || {
-        let server = Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).enable_all().build()?;
+        let server = Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()?;
         let start = Instant::now();
         let one = move || async move {
             let mut answered = 0;
@@ -115,10 +126,12 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
     let time = Duration::from_secs(2 + effort.scale as u64);
     let capacity = peak(time).await.unwrap_or(f64::NAN);
     let bare = || tower::service_fn(burn);
-    // The service has one thread, fewer than there are processors, and the layer is told.
+    // The service has one thread, fewer than the number of processors, and the layer is set so.
     let shed = || LoadShed::new(AdaptiveConcurrency::default().at_least(1)).layer(bare());
     Case::new("overload", "answers/s", Better::Higher)
-        .subject("scale-limit", || async { Ok(offer(shed(), capacity * 3.0, time).await?.per_second) })
+        .subject("scale-limit", || async {
+            Ok(offer(shed(), capacity * 3.0, time).await?.per_second)
+        })
         .subject("peak", || peak(time))
         .target(0.8)
         .subject("no-layer", || async { Ok(offer(bare(), capacity * 3.0, time).await?.per_second) })
@@ -126,8 +139,12 @@ pub(super) async fn run(effort: Effort, report: &mut Report) {
         .measure(effort, report)
         .await;
     Case::new("overload_p95", "ms", Better::Lower)
-        .subject("scale-limit", || async { Ok(offer(shed(), capacity * 3.0, time).await?.p95.as_secs_f64() * 1e3) })
-        .subject("unloaded", || async { Ok(offer(bare(), capacity * 0.1, time).await?.p95.as_secs_f64() * 1e3) })
+        .subject("scale-limit", || async {
+            Ok(offer(shed(), capacity * 3.0, time).await?.p95.as_secs_f64() * 1e3)
+        })
+        .subject("unloaded", || async {
+            Ok(offer(bare(), capacity * 0.1, time).await?.p95.as_secs_f64() * 1e3)
+        })
         .target(0.33)
         .turns(3)
         .measure(effort, report)

@@ -1,20 +1,24 @@
-//! Jobs: one Redis, one process a subject, the same job (decode a small payload, count it), at-least-once settings.
+//! Jobs: one Redis, one process per subject, the same job (decode a small payload, count it),
+//! at-least-once settings.
 //!
 //! | subject | set up as | what it promises |
 //! | --- | --- | --- |
 //! | `scale-queue` | one worker, concurrency 100 | leases by worker, fenced acknowledgement, attempt counted on a crash |
-//! | `apalis-redis` | 1.0, one worker, concurrency 100, batches of 1,000, no results kept, no events | locks by job, orphans taken back by heartbeat |
-//! | `laravel` | `RedisQueue` with phpredis, one process as PHP is, a pop and a delete for each job, without `queue:work`'s events and signals | reserved jobs come back after 90 s |
-//! | `sidekiq` | Debian's 6.4, one process of ten threads, its default | nothing: a job that is under way when the process is killed is lost |
+//! | `apalis-redis` | 1.0, one worker, concurrency 100, batches of 1,000, no results kept, no events | locks by job, orphans reclaimed by heartbeat |
+//! | `laravel` | `RedisQueue` with phpredis, one process as PHP is, a pop and a delete for each job, without `queue:work`'s events and signals | reserved jobs return after 90 s |
+//! | `sidekiq` | Debian's 6.4, one process of ten threads, its default | nothing: a job that runs in a killed process is lost |
 //! | `rusty-sidekiq` | a hundred workers, a connection each; it pushes one job at a time | the same |
-//! | `apalis-sqlite` | 1.0 in a process of its own, a file with WAL and `synchronous=full` as ours, concurrency 100, batches of 1,000, no results kept | tasks locked by row, orphans taken back by heartbeat |
+//! | `apalis-sqlite` | 1.0 in a separate process, a file with WAL and `synchronous=full` as for scale-queue, concurrency 100, batches of 1,000, no results kept | tasks locked by row, orphans reclaimed by heartbeat |
 //! | `graphile_worker` | Postgres, concurrency 100, its local queue of 500 | `skip locked`, attempts counted at the start |
-//! | `underway` | the same Postgres, 0.2 in a process of its own, concurrency 100 over 20 connections | one transaction a job, held while it runs |
+//! | `underway` | the same Postgres, 0.2 in a separate process, concurrency 100 over 20 connections | one transaction a job, held while it runs |
 //! | `bullmq` | one worker, concurrency 100, `removeOnComplete`, `addBulk` by 1,000 | locks by job, stalled check every 30 s |
 //!
-//! `sql_process` is the same on one Postgres with `fsync` off, as the testkit starts it, for all subjects, each of which makes its tables anew.
+//! `sql_process` is the same on one Postgres with `fsync` off, as started by the testkit, for all
+//! subjects, each of which creates its tables again; `scale-queue-mariadb` uses a MariaDB that does
+//! not wait for the disk either.
 //!
-//! `process` counts from the start of the worker to the end of the last job, all jobs having been pushed before.
+//! `process` measures from the start of the worker to the end of the last job; all jobs are pushed
+//! before.
 
 mod peers;
 
@@ -22,10 +26,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use scale_queue::{Job, Queue, Worker};
 use serde::{Deserialize, Serialize};
-use testkit::{Postgres, Redis};
+use testkit::{MariaDb, Postgres, Redis};
 use tokio::sync::{Notify, mpsc};
 
 use crate::Effort;
@@ -44,10 +48,13 @@ impl Job for Small {
 }
 
 fn small(n: usize) -> Small {
-    Small { n, text: "a payload of about a hundred bytes, which is what most jobs carry around".into() }
+    Small {
+        n,
+        text: "a payload of about a hundred bytes, which is what most jobs carry around".into(),
+    }
 }
 
-/// Jobs a second, of `count` that wait, with `backlog` more behind them.
+/// Returns jobs per second, for `count` waiting jobs with `backlog` more behind them.
 async fn process(queue: &Queue, count: usize) -> Result<f64> {
     let (done, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let (counter, finished) = (Arc::clone(&done), Arc::clone(&all));
@@ -83,18 +90,32 @@ async fn process_fresh(server: &Redis, count: usize) -> Result<f64> {
     process(&queue, count).await
 }
 
-/// The same on Postgres, in a schema of its own, as the peers have it.
+/// Returns jobs per second on Postgres, in a separate schema, as for the peers.
 async fn sql_process(server: &Postgres, count: usize) -> Result<f64> {
     server.node(0).sql("drop schema if exists ours cascade; create schema ours").await?;
-    let queue = Queue::connect(&format!("{}?options=-csearch_path%3Dours", server.node(0).url()), "bench").await?;
+    let url = format!("{}?options=-csearch_path%3Dours", server.node(0).url());
+    let queue = Queue::builder(&url, "bench").migrate(true).connect().await?;
     queue.push_many((0..count).map(small)).await?;
     process(&queue, count).await
 }
 
-/// The same on a file of SQLite, which has a commit wait for the disk, as it does by default.
+/// Returns jobs per second on a MariaDB, whose commits do not wait for the disk either.
+async fn mariadb_process(server: &MariaDb, count: usize) -> Result<f64> {
+    server.node(0).sql("drop database if exists ours; create database ours").await?;
+    let url = server.node(0).url();
+    let (address, _) = url.rsplit_once('/').context("a database")?;
+    let url = format!("{address}/ours");
+    let queue = Queue::builder(&url, "bench").migrate(true).connect().await?;
+    queue.push_many((0..count).map(small)).await?;
+    process(&queue, count).await
+}
+
+/// Returns jobs per second on an SQLite file, whose commits wait for the disk, as by default.
 async fn sqlite_process(count: usize) -> Result<f64> {
     let folder = tempfile::tempdir()?;
-    let queue = Queue::connect(&format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display()), "bench").await?;
+    let queue =
+        Queue::connect(&format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display()), "bench")
+            .await?;
     for batch in 0..count / 1_000 {
         queue.push_many((0..1_000).map(|n| small(batch * 1_000 + n))).await?;
     }
@@ -107,7 +128,7 @@ async fn sqlite_peer(count: usize) -> Result<f64> {
     peer::rust(["apalis".into(), file, count.to_string()]).await
 }
 
-/// The same, with a backlog that stays: what is done is pushed again behind it.
+/// Returns jobs per second with a constant backlog: completed jobs are pushed again behind it.
 pub(super) async fn process_behind(server: &Redis, backlog: usize, count: usize) -> Result<f64> {
     let queue = Queue::connect(&server.url(), "bench").await?;
     let waiting = queue.stats("default").await?.waiting as usize;
@@ -129,7 +150,7 @@ async fn push_bulk(server: &Redis, count: usize) -> Result<f64> {
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-/// A hundred tasks push one at a time.
+/// Returns pushes per second, of a hundred tasks that push one job at a time.
 async fn push_one(server: &Redis, count: usize) -> Result<f64> {
     let queue = fresh(server).await?;
     let start = Instant::now();
@@ -150,7 +171,8 @@ async fn push_one(server: &Redis, count: usize) -> Result<f64> {
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-/// From a push to an idle worker to the start of its handler, ms, at the given percentile.
+/// Returns the time from a push to an idle worker to the start of the handler, in ms, at the given
+/// percentile.
 async fn pickup(server: &Redis, count: usize, percentile: f64) -> Result<f64> {
     let queue = fresh(server).await?;
     let (sender, mut begun) = mpsc::unbounded_channel();
@@ -165,7 +187,8 @@ async fn pickup(server: &Redis, count: usize, percentile: f64) -> Result<f64> {
     let mut times = Vec::new();
     for n in 0..count {
         testkit::eventually("the worker to sleep", async || {
-            (server.command(&["ZCARD", "bench:queue:{default}:sleepers"]).await.ok()? == "1").then_some(())
+            (server.command(&["ZCARD", "bench:queue:{default}:sleepers"]).await.ok()? == "1")
+                .then_some(())
         })
         .await?;
         let start = Instant::now();
@@ -180,19 +203,24 @@ async fn pickup(server: &Redis, count: usize, percentile: f64) -> Result<f64> {
     Ok(times[((times.len() - 1) as f64 * percentile) as usize])
 }
 
-/// Redis' memory for one waiting job of 100 bytes.
+/// Returns the Redis memory for one waiting job of 100 bytes.
 async fn memory(server: &Redis, count: usize) -> Result<f64> {
     let queue = fresh(server).await?;
     let used = async || -> Result<f64> {
         let info = server.command(&["INFO", "memory"]).await?;
-        Ok(info.lines().find_map(|l| l.strip_prefix("used_memory:")).unwrap_or_default().trim().parse()?)
+        Ok(info
+            .lines()
+            .find_map(|l| l.strip_prefix("used_memory:"))
+            .unwrap_or_default()
+            .trim()
+            .parse()?)
     };
     let before = used().await?;
     queue.push_many((0..count).map(small)).await?;
     Ok((used().await? - before) / count as f64)
 }
 
-/// Redis commands for one job, those inside scripts included.
+/// Returns the Redis commands for one job, including those inside scripts.
 async fn commands(server: &Redis, count: usize) -> Result<f64> {
     let queue = fresh(server).await?;
     queue.push_many((0..count).map(small)).await?;
@@ -205,11 +233,12 @@ async fn commands(server: &Redis, count: usize) -> Result<f64> {
 
 pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let mut report = Report::new("queue");
-    // As peers are measured in their own docs: a Redis that does not wait for a disk.
+    // A Redis that does not wait for a disk, as in the measurements of the peers' own docs.
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
     let big = Redis::start_with(&["--appendonly", "no"]).await?;
     let (s, count) = (&server, 50_000 * effort.scale);
-    let arguments = |case: &str, count: usize| [case.to_owned(), server.port().to_string(), count.to_string()];
+    let arguments =
+        |case: &str, count: usize| [case.to_owned(), server.port().to_string(), count.to_string()];
     let bull = |case, count| {
         let arguments = arguments(case, count);
         move || peer::node("bullmq.js", arguments.clone())
@@ -227,7 +256,7 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("scale-queue", move || process_fresh(s, count))
         .subject("bullmq", bull("process", quarter))
         .target(8.0)
-        // Few at a time: with 10,000 waiting it was seen to stand still.
+        // Few at a time: with 10,000 waiting jobs it was observed to stall.
         .subject("apalis-redis", move || peers::apalis_process(s, 5_000))
         .subject("laravel", php("process", count / 10))
         .subject("sidekiq", sidekiq("process", count / 10))
@@ -263,13 +292,16 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         .subject("bullmq", bull("pickup_p99", pickups))
         .measure(effort, &mut report)
         .await;
-    let postgres = Postgres::start(0).await?;
-    let (p, few) = (&postgres, 10_000 * effort.scale);
+    let (postgres, mariadb) = (Postgres::start(0).await?, MariaDb::start(0).await?);
+    let (p, m, few) = (&postgres, &mariadb, 10_000 * effort.scale);
     let url = postgres.node(0).url();
     Case::new("sql_process", "jobs/s", Better::Higher)
         .subject("scale-queue", move || sql_process(p, few))
+        .subject("scale-queue-mariadb", move || mariadb_process(m, few))
         .subject("graphile_worker", move || peers::graphile_process(p, few))
-        .subject("underway", move || peer::rust(["underway".into(), url.clone(), (few / 10).to_string()]))
+        .subject("underway", move || {
+            peer::rust(["underway".into(), url.clone(), (few / 10).to_string()])
+        })
         .measure(effort, &mut report)
         .await;
     Case::new("sqlite_process", "jobs/s", Better::Higher)

@@ -1,4 +1,4 @@
-//! Peers that are Rust crates, asked the same as ours.
+//! Peers that are Rust crates, with the same measurements as scale-queue.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -9,7 +9,9 @@ use apalis::layers::WorkerBuilderExt;
 use apalis::prelude::{BoxDynError, TaskSink, WorkerBuilder};
 use apalis_redis::{Config, RedisStorage};
 use async_trait::async_trait;
-use graphile_worker::{IntoTaskHandlerResult, JobSpec, LocalQueueConfig, TaskHandler, WorkerContext, WorkerOptions};
+use graphile_worker::{
+    IntoTaskHandlerResult, JobSpec, LocalQueueConfig, TaskHandler, WorkerContext, WorkerOptions,
+};
 use serde::{Deserialize, Serialize};
 use testkit::{Postgres, Redis};
 use tokio::sync::Notify;
@@ -17,7 +19,7 @@ use tokio::sync::Notify;
 use super::{Small, small};
 use crate::measure::each_task;
 
-/// Jobs done so far, and a word when all are.
+/// Number of completed jobs, and a notification when all are done.
 #[derive(Debug)]
 struct Goal {
     done: AtomicUsize,
@@ -25,7 +27,8 @@ struct Goal {
     reached: Notify,
 }
 
-static GOAL: Goal = Goal { done: AtomicUsize::new(0), count: AtomicUsize::new(0), reached: Notify::const_new() };
+static GOAL: Goal =
+    Goal { done: AtomicUsize::new(0), count: AtomicUsize::new(0), reached: Notify::const_new() };
 
 impl Goal {
     fn set(&self, count: usize) {
@@ -39,17 +42,23 @@ impl Goal {
         }
     }
 
-    /// So many seconds at most: a peer that stands still is reported, not waited for.
+    /// Waits with a limit: a peer that stalls is reported.
     async fn wait(&self) -> Result<()> {
         let reached = tokio::time::timeout(Duration::from_mins(1), self.reached.notified()).await;
-        reached.with_context(|| format!("{} of {} jobs within a minute", self.done.load(SeqCst), self.count.load(SeqCst)))
+        reached.with_context(|| {
+            format!(
+                "{} of {} jobs within a minute",
+                self.done.load(SeqCst),
+                self.count.load(SeqCst)
+            )
+        })
     }
 }
 
 async fn apalis(server: &Redis) -> Result<RedisStorage<Small>> {
     server.command(&["FLUSHALL"]).await?;
     let connection = apalis_redis::connect(server.url()).await?;
-    // Batches as large as our prefetch; results are not kept, as ours are not.
+    // Batches as large as the prefetch of scale-queue; results are not kept there either.
     let mut config = Config::default().batch_size(1_000);
     config.persist_results = false;
     config.emit_events = false;
@@ -62,7 +71,7 @@ async fn handle(job: Small) -> Result<(), BoxDynError> {
     Ok(())
 }
 
-/// Jobs a second of apalis-redis, one worker, concurrency 100.
+/// Returns jobs per second of apalis-redis, with one worker and concurrency 100.
 pub(super) async fn apalis_process(server: &Redis, count: usize) -> Result<f64> {
     let mut storage = apalis(server).await?;
     for batch in 0..count / 1_000 {
@@ -83,7 +92,7 @@ pub(super) async fn apalis_process(server: &Redis, count: usize) -> Result<f64> 
     Ok(count as f64 / took.as_secs_f64())
 }
 
-/// Pushes a second, a thousand at a time.
+/// Returns pushes per second, a thousand jobs at a time.
 pub(super) async fn apalis_push_bulk(server: &Redis, count: usize) -> Result<f64> {
     let mut storage = apalis(server).await?;
     let start = Instant::now();
@@ -94,7 +103,7 @@ pub(super) async fn apalis_push_bulk(server: &Redis, count: usize) -> Result<f64
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Pushes a second, one at a time from a hundred tasks.
+/// Returns pushes per second, one job at a time from a hundred tasks.
 pub(super) async fn apalis_push_one(server: &Redis, count: usize) -> Result<f64> {
     let storage = apalis(server).await?;
     let start = Instant::now();
@@ -129,10 +138,13 @@ impl sidekiq::Worker<Small> for SmallWorker {
     }
 }
 
-/// A connection for each worker, and some for the pushes.
+/// Number of connections: one for each worker, and some for the pushes.
 async fn sidekiq(server: &Redis) -> Result<SidekiqPool> {
     server.command(&["FLUSHALL"]).await?;
-    Ok(bb8::Pool::builder().max_size(120).build(sidekiq::RedisConnectionManager::new(server.url())?).await?)
+    Ok(bb8::Pool::builder()
+        .max_size(120)
+        .build(sidekiq::RedisConnectionManager::new(server.url())?)
+        .await?)
 }
 
 async fn sidekiq_push(pool: &SidekiqPool, count: usize) -> Result<f64> {
@@ -148,12 +160,13 @@ async fn sidekiq_push(pool: &SidekiqPool, count: usize) -> Result<f64> {
     .await
 }
 
-/// Pushes a second of rusty-sidekiq, one at a time from a hundred tasks: it has no other way.
+/// Returns pushes per second of rusty-sidekiq, one job at a time from a hundred tasks, because it
+/// supports no other way.
 pub(super) async fn sidekiq_push_one(server: &Redis, count: usize) -> Result<f64> {
     sidekiq_push(&sidekiq(server).await?, count).await
 }
 
-/// Jobs a second of rusty-sidekiq, a hundred workers.
+/// Returns jobs per second of rusty-sidekiq, with a hundred workers.
 pub(super) async fn sidekiq_process(server: &Redis, count: usize) -> Result<f64> {
     let pool = sidekiq(server).await?;
     sidekiq_push(&pool, count).await?;
@@ -188,11 +201,17 @@ impl TaskHandler for GraphileSmall {
     }
 }
 
-/// Jobs a second of graphile_worker, with its local queue, as its guide advises for throughput.
+/// Returns jobs per second of graphile_worker, with its local queue, as its guide advises for
+/// throughput.
 pub(super) async fn graphile_process(server: &Postgres, count: usize) -> Result<f64> {
     server.node(0).sql("drop schema if exists graphile cascade").await?;
-    let options = WorkerOptions::default().database_url(&server.node(0).url()).concurrency(100).schema("graphile");
-    let options = options.define_job::<GraphileSmall>().local_queue(LocalQueueConfig::default().with_size(500));
+    let options = WorkerOptions::default()
+        .database_url(&server.node(0).url())
+        .concurrency(100)
+        .schema("graphile");
+    let options = options
+        .define_job::<GraphileSmall>()
+        .local_queue(LocalQueueConfig::default().with_size(500));
     let worker = Arc::new(options.init().await?);
     let (utils, spec) = (worker.create_utils(), JobSpec::default());
     for batch in 0..count / 1_000 {
@@ -207,7 +226,8 @@ pub(super) async fn graphile_process(server: &Postgres, count: usize) -> Result<
     GOAL.set(count);
     let start = Instant::now();
     let running = Arc::clone(&worker);
-    let running = tokio::spawn(async move { running.run().await.map_err(|error| error.to_string()) });
+    let running =
+        tokio::spawn(async move { running.run().await.map_err(|error| error.to_string()) });
     let reached = GOAL.wait().await;
     let took = start.elapsed();
     worker.request_shutdown();

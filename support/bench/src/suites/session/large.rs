@@ -1,5 +1,5 @@
-//! A million sessions in one Redis: what one user's list of devices costs among them, and an end to all of one's sessions, be it one or
-//! ten thousand.
+//! A million sessions in one Redis: cost of one user's list of devices, and of ending all sessions
+//! of a user with one session or ten thousand.
 
 use std::future::ready;
 use std::time::Instant;
@@ -28,10 +28,22 @@ fn routes(layer: SessionLayer) -> Router {
     Router::new()
         .route(
             "/in",
-            get(|session: Session, who: Query<Who>| async move { session.sign_in(&who.user, "bench").await.is_ok().to_string() }),
+            get(|session: Session, who: Query<Who>| async move {
+                session.sign_in(&who.user, "bench").await.is_ok().to_string()
+            }),
         )
-        .route("/devices", get(|session: Session| async move { session.devices().await.map_or(0, |all| all.len()).to_string() }))
-        .route("/others", get(|session: Session| async move { session.revoke_others().await.is_ok().to_string() }))
+        .route(
+            "/devices",
+            get(|session: Session| async move {
+                session.devices().await.map_or(0, |all| all.len()).to_string()
+            }),
+        )
+        .route(
+            "/others",
+            get(
+                |session: Session| async move { session.revoke_others().await.is_ok().to_string() },
+            ),
+        )
         .layer(layer)
 }
 
@@ -39,15 +51,16 @@ async fn sign_in(app: &Router, user: &str) -> Result<HeaderValue> {
     cookie_of(app, &format!("/in?user={user}")).await
 }
 
-/// Milliseconds, and what was answered.
+/// Returns milliseconds, and the answer.
 async fn ask(app: &Router, path: &str, cookie: &HeaderValue) -> Result<(f64, String)> {
     let start = Instant::now();
-    let response = app.clone().oneshot(Request::get(path).header(COOKIE, cookie).body(Body::empty())?).await?;
+    let response =
+        app.clone().oneshot(Request::get(path).header(COOKIE, cookie).body(Body::empty())?).await?;
     let body = axum::body::to_bytes(response.into_body(), 1_000).await?;
     Ok((start.elapsed().as_secs_f64() * 1e3, String::from_utf8_lossy(&body).into_owned()))
 }
 
-/// The p99 of so many lists.
+/// Returns the p99 of several lists.
 async fn devices(app: &Router, users: usize, lists: usize) -> Result<f64> {
     let mut times = Vec::new();
     for n in 0..lists {
@@ -61,7 +74,7 @@ async fn devices(app: &Router, users: usize, lists: usize) -> Result<f64> {
     Ok(times[times.len() * 99 / 100])
 }
 
-/// The median of so many ends of all the sessions of somebody who has so many.
+/// Returns the median time of ending all sessions of a user with the given number of sessions.
 async fn revoke(app: &Router, sessions: usize, ends: usize) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..ends {

@@ -1,24 +1,28 @@
-//! Sessions: what a request costs that does not look at its session, that reads it, that writes it; and what a session takes in Redis.
+//! Sessions: cost of a request that does not use its session, reads it, or writes it; and memory of
+//! a session in Redis.
 //!
 //! | subject | set up as | what it promises |
 //! | --- | --- | --- |
-//! | `scale-session` | Redis, the defaults: idle time-out of 2 h, renewed once in 6 minutes, ids stored hashed | fields written one by one, conditional on the session being there; atomic updates |
-//! | `tower-sessions` | 0.14 with its Redis store (fred, a pool of 6), signed by nobody, `OnInactivity` of 2 h, ids stored as they are | the whole session written at each change; two requests of one undo each other |
-//! | `tower-sessions-sliding` | the same `with_always_save`: without it, a session that is only read ends 2 h after its last change | as above |
-//! | `axum_session` | 0.22 with its pool on Redis, as it comes: **sessions are kept in the process for an hour**, so a read asks nobody, and another server's writes are not seen. (With nothing kept, requests of one session at the same time were seen to lose it.) | less than the others |
-//! | `session-guard` | 0.3 with its store of Valkey; **it holds who somebody is and nothing else**, so it has no writes | a token that rotates, a score for each request |
-//! | `actix-session` | 0.11 on Redis, two threads with a service each, as actix has it, 100 requests at a time each, in a process of its own | the whole session written at each change |
+//! | `scale-session` | Redis, the defaults: idle timeout of 2 h, renewed once in 6 minutes, ids stored hashed | fields written separately, only if the session exists; atomic updates |
+//! | `tower-sessions` | 0.14 with its Redis store (fred, a pool of 6), unsigned, `OnInactivity` of 2 h, ids stored unhashed | the whole session written at each change; concurrent requests of a session overwrite each other |
+//! | `tower-sessions-sliding` | the same with `with_always_save`: without it, a session that is only read ends 2 h after its last change | as above |
+//! | `axum_session` | 0.22 with its pool on Redis and its defaults: **sessions are kept in the process for an hour**, so a read needs no Redis, and another server's writes are not seen. (Without this, concurrent requests of one session were observed to lose it.) | less than the others |
+//! | `session-guard` | 0.3 with its Valkey store; **it stores only the identity of a user**, so it has no writes | a token that rotates, a score for each request |
+//! | `actix-session` | 0.11 on Redis, two threads with one service each, as usual for actix, 100 concurrent requests each, in a separate process | the whole session written at each change |
 //! | `express-session` | with `connect-redis`, one process, called through `light-my-request` | the same; renewed at each request |
-//! | `laravel` | Debian's, a store as its middleware makes one, loaded and saved; one request at a time, **without the rest of a request** | the whole session written at each request |
-//! | `redis-hgetall` | the same client as ours, the same hash | nothing |
+//! | `laravel` | Debian's, a store as created by its middleware, loaded and saved; one request at a time, **without the rest of a request** | the whole session written at each request |
+//! | `redis-hgetall` | the same client as scale-session, the same hash | nothing |
 //!
-//! All run in process: an axum router is called as a service, 200 requests at a time, each with the cookie of one of 1,000 sessions of three
-//! fields. `untouched` is what the layer adds to the same router without one; nobody asks Redis there.
+//! All run in process: an axum router is called as a service, 200 requests at a time, each with the
+//! cookie of one of 1,000 sessions of three fields. `untouched` is the time that the layer adds to
+//! the same router without a layer; it needs no Redis.
 //!
-//! `devices_1m` is the p99 of two thousand lists among a million sessions (a tenth of that in quick runs), `revoke_10k` an end of all sessions
-//! of somebody with ten thousand, right after as many log-ins, beside somebody with one. `login_storm_p99` is what a neighbour notices of five hundred log-ins at once, all
-//! of which are let wait; `login_storm_memory` the most memory that they take. `log_in_timing` and `reset_timing` ask whether answers that must
-//! not differ can be told apart by their time.
+//! `devices_1m` is the p99 of two thousand lists among a million sessions (a tenth of that in quick
+//! runs). `revoke_10k` ends all sessions of a user with ten thousand, right after as many log-ins,
+//! compared with a user with one session. `login_storm_p99` is the delay of other requests during
+//! five hundred concurrent log-ins, all of which wait for their turn; `login_storm_memory` is the
+//! maximum memory of these log-ins. `log_in_timing` and `reset_timing` test whether answers that
+//! must not differ can be distinguished by their time.
 
 mod large;
 mod peers;
@@ -47,13 +51,13 @@ use crate::report::Report;
 const SESSIONS: usize = 1_000;
 const TASKS: usize = 200;
 
-/// A value that is another one at each write.
+/// Returns a value that differs at each write.
 fn next() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     format!("{:030}", COUNT.fetch_add(1, Relaxed))
 }
 
-/// The routes of one subject; what a session is called is all that differs.
+/// Routes of one subject; only the name of the session type differs.
 macro_rules! routes {
     ($session:ty) => {
         Router::new()
@@ -85,11 +89,15 @@ macro_rules! routes {
 }
 use routes;
 
-/// The cookie that a route sets.
+/// Returns the cookie that a route sets.
 async fn cookie_of(app: &Router, path: &str) -> Result<HeaderValue> {
     let response = app.clone().oneshot(Request::get(path).body(Body::empty())?).await?;
-    let mut pairs = response.headers().get_all(SET_COOKIE).iter().filter_map(|cookie| cookie.to_str().ok()?.split(';').next());
-    // Some set another one empty beside it.
+    let mut pairs = response
+        .headers()
+        .get_all(SET_COOKIE)
+        .iter()
+        .filter_map(|cookie| cookie.to_str().ok()?.split(';').next());
+    // Some subjects also set another, empty cookie.
     Ok(pairs.rfind(|pair| !pair.ends_with('=')).context("no cookie was set")?.parse()?)
 }
 
@@ -107,7 +115,7 @@ impl Subject {
         Ok(Self { app, cookies: Arc::new(cookies) })
     }
 
-    /// Requests a second.
+    /// Returns requests per second.
     pub(super) async fn rate(&self, path: &'static str, count: usize) -> Result<f64> {
         let (app, cookies) = (self.app.clone(), Arc::clone(&self.cookies));
         concurrently(TASKS, count, move |n| {
@@ -123,7 +131,8 @@ impl Subject {
         .await
     }
 
-    /// Ours, with so many sessions and a thousand more, whose requests are asked.
+    /// Creates scale-session with this number of sessions, and a thousand more whose requests are
+    /// measured.
     pub(super) async fn filled(server: &Redis, sessions: usize) -> Result<Self> {
         let app = ours(server).await?;
         let all = app.clone();
@@ -135,7 +144,7 @@ impl Subject {
         Self::new(app, SESSIONS).await
     }
 
-    /// Nanoseconds of a request that does not look at its session.
+    /// Returns nanoseconds per request that does not use its session.
     async fn untouched(&self, count: usize) -> Result<f64> {
         let start = Instant::now();
         for n in 0..count {
@@ -148,21 +157,26 @@ impl Subject {
 }
 
 async fn ours(server: &Redis) -> Result<Router> {
-    Ok(routes!(Session).layer(SessionLayer::connect(&server.url(), "bench", Config::default()).await?))
+    Ok(routes!(Session)
+        .layer(SessionLayer::connect(&server.url(), "bench", Config::default()).await?))
 }
 
 async fn used_bytes(server: &Redis) -> Result<f64> {
     let info = server.command(&["INFO", "memory"]).await?;
-    let line = info.lines().find_map(|line| line.strip_prefix("used_memory:")).context("no used_memory")?;
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("used_memory:"))
+        .context("no used_memory")?;
     Ok(line.trim().parse()?)
 }
 
-/// Bytes of Redis a session of three fields takes.
+/// Returns the bytes of Redis memory of a session with three fields.
 async fn bytes(peer: bool) -> Result<f64> {
     const COUNT: usize = 10_000;
     let server = Redis::start_with(&["--appendonly", "no"]).await?;
-    let app = if peer { peers::tower_sessions(&server, false).await? } else { ours(&server).await? };
-    // What the first one brings along, scripts and buffers, is not a session's.
+    let app =
+        if peer { peers::tower_sessions(&server, false).await? } else { ours(&server).await? };
+    // Scripts and buffers that the first session adds are not part of a session.
     Subject::new(app.clone(), 100).await?;
     let before = used_bytes(&server).await?;
     Subject::new(app, COUNT).await?;
@@ -183,16 +197,23 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
         &Subject::new(peers::axum_session(&server).await?, SESSIONS).await?,
         &Subject::new(peers::session_guard(&server).await?, SESSIONS).await?,
     );
-    let arguments = |case: &str, count: usize| [case.to_owned(), server.port().to_string(), count.to_string()];
+    let arguments =
+        |case: &str, count: usize| [case.to_owned(), server.port().to_string(), count.to_string()];
     let bare = &Subject { app: routes!(Session), cookies: Arc::clone(&mine.cookies) };
 
     ensure!(cookie_of(&mine.app, "/untouched").await.is_err(), "a cookie for nothing");
     let count = 50_000 * effort.scale;
     Case::new("untouched", "ns", Better::Lower)
-        .subject("scale-session", move || async move { Ok(mine.untouched(count).await? - bare.untouched(count).await?) })
-        .subject("tower-sessions", move || async move { Ok(theirs.untouched(count).await? - bare.untouched(count).await?) })
+        .subject("scale-session", move || async move {
+            Ok(mine.untouched(count).await? - bare.untouched(count).await?)
+        })
+        .subject("tower-sessions", move || async move {
+            Ok(theirs.untouched(count).await? - bare.untouched(count).await?)
+        })
         .target(2.0)
-        .subject("axum_session", move || async move { Ok(axum.untouched(count).await? - bare.untouched(count).await?) })
+        .subject("axum_session", move || async move {
+            Ok(axum.untouched(count).await? - bare.untouched(count).await?)
+        })
         .measure(effort, &mut report)
         .await;
 
@@ -201,7 +222,8 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     let keys = &Arc::new(keys);
     let count = 50_000 * effort.scale;
     let (many, few) = (arguments("", count), arguments("", count / 10));
-    let for_case = |case: &str, [_, port, count]: &[String; 3]| [case.to_owned(), port.clone(), count.clone()];
+    let for_case =
+        |case: &str, [_, port, count]: &[String; 3]| [case.to_owned(), port.clone(), count.clone()];
     let actix = |case: &'static str| {
         let [case, port, count] = for_case(case, &many);
         peer::rust(["actix".to_owned(), case, port, count])
@@ -226,8 +248,12 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
             concurrently(TASKS, count, move |n| {
                 let (mut handle, keys) = (handle.clone(), Arc::clone(&keys));
                 async move {
-                    let found: redis::Value = handle.hgetall(&keys[(n * 7_919) % keys.len()]).await?;
-                    ensure!(matches!(&found, redis::Value::Map(fields) if !fields.is_empty()), "no session");
+                    let found: redis::Value =
+                        handle.hgetall(&keys[(n * 7_919) % keys.len()]).await?;
+                    ensure!(
+                        matches!(&found, redis::Value::Map(fields) if !fields.is_empty()),
+                        "no session"
+                    );
                     Ok(())
                 }
             })
@@ -256,18 +282,32 @@ pub(crate) async fn run(effort: Effort) -> Result<Report> {
     Ok(report)
 }
 
-/// A session that belongs to somebody: read with its owner's revocations, in one step. Beside one that belongs to nobody.
+/// Measures a session with an owner, which is read with the owner's revocations in one step,
+/// compared with an anonymous session.
 async fn signed_in(effort: Effort, server: &Redis, report: &mut Report) -> Result<()> {
     let layer = SessionLayer::connect(&server.url(), "signed", Config::default()).await?;
     let app = routes!(Session)
-        .route("/user", get(|session: Session| async move { session.user().await.unwrap_or_default().unwrap_or_default() }))
-        .route("/in", get(|session: Session| async move { session.sign_in(&next(), "bench").await.is_ok().to_string() }))
+        .route(
+            "/user",
+            get(|session: Session| async move {
+                session.user().await.unwrap_or_default().unwrap_or_default()
+            }),
+        )
+        .route(
+            "/in",
+            get(|session: Session| async move {
+                session.sign_in(&next(), "bench").await.is_ok().to_string()
+            }),
+        )
         .layer(layer);
     let mut cookies = Vec::new();
     for _ in 0..SESSIONS {
         cookies.push(cookie_of(&app, "/in").await?);
     }
-    let (somebody, nobody) = (&Subject { app: app.clone(), cookies: Arc::new(cookies) }, &Subject::new(app, SESSIONS).await?);
+    let (somebody, nobody) = (
+        &Subject { app: app.clone(), cookies: Arc::new(cookies) },
+        &Subject::new(app, SESSIONS).await?,
+    );
     let count = 50_000 * effort.scale;
     Case::new("read_signed_in", "requests/s", Better::Higher)
         .subject("scale-session", move || somebody.rate("/user", count))

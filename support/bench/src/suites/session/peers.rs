@@ -20,20 +20,25 @@ use super::next;
 pub(super) async fn tower_sessions(server: &Redis, sliding: bool) -> Result<Router> {
     let pool = Pool::new(FredConfig::from_url(&server.url())?, None, None, None, 6)?;
     pool.init().await?;
-    let layer = SessionManagerLayer::new(RedisStore::new(pool)).with_expiry(Expiry::OnInactivity(Duration::hours(2)));
+    let layer = SessionManagerLayer::new(RedisStore::new(pool))
+        .with_expiry(Expiry::OnInactivity(Duration::hours(2)));
     Ok(super::routes!(tower_sessions::Session).layer(layer.with_always_save(sliding)))
 }
 
 type Axum = axum_session::Session<SessionRedisPool>;
 
-/// As it comes: with nothing kept in the process, requests of one session at the same time lose it.
+/// Creates axum_session with its defaults: with nothing kept in the process, concurrent requests of
+/// one session lose it.
 pub(super) async fn axum_session(server: &Redis) -> Result<Router> {
     let pool = redis_pool::RedisPool::from(redis::Client::open(server.url())?);
     let config = SessionConfig::default().with_table_name("axum").with_lifetime(Duration::hours(2));
     let store = SessionStore::<SessionRedisPool>::new(Some(pool.into()), config).await?;
     let routes = Router::new()
         .route("/untouched", get(|| async { "hello" }))
-        .route("/read", get(|session: Axum| async move { session.get::<String>("user").unwrap_or_default() }))
+        .route(
+            "/read",
+            get(|session: Axum| async move { session.get::<String>("user").unwrap_or_default() }),
+        )
         .route(
             "/write",
             get(|session: Axum| async move {
@@ -61,10 +66,13 @@ async fn log_in(sessions: Sessions<ValkeyStore>) -> Result<(NewSession, &'static
     Ok((sessions.login(&uuid::Uuid::new_v4()).await?, "begun"))
 }
 
-/// It keeps who somebody is and nothing else.
+/// Creates session-guard, which stores only the identity of a user.
 pub(super) async fn session_guard(server: &Redis) -> Result<Router> {
     let guard = Guard::new(ValkeyStore::connect(&server.url()).await?);
     let peer = ConnectInfo(SocketAddr::from(([127, 0, 0, 1], 40_000)));
-    let routes = Router::new().route("/read", get(subject)).layer(guard.layer()).route("/begin", get(log_in));
+    let routes = Router::new()
+        .route("/read", get(subject))
+        .layer(guard.layer())
+        .route("/begin", get(log_in));
     Ok(routes.with_state(guard).layer(Extension(peer)))
 }

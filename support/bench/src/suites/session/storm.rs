@@ -1,4 +1,4 @@
-//! Five hundred log-ins at once: what others notice of them, and what memory they take.
+//! Five hundred concurrent log-ins: the delay of other requests, and the memory of the log-ins.
 
 use std::future::ready;
 use std::time::Duration;
@@ -20,12 +20,12 @@ use crate::report::Report;
 
 const LOG_INS: usize = 500;
 
-/// As many as by default.
+/// Number of concurrent hashes, as by default.
 fn at_once() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().saturating_sub(1).max(1))
 }
 
-/// All wait for their turn; nobody is turned away.
+/// Runs all log-ins, which wait for their turn; none is refused.
 async fn storm() -> Result<()> {
     let passwords = Passwords::new().at_once(at_once(), LOG_INS);
     let log_ins: Vec<_> = (0..LOG_INS)
@@ -40,7 +40,8 @@ async fn storm() -> Result<()> {
     Ok(())
 }
 
-/// p99, ms, of a neighbour's requests, one due each ms until `meanwhile` has ended, from when it is due to when it is answered.
+/// Returns the p99 in ms of other requests, of which one is due each ms until `meanwhile` has
+/// ended, from the due time to the answer.
 async fn neighbour(
     app: &Router,
     cookie: &HeaderValue,
@@ -69,7 +70,8 @@ async fn neighbour(
     Ok(times[(times.len() - 1) * 99 / 100])
 }
 
-/// Resident memory, MB, at its highest during the storm, over what it was before; in a process of its own.
+/// Returns the maximum of resident memory in MB during the storm, minus the memory before; in a
+/// separate process.
 pub(crate) async fn memory() -> f64 {
     let before = measure::memory("VmRSS");
     if storm().await.is_err() {
@@ -80,10 +82,17 @@ pub(crate) async fn memory() -> f64 {
 
 pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     let app = Router::new()
-        .route("/in", get(|session: Session| async move { session.insert("user", "ann").await.is_ok().to_string() }))
+        .route(
+            "/in",
+            get(|session: Session| async move {
+                session.insert("user", "ann").await.is_ok().to_string()
+            }),
+        )
         .route(
             "/read",
-            get(|session: Session| async move { session.get::<String>("user").await.unwrap_or_default().unwrap_or_default() }),
+            get(|session: Session| async move {
+                session.get::<String>("user").await.unwrap_or_default().unwrap_or_default()
+            }),
         )
         .layer(SessionLayer::memory(Config::default()));
     let cookie = cookie_of(&app, "/in").await?;
@@ -100,7 +109,8 @@ pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
         .turns(effort.turns.min(5))
         .measure(effort, report)
         .await;
-    let allowed = at_once() as f64 * f64::from(Cost::default().memory) * 1_024.0 / 1e6 + 32.0 * 1_048_576.0 / 1e6;
+    let allowed = at_once() as f64 * f64::from(Cost::default().memory) * 1_024.0 / 1e6
+        + 32.0 * 1_048_576.0 / 1e6;
     Case::new("login_storm_memory", "MB", Better::Lower)
         .subject("scale-session", || peer::myself(["storm", "scale-session"]))
         .subject("limit", move || ready(Ok(allowed)))

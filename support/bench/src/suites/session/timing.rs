@@ -1,5 +1,6 @@
-//! Whether answers that must not differ can be told apart by how long they take: Welch's t of the two kinds, asked for in random order, the
-//! slowest tenth left out ("Dude, is my code constant time?", Reparaz, Balasch, Verbauwhede, 2017). Beyond 4.5 they can.
+//! Tests whether answers that must not differ can be distinguished by their time: Welch's t of the
+//! two kinds, requested in random order, without the slowest tenth ("Dude, is my code constant
+//! time?", Reparaz, Balasch, Verbauwhede, 2017). Above 4.5 they can be distinguished.
 
 use std::future::ready;
 use std::sync::atomic::{Ordering::SeqCst, fence};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use scale_session::auth::token::Keys;
-use scale_session::auth::{Ledger, Passwords, Tokens};
+use scale_session::auth::{OneTimeStore, Passwords, Tokens};
 
 use crate::Effort;
 use crate::measure::{Better, Case};
@@ -15,14 +16,14 @@ use crate::report::Report;
 
 const TOLD_APART: f64 = 4.5;
 
-/// Mean, and variance of the mean.
+/// Returns the mean, and the variance of the mean.
 fn mean(times: &[f64]) -> (f64, f64) {
     let count = times.len() as f64;
     let mean = times.iter().sum::<f64>() / count;
     (mean, times.iter().map(|time| (time - mean).powi(2)).sum::<f64>() / (count - 1.0) / count)
 }
 
-/// `one` says how long it took.
+/// Compares two kinds of requests; `one` returns the time of a request.
 async fn t_of(count: usize, one: impl AsyncFn(bool) -> Result<Duration>) -> Result<f64> {
     let mut times = Vec::with_capacity(count);
     for _ in 0..count {
@@ -31,12 +32,19 @@ async fn t_of(count: usize, one: impl AsyncFn(bool) -> Result<Duration>) -> Resu
     }
     times.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
     times.truncate(count * 9 / 10);
-    let of = |kind| times.iter().filter(|time| time.1 == kind).map(|time| time.0).collect::<Vec<_>>();
+    let of =
+        |kind| times.iter().filter(|time| time.1 == kind).map(|time| time.0).collect::<Vec<_>>();
     let ((a, a_var), (b, b_var)) = (mean(&of(false)), mean(&of(true)));
     Ok((a - b).abs() / (a_var + b_var).sqrt())
 }
 
-async fn told_apart(name: &str, count: usize, one: impl AsyncFn(bool) -> Result<Duration>, effort: Effort, report: &mut Report) {
+async fn told_apart(
+    name: &str,
+    count: usize,
+    one: impl AsyncFn(bool) -> Result<Duration>,
+    effort: Effort,
+    report: &mut Report,
+) {
     let one = &one;
     Case::new(name, "|t|", Better::Lower)
         .subject("scale-session", move || t_of(count, one))
@@ -49,7 +57,7 @@ async fn told_apart(name: &str, count: usize, one: impl AsyncFn(bool) -> Result<
 }
 
 pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
-    // An account that is not there, or has no password, and a wrong password for one that has.
+    // An account that does not exist or has no password, and a wrong password for one that has.
     let passwords = &Passwords::new();
     let stored = &passwords.hash("correct horse battery staple").await?;
     let guesses = 60 * effort.scale;
@@ -62,13 +70,14 @@ pub(super) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     };
     told_apart("log_in_timing", guesses, log_in, effort, report).await;
 
-    // A link whose seal is wrong at its last place, and one that is wrong at its first.
-    let tokens = &Tokens::new(Keys::new(&[7; 32])?, &Ledger::memory());
+    // Two links with a wrong signature: one differs in the last character, one in the first.
+    let tokens = &Tokens::new(Keys::new(&[7; 32])?, &OneTimeStore::memory());
     let good = tokens.make("reset", "user:7", &["hash"], Duration::from_hours(1))?;
-    // It ends with 32 bytes of a MAC, in base64url.
+    // The link ends with a MAC of 32 bytes, in base64url.
     let wrong_at = |late: bool| if late { good.len() - 2 } else { good.len() - 42 };
-    // In one and the same place of memory: where a text lies shows in the time, too. And written to its end before the clock starts: what
-    // has just been written is read more slowly, which would show where the forgery is.
+    // In the same memory, because the address of a text also affects the time. And written
+    // completely before the clock starts: memory that was just written is read more slowly, which
+    // would reveal the position of the forgery.
     let text = &std::cell::RefCell::new(good.clone());
     let forgeries = 50_000 * effort.scale;
     let redeem = async |late: bool| {
