@@ -2,12 +2,11 @@
 //! served.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
 use scale_core::circuit_breaker::{self, CircuitBreaker};
 use serde::Serialize;
@@ -15,17 +14,18 @@ use serde::de::DeserializeOwned;
 
 use crate::clock::Instant;
 use crate::config::Config;
-use crate::core::Core;
-use crate::core::l2_client::spawn_replay;
+use crate::core::first_level::FirstLevel;
+use crate::core::invalidation::spawn_replay;
+use crate::core::keyspace::Keyspace;
 use crate::core::pending_invalidations::{Pending, Reach};
 use crate::core::subscription::Subscription;
+use crate::core::{Core, events};
 use crate::error::Error;
 use crate::load_context::LoadContext;
 use crate::options::{LONGEST, Options};
-use crate::policy::entry::Entry;
 use crate::policy::journal::Journal;
 use crate::policy::versions::{GLOBAL_TAG, Versions, named};
-use crate::space::{Of, Space};
+use crate::space::Space;
 use crate::store::{Position, Store};
 
 /// After a failure the second level is not called for 100 ms, and for up to 2 s while it keeps
@@ -92,19 +92,11 @@ impl Cache {
     /// Creates a cache with the given second level.
     pub fn with_store(store: impl Store, config: &Config) -> Self {
         let this = Self::make(Some(Arc::new(store)), config);
-        this.0.subscribe();
+        events::subscribe(&this.0);
         this
     }
 
     fn make(l2: Option<Arc<dyn Store>>, config: &Config) -> Self {
-        let local = (config.max_bytes > 0).then(|| {
-            Moka::builder()
-                .max_capacity(config.max_bytes)
-                .weigher(|key: &Arc<str>, entry: &Arc<Entry>| {
-                    entry.weight.saturating_add(key.len() as u32)
-                })
-                .build_with_hasher(foldhash::fast::RandomState::default())
-        });
         let versions = Versions::default();
         let gets_in_time = l2
             .as_ref()
@@ -112,13 +104,11 @@ impl Cache {
             .is_some_and(|bound| bound <= config.store_timeout);
         let proven_within = l2.as_ref().and_then(|store| store.proves_its_link_within());
         Self(Arc::new_cyclic(|this| Core {
-            local,
-            kept: AtomicU32::new(1),
+            local: FirstLevel::new(config.max_bytes),
             l2,
             everything: versions.cell(GLOBAL_TAG),
-            plain: Arc::new(Of::new(&versions, "")),
+            plain: Arc::new(Keyspace::new(&versions, "")),
             versions,
-            fences: Arc::default(),
             flights: Arc::default(),
             pending: Pending::default(),
             journal: Journal::default(),
@@ -149,7 +139,7 @@ impl Cache {
     where
         V: Serialize + DeserializeOwned + Send + Sync + 'static,
     {
-        Space::new(Arc::clone(&self.0), Arc::new(Of::new(&self.0.versions, name)))
+        Space::new(Arc::clone(&self.0), Arc::new(Keyspace::new(&self.0.versions, name)))
     }
 
     /// Returns the value of a key; loads it if there is no fresh one. See [`Space::get_or_load`].
@@ -237,9 +227,6 @@ impl Cache {
 
     /// Returns the approximate numbers of entries and bytes in the first level.
     pub fn local_size(&self) -> (u64, u64) {
-        self.0.local.as_ref().map_or((0, 0), |local| {
-            local.run_pending_tasks();
-            (local.entry_count(), local.weighted_size())
-        })
+        self.0.local.size()
     }
 }

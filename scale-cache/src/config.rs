@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cache::Cache;
+use crate::core::events;
 use crate::error::Error;
 
 /// Settings of a [`Cache`], for configuration files and environment variables.
@@ -126,7 +127,7 @@ impl Config {
     /// [`Error::Address`]; [`Error::Store`] if the store does not answer.
     pub async fn connect(self, app: &str) -> Result<Cache, Error> {
         let cache = self.connect_lazy(app)?;
-        cache.0.answered().await?;
+        events::answered(&cache.0).await?;
         Ok(cache)
     }
 

@@ -24,6 +24,8 @@ pub const VERSION: u8 = 3;
 /// Bytes of the two end times of an entry, which [`Store::touch`](crate::store::Store::touch)
 /// replaces.
 pub const ENDS: std::ops::Range<usize> = 10..26;
+/// Maximum size of a value in the second level.
+pub(crate) const MAX_SHARED: usize = 8 << 20;
 /// Maximum number of tags per entry.
 pub(crate) const MAX_TAGS: usize = 64;
 
@@ -152,7 +154,7 @@ pub(crate) fn unpacked(compressed: bool, bytes: &[u8]) -> Option<std::borrow::Co
     #[cfg(feature = "compress")]
     {
         let length = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
-        if length <= crate::core::new_entry::MAX_SHARED {
+        if length <= MAX_SHARED {
             return Some(lz4_flex::decompress_size_prepended(bytes).ok()?.into());
         }
     }

@@ -128,6 +128,27 @@ async fn who_reads_while_the_link_comes_up_misses_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A new store is initialised before values are loaded, however slowly it answers: its first
+/// invalidation would end them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_loaded_after_connecting_to_a_slow_store_is_found_there() -> Result<()> {
+    let server = Redis::start().await?;
+    let proxy = Proxy::start(server.port()).await?;
+    proxy.delay(Duration::from_millis(150));
+    let slow = Cache::builder(&format!("redis://127.0.0.1:{}", proxy.port()))
+        .store_timeout(Duration::from_secs(20))
+        .connect("test")
+        .await?;
+    proxy.heal();
+    let truth = Arc::new(AtomicU64::new(1));
+    assert_eq!(get(&slow, "k", &truth).await?, 1);
+    linked(&slow).await?;
+    let other = Cache::connect(&server.url(), "test").await?;
+    truth.store(2, SeqCst);
+    assert_eq!(get(&other, "k", &truth).await?, 1, "found in the store");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_redis_costs_the_patience_once() -> Result<()> {
     let server = Redis::start().await?;

@@ -10,9 +10,9 @@ use futures_util::stream::BoxStream;
 
 use tokio::time::{Instant, timeout};
 
-use super::Core;
 use crate::clock::since_boot;
-use crate::core::l2_client::spawn_replay;
+use crate::core::Core;
+use crate::core::invalidation::spawn_replay;
 use crate::error::Error;
 use crate::policy::journal::Named;
 use crate::policy::versions::GLOBAL_TAG;
@@ -21,7 +21,7 @@ use crate::store::{Loss, Store, StoreEvent};
 /// Time for other processes to reconnect after the store has lost invalidations. Each process
 /// repeats the invalidations that it knows; until then no process uses the store's entries.
 const GRACE: Duration = Duration::from_secs(2);
-/// Time for the store's first answer.
+/// Minimum time for the store's first answer.
 const FIRST_ANSWER: Duration = Duration::from_millis(500);
 /// Number of link checks between two reads of the versions of spaces and of the global tag: they
 /// are used for as long as the process lives, and the store may expire them.
@@ -51,101 +51,98 @@ impl Drop for Examining {
     }
 }
 
-impl Core {
-    /// Makes sure that a task listens to the store's events: starts another one if the previous one
-    /// ended with its runtime.
-    pub(crate) fn subscribe(&self) {
-        if !self.is_unsubscribed.load(SeqCst) {
-            return;
-        }
-        let Some(store) = &self.l2 else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        if self.is_unsubscribed.swap(false, SeqCst) {
-            let listening = Listening(Weak::clone(&self.this));
-            let task = runtime.spawn(listen(listening, store.events()));
-            *self.listener.lock() = Some(task.abort_handle());
-        }
+/// Makes sure that a task listens to the store's events: starts another one if the previous one
+/// ended with its runtime.
+pub(crate) fn subscribe(core: &Core) {
+    if !core.is_unsubscribed.load(SeqCst) {
+        return;
     }
-
-    /// Starts a task that finds out what the store has lost, and repairs it.
-    pub(crate) fn examine(&self) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        if !self.is_examined.swap(true, SeqCst) {
-            runtime.spawn(make_whole(Examining(Weak::clone(&self.this))));
-        }
-    }
-
-    /// Repeats all invalidations that may have been lost. Returns whether the journal was complete.
-    async fn replay_journal(self: &Arc<Self>, since_us: u64) -> bool {
-        let (names, complete) = self.journal.since(since_us);
-        if !names.is_empty() {
-            tracing::warn!(
-                count = names.len(),
-                "the cache's second level may have lost invalidations: repeating them"
-            );
-        }
-        for name in names {
-            match name {
-                Named::Tag(tag) => {
-                    let position = self.versions.position([&tag]);
-                    self.pending.add_tag(&tag, position.clone(), || {
-                        self.versions.invalidate_here(&tag, position.as_ref())
-                    });
-                }
-                Named::Key(key) => {
-                    self.pending.add_key(Arc::clone(&key));
-                    self.forget(&key);
-                }
-            }
-        }
-        spawn_replay(Arc::clone(self));
-        self.pending.flushed().await;
-        complete
-    }
-
-    /// Reads the versions of the cache's own tags, so that they do not expire, and agree with those
-    /// that other processes know.
-    async fn renew_own_tags(&self) {
-        let Some(store) = &self.l2 else { return };
-        for tag in self.versions.own_tags() {
-            let era = self.versions.era();
-            if let Some((version, _)) = self.ask(store.version(&tag)).await
-                && self.pending.version_of(&tag).is_none()
-            {
-                self.versions.learn(era, &tag, &version);
-            }
-        }
-    }
-
-    /// Invalidates everything in the store.
-    async fn clear_all(&self, store: &Arc<dyn Store>) -> bool {
-        tracing::warn!(
-            "the cache's second level has lost unknown invalidations: invalidating all its entries"
-        );
-        let Some(version) = self.ask(store.invalidate(GLOBAL_TAG, None)).await else {
-            return false;
-        };
-        self.versions.invalidated(GLOBAL_TAG, &version);
-        true
+    let Some(store) = &core.l2 else { return };
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    if core.is_unsubscribed.swap(false, SeqCst) {
+        let listening = Listening(Weak::clone(&core.this));
+        let task = runtime.spawn(listen(listening, store.events()));
+        *core.listener.lock() = Some(task.abort_handle());
     }
 }
 
-impl Core {
-    /// Waits for the store's first answer. A new store is initialised when this returns.
-    pub(crate) async fn answered(&self) -> Result<(), Error> {
-        let Some(store) = &self.l2 else { return Ok(()) };
-        let until = Instant::now() + FIRST_ANSWER;
-        loop {
-            let late = |_| Err(Error::store("the store did not answer in time"));
-            match timeout(FIRST_ANSWER, store.examine()).await.unwrap_or_else(late) {
-                // One task sets the store's marks, and repairs what it has lost.
-                Ok(Loss::Everything) if Instant::now() < until => self.examine(),
-                Ok(_) => return Ok(()),
-                Err(error) if Instant::now() >= until => return Err(error),
-                Err(_) => {}
+/// Starts a task that finds out what the store has lost, and repairs it.
+pub(crate) fn examine(core: &Core) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    if !core.is_examined.swap(true, SeqCst) {
+        runtime.spawn(make_whole(Examining(Weak::clone(&core.this))));
+    }
+}
+
+/// Repeats all invalidations that may have been lost. Returns whether the journal was complete.
+async fn replay_journal(core: &Arc<Core>, since_us: u64) -> bool {
+    let (names, complete) = core.journal.since(since_us);
+    if !names.is_empty() {
+        tracing::warn!(
+            count = names.len(),
+            "the cache's second level may have lost invalidations: repeating them"
+        );
+    }
+    for name in names {
+        match name {
+            Named::Tag(tag) => {
+                let position = core.versions.position([&tag]);
+                core.pending.add_tag(&tag, position.clone(), || {
+                    core.versions.invalidate_here(&tag, position.as_ref())
+                });
             }
-            tokio::time::sleep(PAUSE / 20).await;
+            Named::Key(key) => {
+                core.pending.add_key(Arc::clone(&key));
+                core.local.remove(&key);
+            }
         }
+    }
+    spawn_replay(Arc::clone(core));
+    core.pending.flushed().await;
+    complete
+}
+
+/// Reads the versions of the cache's own tags, so that they do not expire, and agree with those
+/// that other processes know.
+async fn renew_own_tags(core: &Core) {
+    let Some(store) = &core.l2 else { return };
+    for tag in core.versions.own_tags() {
+        let era = core.versions.era();
+        if let Some((version, _)) = core.ask(store.version(&tag)).await
+            && core.pending.version_of(&tag).is_none()
+        {
+            core.versions.learn(era, &tag, &version);
+        }
+    }
+}
+
+/// Invalidates everything in the store.
+async fn clear_all(core: &Core, store: &Arc<dyn Store>) -> bool {
+    tracing::warn!(
+        "the cache's second level has lost unknown invalidations: invalidating all its entries"
+    );
+    let Some(version) = core.ask(store.invalidate(GLOBAL_TAG, None)).await else {
+        return false;
+    };
+    core.versions.invalidated(GLOBAL_TAG, &version);
+    true
+}
+
+/// Waits for the store's first answer. A new store is initialised when this returns.
+pub(crate) async fn answered(core: &Core) -> Result<(), Error> {
+    let Some(store) = &core.l2 else { return Ok(()) };
+    let limit = FIRST_ANSWER.max(core.store_timeout);
+    let until = Instant::now() + limit;
+    loop {
+        let late = |_| Err(Error::store("the store did not answer in time"));
+        match timeout(limit, store.examine()).await.unwrap_or_else(late) {
+            // One task sets the store's marks, and repairs what it has lost.
+            Ok(Loss::Everything) if Instant::now() < until => examine(core),
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() >= until => return Err(error),
+            Err(_) => {}
+        }
+        tokio::time::sleep(PAUSE / 20).await;
     }
 }
 
@@ -166,7 +163,7 @@ async fn listen(listening: Listening, mut news: BoxStream<'static, StoreEvent>) 
                 core.journal.note(store.now_us(), Named::Tag(tag));
             }
             StoreEvent::Changed(key) => {
-                core.forget(&key);
+                core.local.remove(&key);
                 core.journal.note(store.now_us(), Named::Key(key));
             }
             StoreEvent::Lost => {
@@ -200,7 +197,7 @@ async fn listen(listening: Listening, mut news: BoxStream<'static, StoreEvent>) 
                             store.mark().await;
                         }
                         if is_due {
-                            core.renew_own_tags().await;
+                            renew_own_tags(&core).await;
                         }
                     });
                 }
@@ -230,10 +227,10 @@ async fn make_whole(examining: Examining) {
                 core.journal.resume(heard_since);
                 continue;
             }
-            Some(Loss::Everything) => core.clear_all(&store).await,
+            Some(Loss::Everything) => clear_all(&core, &store).await,
             // Other processes have repeated what they knew.
             Some(Loss::SettledSince(since_us)) => {
-                core.replay_journal(since_us).await;
+                replay_journal(&core, since_us).await;
                 true
             }
             Some(loss @ (Loss::Since(_) | Loss::Unknown)) => {
@@ -241,7 +238,7 @@ async fn make_whole(examining: Examining) {
                 let told = if let Some(told) = told {
                     told
                 } else {
-                    let is_complete = core.replay_journal(since_us.unwrap_or_default()).await
+                    let is_complete = replay_journal(&core, since_us.unwrap_or_default()).await
                         && since_us.is_some();
                     *told.insert(Told { incarnation, at: since_boot(), is_complete })
                 };
@@ -251,7 +248,7 @@ async fn make_whole(examining: Examining) {
                 if told.is_complete {
                     waited > GRACE
                 } else {
-                    waited > 2 * GRACE && core.clear_all(&store).await
+                    waited > 2 * GRACE && clear_all(&core, &store).await
                 }
             }
             None => false,

@@ -9,10 +9,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
-use crate::core::Core;
-use crate::core::l2_client::{LEASE, LoadStart, ReadSnapshot};
+use crate::core::l2_client::{LEASE, ReadSnapshot};
 use crate::core::new_entry::NewEntry;
 use crate::core::single_flight::{FlightTerms, Outcome};
+use crate::core::tag_versions::LoadStart;
+use crate::core::{Core, tag_versions};
 use crate::error::Error;
 use crate::load_context::LoadContext;
 use crate::options::LONGEST;
@@ -55,7 +56,8 @@ impl LoadTask {
         if !refresh {
             // A load that has just ended may have stored the value.
             let here = core
-                .get_local(&key)
+                .local
+                .get(&key)
                 .filter(|entry| entry.value.is::<V>() && core.validity(entry) == Validity::Fresh);
             if let Some(entry) = here {
                 return Ok(entry).into();
@@ -82,7 +84,7 @@ impl LoadTask {
                         if begun.is_some() {
                             core.ask(store.release(&key, token)).await;
                         }
-                        core.keep(&key, &snapshot.fence, &found);
+                        core.local.insert(&key, &snapshot.fence, &found);
                         return Ok(found).into();
                     }
                     Validity::Stale | Validity::Fresh => old = Some(found),
@@ -122,14 +124,14 @@ impl LoadTask {
         }
         metrics::counter!("scale_cache_misses_total").increment(1);
         // Tag versions, as they are before the load begins.
-        let stamps = core.stamp_tags(&tags).await;
+        let stamps = tag_versions::current(&core, &tags).await;
         let since = Instant::now();
         // Later than `terms`: callers that joined in between are distinguished by the number.
         let began = LoadStart {
             number: terms.number,
             era: terms.era,
             store_us: begun,
-            ..core.begin_here()
+            ..tag_versions::begin(&core)
         };
         let context = LoadContext::new(core.versions.position(&tags));
         let loaded = timeout(
@@ -153,7 +155,7 @@ impl LoadTask {
             }
         };
         let said = context.said();
-        let late = core.stamp_late(&said.tags, began).await;
+        let late = tag_versions::known_since(&core, &said.tags, began).await;
         let overtaken = late.is_none();
         let ttl = said.ttl.unwrap_or(options.ttl);
         let keep = !overtaken && !ttl.is_zero();
@@ -182,7 +184,7 @@ impl LoadTask {
             }
         }
         if keep && current {
-            core.keep(&key, &terms.fence, &entry);
+            core.local.insert(&key, &terms.fence, &entry);
         }
         Outcome { result: Ok(entry), overtaken }
     }

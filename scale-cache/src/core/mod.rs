@@ -4,7 +4,9 @@
 #[cfg(feature = "http")]
 pub(crate) mod conditional_put;
 pub(crate) mod events;
-mod invalidation;
+pub(crate) mod first_level;
+pub(crate) mod invalidation;
+pub(crate) mod keyspace;
 pub(crate) mod l2_client;
 pub(crate) mod load_task;
 pub(crate) mod lookup;
@@ -12,36 +14,30 @@ pub(crate) mod new_entry;
 pub(crate) mod pending_invalidations;
 pub(crate) mod single_flight;
 pub(crate) mod subscription;
-mod ttl;
+pub(crate) mod tag_versions;
 
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use moka::sync::Cache as Moka;
 use parking_lot::Mutex;
 use scale_core::circuit_breaker::CircuitBreaker;
 use tokio::task::AbortHandle;
 
+use self::first_level::FirstLevel;
+use self::keyspace::Keyspace;
 use self::pending_invalidations::Pending;
 use self::single_flight::Flights;
 use self::subscription::Subscription;
 use crate::clock::Instant;
-use crate::policy::entry::Entry;
-use crate::policy::fences::Fences;
 use crate::policy::journal::Journal;
 use crate::policy::versions::{Cell, Versions};
-use crate::space::Of;
 use crate::store::Store;
 
 pub(crate) struct Core {
-    /// First level, if its size is not zero.
-    pub(crate) local: Option<Moka<Arc<str>, Arc<Entry>, foldhash::fast::RandomState>>,
-    /// Number of insertions into the first level.
-    pub(crate) kept: AtomicU32,
+    pub(crate) local: FirstLevel,
     pub(crate) l2: Option<Arc<dyn Store>>,
     pub(crate) versions: Versions,
-    pub(crate) fences: Arc<Fences>,
     pub(crate) flights: Arc<Flights>,
     pub(crate) pending: Pending,
     pub(crate) journal: Journal,
@@ -64,7 +60,7 @@ pub(crate) struct Core {
     pub(crate) strict: bool,
     pub(crate) everything: Arc<Cell>,
     /// Space of keys without a space name.
-    pub(crate) plain: Arc<Of>,
+    pub(crate) plain: Arc<Keyspace>,
     pub(crate) this: Weak<Core>,
 }
 
@@ -82,5 +78,14 @@ impl Drop for Core {
         if let Some(listener) = self.listener.get_mut().take() {
             listener.abort();
         }
+    }
+}
+
+#[cfg(feature = "http")]
+impl Core {
+    /// Returns milliseconds since 1970, by the second level's clock if there is one. Changes of
+    /// this machine's clock have no effect.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.l2.as_ref().map_or_else(crate::clock::steady_us, |store| store.now_us()) / 1_000
     }
 }

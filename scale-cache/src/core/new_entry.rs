@@ -9,13 +9,10 @@ use tokio::time::Instant;
 
 use crate::digest::digest;
 use crate::error::Error;
-use crate::format::{Head, MAX_TAGS, decoded, encoded, fingerprint, packed};
+use crate::format::{Head, MAX_SHARED, MAX_TAGS, decoded, encoded, fingerprint, packed};
 use crate::options::Options;
 use crate::policy::entry::{Entry, weight};
 use crate::policy::versions::Stamps;
-
-/// Maximum size of a value in the second level.
-pub(crate) const MAX_SHARED: usize = 8 << 20;
 
 /// Maximum size of values that debug builds check; larger ones are checked by strict caches only,
 /// because that would take seconds in a debug build.

@@ -27,7 +27,9 @@ pub(crate) struct Subscription {
 
 impl Subscription {
     pub(crate) fn new(max_staleness_offline: Duration, proven_within: Option<Duration>) -> Self {
-        let [lost, last_lost, proven, missed] = [1, 1, 0, 0].map(AtomicU64::new);
+        // Nothing is known before the start, so no link check can be overdue then.
+        let begun = since_boot().as_nanos() as u64;
+        let [lost, last_lost, proven, missed] = [1, 1, begun, 0].map(AtomicU64::new);
         Self {
             start: Instant::now(),
             lost,
@@ -131,6 +133,15 @@ impl Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_read_before_the_first_link_is_believed() {
+        let (staleness, within) = (Duration::from_mins(1), Duration::from_secs(1));
+        let subscription = Subscription::new(staleness, Some(within));
+        let read = Instant::now();
+        assert!(!subscription.is_up());
+        assert!(subscription.trust_until(read).unwrap() >= read + staleness);
+    }
 
     #[tokio::test]
     async fn what_was_known_before_a_missed_proof_is_not_believed_after_it() {

@@ -21,7 +21,7 @@ use super::flight::{Flight, Landed};
 use super::freshness::{Freshness, Wishes, has_validator, judge};
 use super::references::tags_of;
 use super::request_head::RequestHead;
-use super::service::{ServiceState, called};
+use super::state::ServiceState;
 use super::status::{Forwarded, Told};
 use super::stored::{
     Page, Stored, accepts_coding, selecting, strip_conditions, strip_connection, varies_by,
@@ -126,7 +126,7 @@ impl ServiceState {
             );
         let mut name: Arc<str> = self.key(&asked.url, vary).into();
         let mut varies = false;
-        let inner = &self.layer.cache.0;
+        let inner = &self.settings.cache.0;
         let versions = &inner.versions;
         let came = versions.number();
         loop {
@@ -218,7 +218,14 @@ impl ServiceState {
             // client only.
             let wishes = Wishes { cookies: false, ..asked.wishes.clone() };
             let judged = |wishes: &Wishes, fresh: &Stored| {
-                judge(self.layer.rules, wishes, fresh.status(), fresh.headers(), trip.sent_at, now)
+                judge(
+                    self.settings.rules,
+                    wishes,
+                    fresh.status(),
+                    fresh.headers(),
+                    trip.sent_at,
+                    now,
+                )
             };
             let sets_cookies = head.headers.contains_key(SET_COOKIE);
             let mut fresh = stored.freshened(head.headers.clone(), true);
@@ -279,7 +286,7 @@ impl ServiceState {
             return Verdict::Odd;
         }
         let judged = |wishes: &Wishes| {
-            judge(self.layer.rules, wishes, head.status, &head.headers, sent_at, now)
+            judge(self.settings.rules, wishes, head.status, &head.headers, sent_at, now)
         };
         match judged(&asked.wishes) {
             Some(freshness) => Verdict::Store(freshness),
@@ -293,7 +300,7 @@ impl ServiceState {
     where
         B: Body<Data = Bytes>,
     {
-        let filling = match Filling::begin(body, self.layer.largest) {
+        let filling = match Filling::begin(body, self.settings.largest) {
             AtOnce::Whole(bytes) => return self.filled(trip, head, bytes, freshness).await,
             AtOnce::NotToBeStored(body) => {
                 self.shared.passes.insert(Arc::clone(&trip.asked.url), ());
@@ -337,7 +344,7 @@ impl ServiceState {
             None
         };
         let reading =
-            AssertUnwindSafe(filling.read_on(parts.as_ref(), self.layer.stall, LONGEST_FILL))
+            AssertUnwindSafe(filling.read_on(parts.as_ref(), self.settings.stall, LONGEST_FILL))
                 .catch_unwind();
         let filled = match reading.await {
             Ok(filled) => filled,
@@ -461,4 +468,13 @@ fn agrees(headers: &HeaderMap, length: usize) -> bool {
         .get(CONTENT_LENGTH)
         .map(|said| std::str::from_utf8(said.as_bytes()).ok().and_then(|said| said.parse().ok()));
     said.is_none_or(|said: Option<usize>| said == Some(length))
+}
+
+/// Calls a service as soon as it is ready.
+pub(super) async fn called<S: Service<R>, R>(
+    mut inner: S,
+    request: R,
+) -> Result<S::Response, S::Error> {
+    std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
+    inner.call(request).await
 }

@@ -91,10 +91,12 @@ mod layer;
 mod references;
 mod request_head;
 mod service;
+mod state;
 mod status;
 mod stored;
 
 pub use self::body::HttpCacheBody;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::freshness::judge_any;
-pub use self::layer::{HttpCache, HttpCacheFuture, HttpCacheLayer};
+pub use self::layer::HttpCacheLayer;
+pub use self::service::{HttpCache, HttpCacheFuture};

@@ -1,126 +1,90 @@
 //! Answers requests from stored pages; passes the others to the origin.
 
-use std::fmt::Write;
-use std::hash::{BuildHasher, Hash};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::header::{CONTENT_LOCATION, LOCATION, RANGE};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
-use moka::sync::Cache as Moka;
 use tower_service::Service;
 
 use super::address::Address;
 use super::body::HttpCacheBody;
-use super::fetch::Fetched;
-use super::flight::Flights;
+use super::fetch::{Fetched, called};
 use super::freshness::Use;
-use super::layer::HttpCacheLayer;
 use super::references::resolved;
 use super::request_head::RequestHead;
+use super::state::{OriginalUri, ServiceState};
 use super::status::{Forwarded, Told};
-use super::stored::{Page, selecting};
-use crate::cache::Cache;
-use crate::policy::versions::RESERVED_PREFIX;
-use crate::space::Space;
+use super::stored::Page;
 
-/// Maximum length of a page's name: an address and its key headers.
-const LONGEST_NAME: usize = 8_192;
-/// Number of tags that URLs share for invalidation.
-const BUCKETS: u64 = 1 << 16;
-/// Time during which requests for a response that could not be stored do not wait for each other.
-const PASS: Duration = Duration::from_secs(10);
-const PASSES: u64 = 10_000;
-/// Minimum interval between two refreshes of a stale page.
-const REFRESH: Duration = Duration::from_secs(1);
-
-/// State shared by all services of a layer.
-pub(super) struct Shared {
-    pub(super) pages: Space<Page>,
-    pub(super) flights: Arc<Flights>,
-    /// URLs whose responses could not be stored for any client.
-    pub(super) passes: Moka<Arc<str>, ()>,
-    /// URLs whose responses to requests with cookies could not be stored.
-    pub(super) personal: Moka<Arc<str>, ()>,
-    /// URLs that were refreshed a moment ago, or are being refreshed.
-    refreshed: Moka<Arc<str>, ()>,
-    hasher: foldhash::quality::FixedState,
+/// Service of [`HttpCacheLayer`].
+#[derive(Clone, Debug)]
+pub struct HttpCache<S> {
+    state: Arc<ServiceState>,
+    inner: S,
 }
 
-impl Shared {
-    pub(super) fn new(cache: &Cache) -> Self {
-        let passes = || Moka::builder().max_capacity(PASSES).time_to_live(PASS).build();
-        Self {
-            pages: cache.space("http"),
-            flights: Arc::default(),
-            passes: passes(),
-            personal: passes(),
-            refreshed: Moka::builder().max_capacity(PASSES).time_to_live(REFRESH).build(),
-            hasher: foldhash::quality::FixedState::with_seed(0),
-        }
+impl<S> HttpCache<S> {
+    pub(super) fn new(state: Arc<ServiceState>, inner: S) -> Self {
+        Self { state, inner }
     }
 }
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Shared")
-    }
-}
+/// Future of [`HttpCache`].
+pub type HttpCacheFuture<B, E> =
+    Pin<Box<dyn Future<Output = Result<Response<HttpCacheBody<B>>, E>> + Send>>;
 
-/// State shared by all clones of a service.
-#[derive(Debug)]
-pub(super) struct ServiceState {
-    pub(super) shared: Arc<Shared>,
-    pub(super) layer: HttpCacheLayer,
+impl<S, Req, Res> Service<Request<Req>> for HttpCache<S>
+where
+    S: Service<Request<Req>, Response = Response<Res>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+    Req: Body + Default + Send + 'static,
+    Res: Body<Data = Bytes> + Send + 'static,
+    Res::Error: Send,
+{
+    type Response = Response<HttpCacheBody<Res>>;
+    type Error = S::Error;
+    type Future = HttpCacheFuture<Res, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Req>) -> Self::Future {
+        // The service that is ready handles this request; the clone handles the next one.
+        let clone = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, clone);
+        let state = Arc::clone(&self.state);
+        let (parts, body) = request.into_parts();
+        let original =
+            state.settings.original.as_ref().and_then(|OriginalUri(find)| find(&parts.extensions));
+        let address = Address::of(original.as_ref().unwrap_or(&parts.uri), &parts.headers);
+        let url = address.as_ref().and_then(|address| state.named(address, &parts.headers));
+        let asked = RequestHead::new(
+            parts,
+            address,
+            url.clone().unwrap_or_default(),
+            !body.is_end_stream(),
+            state.settings.obey,
+        );
+        Box::pin(async move {
+            match asked.method {
+                Method::GET | Method::HEAD if url.is_some() && !asked.is_nobodys_business() => {
+                    state.serve(inner, asked, body).await
+                }
+                _ => state.forward(inner, asked, body).await,
+            }
+        })
+    }
 }
 
 impl ServiceState {
-    /// Returns the name that an address is stored under, for all methods. Its parts are separated
-    /// by spaces, which occur nowhere else.
-    pub(super) fn named(&self, address: &Address, headers: &HeaderMap) -> Option<Arc<str>> {
-        let mut name = match &*self.layer.namespace {
-            "" => address.text()?,
-            namespace => format!("{namespace} {}", address.text()?),
-        };
-        for header in &*self.layer.keyed_by {
-            name.push_str(" =");
-            for value in headers.get_all(header) {
-                for byte in value.as_bytes() {
-                    let _ = write!(name, "{byte:02x}");
-                }
-                name.push(',');
-            }
-        }
-        (name.len() <= LONGEST_NAME).then(|| name.into())
-    }
-
-    /// Returns the tag by which a URL is invalidated, independently of the scheme, which is unknown
-    /// with HTTP/1. A few URLs share each tag, which bounds the number of tags.
-    pub(super) fn bucket(&self, url: &str) -> Arc<str> {
-        let url = url.split_once("://").map_or(url, |(_, rest)| rest);
-        format!("{RESERVED_PREFIX}http:{:x}", self.shared.hasher.hash_one(url) % BUCKETS).into()
-    }
-
-    pub(super) fn key(&self, url: &str, vary: &[(String, String)]) -> String {
-        if vary.is_empty() {
-            return url.to_owned();
-        }
-        let mut hasher = self.shared.hasher.build_hasher();
-        vary.hash(&mut hasher);
-        format!("{url} {:016x}", std::hash::Hasher::finish(&hasher))
-    }
-
-    pub(super) fn selected(names: &[String], headers: &HeaderMap) -> Vec<(String, String)> {
-        names.iter().map(|name| (name.clone(), selecting(headers, name))).collect()
-    }
-
-    pub(super) fn now(&self) -> u64 {
-        self.layer.cache.0.now_ms()
-    }
-
     /// Returns the stored response for a request, and whether other variants are stored.
     async fn find(&self, asked: &RequestHead) -> (Option<Arc<Page>>, bool) {
         let Some(page) = self.shared.pages.get(&asked.url).await else { return (None, false) };
@@ -287,17 +251,9 @@ impl ServiceState {
             });
             let urls = Some(asked.url).filter(|url| !url.is_empty()).into_iter().chain(named);
             let buckets: Vec<Arc<str>> = urls.map(|url| self.bucket(&url)).collect();
-            let cache = &self.layer.cache;
+            let cache = &self.settings.cache;
             join_all(buckets.into_iter().map(|bucket| cache.0.invalidate(bucket, None))).await;
         }
         Ok(response)
     }
-}
-
-pub(super) async fn called<S: Service<R>, R>(
-    mut inner: S,
-    request: R,
-) -> Result<S::Response, S::Error> {
-    std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
-    inner.call(request).await
 }

@@ -16,6 +16,7 @@ use tokio::task::coop::consume_budget;
 use crate::core::Core;
 #[cfg(feature = "http")]
 use crate::core::conditional_put::TagSnapshot;
+use crate::core::keyspace::Keyspace;
 use crate::core::lookup::{LocalRead, Lookup};
 use crate::core::pending_invalidations::Reach;
 use crate::error::Error;
@@ -25,7 +26,6 @@ use crate::options::Options;
 use crate::policy::entry::Validity;
 #[cfg(feature = "http")]
 use crate::policy::versions::Stamps;
-use crate::policy::versions::{Cell, GLOBAL_TAG, Versions};
 
 /// All entries of one kind. A clone costs a few reference counts.
 ///
@@ -50,41 +50,19 @@ use crate::policy::versions::{Cell, GLOBAL_TAG, Versions};
 #[derive(Debug)]
 pub struct Space<V> {
     pub(crate) core: Arc<Core>,
-    of: Arc<Of>,
+    keyspace: Arc<Keyspace>,
     value: PhantomData<fn() -> V>,
 }
 
-/// The part of a space that is independent of the type of its values.
-#[derive(Clone, Debug)]
-pub(crate) struct Of {
-    /// Prefix of its keys: its name, with colons escaped, and a colon. So no key belongs to two
-    /// spaces.
-    prefix: Box<str>,
-    /// Tag of all its entries.
-    cell: Arc<Cell>,
-    options: Options,
-}
-
-impl Of {
-    pub(crate) fn new(versions: &Versions, name: &str) -> Self {
-        let prefix = format!("{}:", name.replace('%', "%25").replace(':', "%3A")).into();
-        Self {
-            prefix,
-            cell: versions.cell(&format!("{GLOBAL_TAG}{name}")),
-            options: Options::default(),
-        }
-    }
-}
-
 impl<V> Space<V> {
-    pub(crate) fn new(core: Arc<Core>, of: Arc<Of>) -> Self {
-        Self { core, of, value: PhantomData }
+    pub(crate) fn new(core: Arc<Core>, keyspace: Arc<Keyspace>) -> Self {
+        Self { core, keyspace, value: PhantomData }
     }
 }
 
 impl<V> Clone for Space<V> {
     fn clone(&self) -> Self {
-        Self::new(Arc::clone(&self.core), Arc::clone(&self.of))
+        Self::new(Arc::clone(&self.core), Arc::clone(&self.keyspace))
     }
 }
 
@@ -94,20 +72,20 @@ where
 {
     /// Sets the options of the space.
     pub fn options(self, options: Options) -> Self {
-        let of = Of { options, ..(*self.of).clone() };
-        Self::new(self.core, Arc::new(of))
+        let keyspace = Keyspace { options, ..(*self.keyspace).clone() };
+        Self::new(self.core, Arc::new(keyspace))
     }
 
     /// Sets how long values are fresh. Default: five minutes.
     pub fn ttl(self, ttl: Duration) -> Self {
-        let options = Options { ttl, ..self.of.options.clone() };
+        let options = Options { ttl, ..self.keyspace.options.clone() };
         self.options(options)
     }
 
     /// Returns the value, if there is a fresh one.
     pub async fn get(&self, key: impl Display) -> Option<Arc<V>> {
         let mut whole = Key::default();
-        let key = whole.write(&self.of.prefix, &key);
+        let key = whole.write(&self.keyspace.prefix, &key);
         let found = match self.core.look(key) {
             LocalRead::Fresh(value) | LocalRead::Expiring(value) => {
                 // A loop of hits must let other tasks run.
@@ -116,12 +94,12 @@ where
             }
             LocalRead::Nothing => self
                 .core
-                .find::<V>(key, &self.of.cell)
+                .find::<V>(key, &self.keyspace.cell)
                 .await
                 .and_then(|entry| typed(Arc::clone(&entry.value))),
         };
         if found.is_some() {
-            self.slide(key, &self.of.options);
+            self.slide(key, &self.keyspace.options);
         }
         found
     }
@@ -141,22 +119,26 @@ where
     /// # Ok(()) }
     /// ```
     pub async fn get_hit(&self, key: impl Display) -> Option<Hit<V>> {
-        let key = Key::new(&self.of.prefix, &key);
+        let key = Key::new(&self.keyspace.prefix, &key);
         let core = &self.core;
         let here = core
-            .get_local(key.as_str())
+            .local
+            .get(key.as_str())
             .filter(|e| matches!(core.validity(e), Validity::Fresh | Validity::Stale));
         match here {
             Some(entry) => Hit::of(&entry, Level::First),
-            None => {
-                Hit::of(&*self.core.find::<V>(key.as_str(), &self.of.cell).await?, Level::Second)
-            }
+            None => Hit::of(
+                &*self.core.find::<V>(key.as_str(), &self.keyspace.cell).await?,
+                Level::Second,
+            ),
         }
     }
 
     /// Restarts a value's TTL. Returns `false` if there is none, or it has expired.
     pub async fn touch(&self, key: impl Display) -> bool {
-        self.core.touch(Key::new(&self.of.prefix, &key).as_str(), &self.of.options).await
+        self.core
+            .touch(Key::new(&self.keyspace.prefix, &key).as_str(), &self.keyspace.options)
+            .await
     }
 
     /// Restarts the TTL of a value that was just read, if it is [sliding](Options::sliding) and
@@ -191,7 +173,7 @@ where
         Fut: Future<Output = Result<V, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        self.get_or_load_with(key, &self.of.options, load).await
+        self.get_or_load_with(key, &self.keyspace.options, load).await
     }
 
     /// Does the same, with tags, TTL and other options for this key alone.
@@ -207,7 +189,7 @@ where
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let mut whole = Key::default();
-        let key = whole.write(&self.of.prefix, &key);
+        let key = whole.write(&self.keyspace.prefix, &key);
         let refresh = match self.core.look(key) {
             LocalRead::Fresh(value) => {
                 consume_budget().await;
@@ -217,8 +199,10 @@ where
             LocalRead::Expiring(_) => true,
             LocalRead::Nothing => false,
         };
-        let value =
-            self.core.load(Lookup { key, space: &self.of.cell, options }, refresh, load).await?;
+        let value = self
+            .core
+            .load(Lookup { key, space: &self.keyspace.cell, options }, refresh, load)
+            .await?;
         // Two types under one key in one process: a mistake of the program, but not worth a panic.
         typed(value).ok_or_else(|| {
             Error::Load(Arc::from(Box::<dyn std::error::Error + Send + Sync>::from(
@@ -232,10 +216,14 @@ where
     /// # Errors
     /// [`Error::Encode`].
     pub async fn set(&self, key: impl Display, value: V) -> Result<(), Error> {
-        let key = Key::new(&self.of.prefix, &key);
+        let key = Key::new(&self.keyspace.prefix, &key);
         self.core
             .put(
-                Lookup { key: key.as_str(), space: &self.of.cell, options: &self.of.options },
+                Lookup {
+                    key: key.as_str(),
+                    space: &self.keyspace.cell,
+                    options: &self.keyspace.options,
+                },
                 value,
             )
             .await
@@ -243,12 +231,12 @@ where
 
     /// Removes a value on all servers; a load in progress cannot restore it.
     pub async fn remove(&self, key: impl Display) -> Reach {
-        self.core.drop_key(Key::new(&self.of.prefix, &key).as_str()).await
+        self.core.drop_key(Key::new(&self.keyspace.prefix, &key).as_str()).await
     }
 
     /// Invalidates the whole space in one step.
     pub async fn clear(&self) -> Reach {
-        self.core.invalidate(Arc::clone(self.of.cell.tag()), None).await
+        self.core.invalidate(Arc::clone(self.keyspace.cell.tag()), None).await
     }
 }
 
@@ -258,8 +246,8 @@ impl<V> Space<V> {
     /// all entries of the space have.
     #[cfg(feature = "http")]
     pub(crate) async fn note<const N: usize>(&self, tags: [Arc<str>; N]) -> TagSnapshot {
-        let own = [Arc::clone(self.of.cell.tag())];
-        self.core.note(own.into_iter().chain(tags)).await
+        let own = [Arc::clone(self.keyspace.cell.tag())];
+        TagSnapshot::take(&self.core, own.into_iter().chain(tags)).await
     }
 
     /// Stores a value if none of its tags was invalidated since `snapshot`; see
@@ -277,12 +265,12 @@ impl<V> Space<V> {
         V: Serialize + Send + Sync + 'static,
     {
         let key = self.full_key(key).into();
-        self.core.put_if_current(snapshot, key, options, late, value).await
+        snapshot.put(&self.core, key, options, late, value).await
     }
 
     /// Returns a key with its space's prefix.
     pub(crate) fn full_key(&self, key: &str) -> String {
-        Key::new(&self.of.prefix, &key).as_str().to_owned()
+        Key::new(&self.keyspace.prefix, &key).as_str().to_owned()
     }
 }
 
@@ -349,6 +337,7 @@ impl Write for Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::versions::Versions;
 
     #[test]
     fn keys_of_any_length_come_out_as_written() {
@@ -367,9 +356,9 @@ mod tests {
             two in "[a:%]{0,4}",
         ) {
             let versions = Versions::default();
-            let whole = |space: &str, key: &str| Key::new(&Of::new(&versions, space).prefix, &key)
-                .as_str()
-                .to_owned();
+            let whole = |space: &str, key: &str| {
+                Key::new(&Keyspace::new(&versions, space).prefix, &key).as_str().to_owned()
+            };
             proptest::prop_assert_eq!((&a, &one) == (&b, &two), whole(&a, &one) == whole(&b, &two));
         }
     }
