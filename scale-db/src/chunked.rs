@@ -21,7 +21,7 @@ use sqlx::{AssertSqlSafe, Error, SqlSafeStr, SqlStr};
 
 use crate::backend::Backend;
 use crate::cluster::node::Node;
-use crate::cluster::node::Role;
+use crate::cluster::role::Role;
 use crate::db::Db;
 use crate::log::Log;
 use crate::retry::{Attempt, Patience, Transient};

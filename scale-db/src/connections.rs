@@ -9,7 +9,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::backend::Backend;
 use crate::cluster::capabilities;
-use crate::cluster::node::{Node, Role};
+use crate::cluster::node::Node;
+use crate::cluster::role::Role;
 use crate::db::Db;
 use crate::dialect::Dialect;
 use crate::failure::is_broken;

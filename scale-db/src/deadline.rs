@@ -23,8 +23,9 @@ use futures_core::future::BoxFuture;
 use sqlx::Database;
 
 use crate::backend::Backend;
+use crate::cluster::Cluster;
 use crate::cluster::node::{InFlight, Node};
-use crate::db::{Db, Inner};
+use crate::db::Db;
 use crate::dialect::Dialect;
 
 /// Added to the time after which the server itself ends a statement.
@@ -47,7 +48,7 @@ pub(crate) struct Deadline {
     patience: Patience,
 }
 
-impl<DB: Backend> Inner<DB> {
+impl<DB: Backend> Cluster<DB> {
     /// Returns the limit for reads, which may be repeated on another node.
     pub(crate) fn deadline(&self) -> Deadline {
         let timeout = self.config.statement_timeout;

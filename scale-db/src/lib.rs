@@ -5,6 +5,7 @@
 pub mod design {}
 
 mod backend;
+mod builder;
 pub mod chunked;
 mod cluster;
 mod config;
@@ -35,8 +36,10 @@ pub mod sticky;
 mod tables;
 
 pub use backend::Backend;
-pub use cluster::node::{NodeStatus, Role};
-pub use config::{Builder, Config, NoReplica};
+pub use builder::Builder;
+pub use cluster::node::NodeStatus;
+pub use cluster::role::Role;
+pub use config::{Config, NoReplica};
 pub use connections::{Snapshot, Unlimited};
 pub use db::{Db, RoutedExecutor};
 pub use dialect::Dialect;

@@ -7,7 +7,8 @@ use parking_lot::Mutex;
 use sqlx::SqlSafeStr;
 
 use crate::backend::Backend;
-use crate::cluster::node::{Asked, Role};
+use crate::cluster::node::Asked;
+use crate::cluster::role::Role;
 use crate::dialect::{Dialect, Probe};
 use crate::log::Log;
 

@@ -8,11 +8,12 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use crate::backend::Backend;
+use crate::cluster::Cluster;
 use crate::cluster::capabilities;
 use crate::cluster::lag::History;
-use crate::cluster::node::{Node, Role};
+use crate::cluster::node::Node;
 use crate::cluster::primary::Election;
-use crate::db::Inner;
+use crate::cluster::role::Role;
 use crate::dialect::{Dialect, Probe};
 use crate::failure::is_broken;
 use crate::log::{Lineage, Log};
@@ -25,21 +26,22 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs until the last handle is dropped.
 pub(crate) async fn run<DB: Backend>(
-    inner: Weak<Inner<DB>>,
+    cluster: Weak<Cluster<DB>>,
     mut history: History,
     interval: Duration,
 ) {
     loop {
-        let Some(wake) = inner.upgrade().map(|i| i.wake.clone()) else { return };
+        let Some(wake) = cluster.upgrade().map(|cluster| cluster.wake.clone()) else { return };
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
             () = wake.notified() => {}
         }
-        let Some(inner) = inner.upgrade().filter(|inner| !inner.closed.load(Ordering::Relaxed))
+        let Some(cluster) =
+            cluster.upgrade().filter(|cluster| !cluster.closed.load(Ordering::Relaxed))
         else {
             return;
         };
-        round(&inner, &mut history).await;
+        round(&cluster, &mut history).await;
         // Limits the rate of probe rounds, even if forged marks wake the monitor all the time.
         tokio::time::sleep(PAUSE.min(interval)).await;
     }
@@ -47,20 +49,20 @@ pub(crate) async fn run<DB: Backend>(
 
 /// Probes all nodes concurrently. Returns the last error, for a start without any answer.
 pub(crate) async fn round<DB: Backend>(
-    inner: &Inner<DB>,
+    cluster: &Cluster<DB>,
     history: &mut History,
 ) -> Option<sqlx::Error> {
-    let nodes = inner.nodes.load_full();
-    let answers = all_answers(inner, &nodes).await;
+    let nodes = cluster.nodes.load_full();
+    let answers = all_answers(cluster, &nodes).await;
     let now = Instant::now();
     // In order: the first node that names its cluster defines it.
     for (node, answer) in nodes.iter().zip(&answers) {
         if let Some(Ok(probe)) = answer {
-            node.recognise(inner.is_stranger(probe));
+            node.recognise(cluster.is_stranger(probe));
         }
     }
     let candidates = candidates(&nodes, &answers);
-    let election = inner.tracker.elect(&candidates);
+    let election = cluster.tracker.elect(&candidates);
     // A primary whose answer was late once is treated as slow, as long as no other node has taken
     // over.
     let is_slow = |number: usize| {
@@ -72,26 +74,26 @@ pub(crate) async fn round<DB: Backend>(
             .zip(&answers)
             .any(|(node, answer)| node.number == number && late(answer) && node.has_answered())
     };
-    if election != Election::Nobody || !inner.primary_number().is_some_and(is_slow) {
-        inner.set_primary(&election);
+    if election != Election::Nobody || !cluster.primary_number().is_some_and(is_slow) {
+        cluster.set_primary(&election);
     }
     // A replica of a rival on the same timeline cannot be distinguished from one of the primary.
     let contested = matches!(&election, Election::Primary { rivals, .. } if !rivals.is_empty());
     let primary = candidates
         .iter()
-        .find(|(number, _)| inner.primary_number() == Some(*number))
+        .find(|(number, _)| cluster.primary_number() == Some(*number))
         .map(|(_, probe)| probe.log.clone());
     // Without a primary, replicas are compared with the last known one.
     if let Some(log) = &primary {
         history.record(log, now);
-        inner.primary_log.store(Some(Arc::new(log.clone())));
+        cluster.primary_log.store(Some(Arc::new(log.clone())));
     }
-    let primary = inner.primary_log.load_full();
+    let primary = cluster.primary_log.load_full();
     let mut error = None;
     for (node, answer) in nodes.iter().zip(answers) {
         match answer.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             Ok(probe) => {
-                let (fit, lag) = judge(inner, node, &probe, primary.as_deref(), history, now);
+                let (fit, lag) = judge(cluster, node, &probe, primary.as_deref(), history, now);
                 let fit = fit
                     && !(contested
                         && probe.role == Role::Replica
@@ -112,8 +114,10 @@ pub(crate) async fn round<DB: Backend>(
         metrics::gauge!("scale_db_node_up_ratio", "node" => node.number.to_string())
             .set(f64::from(u8::from(node.status().fit)));
     }
-    inner.all_seen.store(error.is_none() && inner.primary_number().is_some(), Ordering::Relaxed);
-    inner.looked.notify_waiters();
+    cluster
+        .all_seen
+        .store(error.is_none() && cluster.primary_number().is_some(), Ordering::Relaxed);
+    cluster.looked.notify_waiters();
     error
 }
 
@@ -122,8 +126,8 @@ type Answers = Vec<Option<Result<Probe, sqlx::Error>>>;
 
 /// Probes all nodes. A primary that has taken over gets writes shortly after its answer, even if
 /// another node does not answer.
-async fn all_answers<DB: Backend>(inner: &Inner<DB>, nodes: &[Arc<Node<DB>>]) -> Answers {
-    let ask = |at: usize| async move { (at, probe(inner, &nodes[at]).await) };
+async fn all_answers<DB: Backend>(cluster: &Cluster<DB>, nodes: &[Arc<Node<DB>>]) -> Answers {
+    let ask = |at: usize| async move { (at, probe(cluster, &nodes[at]).await) };
     let mut asked: FuturesUnordered<_> = (0..nodes.len()).map(ask).collect();
     let mut answers: Answers = nodes.iter().map(|_| None).collect();
     let mut elected = false;
@@ -131,7 +135,7 @@ async fn all_answers<DB: Backend>(inner: &Inner<DB>, nodes: &[Arc<Node<DB>>]) ->
         let succeeded = !elected
             && candidates(nodes, &answers)
                 .iter()
-                .any(|(number, probe)| inner.tracker.is_succeeded_by(*number, probe));
+                .any(|(number, probe)| cluster.tracker.is_succeeded_by(*number, probe));
         let moment = async {
             if succeeded { tokio::time::sleep(MOMENT).await } else { std::future::pending().await }
         };
@@ -141,8 +145,8 @@ async fn all_answers<DB: Backend>(inner: &Inner<DB>, nodes: &[Arc<Node<DB>>]) ->
                 None => return answers,
             },
             () = moment => {
-                inner.set_primary(&inner.tracker.elect(&candidates(nodes, &answers)));
-                inner.looked.notify_waiters();
+                cluster.set_primary(&cluster.tracker.elect(&candidates(nodes, &answers)));
+                cluster.looked.notify_waiters();
                 elected = true;
             }
         }
@@ -164,7 +168,7 @@ fn candidates<'a, DB: Backend>(
 
 /// Returns whether a node that has answered is usable, and its lag.
 fn judge<DB: Backend>(
-    inner: &Inner<DB>,
+    cluster: &Cluster<DB>,
     node: &Node<DB>,
     probe: &Probe,
     primary: Option<&Log>,
@@ -172,24 +176,27 @@ fn judge<DB: Backend>(
     now: Instant,
 ) -> (bool, Option<Duration>) {
     if probe.role == Role::Primary {
-        let fit = inner.primary_number() == Some(node.number);
+        let fit = cluster.primary_number() == Some(node.number);
         return (fit, fit.then_some(Duration::ZERO));
     }
     let lag = probe.lag.or_else(|| history.lag(&probe.log, now));
     let same = primary.is_none_or(|primary| probe.log.lineage(primary) == Lineage::Same);
-    (same && !node.is_stranger() && lag.is_some_and(|lag| lag <= inner.config.max_replica_lag), lag)
+    (
+        same && !node.is_stranger() && lag.is_some_and(|lag| lag <= cluster.config.max_replica_lag),
+        lag,
+    )
 }
 
-async fn probe<DB: Backend>(inner: &Inner<DB>, node: &Node<DB>) -> Result<Probe, sqlx::Error> {
+async fn probe<DB: Backend>(cluster: &Cluster<DB>, node: &Node<DB>) -> Result<Probe, sqlx::Error> {
     let look = async {
-        match ask(inner, node).await {
+        match ask(cluster, node).await {
             // The kept connection may be broken although the node is healthy, so probe once more on
             // a new one.
-            Err(error) if is_broken(&error) => ask(inner, node).await,
+            Err(error) if is_broken(&error) => ask(cluster, node).await,
             answer => answer,
         }
     };
-    let mut probe = match tokio::time::timeout(inner.config.look_limit(), look).await {
+    let mut probe = match tokio::time::timeout(cluster.config.look_limit(), look).await {
         Ok(answer) => answer?,
         Err(_) => return Err(sqlx::Error::PoolTimedOut),
     };
@@ -197,16 +204,16 @@ async fn probe<DB: Backend>(inner: &Inner<DB>, node: &Node<DB>) -> Result<Probe,
     Ok(probe)
 }
 
-async fn ask<DB: Backend>(inner: &Inner<DB>, node: &Node<DB>) -> Result<Probe, sqlx::Error> {
-    if inner.dialect == Dialect::Sqlite {
+async fn ask<DB: Backend>(cluster: &Cluster<DB>, node: &Node<DB>) -> Result<Probe, sqlx::Error> {
+    if cluster.dialect == Dialect::Sqlite {
         // On SQLite the pool decides whether a connection may write, and an in-memory database
         // exists only in its connection.
         let mut connection = node.pool().acquire().await?;
-        return capabilities::ask::<DB>(inner.dialect, &mut connection, &node.asked).await;
+        return capabilities::ask::<DB>(cluster.dialect, &mut connection, &node.asked).await;
     }
     let mut connection = node.watch().await?;
     let start = Instant::now();
-    let probe = capabilities::ask::<DB>(inner.dialect, &mut connection, &node.asked).await?;
+    let probe = capabilities::ask::<DB>(cluster.dialect, &mut connection, &node.asked).await?;
     node.took(start.elapsed());
     node.watched(Some(connection));
     Ok(probe)

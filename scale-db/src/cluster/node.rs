@@ -10,23 +10,11 @@ use sqlx::{Database, Pool};
 use tokio::sync::Notify;
 
 use crate::backend::Backend;
+use crate::cluster::role::Role;
 use crate::dialect::{Dialect, Probe};
 use crate::log::Log;
 use crate::pool::liveness::Liveness;
 use crate::position::Position;
-
-/// Role of a node, as reported by the node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-#[non_exhaustive]
-pub enum Role {
-    /// The node has not answered lately.
-    Down = 0,
-    /// The node takes writes.
-    Primary = 1,
-    /// The node follows a primary.
-    Replica = 2,
-}
 
 /// Status of one node, for health pages and tests.
 #[derive(Clone, Debug, PartialEq, Eq)]

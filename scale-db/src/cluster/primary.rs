@@ -15,7 +15,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::cluster::node::Role;
+use crate::cluster::role::Role;
 use crate::dialect::Probe;
 
 /// Tracks the current primary and rejects stale ones after a failover. Shared by the handle and its

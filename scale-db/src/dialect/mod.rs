@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sqlparser::dialect::{Dialect as Grammar, MySqlDialect, PostgreSqlDialect, SQLiteDialect};
 
-use crate::cluster::node::Role;
+use crate::cluster::role::Role;
 use crate::log::Log;
 
 /// Family of database systems.

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use super::Probe;
-use crate::cluster::node::Role;
+use crate::cluster::role::Role;
 use crate::log::{Gtids, Log, Stream};
 use crate::position::Position;
 

@@ -15,7 +15,7 @@
 use std::time::Duration;
 
 use super::Probe;
-use crate::cluster::node::Role;
+use crate::cluster::role::Role;
 use crate::log::Log;
 
 /// Columns: role, LSN, timeline, cluster, start of the server, lag in milliseconds.

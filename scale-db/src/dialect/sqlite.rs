@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::Probe;
-use crate::cluster::node::Role;
+use crate::cluster::role::Role;
 use crate::log::Log;
 
 /// A connection that may not write belongs to the readers' pool.
