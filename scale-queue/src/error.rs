@@ -91,11 +91,11 @@ impl Error {
         Self::Store(source.into())
     }
 
-    /// Returns whether the store refused the operation, so that no part of it has happened.
+    /// Returns whether the store refused the operation, so that it had no effect.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             #[cfg(feature = "sql")]
-            Self::Store(_) => crate::store::sql::is_refusal(self),
+            Self::Store(source) => source.downcast_ref().is_some_and(scale_sql::is_refusal),
             _ => false,
         }
     }

@@ -6,8 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::MemoryStore;
-use super::shared_state::sweep;
+use super::{MemoryStore, sweep};
 use crate::error::Error;
 use crate::limit::{LONGEST, line_of};
 use crate::store::{Admission, LINE_RETRY, LimitStore, PermitRequest, RateRequest, WAKES};

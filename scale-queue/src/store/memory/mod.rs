@@ -5,6 +5,7 @@ mod queue_data;
 mod shared_state;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hash;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -655,5 +656,13 @@ impl Store for MemoryStore {
     #[expect(clippy::unnecessary_literal_bound, reason = "the trait's")]
     fn app(&self) -> &str {
         "memory"
+    }
+}
+
+/// Removes expired entries, in one of 64 calls on average.
+fn sweep<K: Eq + Hash, V>(map: &mut HashMap<K, V>, until: impl Fn(&V) -> Instant) {
+    if fastrand::u8(..64) == 0 {
+        let now = Instant::now();
+        map.retain(|_, value| until(value) > now);
     }
 }

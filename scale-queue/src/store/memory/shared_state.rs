@@ -1,13 +1,12 @@
 //! Shared state in the memory of one process.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::MemoryStore;
+use super::{MemoryStore, sweep};
 use crate::error::Error;
 use crate::limit::LONGEST;
 use crate::store::{BatchStore, End, MAX_REGISTERED, NewBatch, Notes, Registry, Tally};
@@ -30,14 +29,6 @@ struct Batch {
     ends: HashMap<u32, End>,
     life: Duration,
     pub(super) until: Instant,
-}
-
-/// Removes expired entries, in one of 64 calls on average.
-pub(super) fn sweep<K: Eq + Hash, V>(map: &mut HashMap<K, V>, until: impl Fn(&V) -> Instant) {
-    if fastrand::u8(..64) == 0 {
-        let now = Instant::now();
-        map.retain(|_, value| until(value) > now);
-    }
 }
 
 impl Shared {

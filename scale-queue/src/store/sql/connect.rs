@@ -4,27 +4,15 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use scale_core::clock::ServerClock;
-use scale_sql::{Database, Options, Statement, System};
+use scale_sql::{Database, Statement, System};
 
 use super::listener::Listener;
+use super::settings::Settings;
 use super::statements::Statements;
 use super::text::app_text;
 use super::{LONGEST_APP, SqlStore, again, failed};
 use crate::error::Error;
 use crate::store::History;
-
-/// Durability of pushes in an SQLite file.
-///
-/// All other writes may be lost in a power failure without losing a job: leases, acknowledgements,
-/// permits. The job then runs again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Synchronous {
-    /// A successful push is on disk: a power failure loses none.
-    #[default]
-    Full,
-    /// A power failure may lose the last pushes; a crash of the process loses none.
-    Normal,
-}
 
 /// Migrates the tables of a database to this version of the crate: those of queues, and the outbox
 /// of jobs pushed inside transactions. Run it where the application migrates its own tables, with a
@@ -52,15 +40,6 @@ pub fn migrations(system: System) -> Vec<(String, &'static str)> {
         .iter()
         .flat_map(|schema| schema.migrations(system).iter().map(name))
         .collect()
-}
-
-/// Settings of a [`SqlStore`].
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Settings {
-    pub(crate) options: Options,
-    /// True to migrate; `None`: only an SQLite file.
-    pub(crate) migrate: Option<bool>,
-    pub(crate) synchronous: Synchronous,
 }
 
 impl SqlStore {

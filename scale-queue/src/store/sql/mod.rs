@@ -15,6 +15,7 @@ mod listener;
 pub(crate) mod outbox;
 mod push;
 mod schema;
+mod settings;
 mod settle;
 mod shared_state;
 mod statements;
@@ -31,12 +32,13 @@ use parking_lot::Mutex;
 use scale_core::clock::ServerClock;
 use scale_sql::{Connection, Database, Query, Row, Statement, System, millis};
 
-pub(crate) use self::connect::Settings;
-pub use self::connect::{Synchronous, migrate, migrations};
+pub use self::connect::{migrate, migrations};
 use self::idle_workers::IdleWorkers;
 pub use self::outbox::Enlist;
 pub(crate) use self::outbox::enlist;
 use self::push::notify;
+pub(crate) use self::settings::Settings;
+pub use self::settings::Synchronous;
 use self::statements::Statements;
 use self::text::{app_text, hex, hexes, key_of, key_text, unhex};
 use super::{
@@ -134,11 +136,6 @@ impl From<scale_sql::Error> for Error {
 fn source_of(error: &Error) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
     let Error::Store(source) = error else { return None };
     Some(&**source)
-}
-
-/// Returns whether the database refused a statement, so that its transaction had no effect.
-pub(crate) fn is_refusal(error: &Error) -> bool {
-    source_of(error).and_then(|source| source.downcast_ref()).is_some_and(scale_sql::is_refusal)
 }
 
 /// Runs a transaction, and repeats it if the database rolled it back in favour of another one.

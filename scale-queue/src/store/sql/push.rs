@@ -2,8 +2,9 @@
 
 use scale_sql::{Connection, System};
 
+use super::settings::Synchronous;
 use super::statements::{PushStatements, Statements};
-use super::{SqlStore, Synchronous, again, failed, hex, key_text, millis, unhex};
+use super::{SqlStore, again, failed, hex, key_text, millis, unhex};
 use crate::error::Error;
 use crate::format::{group_of, tag_of};
 use crate::store::{Entry, portions};

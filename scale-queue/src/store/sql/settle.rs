@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use scale_sql::Connection;
 
-use super::{SqlStore, again, failed, hex, hexes, is_refusal, key_text, millis};
+use super::{SqlStore, again, failed, hex, hexes, key_text, millis};
 use crate::error::Error;
 use crate::store::{Destination, Settlement, WorkerId};
 
@@ -32,7 +32,7 @@ impl SqlStore {
         }
         match again(|| self.settle_together(queue, worker, settlements)).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
-            Err(error) if settlements.len() > 1 && is_refusal(&error) => {
+            Err(error) if settlements.len() > 1 && error.is_refusal() => {
                 let mut answers = Vec::with_capacity(settlements.len());
                 for settlement in settlements {
                     let one = again(|| {
