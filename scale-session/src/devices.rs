@@ -5,11 +5,11 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::identity::{BEFORE, FIELD, Signed};
+use crate::identity::Signed;
 use crate::layer::SessionLayer;
 use crate::session::{Place, Session, predecessors};
 use crate::store::{Destroyed, Handle, Owner, Store};
-use crate::value::decode;
+use crate::value::{IDENTITY, PREDECESSORS, decode};
 
 /// A session as a list of devices shows it to its user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -54,7 +54,8 @@ impl Session {
             self.destroy().await?;
             return Ok(true);
         }
-        for before in record.fields.get(BEFORE).map(|bytes| predecessors(bytes)).unwrap_or_default()
+        for before in
+            record.fields.get(PREDECESSORS).map(|bytes| predecessors(bytes)).unwrap_or_default()
         {
             self.store().destroy(&before, Duration::ZERO).await?;
         }
@@ -156,7 +157,7 @@ impl SessionLayer {
 async fn list(store: &dyn Store, user: &str, this: Option<&Handle>) -> Result<Vec<Device>, Error> {
     let sessions = store.owned(&Owner::of(user)).await?;
     let device = |(handle, record): (Handle, crate::store::Record)| {
-        let signed: Signed = decode(FIELD, record.fields.get(FIELD)?).ok()?;
+        let signed: Signed = decode(IDENTITY, record.fields.get(IDENTITY)?).ok()?;
         let last_used = record.renewed.duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
         Some(Device {
             id: public(&handle),

@@ -24,12 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::session::Session;
 use crate::store::Owner;
-use crate::value::{decode, encode_ours};
+use crate::value::{IDENTITY, decode, encode_ours};
 
-/// Field that contains the identity.
-pub(crate) const FIELD: &str = ".signed";
-/// Field that contains the same user's sessions that this one replaced: they end with this one.
-pub(crate) const BEFORE: &str = ".before";
 /// Time within which a second factor must be given.
 const PENDING_FOR: Duration = Duration::from_mins(10);
 /// Maximum duration of an impersonation.
@@ -103,21 +99,21 @@ impl Session {
     async fn become_signed(&self, signed: Signed) -> Result<(), Error> {
         let device = signed.device.chars().take(LONGEST_NAME).collect();
         let signed = Signed { device, ..signed };
-        let bytes = encode_ours(FIELD, &signed)?;
+        let bytes = encode_ours(IDENTITY, &signed)?;
         let mut state = self.becoming().await?;
         let before: Option<Signed> =
-            state.field(FIELD).map(|bytes| decode(FIELD, bytes)).transpose()?;
+            state.field(IDENTITY).map(|bytes| decode(IDENTITY, bytes)).transpose()?;
         if before.is_some_and(|before| before.user != signed.user) {
             state.start_empty();
         }
         state.become_of((!signed.pending).then(|| Owner::of(&signed.user)));
-        state.write(FIELD, Some(bytes));
+        state.write(IDENTITY, Some(bytes));
         Ok(())
     }
 
     async fn signed(&self) -> Result<Option<Signed>, Error> {
         let state = self.read().await?;
-        state.field(FIELD).map(|bytes| decode(FIELD, bytes)).transpose()
+        state.field(IDENTITY).map(|bytes| decode(IDENTITY, bytes)).transpose()
     }
 
     /// Returns the user who is signed in with all factors.
@@ -186,12 +182,12 @@ impl Session {
     /// owner's.
     #[cfg(feature = "auth")]
     async fn act(&self, signed: Signed) -> Result<(), Error> {
-        let bytes = encode_ours(FIELD, &signed)?;
+        let bytes = encode_ours(IDENTITY, &signed)?;
         let mut state = self.becoming().await?;
         self.establish(&mut state).await?;
         // Content that was kept for one user must not be visible to the other.
         state.remove_all();
-        state.write(FIELD, Some(bytes));
+        state.write(IDENTITY, Some(bytes));
         self.go_on(&mut state).await?.map(drop).ok_or(Error::Replaced)
     }
 
@@ -230,17 +226,18 @@ impl Session {
         else {
             return Ok(false);
         };
-        let bytes = encode_ours(FIELD, &Signed { proved: now(), ..signed })?;
+        let bytes = encode_ours(IDENTITY, &Signed { proved: now(), ..signed })?;
         let mut state = self.becoming().await?;
         state.become_itself();
-        state.write(FIELD, Some(bytes));
+        state.write(IDENTITY, Some(bytes));
         Ok(true)
     }
 }
 
 /// Returns when the session of a record was signed in, in µs since 1970; 0 if unknown.
 pub(crate) fn signed_in_since(record: &crate::store::Record) -> u64 {
-    let signed = record.fields.get(FIELD).and_then(|bytes| decode::<Signed>(FIELD, bytes).ok());
+    let signed =
+        record.fields.get(IDENTITY).and_then(|bytes| decode::<Signed>(IDENTITY, bytes).ok());
     signed.map_or(0, |signed| signed.since_us)
 }
 

@@ -116,7 +116,7 @@ impl SessionLayer {
     /// if the database does not answer.
     #[cfg(feature = "sql")]
     pub async fn with_pool(
-        pool: impl Into<crate::store::Database>,
+        pool: impl Into<scale_sql::Database>,
         app: &str,
         config: Config,
     ) -> Result<Self, Error> {

@@ -23,6 +23,8 @@ mod plain_http;
 mod session;
 #[cfg(feature = "sql")]
 mod sql;
+#[cfg(feature = "sql")]
+mod statements;
 pub mod store;
 mod value;
 
@@ -34,3 +36,6 @@ pub use devices::Device;
 pub use error::Error;
 pub use layer::SessionLayer;
 pub use session::Session;
+#[cfg(feature = "sql")]
+#[doc(hidden)]
+pub use statements::statements_of;

@@ -128,22 +128,6 @@ pub fn migrations(system: System) -> Vec<(String, &'static str)> {
     SCHEMAS.iter().flat_map(|schema| schema.migrations(system).iter().map(name)).collect()
 }
 
-/// Returns the statements that the stores run on a database system, by name, for tests of their
-/// query plans.
-#[doc(hidden)]
-pub fn statements_of(system: System) -> Vec<(&'static str, String)> {
-    let all = crate::store::sql::Texts::new(system).all();
-    #[cfg(feature = "auth")]
-    let all = [
-        all,
-        crate::auth::one_time_store::Texts::new(system).all(),
-        crate::auth::records::Texts::new(system).all(),
-        crate::auth::audit::Texts::new(system).all(),
-    ]
-    .concat();
-    all.into_iter().map(|(name, statement)| (name, statement.text().to_owned())).collect()
-}
-
 /// Opens a small connection pool for one store.
 pub(crate) async fn connect(url: &str) -> Result<Database, scale_sql::Error> {
     let mut options = Options::default();

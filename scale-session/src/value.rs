@@ -1,10 +1,15 @@
-//! Encoding of a field's value: a version byte, then MessagePack with named fields.
+//! Encoding of a field's value: a version byte, then MessagePack with named fields. Names of this
+//! crate's own fields begin with a dot.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Error;
 
+/// Field that contains the identity.
+pub(crate) const IDENTITY: &str = ".signed";
+/// Field that contains the same user's sessions that this one replaced: they end with this one.
+pub(crate) const PREDECESSORS: &str = ".before";
 pub(crate) const VERSION: u8 = 1;
 /// Maximum size of an encoded value, in bytes.
 pub(crate) const MAX_VALUE: usize = 64 * 1024;

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result};
-use scale_session::store::{Database, Options, System, migrate, statements_of};
+use scale_session::statements_of;
+use scale_session::store::{Database, Options, System, migrate};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, PgConnection, Row, SqliteConnection};
 use testkit::{MariaDb, Postgres};
 

@@ -7,11 +7,11 @@ use tokio::sync::MutexGuard;
 use super::state::{NewOwner, Place, State, of_predecessors, predecessors};
 use super::{STEP, Session, unavailable};
 use crate::error::Error;
-use crate::identity::{BEFORE, signed_in_since};
+use crate::identity::signed_in_since;
 use crate::store::{
     Destroyed, ENDED_FOR, Fields, Handle, Id, Owner, PendingChanges, Record, Standing,
 };
-use crate::value::is_ours;
+use crate::value::{PREDECESSORS, is_ours};
 
 impl Session {
     /// Gives the session a new id, as a regular precaution. The old id works for a few more
@@ -47,7 +47,7 @@ impl Session {
         let mut state = self.read().await?;
         match state.place {
             Place::At(handle, _) | Place::Stale(handle) | Place::Replaced(handle) => {
-                for before in state.field(BEFORE).map(predecessors).unwrap_or_default() {
+                for before in state.field(PREDECESSORS).map(predecessors).unwrap_or_default() {
                     self.0.store.destroy(&before, Duration::ZERO).await?;
                 }
                 // If the user has confirmed their identity in the meantime, the session continues
@@ -332,17 +332,17 @@ impl Session {
             _ => None,
         };
         let mut all = PendingChanges::default();
-        let is_kept = |field: &str| field != BEFORE && !field.starts_with(STEP);
+        let is_kept = |field: &str| field != PREDECESSORS && !field.starts_with(STEP);
         for (field, value) in state.fields.iter().filter(|(field, _)| is_kept(field)) {
             all.set(field, Some(value.clone()));
         }
         // An old session with an owner must not outlive the new session's logout.
-        let mut before = state.field(BEFORE).map(predecessors).unwrap_or_default();
+        let mut before = state.field(PREDECESSORS).map(predecessors).unwrap_or_default();
         if let Some(old) = old.filter(|old| old.owner().is_some()) {
             before.insert(0, old);
         }
         if !before.is_empty() {
-            all.set(BEFORE, Some(of_predecessors(before)));
+            all.set(PREDECESSORS, Some(of_predecessors(before)));
         }
         let own = std::mem::take(&mut state.changes);
         let made = self.make(state, owner, all.clone()).await;

@@ -21,7 +21,6 @@ use crate::error::Error;
 use crate::store::{Fields, Lifetime, PendingChanges, Renewal, Store, Swapped};
 use crate::value::{decode, encode, encode_number, encode_ours, is_ours};
 
-const MAX_FIELDS: usize = 128;
 /// Prefix of the fields that hold log-ins in progress. These fields are dropped at a sign-in:
 /// another user may have begun those log-ins.
 pub(crate) const STEP: &str = ".step.";

@@ -10,8 +10,8 @@ use super::state::{Place, State, Verdict, of_predecessors, predecessors};
 use crate::config::{Config, OnStoreError};
 use crate::error::Error;
 use crate::headers::{CLEAR_SITE_DATA, keep_from_shared_caches};
-use crate::identity::BEFORE;
 use crate::store::{Handle, Id, Proof, Saved, Succession};
+use crate::value::PREDECESSORS;
 
 impl Session {
     /// Writes the changes, for every status of the response, and adds headers to the response: the
@@ -144,9 +144,9 @@ impl Session {
         let id = Id::random(old.owner().copied()).map_err(|e| Error::Store(Box::new(e)))?;
         let (handle, proof) = (id.handle(), id.proof());
         let mut changes = std::mem::take(&mut state.changes);
-        let mut before = state.field(BEFORE).map(predecessors).unwrap_or_default();
+        let mut before = state.field(PREDECESSORS).map(predecessors).unwrap_or_default();
         before.insert(0, old);
-        changes.set(BEFORE, Some(of_predecessors(before)));
+        changes.set(PREDECESSORS, Some(of_predecessors(before)));
         let next = Succession {
             handle: &handle,
             proof: &proof,

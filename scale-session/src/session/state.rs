@@ -5,13 +5,13 @@ use std::time::SystemTime;
 use http::HeaderValue;
 use smallvec::SmallVec;
 
-use super::MAX_FIELDS;
 use crate::error::Error;
-use crate::identity::BEFORE;
 use crate::store::{Fields, Handle, Id, Owner, PendingChanges};
 #[cfg(feature = "auth")]
 use crate::value::is_ours;
-use crate::value::{decode, encode_ours};
+use crate::value::{PREDECESSORS, decode, encode_ours};
+
+const MAX_FIELDS: usize = 128;
 
 /// State of the session during a request. An id that a client presents is accepted only once the
 /// store knows it.
@@ -158,15 +158,15 @@ impl State {
 }
 
 pub(crate) fn predecessors(bytes: &[u8]) -> Vec<Handle> {
-    let texts: Vec<String> = decode(BEFORE, bytes).unwrap_or_default();
+    let texts: Vec<String> = decode(PREDECESSORS, bytes).unwrap_or_default();
     texts.iter().filter_map(|text| Handle::parse(text)).collect()
 }
 
 pub(super) fn of_predecessors(before: Vec<Handle>) -> Vec<u8> {
     let texts: Vec<String> =
-        before.into_iter().take(PREDECESSORS).map(|handle| handle.text()).collect();
-    encode_ours(BEFORE, &texts).unwrap_or_default()
+        before.into_iter().take(MAX_PREDECESSORS).map(|handle| handle.text()).collect();
+    encode_ours(PREDECESSORS, &texts).unwrap_or_default()
 }
 
 /// Maximum number of remembered predecessors, which are kept for requests in progress.
-pub(super) const PREDECESSORS: usize = 16;
+pub(super) const MAX_PREDECESSORS: usize = 16;

@@ -29,7 +29,7 @@ pub use self::sql::SqlStore;
 use crate::error::Error;
 pub use crate::id::{Handle, Id, Owner, Proof};
 #[cfg(feature = "sql")]
-pub use crate::sql::{migrate, migrations, statements_of};
+pub use crate::sql::{migrate, migrations};
 #[cfg(feature = "sql")]
 pub use scale_sql::{Database, Options, System};
 

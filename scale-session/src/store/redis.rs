@@ -19,7 +19,7 @@ use super::{
     REPLACED_FOR, Record, Renewal, Saved, Standing, Store, Succession, Swapped,
 };
 use crate::error::Error;
-use crate::identity::{BEFORE, FIELD};
+use crate::value::{IDENTITY, PREDECESSORS};
 
 /// Maximum number of listed sessions per owner.
 const LISTED: isize = 1_000;
@@ -406,7 +406,7 @@ impl Store for RedisStore {
         for handle in &handles {
             pipe.hmget(
                 self.key(handle),
-                &["\0turn", "\0renewed", "\0seen", "\0frozen", FIELD, BEFORE][..],
+                &["\0turn", "\0renewed", "\0seen", "\0frozen", IDENTITY, PREDECESSORS][..],
             );
         }
         let mut rows: Vec<Vec<Option<Vec<u8>>>> =
@@ -428,7 +428,7 @@ impl Store for RedisStore {
             if row.get(2)?.is_none() || row.get(3)?.is_some() {
                 return None;
             }
-            let fields = [FIELD, BEFORE].into_iter().zip(row.into_iter().skip(4));
+            let fields = [IDENTITY, PREDECESSORS].into_iter().zip(row.into_iter().skip(4));
             let fields =
                 fields.filter_map(|(field, value)| Some((field.to_owned(), value?))).collect();
             let standing = Standing::Live;

@@ -237,7 +237,7 @@ impl AuditLog {
     /// The same as those of [`connect`](Self::connect).
     #[cfg(feature = "sql")]
     pub async fn with_pool(
-        pool: impl Into<crate::store::Database>,
+        pool: impl Into<scale_sql::Database>,
         app: &str,
         keys: Keys,
     ) -> Result<Self, Error> {

@@ -4,8 +4,12 @@ use std::time::{Duration, Instant};
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 
-use super::{HASH, SALT};
 use crate::auth::error::Error;
+
+/// Length of a salt, in bytes.
+pub(super) const SALT: usize = 16;
+/// Length of a hash, in bytes.
+pub(super) const HASH: usize = 32;
 
 /// Cost of a hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

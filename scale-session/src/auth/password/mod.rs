@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub use self::breaches::{BreachedPasswords, breaches};
 pub use self::cost::Cost;
+use self::cost::{HASH, SALT};
 #[cfg(feature = "foreign-hashes")]
 use self::foreign::Foreign;
 use self::phc::Phc;
@@ -36,8 +37,6 @@ use super::{random, same};
 /// Maximum length of a password, in bytes: hashing a megabyte would be a means of attack
 /// (CVE-2013-1443).
 pub const LONGEST: usize = 1_024;
-const SALT: usize = 16;
-const HASH: usize = 32;
 
 /// Result of a verification.
 #[derive(Clone, Debug, PartialEq, Eq)]

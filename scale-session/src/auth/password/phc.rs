@@ -2,7 +2,7 @@
 
 use data_encoding::BASE64_NOPAD;
 
-use super::{Cost, HASH};
+use super::cost::{Cost, HASH};
 
 /// Hash in the form `$argon2id$v=19$m=19456,t=2,p=1,keyid=…$salt$hash`.
 #[derive(Debug, PartialEq)]

@@ -160,10 +160,7 @@ impl Records {
     /// [`Error::Schema`] if the table is older or newer than this version needs;
     /// [`Error::OneTimeStore`] if the database does not answer.
     #[cfg(feature = "sql")]
-    pub async fn with_pool(
-        pool: impl Into<crate::store::Database>,
-        app: &str,
-    ) -> Result<Self, Error> {
+    pub async fn with_pool(pool: impl Into<scale_sql::Database>, app: &str) -> Result<Self, Error> {
         Ok(Self::new(SqlRecords::with_pool(pool, app).await?))
     }
 
