@@ -10,7 +10,7 @@ use data_encoding::BASE64_NOPAD;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Response};
 
-use super::headers::Refusal;
+use super::refusal::Refusal;
 
 /// Status codes of gRPC.
 const PERMISSION_DENIED: u8 = 7;

@@ -21,9 +21,9 @@ use sfv::{ItemSerializer, StringRef};
 use smallvec::SmallVec;
 
 use super::grpc;
+use super::refusal::Refusal;
 use crate::algorithm::{NEVER, Ruling};
-use crate::decision::{Decision, Outcome};
-use crate::guard::bans::Ban;
+use crate::decision::Outcome;
 use crate::load::NoWork;
 use crate::policy::Policy;
 use crate::request_head::RequestHead;
@@ -40,21 +40,6 @@ static OLD: [HeaderName; 3] = [
 
 /// Text of a header, on the stack if it is short.
 type Text = SmallVec<[u8; 96]>;
-
-/// Reason for refusing a request.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub enum Refusal<'a> {
-    /// A quota is exceeded: 429.
-    TooMany(&'a Decision),
-    /// The client's network is denied: 403.
-    Denied,
-    /// The client is banned: 403.
-    Banned(&'a Ban),
-    /// The request is limited by its address, which is unknown: 500. See
-    /// [`ClientIp::key`](crate::client::ClientIp::key).
-    UnknownClient,
-}
 
 /// The two `RateLimit` headers, also on admitted requests, so that a well-behaved client can slow
 /// down in time.
@@ -419,6 +404,7 @@ fn seconds(time: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::Limiter;
+    use crate::decision::Decision;
     use sfv::{List, Parser};
 
     #[tokio::test]

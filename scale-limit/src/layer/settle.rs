@@ -6,9 +6,10 @@ use std::sync::Arc;
 use http::{Extensions, HeaderMap, Response, StatusCode};
 
 use super::body::{Bodies, LimitBody};
+use super::gate::Gate;
 use super::headers::{Headers, unheld};
 use super::limits::{Limits, Places};
-use super::{Inner, PlannedCharge};
+use super::throttle::{PlannedCharge, PlannedCharges};
 use crate::decision::Decision;
 use crate::permit::Permits;
 use crate::poll_then_spawn::poll_then_spawn;
@@ -33,22 +34,18 @@ impl ResponseActions {
         Self { headers, rest: None }
     }
 
-    pub(super) fn new(
-        layer: &Arc<Inner>,
-        mut decision: Decision,
-        planned: &[super::throttle::PlannedCharge],
-    ) -> Self {
-        let headers = if layer.telling.quiet {
+    pub(super) fn new(gate: &Arc<Gate>, mut decision: Decision, planned: &[PlannedCharge]) -> Self {
+        let headers = if gate.telling.quiet {
             Headers::None
         } else {
-            Headers::all(decision.outcomes(), layer.telling, &|number, policy| {
-                layer.partition_key(planned, number, policy)
+            Headers::all(decision.outcomes(), gate.telling, &|number, policy| {
+                gate.partition_key(planned, number, policy)
             })
         };
         let places = decision.take_places();
-        let shown = layer.extension.then(|| decision.clone());
-        let settling = (!layer.is_settled()).then(|| Settling {
-            layer: Arc::clone(layer),
+        let shown = gate.extension.then(|| decision.clone());
+        let settling = (!gate.is_settled()).then(|| Settling {
+            gate: Arc::clone(gate),
             decision,
             planned: planned.into(),
         });
@@ -111,18 +108,18 @@ impl Rest {
 }
 
 struct Settling {
-    layer: Arc<Inner>,
+    gate: Arc<Gate>,
     decision: Decision,
-    planned: PlannedCharge,
+    planned: PlannedCharges,
 }
 
 impl Settling {
     /// Settles the real cost: refunds the surplus, or charges the rest.
     fn settle(self, status: StatusCode, headers: &HeaderMap) {
-        let Self { layer, decision, planned } = self;
-        let (mut back, mut owed) = (PlannedCharge::new(), PlannedCharge::new());
+        let Self { gate, decision, planned } = self;
+        let (mut back, mut owed) = (PlannedCharges::new(), PlannedCharges::new());
         for mut planned in planned {
-            let Some(real) = planned.real_cost(&layer.throttles, status, headers) else { continue };
+            let Some(real) = planned.real_cost(&gate.throttles, status, headers) else { continue };
             let charged = planned.cost;
             planned.cost = real.abs_diff(charged);
             match real.cmp(&charged) {
@@ -136,10 +133,10 @@ impl Settling {
         }
         poll_then_spawn(async move {
             if !back.is_empty() {
-                layer.limiter.refund(&decision, &layer.charges(&back)).await;
+                gate.limiter.refund(&decision, &gate.charges(&back)).await;
             }
             if !owed.is_empty() {
-                layer.limiter.debit(&layer.charges(&owed)).await;
+                gate.limiter.debit(&gate.charges(&owed)).await;
             }
         });
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode};
+use smallvec::SmallVec;
 
 use super::headers::Words;
 use crate::client::Key;
@@ -74,6 +75,9 @@ pub(super) struct PlannedCharge {
     key: Key,
     pub(super) cost: u32,
 }
+
+/// Charges planned for a request.
+pub(super) type PlannedCharges = SmallVec<[PlannedCharge; 2]>;
 
 /// A throttle with one policy, whose charges do not depend on responses.
 #[derive(Clone, Copy)]

@@ -1,6 +1,5 @@
 //! Decisions on a charge: from a lease in this process, else from the store.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +13,6 @@ use crate::decision::{By, Decision, Outcome};
 use crate::error::Error;
 use crate::lease::SpendResult;
 use crate::permit::Permits;
-use crate::policy::Policy;
 use crate::poll_then_spawn::poll_then_spawn;
 use crate::store::{Charge, Charged, Settle, is_charged};
 
@@ -309,17 +307,6 @@ pub(super) fn decide(
         charges.iter().zip(&*rulings).map(|(charge, ruling)| Outcome::new(charge, ruling)),
         permits,
     )
-}
-
-pub(super) fn made<'a>(
-    charges: &[(&'a Policy, &'a str, u32)],
-    names: &'a [Cow<'a, str>],
-) -> Charges<'a> {
-    charges
-        .iter()
-        .zip(names)
-        .map(|((policy, key, cost), name)| Charge::stored(policy, key, name, *cost))
-        .collect()
 }
 
 /// Returns the lease of a policy that has one: only GCRA can be leased.

@@ -12,7 +12,6 @@ use scale_core::circuit_breaker::{self, CircuitBreaker};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
-use self::decide::made;
 use crate::algorithm::Ruling;
 use crate::decision::{By, Decision};
 use crate::denials::Denials;
@@ -326,4 +325,13 @@ impl Limiter {
 /// Returns the default secret that keys are hashed with.
 fn secret(app: &str) -> [u8; 32] {
     Sha256::digest(format!("scale-limit keys of {app}")).into()
+}
+
+/// Names the charges as the stores do.
+fn made<'a>(charges: &[(&'a Policy, &'a str, u32)], names: &'a [Cow<'a, str>]) -> Charges<'a> {
+    charges
+        .iter()
+        .zip(names)
+        .map(|((policy, key, cost), name)| Charge::stored(policy, key, name, *cost))
+        .collect()
 }
