@@ -1,11 +1,8 @@
 //! Settings of a connection: timeouts and retries.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
-
-use crate::error::Error;
-use crate::handle::Redis;
 
 /// Settings of a handle; [`Config::new`] has the defaults. Configuration files and environment
 /// variables use the same names.
@@ -77,26 +74,6 @@ impl Config {
     pub fn cluster_retries(mut self, times: u32) -> Self {
         self.cluster_retries = times;
         self
-    }
-
-    /// Connects, and waits for one answer. Its timeout is the connect timeout, if that is longer
-    /// than the response timeout.
-    pub async fn connect(self) -> Result<Redis, Error> {
-        let deadline = Instant::now() + self.connect_timeout;
-        let redis = self.connect_lazy()?;
-        loop {
-            match redis.ping().await {
-                Err(Error::Redis { source, .. })
-                    if source.is_timeout() && Instant::now() < deadline => {}
-                answer => return answer.map(|()| redis),
-            }
-        }
-    }
-
-    /// Returns a handle that connects in the background: only an invalid address is an error. Must
-    /// be called inside a tokio runtime.
-    pub fn connect_lazy(self) -> Result<Redis, Error> {
-        Redis::from_config(self)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClientBuilder;
@@ -65,6 +65,28 @@ impl Anchor {
 impl Drop for Anchor {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+impl Config {
+    /// Connects, and waits for one answer. Its timeout is the connect timeout, if that is longer
+    /// than the response timeout.
+    pub async fn connect(self) -> Result<Redis, Error> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let redis = self.connect_lazy()?;
+        loop {
+            match redis.ping().await {
+                Err(Error::Redis { source, .. })
+                    if source.is_timeout() && Instant::now() < deadline => {}
+                answer => return answer.map(|()| redis),
+            }
+        }
+    }
+
+    /// Returns a handle that connects in the background: only an invalid address is an error. Must
+    /// be called inside a tokio runtime.
+    pub fn connect_lazy(self) -> Result<Redis, Error> {
+        Redis::from_config(self)
     }
 }
 
@@ -249,7 +271,7 @@ impl Redis {
     ///
     /// ```no_run
     /// # async fn example(redis: scale_redis::Redis) -> redis::RedisResult<()> {
-    /// use std::time::Duration;
+    /// use std::time::{Duration, Instant};
     /// let page: Vec<Vec<u8>> =
     ///     redis::cmd("LRANGE")
     ///         .arg("big")

@@ -5,8 +5,11 @@
 //!   word that cannot be broken.
 //! - The metrics in a crate's README are those in its code.
 //! - Policies name no runtime, store or database, and stores no face: data flows one way.
+//! - No three files of a crate import each other in a circle.
 //!
 //! `cargo run -p scale-style` in the project's root.
+
+mod imports;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -26,6 +29,9 @@ const RELATIVE: [&str; 19] = [
 /// Crates with metrics.
 const CRATES: [&str; 5] =
     ["scale-cache", "scale-db", "scale-limit", "scale-queue", "scale-session"];
+
+/// Crates whose files must not import each other in circles, beside those with metrics.
+const SUPPORT: [&str; 3] = ["support/scale-core", "support/scale-redis", "support/scale-sql"];
 
 /// Folders of decisions without input or output, except for their tests.
 const POLICIES: [&str; 3] =
@@ -66,6 +72,12 @@ fn main() -> ExitCode {
         for metric in code.symmetric_difference(&docs) {
             let place = if code.contains(metric) { "README" } else { "code" };
             eprintln!("{name}: `{metric}` is missing in the {place}");
+            faults += 1;
+        }
+    }
+    for name in CRATES.into_iter().chain(SUPPORT) {
+        for circle in imports::circles(Path::new(name), &texts) {
+            eprintln!("{name}: these files import each other: {circle}");
             faults += 1;
         }
     }
