@@ -1,4 +1,5 @@
-//! One-time events happen once, on every store, with handles of several processes concurrently.
+//! Contracts of the one-time store and the audit log, on every store: one-time events happen once,
+//! with handles of several processes concurrently.
 #![cfg(feature = "auth")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -15,6 +16,148 @@ use scale_session::auth::remember::Refreshed;
 use scale_session::auth::token::Keys;
 use scale_session::auth::{OneTimeStore, Remember, SessionEpochs, Tokens, Totp, recovery};
 
+/// A test for each case on each store, so that each can be run alone:
+/// `cargo test --all-features --test auth postgres::a_link_is_redeemed_once`.
+macro_rules! on_every_store {
+    ($($case:ident),* $(,)?) => {
+        on_store! { memory: $($case),* }
+        on_servers! { on_store: $($case),* }
+        #[cfg(feature = "redis")]
+        on_store! { redis: $($case),* }
+        #[cfg(feature = "redis")]
+        on_store! { redis_cluster: $($case),* }
+    };
+}
+
+/// The same on databases.
+macro_rules! on_servers {
+    ($on:ident: $($case:ident),*) => {
+        #[cfg(feature = "sqlite")]
+        $on! { sqlite: $($case),* }
+        #[cfg(feature = "postgres")]
+        $on! { postgres: $($case),* }
+        #[cfg(feature = "mysql")]
+        $on! { mariadb: $($case),* }
+    };
+}
+
+macro_rules! on_store {
+    ($store:ident: $($case:ident),*) => {
+        mod $store {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() -> anyhow::Result<()> {
+                    let place = crate::places::$store(stringify!($case)).await?;
+                    let (here, there) = place.one_time_stores().await?;
+                    super::$case(&here, &there).await
+                }
+            )*
+        }
+    };
+}
+
+macro_rules! on_place {
+    ($store:ident: $($case:ident),*) => {
+        mod $store {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() -> anyhow::Result<()> {
+                    super::super::$case(&crate::places::$store(stringify!($case)).await?).await
+                }
+            )*
+        }
+    };
+}
+
+on_every_store! {
+    a_claim_succeeds_once,
+    a_totp_code_is_good_once,
+    a_recovery_code_is_good_once,
+    a_link_is_redeemed_once,
+    a_persistent_log_in_is_one_chain_of_cookies,
+    all_sign_ins_end_in_one_step,
+}
+
+/// With processes of their own, or SQL statements of the test's own.
+mod databases {
+    on_servers! { on_place: credentials_are_good_once_over_two_processes, an_audit_log_is_one_chain }
+    #[cfg(feature = "redis")]
+    on_place! { redis: credentials_are_good_once_over_two_processes }
+}
+
+/// Addresses of stores. All cases on a server share it, each with an application of its own.
+mod places {
+    use anyhow::Result;
+    use scale_session::auth::OneTimeStore;
+    #[cfg(any(feature = "redis", feature = "postgres", feature = "mysql"))]
+    use testkit::Shared;
+
+    pub(crate) struct Place {
+        pub(crate) url: String,
+        pub(crate) app: String,
+        _folder: Option<tempfile::TempDir>,
+    }
+
+    impl Place {
+        fn new(url: String, app: &str) -> Self {
+            Self { url, app: app.to_owned(), _folder: None }
+        }
+
+        pub(crate) async fn connect(&self) -> Result<OneTimeStore> {
+            Ok(OneTimeStore::connect(&self.url, &self.app).await?)
+        }
+
+        /// Returns the handles of two processes; in memory, one handle twice.
+        pub(crate) async fn one_time_stores(&self) -> Result<(OneTimeStore, OneTimeStore)> {
+            if self.url == "memory:" {
+                let one = OneTimeStore::memory();
+                return Ok((one.clone(), one));
+            }
+            Ok((self.connect().await?, self.connect().await?))
+        }
+    }
+
+    pub(crate) async fn memory(app: &str) -> Result<Place> {
+        Ok(Place::new("memory:".into(), app))
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) async fn redis(app: &str) -> Result<Place> {
+        static SERVER: Shared<testkit::Redis> = Shared::new();
+        Ok(Place::new(SERVER.get(testkit::Redis::start).await?.url(), app))
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) async fn redis_cluster(app: &str) -> Result<Place> {
+        static SERVER: Shared<testkit::RedisCluster> = Shared::new();
+        Ok(Place::new(SERVER.get(testkit::RedisCluster::start).await?.url(), app))
+    }
+
+    #[cfg(feature = "sqlite")]
+    pub(crate) async fn sqlite(app: &str) -> Result<Place> {
+        let folder = tempfile::tempdir()?;
+        let url = format!("sqlite://{}/auth.db?mode=rwc", folder.path().display());
+        Ok(Place { _folder: Some(folder), ..Place::new(url, app) })
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) async fn postgres(app: &str) -> Result<Place> {
+        static SERVER: Shared<testkit::Postgres> = Shared::new();
+        let place =
+            Place::new(SERVER.get(|| testkit::Postgres::start(0)).await?.node(0).url(), app);
+        crate::common::migrate(&place.url).await?;
+        Ok(place)
+    }
+
+    #[cfg(feature = "mysql")]
+    pub(crate) async fn mariadb(app: &str) -> Result<Place> {
+        static SERVER: Shared<testkit::MariaDb> = Shared::new();
+        let place = Place::new(SERVER.get(|| testkit::MariaDb::start(0)).await?.node(0).url(), app);
+        crate::common::migrate(&place.url).await?;
+        Ok(place)
+    }
+}
+
 /// Returns how many of 64 tasks, alternating between two handles, get `true`.
 async fn winners<F, Fut>(ledgers: [&OneTimeStore; 2], one: F) -> Result<usize>
 where
@@ -29,63 +172,73 @@ where
     Ok(winners)
 }
 
-/// Tests two handles, `here` and `there`, of one one-time store.
-async fn contract(here: OneTimeStore, there: OneTimeStore) -> Result<()> {
-    let both = [&here, &there];
-    let minute = Duration::from_mins(1);
-    // Claimed once by any handle; again after its expiry; scopes and keys are separate.
-    assert_eq!(
-        winners(
-            both,
-            |l| async move { l.claim("scope", "key", Duration::from_mins(1)).await.unwrap() }
-        )
-        .await?,
-        1
-    );
+const MINUTE: Duration = Duration::from_mins(1);
+
+fn keys() -> Result<Keys> {
+    Ok(Keys::new(&[7; 32])?)
+}
+
+/// A key is claimed once by any handle, and again after its expiry; scopes and keys are separate.
+async fn a_claim_succeeds_once(here: &OneTimeStore, there: &OneTimeStore) -> Result<()> {
+    let claim = |l: OneTimeStore| async move { l.claim("scope", "key", MINUTE).await.unwrap() };
+    assert_eq!(winners([here, there], claim).await?, 1);
     assert!(
-        here.claim("scope2", "key", minute).await? && here.claim("scope", "key2", minute).await?
+        here.claim("scope2", "key", MINUTE).await? && here.claim("scope", "key2", MINUTE).await?
     );
-    assert!(here.claim("scopek", "ey", minute).await?, "no two names are one");
+    assert!(here.claim("scopek", "ey", MINUTE).await?, "no two names are one");
     assert!(here.claim("short", "key", Duration::from_millis(1)).await?);
     testkit::eventually("it to be over", async || {
-        there.claim("short", "key", minute).await.ok()?.then_some(())
+        there.claim("short", "key", MINUTE).await.ok()?.then_some(())
     })
     .await?;
     for odd in ["", "a\0b", "{braces}", &"x".repeat(10_000), "ключ'; drop table users; --"] {
-        assert!(here.claim("odd", odd, minute).await? && !there.claim("odd", odd, minute).await?);
+        assert!(here.claim("odd", odd, MINUTE).await? && !there.claim("odd", odd, MINUTE).await?);
     }
+    assert!(here.claim("for", "ever", Duration::MAX).await?);
+    Ok(())
+}
 
-    // A TOTP code, a recovery code, a link: one of 64 attempts succeeds.
+async fn a_totp_code_is_good_once(here: &OneTimeStore, there: &OneTimeStore) -> Result<()> {
     let totp = Totp::generate()?.skew(1);
-    let secret = totp.secret();
-    let code = one_time_code(&secret);
+    let code = one_time_code(&totp.secret());
     let verify = |one_time: OneTimeStore| {
         let (totp, code) = (totp.clone(), code.clone());
         async move { totp.verify(&one_time, "ann", &code).await.unwrap() }
     };
-    assert_eq!(winners(both, verify).await?, 1);
+    assert_eq!(winners([here, there], verify).await?, 1);
+    Ok(())
+}
+
+async fn a_recovery_code_is_good_once(here: &OneTimeStore, there: &OneTimeStore) -> Result<()> {
     let made = recovery::generate()?;
     let redeem = |one_time: OneTimeStore| {
         let made = made.clone();
         async move {
-            recovery::redeem(&one_time, "ann", &made.codes[0], &made.hashes)
-                .await
-                .unwrap()
-                .is_some()
+            let redeemed = recovery::redeem(&one_time, "ann", &made.codes[0], &made.hashes).await;
+            redeemed.unwrap().is_some()
         }
     };
-    assert_eq!(winners(both, redeem).await?, 1);
-    let keys = Keys::new(&[7; 32])?;
-    let token = Tokens::new(keys.clone(), &here).make("reset", "user:7", &["hash"], minute)?;
+    assert_eq!(winners([here, there], redeem).await?, 1);
+    Ok(())
+}
+
+async fn a_link_is_redeemed_once(here: &OneTimeStore, there: &OneTimeStore) -> Result<()> {
+    let token = Tokens::new(keys()?, here).make("reset", "user:7", &["hash"], MINUTE)?;
     let redeem = |one_time: OneTimeStore| {
-        let (tokens, token) = (Tokens::new(keys.clone(), &one_time), token.clone());
+        let (tokens, token) = (Tokens::new(keys().unwrap(), &one_time), token.clone());
         async move { tokens.redeem("reset", &token, &["hash"]).await.unwrap().is_some() }
     };
-    assert_eq!(winners(both, redeem).await?, 1);
+    assert_eq!(winners([here, there], redeem).await?, 1);
+    Ok(())
+}
 
-    // Persistent log-ins: concurrent requests of a page get the same cookie, and a stolen cookie
-    // ends the family on all servers.
-    let (a, b) = (Remember::new(keys.clone(), &here, minute), Remember::new(keys, &there, minute));
+/// Concurrent requests of a page get the same cookie, and a stolen cookie ends the chain on all
+/// servers.
+async fn a_persistent_log_in_is_one_chain_of_cookies(
+    here: &OneTimeStore,
+    there: &OneTimeStore,
+) -> Result<()> {
+    let (a, b) = (Remember::new(keys()?, here, MINUTE), Remember::new(keys()?, there, MINUTE));
     let first = a.begin("user:7", "hash").await?;
     let mut seen = std::collections::HashSet::new();
     for n in 0..20 {
@@ -110,7 +263,7 @@ async fn contract(here: OneTimeStore, there: OneTimeStore) -> Result<()> {
     let third = a.begin("user:7", "hash").await?;
     b.end(&third, "hash").await?;
     assert_eq!(a.refresh(&third, "hash").await?, Refreshed::No);
-    all_sign_ins_end_in_one_step(&here, &there).await
+    Ok(())
 }
 
 async fn all_sign_ins_end_in_one_step(here: &OneTimeStore, there: &OneTimeStore) -> Result<()> {
@@ -176,9 +329,7 @@ async fn all_sign_ins_end_in_one_step(here: &OneTimeStore, there: &OneTimeStore)
     .await?;
     let forever = SessionEpochs::new(here, Duration::MAX);
     let last = forever.end_all("eve").await?;
-    assert!(
-        forever.is_current("eve", last).await? && here.claim("for", "ever", Duration::MAX).await?
-    );
+    assert!(forever.is_current("eve", last).await?);
     Ok(())
 }
 
@@ -190,9 +341,10 @@ struct Door {
 }
 
 impl Door {
-    fn open(one_time: &str) -> Result<Self> {
+    fn open(place: &places::Place) -> Result<Self> {
+        let mut helper = testkit::helper("helper_that_lets_people_in")?;
         let mut child =
-            testkit::helper("helper_that_lets_people_in")?.env("DOOR_LEDGER", one_time).spawn()?;
+            helper.env("DOOR_LEDGER", &place.url).env("DOOR_APP", &place.app).spawn()?;
         let answers = BufReader::new(child.stdout.take().context("its output")?).lines();
         let mut door = Self { child, answers };
         anyhow::ensure!(door.hear()? == 0, "it is not ready");
@@ -223,7 +375,8 @@ fn helper_that_lets_people_in() -> Result<()> {
     let Ok(url) = std::env::var("DOOR_LEDGER") else { return Ok(()) };
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(
         async {
-            let one_time = OneTimeStore::connect(&url, "test").await?;
+            let app = std::env::var("DOOR_APP")?;
+            let one_time = OneTimeStore::connect(&url, &app).await?;
             println!("\nin 0");
             for line in std::io::stdin().lines() {
                 let words: Vec<String> = line?.split(' ').map(str::to_owned).collect();
@@ -267,9 +420,10 @@ fn helper_that_lets_people_in() -> Result<()> {
 }
 
 /// Sixty-four submissions to two processes.
-fn once_over_two_processes(url: &str, one_time: &OneTimeStore) -> Result<()> {
+async fn credentials_are_good_once_over_two_processes(place: &places::Place) -> Result<()> {
     const ROUNDS: usize = 20;
-    let mut doors = [Door::open(url)?, Door::open(url)?];
+    let one_time = &place.connect().await?;
+    let mut doors = [Door::open(place)?, Door::open(place)?];
     let made = recovery::generate()?;
     let tokens = Tokens::new(Keys::new(&[7; 32])?, one_time);
     for round in 0..ROUNDS {
@@ -317,83 +471,22 @@ fn one_time_code(secret: &str) -> String {
     format!("{:06}", (bits & 0x7fff_ffff) % 1_000_000)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_code_is_good_once_whoever_sends_it() -> Result<()> {
-    let one_time = OneTimeStore::memory();
-    contract(one_time.clone(), one_time).await
-}
-
-#[cfg(feature = "sqlite")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sqlite() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let url = format!("sqlite://{}?mode=rwc", folder.path().join("ledger.db").display());
-    contract(OneTimeStore::connect(&url, "test").await?, OneTimeStore::connect(&url, "test").await?)
-        .await
-}
-
-#[cfg(feature = "postgres")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres() -> Result<()> {
-    let server = testkit::Postgres::start(0).await?;
-    let url = server.node(0).url();
-    common::migrate(&url).await?;
-    contract(
-        OneTimeStore::connect(&url, "test").await?,
-        OneTimeStore::connect(&url, "test").await?,
-    )
-    .await?;
-    once_over_two_processes(&url, &OneTimeStore::connect(&url, "test").await?)
-}
-
-#[cfg(feature = "mysql")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn mariadb() -> Result<()> {
-    let server = testkit::MariaDb::start(0).await?;
-    let url = server.node(0).url();
-    common::migrate(&url).await?;
-    contract(
-        OneTimeStore::connect(&url, "test").await?,
-        OneTimeStore::connect(&url, "test").await?,
-    )
-    .await?;
-    once_over_two_processes(&url, &OneTimeStore::connect(&url, "test").await?)
-}
-
 #[cfg(feature = "redis")]
-mod redis {
+mod one_time_redis {
     use super::*;
-    use testkit::{Proxy, Redis, RedisCluster};
+    use testkit::{Proxy, Redis};
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn standalone() -> Result<()> {
+    /// The keys contain nothing that a user typed.
+    #[tokio::test]
+    async fn store_keys_are_hashes() -> Result<()> {
         let server = Redis::start().await?;
-        contract(
-            OneTimeStore::connect(&server.url(), "test").await?,
-            OneTimeStore::connect(&server.url(), "test").await?,
-        )
-        .await?;
-        once_over_two_processes(
-            &server.url(),
-            &OneTimeStore::connect(&server.url(), "test").await?,
-        )?;
-        // The keys contain nothing that a user typed.
+        let one_time = OneTimeStore::connect(&server.url(), "test").await?;
+        assert!(one_time.claim("totp", "ann", MINUTE).await?);
+        let made = recovery::generate()?;
+        recovery::redeem(&one_time, "ann", &made.codes[0], &made.hashes).await?;
         let keys = server.command(&["KEYS", "*"]).await?;
-        assert!(
-            !keys.is_empty() && !keys.contains("ann") && !keys.contains("drop table"),
-            "{keys}"
-        );
+        assert!(keys.lines().count() == 2 && !keys.contains("ann"), "{keys}");
         Ok(())
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn cluster() -> Result<()> {
-        let cluster = RedisCluster::start().await?;
-        contract(
-            OneTimeStore::connect(&cluster.url(), "test").await?,
-            OneTimeStore::connect(&cluster.url(), "test").await?,
-        )
-        .await
     }
 
     #[tokio::test]
@@ -440,71 +533,59 @@ mod redis {
 
 /// Concurrent appends form one chain without branches, and a manual change in the table is
 /// detected.
-#[cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_audit_log_in_a_database_is_one_chain() -> Result<()> {
+#[cfg(feature = "sql")]
+async fn an_audit_log_is_one_chain(place: &places::Place) -> Result<()> {
     use scale_session::auth::AuditLog;
     use scale_session::auth::audit::{Event, Keys, Tampered};
 
-    let folder = tempfile::tempdir()?;
-    let server = testkit::Postgres::start(0).await?;
-    let sqlite = format!("sqlite://{}/audit.db?mode=rwc", folder.path().display());
-    let maria = testkit::MariaDb::start(0).await?;
-    for url in [server.node(0).url(), maria.node(0).url()] {
-        common::migrate(&url).await?;
-    }
-    for url in [server.node(0).url(), maria.node(0).url(), sqlite] {
-        let keys = Keys::new(&[7; 32])?;
-        // Two processes.
-        let logs = [
-            AuditLog::connect(&url, "test", keys.clone()).await?,
-            AuditLog::connect(&url, "test", keys.clone()).await?,
-        ];
-        let writers: Vec<_> = (0..8)
-            .map(|n| {
-                let log = logs[n % 2].clone();
-                tokio::spawn(async move {
-                    for m in 0..50 {
-                        log.append(
-                            Event::new(format!("user {n}"), "log.in").details(format!("'{m}\0\"é")),
-                        )
-                        .await?;
-                    }
-                    anyhow::Ok(())
-                })
+    let keys = Keys::new(&[7; 32])?;
+    // Two processes.
+    let logs = [
+        AuditLog::connect(&place.url, &place.app, keys.clone()).await?,
+        AuditLog::connect(&place.url, &place.app, keys).await?,
+    ];
+    let writers: Vec<_> = (0..8)
+        .map(|n| {
+            let log = logs[n % 2].clone();
+            tokio::spawn(async move {
+                for m in 0..50 {
+                    let event = Event::new(format!("user {n}"), "log.in");
+                    log.append(event.details(format!("'{m}\0\"é"))).await?;
+                }
+                anyhow::Ok(())
             })
-            .collect();
-        for writer in writers {
-            writer.await??;
-        }
-        let head = logs[0].head().await?;
-        assert_eq!(head.number, 400);
-        assert_eq!(logs[1].verify(Some(head)).await?, Ok(400));
-        for (change, back, found) in [
-            (
-                "update scale_audit set actor = concat('x', actor) where number = 200",
-                "update scale_audit set actor = substr(actor, 2) where number = 200",
-                Tampered::Record(200),
-            ),
-            (
-                "update scale_audit set number = -7 where number = 9",
-                "update scale_audit set number = 9 where number = -7",
-                Tampered::Missing(10),
-            ),
-            (
-                "update scale_audit set number = -400 where number = 400",
-                "update scale_audit set number = 400 where number = -400",
-                Tampered::Truncated { ends: 399, anchor: 400 },
-            ),
-        ] {
-            sqlx::any::install_default_drivers();
-            let table = sqlx::AnyPool::connect(&url).await?;
-            sqlx::raw_sql(change).execute(&table).await?;
-            assert_eq!(logs[0].verify(Some(head)).await?, Err(found), "{change}");
-            sqlx::raw_sql(back).execute(&table).await?;
-            assert_eq!(logs[0].verify(Some(head)).await?, Ok(400));
-            table.close().await;
-        }
+        })
+        .collect();
+    for writer in writers {
+        writer.await??;
     }
+    let head = logs[0].head().await?;
+    assert_eq!(head.number, 400);
+    assert_eq!(logs[1].verify(Some(head)).await?, Ok(400));
+    sqlx::any::install_default_drivers();
+    let table = sqlx::AnyPool::connect(&place.url).await?;
+    for (change, back, found) in [
+        (
+            "update scale_audit set actor = concat('x', actor) where number = 200",
+            "update scale_audit set actor = substr(actor, 2) where number = 200",
+            Tampered::Record(200),
+        ),
+        (
+            "update scale_audit set number = -7 where number = 9",
+            "update scale_audit set number = 9 where number = -7",
+            Tampered::Missing(10),
+        ),
+        (
+            "update scale_audit set number = -400 where number = 400",
+            "update scale_audit set number = 400 where number = -400",
+            Tampered::Truncated { ends: 399, anchor: 400 },
+        ),
+    ] {
+        sqlx::raw_sql(change).execute(&table).await?;
+        assert_eq!(logs[0].verify(Some(head)).await?, Err(found), "{change}");
+        sqlx::raw_sql(back).execute(&table).await?;
+        assert_eq!(logs[0].verify(Some(head)).await?, Ok(400));
+    }
+    table.close().await;
     Ok(())
 }
