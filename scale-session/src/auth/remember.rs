@@ -45,7 +45,7 @@ const GRACE: Duration = Duration::from_secs(30);
 ///         // a new session, and this cookie instead of the old one
 ///     }
 ///     Refreshed::Stolen { subject } => { /* tell the user */ }
-///     Refreshed::No => { /* clear the cookie */ }
+///     _ => { /* clear the cookie */ }
 /// }
 /// # Ok(()) }
 /// ```
