@@ -26,6 +26,8 @@ mod sql;
 #[cfg(feature = "sql")]
 mod statements;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod value;
 
 #[cfg(feature = "axum")]

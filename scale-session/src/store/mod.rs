@@ -159,18 +159,19 @@ const OLD_PROOFS: usize = 4;
 /// Text form: the current proof, then each earlier one as `;<proof>@<end, ms>`, or `@?` while the
 /// client has not shown a later one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Proofs {
+pub struct Proofs {
     current: Proof,
     old: Vec<(Proof, u64)>,
 }
 
 impl Proofs {
-    pub(crate) fn new(current: Proof) -> Self {
+    /// Creates the proofs of a new session.
+    pub fn new(current: Proof) -> Self {
         Self { current, old: Vec::new() }
     }
 
-    #[cfg(any(feature = "redis", feature = "sql"))]
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    /// Parses the output of [`text`](Self::text).
+    pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(';');
         let current = Proof::parse(parts.next()?)?;
         let old = |part: &str| {
@@ -180,39 +181,42 @@ impl Proofs {
         Some(Self { current, old: parts.map(old).collect::<Option<_>>()? })
     }
 
-    pub(crate) fn is_current(&self, proof: &Proof) -> bool {
-        self.current == *proof
-    }
-
-    pub(crate) fn accepts(&self, proof: &Proof, now_ms: u64) -> bool {
-        self.is_current(proof)
-            || self.old.iter().any(|(old, until)| *until > now_ms && old == proof)
-    }
-}
-
-#[cfg(feature = "sql")]
-impl Proofs {
-    pub(crate) fn text(&self) -> String {
+    /// Returns the text form that is stored.
+    pub fn text(&self) -> String {
         self.old.iter().fold(self.current.text(), |text, (proof, until)| {
             let until = if *until == PENDING { "?".to_owned() } else { until.to_string() };
             format!("{text};{}@{until}", proof.text())
         })
     }
-}
 
-impl Proofs {
-    pub(crate) fn is_unconfirmed(&self) -> bool {
+    /// Returns whether the proof is the one of the last rotation, for [`Record::is_current`].
+    pub fn is_current(&self, proof: &Proof) -> bool {
+        self.current == *proof
+    }
+
+    /// Returns whether the proof is valid at `now_ms` (ms since 1970, by the store's clock); a
+    /// session presented with another one is [stale](Standing::Stale).
+    pub fn accepts(&self, proof: &Proof, now_ms: u64) -> bool {
+        self.is_current(proof)
+            || self.old.iter().any(|(old, until)| *until > now_ms && old == proof)
+    }
+
+    /// Returns whether the client has not shown the current proof yet, for
+    /// [`Record::is_unconfirmed`].
+    pub fn is_unconfirmed(&self) -> bool {
         self.old.iter().any(|(_, until)| *until == PENDING)
     }
 
-    /// Records that the client has shown the current proof: the others expire after `grace`.
-    pub(crate) fn confirm(&mut self, now_ms: u64, grace: Duration) {
+    /// Records that the client has shown the current proof: the others expire after `grace`. Part
+    /// of a [`Renewal`].
+    pub fn confirm(&mut self, now_ms: u64, grace: Duration) {
         let end = now_ms.saturating_add(grace.as_millis() as u64).min(PENDING - 1);
         self.old.iter_mut().for_each(|(_, until)| *until = end.min(*until));
     }
 
-    /// Replaces the current proof. Returns `false` if another rotation was first.
-    pub(crate) fn rotate(&mut self, from: &Proof, to: Proof, now_ms: u64) -> bool {
+    /// Replaces the current proof. Returns `false` if another rotation was first. At most four
+    /// earlier proofs are kept.
+    pub fn rotate(&mut self, from: &Proof, to: Proof, now_ms: u64) -> bool {
         if !self.is_current(from) {
             return false;
         }
@@ -224,7 +228,10 @@ impl Proofs {
     }
 }
 
-/// A store of sessions. Every method is atomic, and only [`create`](Store::create) and
+/// A store of sessions. [`MemoryStore`] is the shortest one; feature `testing` exports the contract
+/// that a store of your own must pass, and [`SessionLayer::new`](crate::SessionLayer::new) uses it.
+///
+/// Every method is atomic, and only [`create`](Store::create) and
 /// [`succeed`](Store::succeed) create a session, so a slow request cannot restore what a logout
 /// removed. After an owner's sessions are [revoked](Store::revoke), every method treats a session
 /// of that owner as gone, except that a session that was replaced before stays known as replaced.
@@ -353,7 +360,6 @@ mod tests {
             proofs.is_unconfirmed() && proofs.accepts(&first, 1 << 60),
             "the answer may have been lost"
         );
-        #[cfg(feature = "sql")]
         assert_eq!(Proofs::parse(&proofs.text()), Some(proofs.clone()));
         proofs.confirm(1_000, Duration::from_secs(10));
         assert!(
@@ -364,7 +370,6 @@ mod tests {
         assert!(proofs.rotate(&second, third, 2_000));
         assert!(proofs.accepts(&first, 2_000), "two back");
         assert!(proofs.is_current(&third) && !proofs.accepts(&proof(), 0));
-        #[cfg(feature = "sql")]
         assert_eq!(Proofs::parse(&proofs.text()), Some(proofs));
     }
 }
