@@ -25,7 +25,9 @@ mod permit;
 pub mod policy;
 mod poll_then_spawn;
 mod request_head;
-mod store;
+pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use decision::{Decision, Outcome};
 pub use error::Error;

@@ -267,7 +267,7 @@ pub async fn a_rotation_gives_a_new_id_and_old_ones_stay_valid_for_a_while(
         "ann",
         "three rotations back, within the grace"
     );
-    // A a_logout_is_final with an old id ends the session, even after several rotations.
+    // A logout with an old id ends the session, even after several rotations.
     let destroy = action(|s| async move {
         s.destroy().await?;
         Ok(String::new())
@@ -294,7 +294,7 @@ pub async fn a_logout_is_final(layer: &SessionLayer) -> Result {
     );
     assert_eq!(send(layer, Some(&cookie), get("user")).await.1, "none");
 
-    // A slow request that loaded the session before the a_logout_is_final and writes after it restores
+    // A slow request that loaded the session before the logout and writes after it restores
     // nothing.
     for _ in 0..50 {
         let cookie = login(layer).await;
@@ -323,7 +323,7 @@ pub async fn a_logout_is_final(layer: &SessionLayer) -> Result {
         assert_eq!(
             task.await?,
             (StatusCode::OK, String::new(), None),
-            "no 500, and the cookie is that of the a_logout_is_final"
+            "no 500, and the cookie is that of the logout"
         );
         assert_eq!(send(layer, Some(&cookie), get("user")).await.1, "none");
     }

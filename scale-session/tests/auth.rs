@@ -80,7 +80,9 @@ on_every_store! {
 
 /// With processes of their own, or SQL statements of the test's own.
 mod databases {
-    on_servers! { on_place: credentials_are_good_once_over_two_processes, an_audit_log_is_one_chain }
+    on_servers! {
+        on_place: credentials_are_good_once_over_two_processes, an_audit_log_is_one_chain
+    }
     #[cfg(feature = "redis")]
     on_place! { redis: credentials_are_good_once_over_two_processes }
 }

@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use super::{NEVER, Ruling};
+use super::{Bytes, NEVER, Ruling};
 
 /// Rate of a policy, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -223,6 +223,33 @@ impl Bucket {
     pub(crate) fn used(&self, now: u64) -> u64 {
         let capacity = u64::from(self.burst).saturating_mul(self.interval).max(1);
         (self.until().saturating_sub(now) as f64 / capacity as f64 * (1_u64 << 32) as f64) as u64
+    }
+
+    /// Writes the buckets of all shapes: their number, then 20 bytes each.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.push(0);
+        let mut next = Some(self);
+        while let Some(bucket) = next {
+            out.extend_from_slice(&bucket.tat.to_le_bytes());
+            out.extend_from_slice(&bucket.interval.to_le_bytes());
+            out.extend_from_slice(&bucket.burst.to_le_bytes());
+            out[start] += 1;
+            next = bucket.other.as_deref();
+        }
+    }
+
+    /// Reads the output of [`write`](Self::write).
+    pub(super) fn read(bytes: &mut Bytes<'_>) -> Option<Self> {
+        let count = bytes.take::<1>()?[0];
+        let mut buckets = Vec::with_capacity(SHAPES);
+        for _ in 0..usize::from(count).min(SHAPES) {
+            let (tat, interval) = (bytes.number()?, bytes.number()?.max(1));
+            let burst = u32::from_le_bytes(bytes.take()?);
+            buckets.push(Self { tat, interval, burst, other: None });
+        }
+        let chain = |rest, bucket| Some(Box::new(Self { other: rest, ..bucket }));
+        buckets.into_iter().rev().fold(None, chain).map(|first| *first)
     }
 
     fn rate(&self) -> Rate {

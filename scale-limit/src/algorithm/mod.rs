@@ -56,6 +56,24 @@ impl Ruling {
         Self { admitted: true, granted: 0, remaining: u32::MAX, retry_after: 0, full_after: 0 };
 }
 
+/// Version of the bytes of a state.
+const FORMAT: u8 = 1;
+
+/// Bytes that are read from the front.
+pub(crate) struct Bytes<'b>(pub(crate) &'b [u8]);
+
+impl Bytes<'_> {
+    pub(crate) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (front, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*front)
+    }
+
+    pub(crate) fn number(&mut self) -> Option<u64> {
+        Some(u64::from_le_bytes(self.take()?))
+    }
+}
+
 /// Effect of a charge on a state, to be undone.
 #[derive(Clone, Debug)]
 pub(crate) enum Undo {
@@ -193,6 +211,40 @@ impl State {
         match self {
             Self::Bucket(bucket) => bucket.shape(),
             Self::Counts(counts) => counts.shape(),
+            Self::Held(_) => 0,
+        }
+    }
+
+    /// Returns the state as bytes. Permits in use have holders and no bytes of their own.
+    pub(crate) fn write(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT];
+        match self {
+            Self::Bucket(bucket) => bucket.write(&mut out),
+            Self::Counts(counts) => counts.write(&mut out),
+            Self::Held(_) => {}
+        }
+        out
+    }
+
+    /// Returns the state that [`write`](Self::write) wrote under the same rule; `None` for other
+    /// bytes.
+    pub(crate) fn read(rule: &Rule, bytes: &[u8]) -> Option<Self> {
+        let mut bytes = Bytes(bytes);
+        if bytes.take::<1>()?[0] != FORMAT {
+            return None;
+        }
+        match rule {
+            Rule::Gcra(_) => Some(Self::Bucket(Bucket::read(&mut bytes)?)),
+            Rule::Window(_) => Some(Self::Counts(Box::new(Counts::read(&mut bytes)?))),
+            Rule::Concurrency(_) | Rule::Free => None,
+        }
+    }
+
+    /// Returns the time from which the state is that of a key without any charge (ns).
+    pub(crate) fn until(&self) -> u64 {
+        match self {
+            Self::Bucket(bucket) => bucket.until(),
+            Self::Counts(counts) => counts.until(),
             Self::Held(_) => 0,
         }
     }

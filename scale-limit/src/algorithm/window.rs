@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use super::{NEVER, Ruling};
+use super::{Bytes, NEVER, Ruling};
 
 /// Number of slots: ten tenths, and one that is partly out of the window.
 pub(crate) const SLIDING: usize = 11;
@@ -76,6 +76,42 @@ impl Counts {
     /// Returns the used share of the quota, in units of 2^-32.
     pub(super) fn used(&self, now: u64) -> u64 {
         if self.until() <= now { 0 } else { (self.total() << 32) / u64::from(self.quota.max(1)) }
+    }
+
+    /// Writes the counters of all lengths: their number, then 21 bytes and 4 for each slot.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.push(0);
+        let mut next = Some(self);
+        while let Some(counts) = next {
+            out.extend_from_slice(&counts.slot.to_le_bytes());
+            out.extend_from_slice(&counts.newest.to_le_bytes());
+            out.extend_from_slice(&counts.quota.to_le_bytes());
+            out.push(counts.kept as u8);
+            for count in &counts.counts[..counts.kept] {
+                out.extend_from_slice(&count.to_le_bytes());
+            }
+            out[start] += 1;
+            next = counts.other.as_deref();
+        }
+    }
+
+    /// Reads the output of [`write`](Self::write).
+    pub(super) fn read(bytes: &mut Bytes<'_>) -> Option<Self> {
+        let number = bytes.take::<1>()?[0];
+        let mut all = Vec::with_capacity(LENGTHS);
+        for _ in 0..usize::from(number).min(LENGTHS) {
+            let (slot, newest) = (bytes.number()?, bytes.number()?);
+            let quota = u32::from_le_bytes(bytes.take()?);
+            let kept = usize::from(bytes.take::<1>()?[0]);
+            let mut counts = Self { slot, kept, quota, newest, ..Self::default() };
+            for count in counts.counts.get_mut(..kept)? {
+                *count = u32::from_le_bytes(bytes.take()?);
+            }
+            all.push(counts);
+        }
+        let chain = |rest, counts| Some(Box::new(Self { other: rest, ..counts }));
+        all.into_iter().rev().fold(None, chain).map(|first| *first)
     }
 
     fn total(&self) -> u64 {

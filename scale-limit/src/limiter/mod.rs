@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::key;
 use crate::lease::Leases;
 use crate::policy::Policy;
-use crate::store::{Charge, Memory, Settle, Store, Time};
+use crate::store::{Charge, KeyValue, KeyValueStore, Memory, Settle, Store, Time};
 
 /// A store that has failed five times in a row is called by one request in 100 ms.
 const BREAKER: circuit_breaker::Rules = circuit_breaker::Rules {
@@ -102,6 +102,17 @@ impl Limiter {
     pub fn redis(redis: scale_redis::Redis, app: &str) -> Self {
         let shared = Shared {
             store: Arc::new(crate::store::Redis::new(redis, app)),
+            denials: Denials::default(),
+            leases: Leases::default(),
+        };
+        Self { shared: Some(Arc::new(shared)), secret: secret(app), ..Self::memory() }
+    }
+
+    /// Keeps limits in a store of your own, shared by all processes with the same store and `app`.
+    /// A store slower than Redis needs a longer [time-out](Self::store_timeout).
+    pub fn with_store(store: impl KeyValueStore, app: &str) -> Self {
+        let shared = Shared {
+            store: Arc::new(KeyValue::new(store, app)),
             denials: Denials::default(),
             leases: Leases::default(),
         };

@@ -1,10 +1,14 @@
-//! Stores of rate-limit state.
+//! Stores of rate-limit state: in memory, in Redis, or one of your own.
+//!
+//! A store of your own implements [`KeyValueStore`], whose only method is an atomic change of a few
+//! keys. The algorithms, the permits and the layout of states stay in this crate.
+//! `examples/postgres_limits` is such a store; feature `testing` exports the contract it passes.
 
 #[cfg(feature = "redis")]
 mod coalesce;
 mod evicted;
+mod key_value;
 mod memory;
-#[cfg(feature = "redis")]
 mod permits;
 #[cfg(feature = "redis")]
 mod redis;
@@ -13,6 +17,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub(crate) use self::key_value::KeyValue;
+pub use self::key_value::{Change, KeyValueStore, Write};
 pub(crate) use self::memory::{Memory, Time};
 #[cfg(feature = "redis")]
 pub(crate) use self::redis::Redis;
@@ -33,10 +39,6 @@ pub(crate) struct Charge<'a> {
     /// Terms that apply to this key.
     pub(crate) terms: PolicyTerms,
     /// Holder of the permit, for concurrency limits.
-    #[cfg_attr(
-        not(feature = "redis"),
-        expect(dead_code, reason = "only a shared store needs ids of permits")
-    )]
     pub(crate) permit: u64,
 }
 

@@ -1,15 +1,17 @@
-//! Permits that this process holds in Redis: renewed while the process lives, released when
-//! dropped.
+//! Permits that this process holds in a shared store: renewed while the process lives, released
+//! when dropped.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use async_trait::async_trait;
 use parking_lot::Mutex;
-use redis::Script;
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
+
+use crate::error::Error;
 
 /// Time after which the permits of a process expire that has died or is disconnected.
 pub(super) const HOLD: Duration = Duration::from_secs(30);
@@ -20,11 +22,19 @@ const AT_ONCE: usize = 64;
 /// Delay before a failed call, or one that may still be executed, is repeated.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Calls to the store that holds the permits.
+#[async_trait]
+pub(super) trait PermitStore: Send + Sync + 'static {
+    /// Renews permits of one key for [`HOLD`]. Permits that have expired stay so.
+    async fn extend(&self, key: &str, permits: &[u64]) -> Result<(), Error>;
+
+    /// Releases a permit.
+    async fn release(&self, key: &str, permit: u64) -> Result<(), Error>;
+}
+
 /// Permits held by this process; see the module.
-pub(super) struct Places {
-    server: scale_redis::Redis,
-    extend: Script,
-    release: Script,
+pub(super) struct Places<S> {
+    store: S,
     held: Mutex<Held>,
 }
 
@@ -36,14 +46,9 @@ struct Held {
     keeper: Option<Handle>,
 }
 
-impl Places {
-    pub(super) fn new(server: scale_redis::Redis) -> Arc<Self> {
-        Arc::new(Self {
-            server,
-            extend: Script::new(include_str!("extend.lua")),
-            release: Script::new(include_str!("release.lua")),
-            held: Mutex::default(),
-        })
+impl<S: PermitStore> Places<S> {
+    pub(super) fn new(store: S) -> Arc<Self> {
+        Arc::new(Self { store, held: Mutex::default() })
     }
 
     /// Registers permits, each with its key, so that they are renewed.
@@ -92,9 +97,8 @@ impl Places {
         let start = Instant::now();
         for (key, permit) in permits {
             loop {
-                let mut call = self.release.key(&key);
-                match call.arg(permit).invoke_async::<i64>(&mut self.server.clone()).await {
-                    Ok(_) => break,
+                match self.store.release(&key, permit).await {
+                    Ok(()) => break,
                     Err(error) if start.elapsed() > HOLD => {
                         tracing::warn!(%error, "releasing a permit failed: it has expired by now");
                         break;
@@ -105,11 +109,9 @@ impl Places {
         }
     }
 
-    async fn extend(&self, key: String, permits: Vec<u64>) {
+    async fn extend(&self, key: &str, permits: &[u64]) {
         for batch in permits.chunks(BATCH) {
-            let mut call = self.extend.key(&key);
-            call.arg(HOLD.as_micros() as u64).arg(batch);
-            if let Err(error) = call.invoke_async::<i64>(&mut self.server.clone()).await {
+            if let Err(error) = self.store.extend(key, batch).await {
                 tracing::warn!(%error, "permits were not renewed: trying again until they expire");
             }
         }
@@ -117,9 +119,9 @@ impl Places {
 }
 
 /// Task that renews permits; if it ends with its runtime, another one takes over.
-struct Keeper(Arc<Places>);
+struct Keeper<S: PermitStore>(Arc<Places<S>>);
 
-impl Keeper {
+impl<S: PermitStore> Keeper<S> {
     async fn keep(self) {
         self.0.held.lock().keeper.get_or_insert_with(Handle::current);
         loop {
@@ -135,14 +137,21 @@ impl Keeper {
                     .map(|(key, permits)| (key.clone(), permits.iter().copied().collect()))
                     .collect()
             };
-            let calls = all.into_iter().map(|(key, permits)| self.0.extend(key, permits));
-            futures_util::stream::iter(calls).buffer_unordered(AT_ONCE).collect::<()>().await;
+            let mut calls = JoinSet::new();
+            for (key, permits) in all {
+                if calls.len() >= AT_ONCE {
+                    calls.join_next().await;
+                }
+                let places = Arc::clone(&self.0);
+                calls.spawn(async move { places.extend(&key, &permits).await });
+            }
+            while calls.join_next().await.is_some() {}
             tokio::time::sleep_until(next).await;
         }
     }
 }
 
-impl Drop for Keeper {
+impl<S: PermitStore> Drop for Keeper<S> {
     fn drop(&mut self) {
         // Taken, so that a successor that is dropped unstarted, because its runtime has ended too,
         // does not start another one.

@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
 use super::coalesce::{ChargeKind, Coalescer, Group, Mode, Send, Sent};
-use super::permits::{HOLD, Places};
+use super::permits::{HOLD, PermitStore, Places};
 use super::{Charge, Charged, Settle, Store};
 use crate::algorithm::{NEVER, Rule, Ruling};
 use crate::error::Error;
@@ -46,7 +46,32 @@ pub(crate) struct Redis {
 struct Caller {
     server: scale_redis::Redis,
     charge: Script,
-    places: Arc<Places>,
+    places: Arc<Places<PermitCaller>>,
+}
+
+/// Caller of the scripts that renew and release permits.
+struct PermitCaller {
+    server: scale_redis::Redis,
+    extend: Script,
+    release: Script,
+}
+
+#[async_trait]
+impl PermitStore for PermitCaller {
+    async fn extend(&self, key: &str, permits: &[u64]) -> Result<(), Error> {
+        let mut call = self.extend.key(key);
+        call.arg(HOLD.as_micros() as u64).arg(permits);
+        call.invoke_async::<i64>(&mut self.server.clone()).await.map(drop).map_err(error)
+    }
+
+    async fn release(&self, key: &str, permit: u64) -> Result<(), Error> {
+        let mut call = self.release.key(key);
+        call.arg(permit)
+            .invoke_async::<i64>(&mut self.server.clone())
+            .await
+            .map(drop)
+            .map_err(error)
+    }
 }
 
 impl std::fmt::Debug for Redis {
@@ -313,7 +338,11 @@ impl ChargeKind {
 
 impl Redis {
     pub(crate) fn new(server: scale_redis::Redis, app: &str) -> Self {
-        let places = Places::new(server.clone());
+        let places = Places::new(PermitCaller {
+            server: server.clone(),
+            extend: Script::new(include_str!("extend.lua")),
+            release: Script::new(include_str!("release.lua")),
+        });
         let caller = Caller { server, charge: Script::new(include_str!("charge.lua")), places };
         Self { keys: Keys::new(app, "limit"), gather: Coalescer::new(caller) }
     }
