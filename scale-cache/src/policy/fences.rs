@@ -9,12 +9,13 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use foldhash::fast::RandomState;
-use parking_lot::Mutex;
 
-const SHARDS: usize = 64;
+use super::sync::Ordering::SeqCst;
+use super::sync::{AtomicU64, Mutex};
+
+const SHARDS: usize = if cfg!(loom) { 1 } else { 64 };
 
 type Shard = Mutex<HashMap<Arc<str>, Arc<AtomicU64>, RandomState>>;
 

@@ -3,4 +3,5 @@
 pub(crate) mod entry;
 pub(crate) mod fences;
 pub(crate) mod journal;
+mod sync;
 pub(crate) mod versions;

@@ -16,11 +16,11 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use foldhash::fast::RandomState;
-use parking_lot::{Mutex, RwLock};
 
+use super::sync::Ordering::SeqCst;
+use super::sync::{AtomicU64, Mutex, RwLock};
 use crate::store::{Position, Version};
 
 /// Tag of everything; followed by a space's name, the tag of everything in the space.
@@ -159,7 +159,7 @@ impl Stamps {
     }
 }
 
-const SHARDS: usize = 64;
+const SHARDS: usize = if cfg!(loom) { 1 } else { 64 };
 /// Maximum number of tags per shard; beyond it, unused tags are removed.
 const SHARD_LIMIT: usize = 4_096;
 
