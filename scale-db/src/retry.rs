@@ -22,7 +22,7 @@ use crate::db::Db;
 /// so that [`Db::transaction`] can recognize such errors.
 ///
 /// ```
-/// use scale_db::Transient;
+/// use scale_db::retry::Transient;
 ///
 /// enum CheckoutError { SoldOut, Database(sqlx::Error) }
 ///

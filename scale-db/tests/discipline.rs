@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Result;
+use scale_db::page::Cursors;
 use scale_db::page::{Order, Page};
-use scale_db::{Cursors, Db, Loader, observe};
+use scale_db::{Db, Loader, observe};
 use sqlx::{FromRow, Postgres as Pg, QueryBuilder, Sqlite};
 use testkit::Postgres;
 

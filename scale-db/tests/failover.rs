@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use scale_db::cluster::Role;
 use scale_db::sticky::{self, Mark};
-use scale_db::{Builder, Db, Error, Role};
+use scale_db::{Builder, Db, Error};
 use sqlx::Postgres as Pg;
 use testkit::{PgNode, Postgres, Proxy, eventually};
 

@@ -501,8 +501,10 @@ async fn a_primary_that_is_slow_once_is_the_primary_still() -> Result<()> {
     let db = over(&pg.urls()).connect().await?;
     sqlx::query("create table t (n bigint)").execute(&db).await?;
     pg.node(0).freeze()?;
-    eventually("a late look", async || (db.nodes()[0].role == scale_db::Role::Down).then_some(()))
-        .await?;
+    eventually("a late look", async || {
+        (db.nodes()[0].role == scale_db::cluster::Role::Down).then_some(())
+    })
+    .await?;
     // The write waits for the answer, and does not fail because no primary is known.
     let (db_too, pg) = (db.clone(), std::sync::Arc::new(pg));
     let write =

@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use futures_util::{StreamExt, TryStreamExt};
+use scale_db::cluster::Role;
+use scale_db::retry::{Attempt, Transient};
 use scale_db::shard::Shards;
-use scale_db::{Attempt, Backend, Db, Error, Role, Transient};
+use scale_db::{Backend, Db, Error};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{

@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use scale_db::cluster::{NodeStatus, Role};
 use scale_db::sticky::{self, Mark};
-use scale_db::{Builder, Db, NodeStatus, Role};
+use scale_db::{Builder, Db};
 use sqlx::Postgres as Pg;
 use testkit::{Postgres, eventually};
 

@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use scale_db::cluster::Role;
 use scale_db::sticky::{self, Mark};
-use scale_db::{Builder, Db, Position, Role};
+use scale_db::{Builder, Db, Position};
 use sqlx::MySql;
 use testkit::{MariaDb, eventually};
 

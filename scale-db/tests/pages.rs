@@ -4,8 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
+use scale_db::page::Cursors;
 use scale_db::page::{Order, Page};
-use scale_db::{Backend, Cursors, Db};
+use scale_db::{Backend, Db};
 use sqlx::{Executor, QueryBuilder};
 use testkit::{MariaDb, Postgres};
 

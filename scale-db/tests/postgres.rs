@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
+use scale_db::cluster::Role;
 use scale_db::sticky::{self, Mark};
-use scale_db::{Builder, Db, Error, NoReplica, Role};
+use scale_db::{Builder, Db, Error, NoReplica};
 use sqlx::Postgres as Pg;
 use testkit::{Postgres, eventually};
 

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::Result;
-use scale_db::{Db, Role};
+use scale_db::Db;
+use scale_db::cluster::Role;
 use sqlx::{Row, Sqlite};
 
 async fn file() -> Result<(Db<Sqlite>, tempfile::TempDir)> {

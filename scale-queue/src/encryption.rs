@@ -12,7 +12,9 @@ use crate::queue::Queue;
 /// keys of [limits](crate::Job::limits), errors and [metadata](Queue::propagating) stay readable.
 ///
 /// ```
-/// # use scale_queue::{Queue, PayloadCipher, worker::BoxError};
+/// # use scale_queue::Queue;
+/// # use scale_queue::encryption::PayloadCipher;
+/// # use scale_queue::worker::BoxError;
 /// use chacha20poly1305::aead::{Aead, Payload};
 /// use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 ///

@@ -59,7 +59,7 @@ pub enum Error {
         /// Largest number of jobs.
         most: usize,
     },
-    /// The payload could not be [encrypted](crate::PayloadCipher).
+    /// The payload could not be [encrypted](crate::encryption::PayloadCipher).
     #[error("job `{job}` cannot be encrypted: {source}")]
     Encryption {
         /// Name of the job.

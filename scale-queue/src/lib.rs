@@ -4,14 +4,14 @@
 #[doc = include_str!("../docs/design.md")]
 pub mod design {}
 
-mod autoscale;
-mod batch;
+pub mod autoscale;
+pub mod batch;
 mod builder;
 mod chain;
 mod context;
 #[cfg(feature = "dashboard")]
 pub mod dashboard;
-mod encryption;
+pub mod encryption;
 mod error;
 mod format;
 #[cfg(any(test, fuzzing))]
@@ -19,39 +19,32 @@ mod format;
 pub mod fuzzing;
 mod job;
 mod limit;
-mod outcome;
-mod progress;
-mod push;
+pub mod outcome;
+pub mod progress;
+pub mod push;
 mod queue;
 mod registry;
 #[cfg(feature = "sql")]
 pub mod relay;
 mod retry;
 #[cfg(feature = "schedule")]
-mod schedule;
+pub mod schedule;
+pub mod status;
 pub mod store;
 pub mod worker;
 
-pub use autoscale::Forecast;
-pub use batch::{Batch, BatchStatus};
+pub use batch::Batch;
 pub use builder::QueueBuilder;
 pub use chain::Chain;
 pub use context::Context;
 #[cfg(feature = "dashboard")]
 pub use dashboard::Dashboard;
-pub use encryption::PayloadCipher;
 pub use error::Error;
-pub use format::Failure;
 pub use job::{Job, JobId};
 pub use limit::Limit;
-pub use outcome::{Discard, Snooze};
-pub use progress::Progress;
-pub use push::{Push, Pushed};
+pub use push::Push;
 pub use queue::Queue;
-pub use queue::listing::{Dead, Listing};
-pub use registry::{BatchListing, ScheduleStatus, WorkerStatus};
 pub use retry::Retry;
 #[cfg(feature = "schedule")]
-pub use schedule::{ScheduleError, Scheduler};
-pub use store::{Resolution, Sample, State, Stats};
+pub use schedule::Scheduler;
 pub use worker::Worker;

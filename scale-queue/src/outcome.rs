@@ -17,7 +17,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// ```
 /// async fn handler() -> Result<(), scale_queue::worker::BoxError> {
-///     Err(scale_queue::Discard::because("the address does not exist").into())
+///     Err(scale_queue::outcome::Discard::because("the address does not exist").into())
 /// }
 /// ```
 #[derive(Debug)]

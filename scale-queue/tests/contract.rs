@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use common::{Log, Note, Slow, Urgent, log_worker, running};
-use scale_queue::{Context, Discard, Error, Job, Queue, Retry, Snooze, Worker};
+use scale_queue::outcome::{Discard, Snooze};
+use scale_queue::{Context, Error, Job, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 use tokio::sync::Barrier;

@@ -401,7 +401,7 @@ async fn unreadable_bytes_are_buried_with_a_reason() -> Result<()> {
     })
     .await?;
     assert!(dead.iter().all(|d| d.id.is_none() && d.reason.starts_with("unreadable")), "{dead:?}");
-    let newer = queue.jobs("notes", scale_queue::State::Blocked, 0, 10).await?;
+    let newer = queue.jobs("notes", scale_queue::status::State::Blocked, 0, 10).await?;
     assert_eq!(
         newer[0].blocked_by.as_deref(),
         Some("format:9"),

@@ -5,8 +5,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use scale_queue::outcome::Discard;
 use scale_queue::relay::Relay;
-use scale_queue::{Context, Discard, Job, Worker};
+use scale_queue::{Context, Job, Worker};
 use scale_session::auth::account_links::Account;
 use serde::{Deserialize, Serialize};
 

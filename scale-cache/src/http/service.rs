@@ -22,7 +22,7 @@ use super::state::{OriginalUri, ServiceState};
 use super::status::{Forwarded, Told};
 use super::stored::Page;
 
-/// Service of [`HttpCacheLayer`].
+/// Service of [`HttpCacheLayer`](super::HttpCacheLayer).
 #[derive(Clone, Debug)]
 pub struct HttpCache<S> {
     state: Arc<ServiceState>,

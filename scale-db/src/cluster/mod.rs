@@ -11,6 +11,9 @@ pub(crate) mod primary;
 pub(crate) mod replica_source;
 pub(crate) mod role;
 
+pub use self::node::NodeStatus;
+pub use self::role::Role;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 

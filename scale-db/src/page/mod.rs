@@ -11,7 +11,8 @@
 //! Postgres does not support: pages of a `Db<Any>` work on MySQL and SQLite only.
 //!
 //! ```no_run
-//! # use scale_db::{Cursors, Db, page::Order};
+//! # use scale_db::Db;
+//! # use scale_db::page::{Cursors, Order};
 //! # #[derive(sqlx::FromRow)] struct Product { id: i64, price: i64 }
 //! # async fn example(
 //! #     db: Db<sqlx::Postgres>,

@@ -5,8 +5,8 @@
 //! | a handler returns `Ok` | the job is removed |
 //! | a handler of a [chain](crate::Queue::chain)'s job returns `Ok` | the next job is pushed, then this one is removed; the next job is pushed once even if the worker dies in between |
 //! | a handler returns an error, panics or takes too long | the job is retried by its [`Retry`](crate::Retry), and is dead after its last attempt |
-//! | a handler returns [`Discard`](crate::Discard), in any wrapper | the job is dead at once |
-//! | a handler returns [`Snooze`](crate::Snooze), in any wrapper | the job is run again after that delay, the attempt not counted |
+//! | a handler returns [`Discard`](crate::outcome::Discard), in any wrapper | the job is dead at once |
+//! | a handler returns [`Snooze`](crate::outcome::Snooze), in any wrapper | the job is run again after that delay, the attempt not counted |
 //! | this worker has no handler of that name, or the job's format is newer | the job waits for a worker that can handle it, no attempt counted; dead after [`hand_back_for`](Worker::hand_back_for) |
 //! | the job's payload does not fit its type | the job is handed back with a growing delay, no attempt counted, because another worker may be newer; dead after [`hand_back_for`](Worker::hand_back_for), with the reason |
 //! | the worker is stopped | jobs that have not begun are handed back at once; running jobs may end until the deadline, then they are handed back |

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use parking_lot::Mutex;
+use scale_queue::outcome::Discard;
 use scale_queue::store::{End, RedisStore, SqlStore, Store};
-use scale_queue::{Context, Discard, Job, Queue, Worker};
+use scale_queue::{Context, Job, Queue, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 
@@ -65,7 +66,7 @@ async fn a_revived_job_of_a_cancelled_batch_runs(server: &Server) -> Result<()> 
         batch.then(after("then")).catch(after("catch")).finally(after("finally")).push().await?;
     let worker = working(&queue, &ran, &dies);
     let over = eventually("it to be over", async || {
-        queue.batch_status(&id).await.ok()?.filter(scale_queue::BatchStatus::is_over)
+        queue.batch_status(&id).await.ok()?.filter(scale_queue::batch::BatchStatus::is_over)
     });
     assert_eq!(over.await?.dead, 1);
     eventually("what follows", async || (ran.lock().len() == 3).then_some(())).await?;

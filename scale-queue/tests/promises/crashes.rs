@@ -404,7 +404,8 @@ async fn a_sparse_hash_of_held_jobs_is_emptied() -> Result<()> {
     redis.command(&["BGSAVE"]).await?;
     let done = Arc::default();
     let worker = run(counting(&server.queue().await?, &done));
-    let all = |stats: &scale_queue::Stats| stats.done_total == HELD as u64 && is_empty(stats);
+    let all =
+        |stats: &scale_queue::status::Stats| stats.done_total == HELD as u64 && is_empty(stats);
     until(&queue, "default", "all to be done", all).await?;
     worker.stop().await?;
     assert_eq!(redis.command(&["KEYS", "*held:*"]).await?, "");

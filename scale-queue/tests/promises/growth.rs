@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use scale_queue::{Discard, Job, Queue, Worker};
+use scale_queue::outcome::Discard;
+use scale_queue::{Job, Queue, Worker};
 use serde::{Deserialize, Serialize};
 use sqlx::{Connection, MySqlConnection, PgConnection, Row, SqliteConnection};
 

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use parking_lot::Mutex;
+use scale_queue::status::State;
 use scale_queue::worker::CancelReason;
-use scale_queue::{Context, Job, Limit, Queue, Retry, State, Worker};
+use scale_queue::{Context, Job, Limit, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::{Proxy, eventually};
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use parking_lot::Mutex;
-use scale_queue::{Context, Job, Limit, Queue, Retry, Snooze, Worker};
+use scale_queue::outcome::Snooze;
+use scale_queue::{Context, Job, Limit, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 

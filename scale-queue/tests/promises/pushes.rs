@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::future::join_all;
-use scale_queue::{Discard, Error, Job, Queue, Retry, Worker};
+use scale_queue::outcome::Discard;
+use scale_queue::{Error, Job, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
 use testkit::{Proxy, Redis, RedisSentinel, eventually};
@@ -339,7 +340,7 @@ async fn large_dead_jobs_are_listed_and_revived(server: &Server) -> Result<()> {
     assert_eq!(seen.len(), JOBS);
     assert!(queue.revive("default", &page[0]).await?);
     assert_eq!(queue.revive_all("default").await?, JOBS - 1);
-    let waiting = queue.jobs("default", scale_queue::State::Waiting, 0, 1_000).await?;
+    let waiting = queue.jobs("default", scale_queue::status::State::Waiting, 0, 1_000).await?;
     assert!(!waiting.is_empty() && waiting.len() < 10);
     assert_eq!(queue.drain("default").await?, JOBS);
     Ok(())

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use anyhow::Result;
-use scale_queue::{Job, Queue, State, Worker};
+use scale_queue::status::State;
+use scale_queue::{Job, Queue, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 

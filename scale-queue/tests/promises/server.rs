@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use parking_lot::Mutex;
-use scale_queue::{Queue, Stats, Worker};
+use scale_queue::status::Stats;
+use scale_queue::{Queue, Worker};
 use testkit::{MariaDb, Postgres, Redis, eventually};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;

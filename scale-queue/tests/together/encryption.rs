@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use parking_lot::Mutex;
+use scale_queue::encryption::PayloadCipher;
+use scale_queue::status::State;
 use scale_queue::worker::BoxError;
-use scale_queue::{Job, PayloadCipher, Queue, Retry, State, Worker};
+use scale_queue::{Job, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 

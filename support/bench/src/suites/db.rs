@@ -17,8 +17,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use scale_db::page::Cursors;
 use scale_db::page::Order;
-use scale_db::{Builder, Cursors, Db, Loader};
+use scale_db::{Builder, Db, Loader};
 use sqlx::{Executor, FromRow, Postgres as Pg, QueryBuilder};
 use testkit::{Pooler, Postgres};
 

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use scale_queue::{BatchStatus, Context, Error, Job, Limit, Queue, Retry, Scheduler, Worker};
+use scale_queue::batch::BatchStatus;
+use scale_queue::{Context, Error, Job, Limit, Queue, Retry, Scheduler, Worker};
 use serde::{Deserialize, Serialize};
 
 use super::journal::{Journal, Run};

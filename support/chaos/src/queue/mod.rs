@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use scale_queue::{Queue, State, Stats};
+use scale_queue::Queue;
+use scale_queue::status::{State, Stats};
 
 use self::faults::Fleet;
 pub use self::jobs::work;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
-use scale_queue::BatchStatus;
+use scale_queue::batch::BatchStatus;
 
 use super::StoreKind;
 use super::faults::Counts;
