@@ -531,3 +531,31 @@ async fn of_connections_that_broke_together_one_write_meets_the_first_and_reads_
     assert!(failed <= 5, "{failed} writes failed in five cuts");
     Ok(())
 }
+
+/// A name of replicas does not list the one that was promoted: it stays the primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promoted_node_leaves_the_name_of_the_replicas_and_is_the_primary() -> Result<()> {
+    let server = Postgres::start(1).await?;
+    let found = Arc::new(std::sync::Mutex::new(vec![server.node(1).url()]));
+    let told = Arc::clone(&found);
+    let db = Db::<Pg>::builder(server.node(0).url())
+        .monitor_interval(Duration::from_millis(100))
+        .discovery_interval(Duration::from_millis(50))
+        .primary_wait(Duration::from_secs(10))
+        .discover_with(move || std::future::ready(Ok(told.lock().unwrap().clone())))
+        .connect()
+        .await?;
+    sqlx::query("create table t (a int)").execute(&db).await?;
+    server.caught_up().await?;
+    server.node(0).kill()?;
+    // The name changes before this process notices the promotion.
+    *found.lock().unwrap() = vec!["postgres://127.0.0.1:2/x".to_owned()];
+    server.node(1).promote().await?;
+    sqlx::query("insert into t values (1)").execute(&db).await?;
+    eventually("another discovery", async || (db.nodes().len() == 3).then_some(())).await?;
+    for _ in 0..20 {
+        sqlx::query("insert into t values (1)").execute(&db).await?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}

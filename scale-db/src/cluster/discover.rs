@@ -3,10 +3,10 @@
 //! | when | then |
 //! | --- | --- |
 //! | a new address is found | a node is created for it; it gets reads once a probe has found it usable |
-//! | an address is no longer found | it gets no new statements; running ones are allowed to finish |
+//! | an address is no longer found | after a probe that shows a replica, it gets no new statements; running ones are allowed to finish |
 //! | discovery does not answer within the interval (at least 5 s), or panics | the known replicas stay |
 //! | the name cannot be resolved, or resolves to nothing | the known replicas stay |
-//! | a discovered node is promoted | it becomes the primary, as a listed one would |
+//! | a discovered node is promoted | it becomes the primary, as a listed one would, and stays it when the name lists replicas alone |
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -17,6 +17,7 @@ use crate::backend::Backend;
 use crate::cluster::Cluster;
 use crate::cluster::node::Node;
 use crate::cluster::replica_source::ReplicaSource;
+use crate::cluster::role::Role;
 use crate::replica::Replica;
 
 /// Minimum time limit of a discovery.
@@ -41,7 +42,8 @@ pub(crate) async fn run<DB: Backend>(cluster: Weak<Cluster<DB>>, source: Replica
     }
 }
 
-/// Updates the nodes to the discovered addresses. Returns whether there was a change.
+/// Adds discovered nodes, and marks those that are not found any more. Returns whether there was a
+/// change.
 pub(crate) async fn look<DB: Backend>(cluster: &Cluster<DB>, source: &ReplicaSource) -> bool {
     let limit = cluster.config.discovery_interval.max(LONGEST);
     let found = tokio::time::timeout(limit, source.addresses()).await;
@@ -61,9 +63,13 @@ pub(crate) async fn look<DB: Backend>(cluster: &Cluster<DB>, source: &ReplicaSou
         }
     };
     let old = cluster.nodes.load_full();
-    let gone = |node: &Arc<Node<DB>>| node.found.as_ref().is_some_and(|url| !found.contains(url));
+    let mut changed = false;
+    for node in old.iter() {
+        let is_gone = node.found.as_ref().is_some_and(|url| !found.contains(url));
+        changed |= node.is_gone.swap(is_gone, Ordering::Relaxed) != is_gone;
+    }
     let known = |url: &String| old.iter().any(|node| node.found.as_ref() == Some(url));
-    let mut nodes: Vec<_> = old.iter().filter(|node| !gone(node)).cloned().collect();
+    let mut nodes: Vec<_> = old.to_vec();
     let mut number = old.iter().map(|node| node.number).max().unwrap_or_default();
     for url in found.iter().filter(|url| !known(url)) {
         number += 1;
@@ -72,17 +78,38 @@ pub(crate) async fn look<DB: Backend>(cluster: &Cluster<DB>, source: &ReplicaSou
             Err(error) => tracing::warn!(%error, "a discovered replica cannot be used"),
         }
     }
-    let changed = nodes.len() != old.len()
-        || number > old.iter().map(|node| node.number).max().unwrap_or_default();
-    if changed {
-        tracing::info!(nodes = nodes.len(), "the set of database nodes has changed");
+    if nodes.len() > old.len() {
+        changed = true;
+        tracing::info!(nodes = nodes.len(), "found database nodes");
         cluster.nodes.store(Arc::new(nodes));
-        for node in old.iter().filter(|node| gone(node)) {
-            let node = Arc::clone(node);
-            node.eject();
-            // Waits for running statements.
-            tokio::spawn(async move { node.close().await });
-        }
     }
     changed
+}
+
+/// Removes nodes that discovery did not find any more before the last probe round: `gone`, by their
+/// numbers. A node that was promoted has left the name of the replicas, and is the primary.
+pub(crate) fn remove_gone<DB: Backend>(cluster: &Cluster<DB>, gone: &[usize]) {
+    let old = cluster.nodes.load_full();
+    let primary = cluster.primary_node().filter(|node| node.role() == Role::Primary);
+    let is_over = |node: &Arc<Node<DB>>| {
+        gone.contains(&node.number)
+            && node.is_gone.load(Ordering::Relaxed)
+            && match node.role() {
+                Role::Primary => false,
+                Role::Replica => true,
+                // It may be the one that was promoted, as long as there is no other primary.
+                Role::Down => primary.as_ref().is_some_and(|other| other.number != node.number),
+            }
+    };
+    let (gone, left): (Vec<_>, Vec<_>) = old.iter().cloned().partition(is_over);
+    if gone.is_empty() {
+        return;
+    }
+    tracing::info!(nodes = left.len(), gone = gone.len(), "database nodes are gone");
+    cluster.nodes.store(Arc::new(left));
+    for node in gone {
+        node.eject();
+        // Waits for running statements.
+        tokio::spawn(async move { node.close().await });
+    }
 }

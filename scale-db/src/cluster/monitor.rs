@@ -9,11 +9,11 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::backend::Backend;
 use crate::cluster::Cluster;
-use crate::cluster::capabilities;
 use crate::cluster::lag::History;
 use crate::cluster::node::Node;
 use crate::cluster::primary::Election;
 use crate::cluster::role::Role;
+use crate::cluster::{capabilities, discover};
 use crate::dialect::{Dialect, Probe};
 use crate::failure::is_broken;
 use crate::log::{Lineage, Log};
@@ -53,6 +53,8 @@ pub(crate) async fn round<DB: Backend>(
     history: &mut History,
 ) -> Option<sqlx::Error> {
     let nodes = cluster.nodes.load_full();
+    let is_gone = |node: &&Arc<Node<DB>>| node.is_gone.load(Ordering::Relaxed);
+    let gone: Vec<usize> = nodes.iter().filter(is_gone).map(|node| node.number).collect();
     let answers = all_answers(cluster, &nodes).await;
     let now = Instant::now();
     // In order: the first node that names its cluster defines it.
@@ -117,6 +119,7 @@ pub(crate) async fn round<DB: Backend>(
     cluster
         .all_seen
         .store(error.is_none() && cluster.primary_number().is_some(), Ordering::Relaxed);
+    discover::remove_gone(cluster, &gone);
     cluster.looked.notify_waiters();
     error
 }

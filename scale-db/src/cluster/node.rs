@@ -68,6 +68,8 @@ pub(crate) struct Node<DB: Database> {
     weight: f64,
     /// Address by which the node was discovered.
     pub(crate) found: Option<String>,
+    /// True if discovery does not find its address any more.
+    pub(crate) is_gone: AtomicBool,
     role: AtomicU8,
     fit: AtomicBool,
     /// True if the node belongs to another database cluster; then it is never used.
@@ -114,6 +116,7 @@ impl<DB: Database> Node<DB> {
             watch: Mutex::new(None),
             weight,
             found: None,
+            is_gone: AtomicBool::new(false),
             role: AtomicU8::new(Role::Down as u8),
             fit: AtomicBool::new(false),
             stranger: AtomicBool::new(false),

@@ -28,7 +28,7 @@ impl ReplicaSource {
         Self(Arc::new(move || Box::pin(find())))
     }
 
-    /// ReplicaSources all IP addresses of the host in this address; each replaces the host.
+    /// Resolves the host in this address: each of its IP addresses replaces the host.
     pub(crate) fn dns(url: String) -> Self {
         Self::with(move || {
             let url = url.clone();
