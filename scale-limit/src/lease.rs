@@ -31,6 +31,10 @@ struct Lease {
     until: u64,
     /// Number of units spent so far.
     spent: u32,
+    /// Time from which units were spent of this lease, not of an earlier one.
+    since: u64,
+    /// Time of the last spending.
+    last: u64,
     /// Until this time another caller is requesting the next lease; others request only what they
     /// need.
     asked_until: u64,
@@ -54,6 +58,11 @@ impl EvictionRank for Lease {
 }
 
 impl Lease {
+    /// Returns the time from which spendings are those of a lease that replaces this one now.
+    fn begins(&self, now: u64) -> u64 {
+        now.max(self.last.saturating_add(1))
+    }
+
     /// Returns how many units the key needs per lease at its current rate, at most what is restored
     /// in that time.
     fn pace(&self, charge: &Charge<'_>, lease: Duration, now: u64) -> u32 {
@@ -97,6 +106,7 @@ impl Leases {
                 units,
                 taken,
                 until: taken + length,
+                since: held.begins(now),
                 terms: held.terms,
                 ..Lease::default()
             };
@@ -105,6 +115,7 @@ impl Leases {
             return None;
         }
         held.units -= charge.cost;
+        held.last = held.last.max(now);
         held.spent = held.spent.saturating_add(charge.cost);
         let ends = held.units < held.spent / 3 || now + length / 4 > held.until;
         let wants = (ends && held.spent >= MANY && held.next.is_none() && now >= held.asked_until)
@@ -137,13 +148,14 @@ impl Leases {
         }
     }
 
-    /// Returns units that were just spent, for a request that other policies denied.
-    pub(crate) fn put_back(&self, charge: &Charge<'_>) {
+    /// Returns units that were spent at `spent_at` (ns), for a request that other policies denied.
+    /// Units of a lease that has been replaced since are lost: they must not be spent later.
+    pub(crate) fn put_back(&self, charge: &Charge<'_>, spent_at: u64) {
         let place = self.0.place(charge.policy, charge.key);
         let mut shard = self.0.lock(place.shard());
-        if let Some(held) = BoundedMap::find(&mut shard, place, charge.policy, charge.key) {
-            // The lease may have been replaced since; the number spent of it limits what can be
-            // returned.
+        if let Some(held) = BoundedMap::find(&mut shard, place, charge.policy, charge.key)
+            && spent_at >= held.since
+        {
             let back = charge.cost.min(held.spent);
             held.spent -= back;
             held.units += back;
@@ -180,6 +192,7 @@ impl Leases {
             units,
             taken: asked,
             until,
+            since: held.begins(asked),
             spent: charge.cost,
             terms: Some(charge.terms),
             ..Lease::default()
@@ -189,5 +202,62 @@ impl Leases {
     /// Drops the leased units.
     pub(crate) fn forget(&self, charge: &Charge<'_>) {
         self.0.remove(charge.policy, charge.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const NS: u64 = 1_000_000_000;
+
+    fn policy() -> Policy {
+        Policy::per_second("leased", 100).leased(SECOND)
+    }
+
+    /// Takes a lease of `units` at `now`, one of which is spent.
+    fn take(leases: &Leases, charge: &Charge<'_>, units: u32, now: u64) {
+        assert!(leases.units_to_request(charge, SECOND, now) >= 1);
+        leases.keep(charge, units, SECOND, now);
+    }
+
+    fn spend(leases: &Leases, charge: &Charge<'_>, now: u64) -> bool {
+        leases.spend(charge, SECOND, now).is_some()
+    }
+
+    #[test]
+    fn no_unit_is_spent_after_its_lease() {
+        let (leases, policy) = (Leases::default(), policy());
+        let charge = Charge::new(&policy, "k", 1);
+        take(&leases, &charge, 10, NS);
+        assert!(spend(&leases, &charge, 2 * NS - 1));
+        assert!(!spend(&leases, &charge, 2 * NS));
+    }
+
+    #[test]
+    fn no_more_units_are_spent_than_were_taken() {
+        let (leases, policy) = (Leases::default(), policy());
+        let charge = Charge::new(&policy, "k", 1);
+        take(&leases, &charge, 4, NS);
+        assert_eq!((0..9).filter(|_| spend(&leases, &charge, NS)).count(), 3);
+    }
+
+    #[test]
+    fn a_unit_is_put_back_into_its_own_lease_alone() {
+        let (leases, policy) = (Leases::default(), policy());
+        let charge = Charge::new(&policy, "k", 1);
+        take(&leases, &charge, 2, NS);
+        assert!(spend(&leases, &charge, NS + 5) && !spend(&leases, &charge, NS + 5));
+        leases.put_back(&charge, NS + 5);
+        assert!(spend(&leases, &charge, NS + 6), "it is back");
+        // The request waits for another policy until this lease has been replaced.
+        take(&leases, &charge, 2, 3 * NS);
+        assert!(spend(&leases, &charge, 3 * NS + 1));
+        leases.put_back(&charge, NS + 6);
+        assert!(!spend(&leases, &charge, 3 * NS + 2), "it was a unit of the first lease");
+        leases.put_back(&charge, 3 * NS + 1);
+        assert!(spend(&leases, &charge, 3 * NS + 3));
     }
 }

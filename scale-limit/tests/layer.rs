@@ -305,6 +305,40 @@ async fn lists_and_bans_come_before_the_policies() {
 }
 
 #[tokio::test]
+async fn lists_add_up_each_with_its_own_clients() {
+    let behind = ClientIp::behind(["10.0.0.0/8".parse().unwrap()], Header::XForwardedFor);
+    let networks = |network: &str| Networks::new([network.parse().unwrap()]);
+    let (one, two) = (BanList::memory(), BanList::memory());
+    let layer = LimitLayer::new(Limiter::memory())
+        .deny(&ClientIp::direct(), networks("203.0.113.0/24"))
+        .deny(&behind, networks("198.51.100.0/24"))
+        .allow(&behind, networks("203.0.113.1/32"))
+        .allow(&behind, networks("203.0.113.2/32"))
+        .bans(&behind, one.clone())
+        .bans(&behind, two.clone());
+    one.ban("192.0.2.1", Duration::from_secs(100), "one").await.unwrap();
+    two.ban("192.0.2.2", Duration::from_secs(100), "two").await.unwrap();
+    for (peer, forwarded, status) in [
+        ("203.0.113.7:1", None, StatusCode::FORBIDDEN),
+        ("198.51.100.7:1", None, StatusCode::FORBIDDEN),
+        ("10.0.0.1:1", Some("198.51.100.7"), StatusCode::FORBIDDEN),
+        ("10.0.0.1:1", Some("203.0.113.7"), StatusCode::OK),
+        ("203.0.113.1:1", None, StatusCode::OK),
+        ("203.0.113.2:1", None, StatusCode::OK),
+        ("192.0.2.1:1", None, StatusCode::FORBIDDEN),
+        ("192.0.2.2:1", None, StatusCode::FORBIDDEN),
+        ("192.0.2.3:1", None, StatusCode::OK),
+    ] {
+        let mut request = request("/", peer);
+        if let Some(forwarded) = forwarded {
+            request.headers_mut().insert("x-forwarded-for", forwarded.parse().unwrap());
+        }
+        let answer = app(&layer).oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), status, "{peer} {forwarded:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_application_answers_in_its_own_words() {
     let layer = LimitLayer::new(Limiter::memory())
         .policy(Policy::per_hour("all", 1), everybody)

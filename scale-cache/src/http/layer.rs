@@ -44,7 +44,7 @@ impl HttpCacheLayer {
 
     /// Also separates pages by these request headers: those that the responses depend on without a
     /// `Vary` field. Name only headers that your own proxy sets: headers that a client can choose
-    /// would fill the cache.
+    /// would fill the cache. Called again, adds more.
     ///
     /// ```
     /// # use scale_cache::{Cache, http::HttpCacheLayer};
@@ -52,7 +52,8 @@ impl HttpCacheLayer {
     ///     .keyed_by(["x-forwarded-proto".parse().unwrap()]);
     /// ```
     pub fn keyed_by(mut self, headers: impl IntoIterator<Item = HeaderName>) -> Self {
-        self.settings.keyed_by = headers.into_iter().collect();
+        let known = self.settings.keyed_by.iter().cloned();
+        self.settings.keyed_by = known.chain(headers).collect();
         self
     }
 

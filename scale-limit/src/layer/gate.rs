@@ -26,7 +26,7 @@ type Respond = dyn Fn(&Refusal<'_>, &RequestHead<'_>) -> Response<Bytes> + Send 
 pub(super) struct Gate {
     pub(super) limiter: Limiter,
     pub(super) throttles: Vec<Throttle>,
-    pub(super) lists: Option<AccessLists>,
+    pub(super) lists: AccessLists,
     pub(super) jitter: f64,
     pub(super) telling: Telling,
     /// `true` if requests get their [`Limits`] as an extension.
@@ -34,13 +34,19 @@ pub(super) struct Gate {
     pub(super) respond: Option<Arc<Respond>>,
 }
 
-/// Checks that take precedence over the policies.
-#[derive(Clone)]
+/// Lists that take precedence over the policies, each with how its clients are found.
+#[derive(Clone, Default)]
 pub(super) struct AccessLists {
-    pub(super) clients: ClientIp,
-    pub(super) allowed: Networks,
-    pub(super) denied: Networks,
-    pub(super) bans: Option<BanList>,
+    pub(super) allowed: Vec<(ClientIp, Networks)>,
+    pub(super) denied: Vec<(ClientIp, Networks)>,
+    pub(super) bans: Vec<(ClientIp, BanList)>,
+}
+
+impl AccessLists {
+    fn clients(&self) -> impl Iterator<Item = &ClientIp> {
+        let networks = self.allowed.iter().chain(&self.denied).map(|(clients, _)| clients);
+        networks.chain(self.bans.iter().map(|(clients, _)| clients))
+    }
 }
 
 /// Outcome for a request.
@@ -154,28 +160,35 @@ impl Gate {
 
     /// Returns the verdict of the checks that take precedence over the policies, if there is one.
     fn access(&self, head: &RequestHead<'_>) -> Option<Verdict> {
-        let lists = self.lists.as_ref()?;
+        let lists = &self.lists;
+        lists.clients().next()?;
         let Some(peer) = Peer::of(head.extensions) else {
-            if lists.clients.is_lenient() {
+            if lists.clients().all(ClientIp::is_lenient) {
                 return None;
             }
             say_what_is_missing();
             return Some(self.unknown(head));
         };
-        let ip = lists.clients.find(peer, head.headers);
+        let ip = |clients: &ClientIp| clients.find(peer, head.headers);
         let refuse = |refusal| Some(Verdict::Refuse(Box::new(self.refuse(&refusal, &[], head))));
-        if lists.allowed.contains(ip) {
+        if lists.allowed.iter().any(|(clients, networks)| networks.contains(ip(clients))) {
             return Some(Verdict::Pass(ResponseActions::default()));
         }
         // A denied client is refused in every form of its address; an IPv6 address that claims to
         // embed an allowed IPv4 address is not admitted for that.
-        let within = inner(ip);
-        if lists.denied.contains(ip) || (within != ip && lists.denied.contains(within)) {
+        let is_denied = |(clients, networks): &(ClientIp, Networks)| {
+            let ip = ip(clients);
+            let within = inner(ip);
+            networks.contains(ip) || (within != ip && networks.contains(within))
+        };
+        if lists.denied.iter().any(is_denied) {
             return refuse(Refusal::Denied);
         }
-        let bans = lists.bans.as_ref()?;
-        let ban =
-            bans.find_address(ip).or_else(|| bans.find_address(within).filter(|_| within != ip))?;
+        let ban = lists.bans.iter().find_map(|(clients, bans)| {
+            let ip = ip(clients);
+            let within = inner(ip);
+            bans.find_address(ip).or_else(|| bans.find_address(within).filter(|_| within != ip))
+        })?;
         refuse(Refusal::Banned(&ban))
     }
 

@@ -73,7 +73,7 @@ impl LimitLayer {
         let gate = Gate {
             limiter,
             throttles: Vec::new(),
-            lists: None,
+            lists: AccessLists::default(),
             jitter: 0.1,
             telling: Telling::default(),
             extension: false,
@@ -87,19 +87,6 @@ impl<W> LimitLayer<W> {
     fn with(mut self, change: impl FnOnce(&mut Gate)) -> Self {
         change(Arc::make_mut(&mut self.gate));
         self
-    }
-
-    fn with_lists(self, clients: &ClientIp, change: impl FnOnce(&mut AccessLists)) -> Self {
-        self.with(|gate| {
-            let lists = gate.lists.get_or_insert_with(|| AccessLists {
-                clients: ClientIp::direct(),
-                allowed: Networks::default(),
-                denied: Networks::default(),
-                bans: None,
-            });
-            lists.clients = clients.clone();
-            change(lists);
-        })
     }
 
     /// Adds a policy for all requests. `key` returns the key that a request is counted by, or
@@ -133,20 +120,21 @@ impl<W> LimitLayer<W> {
     }
 
     /// Admits clients of these networks without counting: for monitoring, or the company's own
-    /// networks.
+    /// networks. Called again, adds more.
     pub fn allow(self, clients: &ClientIp, networks: Networks) -> Self {
-        self.with_lists(clients, |lists| lists.allowed = networks)
+        self.with(|gate| gate.lists.allowed.push((clients.clone(), networks)))
     }
 
     /// Refuses clients of these networks with 403. [Allowed](Self::allow) clients are still
-    /// admitted.
+    /// admitted. Called again, adds more.
     pub fn deny(self, clients: &ClientIp, networks: Networks) -> Self {
-        self.with_lists(clients, |lists| lists.denied = networks)
+        self.with(|gate| gate.lists.denied.push((clients.clone(), networks)))
     }
 
-    /// Refuses clients with 403 whose address, or a network that contains it, is banned.
+    /// Refuses clients with 403 whose address, or a network that contains it, is banned. Called
+    /// again, adds another list.
     pub fn bans(self, clients: &ClientIp, bans: BanList) -> Self {
-        self.with_lists(clients, |lists| lists.bans = Some(bans))
+        self.with(|gate| gate.lists.bans.push((clients.clone(), bans)))
     }
 
     /// Sets the maximum share by which `Retry-After` is lengthened at random, so that denied

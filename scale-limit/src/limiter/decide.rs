@@ -108,7 +108,7 @@ impl Limiter {
         for ((charge, ruling), reserved) in charges.iter().zip(&mut rulings).zip(reserved) {
             if reserved {
                 if !everybody && leased(charge).is_some() {
-                    shared.leases.put_back(charge);
+                    shared.leases.put_back(charge, now);
                 }
                 continue;
             }
@@ -183,10 +183,15 @@ impl Limiter {
     }
 
     /// Returns leased units that were spent before the need to wait was known.
-    pub(super) fn put_back(charges: &[Charge<'_>], rulings: &[Option<Ruling>], shared: &Shared) {
+    pub(super) fn put_back(
+        charges: &[Charge<'_>],
+        rulings: &[Option<Ruling>],
+        shared: &Shared,
+        spent_at: u64,
+    ) {
         for (charge, ruling) in charges.iter().zip(rulings) {
             if ruling.is_some() && leased(charge).is_some() {
-                shared.leases.put_back(charge);
+                shared.leases.put_back(charge, spent_at);
             }
         }
     }

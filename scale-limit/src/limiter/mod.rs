@@ -296,10 +296,11 @@ impl Limiter {
                 .rule_at_once(one)
                 .map(|(now, ruling)| Decision::one(now, one, &ruling, None));
         }
-        match self.rule_now(charges, self.memory.now()) {
+        let now = self.memory.now();
+        match self.rule_now(charges, now) {
             Known::Decision(decision) => Some(decision),
             Known::Part(rulings, shared) => {
-                Self::put_back(charges, &rulings, shared);
+                Self::put_back(charges, &rulings, shared, now);
                 None
             }
         }
