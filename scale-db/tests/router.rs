@@ -56,6 +56,8 @@ fn every_dialect_reads_plain_queries() {
                 "rollback",
                 "savepoint s",
                 "select 1; delete from t",
+                "select * from (table orders_id_seq) t",
+                "select s.nextval",
                 "select 1; select some_user_function(1)",
                 "select unknown_function(1)",
                 "select a from t where unknown_function(a)",

@@ -37,13 +37,19 @@ const REMEMBERED: Duration = Duration::from_hours(24);
 #[non_exhaustive]
 pub enum ScheduleError {
     /// The cron expression is invalid.
-    #[error("invalid cron expression `{expression}`: {reason}")]
+    #[error(
+        "invalid cron expression `{expression}`: {reason}; expected `minute hour day month \
+         weekday` (0-59, 0-23, 1-31, 1-12, 0-7), with seconds before them if wanted"
+    )]
     Cron {
         /// Expression as given.
         expression: String,
         /// Error of the parser.
         reason: String,
     },
+    /// The period is too short.
+    #[error("the period of schedule `{0}` is shorter than a millisecond")]
+    Period(String),
     /// The time zone is unknown.
     #[error("unknown time zone `{0}`: expected an IANA name like `Europe/Zurich` or `UTC`")]
     Zone(String),
@@ -121,7 +127,7 @@ struct Task {
 /// let queue = Queue::memory();
 /// Scheduler::new(&queue)
 ///     .cron("daily-report", "0 9 * * MON-FRI", "Europe/Zurich", || Report)?
-///     .every("sweep", Duration::from_mins(5), || Sweep)
+///     .every("sweep", Duration::from_mins(5), || Sweep)?
 ///     .catch_up(Duration::from_hours(1))
 ///     .run(async { /* completes at shutdown */ })
 ///     .await;
@@ -160,6 +166,7 @@ impl Scheduler {
         let wrong = |reason: String| ScheduleError::Cron { expression: expression.into(), reason };
         let cron: Cron = croner::parser::CronParser::builder()
             .seconds(croner::parser::Seconds::Optional)
+            .year(croner::parser::Year::Disallowed)
             .build()
             .parse(expression)
             .map_err(|e| wrong(e.to_string()))?;
@@ -174,14 +181,19 @@ impl Scheduler {
 
     /// Adds a schedule with a fixed period of at least a millisecond. It runs at whole multiples of
     /// the period since 1970 (UTC).
+    ///
+    /// # Errors
+    /// [`ScheduleError::Period`] for a shorter period.
     pub fn every<J: Job>(
         self,
         name: &str,
         period: Duration,
         job: impl Fn() -> J + Send + Sync + 'static,
-    ) -> Self {
-        let period = period.max(Duration::from_millis(1));
-        self.task(name, Rule::Every(period), format!("every {period:?}"), job)
+    ) -> Result<Self, ScheduleError> {
+        if period < Duration::from_millis(1) {
+            return Err(ScheduleError::Period(name.into()));
+        }
+        Ok(self.task(name, Rule::Every(period), format!("every {period:?}"), job))
     }
 
     /// Sets how far back the scheduler looks for missed runs when it starts; the job of the last
@@ -402,5 +414,7 @@ mod tests {
                 scheduler().cron("x", expression, zone, || Nothing).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
+        let error = scheduler().every("x", Duration::ZERO, || Nothing).unwrap_err().to_string();
+        assert!(error.contains("`x`"), "{error}");
     }
 }

@@ -282,7 +282,7 @@ async fn pictures_for_people() -> Result<()> {
         .push()
         .await?;
     let schedules = Scheduler::new(&queue)
-        .every("ping", Duration::from_mins(1), || Mail { to: "ping@example.org".into() });
+        .every("ping", Duration::from_mins(1), || Mail { to: "ping@example.org".into() })?;
     tokio::spawn(schedules.run(std::future::pending()));
     let worker = Worker::new(&queue).concurrency(8).handle(|job: Mail, _| async move {
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -602,14 +602,13 @@ async fn a_schedule_run_by_many_fires_once(queue: &Queue) -> Result<()> {
     let workers = running([log_worker(queue, &log)]);
     let schedulers: Vec<_> = (0..4)
         .map(|_| {
-            let scheduler = scale_queue::Scheduler::new(queue).every(
-                "tick",
-                Duration::from_millis(200),
-                || Note { n: 7 },
-            );
-            tokio::spawn(scheduler.run(tokio::time::sleep(Duration::from_millis(1_100))))
+            let every = Duration::from_millis(200);
+            let scheduler =
+                scale_queue::Scheduler::new(queue).every("tick", every, || Note { n: 7 })?;
+            let stop = tokio::time::sleep(Duration::from_millis(1_100));
+            Ok(tokio::spawn(scheduler.run(stop)))
         })
-        .collect();
+        .collect::<Result<_>>()?;
     for scheduler in schedulers {
         scheduler.await?;
     }

@@ -24,7 +24,8 @@ use super::request_head::RequestHead;
 use super::state::ServiceState;
 use super::status::{Forwarded, Told};
 use super::stored::{
-    Page, Stored, accepts_coding, selecting, strip_conditions, strip_connection, varies_by,
+    Page, Stored, accepts_coding, selecting, spare_body, strip_conditions, strip_connection,
+    strip_preconditions, varies_by,
 };
 use crate::core::conditional_put::TagSnapshot;
 use crate::options::Options;
@@ -186,6 +187,8 @@ impl ServiceState {
         let mut to_origin = asked.clone();
         match stored {
             Some(stored) => stored.ask(&mut to_origin.headers),
+            // A response for this client alone: the origin may find that the client has it.
+            None if trip.flight.is_none() => strip_preconditions(&mut to_origin.headers),
             None => strip_conditions(&mut to_origin.headers),
         }
         to_origin.headers.remove(RANGE);
@@ -228,10 +231,12 @@ impl ServiceState {
                 )
             };
             let sets_cookies = head.headers.contains_key(SET_COOKIE);
-            let mut fresh = stored.freshened(head.headers.clone(), true);
-            let mut own = None;
+            let whole = stored.freshened(head.headers.clone(), true);
+            let mut own = whole.withholds().then(|| whole.clone());
+            let mut fresh = whole.for_all();
             if judged(&asked.wishes, &fresh).is_none() && !sets_cookies {
-                own = Some(std::mem::replace(&mut fresh, stored.freshened(head.headers, false)));
+                let of_all = stored.freshened(head.headers, false).for_all();
+                own = Some(std::mem::replace(&mut fresh, of_all));
             }
             let freshness = judged(&wishes, &fresh);
             let keep = freshness.is_some();
@@ -246,6 +251,10 @@ impl ServiceState {
             let landed =
                 if keep { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
             return trip.ends(Ok(Fetched::Page(own.unwrap_or(page), told)), landed);
+        }
+        if head.status == StatusCode::NOT_MODIFIED {
+            // The answer to the client's own condition says nothing about the page.
+            return trip.passes(head, HttpCacheBody::stream(body), Landed::Nothing);
         }
         match self.verdict(asked, &head, trip.sent_at, now) {
             Verdict::Store(freshness) => self.fill(trip, head, body, freshness).await,
@@ -358,9 +367,8 @@ impl ServiceState {
         };
         let landed = match filled {
             Filled::Whole(bytes) if agrees(&head.headers, bytes.len()) => {
-                let page = Arc::new(Page::Response(Stored::new(
-                    head.status, head.headers, bytes, freshness, vary,
-                )));
+                let stored = Stored::new(head.status, head.headers, bytes, freshness, vary);
+                let page = Arc::new(Page::Response(stored.for_all()));
                 let stamps = self.store(&noted, &asked, &page).await;
                 Landed::Page(page, stamps)
             }
@@ -387,15 +395,15 @@ impl ServiceState {
     ) {
         let vary = Self::selected(&varies_by(&head.headers), &trip.asked.headers);
         let is_whole = agrees(&head.headers, bytes.len());
-        let page = Arc::new(Page::Response(Stored::new(
-            head.status, head.headers, bytes, freshness, vary,
-        )));
+        let stored = Stored::new(head.status, head.headers, bytes, freshness, vary);
+        let own = stored.withholds().then(|| Arc::new(Page::Response(stored.clone())));
+        let page = Arc::new(Page::Response(stored.for_all()));
         let stamps =
             if is_whole { self.store(&trip.noted, &trip.asked, &page).await } else { None };
         let told = trip.told(head.status, stamps.is_some());
         let landed =
             if is_whole { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
-        trip.ends(Ok(Fetched::Page(page, told)), landed);
+        trip.ends(Ok(Fetched::Page(own.unwrap_or(page), told)), landed);
     }
 
     /// Stores a page under its URL, or as a variant of it.
@@ -454,9 +462,15 @@ impl<B: Body, E> Trip<B, E> {
     }
 
     /// Sends a response that is not stored.
-    fn passes(self, mut head: Parts, body: HttpCacheBody<B>, landed: Landed) {
+    fn passes(self, mut head: Parts, body: HttpCacheBody<B>, landed: Landed)
+    where
+        B: Body<Data = Bytes>,
+    {
         strip_connection(&mut head.headers);
         let told = self.told(head.status, false);
+        let status = head.status;
+        spare_body(&self.asked.headers, &mut head.status, &mut head.headers);
+        let body = if head.status == status { body } else { HttpCacheBody::whole(Bytes::new()) };
         self.ends(Ok(Fetched::Passed(Response::from_parts(head, body), told)), landed);
     }
 }

@@ -57,7 +57,7 @@ pub(super) enum Page {
     Varies(Vec<String>),
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Stored {
     status: u16,
     #[serde(with = "fields")]
@@ -103,6 +103,8 @@ mod fields {
 }
 
 impl Stored {
+    /// Creates a response for the client that requested it: with all fields. Other clients get it
+    /// [without some](Self::for_all).
     pub(super) fn new(
         status: StatusCode,
         mut headers: HeaderMap,
@@ -111,10 +113,20 @@ impl Stored {
         vary: Vec<(String, String)>,
     ) -> Self {
         strip_connection(&mut headers);
-        for name in withheld(&headers) {
-            headers.remove(name);
-        }
         Self { status: status.as_u16(), headers, body, freshness, vary }
+    }
+
+    /// Removes the fields that the response excludes from storage: they are for one client.
+    pub(super) fn for_all(mut self) -> Self {
+        for name in withheld(&self.headers) {
+            self.headers.remove(name);
+        }
+        self
+    }
+
+    /// Returns whether the response excludes fields from storage.
+    pub(super) fn withholds(&self) -> bool {
+        withheld(&self.headers).iter().any(|name| self.headers.contains_key(name))
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -194,12 +206,9 @@ impl Stored {
             headers.insert(AGE, HeaderValue::from(age));
         }
         let (mut status, mut body) = (self.status(), self.body.clone());
-        if status == StatusCode::OK && not_modified(request, &headers) {
-            // Without the fields of the body (RFC 9110, 15.4.5).
-            for name in [CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING] {
-                headers.remove(name);
-            }
-            (status, body) = (StatusCode::NOT_MODIFIED, Bytes::new());
+        spare_body(request, &mut status, &mut headers);
+        if status == StatusCode::NOT_MODIFIED {
+            body = Bytes::new();
         } else if status == StatusCode::OK && !head && may_be_a_part(request, &headers) {
             match part(request, body.len()) {
                 Part::Whole => {}
@@ -230,15 +239,28 @@ impl Stored {
     }
 }
 
+/// Makes a 304 of a response, if the client has it already.
+pub(super) fn spare_body(request: &HeaderMap, status: &mut StatusCode, headers: &mut HeaderMap) {
+    if *status == StatusCode::OK && not_modified(request, headers) {
+        *status = StatusCode::NOT_MODIFIED;
+        // Without the fields of the body (RFC 9110, 15.4.5).
+        for name in [CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING] {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Removes a client's own conditions that ask for a part, or for another status than 304.
+pub(super) fn strip_preconditions(request: &mut HeaderMap) {
+    for name in [IF_RANGE, http::header::IF_MATCH, http::header::IF_UNMODIFIED_SINCE] {
+        request.remove(name);
+    }
+}
+
 /// Removes a client's own conditions: the fetched page is for all clients.
 pub(super) fn strip_conditions(request: &mut HeaderMap) {
-    for name in [
-        IF_NONE_MATCH,
-        IF_MODIFIED_SINCE,
-        IF_RANGE,
-        http::header::IF_MATCH,
-        http::header::IF_UNMODIFIED_SINCE,
-    ] {
+    strip_preconditions(request);
+    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
         request.remove(name);
     }
 }
@@ -268,10 +290,11 @@ pub(super) fn selecting(request: &HeaderMap, name: &str) -> String {
         for element in &mut all {
             *element = element.to_ascii_lowercase().replace(char::is_whitespace, "");
         }
-        // A refused element is the same as an absent one, and `identity` is acceptable by default.
-        all.retain(|element| {
-            !is_refused(element) && (name != "accept-encoding" || element != "identity")
-        });
+        // Without a wildcard, a refused element is the same as an absent one. `identity` is
+        // acceptable by default.
+        let has_wildcard = all.iter().any(|element| element.starts_with('*'));
+        let is_default = |element: &str| name == "accept-encoding" && element == "identity";
+        all.retain(|element| has_wildcard || !(is_refused(element) || is_default(element)));
         all.sort_unstable();
         all.dedup();
     }
@@ -470,6 +493,8 @@ mod tests {
         assert_eq!(page.headers().keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["b"]);
         let page =
             stored(&[("cache-control", "no-cache=\"a\", private=b"), ("a", "1"), ("b", "2")]);
+        assert!(page.withholds());
+        let page = page.for_all();
         assert!(!page.headers().contains_key("a") && !page.headers().contains_key("b"));
     }
 

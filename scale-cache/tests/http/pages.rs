@@ -673,3 +673,59 @@ async fn a_response_is_stored_with_all_its_tags_or_not_at_all() -> Result<()> {
     assert!(!status(&app.clone().oneshot(get("/fine", &[])).await.unwrap()).contains("hit"));
     Ok(())
 }
+
+/// A client that has a page already gets a 304, also of pages that are not stored.
+#[tokio::test]
+async fn a_page_for_one_client_is_not_sent_twice() -> Result<()> {
+    for (directive, credentials) in [
+        ("private", ("x-nothing", "1")),
+        ("no-store", ("x-nothing", "1")),
+        ("max-age=60", ("authorization", "Bearer 1")),
+        ("max-age=60", ("cookie", "session=1")),
+    ] {
+        let origin = Origin::default();
+        let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), move |_, _| {
+            page(&[("cache-control", directive), ("etag", "\"1\"")], "mine")
+        });
+        for has in [None, Some("\"1\""), Some("\"1\""), Some("\"2\"")] {
+            let condition = has.map(|tag| ("if-none-match", tag));
+            let fields: Vec<_> = [credentials].into_iter().chain(condition).collect();
+            let answer = app.clone().oneshot(get("/me", &fields)).await?;
+            let expected =
+                if has == Some("\"1\"") { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
+            assert_eq!(answer.status(), expected, "{directive} {has:?}");
+            assert_eq!(text(answer).await, if expected == StatusCode::OK { "mine" } else { "" });
+        }
+    }
+    Ok(())
+}
+
+/// Fields that a response excludes from storage reach the client that caused it.
+#[tokio::test]
+async fn a_field_for_one_client_reaches_that_client() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |_, _| {
+        page(&[("cache-control", "max-age=60, no-cache=\"x-token\""), ("x-token", "t")], "p")
+    });
+    let first = app.clone().oneshot(get("/p", &[])).await?;
+    assert_eq!(first.headers().get("x-token").map(http::HeaderValue::as_bytes), Some(&b"t"[..]));
+    let second = app.oneshot(get("/p", &[])).await?;
+    assert!(!second.headers().contains_key("x-token"));
+    Ok(())
+}
+
+/// Beside a wildcard, a refused language is not the same as an absent one.
+#[tokio::test]
+async fn who_refuses_a_language_does_not_get_it() -> Result<()> {
+    let origin = Origin::default();
+    let app = origin.cached(&HttpCacheLayer::new(&Cache::memory()), |request, _| {
+        let refuses = request.headers().get("accept-language").is_some_and(|v| v == "de;q=0, *");
+        let fields = [("cache-control", "max-age=60"), ("vary", "accept-language")];
+        page(&fields, if refuses { "english" } else { "deutsch" })
+    });
+    for (accepts, expected) in [("*", "deutsch"), ("de;q=0, *", "english"), ("*", "deutsch")] {
+        let answer = app.clone().oneshot(get("/p", &[("accept-language", accepts)])).await?;
+        assert_eq!(text(answer).await, expected, "{accepts}");
+    }
+    Ok(())
+}

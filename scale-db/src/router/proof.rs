@@ -234,7 +234,9 @@ fn when(harmless: bool) -> ControlFlow<()> {
 
 /// Returns whether an identifier is the name of a column of sequences.
 fn is_of_sequence(ident: &Ident) -> bool {
-    ["last_value", "log_cnt", "is_called"].iter().any(|name| ident.value.eq_ignore_ascii_case(name))
+    ["last_value", "log_cnt", "is_called", "nextval", "currval"]
+        .iter()
+        .any(|name| ident.value.eq_ignore_ascii_case(name))
 }
 
 impl ReadOnlyVisitor<'_> {
@@ -269,13 +271,13 @@ impl Visitor for ReadOnlyVisitor<'_> {
             && query.for_clause.is_none()
             && query.settings.is_none()
             && query.pipe_operators.is_empty();
+        // The table of `table t` is not visited, and may be a sequence.
         let body = matches!(
             *query.body,
             SetExpr::Select(_)
                 | SetExpr::Query(_)
                 | SetExpr::SetOperation { .. }
                 | SetExpr::Values(_)
-                | SetExpr::Table(_)
         );
         when(plain && body)
     }

@@ -59,7 +59,7 @@ fn helper_that_keeps_a_schedule() -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let queue = Queue::connect(&url, "test").await?;
         Scheduler::new(&queue)
-            .every("tick", Duration::from_millis(200), || Tick)
+            .every("tick", Duration::from_millis(200), || Tick)?
             .run(std::future::pending())
             .await;
         Ok(())
