@@ -23,41 +23,67 @@
 //! of an entry.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a case that fails panics")]
 
+use std::collections::HashSet;
 use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream::BoxStream;
 use tokio::sync::{Notify, oneshot};
 
-use crate::store::Store;
+use crate::format::{ENDS, VERSION, ends};
+use crate::store::{Store, StoreEvent};
 use crate::{Cache, Config, Error, LoadContext, Options, Space};
 
 /// Result of a case.
 pub type Result = std::result::Result<(), Box<dyn StdError + Send + Sync>>;
 
-/// Makes a module of tests, one for each case, for a store of your own. The second argument is the
-/// path of an async function from the name of the case to three handles of the store, each for a
-/// process of its own, on data that no other case uses.
+/// Makes a module of tests for a store of your own: `caches` with the cases of
+/// [`cache_contract!`](crate::cache_contract), and `calls` with those of
+/// [`store_calls_contract!`](crate::store_calls_contract). The second argument is the path of an
+/// async function from the name of the case to three handles of the store, each for a process of
+/// its own, on data that no other case uses.
 #[macro_export]
 macro_rules! store_contract {
     ($module:ident, $connect:path) => {
-        $crate::cache_contract!($module, async |case: &str| {
-            $connect(case).await.map($crate::testing::caches_on)
-        });
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+            $crate::cache_contract!(caches, async |case: &str| {
+                $connect(case).await.map($crate::testing::caches_on)
+            });
+            $crate::store_calls_contract!(calls, $connect);
+        }
+    };
+}
 
-        mod store_calls {
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn leases() {
-                let [one, other, _] = $connect("leases").await.expect("a store");
-                $crate::testing::leases(&one, &other).await.expect("the store failed");
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn versions() {
-                let [one, other, _] = $connect("versions").await.expect("a store");
-                $crate::testing::versions(&one, &other).await.expect("the store failed");
-            }
+/// Makes a module of tests, one for each case about single calls to a store. The arguments are
+/// those of [`store_contract!`](crate::store_contract).
+#[macro_export]
+macro_rules! store_calls_contract {
+    ($module:ident, $connect:path) => {
+        $crate::store_calls_contract! { @cases $module, $connect;
+            leases,
+            versions,
+            touches,
+            keys_are_distinct,
+            events_arrive_or_a_loss_is_reported,
+        }
+    };
+    (@cases $module:ident, $connect:path; $($case:ident),* $(,)?) => {
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    let [one, other, _] = $connect(stringify!($case)).await.expect("a store");
+                    $crate::testing::$case(&one, &other).await.expect("the case failed");
+                }
+            )*
         }
     };
 }
@@ -84,6 +110,8 @@ macro_rules! cache_contract {
     };
     (@cases $module:ident, $caches:expr; $($case:ident),* $(,)?) => {
         mod $module {
+            #[allow(unused_imports)]
+            use super::*;
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
@@ -158,11 +186,24 @@ pub async fn leases(one: &impl Store, other: &impl Store) -> Result {
     })
     .await?;
     assert!(!one.renew("short", 5, minute).await?, "a lease that has ended is not renewed");
-    one.set("kept briefly", b"x", Duration::from_millis(20)).await?;
-    eventually("the end of an entry", async || {
-        other.get("kept briefly").await.ok()?.is_none().then_some(())
-    })
-    .await
+    // Time has to pass: a look would take the lease.
+    assert!(one.begin("late", 7, Duration::from_millis(20)).await?.won);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!one.fill("late", 7, b"late", minute).await?, "a lease that has ended fills nothing");
+    assert_eq!(one.get("late").await?, None);
+    assert!(one.begin("released", 8, minute).await?.won);
+    one.release("released", 8).await?;
+    assert!(other.begin("released", 9, minute).await?.won, "a released lease is free");
+    one.set("set briefly", b"x", Duration::from_millis(20)).await?;
+    assert!(one.begin("filled briefly", 10, minute).await?.won);
+    assert!(one.fill("filled briefly", 10, b"x", Duration::from_millis(20)).await?);
+    for key in ["set briefly", "filled briefly"] {
+        eventually("the end of an entry", async || {
+            other.get(key).await.ok()?.is_none().then_some(())
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 /// Versions of a tag are later than all of its earlier versions, the latest position is kept, and
@@ -184,6 +225,116 @@ pub async fn versions(one: &impl Store, other: &impl Store) -> Result {
         assert_eq!(version.position.as_ref(), expected, "the latest position is kept");
         assert_eq!(one.version("tag").await?.0, version);
         last = version.at_us;
+    }
+    // Whatever the clocks of the processes say.
+    for n in 0..200 {
+        let at_us = if n % 2 == 0 {
+            one.invalidate("tag", None).await?.at_us
+        } else {
+            other.invalidate("tag", None).await?.at_us
+        };
+        assert!(at_us > last, "a version never goes back");
+        last = at_us;
+    }
+    // An entry may still have a version of a tag that the store has lost: the new one is later.
+    let (_, now_us) = one.version("tag").await?;
+    let (unknown, _) = other.version("never used before").await?;
+    assert!(unknown.at_us + 1_000_000 > now_us, "a new tag counts as invalidated just now");
+    Ok(())
+}
+
+/// A touch moves both end times of an entry that is fresh, and brings none back.
+///
+/// # Errors
+/// An error of the store under test.
+pub async fn touches(one: &impl Store, other: &impl Store) -> Result {
+    let minute = Duration::from_mins(1);
+    let now_us = one.version("clock").await?.1;
+    let at = |seconds: u64| now_us + seconds * 1_000_000;
+    let mut bytes = vec![0; 64];
+    bytes[0] = VERSION;
+    bytes[ENDS].copy_from_slice(&ends(at(60), at(60)));
+    one.set("touched", &bytes, Duration::from_secs(2)).await?;
+    let later = ends(at(3_600), at(7_200));
+    assert!(other.touch("touched", later, minute).await?, "a fresh entry is touched");
+    let touched = one.get("touched").await?.ok_or("the entry is gone")?;
+    assert_eq!(touched[ENDS], later);
+    assert_eq!((touched[0], &touched[ENDS.end..]), (VERSION, &bytes[ENDS.end..]), "nothing else");
+    assert!(!one.touch("never set", later, minute).await?);
+    assert_eq!(one.get("never set").await?, None);
+    one.set("removed", &bytes, minute).await?;
+    one.remove("removed").await?;
+    assert!(!other.touch("removed", later, minute).await?, "a removed entry stays so");
+    assert_eq!(one.get("removed").await?, None);
+    bytes[ENDS].copy_from_slice(&ends(now_us - 1, at(60)));
+    one.set("expired", &bytes, minute).await?;
+    assert!(!other.touch("expired", later, minute).await?, "an expired entry is not fresh");
+    // It is kept as long as the touch says.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert!(one.get("touched").await?.is_some());
+    Ok(())
+}
+
+/// Keys that differ have entries of their own, whatever their length, case and characters.
+///
+/// # Errors
+/// An error of the store under test.
+pub async fn keys_are_distinct(one: &impl Store, other: &impl Store) -> Result {
+    let minute = Duration::from_mins(1);
+    let long = "x".repeat(300);
+    let odd = ["Key", "kEY", "key", "key ", " key", "k:ey", "k{e}y", "ключ", "k\0ey", "k\ney", "*"];
+    let odd = odd.into_iter().map(str::to_owned);
+    let ends = (0..4).map(|n| format!("{long}{n}"));
+    let many = (0..6_000).map(|n| format!("key:{n}"));
+    let keys: Vec<String> = odd.chain(ends).chain(many).collect();
+    for keys in keys.chunks(100) {
+        let sets = keys.iter().map(|key| one.set(key, key.as_bytes(), minute));
+        for set in join_all(sets).await {
+            set?;
+        }
+    }
+    for keys in keys.chunks(100) {
+        for (key, found) in keys.iter().zip(join_all(keys.iter().map(|key| other.get(key))).await) {
+            assert!(found?.as_deref() == Some(key.as_bytes()), "another entry under `{key}`");
+        }
+    }
+    Ok(())
+}
+
+/// Every invalidation and change by another process arrives, or the store says that some were lost,
+/// however late the events are read.
+///
+/// # Errors
+/// An error of the store under test, or events that do not arrive within 10 s.
+pub async fn events_arrive_or_a_loss_is_reported(one: &impl Store, other: &impl Store) -> Result {
+    const COUNT: usize = 2_000;
+    let mut events = other.events();
+    let wait = Duration::from_secs(10);
+    let next = async |events: &mut BoxStream<'static, StoreEvent>| {
+        let event = tokio::time::timeout(wait, events.next()).await;
+        event.map_err(|_| "no event within 10 s")?.ok_or("the events have ended")
+    };
+    while next(&mut events).await? != StoreEvent::Restored {}
+    let names: Vec<String> = (0..COUNT).map(|n| format!("n{n}")).collect();
+    for names in names.chunks(100) {
+        for told in join_all(names.iter().map(|name| one.invalidate(name, None))).await {
+            told?;
+        }
+        for removed in join_all(names.iter().map(|name| one.remove(name))).await {
+            removed?;
+        }
+    }
+    let (mut tags, mut keys) = (HashSet::new(), HashSet::new());
+    while tags.len() < COUNT || keys.len() < COUNT {
+        match next(&mut events).await? {
+            StoreEvent::Invalidated(tag, version) => {
+                assert!(version.at_us > 0);
+                tags.insert(tag);
+            }
+            StoreEvent::Changed(key) => drop(keys.insert(key)),
+            StoreEvent::Lost => return Ok(()),
+            _ => {}
+        }
     }
     Ok(())
 }

@@ -4,10 +4,16 @@
 #![cfg(feature = "testing")]
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "redis")]
+use scale_cache::store_calls_contract;
 use scale_cache::{Config, cache_contract, store_contract};
 
 cache_contract!(one_level, crate::arrangements::one_level);
 store_contract!(three_nodes_in_memory, crate::arrangements::shared_memory);
+#[cfg(feature = "redis")]
+store_calls_contract!(redis_calls, crate::arrangements::redis_stores);
+#[cfg(feature = "redis")]
+store_calls_contract!(redis_cluster_calls, crate::arrangements::redis_cluster_stores);
 #[cfg(feature = "redis")]
 cache_contract!(redis, crate::arrangements::redis);
 #[cfg(feature = "redis")]
@@ -19,6 +25,8 @@ cache_contract!(redis_sentinel, crate::arrangements::redis_sentinel);
 mod arrangements {
     use anyhow::Result;
     use scale_cache::Cache;
+    #[cfg(feature = "redis")]
+    use scale_cache::store::RedisStore;
     use scale_cache::store::SharedMemory;
     #[cfg(feature = "redis")]
     use testkit::Shared;
@@ -43,6 +51,26 @@ mod arrangements {
             caches.push(patient.connect(app).await?);
         }
         Ok(caches)
+    }
+
+    #[cfg(feature = "redis")]
+    async fn three_stores(url: &str, app: &str) -> Result<[RedisStore; 3]> {
+        let store = async || -> Result<RedisStore> {
+            Ok(RedisStore::new(scale_redis::Redis::connect(url).await?, app))
+        };
+        Ok([store().await?, store().await?, store().await?])
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) async fn redis_stores(app: &str) -> Result<[RedisStore; 3]> {
+        static SERVER: Shared<testkit::Redis> = Shared::new();
+        three_stores(&SERVER.get(testkit::Redis::start).await?.url(), app).await
+    }
+
+    #[cfg(feature = "redis")]
+    pub(crate) async fn redis_cluster_stores(app: &str) -> Result<[RedisStore; 3]> {
+        static SERVER: Shared<testkit::RedisCluster> = Shared::new();
+        three_stores(&SERVER.get(testkit::RedisCluster::start).await?.url(), app).await
     }
 
     #[cfg(feature = "redis")]
