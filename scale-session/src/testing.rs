@@ -40,8 +40,12 @@ use http::{HeaderMap, StatusCode};
 
 use crate::devices::Device;
 use crate::error::Error;
+use crate::id::Id;
 use crate::layer::SessionLayer;
 use crate::session::Session;
+use crate::store::{
+    Destroyed, Handle, Lifetime, Owner, PendingChanges, Renewal, Standing, Succession,
+};
 
 /// Result of a case.
 pub type Result = std::result::Result<(), Box<dyn StdError + Send + Sync>>;
@@ -73,6 +77,8 @@ macro_rules! store_contract {
             devices_are_listed_and_ended($crate::Config::default()),
             a_request_under_way_restores_nothing($crate::Config::default()),
             sign_ins_race_with_a_revocation_of_all($crate::Config::default()),
+            nothing_is_written_to_a_session_that_is_gone($crate::Config::default()),
+            nothing_is_written_to_a_session_that_was_replaced($crate::Config::default()),
             an_idle_session_ends(
                 $crate::Config::default().idle_timeout($crate::testing::SHORT)
             ),
@@ -568,6 +574,110 @@ pub async fn sign_ins_race_with_a_revocation_of_all(layer: &SessionLayer) -> Res
     for cookie in &cookies {
         assert_eq!(is(layer, cookie).await, "nobody");
     }
+    Ok(())
+}
+
+/// A session created through the store itself, without a request.
+struct Raw {
+    id: Id,
+    handle: Handle,
+}
+
+impl Raw {
+    async fn create(layer: &SessionLayer, owner: Option<&str>) -> Outcome<Self> {
+        let id = Id::random(owner.map(Owner::of))?;
+        let lifetime = Lifetime { idle: MINUTE, absolute: 2 * MINUTE };
+        let handle = id.handle();
+        layer.store().create(&handle, &id.proof(), &change("a", b"1"), lifetime).await?;
+        Ok(Self { id, handle })
+    }
+}
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+fn change(field: &str, value: &[u8]) -> PendingChanges {
+    let mut changes = PendingChanges::default();
+    changes.set(field, Some(value.to_vec()));
+    changes
+}
+
+/// Performs every kind of write, and returns what each answered.
+async fn all_writes(layer: &SessionLayer, raw: &Raw) -> Outcome<Vec<String>> {
+    let (store, Raw { id, handle }) = (layer.store(), raw);
+    let next = id.rotated()?;
+    let successor = Id::random(handle.owner().copied())?;
+    let (next_handle, proof) = (successor.handle(), successor.proof());
+    let succession =
+        Succession { handle: &next_handle, proof: &proof, idle: MINUTE, grace: MINUTE };
+    let renewal = Some(Renewal { idle: MINUTE, grace: MINUTE });
+    let saved = store.save(handle, &change("a", b"2"), None).await?;
+    let renewed = store.save(handle, &change("b", b"2"), renewal).await?;
+    let swapped = store.swap(handle, "a", Some(b"1"), Some(b"3")).await?;
+    let rotated = store.rotate(handle, &id.proof(), &next.proof()).await?;
+    let mut answers = vec![
+        format!("{saved:?}"),
+        format!("{renewed:?}"),
+        format!("{swapped:?}"),
+        format!("{rotated:?}"),
+    ];
+    if handle.owner().is_some() {
+        let succeeded = store.succeed(handle, &succession, &change("a", b"4")).await?;
+        assert_eq!(store.load(&next_handle, None).await?, None, "no successor is made");
+        answers.push(format!("{succeeded:?}"));
+    }
+    if let Some(added) = store.add(handle, "n", 1).await? {
+        answers.push(added.map_or_else(|swapped| format!("{swapped:?}"), |n| n.to_string()));
+    }
+    Ok(answers)
+}
+
+/// Every write to a session that was revoked or destroyed, or that never existed, finds it gone,
+/// and creates nothing.
+pub async fn nothing_is_written_to_a_session_that_is_gone(layer: &SessionLayer) -> Result {
+    let store = layer.store();
+    let revoked = Raw::create(layer, Some("ann")).await?;
+    let kept = Raw::create(layer, Some("ann")).await?;
+    assert!(store.revoke(&Owner::of("ann"), Some(&kept.handle)).await?);
+    let destroyed = Raw::create(layer, None).await?;
+    assert_eq!(store.destroy(&destroyed.handle, Duration::ZERO).await?, Destroyed::Done);
+    let id = Id::random(Some(Owner::of("bob")))?;
+    let unknown = Raw { handle: id.handle(), id };
+    for (raw, what) in [(revoked, "revoked"), (destroyed, "destroyed"), (unknown, "unknown")] {
+        for answer in all_writes(layer, &raw).await? {
+            assert_eq!(answer, "Gone", "{what}");
+        }
+        assert_eq!(store.freeze(&raw.handle, &kept.handle, MINUTE).await?, None, "{what}");
+        let left = store.load(&raw.handle, None).await?;
+        let is_gone = left.is_none_or(|record| record.standing == Standing::Replaced);
+        assert!(is_gone, "{what}: a write has brought it back");
+    }
+    let record = store.load(&kept.handle, None).await?.ok_or("the kept session is gone")?;
+    assert_eq!(record.standing, Standing::Live);
+    Ok(())
+}
+
+/// A session that was replaced can be read for a while, and not written; a logout by its id leads
+/// to its successor.
+pub async fn nothing_is_written_to_a_session_that_was_replaced(layer: &SessionLayer) -> Result {
+    let store = layer.store();
+    let (old, next) =
+        (Raw::create(layer, Some("ann")).await?, Raw::create(layer, Some("ann")).await?);
+    let fields = store.freeze(&old.handle, &next.handle, MINUTE).await?.ok_or("it is gone")?;
+    assert_eq!(fields.get("a").map(Vec::as_slice), Some(&b"1"[..]), "its final content");
+    for answer in all_writes(layer, &old).await? {
+        assert_eq!(answer, "Frozen");
+    }
+    // Another sign-in of the same session at the same time continues it as well.
+    let other = Raw::create(layer, Some("ann")).await?;
+    assert_eq!(store.freeze(&old.handle, &other.handle, MINUTE).await?, Some(fields));
+    let record = store.load(&old.handle, Some(&old.id.proof())).await?.ok_or("it is gone")?;
+    assert_eq!(record.standing, Standing::Frozen);
+    assert_eq!(record.fields.get("a").map(Vec::as_slice), Some(&b"1"[..]));
+    assert_eq!(record.next, Some(next.handle));
+    let ended = store.destroy(&old.handle, MINUTE).await?;
+    assert_eq!(ended, Destroyed::Replaced(Some(next.handle)));
+    let record = store.load(&old.handle, None).await?.ok_or("it is forgotten")?;
+    assert_eq!(record.standing, Standing::Replaced);
     Ok(())
 }
 
