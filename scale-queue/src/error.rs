@@ -5,10 +5,7 @@
 #[non_exhaustive]
 pub enum Error {
     /// The address belongs to no store that is compiled in.
-    #[error(
-        "cannot use {0} as a queue store: expected memory or, with its feature, redis, \
-         postgres, mysql or sqlite"
-    )]
+    #[error("{0}")]
     Address(String),
     /// The store did not answer. The operation may or may not have happened: a job may have been
     /// pushed.
@@ -84,7 +81,14 @@ pub enum Error {
 impl Error {
     /// Creates an address error that contains only the scheme: the rest may contain a password.
     pub(crate) fn address(url: &str) -> Self {
-        Self::Address(scale_core::address::shown_scheme(url))
+        Self::unsupported(&scale_core::address::shown_scheme(url))
+    }
+
+    pub(crate) fn unsupported(address: &str) -> Self {
+        Self::Address(format!(
+            "cannot use {address} as a queue store: expected memory or, with its feature, redis, \
+             postgres, mysql or sqlite"
+        ))
     }
 
     pub(crate) fn store(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

@@ -7,10 +7,7 @@ use http::StatusCode;
 #[non_exhaustive]
 pub enum Error {
     /// The address names no store that is compiled in.
-    #[error(
-        "cannot use {0} as a session store: expected `memory:` or, \
-         with its feature, a Redis, Postgres, MySQL or SQLite address"
-    )]
+    #[error("{0}")]
     Address(String),
     /// The store did not answer, or refused.
     #[error("session store failed: {0}")]
@@ -85,6 +82,13 @@ impl Error {
     /// Returns the error for an unsupported address. It names the scheme alone, because the rest
     /// may contain a password.
     pub(crate) fn address(url: &str) -> Self {
-        Self::Address(scale_core::address::shown_scheme(url))
+        Self::unsupported(&scale_core::address::shown_scheme(url))
+    }
+
+    pub(crate) fn unsupported(address: &str) -> Self {
+        Self::Address(format!(
+            "cannot use {address} as a session store: expected `memory:` or, with its feature, a \
+             Redis, Postgres, MySQL or SQLite address"
+        ))
     }
 }

@@ -198,7 +198,8 @@ impl Sourced for crate::auth::Error {
 impl From<scale_sql::Error> for crate::Error {
     fn from(error: scale_sql::Error) -> Self {
         match error {
-            scale_sql::Error::Address(said) => Self::Address(said),
+            scale_sql::Error::Address(said) => Self::unsupported(&said),
+            scale_sql::Error::Syntax(_) => Self::Address(error.to_string()),
             scale_sql::Error::Setting(said) => Self::Setting(said),
             scale_sql::Error::Sql(error) => Self::Store(Box::new(error)),
             other => Self::Schema(Box::new(other)),
@@ -210,6 +211,9 @@ impl From<scale_sql::Error> for crate::Error {
 impl From<scale_sql::Error> for crate::auth::Error {
     fn from(error: scale_sql::Error) -> Self {
         match error {
+            scale_sql::Error::Syntax(_) => {
+                Self::Setting("the host, port or options of the database's address cannot be read")
+            }
             scale_sql::Error::Address(_) => Self::Setting(
                 "the address of the database is not supported, or its feature is not enabled",
             ),

@@ -198,7 +198,9 @@ impl<DB: Backend> Pools<DB> {
         // sqlx's error text may contain the password.
         let unreadable = || {
             Error::Address(format!(
-                "address of node {number} is invalid for the driver `{}`",
+                "the host, port or options of node {number} cannot be read by the driver `{}`: \
+                 expected scheme://user:password@host:port/database, with special characters of \
+                 the password percent-encoded",
                 DB::NAME
             ))
         };
@@ -206,6 +208,9 @@ impl<DB: Backend> Pools<DB> {
             Some(theirs) => options.connect_lazy_with(
                 theirs.of_driver.downcast_ref::<Options<DB>>().ok_or_else(unreadable)?.clone(),
             ),
+            None if dialect != Dialect::Sqlite && !at.url.contains("://") => {
+                return Err(unreadable());
+            }
             None => options.connect_lazy(&at.url).map_err(|_| unreadable())?,
         };
         Ok(Node::new(number, pool, liveness, asked, at.weight))
@@ -230,9 +235,50 @@ fn wrong<DB: Backend>(at: Option<&Replica>) -> Error {
         .map(|(scheme, _)| scheme.chars().take(20).collect::<String>());
     match scheme.filter(|scheme| !scheme.is_empty()) {
         Some(scheme) => Error::Address(format!(
-            "scheme `{scheme}` is not of the driver `{}`, or of another system than the first node",
+            "scheme `{scheme}` does not belong to the driver `{}`, or the other nodes have another",
             DB::NAME
         )),
         None => Error::Address("no scheme in the address".into()),
+    }
+}
+
+#[cfg(all(test, feature = "postgres"))]
+mod tests {
+    use super::*;
+    use crate::cluster::primary::Election;
+    use sqlx::Postgres;
+
+    /// Between two probe rounds a stale primary would be written to, at an address that is known.
+    #[tokio::test]
+    async fn the_pool_of_a_stale_primary_hands_out_no_connection() -> anyhow::Result<()> {
+        let server = testkit::Postgres::start(0).await?;
+        let config = Config::new(server.node(0).url());
+        let all = [Replica::new(server.node(0).url())];
+        let pools = Pools::<Postgres>::new(&all, None, None)?;
+        let nodes = pools.listed(&config, &all, true)?;
+        pools.tracker.accept(&Election::Primary { number: 0, timeline: 1, rivals: Vec::new() });
+        drop(nodes[0].pool().acquire().await?);
+        nodes[0].pool().close().await;
+        // Another node was promoted.
+        pools.tracker.accept(&Election::Primary { number: 1, timeline: 2, rivals: Vec::new() });
+        let nodes = pools.listed(&config, &all, true)?;
+        let error = nodes[0].pool().acquire().await.unwrap_err();
+        assert!(
+            matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::Configuration(_)),
+            "{error}"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn an_address_is_read_whole_or_not_at_all() {
+        for url in ["postgres:u:secret@h", "postgres://u:secret@h:zz/x", "postgres://u:sec#ret@h/x"]
+        {
+            let all = [Replica::new(url)];
+            let made = Pools::<Postgres>::new(&all, None, None)
+                .and_then(|pools| pools.listed(&Config::new(url), &all, true));
+            let error = made.unwrap_err().to_string();
+            assert!(error.contains("percent-encoded") && !error.contains("sec"), "{error}");
+        }
     }
 }

@@ -72,7 +72,15 @@ impl std::str::FromStr for Address {
             let port = if has_port { String::new() } else { format!(":{port}") };
             // The client's error text may contain the password, so it is replaced.
             format!("{security}://{at}{host}{port}/{database}").into_connection_info().map_err(
-                |_| Error::Address(format!("invalid host `{host}` or database `{database}`")),
+                |_| {
+                    // Without an `@`, the host may be a password.
+                    let shown = if at.is_empty() { String::new() } else { format!(" `{host}`") };
+                    Error::Address(format!(
+                        "host{shown}, port, database or password cannot be read: expected \
+                     {scheme}://user:password@host:port/database, with special characters of the \
+                     password percent-encoded"
+                    ))
+                },
             )
         };
         let all = |port, credentials, database| {

@@ -116,13 +116,15 @@ impl Database {
     /// file is created, unless the address has a `mode`.
     ///
     /// # Errors
-    /// [`Error::Address`] for an invalid address.
+    /// [`Error::Address`] for an unsupported address, [`Error::Syntax`] for one that cannot be read.
     #[allow(clippy::unused_async, reason = "a pool is made inside a runtime")]
     pub async fn connect(url: &str, options: &Options) -> Result<Self, Error> {
         let system = System::of(url).ok_or_else(|| Error::address(url))?;
+        if system != System::Sqlite && !url.contains("://") {
+            return Err(Error::syntax(url));
+        }
         // sqlx's error text may contain the password.
-        let pool = own_pool(system, url, options)
-            .map_err(|_| Error::Address("an address with invalid syntax".into()))?;
+        let pool = own_pool(system, url, options).map_err(|_| Error::syntax(url))?;
         Ok(Self::new(pool, options, true))
     }
 

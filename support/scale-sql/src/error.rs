@@ -12,6 +12,14 @@ pub enum Error {
          enabled"
     )]
     Address(String),
+    /// The address is of a supported system, and a part of it cannot be read. Contains only the
+    /// scheme: the driver's reason may contain the password.
+    #[error(
+        "the host, port or options of the {0} address cannot be read: expected \
+         scheme://user:password@host:port/database, with special characters of the password \
+         percent-encoded"
+    )]
+    Syntax(String),
     /// A setting is invalid.
     #[error("{0}")]
     Setting(&'static str),
@@ -67,6 +75,10 @@ impl Error {
     /// Creates an address error that contains only the scheme: the rest may contain a password.
     pub(crate) fn address(url: &str) -> Self {
         Self::Address(scale_core::address::shown_scheme(url))
+    }
+
+    pub(crate) fn syntax(url: &str) -> Self {
+        Self::Syntax(scale_core::address::shown_scheme(url))
     }
 }
 

@@ -126,7 +126,8 @@ fn failed(error: sqlx::Error) -> Error {
 impl From<scale_sql::Error> for Error {
     fn from(error: scale_sql::Error) -> Self {
         match error {
-            scale_sql::Error::Address(said) => Self::Address(said),
+            scale_sql::Error::Address(said) => Self::unsupported(&said),
+            scale_sql::Error::Syntax(_) => Self::Address(error.to_string()),
             scale_sql::Error::Sql(error) => Self::store(error),
             other => Self::Schema(Box::new(other)),
         }
