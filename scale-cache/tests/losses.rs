@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use scale_cache::store::{RedisStore, Store};
 use scale_cache::{Cache, Options, Reach, Space};
 use testkit::{Proxy, Redis, RedisSentinel, eventually};
 
@@ -278,4 +279,18 @@ async fn a_fail_back_brings_nothing_back() -> Result<()> {
     a.promote().await?;
     proxy.heal();
     nobody_has_it(&[&cache], &url, "fail-back").await
+}
+
+/// The server's clock went back: its next version of a tag is still later than the last one.
+#[tokio::test]
+async fn a_clock_that_went_back_makes_no_version_earlier() -> Result<()> {
+    let server = Redis::start().await?;
+    let store = RedisStore::new(scale_redis::Redis::connect(&server.url()).await?, "test");
+    let (first, _) = store.version("t").await?;
+    // As if the version had been made an hour later.
+    let later = first.at_us + 3_600_000_000;
+    server.command(&["SET", "test:cache:tag:t", &later.to_string()]).await?;
+    assert_eq!(store.invalidate("t", None).await?.at_us, later + 1);
+    assert_eq!(store.version("t").await?.0.at_us, later + 1);
+    Ok(())
 }
