@@ -83,9 +83,9 @@ impl Default for Flights {
 /// Loads that the current task is a part of, the innermost first. None of them may wait for another
 /// one of them.
 #[derive(Clone)]
-pub(crate) struct Chain(Arc<Subscription>);
+pub(crate) struct Chain(Arc<ChainLink>);
 
-struct Subscription {
+struct ChainLink {
     /// Address of the flights: two caches may have the same key.
     flights: usize,
     key: Arc<str>,
@@ -105,14 +105,14 @@ pub(crate) fn chain() -> Option<Chain> {
 pub(crate) async fn within<F: Future>(chains: Vec<Chain>, task: F) -> F::Output {
     let mut merged: Option<Chain> = None;
     for chain in &chains {
-        let mut subscription = Some(chain);
-        while let Some(Chain(one)) = subscription {
-            merged = Some(Chain(Arc::new(Subscription {
+        let mut link = Some(chain);
+        while let Some(Chain(one)) = link {
+            merged = Some(Chain(Arc::new(ChainLink {
                 flights: one.flights,
                 key: Arc::clone(&one.key),
                 outer: merged,
             })));
-            subscription = one.outer.as_ref();
+            link = one.outer.as_ref();
         }
     }
     match merged {
@@ -153,14 +153,14 @@ impl Flights {
     {
         let outer = LOADING.try_with(Clone::clone).ok();
         let mut waits = outer.as_ref();
-        while let Some(Chain(subscription)) = waits {
-            if subscription.key == *key && subscription.flights == Arc::as_ptr(self).addr() {
+        while let Some(Chain(link)) = waits {
+            if link.key == *key && link.flights == Arc::as_ptr(self).addr() {
                 // A key without a space is reported as its caller wrote it.
                 return Err(Error::Cycle(
                     key.strip_prefix(':').map_or_else(|| Arc::clone(key), Arc::from),
                 ));
             }
-            waits = subscription.outer.as_ref();
+            waits = link.outer.as_ref();
         }
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let began = terms.number;
@@ -181,7 +181,7 @@ impl Flights {
         // The entry is removed however the task ends, also if it never starts because its runtime
         // has ended.
         let entry = FlightEntry { flights: Arc::clone(self), key: Arc::clone(key), number };
-        let chain = Chain(Arc::new(Subscription {
+        let chain = Chain(Arc::new(ChainLink {
             flights: Arc::as_ptr(self).addr(),
             key: Arc::clone(key),
             outer,

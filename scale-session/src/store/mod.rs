@@ -315,8 +315,8 @@ pub trait Store: Send + Sync + std::fmt::Debug + 'static {
 
     /// [Freezes](Standing::Frozen) the session for `grace`, in favour of `next`, and returns its
     /// final content. After `grace` the session is known as [replaced](Standing::Replaced) for an
-    /// hour. Returns `None` if there is no such session, or if it is known as replaced already. Of a
-    /// session that is frozen, returns the content again, and the first `next` stays.
+    /// hour. Returns `None` if there is no such session, or if it is known as replaced already. Of
+    /// a frozen session, returns the content again, and the first `next` stays.
     async fn freeze(
         &self,
         handle: &Handle,

@@ -8,10 +8,10 @@
 //! | --- | --- | --- |
 //! | [`cache_tags`] | versions before the load; versions compared; versions forgotten with a lost subscription | `scale-cache/src/core/load_task.rs`, `policy/versions.rs`, `core/events.rs` |
 //! | [`cache_keys`] | pending before fence; fence checked when a value is kept | `core/invalidation.rs`, `core/lookup.rs`, `policy/fences.rs` |
-//! | [`queue_leases`] | acknowledgements fenced by the lease; leases renewed or reclaimed | `scale-queue/src/store/*`, `worker/engine` |
-//! | [`queue_wake_ups`] | listed as idle before the look; a wake-up that cannot be used is passed on | `scale-queue/src/store/sql/mod.rs`, `worker/engine/mod.rs` |
-//! | [`session`] | writes only to a session that is there; revocation compared at each load and write | `scale-session/src/store/*`, `store/save.lua`, `store/load.lua` |
-//! | [`limit_leases`] | units leave the bucket before they are lent; leases end | `scale-limit/src/lease.rs`, `store/charge.lua` |
+//! | [`queue_leases`] | acknowledgements fenced by the lease; jobs of an expired lease reclaimed; jobs kept while leased | `scale-queue/src/store/*`, `worker/engine` |
+//! | [`queue_wake_ups`] | listed as idle before the look; a wake-up that cannot be used is passed on | `scale-queue/src/store/sql/mod.rs`, `worker/engine/wake_ups.rs` |
+//! | [`session`] | writes only to a session that is there and not replaced; revocation compared at each load and write; old proofs end | `scale-session/src/store/*`, `store/save.lua`, `store/load.lua` |
+//! | [`limit_leases`] | units leave the bucket before they are lent; leases end; a unit returns to its own lease | `scale-limit/src/lease.rs`, `store/charge.lua` |
 
 use std::hash::Hash;
 

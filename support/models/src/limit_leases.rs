@@ -13,10 +13,13 @@ const QUOTA: u8 = 3;
 const LOT: u8 = 2;
 /// Duration of a lease, in ticks.
 const LEASE: u8 = 1;
+/// Numbers of leases are counted up to this one, and then again.
+const LEASES: u8 = 4;
 /// Number of ticks that are explored.
 const TIME: u8 = 3;
 
 /// The protocol, with its rules.
+#[expect(clippy::struct_excessive_bools, reason = "each rule is switched off alone")]
 #[derive(Clone, Debug)]
 pub struct Leases {
     /// Units leave the bucket before they are lent, not when they are spent.
@@ -25,11 +28,14 @@ pub struct Leases {
     pub lost_is_lost: bool,
     /// Units are not spent once their lease is over.
     pub leases_end: bool,
+    /// A unit that was spent for a request which another policy denies returns to its own lease
+    /// alone.
+    pub returns_to_its_lease: bool,
 }
 
 impl Default for Leases {
     fn default() -> Self {
-        Self { taken_first: true, lost_is_lost: true, leases_end: true }
+        Self { taken_first: true, lost_is_lost: true, leases_end: true, returns_to_its_lease: true }
     }
 }
 
@@ -51,6 +57,12 @@ struct Process {
     answer: Option<(u8, u8)>,
     units: u8,
     until: u8,
+    /// Number of the lease.
+    lease: u8,
+    /// Lease of the unit of a request that waits for another policy.
+    waiting: Option<u8>,
+    /// Units in hand that are of an earlier lease.
+    foreign: u8,
 }
 
 /// A step.
@@ -64,6 +76,10 @@ pub enum Action {
     Lose(usize),
     /// Admits a request with a unit in hand.
     Spend(usize),
+    /// Spends a unit for a request that waits for another policy.
+    Wait(usize),
+    /// The other policy denies: the unit is returned.
+    Return(usize),
     /// Advances the time.
     Tick,
 }
@@ -92,6 +108,12 @@ impl Model for Leases {
             }
             if process.units > 0 {
                 actions.push(Action::Spend(n));
+                if process.waiting.is_none() {
+                    actions.push(Action::Wait(n));
+                }
+            }
+            if process.waiting.is_some() {
+                actions.push(Action::Return(n));
             }
         }
     }
@@ -113,6 +135,26 @@ impl Model for Leases {
                 let (units, taken) = process.answer.take()?;
                 // The lease begins when the units were taken, however late the answer is.
                 (process.units, process.until) = (units, taken + LEASE);
+                process.lease = (process.lease + 1) % LEASES;
+                process.foreign = 0;
+            }
+            Action::Wait(n) => {
+                let process = &mut state.processes[n];
+                if now > process.until {
+                    return None;
+                }
+                process.units -= 1;
+                process.waiting = Some(process.lease);
+            }
+            Action::Return(n) => {
+                let process = &mut state.processes[n];
+                let lease = process.waiting.take()?;
+                if lease == process.lease {
+                    process.units += 1;
+                } else if !self.returns_to_its_lease {
+                    process.units += 1;
+                    process.foreign += 1;
+                }
             }
             Action::Lose(n) => {
                 state.losses += 1;
@@ -131,7 +173,7 @@ impl Model for Leases {
                 }
                 process.units -= 1;
                 state.spent += 1;
-                state.late |= is_over;
+                state.late |= is_over || process.foreign > process.units;
                 if !self.taken_first {
                     state.bucket = state.bucket.saturating_sub(1);
                 }
@@ -166,5 +208,6 @@ mod tests {
         explore(Leases { taken_first: false, ..all() }).unwrap_err();
         explore(Leases { lost_is_lost: false, ..all() }).unwrap_err();
         explore(Leases { leases_end: false, ..all() }).unwrap_err();
+        explore(Leases { returns_to_its_lease: false, ..all() }).unwrap_err();
     }
 }

@@ -1,13 +1,14 @@
 //! Sessions: an ended session does not come back, whatever happens to it at the same time.
 //!
-//! One user with one session, which may be rotated to a second place; one slow request that has
-//! loaded the session and writes later; one client that keeps an old proof.
+//! One user with one session, which may be rotated or replaced by one at a second place; one slow
+//! request that has loaded the session and writes later; one client that keeps an old proof.
 
 use stateright::{Model, Property};
 
 const PLACES: usize = 2;
 
 /// The protocol, with its rules.
+#[expect(clippy::struct_excessive_bools, reason = "each rule is switched off alone")]
 #[derive(Clone, Debug)]
 pub struct Sessions {
     /// A write changes only an existing session, and creates none.
@@ -17,11 +18,21 @@ pub struct Sessions {
     pub revokes_by_number: bool,
     /// A proof from before the last rotation is valid for a limited time only.
     pub proofs_end: bool,
+    /// A write compares the number, as a load does.
+    pub writes_compare: bool,
+    /// A replaced session can be read and not written.
+    pub replaced_is_frozen: bool,
 }
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self { writes_conditionally: true, revokes_by_number: true, proofs_end: true }
+        Self {
+            writes_conditionally: true,
+            revokes_by_number: true,
+            proofs_end: true,
+            writes_compare: true,
+            replaced_is_frozen: true,
+        }
     }
 }
 
@@ -43,6 +54,8 @@ pub struct State {
     grace_over: bool,
     /// True if a request was accepted that had to be rejected.
     broken: bool,
+    /// True if a write was stored in a session that was ended or replaced: it is lost.
+    lost: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +63,8 @@ struct Session {
     number: u8,
     /// True if the proof from before the last rotation is accepted.
     takes_old: bool,
+    /// True if another session continues this one.
+    is_replaced: bool,
 }
 
 /// A step.
@@ -61,6 +76,8 @@ pub enum Action {
     Write,
     /// The session is rotated or replaced, and continues at the other place.
     Rotate,
+    /// The session is continued by one at the other place, as at a sign-in.
+    Replace,
     /// The old proof is no longer accepted.
     EndGrace,
     /// A request with the old proof.
@@ -86,7 +103,7 @@ impl Model for Sessions {
 
     fn init_states(&self) -> Vec<State> {
         vec![State {
-            sessions: [Some(Session { number: 1, takes_old: false }), None],
+            sessions: [Some(Session { number: 1, takes_old: false, is_replaced: false }), None],
             revoked: 0,
             listed: None,
             has_ended: false,
@@ -94,6 +111,7 @@ impl Model for Sessions {
             has_rotated: false,
             grace_over: false,
             broken: false,
+            lost: false,
         }]
     }
 
@@ -110,6 +128,7 @@ impl Model for Sessions {
         }
         if !state.has_rotated && state.sessions[0].is_some() {
             actions.push(Action::Rotate);
+            actions.push(Action::Replace);
         }
         if state.has_rotated && !state.grace_over {
             actions.push(Action::EndGrace);
@@ -135,14 +154,30 @@ impl Model for Sessions {
             }
             Action::Write => {
                 let place = state.loaded.take()?;
-                if !self.writes_conditionally && state.sessions[place].is_none() {
-                    let number = state.revoked + 1;
-                    state.sessions[place] = Some(Session { number, takes_old: false });
+                match state.sessions[place] {
+                    Some(session) => {
+                        let is_over = session.number <= state.revoked;
+                        let is_refused = (is_over && self.writes_compare)
+                            || (session.is_replaced && self.replaced_is_frozen);
+                        state.lost |= !is_refused && (is_over || session.is_replaced);
+                    }
+                    None if !self.writes_conditionally => {
+                        let number = state.revoked + 1;
+                        let new = Session { number, takes_old: false, is_replaced: false };
+                        state.sessions[place] = Some(new);
+                    }
+                    None => {}
                 }
             }
             Action::Rotate => {
                 let session = self.stands(&state, 0)?;
                 state.sessions = [None, Some(Session { takes_old: true, ..session })];
+                state.has_rotated = true;
+            }
+            Action::Replace => {
+                let session = self.stands(&state, 0)?;
+                let old = Session { is_replaced: true, ..session };
+                state.sessions = [Some(old), Some(session)];
                 state.has_rotated = true;
             }
             Action::EndGrace => {
@@ -172,9 +207,12 @@ impl Model for Sessions {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        vec![Property::always("nobody gets in by an ended session or proof", |_, state: &State| {
-            !state.broken
-        })]
+        vec![
+            Property::always("nobody gets in by an ended session or proof", |_, state: &State| {
+                !state.broken
+            }),
+            Property::always("no write is lost without an error", |_, state: &State| !state.lost),
+        ]
     }
 }
 
@@ -194,5 +232,7 @@ mod tests {
         explore(Sessions { writes_conditionally: false, ..all() }).unwrap_err();
         explore(Sessions { revokes_by_number: false, ..all() }).unwrap_err();
         explore(Sessions { proofs_end: false, ..all() }).unwrap_err();
+        explore(Sessions { writes_compare: false, ..all() }).unwrap_err();
+        explore(Sessions { replaced_is_frozen: false, ..all() }).unwrap_err();
     }
 }

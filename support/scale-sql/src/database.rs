@@ -116,7 +116,8 @@ impl Database {
     /// file is created, unless the address has a `mode`.
     ///
     /// # Errors
-    /// [`Error::Address`] for an unsupported address, [`Error::Syntax`] for one that cannot be read.
+    /// [`Error::Address`] for an unsupported address; [`Error::Syntax`] for one that is not
+    /// readable.
     #[allow(clippy::unused_async, reason = "a pool is made inside a runtime")]
     pub async fn connect(url: &str, options: &Options) -> Result<Self, Error> {
         let system = System::of(url).ok_or_else(|| Error::address(url))?;
