@@ -21,7 +21,9 @@ use scale_redis::Keys;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
-use super::coalesce::{ChargeKind, Coalescer, Group, Mode, Send, Sent};
+use scale_core::coalesce::Coalescer;
+
+use super::coalesce::{ChargeKind, Charges, Group, Mode, Send, Sent, rule};
 use super::permits::{HOLD, PermitStore, Places};
 use super::{Charge, Charged, Settle, Store};
 use crate::algorithm::{NEVER, Rule, Ruling};
@@ -39,7 +41,7 @@ const AT_ONCE: usize = 32;
 
 pub(crate) struct Redis {
     keys: Keys,
-    gather: Arc<Coalescer<Caller>>,
+    gather: Arc<Coalescer<Charges<Caller>>>,
 }
 
 /// Caller of the script.
@@ -344,11 +346,11 @@ impl Redis {
             release: Script::new(include_str!("release.lua")),
         });
         let caller = Caller { server, charge: Script::new(include_str!("charge.lua")), places };
-        Self { keys: Keys::new(app, "limit"), gather: Coalescer::new(caller) }
+        Self { keys: Keys::new(app, "limit"), gather: Coalescer::new(Charges(caller)) }
     }
 
     fn server(&self) -> &scale_redis::Redis {
-        &self.gather.sender().server
+        &self.gather.calls().0.server
     }
 
     fn key(&self, charge: &Charge<'_>) -> String {
@@ -435,7 +437,7 @@ impl Redis {
 
 /// Makes a call for each group, several at once; returns the rulings on each group.
 async fn apart(
-    gather: &Coalescer<Caller>,
+    gather: &Coalescer<Charges<Caller>>,
     groups: &[Group],
     at_once: usize,
     store_timeout: Duration,
@@ -446,12 +448,13 @@ async fn apart(
 
 /// Makes a call for one group.
 async fn alone(
-    gather: &Coalescer<Caller>,
+    gather: &Coalescer<Charges<Caller>>,
     group: &[Group],
     store_timeout: Duration,
 ) -> Result<Charged, Error> {
     gather
-        .call(group, store_timeout)
+        .calls()
+        .make(group, store_timeout)
         .await?
         .pop()
         .ok_or_else(|| Error::Store("the script's reply is empty".into()))
@@ -459,7 +462,7 @@ async fn alone(
 
 /// Returns the rulings on each group, in the order of its charges, and the permits granted.
 async fn all_or_none(
-    gather: Arc<Coalescer<Caller>>,
+    gather: Arc<Coalescer<Charges<Caller>>>,
     groups: Vec<Group>,
     at_once: usize,
     store_timeout: Duration,
@@ -529,7 +532,7 @@ impl Store for Redis {
         } else if self.server().is_cluster() || charges.len() > PORTION {
             self.in_portions(charges, store_timeout).await
         } else {
-            self.gather.rule(self.group(charges, None), store_timeout).await
+            rule(&self.gather, self.group(charges, None), store_timeout).await
         }
     }
 
@@ -546,7 +549,7 @@ impl Store for Redis {
                 settled?;
             }
         } else if !charges.is_empty() {
-            self.gather.rule(self.group(charges, Some(how)), store_timeout).await?;
+            rule(&self.gather, self.group(charges, Some(how)), store_timeout).await?;
         }
         Ok(())
     }

@@ -13,10 +13,12 @@ pub(crate) mod push;
 
 use std::sync::Arc;
 
+use scale_core::coalesce::Coalescer;
+
 use crate::builder::QueueBuilder;
 use crate::encryption::PayloadEncryption;
 use crate::error::Error;
-use crate::push::coalesce::Gather;
+use crate::push::coalesce::Pushes;
 use crate::store::{MemoryStore, Store};
 
 /// Handle of all queues of one application. Cloning costs a few reference counts.
@@ -38,7 +40,7 @@ use crate::store::{MemoryStore, Store};
 #[derive(Clone, Debug)]
 pub struct Queue {
     store: Arc<dyn Store>,
-    gather: Arc<Gather>,
+    pushes: Arc<Coalescer<Pushes>>,
     carry: Option<Carry>,
     encryption: Option<PayloadEncryption>,
 }
@@ -56,7 +58,7 @@ impl Queue {
     /// Creates a handle of queues in the given store.
     pub fn new(store: impl Store) -> Self {
         let store: Arc<dyn Store> = Arc::new(store);
-        Self { gather: Gather::new(Arc::clone(&store)), store, carry: None, encryption: None }
+        Self { pushes: Pushes::to(Arc::clone(&store)), store, carry: None, encryption: None }
     }
 
     /// Creates a handle of queues in the memory of this process; jobs are lost when it ends.

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::format::{Body, Envelope, Extra, MAX_SIZE};
 use crate::job::{Job, JobId};
-use crate::push::{Push, Pushed, Terms};
+use crate::push::{Push, Pushed, Terms, coalesce};
 use crate::queue::{Queue, checked};
 use crate::store::Entry;
 
@@ -133,7 +133,7 @@ impl Queue {
         id: JobId,
         entry: Entry,
     ) -> Result<Pushed, Error> {
-        let holder = self.gather.push(checked(queue)?, entry).await?;
+        let holder = coalesce::push(&self.pushes, checked(queue)?, entry).await?;
         let pushed = verdict(id, holder);
         count_pushed(queue, usize::from(pushed.is_new));
         Ok(pushed)

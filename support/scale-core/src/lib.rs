@@ -3,4 +3,6 @@
 pub mod address;
 pub mod circuit_breaker;
 pub mod clock;
+#[cfg(feature = "coalesce")]
+pub mod coalesce;
 pub mod cookies;
