@@ -122,7 +122,7 @@ impl Cache {
             breaker: CircuitBreaker::new(BREAKER),
             started: Instant::now(),
             store_timeout: config.store_timeout,
-            told_within: if config.replicas > 0 {
+            invalidation_timeout: if config.replicas > 0 {
                 config.store_timeout.saturating_add(config.replicas_within)
             } else {
                 config.store_timeout

@@ -24,7 +24,7 @@ use crate::cluster::node::Node;
 use crate::cluster::role::Role;
 use crate::db::Db;
 use crate::log::Log;
-use crate::retry::{Attempt, Patience, Transient};
+use crate::retry::{Attempt, RetryBudget, Transient};
 
 /// Table that stores the progress of named walks.
 const TABLE: &str = "scale_db_walks";
@@ -216,7 +216,7 @@ impl<'a, DB: Backend> Chunked<'a, DB> {
         while walk.next.is_some() {
             self.db.caught_up(self.max_lag).await;
             let start = Instant::now();
-            let mut patience = Patience::default();
+            let mut patience = RetryBudget::default();
             let more = loop {
                 match self.chunk(&mut walk, &mut work).await {
                     Ok(more) => break more,

@@ -33,19 +33,19 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// Event that ends waiting for a node before the time limit.
 #[derive(Clone, Copy, Debug)]
-enum Patience {
+enum EndsEarly {
     /// The node is found down.
     UntilDown,
     /// Another node has become the primary.
     UntilDeposed,
-    Endless,
+    Never,
 }
 
 /// Limit on waiting for one answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     limit: Option<Duration>,
-    patience: Patience,
+    ends_early: EndsEarly,
 }
 
 impl<DB: Backend> Cluster<DB> {
@@ -54,27 +54,27 @@ impl<DB: Backend> Cluster<DB> {
         let timeout = self.config.statement_timeout;
         let limit =
             (self.dialect != Dialect::Sqlite && !timeout.is_zero()).then(|| timeout + GRACE);
-        let patience =
-            if self.dialect == Dialect::Sqlite { Patience::Endless } else { Patience::UntilDown };
-        Deadline { limit, patience }
+        let ends_early =
+            if self.dialect == Dialect::Sqlite { EndsEarly::Never } else { EndsEarly::UntilDown };
+        Deadline { limit, ends_early }
     }
 }
 
 impl Deadline {
     /// Returns the limit for writes, which must not be repeated.
     pub(crate) fn for_write(self) -> Self {
-        match self.patience {
-            Patience::Endless => self,
-            _ => Self { patience: Patience::UntilDeposed, ..self },
+        match self.ends_early {
+            EndsEarly::Never => self,
+            _ => Self { ends_early: EndsEarly::UntilDeposed, ..self },
         }
     }
 
     async fn passes<DB: Database>(self, node: &Node<DB>) -> io::Error {
         let lost = async {
-            match self.patience {
-                Patience::UntilDown => node.lost().await,
-                Patience::UntilDeposed => node.deposed().await,
-                Patience::Endless => std::future::pending().await,
+            match self.ends_early {
+                EndsEarly::UntilDown => node.lost().await,
+                EndsEarly::UntilDeposed => node.deposed().await,
+                EndsEarly::Never => std::future::pending().await,
             }
         };
         let late = async {

@@ -26,7 +26,7 @@ type Answer<V> = Result<Option<V>, Arc<sqlx::Error>>;
 /// Maximum number of keys in one query.
 const BATCH: usize = 1_000;
 /// Time for which the first look-up of a batch waits for others.
-const PATIENCE: Duration = Duration::from_micros(500);
+const COLLECT_FOR: Duration = Duration::from_micros(500);
 
 /// Collects look-ups into batches. Cloning costs one reference count; clones share their batches.
 ///
@@ -147,14 +147,14 @@ where
     }
 
     async fn run(self) {
-        tokio::time::sleep(PATIENCE).await;
+        tokio::time::sleep(COLLECT_FOR).await;
         let (batch, scopes) = {
             let mut state = self.0.state.lock();
             state.gathering = false;
             state.flying += 1;
             (std::mem::take(&mut state.waiting), std::mem::take(&mut state.scopes))
         };
-        let landed = Landed(Arc::clone(&self.0));
+        let landed = RunningBatch(Arc::clone(&self.0));
         if scopes.is_empty() {
             self.fetch(batch).await;
         } else {
@@ -188,9 +188,9 @@ where
 }
 
 /// Guard that counts a batch as running until dropped, however it ends.
-struct Landed<K, V>(Arc<Inner<K, V>>);
+struct RunningBatch<K, V>(Arc<Inner<K, V>>);
 
-impl<K, V> Drop for Landed<K, V> {
+impl<K, V> Drop for RunningBatch<K, V> {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
         state.flying -= 1;

@@ -81,18 +81,18 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Remaining attempts of a transaction.
-pub(crate) struct Patience {
+pub(crate) struct RetryBudget {
     attempts: u32,
     bound: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryBudget {
     fn default() -> Self {
         Self { attempts: ATTEMPTS, bound: FIRST_PAUSE }
     }
 }
 
-impl Patience {
+impl RetryBudget {
     /// Waits before another attempt and returns `true`, or returns `false` if the error must be
     /// returned.
     pub(crate) async fn again(&mut self, error: &impl Transient) -> bool {
@@ -193,7 +193,7 @@ impl<DB: Backend> Db<DB> {
         R: Future<Output = Result<T, E>>,
         E: From<Error> + Transient,
     {
-        let mut patience = Patience::default();
+        let mut patience = RetryBudget::default();
         loop {
             let (attempt, home) = Attempt::lend(self.begin().await?);
             let result = work(attempt).await;

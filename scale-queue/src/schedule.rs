@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::error::Error;
 use crate::job::Job;
 use crate::limit::bounded_key;
-use crate::push::Terms;
+use crate::push::PushOptions;
 use crate::queue::Queue;
 use crate::registry::{self, Kind, ScheduleStatus};
 use crate::store::Entry;
@@ -211,8 +211,8 @@ impl Scheduler {
         job: impl Fn() -> J + Send + Sync + 'static,
     ) -> Self {
         let make: Make = Arc::new(move |queue| {
-            let (_, entry) =
-                queue.entry(&job(), Terms { unique_for: REMEMBERED, ..Terms::default() })?;
+            let (_, entry) = queue
+                .entry(&job(), PushOptions { unique_for: REMEMBERED, ..PushOptions::default() })?;
             Ok((J::QUEUE, entry))
         });
         let about = ScheduleStatus {

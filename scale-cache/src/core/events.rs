@@ -208,7 +208,7 @@ async fn listen(listening: Listening, mut news: BoxStream<'static, StoreEvent>) 
 
 /// Repairs what the store has lost, until nothing is missing.
 async fn make_whole(examining: Examining) {
-    let mut told: Option<Told> = None;
+    let mut told: Option<Repeated> = None;
     loop {
         let Some(core) = examining.0.upgrade() else { return };
         let Some(store) = core.l2.clone() else { return };
@@ -240,7 +240,7 @@ async fn make_whole(examining: Examining) {
                 } else {
                     let is_complete = replay_journal(&core, since_us.unwrap_or_default()).await
                         && since_us.is_some();
-                    *told.insert(Told { incarnation, at: since_boot(), is_complete })
+                    *told.insert(Repeated { incarnation, at: since_boot(), is_complete })
                 };
                 let waited = since_boot().saturating_sub(told.at);
                 // A process with a complete journal settles the loss; if there is none, everything
@@ -267,7 +267,7 @@ async fn make_whole(examining: Examining) {
 
 /// State of a repair: all invalidations that this process knows have been repeated.
 #[derive(Clone, Copy)]
-struct Told {
+struct Repeated {
     /// Server that received them.
     incarnation: u64,
     at: Duration,

@@ -93,7 +93,7 @@ pub(crate) fn spawn_replay(core: Arc<Core>) {
     }
     tokio::spawn(async move {
         let mut pause = Duration::ZERO;
-        let mut turn = Turn { core, is_over: false };
+        let mut turn = ReplayTask { core, is_over: false };
         let core = Arc::clone(&turn.core);
         loop {
             let (tags, keys) = core.pending.portion(TOLD_AT_ONCE);
@@ -121,12 +121,12 @@ pub(crate) fn spawn_replay(core: Arc<Core>) {
 }
 
 /// Replay task. One runs at a time; if it ends early with its runtime, another one may start.
-struct Turn {
+struct ReplayTask {
     core: Arc<Core>,
     is_over: bool,
 }
 
-impl Drop for Turn {
+impl Drop for ReplayTask {
     fn drop(&mut self) {
         if !self.is_over {
             self.core.pending.give_up();

@@ -49,7 +49,7 @@ impl Core {
     /// Sends an invalidation to the second level, with the longer time-out that its replicas may
     /// need.
     pub(crate) async fn tell<T>(&self, word: impl Future<Output = Result<T, Error>>) -> Option<T> {
-        self.ask_within(self.told_within, word).await
+        self.ask_within(self.invalidation_timeout, word).await
     }
 
     async fn ask_within<T>(

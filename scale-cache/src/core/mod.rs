@@ -53,7 +53,7 @@ pub(crate) struct Core {
     pub(crate) started: Instant,
     pub(crate) store_timeout: Duration,
     /// Time-out for sending an invalidation to the store.
-    pub(crate) told_within: Duration,
+    pub(crate) invalidation_timeout: Duration,
     /// `true` if the store's `get` enforces the time-out itself.
     pub(crate) gets_in_time: bool,
     pub(crate) compress_over: usize,

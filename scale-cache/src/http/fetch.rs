@@ -17,12 +17,12 @@ use tower_service::Service;
 
 use super::body::{HttpCacheBody, Part};
 use super::fill::{AtOnce, Filled, Filling};
-use super::flight::{Flight, Landed};
-use super::freshness::{Freshness, Wishes, has_validator, judge};
+use super::flight::{Flight, FlightResult};
+use super::freshness::{Freshness, RequestFacts, has_validator, judge};
 use super::references::tags_of;
 use super::request_head::RequestHead;
 use super::state::ServiceState;
-use super::status::{Forwarded, Told};
+use super::status::{CacheStatus, Forwarded};
 use super::stored::{
     Page, Stored, accepts_coding, selecting, spare_body, strip_conditions, strip_connection,
     strip_preconditions, varies_by,
@@ -40,11 +40,11 @@ const LONGEST_FILL: Duration = Duration::from_mins(1);
 /// Result of a fetch.
 pub(super) enum Fetched<B: Body> {
     /// A page, valid for this client at least.
-    Page(Arc<Page>, Told),
+    Page(Arc<Page>, CacheStatus),
     /// A stored page, because the origin failed.
     Stale(Arc<Page>),
     /// A response as it came from the origin.
-    Passed(Response<HttpCacheBody<B>>, Told),
+    Passed(Response<HttpCacheBody<B>>, CacheStatus),
 }
 
 /// A request to the origin in progress.
@@ -85,7 +85,7 @@ impl ServiceState {
             Seat::Shared(page, status) => {
                 return Ok(Fetched::Page(
                     page,
-                    Told::Forwarded { why, status, stored: true, collapsed: true },
+                    CacheStatus::Forwarded { why, status, stored: true, collapsed: true },
                 ));
             }
         };
@@ -107,7 +107,7 @@ impl ServiceState {
         *response.status_mut() = status;
         Ok(Fetched::Passed(
             response,
-            Told::Forwarded { why, status, stored: false, collapsed: false },
+            CacheStatus::Forwarded { why, status, stored: false, collapsed: false },
         ))
     }
 
@@ -117,7 +117,7 @@ impl ServiceState {
         let alone = Seat::Own(None);
         // Requests with credentials are never shared, nor are requests whose response must not be
         // stored.
-        if asked.wishes.authorized || asked.wishes.directives.has("no-store") {
+        if asked.facts.authorized || asked.facts.directives.has("no-store") {
             return alone;
         }
         let vary =
@@ -132,7 +132,7 @@ impl ServiceState {
         let came = versions.number();
         loop {
             if shared.passes.contains_key(&asked.url)
-                || (asked.wishes.cookies && shared.personal.contains_key(&asked.url))
+                || (asked.facts.cookies && shared.personal.contains_key(&asked.url))
             {
                 return alone;
             }
@@ -151,7 +151,7 @@ impl ServiceState {
             // only if its page is still current.
             let is_good = began >= came || landed.is_current();
             match landed {
-                Landed::Page(page, _) if is_good => {
+                FlightResult::Page(page, _) if is_good => {
                     let Page::Response(stored) = &*page else { return alone };
                     let status = stored.status();
                     if stored.answers(&asked.headers) {
@@ -166,10 +166,13 @@ impl ServiceState {
                     name = self.key(&asked.url, &Self::selected(&names, &asked.headers)).into();
                 }
                 // The page is outdated: one of the waiting requests fetches again, for all of them.
-                Landed::Page(..) => {}
-                Landed::Personal if !asked.wishes.cookies => {}
-                Landed::Odd(odd) if *odd != *selecting(&asked.headers, "accept-encoding") => {}
-                Landed::Personal | Landed::Odd(_) | Landed::Nothing => return alone,
+                FlightResult::Page(..) => {}
+                FlightResult::Personal if !asked.facts.cookies => {}
+                FlightResult::Odd(odd) if *odd != *selecting(&asked.headers, "accept-encoding") => {
+                }
+                FlightResult::Personal | FlightResult::Odd(_) | FlightResult::Nothing => {
+                    return alone;
+                }
             }
         }
     }
@@ -199,7 +202,7 @@ impl ServiceState {
             Ok(answer) => answer,
             Err(error) => {
                 let fetched = usable(self.now()).map(Fetched::Stale).ok_or(error);
-                return trip.ends(fetched, Landed::Nothing);
+                return trip.ends(fetched, FlightResult::Nothing);
             }
         };
         let now = self.now();
@@ -211,7 +214,7 @@ impl ServiceState {
         if matches!(head.status.as_u16(), 500 | 502 | 503 | 504)
             && let Some(old) = usable(now)
         {
-            return trip.ends(Ok(Fetched::Stale(old)), Landed::Nothing);
+            return trip.ends(Ok(Fetched::Stale(old)), FlightResult::Nothing);
         }
         if head.status == StatusCode::NOT_MODIFIED
             && let Some(stored) = stored
@@ -219,11 +222,11 @@ impl ServiceState {
             // Judged like a full response, by the updated fields. The stored page is for all
             // clients, whatever cookies this request had; other fields of the 304 are for this
             // client only.
-            let wishes = Wishes { cookies: false, ..asked.wishes.clone() };
-            let judged = |wishes: &Wishes, fresh: &Stored| {
+            let facts = RequestFacts { cookies: false, ..asked.facts.clone() };
+            let judged = |facts: &RequestFacts, fresh: &Stored| {
                 judge(
                     self.settings.rules,
-                    wishes,
+                    facts,
                     fresh.status(),
                     fresh.headers(),
                     trip.sent_at,
@@ -234,11 +237,11 @@ impl ServiceState {
             let whole = stored.freshened(head.headers.clone(), true);
             let mut own = whole.withholds().then(|| whole.clone());
             let mut fresh = whole.for_all();
-            if judged(&asked.wishes, &fresh).is_none() && !sets_cookies {
+            if judged(&asked.facts, &fresh).is_none() && !sets_cookies {
                 let of_all = stored.freshened(head.headers, false).for_all();
                 own = Some(std::mem::replace(&mut fresh, of_all));
             }
-            let freshness = judged(&wishes, &fresh);
+            let freshness = judged(&facts, &fresh);
             let keep = freshness.is_some();
             fresh.freshness = freshness.unwrap_or_default();
             let own = own.map(|mut own| {
@@ -248,30 +251,33 @@ impl ServiceState {
             let page = Arc::new(Page::Response(fresh));
             let stamps = if keep { self.store(&trip.noted, asked, &page).await } else { None };
             let told = trip.told(StatusCode::NOT_MODIFIED, stamps.is_some());
-            let landed =
-                if keep { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
+            let landed = if keep {
+                FlightResult::Page(Arc::clone(&page), stamps)
+            } else {
+                FlightResult::Nothing
+            };
             return trip.ends(Ok(Fetched::Page(own.unwrap_or(page), told)), landed);
         }
         if head.status == StatusCode::NOT_MODIFIED {
             // The answer to the client's own condition says nothing about the page.
-            return trip.passes(head, HttpCacheBody::stream(body), Landed::Nothing);
+            return trip.passes(head, HttpCacheBody::stream(body), FlightResult::Nothing);
         }
         match self.verdict(asked, &head, trip.sent_at, now) {
             Verdict::Store(freshness) => self.fill(trip, head, body, freshness).await,
             Verdict::Personal => {
-                let alone = asked.wishes.authorized || asked.wishes.directives.has("no-store");
-                if asked.wishes.cookies && !alone {
+                let alone = asked.facts.authorized || asked.facts.directives.has("no-store");
+                if asked.facts.cookies && !alone {
                     self.shared.personal.insert(Arc::clone(&asked.url), ());
                 }
-                trip.passes(head, HttpCacheBody::stream(body), Landed::Personal);
+                trip.passes(head, HttpCacheBody::stream(body), FlightResult::Personal);
             }
             Verdict::Odd => {
                 let odd = selecting(&asked.headers, "accept-encoding");
-                trip.passes(head, HttpCacheBody::stream(body), Landed::Odd(odd.into()));
+                trip.passes(head, HttpCacheBody::stream(body), FlightResult::Odd(odd.into()));
             }
             Verdict::Pass => {
                 self.shared.passes.insert(Arc::clone(&asked.url), ());
-                trip.passes(head, HttpCacheBody::stream(body), Landed::Nothing);
+                trip.passes(head, HttpCacheBody::stream(body), FlightResult::Nothing);
             }
         }
     }
@@ -294,12 +300,12 @@ impl ServiceState {
         {
             return Verdict::Odd;
         }
-        let judged = |wishes: &Wishes| {
-            judge(self.settings.rules, wishes, head.status, &head.headers, sent_at, now)
+        let judged = |facts: &RequestFacts| {
+            judge(self.settings.rules, facts, head.status, &head.headers, sent_at, now)
         };
-        match judged(&asked.wishes) {
+        match judged(&asked.facts) {
             Some(freshness) => Verdict::Store(freshness),
-            None if judged(&Wishes::default()).is_some() => Verdict::Personal,
+            None if judged(&RequestFacts::default()).is_some() => Verdict::Personal,
             None => Verdict::Pass,
         }
     }
@@ -313,7 +319,7 @@ impl ServiceState {
             AtOnce::Whole(bytes) => return self.filled(trip, head, bytes, freshness).await,
             AtOnce::NotToBeStored(body) => {
                 self.shared.passes.insert(Arc::clone(&trip.asked.url), ());
-                return trip.passes(head, body, Landed::Nothing);
+                return trip.passes(head, body, FlightResult::Nothing);
             }
             AtOnce::More(filling) => filling,
         };
@@ -370,13 +376,13 @@ impl ServiceState {
                 let stored = Stored::new(head.status, head.headers, bytes, freshness, vary);
                 let page = Arc::new(Page::Response(stored.for_all()));
                 let stamps = self.store(&noted, &asked, &page).await;
-                Landed::Page(page, stamps)
+                FlightResult::Page(page, stamps)
             }
             Filled::TooLarge => {
                 self.shared.passes.insert(Arc::clone(&asked.url), ());
-                Landed::Nothing
+                FlightResult::Nothing
             }
-            Filled::Whole(_) | Filled::Failed => Landed::Nothing,
+            Filled::Whole(_) | Filled::Failed => FlightResult::Nothing,
         };
         land(landed);
         // The client's body ends only now: then its next request finds the page stored.
@@ -401,8 +407,11 @@ impl ServiceState {
         let stamps =
             if is_whole { self.store(&trip.noted, &trip.asked, &page).await } else { None };
         let told = trip.told(head.status, stamps.is_some());
-        let landed =
-            if is_whole { Landed::Page(Arc::clone(&page), stamps) } else { Landed::Nothing };
+        let landed = if is_whole {
+            FlightResult::Page(Arc::clone(&page), stamps)
+        } else {
+            FlightResult::Nothing
+        };
         trip.ends(Ok(Fetched::Page(own.unwrap_or(page), told)), landed);
     }
 
@@ -449,12 +458,12 @@ enum Verdict {
 }
 
 impl<B: Body, E> Trip<B, E> {
-    fn told(&self, status: StatusCode, stored: bool) -> Told {
-        Told::Forwarded { why: self.why, status, stored, collapsed: false }
+    fn told(&self, status: StatusCode, stored: bool) -> CacheStatus {
+        CacheStatus::Forwarded { why: self.why, status, stored, collapsed: false }
     }
 
     /// Sends the response to the client, and its result to the waiting requests.
-    fn ends(self, fetched: Result<Fetched<B>, E>, landed: Landed) {
+    fn ends(self, fetched: Result<Fetched<B>, E>, landed: FlightResult) {
         if let Some(flight) = self.flight {
             flight.land(landed);
         }
@@ -462,7 +471,7 @@ impl<B: Body, E> Trip<B, E> {
     }
 
     /// Sends a response that is not stored.
-    fn passes(self, mut head: Parts, body: HttpCacheBody<B>, landed: Landed)
+    fn passes(self, mut head: Parts, body: HttpCacheBody<B>, landed: FlightResult)
     where
         B: Body<Data = Bytes>,
     {

@@ -13,7 +13,7 @@ use crate::policy::versions::{Agreement, Stamps};
 
 /// Result of a fetch for the requests that waited for it.
 #[derive(Clone)]
-pub(super) enum Landed {
+pub(super) enum FlightResult {
     /// A page for all clients, and the versions of its tags if it was stored: if not, one of its
     /// tags was invalidated during the fetch.
     Page(Arc<Page>, Option<Stamps>),
@@ -25,7 +25,7 @@ pub(super) enum Landed {
     Nothing,
 }
 
-impl Landed {
+impl FlightResult {
     /// Returns whether no tag of the page was invalidated since its fetch began.
     pub(super) fn is_current(&self) -> bool {
         matches!(self, Self::Page(_, Some(stamps)) if stamps.agree() == Agreement::Same)
@@ -39,7 +39,7 @@ pub(super) struct Flights(Mutex<HashMap<Arc<str>, Waiting>>);
 /// A fetch that another request has started.
 #[derive(Clone)]
 pub(super) struct Waiting {
-    landed: watch::Receiver<Option<Landed>>,
+    landed: watch::Receiver<Option<FlightResult>>,
     /// Number of the last invalidation when the fetch began.
     pub(super) began: u64,
     pub(super) at: Instant,
@@ -47,10 +47,10 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// Waits for the result.
-    pub(super) async fn landed(mut self) -> Landed {
+    pub(super) async fn landed(mut self) -> FlightResult {
         // A fetch that ends without a result leaves nothing.
         let landed = self.landed.wait_for(Option::is_some).await;
-        landed.ok().and_then(|landed| landed.clone()).unwrap_or(Landed::Nothing)
+        landed.ok().and_then(|landed| landed.clone()).unwrap_or(FlightResult::Nothing)
     }
 }
 
@@ -77,13 +77,13 @@ impl Flights {
 pub(super) struct Flight {
     flights: Arc<Flights>,
     name: Arc<str>,
-    announce: watch::Sender<Option<Landed>>,
+    announce: watch::Sender<Option<FlightResult>>,
     is_over: bool,
 }
 
 impl Flight {
     /// Sends the result to the waiting requests; later requests start a new fetch.
-    pub(super) fn land(mut self, landed: Landed) {
+    pub(super) fn land(mut self, landed: FlightResult) {
         self.leave();
         self.announce.send_replace(Some(landed));
     }

@@ -24,13 +24,13 @@ pub(super) struct Rules {
 
 /// Cache directives of a request.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Wishes {
+pub(super) struct RequestFacts {
     pub(super) directives: Directives,
     pub(super) authorized: bool,
     pub(super) cookies: bool,
 }
 
-impl Wishes {
+impl RequestFacts {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let mut directives = Directives::of(headers, &CACHE_CONTROL);
         if !headers.contains_key(CACHE_CONTROL) && Directives::of(headers, &PRAGMA).has("no-cache")
@@ -87,15 +87,15 @@ impl Freshness {
         self.lifetime.min(FOREVER) as i64 - self.age(now).min(FOREVER * 2) as i64
     }
 
-    pub(super) fn for_request(&self, wishes: &Directives, now: u64) -> Use {
+    pub(super) fn for_request(&self, facts: &Directives, now: u64) -> Use {
         let (age, left) = (self.age(now), self.left(now));
         if self.always_validate
-            || wishes.has("no-cache")
-            || wishes.seconds("max-age").is_some_and(|most| age > most || most == 0)
+            || facts.has("no-cache")
+            || facts.seconds("max-age").is_some_and(|most| age > most || most == 0)
         {
             return Use::Validate;
         }
-        if let Some(least) = wishes.seconds("min-fresh")
+        if let Some(least) = facts.seconds("min-fresh")
             && left < least as i64
         {
             return Use::Validate;
@@ -106,10 +106,10 @@ impl Freshness {
         if self.must_revalidate {
             return Use::Validate;
         }
-        let most = if wishes.has_unlimited("max-stale") {
+        let most = if facts.has_unlimited("max-stale") {
             Some(FOREVER)
         } else {
-            wishes.seconds("max-stale")
+            facts.seconds("max-stale")
         };
         if most.is_some_and(|most| -left <= most as i64) {
             return Use::Fresh;
@@ -148,14 +148,14 @@ pub(crate) fn judge_any(bytes: &[u8]) {
     let now = 1_790_000_000_000;
     for name in [CACHE_CONTROL, CDN_CACHE_CONTROL.clone(), EXPIRES, PRAGMA, DATE, AGE] {
         let headers: HeaderMap = [(name.clone(), value.clone())].into_iter().collect();
-        let wishes = Wishes::of(&headers);
+        let facts = RequestFacts::of(&headers);
         for as_the_standard_permits in [false, true] {
             let rules = Rules { as_the_standard_permits };
-            let judged = judge(rules, &Wishes::default(), StatusCode::OK, &headers, now, now);
+            let judged = judge(rules, &RequestFacts::default(), StatusCode::OK, &headers, now, now);
             if let Some(freshness) = judged {
                 let forbidden = bytes.eq_ignore_ascii_case(b"no-store");
                 assert!(!forbidden || name != CACHE_CONTROL, "stored in spite of no-store");
-                freshness.for_request(&wishes.directives, now + 1_000);
+                freshness.for_request(&facts.directives, now + 1_000);
                 freshness.serves_errors(now + 1_000);
                 freshness.left(now);
                 freshness.kept(true);
@@ -168,7 +168,7 @@ pub(crate) fn judge_any(bytes: &[u8]) {
 /// in ms since 1970.
 pub(super) fn judge(
     rules: Rules,
-    wishes: &Wishes,
+    facts: &RequestFacts,
     status: StatusCode,
     headers: &HeaderMap,
     asked: u64,
@@ -183,7 +183,7 @@ pub(super) fn judge(
         || (must_understand && !understood)
         || (said.has("no-store") && !must_understand)
         || said.has("private")
-        || wishes.directives.has("no-store")
+        || facts.directives.has("no-store")
         || status == StatusCode::PARTIAL_CONTENT
         || status == StatusCode::NOT_MODIFIED
         || varies_without_bound(headers)
@@ -192,7 +192,7 @@ pub(super) fn judge(
         return None;
     }
     let shared = said.has("public") || said.has("s-maxage");
-    if wishes.authorized && !shared && !said.has("must-revalidate") {
+    if facts.authorized && !shared && !said.has("must-revalidate") {
         return None;
     }
     // A cookie is for one client, whatever else the response says.
@@ -201,7 +201,7 @@ pub(super) fn judge(
     }
     // A response that may depend on the client's cookies is for all clients only if the origin says
     // so.
-    if !rules.as_the_standard_permits && wishes.cookies && !shared {
+    if !rules.as_the_standard_permits && facts.cookies && !shared {
         return None;
     }
     let date = date_of(headers, &DATE).unwrap_or(received);
@@ -325,9 +325,9 @@ mod tests {
             }
             headers
         };
-        let (wishes, headers) = (Wishes::of(&map(request)), map(response));
+        let (facts, headers) = (RequestFacts::of(&map(request)), map(response));
         let status = StatusCode::from_u16(status).unwrap();
-        judge(Rules { as_the_standard_permits: permits }, &wishes, status, &headers, NOW, NOW)
+        judge(Rules { as_the_standard_permits: permits }, &facts, status, &headers, NOW, NOW)
     }
 
     #[test]
@@ -452,7 +452,7 @@ mod tests {
         let at = |seconds: u64, wish: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(CACHE_CONTROL, wish.parse().unwrap());
-            freshness.for_request(&Wishes::of(&headers).directives, NOW + seconds * 1_000)
+            freshness.for_request(&RequestFacts::of(&headers).directives, NOW + seconds * 1_000)
         };
         for (seconds, wish, expected) in [
             (10, "", Use::Fresh),

@@ -7,7 +7,7 @@ use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 use super::address::Address;
-use super::freshness::Wishes;
+use super::freshness::RequestFacts;
 
 /// A request, without its body.
 #[derive(Clone)]
@@ -17,7 +17,7 @@ pub(super) struct RequestHead {
     version: Version,
     pub(super) headers: HeaderMap,
     extensions: Extensions,
-    pub(super) wishes: Wishes,
+    pub(super) facts: RequestFacts,
     /// Address of the request, unless it is ambiguous.
     pub(super) address: Option<Address>,
     /// Storage key; empty for requests whose responses must not be stored.
@@ -39,9 +39,12 @@ impl RequestHead {
         let Parts { method, uri, version, headers, extensions, .. } = parts;
         let length = headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
         let has_body = may_have_body || length || headers.contains_key(TRANSFER_ENCODING);
-        let wishes =
-            if obey { Wishes::of(&headers) } else { Wishes::of(&without_wishes(&headers)) };
-        Self { method, uri, version, headers, extensions, wishes, address, url, has_body }
+        let facts = if obey {
+            RequestFacts::of(&headers)
+        } else {
+            RequestFacts::of(&without_wishes(&headers))
+        };
+        Self { method, uri, version, headers, extensions, facts, address, url, has_body }
     }
 
     pub(super) fn request<B>(&self, body: B) -> Request<B> {

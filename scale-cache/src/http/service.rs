@@ -19,7 +19,7 @@ use super::freshness::Use;
 use super::references::resolved;
 use super::request_head::RequestHead;
 use super::state::{OriginalUri, ServiceState};
-use super::status::{Forwarded, Told};
+use super::status::{CacheStatus, Forwarded};
 use super::stored::Page;
 
 /// Service of [`HttpCacheLayer`](super::HttpCacheLayer).
@@ -122,7 +122,7 @@ impl ServiceState {
         if let Some(page) = &found
             && let Page::Response(stored) = &**page
         {
-            let usable = stored.freshness.for_request(&asked.wishes.directives, now);
+            let usable = stored.freshness.for_request(&asked.facts.directives, now);
             if usable != Use::Validate {
                 // At most one refresh per second, for any number of requests.
                 let is_due =
@@ -142,17 +142,17 @@ impl ServiceState {
                 return Ok(self.answer(
                     &asked,
                     page,
-                    Told::Hit { left: stored.freshness.left(now) },
+                    CacheStatus::Hit { left: stored.freshness.left(now) },
                     true,
                 ));
             }
             why =
                 if stored.freshness.left(now) > 0 { Forwarded::Request } else { Forwarded::Stale };
         }
-        if asked.wishes.directives.has("only-if-cached") {
+        if asked.facts.directives.has("only-if-cached") {
             let mut response = Response::new(HttpCacheBody::whole(Bytes::new()));
             *response.status_mut() = StatusCode::GATEWAY_TIMEOUT;
-            Told::OnlyIfCached.add(response.headers_mut());
+            CacheStatus::OnlyIfCached.add(response.headers_mut());
             return Ok(response);
         }
         // A part or the head of a page that is not stored is requested from the origin.
@@ -164,8 +164,8 @@ impl ServiceState {
             Fetched::Page(page, told) => {
                 let from_store = matches!(
                     told,
-                    Told::Forwarded { collapsed: true, .. }
-                        | Told::Forwarded { status: StatusCode::NOT_MODIFIED, .. }
+                    CacheStatus::Forwarded { collapsed: true, .. }
+                        | CacheStatus::Forwarded { status: StatusCode::NOT_MODIFIED, .. }
                 );
                 self.answer(&asked, &page, told, from_store)
             }
@@ -174,7 +174,7 @@ impl ServiceState {
                     Page::Response(stored) => stored.freshness.left(self.now()),
                     Page::Varies(_) => 0,
                 };
-                self.answer(&asked, &page, Told::Error { left }, true)
+                self.answer(&asked, &page, CacheStatus::Error { left }, true)
             }
             Fetched::Passed(mut response, told) => {
                 told.add(response.headers_mut());
@@ -188,7 +188,7 @@ impl ServiceState {
         &self,
         asked: &RequestHead,
         page: &Page,
-        told: Told,
+        told: CacheStatus,
         from_store: bool,
     ) -> Response<HttpCacheBody<B>> {
         let Page::Response(stored) = page else {
@@ -215,7 +215,7 @@ impl ServiceState {
     {
         let mut response = called(inner, asked.request(body)).await?.map(HttpCacheBody::stream);
         let status = response.status();
-        Told::Forwarded { why, status, stored: false, collapsed: false }
+        CacheStatus::Forwarded { why, status, stored: false, collapsed: false }
             .add(response.headers_mut());
         Ok(response)
     }

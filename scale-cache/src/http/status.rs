@@ -18,7 +18,7 @@ pub(super) enum Forwarded {
 
 /// Outcome of a request.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Told {
+pub(super) enum CacheStatus {
     /// A hit; with the seconds until the page is stale.
     Hit {
         left: i64,
@@ -37,7 +37,7 @@ pub(super) enum Told {
     OnlyIfCached,
 }
 
-impl Told {
+impl CacheStatus {
     pub(super) fn add(self, headers: &mut HeaderMap) {
         let text = match self {
             Self::Hit { left } => format!("scale; hit; ttl={left}"),

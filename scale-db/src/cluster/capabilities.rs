@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use sqlx::SqlSafeStr;
 
 use crate::backend::Backend;
-use crate::cluster::node::Asked;
+use crate::cluster::node::ProbeState;
 use crate::cluster::role::Role;
 use crate::dialect::{Dialect, Probe};
 use crate::log::Log;
@@ -26,7 +26,7 @@ fn is_denied(dialect: Dialect, error: &sqlx::Error) -> bool {
 pub(crate) async fn ask<DB: Backend>(
     dialect: Dialect,
     connection: &mut DB::Connection,
-    asked: &Mutex<Asked>,
+    asked: &Mutex<ProbeState>,
 ) -> Result<Probe, sqlx::Error> {
     let probes = dialect.probes();
     let mut number = asked.lock().probe;

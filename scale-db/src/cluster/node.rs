@@ -36,7 +36,7 @@ pub struct NodeStatus {
 
 /// State of a node's probes.
 #[derive(Debug, Default)]
-pub(crate) struct Asked {
+pub(crate) struct ProbeState {
     pub(crate) probe: usize,
     started: Option<String>,
     timeline: u64,
@@ -79,7 +79,7 @@ pub(crate) struct Node<DB: Database> {
     lag_ms: AtomicU64,
     /// Index of the probe that the node answers, and the highest timeline seen since the node
     /// started.
-    pub(crate) asked: Arc<Mutex<Asked>>,
+    pub(crate) asked: Arc<Mutex<ProbeState>>,
     /// Wakes tasks that wait for an answer of the node when it is found down.
     lost: Notify,
     /// True if another node has become the primary instead.
@@ -104,7 +104,7 @@ impl<DB: Database> Node<DB> {
         number: usize,
         pool: Pool<DB>,
         liveness: Liveness,
-        asked: Arc<Mutex<Asked>>,
+        asked: Arc<Mutex<ProbeState>>,
         weight: f64,
     ) -> Self {
         Self {

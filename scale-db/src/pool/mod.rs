@@ -11,7 +11,7 @@ use sqlx::pool::{PoolConnectionMetadata, PoolOptions};
 
 use crate::backend::Backend;
 use crate::cluster::capabilities;
-use crate::cluster::node::{Asked, Node};
+use crate::cluster::node::{Node, ProbeState};
 use crate::cluster::primary::PrimaryTracker;
 use crate::config::Config;
 use crate::dialect::Dialect;
@@ -146,7 +146,7 @@ impl<DB: Backend> Pools<DB> {
         let connections = at.max_connections.unwrap_or(config.max_connections).max(1);
         let greeting = dialect.greeting(reader, config.statement_timeout, config.lock_timeout);
         let (tracker, liveness, asked) =
-            (Arc::clone(&self.tracker), Liveness::default(), Arc::<Mutex<Asked>>::default());
+            (Arc::clone(&self.tracker), Liveness::default(), Arc::<Mutex<ProbeState>>::default());
         let (doubted, left, told, own) =
             (liveness.clone(), liveness.clone(), Arc::clone(&asked), self.after_connect.clone());
         let patience = config.acquire_timeout;

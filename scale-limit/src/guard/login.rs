@@ -225,7 +225,7 @@ impl LoginGuard {
             (*length, policies(name, &format!("v6-{length}"), quotas))
         };
         Self {
-            limiter: limiter.store_timeout(PATIENCE),
+            limiter: limiter.store_timeout(STORE_TIMEOUT),
             pair: policies(name, "pair", &limits.pair),
             address: policies(name, "address", &limits.address),
             networks: limits.networks.iter().map(network).collect(),
@@ -310,7 +310,7 @@ impl Pending<'_> {
 }
 
 /// Time-out for the limit store.
-pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const STORE_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(super) fn policies(name: &str, kind: &str, quotas: &[(u32, Duration)]) -> Vec<Policy> {
     let policy = |(most, period): &(u32, Duration)| {

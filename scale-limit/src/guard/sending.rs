@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::login::{Counted, PATIENCE, TooMany, policies, too_many, wider};
+use super::login::{Counted, STORE_TIMEOUT, TooMany, policies, too_many, wider};
 use super::names::normalise;
 use crate::limiter::Limiter;
 use crate::policy::Policy;
@@ -48,7 +48,7 @@ impl SendGuard {
             )
         };
         Self {
-            limiter: limiter.store_timeout(PATIENCE),
+            limiter: limiter.store_timeout(STORE_TIMEOUT),
             account: policies(name, "account", &[(3, HOUR), (10, DAY)]),
             address: policies(name, "address", &[(10, HOUR), (50, DAY)]),
             networks: vec![network(56, 2), network(48, 4)],

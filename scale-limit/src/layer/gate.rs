@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Response;
 use smallvec::SmallVec;
 
-use super::headers::{self, Headers, Telling};
+use super::headers::{self, HeaderOptions, Headers};
 use super::refusal::Refusal;
 use super::settle::ResponseActions;
 use super::throttle::{Plain, PlannedCharge, PlannedCharges, Throttle};
@@ -28,7 +28,7 @@ pub(super) struct Gate {
     pub(super) throttles: Vec<Throttle>,
     pub(super) lists: AccessLists,
     pub(super) jitter: f64,
-    pub(super) telling: Telling,
+    pub(super) header_options: HeaderOptions,
     /// `true` if requests get their [`Limits`] as an extension.
     pub(super) extension: bool,
     pub(super) respond: Option<Arc<Respond>>,
@@ -66,7 +66,9 @@ impl Gate {
         match &self.throttles[..] {
             [throttle] => match throttle.plain() {
                 Some(plain)
-                    if !self.extension && !self.telling.old && !self.telling.partition_keys =>
+                    if !self.extension
+                        && !self.header_options.old
+                        && !self.header_options.partition_keys =>
                 {
                     self.judge_one(throttle, plain, head)
                 }
@@ -104,7 +106,7 @@ impl Gate {
         let charge = Charge::stored(policy, key, name, throttle.cost_of(head));
         match self.limiter.rule_at_once(&charge) {
             Some((_, ruling)) if charge.admits(&ruling) => {
-                let headers = if self.telling.quiet {
+                let headers = if self.header_options.quiet {
                     Headers::None
                 } else {
                     Headers::one(words, &charge, &ruling)
@@ -230,6 +232,6 @@ impl Gate {
     ) -> Response<Bytes> {
         let own = self.respond.as_ref().map(|respond| respond(refusal, head));
         let key = |number, policy: &str| self.partition_key(planned, number, policy);
-        headers::refusal(refusal, own, head, self.jitter, self.telling, &key)
+        headers::refusal(refusal, own, head, self.jitter, self.header_options, &key)
     }
 }

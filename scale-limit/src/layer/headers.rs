@@ -47,7 +47,7 @@ type Text = SmallVec<[u8; 96]>;
 pub(super) enum Headers {
     #[default]
     None,
-    One(Standing),
+    One(QuotaState),
     All(Box<All>),
 }
 
@@ -61,7 +61,7 @@ pub(super) struct All {
 
 /// Settings for the reported headers.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Telling {
+pub(super) struct HeaderOptions {
     /// `true` if admitted requests get no `RateLimit` headers.
     pub(super) quiet: bool,
     /// `true` if the older headers are added.
@@ -75,7 +75,7 @@ pub(super) struct Telling {
 pub(super) type KeyOf<'k> = &'k dyn Fn((usize, usize), &str) -> Option<String>;
 
 /// State of the only policy, as reported to a client.
-pub(super) struct Standing {
+pub(super) struct QuotaState {
     words: &'static Words,
     remaining: u32,
     /// Time to wait, in seconds.
@@ -147,9 +147,9 @@ impl Words {
 }
 
 impl All {
-    fn of(outcomes: &[Outcome], telling: Telling, key: KeyOf<'_>) -> Self {
-        let values = told(outcomes, if telling.partition_keys { key } else { &|_, _| None });
-        Self { values, old: old(outcomes).filter(|_| telling.old) }
+    fn of(outcomes: &[Outcome], header_options: HeaderOptions, key: KeyOf<'_>) -> Self {
+        let values = told(outcomes, if header_options.partition_keys { key } else { &|_, _| None });
+        Self { values, old: old(outcomes).filter(|_| header_options.old) }
     }
 }
 
@@ -165,18 +165,18 @@ impl Headers {
                 } else {
                     ruling.retry_after
                 };
-                Self::One(Standing {
+                Self::One(QuotaState {
                     words,
                     remaining: ruling.remaining,
                     wait: wait.div_ceil(1_000_000_000),
                 })
             }
-            _ => Self::all(&[Outcome::new(charge, ruling)], Telling::default(), &|_, _| None),
+            _ => Self::all(&[Outcome::new(charge, ruling)], HeaderOptions::default(), &|_, _| None),
         }
     }
 
-    pub(super) fn all(outcomes: &[Outcome], telling: Telling, key: KeyOf<'_>) -> Self {
-        Self::All(Box::new(All::of(outcomes, telling, key)))
+    pub(super) fn all(outcomes: &[Outcome], header_options: HeaderOptions, key: KeyOf<'_>) -> Self {
+        Self::All(Box::new(All::of(outcomes, header_options, key)))
     }
 
     /// Adds the headers to those of inner limits: both headers are lists.
@@ -184,7 +184,7 @@ impl Headers {
     pub(super) fn add(self, headers: &mut HeaderMap) {
         match self {
             Self::None => {}
-            Self::One(Standing { words, remaining, wait }) => {
+            Self::One(QuotaState { words, remaining, wait }) => {
                 headers.append(&POLICY, words.policy.clone());
                 if let Some(limit) = words.limit(remaining, wait) {
                     headers.append(&LIMIT, limit);
@@ -315,7 +315,7 @@ pub(super) fn refusal(
     own: Option<Response<Bytes>>,
     head: &RequestHead<'_>,
     jitter: f64,
-    telling: Telling,
+    header_options: HeaderOptions,
     key: KeyOf<'_>,
 ) -> Response<Bytes> {
     let wait = match refusal {
@@ -329,7 +329,7 @@ pub(super) fn refusal(
         .unwrap_or_else(|| problem(refusal));
     let headers = response.headers_mut();
     if let Refusal::TooMany(decision) = refusal {
-        let all = All::of(decision.outcomes(), telling, key);
+        let all = All::of(decision.outcomes(), header_options, key);
         for (name, value) in [&POLICY, &LIMIT].into_iter().zip(all.values) {
             if let Some(value) = value {
                 headers.entry(name).or_insert(value);
@@ -419,7 +419,8 @@ mod tests {
             let charges: Vec<_> = policies.iter().map(|p| (p, "k", 1)).collect();
             let decision = limiter.check_all(&charges).await;
             let mut headers = HeaderMap::new();
-            Headers::all(decision.outcomes(), Telling::default(), &|_, _| None).add(&mut headers);
+            Headers::all(decision.outcomes(), HeaderOptions::default(), &|_, _| None)
+                .add(&mut headers);
             for header in [&POLICY, &LIMIT] {
                 let list: List = Parser::new(headers[header].as_bytes()).parse().unwrap();
                 let fits = name.bytes().all(|b| (0x20..0x7f).contains(&b));
@@ -451,7 +452,7 @@ mod tests {
             let decision = Decision::one(0, &charge, &ruling, None);
             for headers in [
                 Headers::one(Words::of(&policy), &charge, &ruling),
-                Headers::all(decision.outcomes(), Telling::default(), &|_, _| None),
+                Headers::all(decision.outcomes(), HeaderOptions::default(), &|_, _| None),
             ] {
                 let mut map = HeaderMap::new();
                 headers.add(&mut map);

@@ -20,7 +20,7 @@ use tower_layer::Layer;
 pub use self::body::{Kept, LimitBody, Wrapped};
 pub use self::future::ResponseFuture;
 use self::gate::{AccessLists, Gate};
-use self::headers::Telling;
+use self::headers::HeaderOptions;
 pub use self::limits::{Limits, Places};
 pub use self::refusal::Refusal;
 pub use self::service::Limit;
@@ -75,7 +75,7 @@ impl LimitLayer {
             throttles: Vec::new(),
             lists: AccessLists::default(),
             jitter: 0.1,
-            telling: Telling::default(),
+            header_options: HeaderOptions::default(),
             extension: false,
             respond: None,
         };
@@ -145,19 +145,19 @@ impl<W> LimitLayer<W> {
 
     /// Leaves out the `RateLimit` headers of admitted requests.
     pub fn without_headers(self) -> Self {
-        self.with(|gate| gate.telling.quiet = true)
+        self.with(|gate| gate.header_options.quiet = true)
     }
 
     /// Adds `X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds since 1970), of the policy with
     /// the smallest share left, for clients from before the draft.
     pub fn legacy_headers(self) -> Self {
-        self.with(|gate| gate.telling.old = true)
+        self.with(|gate| gate.header_options.old = true)
     }
 
     /// Adds the key that each policy has counted (`pk`, a hash) to the `RateLimit` headers, so that
     /// a client with several keys can distinguish its quotas.
     pub fn partition_keys(self) -> Self {
-        self.with(|gate| gate.telling.partition_keys = true)
+        self.with(|gate| gate.header_options.partition_keys = true)
     }
 
     /// Puts [`Limits`] into each request's extensions, so that handlers know the remaining units.

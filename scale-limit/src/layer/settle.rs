@@ -35,10 +35,10 @@ impl ResponseActions {
     }
 
     pub(super) fn new(gate: &Arc<Gate>, mut decision: Decision, planned: &[PlannedCharge]) -> Self {
-        let headers = if gate.telling.quiet {
+        let headers = if gate.header_options.quiet {
             Headers::None
         } else {
-            Headers::all(decision.outcomes(), gate.telling, &|number, policy| {
+            Headers::all(decision.outcomes(), gate.header_options, &|number, policy| {
                 gate.partition_key(planned, number, policy)
             })
         };

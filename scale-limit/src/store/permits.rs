@@ -43,7 +43,7 @@ struct Held {
     /// Ids of permits by key.
     permits: HashMap<String, HashSet<u64>>,
     /// Runtime of a holder of permits, if the task that renews all permits is running.
-    keeper: Option<Handle>,
+    renewal: Option<Handle>,
 }
 
 impl<S: PermitStore> Places<S> {
@@ -58,11 +58,11 @@ impl<S: PermitStore> Places<S> {
             held.permits.entry(key.clone()).or_default().insert(*permit);
         }
         let runtime = Handle::current();
-        if held.keeper.is_none() {
-            runtime.spawn(Keeper(Arc::clone(self)).keep());
+        if held.renewal.is_none() {
+            runtime.spawn(RenewalTask(Arc::clone(self)).keep());
         }
         // This runtime may outlive that of the renewal task.
-        held.keeper = Some(runtime);
+        held.renewal = Some(runtime);
     }
 
     /// Releases permits, in a separate task.
@@ -119,17 +119,17 @@ impl<S: PermitStore> Places<S> {
 }
 
 /// Task that renews permits; if it ends with its runtime, another one takes over.
-struct Keeper<S: PermitStore>(Arc<Places<S>>);
+struct RenewalTask<S: PermitStore>(Arc<Places<S>>);
 
-impl<S: PermitStore> Keeper<S> {
+impl<S: PermitStore> RenewalTask<S> {
     async fn keep(self) {
-        self.0.held.lock().keeper.get_or_insert_with(Handle::current);
+        self.0.held.lock().renewal.get_or_insert_with(Handle::current);
         loop {
             let next = Instant::now() + HOLD / 6;
             let all: Vec<(String, Vec<u64>)> = {
                 let mut held = self.0.held.lock();
                 if held.permits.is_empty() {
-                    held.keeper = None;
+                    held.renewal = None;
                     return;
                 }
                 held.permits
@@ -151,12 +151,12 @@ impl<S: PermitStore> Keeper<S> {
     }
 }
 
-impl<S: PermitStore> Drop for Keeper<S> {
+impl<S: PermitStore> Drop for RenewalTask<S> {
     fn drop(&mut self) {
         // Taken, so that a successor that is dropped unstarted, because its runtime has ended too,
         // does not start another one.
-        let keeper = self.0.held.lock().keeper.take();
-        if let Some(runtime) = keeper {
+        let renewal = self.0.held.lock().renewal.take();
+        if let Some(runtime) = renewal {
             runtime.spawn(Self(Arc::clone(&self.0)).keep());
         }
     }

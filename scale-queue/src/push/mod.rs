@@ -23,19 +23,19 @@ pub struct Push<'q, J> {
     queue: &'q Queue,
     job: J,
     name: Option<String>,
-    terms: Terms,
+    terms: PushOptions,
 }
 
 /// Options of any push.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms {
+pub(crate) struct PushOptions {
     pub(crate) delay: Duration,
     pub(crate) unique_for: Duration,
     pub(crate) attempts: Option<u16>,
     pub(crate) timeout: Option<Duration>,
 }
 
-impl Default for Terms {
+impl Default for PushOptions {
     fn default() -> Self {
         Self { delay: Duration::ZERO, unique_for: UNIQUE_FOR, attempts: None, timeout: None }
     }
@@ -52,7 +52,7 @@ pub struct Pushed {
 
 impl<'q, J: Job> Push<'q, J> {
     pub(crate) fn new(queue: &'q Queue, job: J) -> Self {
-        Self { queue, job, name: None, terms: Terms::default() }
+        Self { queue, job, name: None, terms: PushOptions::default() }
     }
 
     /// Sets the queue, instead of the job's own.
@@ -110,7 +110,11 @@ impl<'q, J: Job> IntoFuture for Push<'q, J> {
 
 impl Queue {
     /// Encodes a job as a store entry.
-    pub(crate) fn entry<J: Job>(&self, job: &J, terms: Terms) -> Result<(JobId, Entry), Error> {
+    pub(crate) fn entry<J: Job>(
+        &self,
+        job: &J,
+        terms: PushOptions,
+    ) -> Result<(JobId, Entry), Error> {
         let unique = job.unique_key().map(bounded_key);
         let mut envelope = self.envelope(job, unique.clone())?;
         let extra = &mut envelope.body.extra;

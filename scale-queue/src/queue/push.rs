@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::format::{Body, Envelope, Extra, MAX_SIZE};
 use crate::job::{Job, JobId};
-use crate::push::{Push, Pushed, Terms, coalesce};
+use crate::push::{Push, PushOptions, Pushed, coalesce};
 use crate::queue::{Queue, checked};
 use crate::store::Entry;
 
@@ -27,7 +27,7 @@ impl Queue {
     ) -> Result<Vec<Pushed>, Error> {
         let entries: Vec<_> = jobs
             .into_iter()
-            .map(|job| self.entry(&job, Terms::default()))
+            .map(|job| self.entry(&job, PushOptions::default()))
             .collect::<Result<_, _>>()?;
         let (ids, entries): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
         checked(J::QUEUE)?;
@@ -68,7 +68,7 @@ impl Queue {
         connection: &mut impl crate::store::Enlist,
         job: J,
     ) -> Result<Pushed, Error> {
-        let (id, entry) = self.entry(&job, Terms::default())?;
+        let (id, entry) = self.entry(&job, PushOptions::default())?;
         let queue = checked(J::QUEUE)?;
         if self.store.enlists() {
             self.store.make_known(queue).await?;

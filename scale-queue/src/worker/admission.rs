@@ -21,7 +21,7 @@ use crate::store::{Admission, PassOn, PermitRequest, RateRequest, Store, WorkerI
 
 /// Parameters of a worker's requests for permits.
 #[derive(Debug)]
-pub(crate) struct Terms {
+pub(crate) struct PermitTerms {
     pub(crate) worker: WorkerId,
     /// Time for which a permit is kept without a renewal.
     pub(crate) life: Duration,
@@ -32,10 +32,10 @@ pub(crate) struct Terms {
     pub(crate) lease: Duration,
     /// Receives the next job in line that takes over a permit; closed when the worker takes no more
     /// jobs.
-    pub(crate) passed_on: mpsc::UnboundedSender<HandOver>,
+    pub(crate) passed_on: mpsc::UnboundedSender<PassedOn>,
     pub(crate) stopping: CancellationToken,
     /// For each queue, whether a job that is next in line may be taken over.
-    pub(crate) doors: Vec<AtomicU8>,
+    pub(crate) take_over: Vec<AtomicU8>,
     /// For each queue, whether this worker has no slot for it.
     pub(crate) full: Vec<AtomicBool>,
     /// Number of permits that are being passed on.
@@ -45,7 +45,7 @@ pub(crate) struct Terms {
 /// Permission of a queue to take over jobs that are next in line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Door {
+pub(crate) enum TakeOver {
     Closed,
     /// Only as replacement of a job of the same queue that ends.
     Swap,
@@ -54,7 +54,7 @@ pub(crate) enum Door {
 
 /// Result of an attempt to pass a permit on.
 #[derive(Debug)]
-pub(crate) enum HandOver {
+pub(crate) enum PassedOn {
     Job(TakenOver),
     /// The store did not answer: the first job in line of one of these queues may be leased to this
     /// worker.
@@ -78,9 +78,9 @@ pub(crate) struct Held {
     pub(crate) cancelled: Cancelled,
 }
 
-impl Terms {
-    pub(crate) fn set_door(&self, queue: usize, door: Door) {
-        if let Some(known) = self.doors.get(queue) {
+impl PermitTerms {
+    pub(crate) fn set_door(&self, queue: usize, door: TakeOver) {
+        if let Some(known) = self.take_over.get(queue) {
             known.store(door as u8, Relaxed);
         }
     }
@@ -90,9 +90,14 @@ impl Terms {
     fn open_to(&self, ended: &str) -> Vec<String> {
         let is_open = |(queue, door): &(&String, &AtomicU8)| {
             let door = door.load(Relaxed);
-            door == Door::Open as u8 || door == Door::Swap as u8 && **queue == ended
+            door == TakeOver::Open as u8 || door == TakeOver::Swap as u8 && **queue == ended
         };
-        self.order.iter().zip(&self.doors).filter(is_open).map(|(queue, _)| queue.clone()).collect()
+        self.order
+            .iter()
+            .zip(&self.take_over)
+            .filter(is_open)
+            .map(|(queue, _)| queue.clone())
+            .collect()
     }
 
     /// Returns the queues whose jobs go first, without those for which this worker has no slot:
@@ -128,7 +133,7 @@ struct Taken<'l> {
 /// Acquires all that a job's limits require, when the job is about to begin. On `Err` the store did
 /// not answer, and nothing is held.
 pub(crate) async fn admit(
-    terms: &Arc<Terms>,
+    terms: &Arc<PermitTerms>,
     context: &Context,
     limits: &[Limit],
     held: Option<Held>,
@@ -180,7 +185,7 @@ pub(crate) async fn admit(
                 _ => None,
             };
             let passes_on = Arc::new(AtomicBool::new(most.is_some()));
-            let keeper = Keeper {
+            let keeper = PermitRenewal {
                 store: Arc::clone(store),
                 terms: Arc::clone(terms),
                 holder,
@@ -199,7 +204,7 @@ pub(crate) async fn admit(
 
 async fn ask<'l>(
     store: &dyn Store,
-    terms: &Terms,
+    terms: &PermitTerms,
     queue: &str,
     holder: &str,
     limits: &'l [Limit],
@@ -249,7 +254,7 @@ async fn ask<'l>(
 /// would keep the permits.
 async fn give_back(
     store: Arc<dyn Store>,
-    terms: Arc<Terms>,
+    terms: Arc<PermitTerms>,
     holders: Vec<String>,
     keys: Vec<String>,
 ) {
@@ -266,9 +271,9 @@ async fn give_back(
 }
 
 /// Renews the permits of a running job.
-struct Keeper {
+struct PermitRenewal {
     store: Arc<dyn Store>,
-    terms: Arc<Terms>,
+    terms: Arc<PermitTerms>,
     holder: String,
     keys: Vec<String>,
     /// Queue of the job.
@@ -282,7 +287,7 @@ struct Keeper {
     passes_on: Arc<AtomicBool>,
 }
 
-impl Keeper {
+impl PermitRenewal {
     /// Runs until the job ends or a permit is lost. `proven` is a time at which the permits were
     /// held; the store counts their life from a later time.
     fn run(self, proven: Instant) -> BoxFuture<'static, ()> {
@@ -366,7 +371,7 @@ impl Keeper {
             Ok(None) => return false,
             Err(_) => {
                 // The engine asks the store which jobs it holds, and so finds a leased one.
-                let _ = self.terms.passed_on.send(HandOver::Unknown(queues));
+                let _ = self.terms.passed_on.send(PassedOn::Unknown(queues));
                 holders.push(next);
                 return false;
             }
@@ -374,7 +379,7 @@ impl Keeper {
         let permit = passed.has_permit.then(|| {
             let (ended, cancelled) = (CancellationToken::new(), Cancelled::default());
             let passes_on = Arc::new(AtomicBool::new(false));
-            let keeper = Keeper {
+            let keeper = PermitRenewal {
                 store: Arc::clone(&self.store),
                 terms: Arc::clone(&self.terms),
                 holder: next,
@@ -393,7 +398,7 @@ impl Keeper {
         let taken = TakenOver { queue: passed.queue, bytes: passed.bytes, permit };
         // If the worker is gone, its lease expires, and the permit is given back when the message
         // is dropped.
-        let _ = self.terms.passed_on.send(HandOver::Job(taken));
+        let _ = self.terms.passed_on.send(PassedOn::Job(taken));
         has_permit
     }
 

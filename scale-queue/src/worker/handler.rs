@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
-use super::admission::{self, Held, Terms};
+use super::admission::{self, Held, PermitTerms};
 use crate::batch;
 use crate::context::Context;
 use crate::encryption::PayloadEncryption;
@@ -145,7 +145,7 @@ fn taken<J: Job>(mut delivery: Delivery) -> Result<(J, Delivery), BoxError> {
 pub(crate) async fn attempt(
     route: Route,
     encryption: Option<PayloadEncryption>,
-    terms: Arc<Terms>,
+    terms: Arc<PermitTerms>,
     held: Option<Held>,
     mut delivery: Delivery,
 ) -> Ending {

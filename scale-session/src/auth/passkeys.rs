@@ -44,7 +44,7 @@ use crate::session::Session;
 
 const KIND: &str = "passkey";
 /// Time that a user has to answer with the device.
-const PATIENCE: Duration = Duration::from_mins(5);
+const ANSWER_WITHIN: Duration = Duration::from_mins(5);
 /// Maximum number of a user's passkeys.
 const MOST: usize = 10;
 /// Maximum number of concurrent answers with one passkey.
@@ -394,7 +394,7 @@ impl Passkeys {
 
 impl Step for Pending {
     const FIELD: &'static str = ".step.passkey";
-    const LASTS: Duration = PATIENCE;
+    const LASTS: Duration = ANSWER_WITHIN;
 
     fn since(&self) -> u64 {
         self.since

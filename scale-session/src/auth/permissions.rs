@@ -25,7 +25,7 @@ use super::error::Error;
 use crate::session::Session;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type Asked = Pin<Box<dyn Future<Output = Result<Option<Arc<Granted>>, BoxError>> + Send>>;
+type PendingLookup = Pin<Box<dyn Future<Output = Result<Option<Arc<Granted>>, BoxError>> + Send>>;
 
 /// Permissions of a user. `orders.*` covers everything that begins with `orders.`, and `*` covers
 /// everything.
@@ -84,7 +84,7 @@ pub enum May {
 /// let layer = permissions.require("orders.refund");
 /// ```
 #[derive(Clone)]
-pub struct Permissions(Arc<dyn Fn(String) -> Asked + Send + Sync>);
+pub struct Permissions(Arc<dyn Fn(String) -> PendingLookup + Send + Sync>);
 
 impl std::fmt::Debug for Permissions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

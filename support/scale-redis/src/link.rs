@@ -194,7 +194,7 @@ fn keep(
     let (complaints, inbox) = mpsc::unbounded_channel();
     let (connector, config, made, allowed) =
         (Arc::clone(connector), config.clone(), Arc::clone(made), Arc::clone(allowed));
-    tokio::spawn(Keeper { connector, config, publish, inbox, number: 0, made, allowed }.run());
+    tokio::spawn(LinkTask { connector, config, publish, inbox, number: 0, made, allowed }.run());
     Kept { state, complaints }
 }
 
@@ -226,7 +226,7 @@ fn refused(error: &RedisError) -> RedisError {
 }
 
 /// Background task that connects, waits for trouble, and connects again.
-struct Keeper {
+struct LinkTask {
     connector: Arc<Connector>,
     config: Config,
     publish: watch::Sender<State>,
@@ -236,7 +236,7 @@ struct Keeper {
     allowed: Arc<Allowed>,
 }
 
-impl Keeper {
+impl LinkTask {
     async fn run(mut self) {
         let mut delay = FIRST_DELAY;
         loop {

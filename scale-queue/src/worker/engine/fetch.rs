@@ -11,7 +11,7 @@ use super::{Engine, LONGEST_LAST_PAUSE};
 use crate::format::{Envelope, Unreadable, tag_of};
 use crate::store::{CANCELLED, Destination, Settlement, Trial};
 use crate::worker::CancelReason;
-use crate::worker::admission::{HandOver, TakenOver};
+use crate::worker::admission::{PassedOn, TakenOver};
 use crate::worker::handler::Routes;
 use crate::worker::queue_state::QueueState;
 use crate::worker::round_trip::{Answer, Ask, round_trip};
@@ -275,10 +275,10 @@ impl Engine {
 
     /// Adds a job that was next in line when a job of this worker ended, in front of all others:
     /// for the store it has begun.
-    pub(super) fn take_over(&mut self, hand_over: HandOver) {
+    pub(super) fn take_over(&mut self, hand_over: PassedOn) {
         let TakenOver { queue, bytes, permit } = match hand_over {
-            HandOver::Job(job) => job,
-            HandOver::Unknown(queues) => {
+            PassedOn::Job(job) => job,
+            PassedOn::Unknown(queues) => {
                 let lanes = self
                     .lanes
                     .iter_mut()

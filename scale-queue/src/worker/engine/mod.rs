@@ -30,7 +30,7 @@ use uuid::Uuid;
 use self::fetch::MOST_BYTES;
 use self::trial::Alone;
 use super::CancelReason;
-use super::admission::{Door, HandOver, Held, Terms};
+use super::admission::{Held, PassedOn, PermitTerms, TakeOver};
 use super::handler::{Delivery, Routes, attempt};
 use super::queue_state::QueueState;
 use super::round_trip::Answer;
@@ -68,7 +68,7 @@ pub(super) struct Engine {
     lease: Duration,
     grace: Duration,
     hand_back_for: Duration,
-    terms: Arc<Terms>,
+    terms: Arc<PermitTerms>,
     routes: Routes,
     encryption: Option<PayloadEncryption>,
     running: HashMap<JobId, Running>,
@@ -77,7 +77,7 @@ pub(super) struct Engine {
     /// True if the round trip under way reports the trial's state.
     telling_trial: bool,
     /// Jobs that were next in line when a job of this worker ended.
-    taken_over: Option<mpsc::UnboundedReceiver<HandOver>>,
+    taken_over: Option<mpsc::UnboundedReceiver<PassedOn>>,
     /// Tags of jobs taken over since the round trip under way began: its answer does not include
     /// them.
     taken_since: HashSet<Vec<u8>>,
@@ -139,7 +139,7 @@ impl Engine {
         let concurrency = worker.concurrency.max(lanes.iter().map(|lane| lane.least).sum());
         let id: WorkerId = format!("{}-{}", worker.name, Uuid::now_v7().simple()).into();
         let (passed_on, taken_over) = mpsc::unbounded_channel();
-        let terms = Terms {
+        let terms = PermitTerms {
             worker: Arc::clone(&id),
             life: worker.lease.clamp(Duration::from_secs(2), Duration::from_secs(30)),
             order: worker.lanes.iter().map(|(name, _)| name.clone()).collect(),
@@ -148,7 +148,7 @@ impl Engine {
             passed_on,
             stopping: CancellationToken::new(),
             full: worker.lanes.iter().map(|_| AtomicBool::new(false)).collect(),
-            doors: worker.lanes.iter().map(|_| AtomicU8::new(Door::Closed as u8)).collect(),
+            take_over: worker.lanes.iter().map(|_| AtomicU8::new(TakeOver::Closed as u8)).collect(),
             passing: AtomicUsize::new(0),
         };
         Self {
@@ -331,13 +331,13 @@ impl Engine {
         let mut urgent = self.alone.is_some();
         for (n, lane) in self.lanes.iter().enumerate() {
             let door = match () {
-                () if urgent => Door::Closed,
+                () if urgent => TakeOver::Closed,
                 () if running < self.slots.concurrency
                     && lane.running + lane.ready().len() < lane.most =>
                 {
-                    Door::Open
+                    TakeOver::Open
                 }
-                () => Door::Swap,
+                () => TakeOver::Swap,
             };
             self.terms.set_door(n, door);
             self.terms.full[n].store(lane.running >= lane.most, Relaxed);

@@ -44,7 +44,7 @@ use super::{random, same};
 use crate::session::Session;
 
 /// Time that a user has to log in at the provider.
-const PATIENCE: Duration = Duration::from_mins(10);
+const LOGIN_WITHIN: Duration = Duration::from_mins(10);
 /// Maximum length of a response.
 const LONGEST_ANSWER: usize = 1_024 * 1_024;
 /// Minimum interval between two fetches of the keys, after a success and after a failure.
@@ -182,7 +182,7 @@ struct Pending {
 
 impl Step for Pending {
     const FIELD: &'static str = ".step.oidc";
-    const LASTS: Duration = PATIENCE;
+    const LASTS: Duration = LOGIN_WITHIN;
 
     fn since(&self) -> u64 {
         self.since
