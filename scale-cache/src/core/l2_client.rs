@@ -38,6 +38,13 @@ impl ReadSnapshot {
 }
 
 impl Core {
+    /// Returns milliseconds since 1970, by the second level's clock if there is one. Changes of
+    /// this machine's clock have no effect.
+    #[cfg(feature = "http")]
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.l2.as_ref().map_or_else(crate::clock::steady_us, |store| store.now_us()) / 1_000
+    }
+
     /// Calls the second level, with the time-out and through the circuit breaker.
     pub(crate) async fn ask<T>(
         &self,

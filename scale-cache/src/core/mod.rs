@@ -80,12 +80,3 @@ impl Drop for Core {
         }
     }
 }
-
-#[cfg(feature = "http")]
-impl Core {
-    /// Returns milliseconds since 1970, by the second level's clock if there is one. Changes of
-    /// this machine's clock have no effect.
-    pub(crate) fn now_ms(&self) -> u64 {
-        self.l2.as_ref().map_or_else(crate::clock::steady_us, |store| store.now_us()) / 1_000
-    }
-}

@@ -29,7 +29,7 @@ impl Reach {
 
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    core: Mutex<Core>,
+    sets: Mutex<Sets>,
     /// Number of keys, so that the common case of none costs one atomic read.
     keys: AtomicUsize,
     /// Notified when nothing is left.
@@ -41,7 +41,7 @@ pub(crate) struct Pending {
 pub(crate) type Portion = (Vec<(Arc<str>, u64)>, Vec<(Arc<str>, u64)>);
 
 #[derive(Debug, Default)]
-struct Core {
+struct Sets {
     /// Tags with their local versions, and the positions of their invalidations.
     tags: HashMap<Arc<str>, (u64, Option<Position>)>,
     /// Keys with a number that distinguishes removals of one key.
@@ -51,7 +51,7 @@ struct Core {
     replay_running: bool,
 }
 
-impl Core {
+impl Sets {
     fn is_empty(&self) -> bool {
         self.tags.is_empty() && self.keys.is_empty()
     }
@@ -65,17 +65,17 @@ impl Pending {
         position: Option<Position>,
         version: impl FnOnce() -> u64,
     ) -> u64 {
-        let mut core = self.core.lock();
+        let mut sets = self.sets.lock();
         let here = version();
-        let position = position.max(core.tags.get(tag).and_then(|(_, position)| position.clone()));
-        core.tags.insert(Arc::clone(tag), (here, position));
+        let position = position.max(sets.tags.get(tag).and_then(|(_, position)| position.clone()));
+        sets.tags.insert(Arc::clone(tag), (here, position));
         here
     }
 
     /// Runs `work` while nothing is added or removed; its argument says whether a tag is pending.
     pub(crate) fn hold<T>(&self, work: impl FnOnce(&dyn Fn(&str) -> bool) -> T) -> T {
-        let core = self.core.lock();
-        work(&|tag| core.tags.contains_key(tag))
+        let sets = self.sets.lock();
+        work(&|tag| sets.tags.contains_key(tag))
     }
 
     /// Handles an invalidation by another process. If the tag is pending, its local version
@@ -87,50 +87,50 @@ impl Pending {
         version: impl FnOnce() -> u64,
         otherwise: impl FnOnce(),
     ) -> bool {
-        let mut core = self.core.lock();
-        match core.tags.get_mut(tag) {
+        let mut sets = self.sets.lock();
+        match sets.tags.get_mut(tag) {
             Some((here, _)) => *here = version(),
             None => otherwise(),
         }
-        core.tags.contains_key(tag)
+        sets.tags.contains_key(tag)
     }
 
     pub(crate) fn add_key(&self, key: Arc<str>) -> u64 {
-        let mut core = self.core.lock();
-        core.removals += 1;
-        let number = core.removals;
-        core.keys.insert(key, number);
-        self.keys.store(core.keys.len(), SeqCst);
+        let mut sets = self.sets.lock();
+        sets.removals += 1;
+        let number = sets.removals;
+        sets.keys.insert(key, number);
+        self.keys.store(sets.keys.len(), SeqCst);
         number
     }
 
     /// Returns the local version of a pending tag.
     pub(crate) fn version_of(&self, tag: &str) -> Option<(u64, Option<Position>)> {
-        self.core.lock().tags.get(tag).cloned()
+        self.sets.lock().tags.get(tag).cloned()
     }
 
     /// Returns whether the key is pending, so that the store's value must not be used.
     pub(crate) fn has_key(&self, key: &str) -> bool {
-        self.keys.load(SeqCst) > 0 && self.core.lock().keys.contains_key(key)
+        self.keys.load(SeqCst) > 0 && self.sets.lock().keys.contains_key(key)
     }
 
     /// Returns whether the caller must run the replay: if none is running, and something is
     /// pending.
     pub(crate) fn begin(&self) -> bool {
-        let mut core = self.core.lock();
-        if core.replay_running || core.is_empty() {
+        let mut sets = self.sets.lock();
+        if sets.replay_running || sets.is_empty() {
             return false;
         }
-        core.replay_running = true;
+        sets.replay_running = true;
         true
     }
 
     /// Returns a part of what is pending.
     pub(crate) fn portion(&self, most: usize) -> Portion {
-        let core = self.core.lock();
+        let sets = self.sets.lock();
         let tags: Vec<_> =
-            core.tags.iter().take(most).map(|(tag, (here, _))| (Arc::clone(tag), *here)).collect();
-        let keys = core
+            sets.tags.iter().take(most).map(|(tag, (here, _))| (Arc::clone(tag), *here)).collect();
+        let keys = sets
             .keys
             .iter()
             .take(most - tags.len())
@@ -144,7 +144,7 @@ impl Pending {
         loop {
             let mut empty = std::pin::pin!(self.empty.notified());
             empty.as_mut().enable();
-            if self.core.lock().is_empty() {
+            if self.sets.lock().is_empty() {
                 return;
             }
             empty.await;
@@ -153,38 +153,38 @@ impl Pending {
 
     /// Removes a confirmed tag, unless it was invalidated again in the meantime.
     pub(crate) fn tag_told(&self, tag: &Arc<str>, here: u64) {
-        let mut core = self.core.lock();
-        if core.tags.get(tag).is_some_and(|(version, _)| *version == here) {
-            core.tags.remove(tag);
-            self.ring_if_empty(&core);
+        let mut sets = self.sets.lock();
+        if sets.tags.get(tag).is_some_and(|(version, _)| *version == here) {
+            sets.tags.remove(tag);
+            self.ring_if_empty(&sets);
         }
     }
 
     pub(crate) fn key_told(&self, key: &Arc<str>, number: u64) {
-        let mut core = self.core.lock();
-        if core.keys.get(key) == Some(&number) {
-            core.keys.remove(key);
-            self.keys.store(core.keys.len(), SeqCst);
-            self.ring_if_empty(&core);
+        let mut sets = self.sets.lock();
+        if sets.keys.get(key) == Some(&number) {
+            sets.keys.remove(key);
+            self.keys.store(sets.keys.len(), SeqCst);
+            self.ring_if_empty(&sets);
         }
     }
 
-    fn ring_if_empty(&self, core: &Core) {
-        if core.is_empty() {
+    fn ring_if_empty(&self, sets: &Sets) {
+        if sets.is_empty() {
             self.empty.notify_waiters();
         }
     }
 
     /// Ends a replay that [`begin`](Self::begin) started, although something is left.
     pub(crate) fn give_up(&self) {
-        self.core.lock().replay_running = false;
+        self.sets.lock().replay_running = false;
     }
 
     /// Ends a replay that [`begin`](Self::begin) started, if nothing is left.
     pub(crate) fn end(&self) -> bool {
-        let mut core = self.core.lock();
-        let done = core.is_empty();
-        core.replay_running = !done;
+        let mut sets = self.sets.lock();
+        let done = sets.is_empty();
+        sets.replay_running = !done;
         done
     }
 }
