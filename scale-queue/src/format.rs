@@ -151,6 +151,9 @@ pub(crate) enum Unreadable {
     Short(usize),
     #[error("unreadable: format version {0} is not supported by this worker")]
     Version(u8),
+    /// The content is MessagePack, and not that of this version: a later one has added fields.
+    #[error("unreadable: fields that this worker does not know")]
+    Newer,
     #[error("unreadable: invalid content")]
     Body,
 }
@@ -199,7 +202,8 @@ impl Envelope {
         };
         let count = u16::from_be_bytes([head[17], head[18]]);
         let id = head[1..17].try_into().map_err(|_| Unreadable::Body)?;
-        let body = rmp_serde::from_slice(body).map_err(|_| Unreadable::Body)?;
+        let body = rmp_serde::from_slice(body)
+            .map_err(|_| if is_array(body) { Unreadable::Newer } else { Unreadable::Body })?;
         Ok(Self {
             id: JobId::from_bytes(id),
             failed: count & !SUSPECT,
@@ -209,6 +213,15 @@ impl Envelope {
             body,
         })
     }
+}
+
+/// Returns whether the bytes are one complete MessagePack array.
+fn is_array(bytes: &[u8]) -> bool {
+    let mut rest = std::io::Cursor::new(bytes);
+    let mut reader = rmp_serde::Deserializer::new(&mut rest);
+    matches!(bytes.first(), Some(0x90..=0x9f | 0xdc))
+        && serde::de::IgnoredAny::deserialize(&mut reader).is_ok()
+        && rest.position() == bytes.len() as u64
 }
 
 /// Splits the bytes after the head into the group and the rest.
@@ -336,6 +349,21 @@ mod tests {
         assert_eq!(Envelope::decode(&bytes), Err(Unreadable::Body));
         bytes[0] = 9;
         assert_eq!(Envelope::decode(&bytes), Err(Unreadable::Version(9)));
+    }
+
+    /// A worker of this version meets jobs of the next one during a deployment: they wait.
+    #[test]
+    fn a_field_of_a_later_version_is_no_broken_job() {
+        let head = envelope(vec![]).encode()[..HEAD].to_vec();
+        let with = |body: &[u8]| Envelope::decode(&[&head[..], body].concat());
+        type Known = (&'static str, Vec<u8>, Option<String>, Option<String>);
+        let known: Known = ("n", vec![], None, None);
+        let (name, payload, unique, error) = known;
+        let longer = (name, payload, unique, error, (), (), 7);
+        assert_eq!(with(&rmp_serde::to_vec(&longer).unwrap()), Err(Unreadable::Newer));
+        assert_eq!(with(&rmp_serde::to_vec(&"no array").unwrap()), Err(Unreadable::Body));
+        assert_eq!(with(&[0x96, 0xa1]), Err(Unreadable::Body), "cut off");
+        assert_eq!(with(&[]), Err(Unreadable::Body));
     }
 
     #[test]

@@ -246,6 +246,7 @@ impl Engine {
             }
             Ok(envelope) => format!("kind:{}", envelope.body.name),
             Err(Unreadable::Version(version)) => format!("format:{version}"),
+            Err(Unreadable::Newer) => "format:newer".to_owned(),
             Err(reason) => {
                 tracing::error!(%reason, "a job cannot be decoded; it is dead");
                 let tag = tag_of(&bytes).to_vec();
