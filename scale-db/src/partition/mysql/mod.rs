@@ -53,6 +53,8 @@ impl Engine for MySql {
         };
         let result = work.run(wait).await;
         let report = work.report;
+        // The server releases the lock by itself, but a little after this call returns.
+        let _ = tell(&mut own, "rollback; do release_all_locks()".into()).await;
         let _ = own.close().await;
         result.map(|()| report)
     }
