@@ -3,7 +3,7 @@
 //! | when | then |
 //! | --- | --- |
 //! | a new address is found | a node is created for it; it gets reads once a probe has found it usable |
-//! | an address is no longer found | after a probe that shows a replica, it gets no new statements; running ones are allowed to finish |
+//! | an address is no longer found | after a probe round in which another node is the primary, it gets no new statements; running ones are allowed to finish |
 //! | discovery does not answer within the interval (at least 5 s), or panics | the known replicas stay |
 //! | the name cannot be resolved, or resolves to nothing | the known replicas stay |
 //! | a discovered node is promoted | it becomes the primary, as a listed one would, and stays it when the name lists replicas alone |
@@ -94,12 +94,9 @@ pub(crate) fn remove_gone<DB: Backend>(cluster: &Cluster<DB>, gone: &[usize]) {
     let is_over = |node: &Arc<Node<DB>>| {
         gone.contains(&node.number)
             && node.is_gone.load(Ordering::Relaxed)
-            && match node.role() {
-                Role::Primary => false,
-                Role::Replica => true,
-                // It may be the one that was promoted, as long as there is no other primary.
-                Role::Down => primary.as_ref().is_some_and(|other| other.number != node.number),
-            }
+            && node.role() != Role::Primary
+            // As long as there is no primary, the node may be the one that is being promoted.
+            && primary.as_ref().is_some_and(|other| other.number != node.number)
     };
     let (gone, left): (Vec<_>, Vec<_>) = old.iter().cloned().partition(is_over);
     if gone.is_empty() {
