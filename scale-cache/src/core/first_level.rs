@@ -37,6 +37,7 @@ impl FirstLevel {
     }
 
     /// Returns an entry, valid or not.
+    #[inline]
     pub(crate) fn get(&self, key: &str) -> Option<Arc<Entry>> {
         self.entries.as_ref()?.get(key)
     }
