@@ -19,10 +19,10 @@ use sqlx::migrate::{MigrateError, Migration as SqlxMigration, MigrationType, Mig
 use crate::connection::{Connection, Inner};
 use crate::database::Database;
 use crate::error::Error;
-use crate::statement::Statement;
+use crate::statement::{Query, Statement};
 use crate::system::System;
 
-/// Table or column that shows that a migration was applied, by whatever tool.
+/// Table, column or index that shows that a migration was applied, by whatever tool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mark {
@@ -30,6 +30,8 @@ pub enum Mark {
     Table(&'static str),
     /// A column added by the migration: table and column.
     Column(&'static str, &'static str),
+    /// An index created by the migration.
+    Index(&'static str),
 }
 
 /// One step of a schema.
@@ -170,7 +172,7 @@ impl Schema {
             });
         }
         let history = self.history();
-        if system == System::MySql && is_there(connection, &(history.clone(), None)).await? {
+        if system == System::MySql && has_table(connection, &history).await? {
             // An interrupted migration: its statements are run again.
             connection.tell(&format!("delete from {history} where success = false")).await?;
         }
@@ -200,14 +202,14 @@ impl Schema {
         let system = connection.system();
         let mut by_shape = 0;
         for migration in self.migrations(system).iter().rev() {
-            if is_there(connection, &migration.mark.name()).await? {
+            if migration.mark.is_there(connection).await? {
                 by_shape = migration.version;
                 break;
             }
         }
         let mut found = Found { version: by_shape, by_shape, breaking: None };
         let history = self.history();
-        if !is_there(connection, &(history.clone(), None)).await? {
+        if !has_table(connection, &history).await? {
             return Ok(found);
         }
         if system == System::Postgres && !self.may_read(connection, &history).await? {
@@ -251,43 +253,56 @@ struct Found {
 }
 
 impl Mark {
-    fn name(&self) -> (String, Option<String>) {
-        match self {
-            Self::Table(table) => ((*table).to_owned(), None),
-            Self::Column(table, column) => ((*table).to_owned(), Some((*column).to_owned())),
+    /// Checks in the catalogue whether the migration was applied.
+    async fn is_there(&self, connection: &mut Connection<'_>) -> Result<bool, sqlx::Error> {
+        let system = connection.system();
+        match *self {
+            Self::Table(table) => has_table(connection, table).await,
+            Self::Column(table, column) => {
+                let text = match system {
+                    System::Postgres => {
+                        "select count(*) from pg_attribute where attrelid = to_regclass($1) \
+                         and attname = $2 and not attisdropped"
+                    }
+                    System::MySql => {
+                        "select count(*) from information_schema.columns \
+                         where table_schema = database() and table_name = $1 and column_name = $2"
+                    }
+                    System::Sqlite => "select count(*) from pragma_table_info($1) where name = $2",
+                };
+                exists(connection, Statement::new(system, text).bind(table).bind(column)).await
+            }
+            Self::Index(index) => {
+                let text = match system {
+                    System::Postgres => "select count(*) from pg_class where oid = to_regclass($1)",
+                    System::MySql => {
+                        "select count(*) from information_schema.statistics \
+                         where table_schema = database() and index_name = $1"
+                    }
+                    System::Sqlite => {
+                        "select count(*) from sqlite_master where type = 'index' and name = $1"
+                    }
+                };
+                exists(connection, Statement::new(system, text).bind(index)).await
+            }
         }
     }
 }
 
-/// Checks in the catalogue whether a table, or a column of one, exists.
-async fn is_there(
-    connection: &mut Connection<'_>,
-    name: &(String, Option<String>),
-) -> Result<bool, sqlx::Error> {
-    let text = match (connection.system(), &name.1) {
-        (System::Postgres, None) => "select count(*) from pg_class where oid = to_regclass($1)",
-        (System::Postgres, Some(_)) => {
-            "select count(*) from pg_attribute where attrelid = to_regclass($1) and attname = $2 \
-             and not attisdropped"
-        }
-        (System::MySql, None) => {
+async fn has_table(connection: &mut Connection<'_>, table: &str) -> Result<bool, sqlx::Error> {
+    let system = connection.system();
+    let text = match system {
+        System::Postgres => "select count(*) from pg_class where oid = to_regclass($1)",
+        System::MySql => {
             "select count(*) from information_schema.tables \
              where table_schema = database() and table_name = $1"
         }
-        (System::MySql, Some(_)) => {
-            "select count(*) from information_schema.columns \
-             where table_schema = database() and table_name = $1 \
-             and column_name = $2"
-        }
-        (System::Sqlite, None) => {
-            "select count(*) from sqlite_master where type = 'table' and name = $1"
-        }
-        (System::Sqlite, Some(_)) => "select count(*) from pragma_table_info($1) where name = $2",
+        System::Sqlite => "select count(*) from sqlite_master where type = 'table' and name = $1",
     };
-    let mut ask = Statement::new(connection.system(), text).bind(name.0.clone());
-    if let Some(column) = &name.1 {
-        ask = ask.bind(column.clone());
-    }
+    exists(connection, Statement::new(system, text).bind(table)).await
+}
+
+async fn exists(connection: &mut Connection<'_>, ask: Query) -> Result<bool, sqlx::Error> {
     Ok(ask.fetch_one(connection).await?.get::<i64>(0)? > 0)
 }
 
