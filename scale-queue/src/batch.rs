@@ -16,9 +16,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::chain::Follower;
 use crate::error::Error;
-use crate::format::{Envelope, Extra, Link, Place};
+use crate::format::{Envelope, Link, Place};
 use crate::job::{Job, JobId};
+use crate::options::IntoPush;
 use crate::queue::{Queue, checked};
 use crate::registry::{self, Kind};
 use crate::store::{End, Entry, NewBatch, Store, Tally};
@@ -36,9 +38,17 @@ const LARGEST: usize = 10_000_000;
 pub struct Batch<'q> {
     queue: &'q Queue,
     id: String,
-    jobs: Result<Vec<(String, Envelope)>, Error>,
+    jobs: Result<Vec<BatchJob>, Error>,
     lenient: bool,
     plan: Plan,
+}
+
+/// A job of a batch that is not pushed yet.
+#[derive(Debug)]
+struct BatchJob {
+    queue: String,
+    delay: Duration,
+    envelope: Envelope,
 }
 
 /// Jobs that follow a batch.
@@ -50,6 +60,17 @@ struct Plan {
     /// Queues of the batch's jobs.
     #[serde(default)]
     queues: Vec<String>,
+    /// Metadata of the jobs that follow. Older versions cannot read it: see `needs_options`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    metadata: Vec<(String, String)>,
+}
+
+impl Plan {
+    /// Returns whether only workers of version 3 of the job format can read the plan.
+    fn needs_options(&self) -> bool {
+        let links = [&self.then, &self.catch, &self.finally];
+        !self.metadata.is_empty() || links.into_iter().flatten().any(|link| link.more.is_some())
+    }
 }
 
 /// Progress of a batch.
@@ -145,15 +166,21 @@ impl Batch<'_> {
     }
 
     /// Adds a job, in its own queue. Its [`unique_key`](Job::unique_key) is ignored.
-    #[expect(clippy::needless_pass_by_value, reason = "as every push takes its job")]
-    pub fn job<J: Job>(mut self, job: J) -> Self {
+    pub fn job<P: IntoPush>(mut self, job: P) -> Self {
+        let (job, options) = job.into_push();
+        let name = <P::Job as Job>::NAME;
         self.jobs = self.jobs.and_then(|mut jobs| {
-            let mut envelope = self.queue.envelope(&job, None)?;
+            let mut envelope = self.queue.envelope(&job, None, &options)?;
             let number = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
             envelope.body.extra.batch = Some(Place { id: self.id.clone(), number });
-            jobs.push((checked(J::QUEUE)?.to_owned(), envelope));
+            let queue = options.queue.as_deref().unwrap_or(<P::Job as Job>::QUEUE);
+            jobs.push(BatchJob {
+                queue: checked(queue)?.to_owned(),
+                delay: options.delay_from(envelope.pushed_ms),
+                envelope,
+            });
             if jobs.len() > LARGEST {
-                Err(Error::TooMany { job: J::NAME, most: LARGEST })
+                Err(Error::TooMany { job: name, most: LARGEST })
             } else {
                 Ok(jobs)
             }
@@ -161,25 +188,25 @@ impl Batch<'_> {
         self
     }
 
-    /// Adds jobs of one type.
-    pub fn jobs<J: Job>(self, jobs: impl IntoIterator<Item = J>) -> Self {
+    /// Adds several jobs.
+    pub fn jobs<P: IntoPush>(self, jobs: impl IntoIterator<Item = P>) -> Self {
         jobs.into_iter().fold(self, Self::job)
     }
 
     /// Sets the job to be pushed when all jobs are done.
-    pub fn then<J: Job>(mut self, job: J) -> Self {
+    pub fn then<P: IntoPush>(mut self, job: P) -> Self {
         self.plan.then = self.link(job);
         self
     }
 
     /// Sets the job to be pushed once when one of the jobs dies.
-    pub fn catch<J: Job>(mut self, job: J) -> Self {
+    pub fn catch<P: IntoPush>(mut self, job: P) -> Self {
         self.plan.catch = self.link(job);
         self
     }
 
     /// Sets the job to be pushed when every job is done or dead.
-    pub fn finally<J: Job>(mut self, job: J) -> Self {
+    pub fn finally<P: IntoPush>(mut self, job: P) -> Self {
         self.plan.finally = self.link(job);
         self
     }
@@ -190,9 +217,9 @@ impl Batch<'_> {
         self
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "as every push takes its job")]
-    fn link<J: Job>(&mut self, job: J) -> Option<Link> {
-        match Link::of(self.queue, &job, Duration::ZERO) {
+    fn link<P: IntoPush>(&mut self, job: P) -> Option<Link> {
+        let (job, options) = job.into_push();
+        match Link::of(self.queue, &job, &options) {
             Ok(link) => Some(link),
             Err(error) => {
                 self.jobs = Err(error);
@@ -211,9 +238,13 @@ impl Batch<'_> {
         let Self { queue, id, jobs, lenient, mut plan } = self;
         // The name may have been set after the jobs were added.
         let mut jobs = jobs?;
-        jobs.iter_mut()
-            .filter_map(|(_, envelope)| envelope.body.extra.batch.as_mut())
-            .for_each(|place| place.id.clone_from(&id));
+        plan.metadata = queue.metadata();
+        for BatchJob { envelope, .. } in &mut jobs {
+            envelope.body.options.has_followers = plan.needs_options();
+            if let Some(place) = &mut envelope.body.extra.batch {
+                place.id.clone_from(&id);
+            }
+        }
         if jobs.is_empty() {
             return Err(Error::Empty);
         }
@@ -221,9 +252,9 @@ impl Batch<'_> {
         if queue.store().batch(&id).await?.is_some_and(|(tally, _)| tally.followed) {
             return Ok(id);
         }
-        for (name, _) in &jobs {
-            if !plan.queues.contains(name) {
-                plan.queues.push(name.clone());
+        for BatchJob { queue, .. } in &jobs {
+            if !plan.queues.contains(queue) {
+                plan.queues.push(queue.clone());
             }
         }
         let plan = rmp_serde::to_vec(&plan).map_err(Error::store)?;
@@ -245,14 +276,14 @@ impl Batch<'_> {
 }
 
 /// Groups jobs by queue; each has a key that prevents duplicates when the batch is pushed again.
-fn by_queue(id: &str, jobs: Vec<(String, Envelope)>) -> Vec<(String, Vec<Entry>)> {
+fn by_queue(id: &str, jobs: Vec<BatchJob>) -> Vec<(String, Vec<Entry>)> {
     let mut queues: Vec<(String, Vec<Entry>)> = Vec::new();
-    for (number, (name, envelope)) in jobs.into_iter().enumerate() {
+    for (number, BatchJob { queue, delay, envelope }) in jobs.into_iter().enumerate() {
         let once = Some((once_key(id, number), LIFE));
-        let entry = Entry { bytes: envelope.encode(), delay: Duration::ZERO, unique: None, once };
-        match queues.iter_mut().find(|(known, _)| *known == name) {
+        let entry = Entry { bytes: envelope.encode(), delay, once, ..Entry::default() };
+        match queues.iter_mut().find(|(known, _)| *known == queue) {
             Some((_, entries)) => entries.push(entry),
-            None => queues.push((name, vec![entry])),
+            None => queues.push((queue, vec![entry])),
         }
     }
     queues
@@ -279,9 +310,17 @@ pub(crate) async fn count(store: &dyn Store, place: &Place, end: End) -> Result<
         return Ok(Vec::new());
     }
     let Some((_, plan)) = store.batch(&place.id).await? else { return Ok(Vec::new()) };
-    let Ok(Plan { then, catch, finally, queues }) = rmp_serde::from_slice::<Plan>(&plan) else {
-        return Ok(Vec::new());
+    let plan = match rmp_serde::from_slice::<Plan>(&plan) {
+        Ok(plan) => plan,
+        Err(error) => {
+            tracing::error!(
+                batch = place.id, %error,
+                "the jobs that follow a batch cannot be read; they are not pushed",
+            );
+            return Ok(Vec::new());
+        }
     };
+    let Plan { then, catch, finally, queues, metadata } = plan;
     let (mut keys, mut pushed) = (Vec::new(), Vec::new());
     // After a death others may have been skipped: then not all jobs were done, even if none is dead
     // now.
@@ -294,10 +333,14 @@ pub(crate) async fn count(store: &dyn Store, place: &Place, end: End) -> Result<
             let key = once_key(&place.id, word);
             keys.push((link.queue.clone(), key.clone()));
             if due {
-                let once = Some((key, LIFE));
                 let id = JobId::new();
-                let (queue, entry) =
-                    link.entry(id, store.now_ms(), Vec::new(), Extra::default(), once);
+                let (queue, entry) = link.entry(Follower {
+                    id,
+                    pushed_ms: store.now_ms(),
+                    then: Vec::new(),
+                    metadata: metadata.clone(),
+                    once: Some((key, LIFE)),
+                });
                 let holders = store.push(&queue, std::slice::from_ref(&entry)).await?;
                 let is_new = holders.iter().all(Option::is_none);
                 crate::queue::push::count_pushed(&queue, usize::from(is_new));

@@ -8,9 +8,10 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::format::{Body, Envelope, Extra, Link, MAX_SIZE};
+use crate::format::{Body, Envelope, Extra, Link, LinkOptions, MAX_SIZE};
 use crate::job::{Job, JobId};
-use crate::push::Pushed;
+use crate::options::{IntoPush, PushOptions, set};
+use crate::push::{Pushed, millis_of};
 use crate::queue::{Queue, checked};
 use crate::store::{Entry, Store};
 
@@ -58,25 +59,27 @@ impl Queue {
 impl Chain<'_> {
     /// Adds the next job, in its own queue. Its [`unique_key`](Job::unique_key) is ignored: if the
     /// key were taken, the chain would end there.
-    pub fn then<J: Job>(self, job: J) -> Self {
-        self.then_after(Duration::ZERO, job)
-    }
-
-    /// Adds the next job, pushed with this delay after the job before it is done.
-    #[expect(clippy::needless_pass_by_value, reason = "as every push takes its job")]
-    pub fn then_after<J: Job>(mut self, delay: Duration, job: J) -> Self {
+    pub fn then<P: IntoPush>(mut self, job: P) -> Self {
+        let (job, options) = job.into_push();
+        let name = <P::Job as Job>::NAME;
         self.links = self.links.and_then(|mut links| {
-            links.push(Link::of(self.queue, &job, delay)?);
+            links.push(Link::of(self.queue, &job, &options)?);
             let size = links.iter().map(|link| link.payload.len()).sum();
             if size > MAX_SIZE {
-                return Err(Error::TooLarge { job: J::NAME, size });
+                return Err(Error::TooLarge { job: name, size });
             }
             if links.len() > LONGEST {
-                return Err(Error::TooMany { job: J::NAME, most: LONGEST });
+                return Err(Error::TooMany { job: name, most: LONGEST });
             }
             Ok(links)
         });
         self
+    }
+
+    /// Adds the next job, pushed with this delay after the job before it is done.
+    pub fn then_after<P: IntoPush>(self, delay: Duration, job: P) -> Self {
+        let (job, options) = job.into_push();
+        self.then(job.with(options.delay(delay)))
     }
 
     /// Stores the first job, which contains all others. Returns the id of the first job.
@@ -91,37 +94,71 @@ impl Chain<'_> {
         }
         let first = links.remove(0);
         let id = JobId::new();
-        let extra = Extra { metadata: self.queue.metadata(), ..Extra::default() };
-        let (queue, entry) = first.entry(id, self.queue.store().now_ms(), links, extra, None);
+        let (queue, entry) = first.entry(Follower {
+            id,
+            pushed_ms: self.queue.store().now_ms(),
+            then: links,
+            metadata: self.queue.metadata(),
+            once: None,
+        });
         self.queue.push_entry(&queue, id, entry).await
     }
 }
 
+/// Values of a link's push that the link does not contain.
+pub(crate) struct Follower {
+    pub(crate) id: JobId,
+    pub(crate) pushed_ms: u64,
+    /// Jobs that follow the link's job.
+    pub(crate) then: Vec<Link>,
+    pub(crate) metadata: Vec<(String, String)>,
+    pub(crate) once: Option<(String, Duration)>,
+}
+
 impl Link {
-    pub(crate) fn of<J: Job>(queue: &Queue, job: &J, delay: Duration) -> Result<Self, Error> {
-        let Envelope { body, group, .. } = queue.envelope(job, None)?;
-        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+    pub(crate) fn of<J: Job>(queue: &Queue, job: &J, options: &PushOptions) -> Result<Self, Error> {
+        let Envelope { body, group, priority, pushed_ms, .. } =
+            queue.envelope(job, None, options)?;
+        let mut more = LinkOptions {
+            priority,
+            expires_after_ms: options.expires_from(pushed_ms).map(millis_of),
+            attempts: body.extra.attempts,
+            timeout_ms: body.extra.timeout_ms,
+            metadata: options.metadata.clone(),
+            options: body.options,
+        };
+        // Counted from the push of the link.
+        more.options.expires_ms = None;
         Ok(Self {
-            queue: checked(J::QUEUE)?.to_owned(),
+            queue: checked(options.queue.as_deref().unwrap_or(J::QUEUE))?.to_owned(),
             name: body.name,
             payload: body.payload,
-            delay_ms,
+            delay_ms: millis_of(options.delay_from(pushed_ms)),
             group,
+            more: (more != LinkOptions::default()).then(|| Box::new(more)),
         })
     }
 
-    pub(crate) fn entry(
-        self,
-        id: JobId,
-        pushed_ms: u64,
-        then: Vec<Link>,
-        extra: Extra,
-        once: Option<(String, Duration)>,
-    ) -> (String, Entry) {
-        let Self { queue, name, payload, delay_ms, group } = self;
-        let body = Body { name, payload, unique: None, last_error: None, then, extra };
-        let bytes = Envelope { id, failed: 0, suspect: false, pushed_ms, group, body }.encode();
-        (queue, Entry { bytes, delay: Duration::from_millis(delay_ms), unique: None, once })
+    pub(crate) fn entry(self, follower: Follower) -> (String, Entry) {
+        let Self { queue, name, payload, delay_ms, group, more } = self;
+        let Follower { id, pushed_ms, then, mut metadata, once } = follower;
+        let LinkOptions {
+            priority,
+            expires_after_ms,
+            attempts,
+            timeout_ms,
+            metadata: own,
+            mut options,
+        } = *more.unwrap_or_default();
+        for entry in own {
+            set(&mut metadata, entry);
+        }
+        options.expires_ms = expires_after_ms.map(|time| pushed_ms.saturating_add(time));
+        let extra = Extra { metadata, attempts, timeout_ms, ..Extra::default() };
+        let body = Body { name, payload, then, extra, options, ..Body::default() };
+        let envelope = Envelope { id, failed: 0, suspect: false, pushed_ms, priority, group, body };
+        let delay = Duration::from_millis(delay_ms);
+        (queue, Entry { bytes: envelope.encode(), delay, once, ..Entry::default() })
     }
 }
 
@@ -134,8 +171,12 @@ pub(crate) fn once_key(done: JobId) -> String {
 /// Returns the next job of the chain. It must be pushed before the completed one is acknowledged.
 pub(crate) fn next(done: &Envelope, store: &dyn Store) -> Option<(String, Entry)> {
     let (next, rest) = done.body.then.split_first()?;
-    let once = Some((once_key(done.id), REMEMBERED));
-    // The successor gets the same metadata, so it stays in the same trace.
-    let extra = Extra { metadata: done.body.extra.metadata.clone(), ..Extra::default() };
-    Some(next.clone().entry(JobId::new(), store.now_ms(), rest.to_vec(), extra, once))
+    Some(next.clone().entry(Follower {
+        id: JobId::new(),
+        pushed_ms: store.now_ms(),
+        then: rest.to_vec(),
+        // The successor gets the same metadata, so it stays in the same trace.
+        metadata: done.body.extra.metadata.clone(),
+        once: Some((once_key(done.id), REMEMBERED)),
+    }))
 }

@@ -20,16 +20,17 @@ pub fn job_format(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use crate::format::{Body, Envelope, Extra, Link};
-    use crate::job::JobId;
+    use crate::format::{Body, Envelope, Extra, Link, StoredOptions};
+    use crate::job::{JobId, Priority};
 
     #[test]
     fn any_bytes_are_a_job_or_an_error() {
-        let job = |group: Option<&str>, then| Envelope {
+        let job = |group: Option<&str>, then: Vec<Link>| Envelope {
             id: JobId::from_bytes([7; 16]),
             failed: 3,
             suspect: false,
             pushed_ms: 1_790_000_000_123,
+            priority: if then.is_empty() { Priority::Normal } else { Priority::High },
             group: group.map(str::to_owned),
             body: Body {
                 name: "send-receipt".into(),
@@ -38,6 +39,10 @@ mod tests {
                 last_error: Some("no route".into()),
                 then,
                 extra: Extra { attempts: Some(3), ..Extra::default() },
+                options: StoredOptions {
+                    expires_ms: group.map(|_| 1_790_000_000_999),
+                    ..StoredOptions::default()
+                },
             },
         };
         let link = Link {
@@ -46,6 +51,7 @@ mod tests {
             payload: vec![0, 255],
             delay_ms: 7,
             group: None,
+            more: Some(Box::default()),
         };
         let (plain, chained) = (job(None, Vec::new()), job(Some("account:7"), vec![link]));
         testkit::mutated(&[&plain.encode(), &chained.encode()], 20_000, super::job_format);

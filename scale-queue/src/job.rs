@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::limit::Limit;
+use crate::options::{PushOptions, WithOptions};
 use crate::retry::Retry;
 
 /// Unit of work, run later by a worker.
@@ -39,16 +40,72 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Maximum duration of one attempt. After it the future is dropped, and the attempt has failed.
     const TIMEOUT: Duration = Duration::from_mins(5);
 
+    /// Priority among the waiting jobs of its queue.
+    const PRIORITY: Priority = Priority::Normal;
+    /// True if the [unique key](Job::unique_key) is released when the first attempt begins, so that
+    /// another job of this key can be pushed while this one runs. Default: it is held until the job
+    /// is done or dead.
+    const UNIQUE_UNTIL_START: bool = false;
+
     /// Returns the unique key, if any. While a job with the same key waits or runs in its queue,
     /// another push with that key is dropped. Default: none.
     fn unique_key(&self) -> Option<String> {
         None
     }
 
+    /// Adds options to the job, for any push: alone, in bulk, in a transaction, in a batch, in a
+    /// chain, by a schedule.
+    ///
+    /// ```
+    /// # use scale_queue::{Job, Priority, Queue, push::PushOptions};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize)] struct Import { file: u32 }
+    /// # impl Job for Import { const NAME: &'static str = "import"; }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), scale_queue::Error> {
+    /// # let queue = Queue::memory();
+    /// let nightly = PushOptions::new().to("imports").priority(Priority::Low).attempts(3);
+    /// queue.push_many((0..100).map(|file| Import { file }.with(nightly.clone()))).await?;
+    /// assert_eq!(queue.stats("imports").await?.waiting, 100);
+    /// # Ok(()) }
+    /// ```
+    fn with(self, options: PushOptions) -> WithOptions<Self> {
+        WithOptions { job: self, options }
+    }
+
     /// Returns the limits on jobs like this one across the fleet: how many may run at a time, or
     /// begin in a period. Default: none.
     fn limits(&self) -> Vec<Limit> {
         Vec::new()
+    }
+}
+
+/// Priority of a job among the waiting jobs of its queue. All jobs of a higher priority begin
+/// first, so a queue that always has some of them never begins the others: give those a queue of
+/// their own.
+///
+/// A job keeps its priority through retries. Jobs that a worker handed back, and jobs whose
+/// [limit](Job::limits) has room again, begin before all waiting jobs.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Priority {
+    /// Before all others.
+    High = 0,
+    /// The default.
+    #[default]
+    Normal = 1,
+    /// After all others.
+    Low = 2,
+}
+
+impl Priority {
+    pub(crate) const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|priority| *priority as u8 == byte)
     }
 }
 

@@ -19,6 +19,7 @@ mod format;
 pub mod fuzzing;
 mod job;
 mod limit;
+mod options;
 pub mod outcome;
 pub mod progress;
 pub mod push;
@@ -40,7 +41,7 @@ pub use context::Context;
 #[cfg(feature = "dashboard")]
 pub use dashboard::Dashboard;
 pub use error::Error;
-pub use job::{Job, JobId};
+pub use job::{Job, JobId, Priority};
 pub use limit::Limit;
 pub use push::Push;
 pub use queue::Queue;

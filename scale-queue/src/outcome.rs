@@ -118,6 +118,8 @@ pub(crate) enum Ending {
     Cancelled,
     /// The job did not begin: its batch was cancelled before.
     Skipped,
+    /// The job did not begin: it has expired.
+    Expired,
     /// The job did not begin: a limit has no room. The job waits in that limit's line.
     Blocked(Blocked),
     /// The job did not begin: the store did not answer whether its limits have room.
@@ -143,6 +145,8 @@ pub(crate) struct Blocked {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Done,
+    /// Remove the job: it has expired.
+    Expired,
     /// This attempt has failed: run the job again after the delay.
     Retry {
         delay: Duration,
@@ -174,6 +178,7 @@ impl Ending {
             Self::Panicked(_) => "panicked",
             Self::Cancelled => "cancelled",
             Self::Skipped => "skipped",
+            Self::Expired => "expired",
             Self::Blocked(_) => "blocked",
             Self::Unadmitted => "unadmitted",
             Self::Unfit(_) => "unfit",
@@ -184,6 +189,7 @@ impl Ending {
     pub(crate) fn verdict(self, retry: Retry, failed: u16, dice: f64) -> Verdict {
         let reason = match self {
             Self::Done | Self::Skipped => return Verdict::Done,
+            Self::Expired => return Verdict::Expired,
             Self::Cancelled => return Verdict::HandBack,
             Self::Blocked(blocked) => return Verdict::Block(blocked),
             Self::Unadmitted => return Verdict::Defer(UNADMITTED.mul_f64(0.5 + dice)),

@@ -24,7 +24,8 @@ use tokio::time::Instant;
 use crate::error::Error;
 use crate::job::Job;
 use crate::limit::bounded_key;
-use crate::push::PushOptions;
+use crate::options::IntoPush;
+use crate::push::Encoded;
 use crate::queue::Queue;
 use crate::registry::{self, Kind, ScheduleStatus};
 use crate::store::Entry;
@@ -99,7 +100,7 @@ impl Rule {
     }
 }
 
-type Make = Arc<dyn Fn(&Queue) -> Result<(&'static str, Entry), Error> + Send + Sync>;
+type Make = Arc<dyn Fn(&Queue) -> Result<(String, Entry), Error> + Send + Sync>;
 
 #[derive(Clone)]
 struct Task {
@@ -156,12 +157,12 @@ impl Scheduler {
 
     /// Adds a schedule by a cron expression of five fields (six with seconds), in a time zone given
     /// by its IANA name.
-    pub fn cron<J: Job>(
+    pub fn cron<P: IntoPush>(
         self,
         name: &str,
         expression: &str,
         zone: &str,
-        job: impl Fn() -> J + Send + Sync + 'static,
+        job: impl Fn() -> P + Send + Sync + 'static,
     ) -> Result<Self, ScheduleError> {
         let wrong = |reason: String| ScheduleError::Cron { expression: expression.into(), reason };
         let cron: Cron = croner::parser::CronParser::builder()
@@ -184,11 +185,11 @@ impl Scheduler {
     ///
     /// # Errors
     /// [`ScheduleError::Period`] for a shorter period.
-    pub fn every<J: Job>(
+    pub fn every<P: IntoPush>(
         self,
         name: &str,
         period: Duration,
-        job: impl Fn() -> J + Send + Sync + 'static,
+        job: impl Fn() -> P + Send + Sync + 'static,
     ) -> Result<Self, ScheduleError> {
         if period < Duration::from_millis(1) {
             return Err(ScheduleError::Period(name.into()));
@@ -203,23 +204,23 @@ impl Scheduler {
         self
     }
 
-    fn task<J: Job>(
+    fn task<P: IntoPush>(
         mut self,
         name: &str,
         rule: Rule,
         words: String,
-        job: impl Fn() -> J + Send + Sync + 'static,
+        job: impl Fn() -> P + Send + Sync + 'static,
     ) -> Self {
         let make: Make = Arc::new(move |queue| {
-            let (_, entry) = queue
-                .entry(&job(), PushOptions { unique_for: REMEMBERED, ..PushOptions::default() })?;
-            Ok((J::QUEUE, entry))
+            let (job, options) = job().into_push();
+            let Encoded { queue, entry, .. } = queue.encoded(&job, &options)?;
+            Ok((queue, entry))
         });
         let about = ScheduleStatus {
             name: String::new(),
             rule: words,
-            job: J::NAME.into(),
-            queue: J::QUEUE.into(),
+            job: <P::Job as Job>::NAME.into(),
+            queue: <P::Job as Job>::QUEUE.into(),
             next_ms: 0,
         };
         self.tasks.push(Task { name: name.into(), rule, make, about });
@@ -334,7 +335,7 @@ impl Scheduler {
         Ok(self
             .queue
             .store()
-            .push(queue, &[entry])
+            .push(&queue, &[entry])
             .await?
             .into_iter()
             .all(|holder| holder.is_none()))

@@ -6,20 +6,32 @@
 //! | 1 to 16 | the job's id |
 //! | 17, 18 | 1 bit: the job is a suspect, its worker died while its handler ran, so it is tried alone; 15 bits: failed attempts, big endian |
 //! | 19 to 24 | time of the push: ms since 1970, big endian, by the store's clock |
-//! | version 2: 25, 26 and as many bytes as they say | length, big endian, and the key of the job's first limit: its group |
-//! | the rest | MessagePack: name, payload (JSON), unique key, last error; if not empty, the jobs that follow in a chain, and [`Extra`] |
+//! | version 3: 25 | the job's [`Priority`] |
+//! | version 2: 25, 26, version 3: 26, 27, and as many bytes as they say | length, big endian, and the key of the job's first limit: its group |
+//! | the rest | MessagePack: name, payload (JSON), unique key, last error; if not empty, the jobs that follow in a chain, [`Extra`], and in version 3 [`StoredOptions`] |
 //!
-//! The head has fixed offsets, so that scripts can count an attempt, or read the age or the group,
-//! without parsing the rest. A job without limits is written as version 1.
+//! The head has fixed offsets, so that scripts can count an attempt, or read the age, the priority
+//! or the group, without parsing the rest.
+//!
+//! A job is written in the lowest version that can hold it: without limits as version 1, without a
+//! priority or [`StoredOptions`] as version 2. So workers of the version before this one can handle
+//! all jobs that use nothing new, and hand the others back.
 
-use serde::ser::{SerializeTuple, Serializer};
-use serde::{Deserialize, Serialize};
+mod body;
+mod options;
 
-use crate::job::JobId;
+use serde::Deserialize;
+
+pub use self::body::Failure;
+pub(crate) use self::body::{Body, Extra, Link, LinkOptions, Place};
+pub(crate) use self::options::StoredOptions;
+use crate::job::{JobId, Priority};
 
 const VERSION: u8 = 1;
 /// Version of jobs with a group.
 const GROUPED: u8 = 2;
+/// Version of jobs with a priority or other options.
+const WITH_OPTIONS: u8 = 3;
 /// Largest payload of a job, bytes.
 pub(crate) const MAX_SIZE: usize = 1024 * 1024;
 const HEAD: usize = 25;
@@ -40,108 +52,10 @@ pub(crate) struct Envelope {
     /// True if the job is a suspect: its worker died while its handler ran, so it is tried alone.
     pub(crate) suspect: bool,
     pub(crate) pushed_ms: u64,
+    pub(crate) priority: Priority,
     /// Key of the job's first limit.
     pub(crate) group: Option<String>,
     pub(crate) body: Body,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Body {
-    pub(crate) name: String,
-    #[serde(with = "bytes")]
-    pub(crate) payload: Vec<u8>,
-    pub(crate) unique: Option<String>,
-    pub(crate) last_error: Option<String>,
-    /// Jobs that follow in the chain, the next one first.
-    #[serde(default)]
-    pub(crate) then: Vec<Link>,
-    #[serde(default)]
-    pub(crate) extra: Extra,
-}
-
-/// Optional fields; left out of the encoding when empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Extra {
-    /// Position of the job in its batch.
-    pub(crate) batch: Option<Place>,
-    /// Metadata set by the pusher, for example a trace context.
-    pub(crate) metadata: Vec<(String, String)>,
-    /// Unused; written by earlier versions, so its position is kept.
-    pub(crate) turn: bool,
-    /// Maximum number of attempts and timeout, if they differ from those of the job's type.
-    #[serde(default)]
-    pub(crate) attempts: Option<u16>,
-    #[serde(default)]
-    pub(crate) timeout_ms: Option<u64>,
-    /// Errors of earlier attempts, at most [`REMEMBERED`], the latest last.
-    #[serde(default)]
-    pub(crate) failures: Vec<Failure>,
-    /// Longest time for which the job's unique key is held, if that is not a day.
-    #[serde(default)]
-    pub(crate) unique_ms: Option<u64>,
-    /// Time at which a worker first failed to parse the job's payload: ms since 1970.
-    #[serde(default)]
-    pub(crate) unfit_ms: Option<u64>,
-}
-
-/// Failure of an attempt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Failure {
-    /// Time of the failure: ms since 1970.
-    pub at_ms: u64,
-    /// Error, cut to 300 characters.
-    pub reason: String,
-}
-
-/// Position of a job in a batch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Place {
-    pub(crate) id: String,
-    pub(crate) number: u32,
-}
-
-impl Serialize for Body {
-    /// Omits trailing empty fields: most jobs stay short, and workers of older versions can read
-    /// them.
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        struct Raw<'a>(&'a [u8]);
-        impl Serialize for Raw<'_> {
-            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.serialize_bytes(self.0)
-            }
-        }
-        let length = match (self.extra == Extra::default(), self.then.is_empty()) {
-            (false, _) => 6,
-            (true, false) => 5,
-            (true, true) => 4,
-        };
-        let mut fields = to.serialize_tuple(length)?;
-        fields.serialize_element(&self.name)?;
-        fields.serialize_element(&Raw(&self.payload))?;
-        fields.serialize_element(&self.unique)?;
-        fields.serialize_element(&self.last_error)?;
-        if length > 4 {
-            fields.serialize_element(&self.then)?;
-        }
-        if length > 5 {
-            fields.serialize_element(&self.extra)?;
-        }
-        fields.end()
-    }
-}
-
-/// Job of a chain that waits for the job before it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Link {
-    pub(crate) queue: String,
-    pub(crate) name: String,
-    #[serde(with = "bytes")]
-    pub(crate) payload: Vec<u8>,
-    /// Delay after the previous job is done.
-    pub(crate) delay_ms: u64,
-    #[serde(default)]
-    pub(crate) group: Option<String>,
 }
 
 /// Reason why bytes cannot be decoded as a job. Its text is stored with the dead job.
@@ -169,19 +83,28 @@ impl Envelope {
 
     /// Returns whether this version of the format is supported.
     pub(crate) fn can_read(version: u8) -> bool {
-        matches!(version, VERSION | GROUPED)
+        matches!(version, VERSION | GROUPED | WITH_OPTIONS)
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes =
             Vec::with_capacity(HEAD + 16 + self.body.name.len() + self.body.payload.len());
         let group = self.group.as_ref().filter(|group| group.len() <= LONGEST_GROUP);
-        bytes.push(if group.is_some() { GROUPED } else { VERSION });
+        let version = match () {
+            () if self.needs_options() => WITH_OPTIONS,
+            () if group.is_some() => GROUPED,
+            () => VERSION,
+        };
+        bytes.push(version);
         bytes.extend_from_slice(self.id.bytes());
         let count = self.failed.min(!SUSPECT) | if self.suspect { SUSPECT } else { 0 };
         bytes.extend_from_slice(&count.to_be_bytes());
         bytes.extend_from_slice(&self.pushed_ms.to_be_bytes()[2..]);
-        if let Some(group) = group {
+        if version == WITH_OPTIONS {
+            bytes.push(self.priority as u8);
+        }
+        if version > VERSION {
+            let group = group.map_or("", String::as_str);
             bytes.extend_from_slice(&(group.len() as u16).to_be_bytes());
             bytes.extend_from_slice(group.as_bytes());
         }
@@ -192,11 +115,17 @@ impl Envelope {
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
         let (head, body) = bytes.split_at_checked(HEAD).ok_or(Unreadable::Short(bytes.len()))?;
-        let (group, body) = match head[0] {
-            VERSION => (None, body),
+        let (priority, group, body) = match head[0] {
+            VERSION => (Priority::Normal, None, body),
             GROUPED => {
                 let (group, body) = split_group(body).ok_or(Unreadable::Body)?;
-                (Some(group.to_owned()), body)
+                (Priority::Normal, Some(group.to_owned()), body)
+            }
+            WITH_OPTIONS => {
+                let (priority, body) = body.split_first().ok_or(Unreadable::Body)?;
+                let priority = Priority::from_byte(*priority).ok_or(Unreadable::Body)?;
+                let (group, body) = split_group(body).ok_or(Unreadable::Body)?;
+                (priority, Some(group.to_owned()).filter(|group| !group.is_empty()), body)
             }
             other => return Err(Unreadable::Version(other)),
         };
@@ -209,9 +138,17 @@ impl Envelope {
             failed: count & !SUSPECT,
             suspect: count & SUSPECT != 0,
             pushed_ms: head[19..].iter().fold(0, |n, b| n << 8 | u64::from(*b)),
+            priority,
             group,
             body,
         })
+    }
+
+    /// Returns whether only workers of version 3 can handle the job.
+    fn needs_options(&self) -> bool {
+        self.priority != Priority::Normal
+            || !self.body.options.is_empty()
+            || self.body.then.iter().any(|link| link.more.is_some())
     }
 }
 
@@ -234,7 +171,21 @@ fn split_group(bytes: &[u8]) -> Option<(&str, &[u8])> {
 /// Returns the key of a job's first limit, read from the head alone.
 pub(crate) fn group_of(bytes: &[u8]) -> Option<&str> {
     let (head, rest) = bytes.split_at_checked(HEAD)?;
-    (head[0] == GROUPED).then(|| split_group(rest)).flatten().map(|(group, _)| group)
+    match head[0] {
+        GROUPED => split_group(rest).map(|(group, _)| group),
+        WITH_OPTIONS => {
+            split_group(rest.get(1..)?).map(|(group, _)| group).filter(|group| !group.is_empty())
+        }
+        _ => None,
+    }
+}
+
+/// Returns the job's priority, read from the head alone.
+pub(crate) fn priority_of(bytes: &[u8]) -> Priority {
+    match (bytes.first(), bytes.get(HEAD)) {
+        (Some(&WITH_OPTIONS), Some(priority)) => Priority::from_byte(*priority).unwrap_or_default(),
+        _ => Priority::Normal,
+    }
 }
 
 /// Returns a copy of the bytes with the attempt count reset to 0.
@@ -252,6 +203,15 @@ pub(crate) fn tag_of(bytes: &[u8]) -> &[u8] {
     bytes.get(1..17).unwrap_or(bytes)
 }
 
+/// Gives a job the id and the time of push of the one that it replaces.
+pub(crate) fn replace_job(bytes: &mut [u8], replaced: &[u8]) {
+    for part in [1..17, 19..HEAD] {
+        if let (Some(to), Some(from)) = (bytes.get_mut(part.clone()), replaced.get(part)) {
+            to.copy_from_slice(from);
+        }
+    }
+}
+
 /// Counts a failed attempt of a job whose worker died, and marks it as a suspect. Bytes that are
 /// too short for a job stay unchanged.
 pub(crate) fn count_failure(bytes: &mut [u8]) {
@@ -266,48 +226,20 @@ pub(crate) fn pushed_ms(bytes: &[u8]) -> Option<u64> {
     Some(bytes.get(19..HEAD)?.iter().fold(0, |n, b| n << 8 | u64::from(*b)))
 }
 
-/// Serializes bytes as MessagePack binary, not as an array of numbers.
-mod bytes {
-    use serde::de::{Deserializer, Error, Visitor};
-    use serde::ser::Serializer;
-
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_bytes(bytes)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-        struct Bytes;
-        impl Visitor<'_> for Bytes {
-            type Value = Vec<u8>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("bytes")
-            }
-
-            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
-                Ok(bytes.to_vec())
-            }
-
-            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
-                Ok(bytes)
-            }
-        }
-        from.deserialize_byte_buf(Bytes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn envelope(payload: Vec<u8>) -> Envelope {
+        let body_length = payload.len();
         let link = Link {
             queue: "q".into(),
             name: "m".into(),
             payload: vec![0, 255],
             delay_ms: 7,
             group: None,
+            more: (payload.len() % 7 == 1).then(Box::default),
         };
         let then = if payload.len().is_multiple_of(2) { Vec::new() } else { vec![link] };
         let place = Place { id: "b".into(), number: 3 };
@@ -329,6 +261,10 @@ mod tests {
             last_error: None,
             then,
             extra,
+            options: StoredOptions {
+                expires_ms: (body_length % 4 == 1).then_some(9),
+                ..StoredOptions::default()
+            },
         };
         let group = (body.payload.len() % 5 == 1).then(|| "account:7".to_owned());
         Envelope {
@@ -336,9 +272,32 @@ mod tests {
             failed: 3,
             suspect: false,
             pushed_ms: 1_790_000_000_123,
+            priority: match body_length % 11 {
+                2 => Priority::High,
+                3 => Priority::Low,
+                _ => Priority::Normal,
+            },
             group,
             body,
         }
+    }
+
+    /// Workers of the version before this one handle what uses nothing new.
+    #[test]
+    fn a_job_is_written_in_the_lowest_version_that_can_hold_it() {
+        let mut job = envelope(vec![]);
+        assert_eq!(job.encode()[0], VERSION);
+        job.group = Some("account:7".into());
+        assert_eq!(job.encode()[0], GROUPED);
+        job.priority = Priority::Low;
+        let bytes = job.encode();
+        assert_eq!((bytes[0], priority_of(&bytes)), (WITH_OPTIONS, Priority::Low));
+        assert_eq!(group_of(&bytes), Some("account:7"));
+        job = envelope(vec![]);
+        job.body.options.expires_ms = Some(7);
+        let bytes = job.encode();
+        assert_eq!((bytes[0], group_of(&bytes)), (WITH_OPTIONS, None));
+        assert_eq!(Envelope::decode(&bytes), Ok(job));
     }
 
     #[test]

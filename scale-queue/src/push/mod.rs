@@ -1,20 +1,19 @@
-//! Builder of one push, with its options.
+//! Builder of one push, and how a job becomes an entry of a store.
 
 pub(crate) mod coalesce;
 
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::error::Error;
+use crate::format::{Body, Envelope, Extra, MAX_SIZE, StoredOptions};
 use crate::job::{Job, JobId};
 use crate::limit::{LONGEST, bounded_key};
-use crate::queue::Queue;
-use crate::store::Entry;
-
-/// Maximum time for which a unique key is held, so that a job that never ends cannot block its key
-/// forever.
-pub(crate) const UNIQUE_FOR: Duration = Duration::from_hours(24);
+use crate::options::{self, UNIQUE_FOR, each_option};
+pub use crate::options::{IntoPush, PushOptions, WithOptions};
+use crate::queue::{Queue, checked};
+use crate::store::{Debounce, Entry};
 
 /// Builder of a push: set options, then `.await` it. Nothing is stored before.
 #[must_use = "a push does nothing until awaited"]
@@ -22,23 +21,7 @@ pub(crate) const UNIQUE_FOR: Duration = Duration::from_hours(24);
 pub struct Push<'q, J> {
     queue: &'q Queue,
     job: J,
-    name: Option<String>,
-    terms: PushOptions,
-}
-
-/// Options of any push.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PushOptions {
-    pub(crate) delay: Duration,
-    pub(crate) unique_for: Duration,
-    pub(crate) attempts: Option<u16>,
-    pub(crate) timeout: Option<Duration>,
-}
-
-impl Default for PushOptions {
-    fn default() -> Self {
-        Self { delay: Duration::ZERO, unique_for: UNIQUE_FOR, attempts: None, timeout: None }
-    }
+    options: PushOptions,
 }
 
 /// Result of a push.
@@ -51,49 +34,26 @@ pub struct Pushed {
 }
 
 impl<'q, J: Job> Push<'q, J> {
-    pub(crate) fn new(queue: &'q Queue, job: J) -> Self {
-        Self { queue, job, name: None, terms: PushOptions::default() }
-    }
-
-    /// Sets the queue, instead of the job's own.
-    pub fn to(mut self, queue: &str) -> Self {
-        self.name = Some(queue.to_owned());
-        self
-    }
-
-    /// Delays the job by this time, by the store's clock.
-    pub fn delay(mut self, delay: Duration) -> Self {
-        self.terms.delay = delay;
-        self
-    }
-
-    /// Delays the job until this time. A time in the past means now.
-    pub fn at(mut self, moment: SystemTime) -> Self {
-        let due =
-            moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        self.terms.delay = Duration::from_millis(due.saturating_sub(self.queue.store().now_ms()));
-        self
-    }
-
-    /// Sets how long the job's unique key is held at most. Default: a day.
-    pub fn unique_for(mut self, time: Duration) -> Self {
-        self.terms.unique_for = time;
-        self
-    }
-
-    /// Sets the total number of attempts, at least 1, instead of that of [`RETRY`](Job::RETRY); the
-    /// delays between attempts stay the same.
-    pub fn attempts(mut self, attempts: u16) -> Self {
-        self.terms.attempts = Some(attempts.max(1));
-        self
-    }
-
-    /// Sets the timeout of each attempt, instead of [`TIMEOUT`](Job::TIMEOUT).
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.terms.timeout = Some(timeout);
-        self
+    pub(crate) fn new(queue: &'q Queue, job: J, options: PushOptions) -> Self {
+        Self { queue, job, options }
     }
 }
+
+macro_rules! set_in_options {
+    ($(
+        $(#[$about:meta])*
+        fn $name:ident($self:ident $(, $value:ident: $type:ty)*) $body:block
+    )*) => {
+        impl<J: Job> Push<'_, J> {
+            $($(#[$about])* pub fn $name(mut $self $(, $value: $type)*) -> Self {
+                $self.options = $self.options.$name($($value),*);
+                $self
+            })*
+        }
+    };
+}
+
+each_option!(set_in_options);
 
 impl<'q, J: Job> IntoFuture for Push<'q, J> {
     type Output = Result<Pushed, Error>;
@@ -101,33 +61,114 @@ impl<'q, J: Job> IntoFuture for Push<'q, J> {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let name = self.name.as_deref().unwrap_or(J::QUEUE);
-            let (id, entry) = self.queue.entry(&self.job, self.terms)?;
-            self.queue.push_entry(name, id, entry).await
+            let job = self.queue.encoded(&self.job, &self.options)?;
+            self.queue.push_entry(&job.queue, job.id, job.entry).await
         })
     }
 }
 
+/// A job as it is pushed.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) queue: String,
+    pub(crate) id: JobId,
+    pub(crate) entry: Entry,
+}
+
 impl Queue {
-    /// Encodes a job as a store entry.
-    pub(crate) fn entry<J: Job>(
+    /// Encodes a job with its options as a store entry.
+    pub(crate) fn encoded<J: Job>(&self, job: &J, options: &PushOptions) -> Result<Encoded, Error> {
+        let queue = checked(options.queue.as_deref().unwrap_or(J::QUEUE))?.to_owned();
+        let unique = job.unique_key().map(bounded_key);
+        let mut envelope = self.envelope(job, unique.clone(), options)?;
+        let delay = options.delay_from(envelope.pushed_ms);
+        let life = options.unique_life();
+        if unique.is_some() {
+            envelope.body.options.unique_until_start =
+                options.unique_until_start || J::UNIQUE_UNTIL_START;
+            envelope.body.extra.unique_ms = (life != UNIQUE_FOR).then(|| millis_of(life));
+        }
+        let mut entry = Entry { bytes: Vec::new(), delay, ..Entry::default() };
+        if let Some((wait, at_most)) = options.debounce {
+            let key = unique.ok_or(Error::Setting("a debounced job needs a unique key"))?;
+            // The key belongs to the scheduled job, not to one that waits or runs.
+            envelope.body.unique = None;
+            envelope.body.extra.unique_ms = None;
+            envelope.body.options.unique_until_start = false;
+            entry.delay = wait.min(LONGEST);
+            entry.debounce = Some(Debounce { key, at_most: at_most.min(LONGEST) });
+        } else {
+            // No store's clock supports longer times.
+            entry.unique = unique.map(|key| (key, life.min(LONGEST)));
+        }
+        entry.bytes = envelope.encode();
+        Ok(Encoded { queue, id: envelope.id, entry })
+    }
+
+    /// Encodes a job with its options, without a delay.
+    pub(crate) fn envelope<J: Job>(
         &self,
         job: &J,
-        terms: PushOptions,
-    ) -> Result<(JobId, Entry), Error> {
-        let unique = job.unique_key().map(bounded_key);
-        let mut envelope = self.envelope(job, unique.clone())?;
-        let extra = &mut envelope.body.extra;
-        extra.attempts = terms.attempts;
-        extra.timeout_ms =
-            terms.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        extra.unique_ms = (unique.is_some() && terms.unique_for != UNIQUE_FOR)
-            .then(|| u64::try_from(terms.unique_for.as_millis()).unwrap_or(u64::MAX));
-        // No store's clock supports longer times.
-        let unique = unique.map(|key| (key, terms.unique_for.min(LONGEST)));
-        Ok((
-            envelope.id,
-            Entry { bytes: envelope.encode(), delay: terms.delay.min(LONGEST), unique, once: None },
-        ))
+        unique: Option<String>,
+        options: &PushOptions,
+    ) -> Result<Envelope, Error> {
+        let payload = self.payload(job)?;
+        let pushed_ms = self.store().now_ms();
+        let expires_in = options.expires_from(pushed_ms);
+        if expires_in.is_some_and(|expires_in| expires_in < options.delay_from(pushed_ms)) {
+            return Err(Error::Setting("a job expires before its delay is over"));
+        }
+        let mut metadata = self.metadata();
+        options.metadata.iter().cloned().for_each(|entry| options::set(&mut metadata, entry));
+        let extra = Extra {
+            metadata,
+            attempts: options.attempts,
+            timeout_ms: options.timeout.map(millis_of),
+            ..Extra::default()
+        };
+        let stored = StoredOptions {
+            expires_ms: expires_in.map(|time| pushed_ms.saturating_add(millis_of(time))),
+            ..StoredOptions::default()
+        };
+        let group = job.limits().into_iter().next().map(|limit| limit.key);
+        let body = Body {
+            name: J::NAME.into(),
+            payload,
+            unique,
+            extra,
+            options: stored,
+            ..Body::default()
+        };
+        let priority = options.priority.unwrap_or(J::PRIORITY);
+        Ok(Envelope {
+            id: JobId::new(),
+            failed: 0,
+            suspect: false,
+            pushed_ms,
+            priority,
+            group,
+            body,
+        })
     }
+
+    /// Encodes and encrypts a job.
+    pub(crate) fn payload<J: Job>(&self, job: &J) -> Result<Vec<u8>, Error> {
+        let payload =
+            serde_json::to_vec(job).map_err(|source| Error::Encode { job: J::NAME, source })?;
+        if payload.len() > MAX_SIZE {
+            return Err(Error::TooLarge { job: J::NAME, size: payload.len() });
+        }
+        match self.encryption() {
+            Some(encryption) => encryption
+                .0
+                .encrypt(J::NAME, &payload)
+                .map_err(|source| Error::Encryption { job: J::NAME, source }),
+            None => Ok(payload),
+        }
+    }
+}
+
+/// Returns a duration in ms, the largest number if it is longer.
+pub(crate) fn millis_of(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -9,7 +9,7 @@ use crate::batch;
 use crate::error::Error;
 use crate::format::{Envelope, tag_of};
 use crate::job::JobId;
-use crate::push::UNIQUE_FOR;
+use crate::options::UNIQUE_FOR;
 use crate::queue::listing::{Dead, Listing};
 use crate::queue::{Queue, checked};
 use crate::store::{

@@ -1,9 +1,9 @@
 //! Pushes of one job, of many jobs, and of a job in a transaction of the application.
 
 use crate::error::Error;
-use crate::format::{Body, Envelope, Extra, MAX_SIZE};
-use crate::job::{Job, JobId};
-use crate::push::{Push, PushOptions, Pushed, coalesce};
+use crate::job::JobId;
+use crate::options::IntoPush;
+use crate::push::{Encoded, Push, Pushed, coalesce};
 use crate::queue::{Queue, checked};
 use crate::store::Entry;
 
@@ -14,28 +14,75 @@ impl Queue {
     /// # Errors
     /// Awaiting the push may fail. After [`Error::Full`] or [`Error::TooLarge`] nothing is stored;
     /// after [`Error::Store`] the job may or may not be stored.
-    pub fn push<J: Job>(&self, job: J) -> Push<'_, J> {
-        Push::new(self, job)
+    pub fn push<P: IntoPush>(&self, job: P) -> Push<'_, P::Job> {
+        let (job, options) = job.into_push();
+        Push::new(self, job, options)
     }
 
-    /// Pushes many jobs of one type to their own queue, with a round trip for every 1,000 jobs or 4
-    /// MiB. Each of these portions is stored as a whole or not at all. After an error, earlier
-    /// portions are stored.
-    pub async fn push_many<J: Job>(
+    /// Pushes many jobs, with a round trip for every 1,000 jobs or 4 MiB of a queue. Each of these
+    /// portions is stored as a whole or not at all. After an error, earlier portions are stored.
+    /// Returns the results in the order of the jobs.
+    pub async fn push_many<P: IntoPush>(
         &self,
-        jobs: impl IntoIterator<Item = J>,
+        jobs: impl IntoIterator<Item = P>,
     ) -> Result<Vec<Pushed>, Error> {
-        let entries: Vec<_> = jobs
-            .into_iter()
-            .map(|job| self.entry(&job, PushOptions::default()))
-            .collect::<Result<_, _>>()?;
-        let (ids, entries): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
-        checked(J::QUEUE)?;
-        let answers = self.store.push(J::QUEUE, &entries).await?;
-        let pushed: Vec<_> =
-            ids.into_iter().zip(answers).map(|(id, holder)| verdict(id, holder)).collect();
-        count_pushed(J::QUEUE, pushed.iter().filter(|p| p.is_new).count());
+        let encoded = jobs.into_iter().map(|job| {
+            let (job, options) = job.into_push();
+            self.encoded(&job, &options)
+        });
+        self.push_all(encoded.collect::<Result<_, _>>()?).await
+    }
+
+    /// Pushes encoded jobs, those of each queue together.
+    pub(crate) async fn push_all(&self, jobs: Vec<Encoded>) -> Result<Vec<Pushed>, Error> {
+        let mut pushed: Vec<_> = jobs.iter().map(|job| verdict(job.id, None)).collect();
+        let mut queues: Vec<(String, Vec<usize>, Vec<Entry>)> = Vec::new();
+        for (n, Encoded { queue, entry, .. }) in jobs.into_iter().enumerate() {
+            match queues.iter_mut().find(|(known, ..)| *known == queue) {
+                Some((_, places, entries)) => {
+                    places.push(n);
+                    entries.push(entry);
+                }
+                None => queues.push((queue, vec![n], vec![entry])),
+            }
+        }
+        for (queue, places, entries) in queues {
+            let answers = self.store.push(&queue, &entries).await?;
+            for (place, holder) in places.iter().zip(answers) {
+                pushed[*place] = verdict(pushed[*place].id, holder);
+            }
+            count_pushed(&queue, places.iter().filter(|place| pushed[**place].is_new).count());
+        }
         Ok(pushed)
+    }
+
+    /// Collects jobs that are pushed after a transaction of the application has committed, whatever
+    /// library it uses.
+    ///
+    /// A process that dies between the commit and [`send`](AfterCommit::send) loses the jobs.
+    #[cfg_attr(
+        feature = "sql",
+        doc = "[`push_in`](Self::push_in) does not, for connections of sqlx."
+    )]
+    ///
+    /// ```
+    /// # use scale_queue::{Job, Queue};
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct SendReceipt { order: i64 }
+    /// # impl Job for SendReceipt { const NAME: &'static str = "send-receipt"; }
+    /// # struct Transaction;
+    /// # impl Transaction { async fn commit(self) -> Result<(), scale_queue::Error> { Ok(()) } }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), scale_queue::Error> {
+    /// # let (queue, transaction) = (Queue::memory(), Transaction);
+    /// let mut after_commit = queue.after_commit();
+    /// after_commit.push(SendReceipt { order: 7 })?;
+    /// transaction.commit().await?;
+    /// after_commit.send().await?;
+    /// assert_eq!(queue.stats("default").await?.waiting, 1);
+    /// # Ok(()) }
+    /// ```
+    pub fn after_commit(&self) -> AfterCommit {
+        AfterCommit { queue: self.clone(), jobs: Vec::new() }
     }
 
     /// Pushes a job inside a transaction of the application: the job exists if and only if the
@@ -63,13 +110,14 @@ impl Queue {
     /// [`Error::Store`] if the tables are missing: [`store::migrate`](crate::store::migrate)
     /// creates all of them, [`Relay::migrate`](crate::relay::Relay::migrate) only the outbox.
     #[cfg(feature = "sql")]
-    pub async fn push_in<J: Job>(
+    pub async fn push_in<P: IntoPush>(
         &self,
         connection: &mut impl crate::store::Enlist,
-        job: J,
+        job: P,
     ) -> Result<Pushed, Error> {
-        let (id, entry) = self.entry(&job, PushOptions::default())?;
-        let queue = checked(J::QUEUE)?;
+        let (job, options) = job.into_push();
+        let Encoded { queue, id, entry } = self.encoded(&job, &options)?;
+        let queue = &*queue;
         if self.store.enlists() {
             self.store.make_known(queue).await?;
         }
@@ -90,43 +138,6 @@ impl Queue {
         !self.store.enlists()
     }
 
-    pub(crate) fn envelope<J: Job>(
-        &self,
-        job: &J,
-        unique: Option<String>,
-    ) -> Result<Envelope, Error> {
-        let payload =
-            serde_json::to_vec(job).map_err(|source| Error::Encode { job: J::NAME, source })?;
-        if payload.len() > MAX_SIZE {
-            return Err(Error::TooLarge { job: J::NAME, size: payload.len() });
-        }
-        let payload = match &self.encryption {
-            Some(encryption) => encryption
-                .0
-                .encrypt(J::NAME, &payload)
-                .map_err(|source| Error::Encryption { job: J::NAME, source })?,
-            None => payload,
-        };
-        let extra = Extra { metadata: self.metadata(), ..Extra::default() };
-        let group = job.limits().into_iter().next().map(|limit| limit.key);
-        let body = Body {
-            name: J::NAME.into(),
-            payload,
-            unique,
-            last_error: None,
-            then: Vec::new(),
-            extra,
-        };
-        Ok(Envelope {
-            id: JobId::new(),
-            failed: 0,
-            suspect: false,
-            pushed_ms: self.store.now_ms(),
-            group,
-            body,
-        })
-    }
-
     pub(crate) async fn push_entry(
         &self,
         queue: &str,
@@ -137,6 +148,37 @@ impl Queue {
         let pushed = verdict(id, holder);
         count_pushed(queue, usize::from(pushed.is_new));
         Ok(pushed)
+    }
+}
+
+/// Jobs to be pushed after a commit; see [`Queue::after_commit`]. Dropping this pushes nothing.
+#[must_use = "jobs are pushed by `send`"]
+#[derive(Debug)]
+pub struct AfterCommit {
+    queue: Queue,
+    jobs: Vec<Encoded>,
+}
+
+impl AfterCommit {
+    /// Adds a job. Its delay begins now.
+    ///
+    /// # Errors
+    /// The errors of encoding: [`Error::Encode`], [`Error::TooLarge`], [`Error::Encryption`],
+    /// [`Error::Name`]. Nothing is sent to the store yet.
+    pub fn push<P: IntoPush>(&mut self, job: P) -> Result<JobId, Error> {
+        let (job, options) = job.into_push();
+        let encoded = self.queue.encoded(&job, &options)?;
+        let id = encoded.id;
+        self.jobs.push(encoded);
+        Ok(id)
+    }
+
+    /// Pushes the jobs, as [`Queue::push_many`] does.
+    ///
+    /// # Errors
+    /// The errors of [`Queue::push_many`].
+    pub async fn send(self) -> Result<Vec<Pushed>, Error> {
+        self.queue.push_all(self.jobs).await
     }
 }
 

@@ -41,7 +41,7 @@ pub use scale_sql::{Database, System};
 pub type WorkerId = std::sync::Arc<str>;
 
 /// A job to be stored.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Entry {
     /// The encoded job.
     pub bytes: Vec<u8>,
@@ -53,6 +53,18 @@ pub struct Entry {
     /// Once key and its life. No second job with this key is stored for that time, even if the
     /// first one is gone: it protects against accidental second pushes.
     pub once: Option<(String, Duration)>,
+    /// Key under which the job replaces one that is still scheduled.
+    pub debounce: Option<Debounce>,
+}
+
+/// Replacement of a scheduled job by a later push under the same key: the job keeps its id and its
+/// time of push, and its delay begins again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Debounce {
+    /// Key of the job in its queue.
+    pub key: String,
+    /// Longest time between the first push and the time at which the job is due.
+    pub at_most: Duration,
 }
 
 /// Request of a worker to one queue.
@@ -385,7 +397,7 @@ pub trait Store:
 {
     /// Stores jobs, in portions of up to 1,000 jobs and a few MiB; each portion is stored as a
     /// whole or not at all. Returns for each job `None` if it is stored, or the encoded id of the
-    /// job that holds its key.
+    /// job that holds its key. With [`Entry::debounce`] that job is replaced.
     async fn push(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error>;
 
     /// Removes completed jobs, and leases more.
@@ -505,6 +517,9 @@ pub trait Store:
         lease: Duration,
     ) -> Result<Vec<Vec<u8>>, Error>;
 
+    /// Releases a unique key, if the job with this tag holds it.
+    async fn release_unique(&self, queue: &str, key: &str, tag: &[u8]) -> Result<(), Error>;
+
     /// Shortens the life of these [`once`](Entry::once) keys to [`ONCE_AFTER`]: no push under them
     /// is expected any more, except from a worker that was cut off and does not know it yet.
     async fn expire_once(&self, queue: &str, keys: &[String]) -> Result<(), Error>;
@@ -572,12 +587,7 @@ mod tests {
 
     #[test]
     fn portions_are_bounded_by_number_and_bytes_and_lose_nothing() {
-        let entry = |size: usize| Entry {
-            bytes: vec![0; size],
-            delay: Duration::ZERO,
-            unique: None,
-            once: None,
-        };
+        let entry = |size: usize| Entry { bytes: vec![0; size], ..Entry::default() };
         let sizes = |entries: &[Entry]| {
             portions(entries).iter().map(|portion| portion.len()).collect::<Vec<_>>()
         };

@@ -28,6 +28,16 @@ pub struct Delivery {
     /// Parsed job.
     pub(crate) job: Option<Box<dyn Any + Send>>,
     pub(crate) context: Context,
+    pub(crate) start: StartOptions,
+}
+
+/// Options of a job that apply before its handler begins.
+#[derive(Debug)]
+pub(crate) struct StartOptions {
+    /// Time after which the job does not begin any more: ms since 1970.
+    pub(crate) expires_ms: Option<u64>,
+    /// Unique key that is released when the job begins.
+    pub(crate) releases: Option<String>,
 }
 
 impl Delivery {
@@ -150,6 +160,9 @@ pub(crate) async fn attempt(
     mut delivery: Delivery,
 ) -> Ending {
     let Route { handler, timeout, read, .. } = route;
+    if delivery.start.expires_ms.is_some_and(|at| at <= delivery.context.store.now_ms()) {
+        return Ending::Expired;
+    }
     if let Some(place) = &delivery.context.place
         && batch::is_cancelled(&*delivery.context.store, place).await
     {
@@ -184,6 +197,15 @@ pub(crate) async fn attempt(
             return Ending::Unadmitted;
         }
     };
+    if let Some(key) = &delivery.start.releases {
+        let Context { store, queue, id, .. } = &delivery.context;
+        if let Err(error) = store.release_unique(queue, key, id.bytes()).await {
+            tracing::warn!(
+                %error, job = delivery.name,
+                "could not release a job's unique key at its start; it is held until its end",
+            );
+        }
+    }
     let work = async move { handler.oneshot(delivery).await };
     let run = AssertUnwindSafe(tokio::time::timeout(timeout, work)).catch_unwind();
     let ending = tokio::select! {

@@ -165,8 +165,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::format::{Body, Envelope, Extra};
-    use crate::job::JobId;
+    use crate::format::{Body, Envelope};
+    use crate::job::{JobId, Priority};
 
     fn lanes(weights: &[(&str, u32)]) -> Vec<QueueState> {
         weights
@@ -180,10 +180,15 @@ mod tests {
     }
 
     fn job() -> Envelope {
-        let (name, payload, then) = <_>::default();
-        let body =
-            Body { name, payload, unique: None, last_error: None, then, extra: Extra::default() };
-        Envelope { id: JobId::new(), failed: 0, suspect: false, pushed_ms: 0, group: None, body }
+        Envelope {
+            id: JobId::new(),
+            failed: 0,
+            suspect: false,
+            pushed_ms: 0,
+            priority: Priority::Normal,
+            group: None,
+            body: Body::default(),
+        }
     }
 
     /// Returns how many jobs of each queue run once all slots are used, if every queue always has

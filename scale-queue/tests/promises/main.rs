@@ -9,6 +9,7 @@ mod crashes;
 mod fences;
 mod growth;
 mod limits;
+mod options;
 mod permits;
 mod pushes;
 mod rolling;

@@ -184,7 +184,7 @@ impl MemoryStore {
 #[async_trait]
 impl Store for MemoryStore {
     async fn push(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        let now = Instant::now();
+        let (now, now_ms) = (Instant::now(), self.now_ms());
         Ok(self.with(queue, |lane| {
             let mut ready = 0;
             let mut earlier = false;
@@ -202,6 +202,10 @@ impl Store for MemoryStore {
                         .find(|(_, until)| *until > now);
                     if let Some((holder, _)) = held {
                         return Some(holder.clone());
+                    }
+                    if let Some(debounce) = &entry.debounce {
+                        earlier = true;
+                        return lane.debounce(now, now_ms, entry, debounce);
                     }
                     let tag = tag_of(&entry.bytes).to_vec();
                     if !keys.is_empty() && fastrand::u8(..64) == 0 {
@@ -565,7 +569,7 @@ impl Store for MemoryStore {
         };
         let jobs: Vec<Listed> = self.with(queue, |lane| match state {
             State::Waiting => {
-                let jobs = lane.promoted.iter().chain(&lane.suspects).chain(&lane.waiting);
+                let jobs = lane.promoted.iter().chain(&lane.suspects).chain(lane.waiting.iter());
                 jobs.skip(offset).take(limit).map(listed).collect()
             }
             State::Scheduled => {
@@ -612,7 +616,7 @@ impl Store for MemoryStore {
                 .promoted
                 .drain(..)
                 .chain(lane.suspects.drain(..))
-                .chain(lane.waiting.drain(..))
+                .chain(lane.waiting.take_all())
                 .collect();
             jobs.extend(std::mem::take(&mut lane.scheduled).into_values());
             jobs.extend(
@@ -629,6 +633,11 @@ impl Store for MemoryStore {
             lane.leases.insert(worker.clone(), Lease { until, jobs: held, unbegun, trial: None });
             jobs
         }))
+    }
+
+    async fn release_unique(&self, queue: &str, key: &str, tag: &[u8]) -> Result<(), Error> {
+        self.with(queue, |lane| lane.free(Some(&key.to_owned()), tag));
+        Ok(())
     }
 
     async fn expire_once(&self, queue: &str, keys: &[String]) -> Result<(), Error> {

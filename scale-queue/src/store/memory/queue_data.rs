@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::format::{group_of, pushed_ms, tag_of};
+use crate::format::{group_of, priority_of, pushed_ms, replace_job, tag_of};
 use crate::limit::line_of;
-use crate::store::{DeadJob, Fetched, LINE_RETRY, Request, Resolution, Sample, Trial, WorkerId};
+use crate::store::{
+    DeadJob, Debounce, Entry, Fetched, LINE_RETRY, Request, Resolution, Sample, Trial, WorkerId,
+};
 
 #[derive(Debug, Default)]
 pub(super) struct QueueData {
-    pub(super) waiting: VecDeque<Vec<u8>>,
+    pub(super) waiting: Waiting,
     /// Jobs that were first in their lines; taken before waiting ones.
     pub(super) promoted: VecDeque<Vec<u8>>,
     pub(super) suspects: VecDeque<Vec<u8>>,
@@ -25,13 +27,42 @@ pub(super) struct QueueData {
     pub(super) unique: HashMap<(bool, String), (Vec<u8>, Instant)>,
     /// Idle workers that wait for a wake-up; the last one added is woken first.
     pub(super) asleep: Vec<WorkerId>,
-    arrivals: u64,
+    /// Scheduled job of each debounce key: its due time and order of arrival.
+    pub(super) debounced: HashMap<String, (Instant, u64)>,
+    pub(super) arrivals: u64,
     pub(super) paused: bool,
     pub(super) done: u64,
     pub(super) failed: u64,
     /// Number of jobs removed, done or not.
     pub(super) ended: u64,
     pub(super) samples: HashMap<Resolution, BTreeMap<u64, Sample>>,
+}
+
+/// Waiting jobs, by priority.
+#[derive(Debug, Default)]
+pub(super) struct Waiting([VecDeque<Vec<u8>>; 3]);
+
+impl Waiting {
+    pub(super) fn push_back(&mut self, job: Vec<u8>) {
+        self.0[priority_of(&job) as usize].push_back(job);
+    }
+
+    fn pop_front(&mut self) -> Option<Vec<u8>> {
+        self.0.iter_mut().find_map(VecDeque::pop_front)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(VecDeque::len).sum()
+    }
+
+    /// Returns the jobs in the order in which they are taken.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Vec<u8>> {
+        self.0.iter().flatten()
+    }
+
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Vec<u8>> + '_ {
+        self.0.iter_mut().flat_map(|jobs| jobs.drain(..))
+    }
 }
 
 /// Jobs that wait for the same limit or handler.
@@ -103,6 +134,33 @@ impl QueueData {
     pub(super) fn schedule(&mut self, due: Instant, bytes: Vec<u8>) {
         self.arrivals += 1;
         self.scheduled.insert((due, self.arrivals), bytes);
+    }
+
+    /// Schedules a job under a debounce key. Returns the id of the job that it replaces, if that is
+    /// still scheduled.
+    pub(super) fn debounce(
+        &mut self,
+        now: Instant,
+        now_ms: u64,
+        entry: &Entry,
+        debounce: &Debounce,
+    ) -> Option<Vec<u8>> {
+        if fastrand::u8(..64) == 0 {
+            let scheduled = &self.scheduled;
+            self.debounced.retain(|_, place| scheduled.contains_key(place));
+        }
+        let place = self.debounced.get(&debounce.key).filter(|(due, _)| *due > now);
+        let replaced = place.and_then(|place| self.scheduled.remove(place));
+        let mut bytes = entry.bytes.clone();
+        let mut due = now + entry.delay;
+        if let Some(replaced) = &replaced {
+            replace_job(&mut bytes, replaced);
+            let age = Duration::from_millis(now_ms.saturating_sub(pushed_ms(&bytes).unwrap_or(0)));
+            due = due.min(now + debounce.at_most.saturating_sub(age));
+        }
+        self.schedule(due, bytes);
+        self.debounced.insert(debounce.key.clone(), (due, self.arrivals));
+        replaced.map(|replaced| tag_of(&replaced).to_vec())
     }
 
     /// Moves due jobs to the waiting ones; returns their number.
@@ -196,15 +254,18 @@ impl QueueData {
     }
 
     pub(super) fn oldest(&self) -> Option<&Vec<u8>> {
-        [self.promoted.front(), self.suspects.front(), self.waiting.front()]
+        let firsts = [self.promoted.front(), self.suspects.front()];
+        firsts
             .into_iter()
+            .chain(self.waiting.0.iter().map(VecDeque::front))
             .flatten()
             .min_by_key(|b| pushed_ms(b))
     }
 
     /// Removes a job that no worker holds.
     pub(super) fn remove(&mut self, tag: &[u8]) -> Option<Vec<u8>> {
-        for jobs in [&mut self.promoted, &mut self.suspects, &mut self.waiting] {
+        let lists = [&mut self.promoted, &mut self.suspects];
+        for jobs in lists.into_iter().chain(&mut self.waiting.0) {
             if let Some(place) = jobs.iter().position(|bytes| tag_of(bytes) == tag) {
                 return jobs.remove(place);
             }

@@ -3,7 +3,7 @@
 -- KEYS  waiting, scheduled, sleepers, paused, leases, held by this worker, totals, timer,
 --       cancelled, promoted, suspects, blocked, lines, paces, unhandled, unbegun, trials, large,
 --       mark that the worker has left, watcher: the idle worker with an alarm for the leases of
---       others
+--       others, high, low
 -- ARGV  wake channel, queue, 1 in a Cluster, worker, maximum number of jobs (at most 1,000), lease
 --       (ms), bytes after which no further job is taken, number of the jobs that begin at once,
 --       trial ('running:' and the tag of the suspect that runs alone, 'waiting:' and the tag of a
@@ -50,9 +50,20 @@ if most == 0 then
 end
 
 local due = redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE', 'LIMIT', 0, 1000)
+local ranked = redis.call('EXISTS', KEYS[21], KEYS[22]) > 0
 if #due > 0 then
   redis.call('ZREM', KEYS[2], unpack(due))
-  redis.call('RPUSH', KEYS[1], unpack(due))
+  local plain = {}
+  for _, job in ipairs(due) do
+    local list = list_of(job, KEYS[21], KEYS[1], KEYS[22])
+    if list == KEYS[1] then
+      plain[#plain + 1] = job
+    else
+      redis.call('RPUSH', list, job)
+      ranked = true
+    end
+  end
+  if #plain > 0 then redis.call('RPUSH', KEYS[1], unpack(plain)) end
 end
 
 local paused = redis.call('EXISTS', KEYS[4]) == 1
@@ -153,34 +164,32 @@ if not paused then
   end
   if not suspect and has_room() then
     local careful = redis.call('EXISTS', KEYS[18]) == 1
-    if not careful and not lined then
-      local popped = redis.call('LPOP', KEYS[1], most - count)
-      for _, job in ipairs(popped or {}) do take(job) end
-    else
-      local pops, seen_large = 0, false
-      while pops < 1000 and has_room() do
-        local job = redis.call('LPOP', KEYS[1])
-        if not job then break end
-        pops = pops + 1
-        seen_large = seen_large or #job > 16384
-        local line
-        if lined and string.byte(job) == 2 and #job > 27 then
-          line = 'limit:' .. string.sub(job, 28, 27 + struct.unpack('>H', string.sub(job, 26, 27)))
-          if not redis.call('ZSCORE', KEYS[13], line) then line = nil end
+    local pops, seen_large = 0, false
+    for _, list in ipairs(ranked and { KEYS[21], KEYS[1], KEYS[22] } or { KEYS[1] }) do
+      if not careful and not lined then
+        local popped = count < most and redis.call('LPOP', list, most - count)
+        for _, job in ipairs(popped or {}) do take(job) end
+      else
+        while pops < 1000 and has_room() do
+          local job = redis.call('LPOP', list)
+          if not job then break end
+          pops = pops + 1
+          seen_large = seen_large or #job > 16384
+          local group = lined and group_of(job) or ''
+          if group ~= '' and redis.call('ZSCORE', KEYS[13], 'limit:' .. group) then
+            redis.call('ZADD', KEYS[12], 0, blocked_member('limit:' .. group, pushed_order(job), job))
+          else
+            take(job)
+          end
         end
-        if line then
-          redis.call('ZADD', KEYS[12], 0, blocked_member(line, pushed_order(job), job))
-        else
-          take(job)
-        end
-      end
-      if careful and redis.call('EXISTS', KEYS[1]) == 0 then
-        redis.call('DEL', KEYS[18])
-      elseif seen_large then
-        redis.call('PEXPIRE', KEYS[18], 86400000)
       end
     end
-    more = redis.call('EXISTS', KEYS[1]) == 1
+    more = redis.call('EXISTS', KEYS[1]) == 1 or ranked and redis.call('EXISTS', KEYS[21], KEYS[22]) > 0
+    if careful and not more then
+      redis.call('DEL', KEYS[18])
+    elseif seen_large then
+      redis.call('PEXPIRE', KEYS[18], 86400000)
+    end
   end
 end
 
@@ -258,7 +267,8 @@ else
   -- More jobs may have become due than this worker takes, and another worker has to watch for the
   -- next due time.
   if #due > 0 and not paused then
-    local most_wakes = math.min(#due, redis.call('LLEN', KEYS[1])) + redis.call('EXISTS', KEYS[2])
+    local left = redis.call('LLEN', KEYS[1]) + redis.call('LLEN', KEYS[21]) + redis.call('LLEN', KEYS[22])
+    local most_wakes = math.min(#due, left) + redis.call('EXISTS', KEYS[2])
     wake(KEYS[3], ARGV[1], ARGV[2], most_wakes, cluster)
   end
 end

@@ -9,6 +9,8 @@ use super::{
     BATCH, Destination, Entry, LARGE, PAGE_BYTES, RedisStore, Replicas, Settlement, WorkerId,
 };
 use crate::error::Error;
+use crate::format::priority_of;
+use crate::job::Priority;
 
 impl RedisStore {
     /// Makes a push succeed only when that many replicas have it within the timeout: see
@@ -91,11 +93,17 @@ impl RedisStore {
         queue: &str,
         entries: &[Entry],
     ) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        let is_plain = |e: &&Entry| e.delay.is_zero() && e.unique.is_none() && e.once.is_none();
+        let is_plain = |e: &&Entry| {
+            e.delay.is_zero()
+                && e.unique.is_none()
+                && e.once.is_none()
+                && e.debounce.is_none()
+                && priority_of(&e.bytes) == Priority::Normal
+        };
         let mut call = self.call(
             &self.scripts.push,
             queue,
-            &["waiting", "scheduled", "sleepers", "paused", "large"],
+            &["waiting", "scheduled", "sleepers", "paused", "large", "high", "low"],
         );
         call.arg(u8::from(entries.iter().any(|entry| entry.bytes.len() > LARGE)));
         call.arg(entries.iter().filter(is_plain).count());
@@ -111,6 +119,11 @@ impl RedisStore {
                 });
                 call.arg(life);
             }
+            let at_most = entry.debounce.as_ref().map_or(0, |debounce| {
+                call.key(self.key(queue, &format!("debounce:{}", debounce.key)));
+                millis(debounce.at_most).max(1)
+            });
+            call.arg(at_most);
         }
         let allowance = allowance(entries.iter().map(|entry| entry.bytes.len()).sum());
         let mut reply: Vec<Value> = match &self.replicas {

@@ -5,7 +5,8 @@
 //!
 //! | key | type | holds |
 //! | --- | --- | --- |
-//! | `{app}:queue:{<queue>}:waiting` | list | jobs, oldest first |
+//! | `{app}:queue:{<queue>}:waiting` | list | jobs of normal priority, oldest first |
+//! | `{app}:queue:{<queue>}:high`, `…:low` | list | jobs of the other priorities, oldest first |
 //! | `{app}:queue:{<queue>}:promoted` | list | jobs that were first in their line, taken before waiting ones |
 //! | `{app}:queue:{<queue>}:suspects` | list | jobs whose handler had begun when their worker died |
 //! | `{app}:queue:{<queue>}:scheduled` | sorted set | jobs by due time, ms |
@@ -21,6 +22,7 @@
 //! | `{app}:queue:{<queue>}:died`, `…:graves` | sorted set, hash | ids of dead jobs by time of death, ms; reason and job by id |
 //! | `{app}:queue:{<queue>}:sleepers` | sorted set | idle workers, by the time since which they are idle |
 //! | `{app}:queue:{<queue>}:unique:<key>` | string | the id of the job that holds the key; expires |
+//! | `{app}:queue:{<queue>}:debounce:<key>` | string | the scheduled job that a push under the key replaces; expires |
 //! | `{app}:queue:{<queue>}:once:<key>` | string | the id of the job that was pushed under the key; expires |
 //! | `{app}:queue:{<queue>}:cancelled` | sorted set | ids of jobs to be ended by the worker that holds or takes them, by time of the request |
 //! | `{app}:queue:{<queue>}:totals` | hash | counts since the queue was created |
@@ -175,6 +177,7 @@ impl Store for RedisStore {
             call.key(self.key(queue, name));
         }
         call.key(self.left_key(queue, worker)).key(self.key(queue, "watcher"));
+        call.key(self.key(queue, "high")).key(self.key(queue, "low"));
         call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
         let trial = match request.trial {
             Trial::Running(tag) => [&b"running:"[..], &tag].concat(),
@@ -374,7 +377,7 @@ impl Store for RedisStore {
         let mut call = self.scripts.stats.prepare_invoke();
         for name in [
             "waiting", "promoted", "suspects", "scheduled", "blocked", "died", "paused", "totals",
-            "leases",
+            "leases", "high", "low",
         ] {
             call.key(self.key(queue, name));
         }
@@ -490,6 +493,7 @@ impl Store for RedisStore {
                 &unique.map_or("waiting".to_owned(), |(key, _)| format!("unique:{key}")),
             ),
         );
+        call.key(self.key(queue, "high")).key(self.key(queue, "low"));
         call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
         call.arg(tag).arg(died_ms).arg(u8::from(*then != AfterDeath::Delete));
         call.arg(unique.map_or(0, |(_, life)| millis(*life).max(1)));
@@ -537,7 +541,7 @@ impl Store for RedisStore {
         match state {
             State::Waiting => {
                 let mut skip = offset;
-                for name in ["promoted", "suspects", "waiting"] {
+                for name in ["promoted", "suspects", "high", "waiting", "low"] {
                     let length: usize =
                         self.server.clone().llen(self.key(queue, name)).await.map_err(failed)?;
                     if skip < length {
@@ -607,8 +611,14 @@ impl Store for RedisStore {
         ];
         let mut call = self.keyed(&self.scripts.take_all, queue, &names);
         call.key(self.held_key(queue, worker)).key(self.key(queue, "unbegun"));
+        call.key(self.key(queue, "high")).key(self.key(queue, "low"));
         call.arg(&**worker).arg(millis(lease)).arg(BATCH).arg(PAGE_BYTES);
         call.invoke_async(&mut self.server.allowing(allowance(PAGE_BYTES))).await.map_err(failed)
+    }
+
+    async fn release_unique(&self, queue: &str, key: &str, tag: &[u8]) -> Result<(), Error> {
+        let mut call = self.scripts.release_unique.key(self.key(queue, &format!("unique:{key}")));
+        call.arg(tag).invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
     async fn expire_once(&self, queue: &str, keys: &[String]) -> Result<(), Error> {

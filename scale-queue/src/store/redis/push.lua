@@ -1,9 +1,10 @@
 -- Stores jobs, all or none.
--- KEYS  waiting, scheduled, sleepers, paused, large, then for each job that needs keys its once key
---       and its unique key
+-- KEYS  waiting, scheduled, sleepers, paused, large, high, low, then for each job that needs keys
+--       its once key, its unique key and its debounce key
 -- ARGV  wake channel, queue, 1 in a Cluster, 1 if a job is large, number of plain jobs, the plain
---       jobs, then for each other job: the job, delay (ms), life of its once key and of its unique
---       key (ms; 0: no such key)
+--       jobs, which have no priority either, then for each other job: the job, delay (ms), life of
+--       its once key and of its unique key (ms; 0: no such key), longest delay since its first push
+--       (ms; 0: it is not debounced)
 -- Reply server time (ms), then for each other job: '' if it is stored, or the id that holds its key
 -- Cost  one RPUSH for 4,000 plain jobs; SET and RPUSH or ZADD for each other job; ZPOPMAX and
 --       PUBLISH for each worker woken
@@ -14,8 +15,8 @@ local now = clock()
 local reply = { now }
 if plain > 0 then chunked('RPUSH', KEYS[1], ARGV, 6, 5 + plain) end
 if ARGV[4] == '1' then redis.call('SET', KEYS[5], 1, 'PX', 86400000) end
-local key = 6
-for i = 6 + plain, #ARGV, 4 do
+local key = 8
+for i = 6 + plain, #ARGV, 5 do
   local job, delay = ARGV[i], tonumber(ARGV[i + 1])
   local id, holder, taken = string.sub(job, 2, 17), '', {}
   for n = i + 2, i + 3 do
@@ -32,7 +33,20 @@ for i = 6 + plain, #ARGV, 4 do
     end
   end
   if holder ~= '' and #taken > 0 then redis.call('DEL', unpack(taken)) end
-  if holder == '' then
+  local at_most = tonumber(ARGV[i + 4])
+  if holder == '' and at_most > 0 then
+    -- The key holds the scheduled job, as it is in the set.
+    local old = redis.call('GET', KEYS[key])
+    if old and redis.call('ZREM', KEYS[2], old) == 1 then
+      holder = string.sub(old, 2, 17)
+      job = string.sub(job, 1, 1) .. holder .. string.sub(job, 18, 19) .. string.sub(old, 20, 25) .. string.sub(job, 26)
+      local high, low = struct.unpack('>HI', string.sub(old, 20, 25))
+      delay = math.max(math.min(delay, high * 4294967296 + low + at_most - now), 1)
+    end
+    redis.call('SET', KEYS[key], job, 'PX', delay + 1000)
+    redis.call('ZADD', KEYS[2], now + delay, job)
+    earlier = 2
+  elseif holder == '' then
     if delay > 0 then
       local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
       -- Two workers set alarms for this job, the second one a second later, in case the first one
@@ -40,10 +54,11 @@ for i = 6 + plain, #ARGV, 4 do
       if not first or now + delay < tonumber(first) then earlier = 2 end
       redis.call('ZADD', KEYS[2], now + delay, job)
     else
-      redis.call('RPUSH', KEYS[1], job)
+      redis.call('RPUSH', list_of(job, KEYS[6], KEYS[1], KEYS[7]), job)
       ready = ready + 1
     end
   end
+  if at_most > 0 then key = key + 1 end
   reply[#reply + 1] = holder
 end
 if redis.call('EXISTS', KEYS[4]) == 0 then

@@ -33,6 +33,20 @@ local function tag_of(job)
   return #job >= 17 and string.sub(job, 2, 17) or job
 end
 
+-- Returns the key of the job's first limit, '' if it has none: see `format`.
+local function group_of(job)
+  local version = string.byte(job)
+  local at = version == 2 and 26 or version == 3 and 27
+  if not at or #job <= at then return '' end
+  return string.sub(job, at + 2, at + 1 + struct.unpack('>H', string.sub(job, at, at + 1)))
+end
+
+-- Returns the list of the job's priority.
+local function list_of(job, high, waiting, low)
+  local priority = string.byte(job) == 3 and string.byte(job, 26)
+  return priority == 0 and high or priority == 2 and low or waiting
+end
+
 -- Removes dead jobs beyond the bounds on number and age, at most 100 per call.
 -- dead: set of tags by time of death; graves: reason and job by tag
 local function trim_dead(dead, graves, now, most, age)

@@ -1,6 +1,6 @@
 -- Leases waiting, blocked and scheduled jobs, due or not, for a drain.
 -- KEYS  waiting, promoted, suspects, blocked, lines, paces, unhandled, scheduled, leases, held by
---       this worker, unbegun
+--       this worker, unbegun, high, low
 -- ARGV  worker, lease (ms), maximum number of jobs, bytes after which no further job is taken
 -- Reply the jobs
 -- Cost  O(jobs taken)
@@ -19,7 +19,7 @@ local function has_room()
   return #jobs < most and bytes < budget
 end
 
-for list = 1, 3 do
+for _, list in ipairs({ 1, 2, 3, 12, 13 }) do
   while has_room() do
     local job = redis.call('LPOP', KEYS[list])
     if not job then break end

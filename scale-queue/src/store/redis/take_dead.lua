@@ -1,6 +1,6 @@
 -- Takes out a dead job, to wait again or to be removed.
 -- KEYS  waiting, sleepers, paused, dead, graves, cancelled, totals, the unique key that the job is
---       to hold (or waiting, if none)
+--       to hold (or waiting, if none), high, low
 -- ARGV  wake channel, queue, 1 in a Cluster, tag, time of death (ms), 1 to let the job wait again,
 --       life of its unique key (ms; 0: none)
 -- Reply 1, or 0 if the job is not there or another job holds the key
@@ -21,7 +21,7 @@ if ARGV[6] ~= '1' then return 1 end
 if life > 0 then redis.call('SET', KEYS[8], tag, 'PX', life) end
 local job = string.sub(grave, struct.unpack('>H', grave) + 3)
 if #job >= 19 then job = string.sub(job, 1, 17) .. '\0\0' .. string.sub(job, 20) end
-redis.call('RPUSH', KEYS[1], job)
+redis.call('RPUSH', list_of(job, KEYS[9], KEYS[1], KEYS[10]), job)
 redis.call('HINCRBY', KEYS[7], 'died', -1)
 if redis.call('EXISTS', KEYS[3]) == 0 then wake(KEYS[2], ARGV[1], ARGV[2], 1, ARGV[3] == '1') end
 return 1

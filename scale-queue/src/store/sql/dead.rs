@@ -1,7 +1,5 @@
 //! Dead jobs.
 
-use std::time::Duration;
-
 use scale_sql::Connection;
 
 use super::push::{notify, push_one};
@@ -60,7 +58,7 @@ impl SqlStore {
         if let AfterDeath::Retry(unique) = then {
             let body: Vec<u8> = row.get(1).map_err(failed)?;
             let bytes = without_failures(&body);
-            let entry = Entry { bytes, delay: Duration::ZERO, unique: unique.clone(), once: None };
+            let entry = Entry { bytes, unique: unique.clone(), ..Entry::default() };
             // Another job holds its unique key: the transaction is rolled back, and the job stays
             // dead.
             if push_one(self.texts, &mut tx, &self.app_text, queue, &entry).await?.is_some() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use scale_sql::{Connection, Row, System};
+use scale_sql::{Connection, Row, Statement, System};
 
 use super::{
     LIST, READ_AGAIN_MS, SWEEP_AFTER_MS, SqlStore, WHOLE_LOOK_MS, again, failed, hex, hexes,
@@ -35,14 +35,37 @@ impl Claimed {
 struct Found {
     acknowledged: usize,
     expired: String,
-    /// Existence of lines and of suspects; `None`: not read this time.
-    hints: Option<(bool, bool)>,
+    /// `None`: not read this time.
+    hints: Option<Existing>,
     unbegun: bool,
+}
+
+/// Existence of lines, of suspects, and of jobs with a priority.
+#[derive(Clone, Copy)]
+struct Existing {
+    lines: bool,
+    suspects: bool,
+    ranked: bool,
+}
+
+/// Priority of the jobs that a look takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rank {
+    /// Normal priority, if no job of high priority is due.
+    OnlyNormal,
+    High,
+    Normal,
+    Low,
+}
+
+impl Rank {
+    const EACH: [Self; 3] = [Self::High, Self::Normal, Self::Low];
 }
 
 /// Request for jobs other than suspects and those in lines.
 struct Look<'a> {
     worker: &'a WorkerId,
+    rank: Rank,
     request: &'a Request<'a>,
     room: usize,
     /// Number of jobs that begin at once.
@@ -85,13 +108,24 @@ impl SqlStore {
         if hints.lines && (!request.lines.is_empty() || hints.are_lines_due(now_ms) || !has_swept) {
             self.tend_lines(queue, worker, request, &mut fetched).await?;
         }
-        let room = (request.max - fetched.jobs.len()).min(LIST);
-        if room > 0 && fetched.jobs.iter().map(Vec::len).sum::<usize>() < request.max_bytes {
+        let ranks = if hints.ranked { &Rank::EACH[..] } else { &[Rank::OnlyNormal] };
+        let mut looked = false;
+        for rank in ranks {
+            let room = (request.max - fetched.jobs.len()).min(LIST);
+            let is_full = fetched.jobs.iter().map(Vec::len).sum::<usize>() >= request.max_bytes;
+            if room == 0 || is_full && !fetched.jobs.is_empty() {
+                break;
+            }
             let key = (queue.to_owned(), worker.clone());
             let was_unbegun = self.unbegun.lock().contains(&key);
+            // The row lists the jobs of the last look that have not begun: they must stay the last.
+            if looked && was_unbegun {
+                break;
+            }
             let begins = request.begins.saturating_sub(fetched.jobs.len());
-            let done = if fetched.jobs.is_empty() { request.done } else { &[] };
-            let look = Look { worker, request, room, begins, done, was_unbegun };
+            let done = if fetched.jobs.is_empty() && !looked { request.done } else { &[] };
+            looked = true;
+            let look = Look { worker, rank: *rank, request, room, begins, done, was_unbegun };
             let (claimed, found) = match self.system() {
                 System::Postgres => again(|| self.fetch_at_once(queue, &look)).await?,
                 System::MySql => self.fetch_side_by_side(queue, &look).await?,
@@ -110,8 +144,8 @@ impl SqlStore {
                     known.remove(&key)
                 };
             }
-            if let Some(hints) = found.hints {
-                self.took_hints(queue, request, hints, &mut fetched);
+            if let Some(existing) = found.hints {
+                self.took_hints(queue, request, existing, &mut fetched);
             }
         }
         if fetched.jobs.is_empty() && self.hints(queue).blocked {
@@ -283,8 +317,15 @@ impl SqlStore {
 
     /// Fetches in one round trip, on PostgreSQL.
     async fn fetch_at_once(&self, queue: &str, look: &Look<'_>) -> Result<(Claimed, Found), Error> {
+        let texts = &self.texts.fetch;
+        let fetch = match look.rank {
+            Rank::OnlyNormal => &texts.ack_and_fetch,
+            Rank::High => &texts.ack_and_fetch_high,
+            Rank::Normal => &texts.ack_and_fetch_normal,
+            Rank::Low => &texts.ack_and_fetch_low,
+        };
         let fetch = self
-            .of(&self.texts.fetch.ack_and_fetch, queue)
+            .of(fetch, queue)
             .bind(look.worker.to_string())
             .bind(hexes(look.done))
             .bind(look.room as i64)
@@ -302,7 +343,11 @@ impl SqlStore {
                 0 => {
                     found.expired = row.get(1).map_err(failed)?;
                     found.acknowledged = number(3)? as usize;
-                    found.hints = Some((number(4)? > 0, number(5)? > 0));
+                    found.hints = Some(Existing {
+                        lines: number(4)? > 0,
+                        suspects: number(5)? > 0,
+                        ranked: number(6)? > 0,
+                    });
                 }
                 place => {
                     if number(3)? == 1 {
@@ -326,7 +371,7 @@ impl SqlStore {
     ) -> Result<(Claimed, Found), Error> {
         let mut tx = self.begin().await?;
         let acknowledged = self.remove_done(&mut tx, queue, look.worker, look.done).await?;
-        let pick = self.of(&self.texts.fetch.pick, queue).bind(look.room as i64);
+        let pick = self.of(self.pick_of(look.rank), queue).bind(look.room as i64);
         let row = pick.fetch_one(&mut tx).await.map_err(failed)?;
         let (ids, sizes): (String, String) =
             row.get(0).and_then(|ids| Ok((ids, row.get(1)?))).map_err(failed)?;
@@ -348,6 +393,15 @@ impl SqlStore {
         let found = self.read_hints(&mut tx, queue, look.worker).await?;
         tx.commit().await.map_err(failed)?;
         Ok((claimed, Found { acknowledged, unbegun, ..found }))
+    }
+
+    fn pick_of(&self, rank: Rank) -> &Statement {
+        match rank {
+            Rank::OnlyNormal => &self.texts.fetch.pick,
+            Rank::High => &self.texts.fetch.pick_high,
+            Rank::Normal => &self.texts.fetch.pick_normal,
+            Rank::Low => &self.texts.fetch.pick_low,
+        }
     }
 
     /// Acknowledges in one transaction while another one takes jobs, on MySQL.
@@ -380,11 +434,12 @@ impl SqlStore {
     async fn take_next(&self, queue: &str, look: &Look<'_>) -> Result<(Claimed, Found), Error> {
         let hints = self.hints(queue);
         let now_ms = self.clock.now_ms();
-        let is_whole = now_ms - hints.looked_ms >= WHOLE_LOOK_MS;
+        let has_floor = matches!(look.rank, Rank::OnlyNormal | Rank::Normal);
+        let is_whole = !has_floor || now_ms - hints.looked_ms >= WHOLE_LOOK_MS;
         let floor_ms = if is_whole { 0 } else { hints.floor_ms };
         let mut tx = self.begin().await?;
         let pick =
-            |from: i64| self.of(&self.texts.fetch.pick, queue).bind(look.room as i64).bind(from);
+            |from: i64| self.of(self.pick_of(look.rank), queue).bind(look.room as i64).bind(from);
         let mut rows = pick(floor_ms).fetch_all(&mut tx).await.map_err(failed)?;
         let mut is_whole = floor_ms == 0;
         if rows.len() < look.room && !is_whole {
@@ -405,6 +460,9 @@ impl SqlStore {
         self.hint(queue, |hints| {
             if !is_fresh {
                 (hints.read_ms, hints.expired) = (now_ms, found.expired.clone());
+            }
+            if !has_floor {
+                return;
             }
             if is_whole {
                 hints.looked_ms = now_ms;
@@ -455,7 +513,8 @@ impl SqlStore {
         let row = row.map_err(failed)?;
         let flag = |n: usize| row.get::<i64>(n).map(|n| n > 0).map_err(failed);
         let expired = row.get(0).map_err(failed)?;
-        Ok(Found { expired, hints: Some((flag(1)?, flag(2)?)), ..Found::default() })
+        let existing = Existing { lines: flag(1)?, suspects: flag(2)?, ranked: flag(3)? };
+        Ok(Found { expired, hints: Some(existing), ..Found::default() })
     }
 
     /// Leases locked rows; the bodies of small ones were read with them.
@@ -497,16 +556,18 @@ impl SqlStore {
         &self,
         queue: &str,
         request: &Request<'_>,
-        (lines, suspects): (bool, bool),
+        existing: Existing,
         fetched: &mut Fetched,
     ) {
+        let Existing { lines, suspects, ranked } = existing;
         let known = self.hints(queue);
-        // Lines or suspects are new: jobs that the common statement left may be for this worker, so
-        // it looks again at once.
-        let again =
-            suspects && !known.suspects && request.trial == Trial::Next || lines && !known.lines;
+        // Lines, suspects or priorities are new: jobs that the common statement left may be for
+        // this worker, so it looks again at once.
+        let again = suspects && !known.suspects && request.trial == Trial::Next
+            || lines && !known.lines
+            || ranked && !known.ranked;
         self.hint(queue, |hints| {
-            (hints.lines, hints.suspects) = (lines, suspects);
+            (hints.lines, hints.suspects, hints.ranked) = (lines, suspects, ranked);
             if !lines {
                 hints.unhandled.clear();
             }
@@ -530,14 +591,15 @@ impl SqlStore {
         self.clock.set(now);
         // Due jobs were locked by other workers, or became due after the fetch; the next look gets
         // them.
-        let is_due = number(1).is_some_and(|due| due <= now);
+        let first_due = [number(1), number(4), number(5)].into_iter().flatten().min();
+        let is_due = first_due.is_some_and(|due| due <= now);
         self.hint(queue, |hints| {
             hints.retry_ms = Some(number(3).unwrap_or(i64::MAX));
             // A due job may also have to be put in the line of its limit.
             hints.blocked |= is_due && hints.lines;
         });
         let moment =
-            [number(1), number(3)].into_iter().flatten().map(|due| due.max(now + BEHIND_MS));
+            [first_due, number(3)].into_iter().flatten().map(|due| due.max(now + BEHIND_MS));
         let moment = moment.chain(number(2).map(|until| until.max(now + BEHIND_MS))).min();
         fetched.armed = true;
         fetched.look_again = moment.map(|at| Duration::from_millis((at - now).max(0) as u64));

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use scale_sql::{Connection, Row, Statement};
 
-use super::push::notify;
+use super::push::{notify, rank_of};
 use super::{LIST, SqlStore, failed, hex, hexes, unhex};
 use crate::error::Error;
 use crate::format::count_failure;
@@ -103,8 +103,8 @@ impl SqlStore {
             if is_suspect {
                 count_failure(&mut body);
             }
-            let back =
-                self.of(&texts.take_back, queue).bind(id).bind(body).bind(i64::from(is_suspect));
+            let rank = if is_suspect { 1 } else { rank_of(&body) };
+            let back = self.of(&texts.take_back, queue).bind(id).bind(body).bind(rank);
             if back.bind(worker.clone()).execute(&mut tx).await.map_err(failed)? == 0 {
                 continue;
             }

@@ -84,9 +84,12 @@ pub struct SqlStore {
 
 /// State that decides whether a fetch needs more than the common statement.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about a queue")]
 struct Hints {
     lines: bool,
     suspects: bool,
+    /// True if jobs with a priority wait or are scheduled.
+    ranked: bool,
     unhandled: Vec<String>,
     /// True if a job was put in line since the lines were last tended; jobs of the same line may
     /// wait outside of it.
@@ -403,7 +406,8 @@ impl Store for SqlStore {
             .await
             .map_err(failed)?;
         let count = |n: usize| row.get::<i64>(n).map(|n| n.max(0) as u64).map_err(failed);
-        let oldest = row.get::<Option<Vec<u8>>>(9).ok().flatten();
+        let firsts = (9..12).filter_map(|n| row.get::<Option<Vec<u8>>>(n).ok().flatten());
+        let oldest = firsts.filter_map(|body| pushed_ms(&body)).min();
         let (waiting, scheduled, blocked, leased) = (count(0)?, count(1)?, count(2)?, count(3)?);
         Ok(Stats {
             waiting,
@@ -415,9 +419,7 @@ impl Store for SqlStore {
             done_total: count(5)?,
             failed_total: count(6)?,
             paused: count(8)? == 1,
-            lag_ms: oldest
-                .and_then(|b| pushed_ms(&b))
-                .map_or(0, |then| self.now_ms().saturating_sub(then)),
+            lag_ms: oldest.map_or(0, |then| self.now_ms().saturating_sub(then)),
         })
     }
 
@@ -488,7 +490,6 @@ impl Store for SqlStore {
         offset: usize,
         limit: usize,
     ) -> Result<Vec<Listed>, Error> {
-        let mut offset = offset;
         let texts = &self.texts;
         let (sizes, list) = match state {
             State::Waiting => {
@@ -501,11 +502,13 @@ impl Store for SqlStore {
                 if offset < suspects {
                     (&texts.look.sizes_suspect, &texts.look.list_suspect)
                 } else {
-                    offset -= suspects;
-                    (&texts.look.sizes_waiting, &texts.look.list_waiting)
+                    let page = &texts.look.waiting;
+                    return self.list_ranked(queue, page, offset - suspects, limit, false).await;
                 }
             }
-            State::Scheduled => (&texts.look.sizes_scheduled, &texts.look.list_scheduled),
+            State::Scheduled => {
+                return self.list_ranked(queue, &texts.look.scheduled, offset, limit, true).await;
+            }
             State::Blocked => (&texts.look.sizes_blocked, &texts.look.list_blocked),
             State::Leased => (&texts.look.sizes_leased, &texts.look.list_leased),
         };
@@ -513,9 +516,7 @@ impl Store for SqlStore {
         let list = self.of(list, queue).bind(limit as i64).bind(offset as i64);
         let rows = list.fetch_all(&self.database).await.map_err(failed)?;
         let listed = |row: &Row| {
-            let due: i64 = row.get(1)?;
-            let due_ms = (state == State::Scheduled).then_some(due.max(0) as u64);
-            Ok(Listed { bytes: row.get(0)?, due_ms, worker: row.get(2)?, line: row.get(3)? })
+            Ok(Listed { bytes: row.get(0)?, due_ms: None, worker: row.get(2)?, line: row.get(3)? })
         };
         rows.iter().map(listed).collect::<Result<_, _>>().map_err(failed)
     }
@@ -527,6 +528,12 @@ impl Store for SqlStore {
         lease: Duration,
     ) -> Result<Vec<Vec<u8>>, Error> {
         again(|| self.lease_all(queue, worker, lease)).await
+    }
+
+    async fn release_unique(&self, queue: &str, key: &str, tag: &[u8]) -> Result<(), Error> {
+        let release =
+            || self.of(&self.texts.push.release_unique, queue).bind(key_text(key)).bind(hex(tag));
+        again(|| async { release().execute(&self.database).await.map(drop).map_err(failed) }).await
     }
 
     async fn expire_once(&self, queue: &str, keys: &[String]) -> Result<(), Error> {
@@ -577,6 +584,41 @@ impl Store for SqlStore {
 }
 
 impl SqlStore {
+    /// Returns a page of waiting or scheduled jobs of all priorities.
+    async fn list_ranked(
+        &self,
+        queue: &str,
+        page: &Statement,
+        offset: usize,
+        limit: usize,
+        is_scheduled: bool,
+    ) -> Result<Vec<Listed>, Error> {
+        let page = self.of(page, queue).bind(limit as i64).bind(offset as i64);
+        let rows =
+            page.bind((offset + limit) as i64).fetch_all(&self.database).await.map_err(failed)?;
+        let read = |row: &Row| Ok((row.get(0)?, row.get(1)?));
+        let sizes: Vec<(String, i64)> =
+            rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)?;
+        let ids: Vec<_> = super::within(sizes, PAGE_BYTES, |(_, size)| *size as usize)
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = self.of(&self.texts.look.ranked, queue).bind(ids.clone());
+        let rows = rows.fetch_all(&self.database).await.map_err(failed)?;
+        let read = |row: &Row| {
+            let due: i64 = row.get(2)?;
+            let due_ms = is_scheduled.then_some(due.max(0) as u64);
+            let listed = Listed { bytes: row.get(1)?, due_ms, worker: None, line: None };
+            Ok((row.get(0)?, listed))
+        };
+        let mut found: HashMap<String, Listed> =
+            rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)?;
+        Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+    }
+
     async fn lease_all(
         &self,
         queue: &str,

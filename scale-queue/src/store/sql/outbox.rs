@@ -13,8 +13,8 @@ use super::push::{delay_ms, notify, push_one};
 use super::statements::Statements;
 use super::{app_text, failed, hex, key_text, millis, schema};
 use crate::error::Error;
-use crate::format::{group_of, tag_of};
-use crate::store::{Entry, Store};
+use crate::format::{group_of, pushed_ms, tag_of};
+use crate::store::{Debounce, Entry, Store};
 
 /// Connection through which jobs can be pushed: PostgreSQL, MySQL, MariaDB or SQLite, or sqlx's
 /// `Any`. For a transaction `tx`, pass `&mut *tx`.
@@ -76,7 +76,12 @@ pub(crate) async fn enlist(
         let put = put.bind(group_of(&entry.bytes).map(key_text));
         let put = put.bind(entry.unique.as_ref().map(|(key, _)| key_text(key)));
         let put = put.bind(entry.unique.as_ref().map_or(0, |(_, life)| millis(*life)));
-        put.bind(entry.bytes.clone()).execute(&mut connection).await.map_err(failed)?;
+        let put = put.bind(entry.bytes.clone());
+        let put = put.bind(entry.debounce.as_ref().map(|debounce| key_text(&debounce.key)));
+        let put = put.bind(entry.debounce.as_ref().map(|debounce| millis(debounce.at_most)));
+        let put = put.bind(entry.once.as_ref().map(|(key, _)| key_text(key)));
+        let put = put.bind(entry.once.as_ref().map(|(_, life)| millis(*life)));
+        put.execute(&mut connection).await.map_err(failed)?;
         return Ok(None);
     }
     if connection.system() == System::Sqlite {
@@ -110,12 +115,28 @@ pub(crate) async fn move_batch(
         texts.adopt.bind(app.clone()).execute(&mut connection).await.map_err(failed)?;
     }
     let rows = texts.take.bind(app).bind(BATCH).fetch_all(&mut connection).await.map_err(failed)?;
-    for row in &rows {
-        let (number, queue, entry) = entry_of(row).map_err(failed)?;
-        store.push(&queue, &[entry]).await?;
-        texts.drop.bind(number).execute(&mut connection).await.map_err(failed)?;
+    let now_ms = store.now_ms();
+    let rows: Vec<OutboxRow> = rows
+        .iter()
+        .map(|row| OutboxRow::of(row, now_ms))
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
+    let mut moved = 0;
+    // In order: rows of a queue that follow each other are pushed together.
+    for same in rows.chunk_by(|a, b| a.queue == b.queue) {
+        let entries: Vec<_> = same.iter().map(|row| row.entry.clone()).collect();
+        match store.push(&same[0].queue, &entries).await {
+            Ok(_) => {}
+            // What was moved before the refusal is kept.
+            Err(_) if moved > 0 => break,
+            Err(error) => return Err(error),
+        }
+        for row in same {
+            texts.drop.bind(row.number).execute(&mut connection).await.map_err(failed)?;
+        }
+        moved += same.len();
     }
-    Ok(rows.len())
+    Ok(moved)
 }
 
 /// Migrates the outbox of a database to this version of the crate.
@@ -123,13 +144,28 @@ pub(crate) async fn migrate(database: &scale_sql::Database) -> Result<(), Error>
     Ok(schema::OUTBOX.migrate(database).await?)
 }
 
-/// Reads a row's number, its queue, and the entry to push there.
-fn entry_of(row: &scale_sql::Row) -> Result<(i64, String, Entry), sqlx::Error> {
-    let time = |ms: i64| Duration::from_millis(ms.max(0) as u64);
-    let unique: Option<String> = row.get(4)?;
-    let life = time(row.get::<Option<i64>>(5)?.unwrap_or(0));
-    let unique = unique.map(|key| (super::key_of(&key), life));
-    let once = Some((row.get(1)?, REMEMBERED));
-    let entry = Entry { bytes: row.get(6)?, delay: time(row.get(3)?), unique, once };
-    Ok((row.get(0)?, row.get(2)?, entry))
+/// A row of the outbox.
+struct OutboxRow {
+    number: i64,
+    queue: String,
+    entry: Entry,
+}
+
+impl OutboxRow {
+    fn of(row: &scale_sql::Row, now_ms: u64) -> Result<Self, sqlx::Error> {
+        let time = |ms: i64| Duration::from_millis(ms.max(0) as u64);
+        let keyed = |key: usize| -> Result<Option<(String, Duration)>, sqlx::Error> {
+            let life = time(row.get::<Option<i64>>(key + 1)?.unwrap_or(0));
+            Ok(row.get::<Option<String>>(key)?.map(|key| (super::key_of(&key), life)))
+        };
+        let bytes: Vec<u8> = row.get(6)?;
+        // The delay began with the push.
+        let waited = now_ms.saturating_sub(pushed_ms(&bytes).unwrap_or(now_ms));
+        let delay = time(row.get(3)?).saturating_sub(Duration::from_millis(waited));
+        // A job that was moved already is refused by its own key, or by its id.
+        let once = keyed(9)?.or(Some((row.get(1)?, REMEMBERED)));
+        let debounce = keyed(7)?.map(|(key, at_most)| Debounce { key, at_most });
+        let entry = Entry { bytes, delay, unique: keyed(4)?, once, debounce };
+        Ok(Self { number: row.get(0)?, queue: row.get(2)?, entry })
+    }
 }

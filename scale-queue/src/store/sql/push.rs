@@ -6,7 +6,9 @@ use super::settings::Synchronous;
 use super::statements::{PushStatements, Statements};
 use super::{SqlStore, again, failed, hex, key_text, millis, unhex};
 use crate::error::Error;
-use crate::format::{group_of, tag_of};
+use crate::format::{group_of, priority_of, pushed_ms, replace_job, tag_of};
+use crate::job::Priority;
+use crate::limit::LONGEST;
 use crate::store::{Entry, portions};
 
 /// SQLite's `synchronous` level at which commits reach the disk.
@@ -46,7 +48,11 @@ impl SqlStore {
         } else {
             // Keys in the same order for all transactions, so that no two deadlock.
             let mut order: Vec<usize> = (0..entries.len()).collect();
-            order.sort_by_key(|n| entries[*n].unique.as_ref().map(|(key, _)| key.as_str()));
+            order.sort_by_key(|n| {
+                let Entry { unique, debounce, .. } = &entries[*n];
+                let debounced = debounce.as_ref().map(|debounce| debounce.key.as_str());
+                (debounced, unique.as_ref().map(|(key, _)| key.as_str()))
+            });
             answers.resize(entries.len(), None);
             for n in order {
                 answers[n] =
@@ -144,17 +150,36 @@ pub(super) async fn push_one(
             }
         }
     }
-    let unique = entry.unique.as_ref().map(|(key, life)| (key_text(key), millis(*life)));
+    let unique = match &entry.debounce {
+        // Never late: only the next push under the key releases it.
+        Some(debounce) => Some((key_text(&debounced_key(&debounce.key)), millis(LONGEST))),
+        None => entry.unique.as_ref().map(|(key, life)| (key_text(key), millis(*life))),
+    };
     let push = texts.push.push.bind(id).bind(app).bind(queue).bind(delay_ms(entry));
     let push = push
         .bind(group_of(&entry.bytes).map(key_text))
         .bind(unique.as_ref().map(|(key, _)| key.clone()));
-    let push = push.bind(unique.as_ref().map_or(0, |(_, life)| *life)).bind(entry.bytes.clone());
+    let push = push
+        .bind(unique.as_ref().map_or(0, |(_, life)| *life))
+        .bind(entry.bytes.clone())
+        .bind(rank_of(&entry.bytes));
     // The holder may end between the refused insert and the read of the holder. Then the insert is
     // repeated.
     for _ in 0..10 {
+        if let Some((key, _)) = unique.as_ref().filter(|_| entry.debounce.is_some()) {
+            let replaced = replace_debounced(texts, connection, app, queue, entry, key).await?;
+            if replaced.is_some() {
+                return Ok(replaced);
+            }
+            let release = of(&texts.push.release_debounce).bind(key.clone());
+            release.execute(&mut *connection).await.map_err(failed)?;
+        }
         let stored = push.clone().execute(&mut *connection).await.map_err(failed)? > 0;
         let Some((key, _)) = unique.as_ref().filter(|_| !stored) else { return Ok(None) };
+        if entry.debounce.is_some() {
+            // Another push under the key was faster: its job is replaced.
+            continue;
+        }
         match holder_of(of(&texts.push.holder).bind(key.clone()), connection).await? {
             Some((holder, false)) => return Ok(Some(holder)),
             Some((_, true)) => {
@@ -168,6 +193,41 @@ pub(super) async fn push_one(
         }
     }
     Err(Error::store("the holder of a unique key changed ten times during a push; try again"))
+}
+
+/// Replaces the scheduled job of a debounce key. Returns its id, or `None` if there is none.
+async fn replace_debounced(
+    texts: &Statements,
+    connection: &mut Connection<'_>,
+    app: &str,
+    queue: &str,
+    entry: &Entry,
+    key: &str,
+) -> Result<Option<Vec<u8>>, Error> {
+    let of = |statement: &scale_sql::Statement| statement.bind(app).bind(queue);
+    let held = of(&texts.push.debounced).bind(key);
+    let Some(row) = held.fetch_optional(&mut *connection).await.map_err(failed)? else {
+        return Ok(None);
+    };
+    let (id, replaced): (String, Vec<u8>) =
+        row.get(0).and_then(|id| Ok((id, row.get(1)?))).map_err(failed)?;
+    let mut bytes = entry.bytes.clone();
+    replace_job(&mut bytes, &replaced);
+    let at_most = entry.debounce.as_ref().map_or(0, |debounce| millis(debounce.at_most));
+    let latest = pushed_ms(&replaced).unwrap_or(0) as i64;
+    let replace = of(&texts.push.replace).bind(id.clone()).bind(bytes);
+    let replace = replace
+        .bind(rank_of(&entry.bytes))
+        .bind(group_of(&entry.bytes).map(key_text))
+        .bind(delay_ms(entry))
+        .bind(latest.saturating_add(at_most));
+    replace.execute(connection).await.map_err(failed)?;
+    Ok(Some(unhex(&id)))
+}
+
+/// Returns the unique key of a debounced job. No key of the application begins like this.
+fn debounced_key(key: &str) -> String {
+    format!("\u{1}debounce:{key}")
 }
 
 /// Reads the id of a key's holder, and whether the key has expired.
@@ -197,5 +257,18 @@ pub(super) fn delay_ms(entry: &Entry) -> i64 {
 }
 
 fn is_plain(entry: &Entry) -> bool {
-    entry.unique.is_none() && entry.once.is_none() && group_of(&entry.bytes).is_none()
+    entry.unique.is_none()
+        && entry.once.is_none()
+        && entry.debounce.is_none()
+        && group_of(&entry.bytes).is_none()
+        && priority_of(&entry.bytes) == Priority::Normal
+}
+
+/// Returns the rank of a job that is no suspect: see `statements::fetch`.
+pub(super) fn rank_of(bytes: &[u8]) -> i64 {
+    match priority_of(bytes) {
+        Priority::High => 2,
+        Priority::Normal => 0,
+        Priority::Low => 3,
+    }
 }

@@ -41,6 +41,12 @@ pub(crate) const QUEUE: Schema = Schema {
             "expand_skipped",
             Mark::Column("scale_queue_batches", "skipped")
         ),
+        migration!(
+            7,
+            "queue/postgres",
+            "expand_priorities",
+            Mark::Index("scale_queue_jobs_priority")
+        ),
     ],
     mysql: &[migration!(6, "queue/mysql", "queue", Mark::Table("scale_queue_locks"))],
     sqlite: &[
@@ -65,6 +71,12 @@ pub(crate) const QUEUE: Schema = Schema {
             "expand_skipped",
             Mark::Column("scale_queue_batches", "skipped")
         ),
+        migration!(
+            7,
+            "queue/sqlite",
+            "expand_priorities",
+            Mark::Index("scale_queue_jobs_priority")
+        ),
     ],
 };
 
@@ -75,10 +87,30 @@ pub(crate) const OUTBOX: Schema = Schema {
     postgres: &[
         migration!(1, "outbox/postgres", "outbox", Mark::Table("scale_queue_outbox")),
         migration!(2, "outbox/postgres", "applications", Mark::Column("scale_queue_outbox", "app")),
+        migration!(
+            3,
+            "outbox/postgres",
+            "expand_options",
+            Mark::Column("scale_queue_outbox", "once_ms")
+        ),
     ],
-    mysql: &[migration!(2, "outbox/mysql", "outbox", Mark::Table("scale_queue_outbox"))],
+    mysql: &[
+        migration!(2, "outbox/mysql", "outbox", Mark::Table("scale_queue_outbox")),
+        migration!(
+            3,
+            "outbox/mysql",
+            "expand_options",
+            Mark::Column("scale_queue_outbox", "once_ms")
+        ),
+    ],
     sqlite: &[
         migration!(1, "outbox/sqlite", "outbox", Mark::Table("scale_queue_outbox")),
         migration!(2, "outbox/sqlite", "applications", Mark::Column("scale_queue_outbox", "app")),
+        migration!(
+            3,
+            "outbox/sqlite",
+            "expand_options",
+            Mark::Column("scale_queue_outbox", "once_ms")
+        ),
     ],
 };

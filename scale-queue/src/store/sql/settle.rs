@@ -4,6 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use scale_sql::Connection;
 
+use super::push::rank_of;
 use super::{SqlStore, again, failed, hex, hexes, key_text, millis};
 use crate::error::Error;
 use crate::store::{Destination, Settlement, WorkerId};
@@ -155,7 +156,7 @@ impl SqlStore {
         let release = |body: Option<&Vec<u8>>, delay: i64| {
             let release =
                 self.of(&self.texts.leases.release, queue).bind(worker.clone()).bind(id.clone());
-            release.bind(body.cloned()).bind(delay)
+            release.bind(body.cloned()).bind(delay).bind(body.map(|body| rank_of(body)))
         };
         let ours = match &settlement.to {
             Destination::Done | Destination::Removed | Destination::Dead { .. } => {

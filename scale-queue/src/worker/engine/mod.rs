@@ -31,7 +31,7 @@ use self::fetch::MOST_BYTES;
 use self::trial::Alone;
 use super::CancelReason;
 use super::admission::{Held, PassedOn, PermitTerms, TakeOver};
-use super::handler::{Delivery, Routes, attempt};
+use super::handler::{Delivery, Routes, StartOptions, attempt};
 use super::queue_state::QueueState;
 use super::round_trip::Answer;
 use super::slots::Slots;
@@ -376,6 +376,10 @@ impl Engine {
             return self.give_up(lane, bytes, CRASHED);
         }
         let cancel = held.as_ref().map_or_else(Cancelled::default, |held| held.cancelled.clone());
+        let start = StartOptions {
+            expires_ms: body.options.expires_ms,
+            releases: body.unique.clone().filter(|_| body.options.unique_until_start),
+        };
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
         let context = Context {
             id,
@@ -403,7 +407,8 @@ impl Engine {
             job = body.name,
             attempt = context.attempt,
         );
-        let delivery = Delivery { name: body.name, payload: body.payload, job: None, context };
+        let delivery =
+            Delivery { name: body.name, payload: body.payload, job: None, context, start };
         let (finished, encryption, terms) =
             (self.finished.clone(), self.encryption.clone(), Arc::clone(&self.terms));
         let work = async move {

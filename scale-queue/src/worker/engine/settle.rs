@@ -51,6 +51,14 @@ impl Engine {
                 counts = Some(if skipped { End::Skipped } else { End::Done });
                 Destination::Done
             }
+            Verdict::Expired => {
+                tracing::warn!(
+                    job = envelope.body.name, %id,
+                    "a job has not begun before it expired; it is removed",
+                );
+                counts = Some(End::Dead);
+                Destination::Removed
+            }
             Verdict::HandBack if withdrawn => {
                 counts = Some(End::Dead);
                 Destination::Dead { bytes, reason: CANCELLED.into(), has_failed: false }

@@ -15,6 +15,7 @@ scale_sql::statements! {
         set done = done + $4, failed = failed + $5, ended = ended + $6 \
         where app = $1 and queue = $2 and worker = $3";
     release = "update scale_queue_jobs set worker = null, body = coalesce($5, body), \
+            suspect = coalesce($7, suspect), \
             due_ms = case when $6 < 0 then due_ms else {now} + $6 end \
         where app = $1 and queue = $2 and worker = $3 and id = $4";
     suspect_again = "update scale_queue_jobs set worker = null, suspect = 1 \
@@ -56,7 +57,10 @@ scale_sql::statements! {
             order by line, due_ms, id limit 1000) as blocked \
         union all select * from (select id, length(body) as size from scale_queue_jobs \
             where app = $1 and queue = $2 and worker is null and line is null and suspect = 1 \
-            order by due_ms, id limit 1000) as suspects",
+            order by due_ms, id limit 1000) as suspects \
+        union all select * from (select id, length(body) as size from scale_queue_jobs \
+            where app = $1 and queue = $2 and worker is null and line is null and suspect > 1 \
+            order by suspect, due_ms, id limit 1000) as ranked",
         mysql "select * from (select id, length(body) as size from scale_queue_jobs \
             where app = $1 and queue = $2 and worker is null and line is null and suspect = 0 \
             order by due_ms, id limit 1000) as ready \
@@ -65,5 +69,8 @@ scale_sql::statements! {
             order by line, suspect, due_ms, id limit 1000) as blocked \
         union all select * from (select id, length(body) as size from scale_queue_jobs \
             where app = $1 and queue = $2 and worker is null and line is null and suspect = 1 \
-            order by due_ms, id limit 1000) as suspects";
+            order by due_ms, id limit 1000) as suspects \
+        union all select * from (select id, length(body) as size from scale_queue_jobs \
+            where app = $1 and queue = $2 and worker is null and line is null and suspect > 1 \
+            order by suspect, due_ms, id limit 1000) as ranked";
 }

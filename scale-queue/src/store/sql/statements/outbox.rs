@@ -3,9 +3,11 @@
 scale_sql::statements! {
     pub(crate) Statements;
     put = "insert into scale_queue_outbox \
-            (id, app, queue, delay_ms, group_key, unique_key, unique_ms, body) \
-        values ($1, $2, $3, $4, $5, $6, $7, $8)";
-    take = "select seq, id, queue, delay_ms, unique_key, unique_ms, body from scale_queue_outbox \
+            (id, app, queue, delay_ms, group_key, unique_key, unique_ms, body, \
+            debounce_key, debounce_ms, once_key, once_ms) \
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+    take = "select seq, id, queue, delay_ms, unique_key, unique_ms, body, \
+            debounce_key, debounce_ms, once_key, once_ms from scale_queue_outbox \
         where app = $1 order by seq limit $2 {claim}";
     drop = "delete from scale_queue_outbox where seq = $1";
     // Rows of versions without application names.

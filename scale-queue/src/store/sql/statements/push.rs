@@ -11,9 +11,21 @@ scale_sql::statements! {
         values ($1, $2, 0, 0, 0, 0) {or_nothing}";
     free_late = "update scale_queue_jobs set unique_key = null \
         where app = $1 and queue = $2 and unique_key = $3 and unique_until_ms <= {now}";
+    // The scheduled job of a debounce key, which is stored as its unique key.
+    debounced = "select id, body from scale_queue_jobs where app = $1 and queue = $2 \
+        and unique_key = $3 and worker is null and line is null and due_ms > {now} {lock}";
+    replace = "update scale_queue_jobs set body = $4, suspect = $5, group_key = $6, \
+            due_ms = case when {now} + $7 < $8 then {now} + $7 else $8 end \
+        where app = $1 and queue = $2 and id = $3";
+    // It is not scheduled any more.
+    release_debounce = "update scale_queue_jobs set unique_key = null \
+        where app = $1 and queue = $2 and unique_key = $3 \
+        and (worker is not null or line is not null or due_ms <= {now})";
+    release_unique = "update scale_queue_jobs set unique_key = null \
+        where app = $1 and queue = $2 and unique_key = $3 and id = $4";
     push = "{insert} scale_queue_jobs \
-            (id, app, queue, due_ms, group_key, unique_key, unique_until_ms, body) \
-        values ($1, $2, $3, {now} + $4, $5, $6, {now} + $7, $8) {or_nothing}";
+            (id, app, queue, due_ms, group_key, unique_key, unique_until_ms, body, suspect) \
+        values ($1, $2, $3, {now} + $4, $5, $6, {now} + $7, $8, $9) {or_nothing}";
     // PostgreSQL only: pushes many jobs without keys in one round trip.
     push_plain = "with pushed as (\
             insert into scale_queue_jobs (id, app, queue, due_ms, body) \
