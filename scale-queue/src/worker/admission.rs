@@ -210,7 +210,17 @@ async fn ask<'l>(
     limits: &'l [Limit],
     taken: &mut Taken<'l>,
 ) -> Result<Option<Blocked>, Error> {
-    // Permits first, because a reserved rate slot is used up.
+    // Permits first, because a reserved rate slot is used up. But a permit that is given back wakes
+    // the line of its key: if that is also the line of a full rate, its jobs would wake each other
+    // until the rate has room.
+    let is_concurrent = |key: &str| {
+        limits.iter().any(|other| other.key == key && matches!(other.kind, Kind::Concurrent(_)))
+    };
+    for limit in limits.iter().filter(|limit| is_concurrent(&limit.key)) {
+        if let Some(blocked) = reserve(store, terms, queue, limit, taken).await? {
+            return Ok(Some(blocked));
+        }
+    }
     for limit in limits {
         if let Kind::Concurrent(most) = limit.kind {
             // If the answer is lost, the permit may be held: it is given back with the others.
@@ -227,26 +237,30 @@ async fn ask<'l>(
             }
         }
     }
-    for limit in limits {
-        if let Kind::Rate { spacing, burst } = limit.kind {
-            let request = RateRequest {
-                key: &limit.key,
-                queue,
-                spacing,
-                burst,
-                before: &terms.before(queue),
-            };
-            if let Admission::Later(retry_in) = store.admit(request).await? {
-                return Ok(Some(Blocked {
-                    line: line_of(&limit.key),
-                    retry_in,
-                    pace: Some(spacing),
-                    permits: None,
-                }));
-            }
-            taken.rates.push((&limit.key, spacing));
+    for limit in limits.iter().filter(|limit| !is_concurrent(&limit.key)) {
+        if let Some(blocked) = reserve(store, terms, queue, limit, taken).await? {
+            return Ok(Some(blocked));
         }
     }
+    Ok(None)
+}
+
+/// Reserves a slot of a rate limit.
+async fn reserve<'l>(
+    store: &dyn Store,
+    terms: &PermitTerms,
+    queue: &str,
+    limit: &'l Limit,
+    taken: &mut Taken<'l>,
+) -> Result<Option<Blocked>, Error> {
+    let Kind::Rate { spacing, burst } = limit.kind else { return Ok(None) };
+    let before = &terms.before(queue);
+    let request = RateRequest { key: &limit.key, queue, spacing, burst, before };
+    if let Admission::Later(retry_in) = store.admit(request).await? {
+        let line = line_of(&limit.key);
+        return Ok(Some(Blocked { line, retry_in, pace: Some(spacing), permits: None }));
+    }
+    taken.rates.push((&limit.key, spacing));
     Ok(None)
 }
 
