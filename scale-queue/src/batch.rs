@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chain::Follower;
 use crate::error::Error;
-use crate::format::{Envelope, Link, Place};
+use crate::format::{Envelope, Link, Place, id_of};
 use crate::job::{Job, JobId};
 use crate::options::IntoPush;
 use crate::queue::{Queue, checked};
@@ -269,6 +269,9 @@ impl Batch<'_> {
                     &name,
                     holders.iter().filter(|holder| holder.is_none()).count(),
                 );
+                for entry in thousand {
+                    queue.run_inline(&name, id_of(&entry.bytes)).await;
+                }
             }
         }
         Ok(id)

@@ -67,6 +67,23 @@ impl Cancelled {
 }
 
 impl Context {
+    /// Creates the context of a first attempt.
+    #[cfg(feature = "testing")]
+    pub(crate) fn new(id: JobId, queue: Arc<str>, store: Arc<dyn Store>) -> Self {
+        Self {
+            id,
+            queue,
+            attempt: 1,
+            waited: Duration::ZERO,
+            last_error: None,
+            metadata: Vec::new(),
+            batch: None,
+            place: None,
+            store,
+            cancelled: Cancelled::default(),
+        }
+    }
+
     /// Completes when the job is cancelled, for a [reason](Self::cancel_reason). The handler's
     /// future is dropped soon after; work on blocking threads should watch this.
     pub async fn cancelled(&self) {

@@ -32,6 +32,8 @@ mod retry;
 pub mod schedule;
 pub mod status;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod worker;
 
 pub use batch::Batch;

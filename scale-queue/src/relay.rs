@@ -53,7 +53,7 @@ impl Relay {
 
     /// Moves jobs until `stop` completes; `begin` begins a transaction. After an error of either
     /// side the relay waits and tries again.
-    pub async fn run<DB, F>(self, begin: impl Fn() -> F, stop: impl Future<Output = ()>)
+    pub async fn run<DB, F, T>(self, begin: impl Fn() -> F, stop: impl Future<Output = T>)
     where
         DB: Database,
         DB::Connection: Enlist,
@@ -83,7 +83,7 @@ impl Relay {
             }
         };
         tokio::select! {
-            () = stop => {}
+            _ = stop => {}
             () = work => {}
         }
     }

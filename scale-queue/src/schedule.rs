@@ -228,7 +228,7 @@ impl Scheduler {
     }
 
     /// Pushes due jobs until `stop` completes.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
+    pub async fn run<T>(self, stop: impl Future<Output = T>) {
         let start = self.now();
         let from = start
             .checked_sub(SignedDuration::try_from(self.catch_up).unwrap_or_default())
@@ -241,7 +241,7 @@ impl Scheduler {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = stop => {}
+            _ = stop => {}
             () = work => {}
         }
     }

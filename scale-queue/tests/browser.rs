@@ -130,13 +130,13 @@ async fn a_person_uses_the_dashboard() -> Result<()> {
     let fails = Arc::new(AtomicBool::new(true));
     let failing = Arc::clone(&fails);
     let worker =
-        Worker::new(&queue).queues(["evil"]).handle(move |_: Mail, _| {
+        Worker::new(&queue).queues(["evil"]).handle(move |_: Mail| {
             let fails = failing.load(SeqCst);
             async move {
                 if fails { Err("<img src=x onerror=\"document.title='XSS'\">") } else { Ok(()) }
             }
         });
-    let worker = tokio::spawn(worker.run(std::future::pending()));
+    let worker = tokio::spawn(worker.run(std::future::pending::<()>()));
     eventually("a death", async || (queue.stats("evil").await.ok()?.dead == 1).then_some(()))
         .await?;
 
@@ -283,8 +283,8 @@ async fn pictures_for_people() -> Result<()> {
         .await?;
     let schedules = Scheduler::new(&queue)
         .every("ping", Duration::from_mins(1), || Mail { to: "ping@example.org".into() })?;
-    tokio::spawn(schedules.run(std::future::pending()));
-    let worker = Worker::new(&queue).concurrency(8).handle(|job: Mail, _| async move {
+    tokio::spawn(schedules.run(std::future::pending::<()>()));
+    let worker = Worker::new(&queue).concurrency(8).handle(|job: Mail| async move {
         tokio::time::sleep(Duration::from_millis(5)).await;
         if job.to.starts_with("user7") {
             Err(format!("550 5.1.1 no such mailbox: {}", job.to))
@@ -292,7 +292,7 @@ async fn pictures_for_people() -> Result<()> {
             Ok(())
         }
     });
-    let worker = tokio::spawn(worker.run(std::future::pending()));
+    let worker = tokio::spawn(worker.run(std::future::pending::<()>()));
     let url = serve(&queue).await?;
     for (mode, scheme) in [("light", "1"), ("dark", "0")] {
         let browser =

@@ -184,7 +184,7 @@ async fn failures_are_tried_again_and_end_dead(queue: &Queue) -> Result<()> {
             async move {
                 match context.attempt {
                     1 => panic!("boom"),
-                    2 => std::future::pending().await,
+                    2 => std::future::pending::<Result<(), _>>().await,
                     _ => Err(std::io::Error::other("x\0".repeat(500_000))),
                 }
             }
@@ -311,7 +311,7 @@ async fn unique_jobs_exist_once(queue: &Queue) -> Result<()> {
     assert_eq!(queue.stats("once").await?.waiting, 2);
     let workers = running([Worker::new(queue)
         .queues(["once"])
-        .handle(|_: Once, _| async { Ok::<(), std::io::Error>(()) })]);
+        .handle(|_: Once| async { Ok::<(), std::io::Error>(()) })]);
     eventually("both to be done", async || {
         (queue.stats("once").await.ok()?.done_total == 2).then_some(())
     })
@@ -358,7 +358,7 @@ async fn the_dead_are_revived_or_forgotten_together(queue: &Queue) -> Result<()>
     const DEAD: u64 = 1_200;
     let tries = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&tries);
-    let worker = Worker::new(queue).queues(["doomed"]).handle(move |_: Doomed, _| {
+    let worker = Worker::new(queue).queues(["doomed"]).handle(move |_: Doomed| {
         counted.fetch_add(1, SeqCst);
         async { Err::<(), _>(Discard::because("no")) }
     });
@@ -408,13 +408,12 @@ async fn a_chain_goes_link_by_link_and_survives_a_death(queue: &Queue) -> Result
     let mended = Arc::new(AtomicBool::new(false));
     let log = Log::default();
     let (special, works) = (log.clone(), Arc::clone(&mended));
-    let worker = log_worker(queue, &log).queues(["chained", "notes", "high"]).handle(
-        move |_: Fragile, _| {
+    let worker =
+        log_worker(queue, &log).queues(["chained", "notes", "high"]).handle(move |_: Fragile| {
             let works = works.load(SeqCst);
             special.add(2);
             async move { if works { Ok(()) } else { Err(Discard::because("broken")) } }
-        },
-    );
+        });
     let delay = Duration::from_millis(200);
     let chain = queue
         .chain()
@@ -500,7 +499,7 @@ async fn a_stop_hands_back_what_has_not_ended(queue: &Queue) -> Result<()> {
     let barrier = Arc::clone(&begun);
     let worker =
         Worker::new(queue).queues(["slow"]).concurrency(2).grace(Duration::from_millis(50)).handle(
-            move |_: Slow, _| {
+            move |_: Slow| {
                 let barrier = Arc::clone(&barrier);
                 async move {
                     barrier.wait().await;
@@ -555,7 +554,7 @@ async fn a_wake_is_passed_on_by_who_cannot_use_it(queue: &Queue) -> Result<()> {
     let blocked = |name: &str, concurrency: usize| {
         let (release, begun) = (Arc::clone(&release), Arc::clone(&begun));
         Worker::new(queue).queues(["notes", name]).concurrency(concurrency).handle(
-            move |_: Slow, _| {
+            move |_: Slow| {
                 let release = Arc::clone(&release);
                 begun.fetch_add(1, SeqCst);
                 async move {

@@ -46,7 +46,7 @@ const OURS: (&str, &str) = ("x-scale-queue", "dashboard");
 async fn it_shows_and_changes_what_it_may() -> Result<()> {
     let queue = Queue::memory();
     let worker = Worker::new(&queue)
-        .handle(|_: Doomed, _| async { Err::<(), _>(Discard::because("<b>no</b>")) });
+        .handle(|_: Doomed| async { Err::<(), _>(Discard::because("<b>no</b>")) });
     let workers = running([worker]);
     queue.push(Doomed { html: "<script>alert(1)</script>".into() }).await?;
     eventually("the job to be dead", async || {
@@ -213,7 +213,7 @@ async fn who_is_there_is_listed_until_it_goes() -> Result<()> {
     let get = async |path: &str| call(&reader, "GET", &format!("/api/{path}"), &[]).await.1;
     assert_eq!(get("workers").await, json!({ "workers": [] }));
     let worker = Worker::new(&queue).name("web-1").queues(["high", "low"]).concurrency(3);
-    let workers = running([worker.handle(|_: Doomed, _| async { Ok::<(), std::io::Error>(()) })]);
+    let workers = running([worker.handle(|_: Doomed| async { Ok::<(), std::io::Error>(()) })]);
     let there = eventually("the worker to be there", async || {
         get("workers").await["workers"].get(0).cloned()
     })

@@ -303,7 +303,7 @@ async fn a_very_wide_worker_is_served() -> Result<()> {
     let queue = Queue::connect(&url, "test").await?;
     queue.push_many((0..JOBS).map(|n| Note { n })).await?;
     let worker = Worker::new(&queue).queues(["notes"]).concurrency(50_000);
-    let workers = running([worker.handle(|_: Note, _| async {
+    let workers = running([worker.handle(|_: Note| async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         Ok::<(), std::io::Error>(())
     })]);

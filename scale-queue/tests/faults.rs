@@ -463,7 +463,7 @@ fn helper_that_works_until_killed() -> Result<()> {
             .lease(LEASE)
             .concurrency(50)
             .handle(handler)
-            .run(std::future::pending())
+            .run(std::future::pending::<()>())
             .await?;
         std::io::stdout().flush()?;
         Ok(())

@@ -116,7 +116,7 @@ async fn a_dead_workers_jobs_come_back() -> Result<()> {
         [server.node(0).url(), format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display())]
     {
         let queue = made(&url).await?;
-        let hang = |_: Note, _| std::future::pending::<Result<(), std::io::Error>>();
+        let hang = |_: Note| std::future::pending::<Result<(), std::io::Error>>();
         let lease = Duration::from_millis(300);
         let dying = running([Worker::new(&queue).queues(["notes"]).lease(lease).handle(hang)]);
         queue.push_many((0..5).map(|n| Note { n })).await?;
@@ -145,7 +145,7 @@ async fn another_process_pushes_and_cancels() -> Result<()> {
         [server.node(0).url(), format!("sqlite://{}/jobs.db?mode=rwc", folder.path().display())]
     {
         let (here, there) = (made(&url).await?, made(&url).await?);
-        let hang = |_: Note, _| std::future::pending::<Result<(), std::io::Error>>();
+        let hang = |_: Note| std::future::pending::<Result<(), std::io::Error>>();
         let lease = Duration::from_millis(300);
         let worker = || Worker::new(&here).queues(["notes"]).lease(lease).handle(hang);
         let dying = running([worker()]);

@@ -212,6 +212,11 @@ pub(crate) fn replace_job(bytes: &mut [u8], replaced: &[u8]) {
     }
 }
 
+/// Returns the id of a job, read from the head alone; of bytes that are too short, the nil id.
+pub(crate) fn id_of(bytes: &[u8]) -> JobId {
+    JobId::from_bytes(tag_of(bytes).try_into().unwrap_or_default())
+}
+
 /// Counts a failed attempt of a job whose worker died, and marks it as a suspect. Bytes that are
 /// too short for a job stay unchanged.
 pub(crate) fn count_failure(bytes: &mut [u8]) {

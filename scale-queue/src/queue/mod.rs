@@ -18,6 +18,7 @@ use scale_core::coalesce::Coalescer;
 use crate::builder::QueueBuilder;
 use crate::encryption::PayloadEncryption;
 use crate::error::Error;
+use crate::job::JobId;
 use crate::push::coalesce::Pushes;
 use crate::store::{MemoryStore, Store};
 
@@ -43,6 +44,9 @@ pub struct Queue {
     pushes: Arc<Coalescer<Pushes>>,
     carry: Option<Carry>,
     encryption: Option<PayloadEncryption>,
+    /// Store of a [`FakeQueue`](crate::testing::FakeQueue).
+    #[cfg(feature = "testing")]
+    fake: Option<Arc<MemoryStore>>,
 }
 
 #[derive(Clone)]
@@ -57,8 +61,35 @@ impl std::fmt::Debug for Carry {
 impl Queue {
     /// Creates a handle of queues in the given store.
     pub fn new(store: impl Store) -> Self {
-        let store: Arc<dyn Store> = Arc::new(store);
-        Self { pushes: Pushes::to(Arc::clone(&store)), store, carry: None, encryption: None }
+        Self::of(Arc::new(store))
+    }
+
+    pub(crate) fn of(store: Arc<dyn Store>) -> Self {
+        Self {
+            pushes: Pushes::to(Arc::clone(&store)),
+            store,
+            carry: None,
+            encryption: None,
+            #[cfg(feature = "testing")]
+            fake: None,
+        }
+    }
+
+    /// Creates the handle of a fake queue.
+    #[cfg(feature = "testing")]
+    pub(crate) fn faked(store: Arc<MemoryStore>) -> Self {
+        Self { fake: Some(Arc::clone(&store)), ..Self::of(store) }
+    }
+
+    /// Waits for the end of a new job, if this is a fake queue that runs jobs inline.
+    #[cfg_attr(not(feature = "testing"), expect(clippy::unused_async, clippy::unused_self))]
+    pub(crate) async fn run_inline(&self, queue: &str, id: JobId) {
+        #[cfg(feature = "testing")]
+        if let Some(fake) = &self.fake {
+            fake.run_inline(queue, id.bytes()).await;
+        }
+        #[cfg(not(feature = "testing"))]
+        let _ = (queue, id);
     }
 
     /// Creates a handle of queues in the memory of this process; jobs are lost when it ends.

@@ -52,6 +52,9 @@ impl Queue {
                 pushed[*place] = verdict(pushed[*place].id, holder);
             }
             count_pushed(&queue, places.iter().filter(|place| pushed[**place].is_new).count());
+            for place in places {
+                self.run_inline(&queue, pushed[place].id).await;
+            }
         }
         Ok(pushed)
     }
@@ -147,6 +150,9 @@ impl Queue {
         let holder = coalesce::push(&self.pushes, checked(queue)?, entry).await?;
         let pushed = verdict(id, holder);
         count_pushed(queue, usize::from(pushed.is_new));
+        if pushed.is_new {
+            self.run_inline(queue, id).await;
+        }
         Ok(pushed)
     }
 }

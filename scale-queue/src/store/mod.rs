@@ -26,6 +26,8 @@ use futures_util::stream::BoxStream;
 
 pub use self::limits::{Admission, LimitStore, PassOn, PassedOn, PermitRequest, RateRequest};
 pub use self::memory::MemoryStore;
+#[cfg(feature = "testing")]
+pub(crate) use self::memory::testing::Recorded;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisStore;
 pub use self::shared_state::{BatchStore, End, MAX_REGISTERED, NewBatch, Notes, Registry, Tally};

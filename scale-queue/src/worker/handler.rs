@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::future::Future;
+use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +12,11 @@ use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use super::admission::{self, Held, PermitTerms};
+use super::extract::JobHandler;
 use crate::batch;
 use crate::context::Context;
 use crate::encryption::PayloadEncryption;
+use crate::error::Error;
 use crate::job::Job;
 use crate::limit::Limit;
 use crate::outcome::{BoxError, Ending};
@@ -26,7 +28,7 @@ pub struct Delivery {
     pub(crate) name: String,
     pub(crate) payload: Vec<u8>,
     /// Parsed job.
-    pub(crate) job: Option<Box<dyn Any + Send>>,
+    pub(crate) job: Option<Box<dyn Any + Send + Sync>>,
     pub(crate) context: Context,
     pub(crate) start: StartOptions,
 }
@@ -38,6 +40,8 @@ pub(crate) struct StartOptions {
     pub(crate) expires_ms: Option<u64>,
     /// Unique key that is released when the job begins.
     pub(crate) releases: Option<String>,
+    /// True if the handler's result is to be kept.
+    pub(crate) is_kept: bool,
 }
 
 impl Delivery {
@@ -66,55 +70,95 @@ pub(crate) struct Route {
     pub(crate) handler: Handler,
     pub(crate) retry: Retry,
     pub(crate) timeout: Duration,
-    read: fn(&[u8]) -> Result<(Box<dyn Any + Send>, Vec<Limit>), serde_json::Error>,
+    read: fn(&[u8]) -> Result<(Box<dyn Any + Send + Sync>, Vec<Limit>), serde_json::Error>,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Routes(HashMap<&'static str, Route>);
+/// Handlers by the name of their job, and the layers around them.
+#[derive(Default)]
+pub(crate) struct Routes {
+    routes: HashMap<&'static str, Route>,
+    /// Name of a job for which a second handler was added.
+    twice: Option<&'static str>,
+    /// Layers around all handlers, the outermost first.
+    layers: Vec<Wrap>,
+    /// Layers around the handlers of one job.
+    layers_of: Vec<(&'static str, Wrap)>,
+}
+
+type Wrap = Box<dyn Fn(Handler) -> Handler + Send + Sync>;
+
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.routes.keys()).finish()
+    }
+}
 
 impl Routes {
     pub(crate) fn add<J: Job>(&mut self, handler: Handler) {
-        self.0.insert(
-            J::NAME,
-            Route { handler, retry: J::RETRY, timeout: J::TIMEOUT, read: read::<J> },
-        );
+        let route = Route { handler, retry: J::RETRY, timeout: J::TIMEOUT, read: read::<J> };
+        if self.routes.insert(J::NAME, route).is_some() {
+            self.twice.get_or_insert(J::NAME);
+        }
     }
 
-    pub(crate) fn wrap<L>(&mut self, layer: &L)
+    /// Adds a layer around all handlers, or around those of one job, inside the layers added
+    /// before.
+    pub(crate) fn wrap<L>(&mut self, job: Option<&'static str>, layer: L)
     where
-        L: Layer<Handler>,
+        L: Layer<Handler> + Send + Sync + 'static,
         L::Service: Service<Delivery, Response = ()> + Clone + Send + Sync + 'static,
         <L::Service as Service<Delivery>>::Future: Send + 'static,
         <L::Service as Service<Delivery>>::Error: Into<BoxError>,
     {
-        for route in self.0.values_mut() {
-            route.handler = Handler::new(layer.layer(route.handler.clone()).map_err(Into::into));
+        let wrap: Wrap =
+            Box::new(move |handler| Handler::new(layer.layer(handler).map_err(Into::into)));
+        match job {
+            None => self.layers.push(wrap),
+            Some(job) => self.layers_of.push((job, wrap)),
         }
+    }
+
+    /// Applies the layers.
+    ///
+    /// # Errors
+    /// [`Error::Handlers`] if a job has two handlers, or a layer but no handler.
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
+        if let Some(name) = self.twice {
+            return Err(Error::Handlers(format!("job `{name}` has two handlers: expected one")));
+        }
+        // From the inside to the outside.
+        for (name, wrap) in std::mem::take(&mut self.layers_of).into_iter().rev() {
+            let Some(route) = self.routes.get_mut(name) else {
+                return Err(Error::Handlers(format!("job `{name}` has a layer, but no handler")));
+            };
+            route.handler = wrap(route.handler.clone());
+        }
+        for wrap in std::mem::take(&mut self.layers).into_iter().rev() {
+            for route in self.routes.values_mut() {
+                route.handler = wrap(route.handler.clone());
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn handles(&self, name: &str) -> bool {
-        self.0.contains_key(name)
+        self.routes.contains_key(name)
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<&Route> {
-        self.0.get(name)
+        self.routes.get(name)
     }
 }
 
-pub(crate) fn function<J, F, Fut, E>(function: F) -> Handler
+pub(crate) fn function<A, S, H>(function: H, state: S) -> Handler
 where
-    J: Job,
-    F: Fn(J, Context) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<(), E>> + Send + 'static,
-    E: Into<BoxError>,
+    H: JobHandler<A, S>,
+    S: Clone + Send + Sync + 'static,
 {
     let function = Arc::new(function);
     Handler::new(service_fn(move |delivery: Delivery| {
-        let function = Arc::clone(&function);
-        async move {
-            let (job, delivery) = taken::<J>(delivery)?;
-            function(job, delivery.context).await.map_err(Into::into)
-        }
+        let (function, state) = (Arc::clone(&function), state.clone());
+        async move { function.call(delivery, state).await.map(drop) }
     }))
 }
 
@@ -128,26 +172,28 @@ where
     Handler::new(service_fn(move |delivery: Delivery| {
         let service = service.clone();
         async move {
-            let (job, delivery) = taken::<J>(delivery)?;
-            service.oneshot((job, delivery.context)).await.map_err(Into::into)
+            let context = delivery.context.clone();
+            let job = taken::<J>(delivery)?;
+            service.oneshot((job, context)).await.map_err(Into::into)
         }
     }))
 }
 
-fn read<J: Job>(payload: &[u8]) -> Result<(Box<dyn Any + Send>, Vec<Limit>), serde_json::Error> {
+fn read<J: Job>(
+    payload: &[u8],
+) -> Result<(Box<dyn Any + Send + Sync>, Vec<Limit>), serde_json::Error> {
     let job: J = serde_json::from_slice(payload)?;
     let limits = job.limits();
     Ok((Box::new(job), limits))
 }
 
 /// Takes the job that was parsed before it was admitted.
-fn taken<J: Job>(mut delivery: Delivery) -> Result<(J, Delivery), BoxError> {
+pub(super) fn taken<J: Job>(mut delivery: Delivery) -> Result<J, BoxError> {
     let job = delivery.job.take().and_then(|job| job.downcast().ok());
-    let job = match job {
-        Some(job) => *job,
-        None => serde_json::from_slice(&delivery.payload)?,
-    };
-    Ok((job, delivery))
+    match job {
+        Some(job) => Ok(*job),
+        None => Ok(serde_json::from_slice(&delivery.payload)?),
+    }
 }
 
 /// Runs one attempt; a panic of the handler is caught. Limits are checked first: a job that waits

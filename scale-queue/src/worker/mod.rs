@@ -27,6 +27,8 @@
 mod admission;
 mod background;
 mod engine;
+mod event;
+mod extract;
 mod handler;
 mod queue_state;
 mod round_trip;
@@ -38,6 +40,9 @@ use std::time::Duration;
 
 use tower::{Layer, Service};
 
+use self::event::Listeners;
+pub use self::event::{Ended, Event, Outcome};
+pub use self::extract::{FromDelivery, FromRef, HandlerResult, JobHandler, State};
 use self::handler::Routes;
 pub use self::handler::{Delivery, Handler};
 pub use crate::context::CancelReason;
@@ -92,7 +97,7 @@ const MOST_PLACES: usize = 100_000;
 /// ```
 #[must_use = "a worker does nothing until it runs"]
 #[derive(Debug)]
-pub struct Worker {
+pub struct Worker<S = ()> {
     queue: Queue,
     name: String,
     lanes: Vec<(String, u32)>,
@@ -104,6 +109,8 @@ pub struct Worker {
     grace: Duration,
     hand_back_for: Duration,
     routes: Routes,
+    listeners: Listeners,
+    state: S,
 }
 
 impl Worker {
@@ -120,7 +127,37 @@ impl Worker {
             grace: Duration::from_secs(25),
             hand_back_for: Duration::from_hours(24),
             routes: Routes::default(),
+            listeners: Listeners::default(),
+            state: (),
         }
+    }
+}
+
+impl<S: Clone + Send + Sync + 'static> Worker<S> {
+    /// Sets the state that handlers added from now on can take as [`State`]. Handlers added before
+    /// keep the previous one.
+    pub fn with_state<T: Clone + Send + Sync + 'static>(self, state: T) -> Worker<T> {
+        let Self { queue, name, lanes, order, concurrency, bounds, .. } = self;
+        let Self { lease, grace, hand_back_for, routes, listeners, .. } = self;
+        Worker {
+            queue,
+            name,
+            lanes,
+            order,
+            concurrency,
+            bounds,
+            lease,
+            grace,
+            hand_back_for,
+            routes,
+            listeners,
+            state,
+        }
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn queue_names(&self) -> Vec<String> {
+        self.lanes.iter().map(|(name, _)| name.clone()).collect()
     }
 
     /// Sets a label. It need not be unique, because each start draws a new identity.
@@ -215,39 +252,90 @@ impl Worker {
         self
     }
 
-    /// Adds a function that handles one type of job.
-    pub fn handle<J, F, Fut, E>(mut self, function: F) -> Self
-    where
-        J: Job,
-        F: Fn(J, Context) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<(), E>> + Send + 'static,
-        E: Into<BoxError>,
-    {
-        self.routes.add::<J>(handler::function(function));
+    /// Adds a function that handles one type of job. Its arguments are the job and, in any order,
+    /// up to five others: the [`Context`], a [`State`], types that implement [`FromDelivery`].
+    ///
+    /// ```
+    /// # use scale_queue::{Context, Job, Queue, Worker};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize)] struct Resize { image: u32 }
+    /// # impl Job for Resize { const NAME: &'static str = "resize"; }
+    /// # #[derive(Serialize, Deserialize)] struct Publish { image: u32 }
+    /// # impl Job for Publish { const NAME: &'static str = "publish"; }
+    /// # let queue = Queue::memory();
+    /// async fn publish(context: Context, job: Publish) -> std::io::Result<()> {
+    ///     println!("image {}, attempt {}", job.image, context.attempt);
+    ///     Ok(())
+    /// }
+    ///
+    /// let worker = Worker::new(&queue)
+    ///     .handle(|job: Resize| async move { println!("image {}", job.image) })
+    ///     .handle(publish);
+    /// ```
+    pub fn handle<A, H: JobHandler<A, S>>(mut self, function: H) -> Self {
+        self.routes.add::<H::Job>(handler::function(function, self.state.clone()));
+        self
+    }
+
+    /// Calls a function at each [`Event`]: the end of an attempt, a job that no handler is for. The
+    /// function runs in the worker's task, so it must not block; a panic is caught. It may hear of
+    /// an end that is not stored afterwards, because the store failed or the lease was lost: then
+    /// the job runs again.
+    ///
+    /// ```
+    /// # use scale_queue::{Queue, Worker};
+    /// use scale_queue::worker::{Event, Outcome};
+    ///
+    /// # let queue = Queue::memory();
+    /// let worker = Worker::new(&queue).on_event(|event| {
+    ///     if let Event::Ended(ended) = event
+    ///         && let Outcome::Dead { reason } = &ended.outcome
+    ///     {
+    ///         eprintln!("{} is dead: {reason}", ended.name);
+    ///     }
+    /// });
+    /// ```
+    pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.listeners.add(listener);
         self
     }
 
     /// Adds a tower service that handles one type of job.
-    pub fn service<J, S>(mut self, service: S) -> Self
+    pub fn service<J, H>(mut self, service: H) -> Self
     where
         J: Job,
-        S: Service<(J, Context), Response = ()> + Clone + Send + Sync + 'static,
-        S::Future: Send + 'static,
-        S::Error: Into<BoxError>,
+        H: Service<(J, Context), Response = ()> + Clone + Send + Sync + 'static,
+        H::Future: Send + 'static,
+        H::Error: Into<BoxError>,
     {
         self.routes.add::<J>(handler::service(service));
         self
     }
 
-    /// Wraps every handler added so far in a tower layer.
-    pub fn layer<L>(mut self, layer: &L) -> Self
+    /// Wraps all handlers of this worker in a tower layer, also those added later. The layer added
+    /// first is the outermost. Around all of them the worker checks limits, the timeout and
+    /// cancellation, and catches panics.
+    pub fn layer<L>(mut self, layer: L) -> Self
     where
-        L: Layer<Handler>,
+        L: Layer<Handler> + Send + Sync + 'static,
         L::Service: Service<Delivery, Response = ()> + Clone + Send + Sync + 'static,
         <L::Service as Service<Delivery>>::Future: Send + 'static,
         <L::Service as Service<Delivery>>::Error: Into<BoxError>,
     {
-        self.routes.wrap(layer);
+        self.routes.wrap(None, layer);
+        self
+    }
+
+    /// Wraps the handler of one type of job in a tower layer, inside the layers of all handlers.
+    pub fn layer_for<J, L>(mut self, layer: L) -> Self
+    where
+        J: Job,
+        L: Layer<Handler> + Send + Sync + 'static,
+        L::Service: Service<Delivery, Response = ()> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Delivery>>::Future: Send + 'static,
+        <L::Service as Service<Delivery>>::Error: Into<BoxError>,
+    {
+        self.routes.wrap(Some(J::NAME), layer);
         self
     }
 
@@ -257,8 +345,18 @@ impl Worker {
     ///
     /// # Errors
     /// [`Error::Name`] for an invalid queue name, [`Error::NotServed`] for a bound of a queue that
-    /// is not among the worker's. Errors of the store do not end the worker.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    /// is not among the worker's, [`Error::Handlers`] if a job has two handlers, or a layer but no
+    /// handler. Errors of the store do not end the worker.
+    pub async fn run<T>(self, stop: impl Future<Output = T>) -> Result<(), Error> {
+        let mut worker = self.with_state(());
+        worker.routes.finish()?;
+        let stop = async { drop(stop.await) };
+        worker.run_until(stop).await
+    }
+}
+
+impl Worker {
+    async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), Error> {
         for (name, _) in &self.lanes {
             checked(name)?;
         }

@@ -70,11 +70,11 @@ pub fn log_worker(queue: &Queue, log: &Log) -> Worker {
     let (notes, urgent) = (log.clone(), log.clone());
     Worker::new(queue)
         .queues(["high", "notes", "low"])
-        .handle(move |job: Note, _| {
+        .handle(move |job: Note| {
             notes.add(job.n);
             async { Ok::<(), std::io::Error>(()) }
         })
-        .handle(move |job: Urgent, _| {
+        .handle(move |job: Urgent| {
             urgent.add(job.n);
             async { Ok::<(), std::io::Error>(()) }
         })

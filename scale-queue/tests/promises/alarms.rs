@@ -57,12 +57,12 @@ impl Team {
             let (done, begun, go) =
                 (Arc::clone(&team.done), Arc::clone(&team.begun), Arc::clone(&team.go));
             let worker = Worker::new(queue).queues(queues.to_vec()).concurrency(1).handle(
-                move |Short(n): Short, _| {
+                move |Short(n): Short| {
                     done.lock().push(n);
                     async { Ok::<(), std::io::Error>(()) }
                 },
             );
-            team.workers.push(run(worker.handle(move |_: Long, _| {
+            team.workers.push(run(worker.handle(move |_: Long| {
                 let (begun, go) = (Arc::clone(&begun), Arc::clone(&go));
                 async move {
                     begun.add_permits(1);
@@ -141,7 +141,7 @@ async fn no_wake_is_lost_on_a_busy_machine(server: &Server) -> Result<()> {
         .map(|_| {
             let (begun, go) = (Arc::clone(&begun), Arc::clone(&go));
             let worker = Worker::new(&queue).concurrency(1).lease(Duration::from_secs(30));
-            run(worker.handle(move |_: Long, _| {
+            run(worker.handle(move |_: Long| {
                 let (begun, go) = (Arc::clone(&begun), Arc::clone(&go));
                 async move {
                     begun.add_permits(1);
@@ -205,7 +205,7 @@ async fn an_idle_worker_watches_the_leases_of_others() -> Result<()> {
         let idle = |done: &Arc<Mutex<Vec<u32>>>, queue: &Queue| {
             let done = Arc::clone(done);
             run(Worker::new(queue).queues([&name]).lease(Duration::from_secs(1)).handle(
-                move |Short(n): Short, _| {
+                move |Short(n): Short| {
                     done.lock().push(n);
                     async { Ok::<(), std::io::Error>(()) }
                 },
@@ -222,7 +222,7 @@ async fn an_idle_worker_watches_the_leases_of_others() -> Result<()> {
         let begins = Arc::clone(&begun);
         // The worker that became idle last is woken first.
         let dies = run(Worker::new(&queue).queues([&name]).lease(Duration::from_secs(1)).handle(
-            move |_: Short, _| {
+            move |_: Short| {
                 begins.add_permits(1);
                 std::future::pending::<Result<(), std::io::Error>>()
             },

@@ -41,7 +41,7 @@ async fn die_holding(queue: &Queue, lease: Duration, concurrency: usize) -> Resu
     let begun = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&begun);
     let worker =
-        run(Worker::new(queue).concurrency(concurrency).lease(lease).handle(move |_: Work, _| {
+        run(Worker::new(queue).concurrency(concurrency).lease(lease).handle(move |_: Work| {
             count.fetch_add(1, SeqCst);
             std::future::pending::<Result<(), std::io::Error>>()
         }));
@@ -53,7 +53,7 @@ async fn die_holding(queue: &Queue, lease: Duration, concurrency: usize) -> Resu
 
 fn counting(queue: &Queue, done: &Arc<Mutex<Vec<usize>>>) -> Worker {
     let done = Arc::clone(done);
-    Worker::new(queue).concurrency(100).lease(LONG_LEASE).handle(move |job: Work, _| {
+    Worker::new(queue).concurrency(100).lease(LONG_LEASE).handle(move |job: Work| {
         done.lock().push(job.n);
         async { Ok::<(), std::io::Error>(()) }
     })
@@ -91,7 +91,7 @@ async fn a_dead_workers_jobs_do_not_wait_for_the_backlog(server: &Server) -> Res
     let count = Arc::clone(&done);
     // Slow enough that the backlog lasts longer than the lease.
     let worker =
-        run(Worker::new(&queue).concurrency(10).lease(LONG_LEASE).handle(move |job: Work, _| {
+        run(Worker::new(&queue).concurrency(10).lease(LONG_LEASE).handle(move |job: Work| {
             if job.n < 5 {
                 seen.lock().push(Instant::now());
             }
@@ -119,7 +119,7 @@ async fn clean_stops_leave_nothing_behind(server: &Server) -> Result<()> {
             (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Semaphore::new(0)));
         let (count, open) = (Arc::clone(&begun), Arc::clone(&gate));
         let worker =
-            run(Worker::new(&queue).concurrency(5).lease(LONG_LEASE).handle(move |_: Work, _| {
+            run(Worker::new(&queue).concurrency(5).lease(LONG_LEASE).handle(move |_: Work| {
                 count.fetch_add(1, SeqCst);
                 let open = Arc::clone(&open);
                 async move { open.acquire().await.map(tokio::sync::SemaphorePermit::forget) }
@@ -175,7 +175,7 @@ async fn a_poison_job_dies_and_the_innocent_beside_it_live(server: &Server) -> R
         let worker =
             Worker::new(&queue).concurrency(INNOCENT + 1).lease(Duration::from_millis(200));
         let worker = run(worker
-            .handle(move |_: Poison, _| {
+            .handle(move |_: Poison| {
                 taken.store(true, SeqCst);
                 std::future::pending::<Result<(), std::io::Error>>()
             })
@@ -223,20 +223,19 @@ async fn jobs_that_had_begun_are_counted_once(server: &Server) -> Result<()> {
     let (count, hanging) = (Arc::clone(&done), Arc::clone(&hang));
     let begun: Arc<Mutex<Vec<usize>>> = Arc::default();
     let seen = Arc::clone(&begun);
-    let worker =
-        run(Worker::new(&queue).concurrency(20).lease(LEASE).handle(move |job: Work, _| {
-            let hang = hanging.load(SeqCst);
+    let worker = run(Worker::new(&queue).concurrency(20).lease(LEASE).handle(move |job: Work| {
+        let hang = hanging.load(SeqCst);
+        if hang {
+            seen.lock().push(job.n);
+        }
+        count.fetch_add(1, SeqCst);
+        async move {
             if hang {
-                seen.lock().push(job.n);
+                std::future::pending::<()>().await;
             }
-            count.fetch_add(1, SeqCst);
-            async move {
-                if hang {
-                    std::future::pending::<()>().await;
-                }
-                Ok::<(), std::io::Error>(())
-            }
-        }));
+            Ok::<(), std::io::Error>(())
+        }
+    }));
     eventually("some to be done", async || (done.load(SeqCst) > 1_000).then_some(())).await?;
     hang.store(true, SeqCst);
     eventually("every place to hang", async || (begun.lock().len() == 20).then_some(())).await?;

@@ -91,7 +91,7 @@ async fn a_fenced_worker_ends_no_batch(server: &Server) -> Result<()> {
     let other = Worker::new(&near)
         .concurrency(1)
         .lease(lease)
-        .handle(move |_: Once, _| {
+        .handle(move |_: Once| {
             let (onces, end) = (Arc::clone(&onces), Arc::clone(&end));
             async move {
                 onces.lock().push("once begins".to_owned());
@@ -100,11 +100,11 @@ async fn a_fenced_worker_ends_no_batch(server: &Server) -> Result<()> {
                 Ok::<(), tokio::sync::AcquireError>(())
             }
         })
-        .handle(move |_: Plain, _| {
+        .handle(move |_: Plain| {
             plains.lock().push("plain".to_owned());
             async { Ok::<(), std::io::Error>(()) }
         })
-        .handle(move |job: After, _| {
+        .handle(move |job: After| {
             afters.lock().push(job.0);
             async { Ok::<(), std::io::Error>(()) }
         });
@@ -157,7 +157,7 @@ async fn an_outage_kills_no_long_job(server: &Server) -> Result<()> {
         .map(|(_, queue)| {
             let (begins, ends) = (Arc::clone(&begun), Arc::clone(&end));
             run(Worker::new(queue).concurrency(2).lease(Duration::from_millis(500)).handle(
-                move |_: Once, _| {
+                move |_: Once| {
                     begins.fetch_add(1, SeqCst);
                     let ends = Arc::clone(&ends);
                     async move { ends.acquire().await.map(tokio::sync::SemaphorePermit::forget) }
@@ -199,11 +199,10 @@ async fn a_slow_link_hides_no_dead_worker(server: &Server) -> Result<()> {
     near.push(Plain(1)).await?;
     let begun = Arc::new(tokio::sync::Semaphore::new(0));
     let begins = Arc::clone(&begun);
-    let dies =
-        run(Worker::new(&near).lease(Duration::from_millis(500)).handle(move |_: Plain, _| {
-            begins.add_permits(1);
-            std::future::pending::<Result<(), std::io::Error>>()
-        }));
+    let dies = run(Worker::new(&near).lease(Duration::from_millis(500)).handle(move |_: Plain| {
+        begins.add_permits(1);
+        std::future::pending::<Result<(), std::io::Error>>()
+    }));
     begun.acquire().await?.forget();
     dies.kill().await;
     let died = Instant::now();
@@ -221,7 +220,7 @@ async fn a_slow_link_hides_no_dead_worker(server: &Server) -> Result<()> {
     let far = far.connect().await?;
     let lives = Worker::new(&far)
         .lease(Duration::from_millis(500))
-        .handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) });
+        .handle(|_: Plain| async { Ok::<(), std::io::Error>(()) });
     let lives = run(lives);
     until(&near, "default", "it to be done", |stats| stats.done_total == 1 && is_empty(stats))
         .await?;
@@ -243,7 +242,7 @@ async fn a_stop_during_an_outage_blames_no_job() -> Result<()> {
         let (begins, goes) = (Arc::clone(&begun), Arc::clone(&go));
         let worker =
             Worker::new(&server.queue().await?).concurrency(4).grace(Duration::from_secs(1));
-        let worker = run(worker.lease(Duration::from_secs(30)).handle(move |_: Plain, _| {
+        let worker = run(worker.lease(Duration::from_secs(30)).handle(move |_: Plain| {
             begins.add_permits(1);
             let goes = Arc::clone(&goes);
             async move { goes.acquire().await.map(tokio::sync::SemaphorePermit::forget) }
@@ -287,7 +286,7 @@ async fn a_stop_gives_back_what_it_has_never_got(server: &Server) -> Result<()> 
             .lease(Duration::from_secs(30))
             .grace(Duration::from_secs(3));
         let worker =
-            run(worker.handle(|_: Plain, _| std::future::pending::<Result<(), std::io::Error>>()));
+            run(worker.handle(|_: Plain| std::future::pending::<Result<(), std::io::Error>>()));
         near.push_many((0..10).map(Plain)).await?;
         until(&near, "default", "the store to lease them", |stats| stats.leased > 0).await?;
         proxy.reset();
@@ -339,7 +338,7 @@ impl Job for Narrow {
 /// A worker with more slots than permits that records how many jobs ran at the same time.
 fn counting_most(queue: &Queue, most: &Arc<AtomicUsize>) -> Worker {
     let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::clone(most));
-    Worker::new(queue).concurrency(12).handle(move |_: Narrow, _| {
+    Worker::new(queue).concurrency(12).handle(move |_: Narrow| {
         let running = Arc::clone(&running);
         most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
         async move {
@@ -358,7 +357,7 @@ async fn a_line_becomes_as_wide_as_its_permits(server: &Server) -> Result<()> {
     let begun = Arc::new(AtomicUsize::new(0));
     let begins = Arc::clone(&begun);
     let holder = run(Worker::new(&queue).concurrency(10).lease(Duration::from_secs(1)).handle(
-        move |_: Narrow, _| {
+        move |_: Narrow| {
             begins.fetch_add(1, SeqCst);
             std::future::pending::<Result<(), std::io::Error>>()
         },
@@ -408,7 +407,7 @@ async fn a_trial_holds_up_no_other_queue(server: &Server) -> Result<()> {
             .queues(queues.iter().copied())
             .concurrency(2)
             .lease(Duration::from_millis(300))
-            .handle(move |_: Plain, _| {
+            .handle(move |_: Plain| {
                 begins.fetch_add(1, SeqCst);
                 std::future::pending::<Result<(), std::io::Error>>()
             }))
@@ -420,7 +419,7 @@ async fn a_trial_holds_up_no_other_queue(server: &Server) -> Result<()> {
     }
     let seen = Arc::new(Mutex::new(None));
     let sees = Arc::clone(&seen);
-    let idle = run(Worker::new(&queue).queues(["good"]).handle(move |_: After, _| {
+    let idle = run(Worker::new(&queue).queues(["good"]).handle(move |_: After| {
         sees.lock().get_or_insert_with(Instant::now);
         async { Ok::<(), std::io::Error>(()) }
     }));
@@ -453,7 +452,7 @@ async fn failures_are_counted_once(server: &Server) -> Result<()> {
     let begun = Arc::new(AtomicUsize::new(0));
     let worker = || {
         let begins = Arc::clone(&begun);
-        run(Worker::new(&queue).lease(Duration::from_millis(300)).handle(move |_: Fails, _| {
+        run(Worker::new(&queue).lease(Duration::from_millis(300)).handle(move |_: Fails| {
             let n = begins.fetch_add(1, SeqCst);
             async move { if n < 4 { Err::<(), _>("fails") } else { std::future::pending().await } }
         }))

@@ -55,7 +55,7 @@ type Begun = Arc<Mutex<Vec<(usize, Instant)>>>;
 
 fn paced(queue: &Queue, begun: &Begun) -> Worker {
     let begun = Arc::clone(begun);
-    Worker::new(queue).queues(["high", "low"]).concurrency(50).handle(move |job: Paced, _| {
+    Worker::new(queue).queues(["high", "low"]).concurrency(50).handle(move |job: Paced| {
         begun.lock().push((job.n, Instant::now()));
         async { Ok::<(), std::io::Error>(()) }
     })
@@ -165,7 +165,7 @@ async fn a_line_moves_on_with_each_end(server: &Server) -> Result<()> {
     let done = Arc::new(AtomicUsize::new(0));
     let worker = || {
         let done = Arc::clone(&done);
-        Worker::new(&queue).concurrency(10).handle(move |_: Tenant, _| {
+        Worker::new(&queue).concurrency(10).handle(move |_: Tenant| {
             let done = Arc::clone(&done);
             async move {
                 done.fetch_add(1, SeqCst);
@@ -249,7 +249,7 @@ async fn a_blip_during_admission_kills_nobody() -> Result<()> {
     let near = server.queue().await?;
     let far = Queue::connect(&format!("redis://127.0.0.1:{}", proxy.port()), "test").await?;
     near.push_many((0..1_500).map(|_| Wide)).await?;
-    let worker = run(Worker::new(&far).concurrency(50).lease(SECOND).handle(|_: Wide, _| async {
+    let worker = run(Worker::new(&far).concurrency(50).lease(SECOND).handle(|_: Wide| async {
         tokio::time::sleep(Duration::from_millis(5)).await;
         Ok::<(), std::io::Error>(())
     }));
@@ -272,7 +272,7 @@ async fn deferrals_are_not_counted_as_failures(server: &Server) -> Result<()> {
     queue.push_many(jobs_of("a", 20)).await?;
     let worker = run(Worker::new(&queue)
         .concurrency(10)
-        .handle(|_: Tenant, _| async { Ok::<(), std::io::Error>(()) }));
+        .handle(|_: Tenant| async { Ok::<(), std::io::Error>(()) }));
     let stats = until(&queue, "default", "all to be done", |stats| stats.done_total == 20).await?;
     assert_eq!(stats.failed_total, 0);
     worker.stop().await
@@ -285,7 +285,7 @@ async fn blocked_jobs_are_seen_and_ended(server: &Server) -> Result<()> {
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let (open, done) = (Arc::clone(&gate), Arc::new(AtomicUsize::new(0)));
     let count = Arc::clone(&done);
-    let worker = run(Worker::new(&queue).concurrency(10).handle(move |_: Tenant, _| {
+    let worker = run(Worker::new(&queue).concurrency(10).handle(move |_: Tenant| {
         let (open, count) = (Arc::clone(&open), Arc::clone(&count));
         async move {
             open.acquire().await?.forget();
@@ -333,7 +333,7 @@ async fn jobs_of_one_and_of_two_limits_share_a_key(server: &Server) -> Result<()
     queue.push_many((0..40).map(|n| Both { also: n % 5 != 0 })).await?;
     let (running, most): (Arc<AtomicUsize>, Arc<AtomicUsize>) = <_>::default();
     let (now, peak) = (Arc::clone(&running), Arc::clone(&most));
-    let worker = run(Worker::new(&queue).concurrency(10).handle(move |_: Both, _| {
+    let worker = run(Worker::new(&queue).concurrency(10).handle(move |_: Both| {
         let now = Arc::clone(&now);
         peak.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
         async move {
@@ -358,7 +358,7 @@ async fn a_job_is_taken_over_only_where_it_has_a_place(server: &Server) -> Resul
     let begun: Arc<Mutex<Vec<usize>>> = Arc::default();
     let worker = || {
         let (open, seen) = (Arc::clone(&gate), Arc::clone(&begun));
-        Worker::new(&queue).concurrency(4).handle(move |job: Tenant, _| {
+        Worker::new(&queue).concurrency(4).handle(move |job: Tenant| {
             let open = Arc::clone(&open);
             seen.lock().push(job.n);
             async move {
@@ -402,7 +402,7 @@ async fn permits_are_given_back_after_an_outage() -> Result<()> {
     for key in 0..10 {
         near.push_many(jobs_of(&format!("k{key}"), 30)).await?;
     }
-    let worker = run(Worker::new(&far).concurrency(20).handle(|_: Tenant, _| async {
+    let worker = run(Worker::new(&far).concurrency(20).handle(|_: Tenant| async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         Ok::<(), std::io::Error>(())
     }));

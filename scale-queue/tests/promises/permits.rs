@@ -60,7 +60,7 @@ async fn push_all(
 /// A worker that counts the runs of each job.
 fn counting(queue: &Queue, runs: &Arc<Mutex<HashMap<usize, usize>>>, each: Duration) -> Worker {
     let runs = Arc::clone(runs);
-    Worker::new(queue).concurrency(4).handle(move |job: Limited, _| {
+    Worker::new(queue).concurrency(4).handle(move |job: Limited| {
         *runs.lock().entry(job.n).or_default() += 1;
         async move {
             tokio::time::sleep(each).await;
@@ -167,8 +167,8 @@ async fn a_line_does_not_jump_the_order(server: &Server) -> Result<()> {
     let gates = Arc::new([(); 2].map(|()| tokio::sync::Semaphore::new(0)));
     let order = Arc::new(Mutex::new(Vec::new()));
     let (open, seen) = (Arc::clone(&gates), Arc::clone(&order));
-    let worker = Worker::new(&queue).queues(["high", "low"]).concurrency(2).handle(
-        move |job: Limited, _| {
+    let worker =
+        Worker::new(&queue).queues(["high", "low"]).concurrency(2).handle(move |job: Limited| {
             let open = Arc::clone(&open);
             seen.lock().push(job.n);
             async move {
@@ -177,8 +177,7 @@ async fn a_line_does_not_jump_the_order(server: &Server) -> Result<()> {
                     .await
                     .map(tokio::sync::SemaphorePermit::forget)
             }
-        },
-    );
+        });
     // The first job of the line takes one of the two slots, then a job without limits takes the
     // other.
     push_all(&queue, "low", (0..LINE).map(|n| one_of("k", n))).await?;
@@ -214,7 +213,7 @@ async fn each_job_keeps_its_own_bound(server: &Server) -> Result<()> {
     let gates: Arc<Vec<_>> = Arc::new((0..4).map(|_| tokio::sync::Semaphore::new(0)).collect());
     let begun = Arc::new(Mutex::new(Vec::new()));
     let (open, seen) = (Arc::clone(&gates), Arc::clone(&begun));
-    let worker = run(Worker::new(&queue).concurrency(5).handle(move |job: Limited, _| {
+    let worker = run(Worker::new(&queue).concurrency(5).handle(move |job: Limited| {
         let open = Arc::clone(&open);
         seen.lock().push(job.n);
         async move { open[job.n].acquire().await.map(tokio::sync::SemaphorePermit::forget) }
@@ -288,7 +287,7 @@ async fn any_numbers_are_taken(server: &Server) -> Result<()> {
     queue.push(Never(true)).to("never").await?;
     queue.push(Never(false)).to("never").await?;
     let worker = run(Worker::new(&queue).queues(["never"]).grace(Duration::MAX).handle(
-        |job: Never, _| async move {
+        |job: Never| async move {
             if job.0 {
                 return Err::<(), Box<dyn std::error::Error + Send + Sync>>(
                     Snooze::after(Duration::MAX).into(),
@@ -313,7 +312,7 @@ async fn a_full_queue_holds_up_no_other(server: &Server) -> Result<()> {
         .queues(["narrow", "wide"])
         .concurrency(8)
         .concurrency_of("narrow", ..=1);
-    let worker = run(worker.handle(move |job: Limited, _| {
+    let worker = run(worker.handle(move |job: Limited| {
         let open = Arc::clone(&open);
         async move {
             if job.n < 100 {
@@ -452,7 +451,7 @@ async fn a_poison_job_of_another_queue_is_found(server: &Server) -> Result<()> {
         // These jobs are innocent, and another worker completes them.
         let done = run(Worker::new(&queue)
             .queues(["good"])
-            .handle(|_: Limited, _| async { Ok::<(), std::io::Error>(()) }));
+            .handle(|_: Limited| async { Ok::<(), std::io::Error>(()) }));
         until(&queue, "good", "them to be done", is_empty).await?;
         done.stop().await?;
     }

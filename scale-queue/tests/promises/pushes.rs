@@ -81,7 +81,7 @@ async fn a_unique_push_that_races_its_holders_end_is_answered(server: &Server) -
     let ran = Arc::new(AtomicUsize::new(0));
     let worker = || {
         let ran = Arc::clone(&ran);
-        Worker::new(&queue).concurrency(20).handle(move |_: Keyed, _| {
+        Worker::new(&queue).concurrency(20).handle(move |_: Keyed| {
             ran.fetch_add(1, SeqCst);
             async { Ok::<(), std::io::Error>(()) }
         })
@@ -150,11 +150,11 @@ async fn applications_are_apart(server: &Server) -> Result<()> {
     let (plain, unique) = (Arc::clone(&seen), Arc::clone(&done));
     let worker = Worker::new(&shop).lease(Duration::from_millis(300));
     let worker = run(worker
-        .handle(move |_: Plain, _| {
+        .handle(move |_: Plain| {
             plain.fetch_add(1, SeqCst);
             async { Ok::<(), std::io::Error>(()) }
         })
-        .handle(move |_: Keyed, _| {
+        .handle(move |_: Keyed| {
             unique.fetch_add(1, SeqCst);
             async { Err::<(), _>(Discard::because("no")) }
         }));
@@ -213,8 +213,8 @@ async fn a_drain_that_dies_half_way_loses_nothing(server: &Server) -> Result<()>
     }
     let worker = Worker::new(&queue)
         .concurrency(50)
-        .handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) });
-    let worker = run(worker.handle(|_: Keyed, _| async { Ok::<(), std::io::Error>(()) }));
+        .handle(|_: Plain| async { Ok::<(), std::io::Error>(()) });
+    let worker = run(worker.handle(|_: Keyed| async { Ok::<(), std::io::Error>(()) }));
     let all = async || {
         let status = counted().await.ok()?;
         (status.done + status.dead == 2_500).then_some(())
@@ -241,7 +241,7 @@ async fn what_follows_a_drained_batch_runs(server: &Server) -> Result<()> {
     assert_eq!(queue.drain("default").await?, 20);
     let done = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&done);
-    let worker = run(Worker::new(&queue).handle(move |_: Keyed, _| {
+    let worker = run(Worker::new(&queue).handle(move |_: Keyed| {
         count.fetch_add(1, SeqCst);
         async { Ok::<(), std::io::Error>(()) }
     }));
@@ -258,8 +258,7 @@ async fn a_cancelled_job_has_not_failed(server: &Server) -> Result<()> {
         let pushed = queue.push(Plain { n }).await?;
         assert!(queue.cancel("default", pushed.id).await?);
     }
-    let worker =
-        run(Worker::new(&queue).handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) }));
+    let worker = run(Worker::new(&queue).handle(|_: Plain| async { Ok::<(), std::io::Error>(()) }));
     let stats =
         until(&queue, "default", "their end", |stats| stats.dead == 5 && is_empty(stats)).await?;
     assert_eq!((stats.failed_total, stats.done_total), (0, 0));
@@ -289,8 +288,7 @@ async fn a_start_waits_for_no_transaction() -> Result<()> {
 async fn a_revived_job_holds_its_key(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     let worker = || {
-        Worker::new(&queue)
-            .handle(|_: Keyed, _| async { Err::<(), _>(std::io::Error::other("no")) })
+        Worker::new(&queue).handle(|_: Keyed| async { Err::<(), _>(std::io::Error::other("no")) })
     };
     queue.push(keyed("one")).await?;
     let running = run(worker());
@@ -319,9 +317,8 @@ async fn large_dead_jobs_are_listed_and_revived(server: &Server) -> Result<()> {
     }
     const JOBS: usize = 40;
     let queue = server.queue().await?;
-    let worker = || {
-        Worker::new(&queue).handle(|_: Big, _| async { Err::<(), _>(std::io::Error::other("no")) })
-    };
+    let worker =
+        || Worker::new(&queue).handle(|_: Big| async { Err::<(), _>(std::io::Error::other("no")) });
     queue.push_many((0..JOBS).map(|_| Big { text: "x".repeat(1_000_000) })).await?;
     let running = run(worker());
     until(&queue, "default", "all deaths", |stats| stats.dead == JOBS as u64).await?;
@@ -371,7 +368,7 @@ async fn ended_batches_and_chains_keep_no_keys() -> Result<()> {
     assert!(count().await? >= 1_500);
     let worker = run(Worker::new(&queue)
         .concurrency(50)
-        .handle(|_: Plain, _| async { Ok::<(), std::io::Error>(()) }));
+        .handle(|_: Plain| async { Ok::<(), std::io::Error>(()) }));
     until(&queue, "default", "all to be done", |stats| stats.done_total == 250 + 1_500 + 2).await?;
     eventually("no key of theirs that stays", async || (count().await.ok()? == 0).then_some(()))
         .await?;
@@ -467,7 +464,7 @@ async fn large_payloads_over_a_slow_link_are_run() -> Result<()> {
         Worker::new(&far)
             .concurrency(50)
             .lease(Duration::from_secs(2))
-            .handle(|_: Big, _| async { Ok::<(), std::io::Error>(()) })
+            .handle(|_: Big| async { Ok::<(), std::io::Error>(()) })
     };
     let workers = [run(worker()), run(worker())];
     let stats = until(&near, "default", "all to be done", |stats| stats.done_total == 60).await?;

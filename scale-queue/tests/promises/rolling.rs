@@ -44,18 +44,18 @@ impl Job for Grown {
 
 fn old_workers(queue: &Queue, count: usize) -> Vec<Running> {
     let worker = || {
-        Worker::new(queue).concurrency(5).handle(|_: Old, _| async { Ok::<(), std::io::Error>(()) })
+        Worker::new(queue).concurrency(5).handle(|_: Old| async { Ok::<(), std::io::Error>(()) })
     };
     (0..count).map(|_| run(worker())).collect()
 }
 
 fn new_worker(queue: &Queue, done: &Arc<AtomicUsize>) -> Running {
     let (new, grown) = (Arc::clone(done), Arc::clone(done));
-    let worker = Worker::new(queue).concurrency(5).handle(move |_: New, _| {
+    let worker = Worker::new(queue).concurrency(5).handle(move |_: New| {
         new.fetch_add(1, SeqCst);
         async { Ok::<(), std::io::Error>(()) }
     });
-    run(worker.handle(move |_: Grown, _| {
+    run(worker.handle(move |_: Grown| {
         grown.fetch_add(1, SeqCst);
         async { Ok::<(), std::io::Error>(()) }
     }))
@@ -105,7 +105,7 @@ async fn a_newer_payload_is_handed_back(server: &Server) -> Result<()> {
     impl Job for Strict {
         const NAME: &'static str = "old";
     }
-    let worker = Worker::new(&queue).handle(|_: Strict, _| async { Ok::<(), std::io::Error>(()) });
+    let worker = Worker::new(&queue).handle(|_: Strict| async { Ok::<(), std::io::Error>(()) });
     let mut workers = vec![run(worker)];
     queue.push_many((0..JOBS).map(|n| Grown { n, size: "L".into() })).await?;
     until(&queue, "default", "all to be handed back", |stats| stats.scheduled == JOBS as u64)
@@ -127,7 +127,7 @@ async fn a_newer_payload_is_handed_back(server: &Server) -> Result<()> {
 async fn what_nobody_can_handle_is_dead_after_a_stated_time(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     let worker = Worker::new(&queue).hand_back_for(Duration::from_millis(1_500));
-    let worker = run(worker.handle(|_: Old, _| async { Ok::<(), std::io::Error>(()) }));
+    let worker = run(worker.handle(|_: Old| async { Ok::<(), std::io::Error>(()) }));
     let batch = queue.batch().jobs((0..3).map(|n| New { n })).push().await?;
     until(&queue, "default", "them to be set aside", |stats| stats.blocked == 3).await?;
     until(&queue, "default", "them to be given up", |stats| stats.dead == 3).await?;

@@ -60,7 +60,7 @@ fn helper_that_keeps_a_schedule() -> Result<()> {
         let queue = Queue::connect(&url, "test").await?;
         Scheduler::new(&queue)
             .every("tick", Duration::from_millis(200), || Tick)?
-            .run(std::future::pending())
+            .run(std::future::pending::<()>())
             .await;
         Ok(())
     })

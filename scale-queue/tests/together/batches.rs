@@ -56,7 +56,7 @@ impl Seen {
                 let fails = part.fails && !mended.load(SeqCst);
                 async move { if fails { Err("broken") } else { Ok(()) } }
             })
-            .handle(move |job: After, _| {
+            .handle(move |job: After| {
                 after.lock().push(job.what);
                 async { Ok::<(), std::io::Error>(()) }
             })

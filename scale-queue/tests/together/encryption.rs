@@ -67,7 +67,7 @@ pub(crate) async fn an_encrypted_payload_is_read_by_its_workers_alone(queue: &Qu
     let read = Arc::new(Mutex::new(Vec::new()));
     let worker = |queue: &Queue| {
         let read = Arc::clone(&read);
-        Worker::new(queue).queues(["secrets"]).handle(move |job: Secret, _| {
+        Worker::new(queue).queues(["secrets"]).handle(move |job: Secret| {
             read.lock().push(job.text);
             async { Ok::<(), std::io::Error>(()) }
         })

@@ -170,7 +170,7 @@ async fn a_job_is_cancelled_wherever_it_is(queue: &Queue) -> Result<()> {
     }
     let worker = || {
         let (begun, dropped) = (Arc::clone(&begun), Arc::clone(&dropped));
-        Worker::new(queue).queues(["long"]).concurrency(1).handle(move |_: Long, _| {
+        Worker::new(queue).queues(["long"]).concurrency(1).handle(move |_: Long| {
             begun.fetch_add(1, SeqCst);
             let guard = Dropped(Arc::clone(&dropped));
             async move {
@@ -233,7 +233,7 @@ async fn jobs_are_listed_and_drained(queue: &Queue) -> Result<()> {
     queue.resume("long").await?;
     let stop = Arc::new(tokio::sync::Notify::new());
     let stopped = Arc::clone(&stop);
-    let worker = Worker::new(queue).queues(["long"]).concurrency(1).handle(move |_: Long, _| {
+    let worker = Worker::new(queue).queues(["long"]).concurrency(1).handle(move |_: Long| {
         let stopped = Arc::clone(&stopped);
         async move {
             stopped.notified().await;
@@ -283,7 +283,7 @@ async fn workers_and_batches_are_listed(queue: &Queue) -> Result<()> {
         Worker::new(queue)
             .name(name)
             .queues(["listed"])
-            .handle(|_: Paced, _| std::future::pending::<Result<(), std::io::Error>>())
+            .handle(|_: Paced| std::future::pending::<Result<(), std::io::Error>>())
     };
     let (first, second) = (running([worker("first")]), running([worker("second")]));
     let names = async || {

@@ -23,7 +23,7 @@ pub(super) struct Limits {
 #[async_trait]
 impl LimitStore for MemoryStore {
     async fn acquire(&self, request: PermitRequest<'_>) -> Result<Admission, Error> {
-        let (now, mut limits) = (Instant::now(), self.limits.lock());
+        let (now, mut limits) = (self.clock.now(), self.limits.lock());
         let holders = limits.permits.entry(request.key.to_owned()).or_default();
         holders.retain(|_, until| *until > now);
         if !holders.contains_key(request.holder) && holders.len() >= request.most as usize {
@@ -41,7 +41,7 @@ impl LimitStore for MemoryStore {
     }
 
     async fn renew(&self, key: &str, holder: &str, life: Duration) -> Result<bool, Error> {
-        let (now, mut limits) = (Instant::now(), self.limits.lock());
+        let (now, mut limits) = (self.clock.now(), self.limits.lock());
         let until = limits
             .permits
             .get_mut(key)
@@ -70,7 +70,7 @@ impl LimitStore for MemoryStore {
     }
 
     async fn wake_if_free(&self, key: &str, most: u32, queue: &str) -> Result<(), Error> {
-        let now = Instant::now();
+        let now = self.clock.now();
         let taken = self
             .limits
             .lock()
@@ -85,11 +85,11 @@ impl LimitStore for MemoryStore {
 
     async fn admit(&self, request: RateRequest<'_>) -> Result<Admission, Error> {
         let RateRequest { key, spacing, burst, before, .. } = request;
-        let now = Instant::now();
+        let now = self.clock.now();
         let line = line_of(key);
         let waits = before.iter().any(|queue| self.is_due(queue, &line, spacing.min(LONGEST) / 2));
         let mut limits = self.limits.lock();
-        sweep(&mut limits.rates, |next| *next);
+        sweep(&mut limits.rates, self.clock.now(), |next| *next);
         let spacing = spacing.min(LONGEST);
         let next = limits.rates.get(key).copied().unwrap_or(now).max(now);
         let wait = (next - now).saturating_sub(spacing.saturating_mul(burst.saturating_sub(1)));

@@ -1,12 +1,15 @@
 //! Jobs in the memory of one process, lost when it ends.
 
+mod clock;
 mod limits;
 mod queue_data;
 mod shared_state;
+#[cfg(feature = "testing")]
+pub(crate) mod testing;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -15,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use self::clock::Clock;
 use self::limits::Limits;
 use self::queue_data::{Lease, Line, QueueData};
 use self::shared_state::Shared;
@@ -39,6 +43,9 @@ pub struct MemoryStore {
     history: History,
     shared: Mutex<Shared>,
     limits: Mutex<Limits>,
+    clock: Clock,
+    #[cfg(feature = "testing")]
+    testing: testing::Testing,
 }
 
 impl MemoryStore {
@@ -102,7 +109,7 @@ impl MemoryStore {
         let queues = self.queues.lock();
         let line =
             queues.get(queue).filter(|lane| !lane.paused).and_then(|lane| lane.lines.get(line));
-        line.is_some_and(|line| line.retry_at <= Instant::now() + within)
+        line.is_some_and(|line| line.retry_at <= self.clock.now() + within)
     }
 
     fn keep_dead(&self, lane: &mut QueueData, bytes: Vec<u8>, reason: String) {
@@ -122,7 +129,7 @@ impl MemoryStore {
         worker: &WorkerId,
         settlement: &Settlement,
     ) -> bool {
-        let now = Instant::now();
+        let now = self.clock.now();
         let Some(lease) = lane.leases.get_mut(worker) else { return false };
         let Some(stored) = lease.jobs.remove(&settlement.tag) else { return false };
         if lease.jobs.is_empty() {
@@ -184,11 +191,11 @@ impl MemoryStore {
 #[async_trait]
 impl Store for MemoryStore {
     async fn push(&self, queue: &str, entries: &[Entry]) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        let (now, now_ms) = (Instant::now(), self.now_ms());
-        Ok(self.with(queue, |lane| {
+        let (now, now_ms) = (self.clock.now(), self.now_ms());
+        let answers = self.with(queue, |lane| {
             let mut ready = 0;
             let mut earlier = false;
-            let answers = entries
+            let answers: Vec<_> = entries
                 .iter()
                 .map(|entry| {
                     let keys = [(&entry.once, true), (&entry.unique, false)];
@@ -229,7 +236,10 @@ impl Store for MemoryStore {
                 .collect();
             self.wake(queue, lane, ready.max(usize::from(earlier)));
             answers
-        }))
+        });
+        #[cfg(feature = "testing")]
+        self.pushed(queue, entries, &answers);
+        Ok(answers)
     }
 
     async fn fetch(
@@ -238,7 +248,9 @@ impl Store for MemoryStore {
         worker: &WorkerId,
         request: Request<'_>,
     ) -> Result<Fetched, Error> {
-        let (now, now_ms) = (Instant::now(), self.now_ms());
+        let (now, now_ms) = (self.clock.now(), self.now_ms());
+        #[cfg(feature = "testing")]
+        let _changed = self.testing.changed_later();
         Ok(self.with(queue, |lane| {
             let mut fetched = Fetched::default();
             if let Some(lease) = lane.leases.get_mut(worker) {
@@ -320,9 +332,12 @@ impl Store for MemoryStore {
         worker: &WorkerId,
         settlements: &[&Settlement],
     ) -> Vec<Result<bool, Error>> {
-        self.with(queue, |lane| {
+        let answers = self.with(queue, |lane| {
             settlements.iter().map(|one| Ok(self.settle_one(queue, lane, worker, one))).collect()
-        })
+        });
+        #[cfg(feature = "testing")]
+        self.testing.changed.notify_waiters();
+        answers
     }
 
     async fn held(&self, queue: &str, worker: &WorkerId) -> Result<Vec<Vec<u8>>, Error> {
@@ -353,7 +368,7 @@ impl Store for MemoryStore {
         worker: &WorkerId,
         lease: Duration,
     ) -> Result<bool, Error> {
-        let now = Instant::now();
+        let now = self.clock.now();
         Ok(self.with(queue, |lane| match lane.leases.get_mut(worker) {
             Some(held) => {
                 held.until = now + lease;
@@ -364,7 +379,7 @@ impl Store for MemoryStore {
     }
 
     async fn reclaim(&self, queue: &str, expired: &WorkerId) -> Result<Reclaimed, Error> {
-        let now = Instant::now();
+        let now = self.clock.now();
         Ok(self.with(queue, |lane| {
             if lane.leases.get(expired).is_none_or(|l| l.until > now) {
                 return Reclaimed::default();
@@ -421,7 +436,7 @@ impl Store for MemoryStore {
     async fn pause(&self, queue: &str, paused: bool) -> Result<(), Error> {
         self.with(queue, |lane| {
             lane.paused = paused;
-            let now = Instant::now();
+            let now = self.clock.now();
             // Wake-ups during the pause were not sent.
             lane.lines
                 .values_mut()
@@ -502,7 +517,7 @@ impl Store for MemoryStore {
         died_ms: u64,
         then: &AfterDeath,
     ) -> Result<bool, Error> {
-        let now = Instant::now();
+        let now = self.clock.now();
         Ok(self.with(queue, |lane| {
             let Some(place) =
                 lane.dead.iter().position(|c| c.died_ms == died_ms && tag_of(&c.bytes) == tag)
@@ -560,7 +575,7 @@ impl Store for MemoryStore {
         offset: usize,
         limit: usize,
     ) -> Result<Vec<Listed>, Error> {
-        let (now, now_ms) = (Instant::now(), self.now_ms());
+        let (now, now_ms) = (self.clock.now(), self.now_ms());
         let listed = |bytes: &Vec<u8>| Listed {
             bytes: bytes.clone(),
             due_ms: None,
@@ -610,7 +625,7 @@ impl Store for MemoryStore {
         worker: &WorkerId,
         lease: Duration,
     ) -> Result<Vec<Vec<u8>>, Error> {
-        let until = Instant::now() + lease;
+        let until = self.clock.now() + lease;
         Ok(self.with(queue, |lane| {
             let mut jobs: Vec<_> = lane
                 .promoted
@@ -641,7 +656,7 @@ impl Store for MemoryStore {
     }
 
     async fn expire_once(&self, queue: &str, keys: &[String]) -> Result<(), Error> {
-        let end = Instant::now() + ONCE_AFTER;
+        let end = self.clock.now() + ONCE_AFTER;
         self.with(queue, |lane| {
             for key in keys {
                 if let Some((_, until)) = lane.unique.get_mut(&(true, key.clone())) {
@@ -657,8 +672,7 @@ impl Store for MemoryStore {
     }
 
     fn now_ms(&self) -> u64 {
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
-            as u64
+        self.clock.now_ms()
     }
 
     // No other application reaches these jobs.
@@ -669,9 +683,8 @@ impl Store for MemoryStore {
 }
 
 /// Removes expired entries, in one of 64 calls on average.
-fn sweep<K: Eq + Hash, V>(map: &mut HashMap<K, V>, until: impl Fn(&V) -> Instant) {
+fn sweep<K: Eq + Hash, V>(map: &mut HashMap<K, V>, now: Instant, until: impl Fn(&V) -> Instant) {
     if fastrand::u8(..64) == 0 {
-        let now = Instant::now();
         map.retain(|_, value| until(value) > now);
     }
 }

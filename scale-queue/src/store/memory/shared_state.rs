@@ -32,8 +32,8 @@ struct Batch {
 }
 
 impl Shared {
-    fn batch(&mut self, id: &str) -> Option<&mut Batch> {
-        self.batches.get_mut(id).filter(|batch| batch.until > Instant::now())
+    fn batch(&mut self, id: &str, now: Instant) -> Option<&mut Batch> {
+        self.batches.get_mut(id).filter(|batch| batch.until > now)
     }
 }
 
@@ -42,8 +42,8 @@ impl BatchStore for MemoryStore {
     async fn open_batch(&self, id: &str, batch: NewBatch<'_>) -> Result<(), Error> {
         let NewBatch { total, lenient, plan, life } = batch;
         let mut shared = self.shared.lock();
-        sweep(&mut shared.batches, |batch| batch.until);
-        if shared.batch(id).is_none() {
+        sweep(&mut shared.batches, self.clock.now(), |batch| batch.until);
+        if shared.batch(id, self.clock.now()).is_none() {
             let life = life.min(LONGEST);
             let tally = Tally { total, ..Tally::default() };
             let batch = Batch {
@@ -53,7 +53,7 @@ impl BatchStore for MemoryStore {
                 plan: plan.to_vec(),
                 ends: HashMap::new(),
                 life,
-                until: Instant::now() + life,
+                until: self.clock.now() + life,
             };
             shared.batches.insert(id.to_owned(), batch);
         }
@@ -62,7 +62,7 @@ impl BatchStore for MemoryStore {
 
     async fn mark(&self, id: &str, number: u32, end: End) -> Result<Option<Tally>, Error> {
         let mut shared = self.shared.lock();
-        let Some(batch) = shared.batch(id) else { return Ok(None) };
+        let Some(batch) = shared.batch(id, self.clock.now()) else { return Ok(None) };
         let old = batch.ends.get(&number).copied();
         let is_new = match old {
             None => true,
@@ -82,26 +82,35 @@ impl BatchStore for MemoryStore {
                 (batch.tally.cancelled, batch.by_death) = (true, true);
             }
             batch.tally.skipped |= end == End::Skipped && batch.by_death;
-            batch.until = Instant::now() + batch.life;
+            batch.until = self.clock.now() + batch.life;
         }
         Ok(Some(batch.tally))
     }
 
     async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error> {
-        Ok(self.shared.lock().batch(id).map(|batch| (batch.tally, batch.plan.clone())))
+        Ok(self
+            .shared
+            .lock()
+            .batch(id, self.clock.now())
+            .map(|batch| (batch.tally, batch.plan.clone())))
     }
 
     async fn conclude_batch(&self, id: &str, life: Duration) -> Result<(), Error> {
-        if let Some(batch) = self.shared.lock().batch(id) {
+        if let Some(batch) = self.shared.lock().batch(id, self.clock.now()) {
             batch.tally.followed = true;
-            batch.until = batch.until.min(Instant::now() + life);
+            batch.until = batch.until.min(self.clock.now() + life);
             batch.ends = HashMap::new();
         }
         Ok(())
     }
 
     async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
-        Ok(self.shared.lock().batch(id).map(|batch| batch.tally.cancelled = true).is_some())
+        Ok(self
+            .shared
+            .lock()
+            .batch(id, self.clock.now())
+            .map(|batch| batch.tally.cancelled = true)
+            .is_some())
     }
 
     async fn is_cancelled(&self, id: &str, number: u32) -> Result<bool, Error> {
@@ -109,7 +118,7 @@ impl BatchStore for MemoryStore {
         let is_cancelled = |batch: &mut Batch| {
             batch.tally.cancelled && batch.ends.get(&number) != Some(&End::Dead)
         };
-        Ok(shared.batch(id).is_some_and(is_cancelled))
+        Ok(shared.batch(id, self.clock.now()).is_some_and(is_cancelled))
     }
 }
 
@@ -123,8 +132,8 @@ impl Registry for MemoryStore {
         life: Duration,
     ) -> Result<(), Error> {
         let mut shared = self.shared.lock();
-        sweep(&mut shared.present, |(_, until)| *until);
-        let until = Instant::now() + life.min(LONGEST);
+        sweep(&mut shared.present, self.clock.now(), |(_, until)| *until);
+        let until = self.clock.now() + life.min(LONGEST);
         shared.present.insert((kind.to_owned(), name.to_owned()), (about.to_vec(), until));
         let known = shared.present.iter().filter(|((k, _), _)| k == kind);
         if shared.present.len() > MAX_REGISTERED && known.clone().count() > MAX_REGISTERED {
@@ -145,7 +154,7 @@ impl Registry for MemoryStore {
         offset: usize,
         limit: usize,
     ) -> Result<Vec<(String, Vec<u8>)>, Error> {
-        let (now, shared) = (Instant::now(), self.shared.lock());
+        let (now, shared) = (self.clock.now(), self.shared.lock());
         let mut known: Vec<_> = shared
             .present
             .iter()
@@ -163,8 +172,8 @@ impl Registry for MemoryStore {
 impl Notes for MemoryStore {
     async fn put_note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error> {
         let mut shared = self.shared.lock();
-        sweep(&mut shared.notes, |(_, until)| *until);
-        shared.notes.insert(key.to_owned(), (value.to_vec(), Instant::now() + life.min(LONGEST)));
+        sweep(&mut shared.notes, self.clock.now(), |(_, until)| *until);
+        shared.notes.insert(key.to_owned(), (value.to_vec(), self.clock.now() + life.min(LONGEST)));
         Ok(())
     }
 
@@ -173,7 +182,7 @@ impl Notes for MemoryStore {
         Ok(shared
             .notes
             .get(key)
-            .filter(|(_, until)| *until > Instant::now())
+            .filter(|(_, until)| *until > self.clock.now())
             .map(|(value, _)| value.clone()))
     }
 }

@@ -12,6 +12,7 @@ use crate::format::{Envelope, Unreadable, tag_of};
 use crate::store::{CANCELLED, Destination, Settlement, Trial};
 use crate::worker::CancelReason;
 use crate::worker::admission::{PassedOn, TakenOver};
+use crate::worker::event::{Event, Outcome};
 use crate::worker::handler::Routes;
 use crate::worker::queue_state::QueueState;
 use crate::worker::round_trip::{Answer, Ask, round_trip};
@@ -249,6 +250,9 @@ impl Engine {
             Err(Unreadable::Newer) => "format:newer".to_owned(),
             Err(reason) => {
                 tracing::error!(%reason, "a job cannot be decoded; it is dead");
+                self.tell(lane, None, Duration::ZERO, || Outcome::Dead {
+                    reason: reason.to_string(),
+                });
                 let tag = tag_of(&bytes).to_vec();
                 let to = Destination::Dead { bytes, reason: reason.to_string(), has_failed: false };
                 self.lanes[lane].settlements.push(Settlement { tag, unique: None, to }.into());
@@ -266,6 +270,8 @@ impl Engine {
             "scale_queue_unhandled_total", "queue" => Arc::clone(&self.lanes[lane].name),
         )
         .increment(1);
+        let queue = Arc::clone(&self.lanes[lane].name);
+        self.listeners.tell(|| Event::Unhandled { queue, line: line.clone() });
         let settlement = Settlement {
             tag: tag_of(&bytes).to_vec(),
             unique: None,

@@ -31,6 +31,7 @@ use self::fetch::MOST_BYTES;
 use self::trial::Alone;
 use super::CancelReason;
 use super::admission::{Held, PassedOn, PermitTerms, TakeOver};
+use super::event::Listeners;
 use super::handler::{Delivery, Routes, StartOptions, attempt};
 use super::queue_state::QueueState;
 use super::round_trip::Answer;
@@ -70,6 +71,7 @@ pub(super) struct Engine {
     hand_back_for: Duration,
     terms: Arc<PermitTerms>,
     routes: Routes,
+    listeners: Listeners,
     encryption: Option<PayloadEncryption>,
     running: HashMap<JobId, Running>,
     /// A suspect that runs alone, or will.
@@ -161,6 +163,7 @@ impl Engine {
             hand_back_for: worker.hand_back_for,
             terms: Arc::new(terms),
             routes: worker.routes,
+            listeners: worker.listeners,
             encryption: worker.queue.encryption().cloned(),
             running: HashMap::new(),
             alone: None,
@@ -379,6 +382,7 @@ impl Engine {
         let start = StartOptions {
             expires_ms: body.options.expires_ms,
             releases: body.unique.clone().filter(|_| body.options.unique_until_start),
+            is_kept: false,
         };
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
         let context = Context {

@@ -12,6 +12,7 @@ use crate::format::{Envelope, tag_of};
 use crate::job::JobId;
 use crate::outcome::{Blocked, Ending, Verdict};
 use crate::store::{CANCELLED, Destination, End, Settlement};
+use crate::worker::event::{self, Event, Outcome};
 use crate::worker::queue_state::Ended;
 use crate::worker::{CancelReason, LONGEST};
 
@@ -24,11 +25,13 @@ const STEP_BACK: Duration = Duration::from_millis(1_500);
 impl Engine {
     /// Records the end of an attempt, to be stored in the next round trip.
     pub(super) fn end(&mut self, id: JobId, ending: Ending) {
-        let Some(Running { lane, bytes, plain, retry, withdrawn, .. }) = self.running.remove(&id)
+        let Some(Running { lane, bytes, plain, retry, withdrawn, since, .. }) =
+            self.running.remove(&id)
         else {
             return;
         };
         self.end_trial(id);
+        let number = lane;
         let lane = &mut self.lanes[lane];
         lane.running -= 1;
         lane.ended += 1;
@@ -40,12 +43,21 @@ impl Engine {
         let tag = tag_of(&bytes).to_vec();
         if matches!(ending, Ending::Done) && plain {
             lane.keep_done([tag], Instant::now());
+            if !self.listeners.is_empty() {
+                let envelope = Envelope::decode(&bytes).ok();
+                self.tell(number, envelope.as_ref(), since.elapsed(), || Outcome::Done);
+            }
             return;
         }
         let Ok(mut envelope) = Envelope::decode(&bytes) else { return };
         let (mut next, mut counts, mut waits_for, mut for_others) = (None, None, None, false);
         let skipped = matches!(ending, Ending::Skipped);
-        let to = match ending.verdict(retry, envelope.failed.saturating_add(1), fastrand::f64()) {
+        let verdict = ending.verdict(retry, envelope.failed.saturating_add(1), fastrand::f64());
+        self.tell(number, Some(&envelope), since.elapsed(), || {
+            outcome_of(&verdict, skipped, withdrawn)
+        });
+        let lane = &mut self.lanes[number];
+        let to = match verdict {
             Verdict::Done => {
                 next = chain::next(&envelope, &*self.store).filter(|_| !skipped);
                 counts = Some(if skipped { End::Skipped } else { End::Done });
@@ -132,6 +144,26 @@ impl Engine {
         lane.settlements.push(Ended { settlement, next, counts, permits: waits_for, for_others });
     }
 
+    /// Tells the listeners of the end of an attempt.
+    pub(super) fn tell(
+        &self,
+        lane: usize,
+        envelope: Option<&Envelope>,
+        took: Duration,
+        outcome: impl FnOnce() -> Outcome,
+    ) {
+        self.listeners.tell(|| {
+            Event::Ended(event::Ended {
+                id: envelope.map(|envelope| envelope.id),
+                name: envelope.map(|envelope| envelope.body.name.clone()).unwrap_or_default(),
+                queue: Arc::clone(&self.lanes[lane].name),
+                attempt: envelope.map_or(0, |envelope| envelope.failed.saturating_add(1)),
+                took,
+                outcome: outcome(),
+            })
+        });
+    }
+
     /// Hands back the jobs that have not begun.
     pub(super) fn hand_back(&mut self) {
         // Permits that were taken over are given back too.
@@ -150,6 +182,9 @@ impl Engine {
     /// Makes a job dead that is not to begin.
     pub(super) fn give_up(&mut self, lane: usize, bytes: Vec<u8>, reason: &str) {
         let (tag, envelope) = (tag_of(&bytes).to_vec(), Envelope::decode(&bytes).ok());
+        self.tell(lane, envelope.as_ref(), Duration::ZERO, || Outcome::Dead {
+            reason: reason.to_owned(),
+        });
         let (unique, place) =
             envelope.map_or((None, None), |e| (e.body.unique, e.body.extra.batch));
         let settlement = Settlement {
@@ -187,5 +222,22 @@ impl Engine {
                 self.give_up(lane, bytes, CANCELLED);
             }
         }
+    }
+}
+
+/// Returns the consequence of a verdict, as listeners hear it.
+fn outcome_of(verdict: &Verdict, skipped: bool, withdrawn: bool) -> Outcome {
+    match verdict {
+        Verdict::Done if skipped => Outcome::Skipped,
+        Verdict::Done => Outcome::Done,
+        Verdict::Expired => Outcome::Expired,
+        Verdict::Retry { delay, reason } => {
+            Outcome::Retried { reason: reason.clone(), delay: *delay }
+        }
+        Verdict::Defer(delay) => Outcome::Deferred { delay: *delay },
+        Verdict::Block(_) => Outcome::Blocked,
+        Verdict::Dead { reason } => Outcome::Dead { reason: reason.clone() },
+        Verdict::HandBack if withdrawn => Outcome::Dead { reason: CANCELLED.into() },
+        Verdict::HandBack | Verdict::Unfit(_) => Outcome::HandedBack,
     }
 }

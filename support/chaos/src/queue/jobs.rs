@@ -117,7 +117,7 @@ pub async fn work(url: &str, journal: &Path) -> Result<()> {
     let worker = handle!(worker, Tick);
     let schedule = Scheduler::new(&queue).every("tick", TICK, || Tick { a: 0, b: 0 })?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    let schedule = tokio::spawn(schedule.run(std::future::pending()));
+    let schedule = tokio::spawn(schedule.run(std::future::pending::<()>()));
     worker
         .run(async {
             terminate.recv().await;

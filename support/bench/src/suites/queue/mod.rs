@@ -58,7 +58,7 @@ fn small(n: usize) -> Small {
 async fn process(queue: &Queue, count: usize) -> Result<f64> {
     let (done, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let (counter, finished) = (Arc::clone(&done), Arc::clone(&all));
-    let worker = Worker::new(queue).concurrency(100).handle(move |job: Small, _| {
+    let worker = Worker::new(queue).concurrency(100).handle(move |job: Small| {
         let (counter, finished) = (Arc::clone(&counter), Arc::clone(&finished));
         async move {
             std::hint::black_box(job.n + job.text.len());
@@ -176,7 +176,7 @@ async fn push_one(server: &Redis, count: usize) -> Result<f64> {
 async fn pickup(server: &Redis, count: usize, percentile: f64) -> Result<f64> {
     let queue = fresh(server).await?;
     let (sender, mut begun) = mpsc::unbounded_channel();
-    let worker = Worker::new(&queue).handle(move |_: Small, _| {
+    let worker = Worker::new(&queue).handle(move |_: Small| {
         let _ = sender.send(Instant::now());
         async { Ok::<(), std::io::Error>(()) }
     });

@@ -1,0 +1,204 @@
+//! The fake queue that applications use in their tests.
+#![cfg(feature = "testing")]
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use anyhow::Result;
+use scale_queue::encryption::PayloadCipher;
+use scale_queue::push::PushOptions;
+use scale_queue::testing::{FakeQueue, TestContext};
+use scale_queue::worker::{BoxError, CancelReason, Outcome};
+use scale_queue::{Context, Error, Job, Priority, Queue, Worker};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Receipt {
+    order: u32,
+}
+
+impl Job for Receipt {
+    const NAME: &'static str = "receipt";
+
+    fn unique_key(&self) -> Option<String> {
+        Some(self.order.to_string())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Again(u32);
+
+impl Job for Again {
+    const NAME: &'static str = "again";
+}
+
+#[tokio::test]
+async fn pushes_are_recorded_with_their_options() -> Result<()> {
+    let queue = FakeQueue::new()
+        .configured(|queue| queue.propagating(|| vec![("tenant".into(), "a".into())]));
+    queue.assert_nothing_pushed();
+    let options = PushOptions::new().to("low").priority(Priority::Low).attempts(2);
+    queue.push(Receipt { order: 1 }.with(options)).delay(Duration::from_secs(9)).await?;
+    queue.push(Receipt { order: 1 }).await?;
+    queue.push(Receipt { order: 1 }).to("low").await?;
+    queue.chain().then(Again(1)).then(Receipt { order: 2 }).push().await?;
+    let batch = queue.batch().job(Receipt { order: 3 }).push().await?;
+    queue.assert_pushed_times::<Receipt>(4);
+    queue.assert_pushed::<Receipt>(|pushed| pushed.job.order == 3);
+    let pushed = queue.pushed::<Receipt>();
+    assert_eq!((pushed[0].queue.as_str(), pushed[0].priority), ("low", Priority::Low));
+    assert_eq!((pushed[0].delay, pushed[0].attempts), (Duration::from_secs(9), Some(2)));
+    assert_eq!(pushed[0].unique_key.as_deref(), Some("1"));
+    assert_eq!(pushed[0].metadata, [("tenant".to_owned(), "a".to_owned())]);
+    assert!(pushed[1].is_new && !pushed[2].is_new, "the key is one of each queue");
+    assert_eq!(pushed[3].batch.as_ref(), Some(&batch));
+    assert_eq!(queue.pushed::<Again>()[0].chain, ["receipt"]);
+    queue.forget_pushed();
+    queue.assert_not_pushed::<Receipt>();
+    Ok(())
+}
+
+/// Each assertion says what was pushed instead.
+#[tokio::test]
+async fn a_failed_assertion_lists_the_pushes() -> Result<()> {
+    let queue = FakeQueue::new();
+    queue.push(Receipt { order: 7 }).await?;
+    let says = |assertion: &(dyn Fn() + std::panic::RefUnwindSafe)| {
+        let panic = std::panic::catch_unwind(assertion).unwrap_err();
+        let said = panic.downcast_ref::<String>().unwrap().clone();
+        assert!(said.contains(r#"receipt {"order":7} to default"#), "{said}");
+    };
+    let queue = std::panic::AssertUnwindSafe(&queue);
+    says(&|| queue.assert_pushed::<Receipt>(|pushed| pushed.job.order == 8));
+    says(&|| queue.assert_pushed_times::<Receipt>(2));
+    says(&|| queue.assert_not_pushed::<Receipt>());
+    says(&|| queue.assert_nothing_pushed());
+    Ok(())
+}
+
+/// Jobs that push jobs, chains and batches run to their end; a delay of days takes no time.
+#[tokio::test]
+async fn what_jobs_push_runs_too() -> Result<()> {
+    let queue = FakeQueue::new();
+    let inner: Queue = (*queue).clone();
+    let worker = || {
+        let inner = inner.clone();
+        Worker::new(&queue).handle(|_: Receipt| async {}).handle(move |Again(left): Again| {
+            let inner = inner.clone();
+            async move {
+                if left > 0 {
+                    inner.push(Again(left - 1)).delay(Duration::from_hours(24)).await?;
+                }
+                Ok::<(), Error>(())
+            }
+        })
+    };
+    queue.push(Again(3)).await?;
+    queue.chain().then(Receipt { order: 1 }).then(Receipt { order: 2 }).push().await?;
+    let batch = queue.batch().jobs((0..10).map(|order| Receipt { order }));
+    batch.then(Again(0)).push().await?;
+    let before_ms = queue.now_ms();
+    let report = queue.run_pending(worker()).await?;
+    assert_eq!(report.outcomes::<Again>().len(), 5);
+    assert_eq!(report.outcomes::<Receipt>().len(), 12);
+    let day_ms = 24 * 60 * 60 * 1_000;
+    let passed_ms = queue.now_ms() - before_ms;
+    assert!((3 * day_ms..4 * day_ms).contains(&passed_ms), "{passed_ms}");
+    // Without jumps, only what is due runs.
+    queue.push(Again(1)).await?;
+    let report = queue.run_due(worker()).await?;
+    assert_eq!(report.outcomes::<Again>().len(), 1);
+    queue.advance(Duration::from_hours(24));
+    assert_eq!(queue.run_due(worker()).await?.ended.len(), 1);
+    assert!(queue.run_pending(worker()).await?.ended.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_that_repeats_itself_for_ever_is_noticed() -> Result<()> {
+    let queue = FakeQueue::new();
+    let inner: Queue = (*queue).clone();
+    queue.push(Again(0)).await?;
+    let worker = Worker::new(&queue).handle(move |_: Again| {
+        let inner = inner.clone();
+        async move { inner.push(Again(0)).await.map(drop) }
+    });
+    let error = queue.run_pending(worker).await.unwrap_err();
+    assert!(error.to_string().contains("10,000"), "{error}");
+    Ok(())
+}
+
+/// A push returns after its job, and after the jobs that it pushes.
+#[tokio::test]
+async fn inline_jobs_run_when_they_are_pushed() -> Result<()> {
+    let queue = FakeQueue::new();
+    let runs = Arc::new(AtomicUsize::new(0));
+    let (count, inner) = (Arc::clone(&runs), (*queue).clone());
+    let worker = Worker::new(&queue).handle(move |Again(left): Again| {
+        let (count, inner) = (Arc::clone(&count), inner.clone());
+        async move {
+            if left > 0 {
+                inner.push(Again(left - 1)).await?;
+                assert_eq!(count.load(SeqCst), left as usize, "the inner jobs are done");
+            }
+            count.fetch_add(1, SeqCst);
+            Ok::<(), Error>(())
+        }
+    });
+    let inline = queue.inline(worker);
+    queue.push(Again(20)).await?;
+    assert_eq!(runs.load(SeqCst), 21);
+    queue.push_many((0..3).map(|_| Again(0))).await?;
+    assert_eq!(runs.load(SeqCst), 24);
+    queue.push(Again(0)).delay(Duration::from_hours(1)).await?;
+    assert_eq!(runs.load(SeqCst), 24, "a delayed job is not run");
+    inline.stop().await?;
+    queue.push(Again(0)).await?;
+    assert_eq!(runs.load(SeqCst), 24, "the mode has ended");
+    Ok(())
+}
+
+struct Turned;
+
+impl PayloadCipher for Turned {
+    fn encrypt(&self, _: &str, payload: &[u8]) -> Result<Vec<u8>, BoxError> {
+        Ok(payload.iter().rev().copied().collect())
+    }
+
+    fn decrypt(&self, _: &str, message: &[u8]) -> Result<Vec<u8>, BoxError> {
+        Ok(message.iter().rev().copied().collect())
+    }
+}
+
+#[tokio::test]
+async fn queues_of_two_tests_share_nothing() -> Result<()> {
+    let one = FakeQueue::new().configured(|queue| queue.encrypted(Turned));
+    let two = FakeQueue::new();
+    assert!(one.push(Receipt { order: 1 }).await?.is_new);
+    assert!(two.push(Receipt { order: 1 }).await?.is_new);
+    one.assert_pushed::<Receipt>(|pushed| pushed.job.order == 1);
+    let (first, second) = tokio::join!(
+        one.run_pending(Worker::new(&one).handle(|_: Receipt| async {})),
+        two.run_pending(Worker::new(&two).handle(|_: Receipt| async {}))
+    );
+    assert_eq!(first?.outcomes::<Receipt>(), [&Outcome::Done]);
+    assert_eq!(second?.outcomes::<Receipt>(), [&Outcome::Done]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_handler_is_called_without_a_worker() {
+    async fn handler(_: Receipt, context: Context) -> Result<u16, String> {
+        if context.is_cancelled() { Err("stopped".into()) } else { Ok(context.attempt) }
+    }
+    let receipt = || Receipt { order: 1 };
+    let context = TestContext::new().attempt(3).last_error("no").queue("low").metadata("a", "b");
+    let context = context.context();
+    assert_eq!((&*context.queue, context.last_error.as_deref()), ("low", Some("no")));
+    assert_eq!(handler(receipt(), context).await, Ok(3));
+    let stopped = TestContext::new().cancelled(CancelReason::Shutdown).context();
+    assert_eq!(stopped.cancel_reason(), Some(CancelReason::Shutdown));
+    assert!(handler(receipt(), stopped).await.is_err());
+}
