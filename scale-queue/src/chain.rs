@@ -122,13 +122,14 @@ impl Link {
         let mut more = LinkOptions {
             priority,
             expires_after_ms: options.expires_from(pushed_ms).map(millis_of),
+            retry_for_ms: options.retry_for.or(J::RETRY_FOR).map(millis_of),
             attempts: body.extra.attempts,
             timeout_ms: body.extra.timeout_ms,
             metadata: options.metadata.clone(),
             options: body.options,
         };
         // Counted from the push of the link.
-        more.options.expires_ms = None;
+        (more.options.expires_ms, more.options.retry_until_ms) = (None, None);
         Ok(Self {
             queue: checked(options.queue.as_deref().unwrap_or(J::QUEUE))?.to_owned(),
             name: body.name,
@@ -145,6 +146,7 @@ impl Link {
         let LinkOptions {
             priority,
             expires_after_ms,
+            retry_for_ms,
             attempts,
             timeout_ms,
             metadata: own,
@@ -154,6 +156,7 @@ impl Link {
             set(&mut metadata, entry);
         }
         options.expires_ms = expires_after_ms.map(|time| pushed_ms.saturating_add(time));
+        options.retry_until_ms = retry_for_ms.map(|time| pushed_ms.saturating_add(time));
         let extra = Extra { metadata, attempts, timeout_ms, ..Extra::default() };
         let body = Body { name, payload, then, extra, options, ..Body::default() };
         let envelope = Envelope { id, failed: 0, suspect: false, pushed_ms, priority, group, body };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::Run;
 use crate::format::Place;
 use crate::job::JobId;
 use crate::store::Store;
@@ -30,6 +31,7 @@ pub struct Context {
     pub(crate) place: Option<Place>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) cancelled: Cancelled,
+    pub(crate) run: Arc<Run>,
 }
 
 /// Reason why a running job is cancelled.
@@ -69,7 +71,7 @@ impl Cancelled {
 impl Context {
     /// Creates the context of a first attempt.
     #[cfg(feature = "testing")]
-    pub(crate) fn new(id: JobId, queue: Arc<str>, store: Arc<dyn Store>) -> Self {
+    pub(crate) fn new(id: JobId, queue: Arc<str>, store: Arc<dyn Store>, run: Arc<Run>) -> Self {
         Self {
             id,
             queue,
@@ -81,6 +83,7 @@ impl Context {
             place: None,
             store,
             cancelled: Cancelled::default(),
+            run,
         }
     }
 

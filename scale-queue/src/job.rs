@@ -7,9 +7,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use crate::circuit::Circuit;
 use crate::limit::Limit;
 use crate::options::{PushOptions, WithOptions};
-use crate::retry::Retry;
+use crate::retry::{Retry, RetryRules};
 
 /// Unit of work, run later by a worker.
 ///
@@ -46,6 +47,21 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// another job of this key can be pushed while this one runs. Default: it is held until the job
     /// is done or dead.
     const UNIQUE_UNTIL_START: bool = false;
+
+    /// Time after its push for which the job is retried. A failed attempt whose retry would be
+    /// later makes the job dead, even if attempts are left. Default: no such time.
+    const RETRY_FOR: Option<Duration> = None;
+    /// Time for which the result of the handler is kept, for [`Queue::wait`](crate::Queue::wait).
+    /// Default: it is not kept.
+    const KEEP_RESULT: Option<Duration> = None;
+    /// Circuit breaker of all jobs of this type. Default: none.
+    const CIRCUIT: Option<Circuit> = None;
+
+    /// Returns rules for errors of certain kinds, which apply instead of [`RETRY`](Self::RETRY).
+    /// Called once for each worker. Default: none.
+    fn retry_rules() -> RetryRules {
+        RetryRules::new()
+    }
 
     /// Returns the unique key, if any. While a job with the same key waits or runs in its queue,
     /// another push with that key is dropped. Default: none.

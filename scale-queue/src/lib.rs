@@ -8,6 +8,8 @@ pub mod autoscale;
 pub mod batch;
 mod builder;
 mod chain;
+mod checkpoint;
+pub mod circuit;
 mod context;
 #[cfg(feature = "dashboard")]
 pub mod dashboard;
@@ -27,6 +29,7 @@ mod queue;
 mod registry;
 #[cfg(feature = "sql")]
 pub mod relay;
+mod result;
 mod retry;
 #[cfg(feature = "schedule")]
 pub mod schedule;
@@ -47,7 +50,7 @@ pub use job::{Job, JobId, Priority};
 pub use limit::Limit;
 pub use push::Push;
 pub use queue::Queue;
-pub use retry::Retry;
+pub use retry::{Retry, RetryRules};
 #[cfg(feature = "schedule")]
 pub use schedule::Scheduler;
 pub use worker::Worker;

@@ -25,6 +25,8 @@ pub struct PushOptions {
     pub(crate) priority: Option<Priority>,
     pub(crate) attempts: Option<u16>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) retry_for: Option<Duration>,
+    pub(crate) keep_result: Option<Duration>,
     pub(crate) metadata: Vec<(String, String)>,
 }
 
@@ -178,6 +180,18 @@ macro_rules! each_option {
             /// Sets the timeout of each attempt, instead of [`TIMEOUT`](Job::TIMEOUT).
             fn timeout(self, timeout: Duration) {
                 self.timeout = Some(timeout);
+            }
+
+            /// Sets how long after its push the job is retried, instead of
+            /// [`RETRY_FOR`](Job::RETRY_FOR).
+            fn retry_for(self, time: Duration) {
+                self.retry_for = Some(time);
+            }
+
+            /// Keeps the result of the handler for this time, instead of
+            /// [`KEEP_RESULT`](Job::KEEP_RESULT): see [`Queue::wait`](crate::Queue::wait).
+            fn keep_result(self, time: Duration) {
+                self.keep_result = Some(time);
             }
 
             /// Adds an entry to the job's [metadata](crate::Context::metadata). It replaces an

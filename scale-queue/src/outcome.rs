@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use crate::retry::Retry;
+use crate::retry::{Retry, RetryRules, Then};
 
 /// Any error a handler may return.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -91,17 +91,42 @@ impl fmt::Display for SnoozeCause {
 
 impl Error for SnoozeCause {}
 
+/// Error that gives the job back without counting this attempt, because the worker is about to
+/// stop. [`Context::checkpoint`](crate::Context::checkpoint) returns it; like [`Discard`], it is
+/// recognized anywhere in a chain of causes.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker stops; the job goes on from its last checkpoint")]
+pub struct Interrupted(#[from] InterruptedCause);
+
+#[derive(Debug, Default, thiserror::Error)]
+#[error("interrupted")]
+pub(crate) struct InterruptedCause(());
+
 /// Finds the first error of type `T` in a chain of causes, the error itself included.
 fn find<'e, T: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e T> {
-    let mut next = Some(error);
-    for _ in 0..MOST_CAUSES {
-        let error = next?;
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// Returns whether a condition holds for an error or one of its causes.
+pub(crate) fn find_if(
+    error: &(dyn Error + 'static),
+    condition: impl FnMut(&(dyn Error + 'static)) -> bool,
+) -> bool {
+    causes(error).any(condition)
+}
+
+/// Returns the error and its causes.
+fn causes<'e>(
+    error: &'e (dyn Error + 'static),
+) -> impl Iterator<Item = &'e (dyn Error + 'static)> + use<'e> {
+    std::iter::successors(Some(error), |error: &&'e (dyn Error + 'static)| {
+        // The source of an `io::Error` is that of the error in it.
+        match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner as &(dyn Error + 'static)),
+            None => (*error).source(),
         }
-        next = error.source();
-    }
-    None
+    })
+    .take(MOST_CAUSES)
 }
 
 /// Maximum number of causes searched: a cyclic chain must not block a worker.
@@ -122,6 +147,8 @@ pub(crate) enum Ending {
     Expired,
     /// The job did not begin: a limit has no room. The job waits in that limit's line.
     Blocked(Blocked),
+    /// The job did not begin: the circuit of its type is open for this time.
+    Paused(Duration),
     /// The job did not begin: the store did not answer whether its limits have room.
     Unadmitted,
     /// The job did not begin: its payload cannot be parsed as the job's type.
@@ -151,6 +178,8 @@ pub(crate) enum Verdict {
     Retry {
         delay: Duration,
         reason: String,
+        /// Rule that matched the error.
+        rule: Option<&'static str>,
     },
     /// Run the job again after the delay, without counting this attempt.
     Defer(Duration),
@@ -161,6 +190,35 @@ pub(crate) enum Verdict {
         reason: String,
     },
     HandBack,
+}
+
+/// Facts on which a verdict depends, besides the attempt itself.
+pub(crate) struct Policy<'p> {
+    /// Policy for failures that no rule matches.
+    pub(crate) retry: Retry,
+    pub(crate) rules: &'p RetryRules,
+    /// Earlier failed attempts.
+    pub(crate) failed: u16,
+    /// Earlier failed attempts that a rule matched, by its name.
+    pub(crate) by_rule: &'p [(String, u16)],
+    /// Time within which the job may be retried.
+    pub(crate) time_left: Option<Duration>,
+}
+
+impl Policy<'_> {
+    /// Returns the number of earlier failures that no rule matched.
+    pub(crate) fn plain_failures(&self) -> u16 {
+        plain_failures(self.failed, self.by_rule)
+    }
+
+    fn failures_of(&self, rule: &str) -> u16 {
+        self.by_rule.iter().find(|(name, _)| name == rule).map_or(0, |(_, count)| *count)
+    }
+}
+
+/// Returns the number of failures that no rule matched.
+pub(crate) fn plain_failures(failed: u16, by_rule: &[(String, u16)]) -> u16 {
+    by_rule.iter().fold(failed, |rest, (_, count)| rest.saturating_sub(*count))
 }
 
 /// Maximum length of a stored reason, in bytes.
@@ -180,27 +238,55 @@ impl Ending {
             Self::Skipped => "skipped",
             Self::Expired => "expired",
             Self::Blocked(_) => "blocked",
+            Self::Paused(_) => "paused",
             Self::Unadmitted => "unadmitted",
             Self::Unfit(_) => "unfit",
         }
     }
 
-    /// Decides what happens to the job. `failed` includes this attempt.
-    pub(crate) fn verdict(self, retry: Retry, failed: u16, dice: f64) -> Verdict {
+    /// Returns whether the attempt counts as a failure for the circuit of its type of job.
+    pub(crate) fn is_failure(&self) -> bool {
+        match self {
+            Self::TimedOut(_) | Self::Panicked(_) => true,
+            Self::Failed(error) => !find_if(&**error, |cause| {
+                cause.is::<SnoozeCause>()
+                    || cause.is::<DiscardCause>()
+                    || cause.is::<InterruptedCause>()
+            }),
+            _ => false,
+        }
+    }
+
+    /// Decides what happens to the job.
+    pub(crate) fn verdict(self, policy: &Policy<'_>, dice: f64) -> Verdict {
+        let (mut retry, mut failed, mut rule) = (policy.retry, policy.plain_failures(), None);
         let reason = match self {
             Self::Done | Self::Skipped => return Verdict::Done,
             Self::Expired => return Verdict::Expired,
             Self::Cancelled => return Verdict::HandBack,
             Self::Blocked(blocked) => return Verdict::Block(blocked),
             Self::Unadmitted => return Verdict::Defer(UNADMITTED.mul_f64(0.5 + dice)),
+            // Spread over some time, so that not all jobs begin at once.
+            Self::Paused(pause) => return Verdict::Defer(pause.mul_f64(1.0 + dice / 8.0)),
             Self::Unfit(reason) => return Verdict::Unfit(cut(&reason)),
             Self::Failed(error) => {
                 if let Some(SnoozeCause(delay)) = find(&*error) {
                     return Verdict::Defer(*delay);
                 }
+                if find::<InterruptedCause>(&*error).is_some() {
+                    return Verdict::HandBack;
+                }
                 let reason = chain(&*error);
                 if find::<DiscardCause>(&*error).is_some() {
                     return Verdict::Dead { reason: cut(&reason) };
+                }
+                match policy.rules.find(&*error) {
+                    Some(Then::Discard) => return Verdict::Dead { reason: cut(&reason) },
+                    Some(Then::Retry(name, by_rule)) => {
+                        (retry, failed) = (by_rule, policy.failures_of(name));
+                        rule = Some(name);
+                    }
+                    None => {}
                 }
                 reason
             }
@@ -208,8 +294,9 @@ impl Ending {
             Self::Panicked(words) => format!("panicked: {words}"),
         };
         let reason = cut(&reason);
-        match retry.after(failed, dice) {
-            Some(delay) => Verdict::Retry { delay, reason },
+        let in_time = |delay: &Duration| policy.time_left.is_none_or(|left| *delay <= left);
+        match retry.after(failed.saturating_add(1), dice).filter(in_time) {
+            Some(delay) => Verdict::Retry { delay, reason, rule },
             None => Verdict::Dead { reason },
         }
     }
@@ -240,27 +327,85 @@ mod tests {
     use super::*;
 
     fn failed(error: impl Into<BoxError>) -> Verdict {
-        Ending::Failed(error.into()).verdict(Retry::exponential(3), 1, 1.0)
+        verdict(Ending::Failed(error.into()), Retry::exponential(3))
+    }
+
+    fn verdict(ending: Ending, retry: Retry) -> Verdict {
+        let rules = RetryRules::new();
+        let policy = Policy { retry, rules: &rules, failed: 0, by_rule: &[], time_left: None };
+        ending.verdict(&policy, 1.0)
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("busy")]
+    struct Busy;
+
+    /// Each rule counts its own failures, and the first that matches applies.
+    #[test]
+    fn rules_apply_by_kind_of_error() {
+        let two = Retry::custom(2, |_| Duration::from_secs(7));
+        let rules = RetryRules::new()
+            .retry_on::<Busy>("busy", two)
+            .discard_if(|error| error.to_string() == "gone")
+            .retry_on::<std::io::Error>("network", Retry::custom(9, |_| Duration::from_secs(8)));
+        let verdict = |error: BoxError, failed: u16, by_rule: &[(String, u16)]| {
+            let time_left = Some(Duration::from_mins(1));
+            let policy =
+                Policy { retry: Retry::exponential(3), rules: &rules, failed, by_rule, time_left };
+            Ending::Failed(error).verdict(&policy, 1.0)
+        };
+        let retry = |secs, reason: &str, rule| Verdict::Retry {
+            delay: Duration::from_secs(secs),
+            reason: reason.into(),
+            rule,
+        };
+        let wrapped = || BoxError::from(std::io::Error::other(Busy));
+        assert_eq!(verdict(wrapped(), 0, &[]), retry(7, "busy", Some("busy")), "a cause");
+        let counted = [("busy".to_owned(), 1)];
+        assert_eq!(verdict(Busy.into(), 1, &counted), Verdict::Dead { reason: "busy".into() });
+        let network = || BoxError::from(std::io::Error::other("no"));
+        assert_eq!(verdict(network(), 1, &counted), retry(8, "no", Some("network")));
+        assert_eq!(verdict("gone".into(), 0, &[]), Verdict::Dead { reason: "gone".into() });
+        let counted = [("busy".to_owned(), 1), ("network".to_owned(), 7)];
+        assert_eq!(verdict("x".into(), 9, &counted), retry(2, "x", None), "the second plain one");
+        assert!(matches!(verdict("x".into(), 10, &counted), Verdict::Dead { .. }));
+        assert_eq!(
+            verdict(Interrupted::from(InterruptedCause::default()).into(), 9, &[]),
+            Verdict::HandBack
+        );
+    }
+
+    #[test]
+    fn no_retry_is_due_after_its_time() {
+        let rules = RetryRules::new();
+        let verdict = |left| {
+            let retry = Retry::custom(9, |_| Duration::from_secs(7));
+            let time_left = Some(Duration::from_secs(left));
+            let policy = Policy { retry, rules: &rules, failed: 0, by_rule: &[], time_left };
+            Ending::Failed("x".into()).verdict(&policy, 1.0)
+        };
+        assert!(matches!(verdict(7), Verdict::Retry { .. }));
+        assert!(matches!(verdict(6), Verdict::Dead { .. }));
     }
 
     #[test]
     fn each_ending_has_its_verdict() {
         assert_eq!(
             failed("no"),
-            Verdict::Retry { delay: Duration::from_secs(1), reason: "no".into() }
+            Verdict::Retry { delay: Duration::from_secs(1), reason: "no".into(), rule: None }
         );
         assert_eq!(failed(Discard::because("never")), Verdict::Dead { reason: "never".into() });
         assert_eq!(
             failed(Snooze::after(Duration::from_secs(9))),
             Verdict::Defer(Duration::from_secs(9))
         );
-        assert_eq!(Ending::Cancelled.verdict(Retry::never(), 1, 0.0), Verdict::HandBack);
+        assert_eq!(verdict(Ending::Cancelled, Retry::never()), Verdict::HandBack);
         assert_eq!(
-            Ending::Panicked("x".into()).verdict(Retry::never(), 1, 0.0),
+            verdict(Ending::Panicked("x".into()), Retry::never()),
             Verdict::Dead { reason: "panicked: x".into() }
         );
         assert!(
-            matches!(Ending::Unadmitted.verdict(Retry::never(), 1, 0.0), Verdict::Defer(_)),
+            matches!(verdict(Ending::Unadmitted, Retry::never()), Verdict::Defer(_)),
             "a short failure of the store makes no job dead"
         );
     }

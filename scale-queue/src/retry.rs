@@ -1,10 +1,16 @@
-//! Delays between attempts: exponential backoff with full jitter.
+//! Retries: how often a job is attempted, the delays between attempts, and rules by kind of error.
 //!
-//! Full jitter draws the delay between zero and the exponential bound, which spreads the retries of
-//! many failed jobs best (Marc Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog,
-//! 2015). This crate draws from the upper half of that range, so a job is never retried at once.
+//! Exponential delays have jitter: each is drawn from the upper half of the range up to the
+//! exponential bound, so that the retries of many failed jobs spread and none is made at once. Full
+//! jitter draws from the whole range (Marc Brooker, "Exponential Backoff and Jitter", AWS
+//! Architecture Blog, 2015).
 
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
+
+use crate::limit::LONGEST;
+use crate::outcome::find_if;
 
 /// Number of attempts, and the delays between them.
 ///
@@ -14,19 +20,32 @@ use std::time::Duration;
 /// const PATIENT: Retry = Retry::exponential(20)
 ///     .first(Duration::from_secs(5))
 ///     .longest(Duration::from_hours(6));
+/// const STEADY: Retry = Retry::custom(5, |failed| Duration::from_mins(failed as u64 * 10));
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Retry {
     attempts: u16,
-    first: Duration,
-    longest: Duration,
+    delay: Delay,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Delay {
+    Exponential { first: Duration, longest: Duration },
+    Custom(fn(u16) -> Duration),
 }
 
 impl Retry {
     /// Allows at most `attempts` attempts in total, with delays of about 1 s, 2 s, 4 s, … up to an
     /// hour between them.
     pub const fn exponential(attempts: u16) -> Self {
-        Self { attempts, first: Duration::from_secs(1), longest: Duration::from_hours(1) }
+        let (first, longest) = (Duration::from_secs(1), Duration::from_hours(1));
+        Self { attempts, delay: Delay::Exponential { first, longest } }
+    }
+
+    /// Allows at most `attempts` attempts in total. `delay` returns the delay after that many
+    /// failed attempts, which is used as it is, up to ten years.
+    pub const fn custom(attempts: u16, delay: fn(u16) -> Duration) -> Self {
+        Self { attempts, delay: Delay::Custom(delay) }
     }
 
     /// Allows one attempt.
@@ -35,14 +54,19 @@ impl Retry {
     }
 
     /// Sets the bound of the delay after the first failure; the bound doubles with each failure.
+    /// For exponential delays only.
     pub const fn first(mut self, delay: Duration) -> Self {
-        self.first = delay;
+        if let Delay::Exponential { first, .. } = &mut self.delay {
+            *first = delay;
+        }
         self
     }
 
-    /// Sets the largest bound of a delay.
+    /// Sets the largest bound of a delay. For exponential delays only.
     pub const fn longest(mut self, delay: Duration) -> Self {
-        self.longest = delay;
+        if let Delay::Exponential { longest, .. } = &mut self.delay {
+            *longest = delay;
+        }
         self
     }
 
@@ -63,9 +87,114 @@ impl Retry {
         if self.is_over(failed) {
             return None;
         }
-        let doublings = u32::from(failed.saturating_sub(1)).min(31);
-        let bound = self.first.saturating_mul(1 << doublings).min(self.longest);
-        Some(bound.mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0))
+        Some(match self.delay {
+            Delay::Exponential { first, longest } => {
+                let doublings = u32::from(failed.saturating_sub(1)).min(31);
+                let bound = first.saturating_mul(1 << doublings).min(longest);
+                bound.mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0)
+            }
+            Delay::Custom(delay) => delay(failed).min(LONGEST),
+        })
+    }
+}
+
+/// Rules for errors of certain kinds, returned by [`Job::retry_rules`](crate::Job::retry_rules).
+/// The first rule that matches applies, instead of [`Job::RETRY`](crate::Job::RETRY). An error
+/// matches if it, or any of its causes, does.
+///
+/// Each rule counts the failures that it matched; failures that no rule matches are counted for
+/// `RETRY`.
+///
+/// ```
+/// use scale_queue::{Job, Retry, RetryRules};
+/// # use serde::{Deserialize, Serialize};
+/// # use std::time::Duration;
+/// #[derive(Debug, thiserror::Error)]
+/// #[error("the address is unknown")]
+/// struct UnknownAddress;
+///
+/// const STEADY: Retry = Retry::custom(288, |_| Duration::from_mins(5));
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct SendMail { to: String }
+///
+/// impl Job for SendMail {
+///     const NAME: &'static str = "send-mail";
+///
+///     fn retry_rules() -> RetryRules {
+///         RetryRules::new()
+///             .discard_on::<UnknownAddress>()
+///             // The mail server is down: an attempt every five minutes for a day.
+///             .retry_on::<std::io::Error>("network", STEADY)
+///     }
+/// }
+/// ```
+#[derive(Default)]
+#[must_use = "rules apply to jobs whose `retry_rules` returns them"]
+pub struct RetryRules(Vec<Rule>);
+
+struct Rule {
+    matches: Box<dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync>,
+    then: Then,
+}
+
+/// Consequence of a rule.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Then {
+    Discard,
+    /// Retry; failures are counted under this name.
+    Retry(&'static str, Retry),
+}
+
+impl fmt::Debug for RetryRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|rule| rule.then)).finish()
+    }
+}
+
+impl RetryRules {
+    /// Creates an empty list of rules.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Retries after errors of a type. `name` identifies the rule in stored jobs, which count its
+    /// failures: keep it.
+    pub fn retry_on<E: Error + 'static>(self, name: &'static str, retry: Retry) -> Self {
+        self.retry_if(name, <dyn Error>::is::<E>, retry)
+    }
+
+    /// Retries after errors for which a condition holds. `name` identifies the rule in stored jobs,
+    /// which count its failures: keep it.
+    pub fn retry_if(
+        mut self,
+        name: &'static str,
+        matches: impl Fn(&(dyn Error + 'static)) -> bool + Send + Sync + 'static,
+        retry: Retry,
+    ) -> Self {
+        self.0.push(Rule { matches: Box::new(matches), then: Then::Retry(name, retry) });
+        self
+    }
+
+    /// Makes the job dead at once after errors of a type, as
+    /// [`Discard`](crate::outcome::Discard) does.
+    pub fn discard_on<E: Error + 'static>(self) -> Self {
+        self.discard_if(<dyn Error>::is::<E>)
+    }
+
+    /// Makes the job dead at once after errors for which a condition holds.
+    pub fn discard_if(
+        mut self,
+        matches: impl Fn(&(dyn Error + 'static)) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.0.push(Rule { matches: Box::new(matches), then: Then::Discard });
+        self
+    }
+
+    /// Returns the consequence of the first rule that matches the error or one of its causes.
+    pub(crate) fn find(&self, error: &(dyn Error + 'static)) -> Option<Then> {
+        let rule = self.0.iter().find(|rule| find_if(error, |cause| (rule.matches)(cause)));
+        rule.map(|rule| rule.then)
     }
 }
 
@@ -79,6 +208,10 @@ mod tests {
         assert_eq!(Retry::never().after(1, 0.0), None);
         assert!(Retry::exponential(3).after(2, 0.0).is_some());
         assert_eq!(Retry::exponential(3).after(3, 0.0), None);
+        let custom = Retry::custom(3, |failed| Duration::from_secs(failed.into()));
+        assert_eq!(custom.after(2, 0.9), Some(Duration::from_secs(2)));
+        assert_eq!(custom.after(3, 0.9), None);
+        assert_eq!(Retry::custom(3, |_| Duration::MAX).after(1, 0.0), Some(LONGEST));
     }
 
     proptest! {
@@ -86,7 +219,7 @@ mod tests {
         fn delays_stay_within_their_bounds(failed in 1_u16..u16::MAX, dice in 0.0..1.0) {
             let retry = Retry::exponential(u16::MAX);
             let delay = retry.after(failed, dice).unwrap();
-            prop_assert!(delay >= retry.first / 2 && delay <= retry.longest);
+            prop_assert!(delay >= Duration::from_millis(500) && delay <= Duration::from_hours(1));
         }
     }
 }

@@ -49,9 +49,10 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::Run;
 use crate::context::{Cancelled, Context};
 use crate::error::Error;
-use crate::format::Envelope;
+use crate::format::{Body, Envelope};
 use crate::job::{Job, JobId, Priority};
 use crate::queue::Queue;
 use crate::store::MemoryStore;
@@ -419,7 +420,18 @@ impl Default for TestContext {
 impl TestContext {
     /// Creates the context of a first attempt in the queue `default`.
     pub fn new() -> Self {
-        Self(Context::new(JobId::new(), "default".into(), Arc::new(MemoryStore::new())))
+        let job = Envelope {
+            id: JobId::new(),
+            failed: 0,
+            suspect: false,
+            pushed_ms: 0,
+            priority: Priority::Normal,
+            group: None,
+            body: Body::default(),
+        };
+        let run = Run::new(None, CancellationToken::new(), None, Arc::new(job.encode()));
+        let store = Arc::new(MemoryStore::new());
+        Self(Context::new(job.id, "default".into(), store, Arc::new(run)))
     }
 
     /// Sets the number of the attempt, from 1.
@@ -443,6 +455,12 @@ impl TestContext {
     /// Adds an entry of metadata.
     pub fn metadata(mut self, name: &str, value: &str) -> Self {
         self.0.metadata.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Lets the worker be about to stop: the next checkpoint stores the cursor and fails.
+    pub fn stopping(self) -> Self {
+        self.0.run.stopping.cancel();
         self
     }
 

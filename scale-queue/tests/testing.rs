@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use scale_queue::encryption::PayloadCipher;
+use scale_queue::outcome::Interrupted;
 use scale_queue::push::PushOptions;
+use scale_queue::status::Waited;
 use scale_queue::testing::{FakeQueue, TestContext};
-use scale_queue::worker::{BoxError, CancelReason, Outcome};
-use scale_queue::{Context, Error, Job, Priority, Queue, Worker};
+use scale_queue::worker::{BoxError, CancelReason, CheckpointError, Outcome};
+use scale_queue::{Context, Error, Job, Priority, Queue, Retry, RetryRules, Worker};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -201,4 +203,129 @@ async fn a_handler_is_called_without_a_worker() {
     let stopped = TestContext::new().cancelled(CancelReason::Shutdown).context();
     assert_eq!(stopped.cancel_reason(), Some(CancelReason::Shutdown));
     assert!(handler(receipt(), stopped).await.is_err());
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("busy")]
+struct Busy;
+
+#[derive(Serialize, Deserialize)]
+struct Ruled(String);
+
+impl Job for Ruled {
+    const NAME: &'static str = "ruled";
+    const RETRY: Retry = Retry::exponential(2);
+
+    fn retry_rules() -> RetryRules {
+        RetryRules::new()
+            .retry_on::<Busy>("busy", Retry::custom(50, |_| Duration::from_hours(1)))
+            .discard_if(|error| error.to_string() == "gone")
+    }
+}
+
+/// Failures are counted by rule over all attempts of a job, and do not use up the others.
+#[tokio::test]
+async fn rules_count_their_own_failures() -> Result<()> {
+    let queue = FakeQueue::new();
+    let worker = || {
+        Worker::new(&queue).handle(|Ruled(what): Ruled, context: Context| async move {
+            Err::<(), BoxError>(match (what.as_str(), context.attempt) {
+                ("gone", _) => "gone".into(),
+                ("mixed", 10 | 12) => "plain".into(),
+                _ => anyhow::Error::from(Busy).context("partner").into(),
+            })
+        })
+    };
+    let attempts = async |what: &str| -> Result<(usize, Duration, String)> {
+        queue.push(Ruled(what.into())).await?;
+        let report = queue.run_pending(worker()).await?;
+        let last = report.outcomes::<Ruled>().pop().cloned();
+        let Some(Outcome::Dead { reason }) = last else { panic!("{report:?}") };
+        Ok((report.ended.len(), report.skipped, reason))
+    };
+    let (runs, skipped, reason) = attempts("busy").await?;
+    assert_eq!((runs, reason.as_str()), (50, "partner: busy"));
+    assert!(skipped > Duration::from_hours(48) && skipped < Duration::from_hours(50));
+    assert_eq!(attempts("gone").await?.0, 1);
+    // Ten failures by the rule do not count for the plain ones.
+    assert_eq!(attempts("mixed").await?.0, 12);
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_retry_is_later_than_its_time() -> Result<()> {
+    let queue = FakeQueue::new();
+    let push = queue.push(Ruled("busy".into()));
+    push.retry_for(Duration::from_mins(150)).await?;
+    let worker = Worker::new(&queue).handle(|_: Ruled| async { Err::<(), _>(Busy) });
+    let report = queue.run_pending(worker).await?;
+    assert_eq!(report.ended.len(), 3, "at once, after an hour and after two");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_resumable_handler_is_tested_without_a_worker() -> Result<()> {
+    async fn handler(_: Receipt, context: Context) -> Result<(), BoxError> {
+        context.step("once", async |_| Ok::<(), BoxError>(())).await?;
+        context.checkpoint(&7).await?;
+        Ok(())
+    }
+    let receipt = || Receipt { order: 1 };
+    let context = TestContext::new().context();
+    handler(receipt(), context.clone()).await.unwrap();
+    assert_eq!(context.cursor::<u32>()?, Some(7));
+    let stopping = TestContext::new().stopping().context();
+    let error = handler(receipt(), stopping).await.unwrap_err();
+    assert!(error.downcast_ref::<Interrupted>().is_some(), "{error:?}");
+
+    let context = TestContext::new().context();
+    let large = context.checkpoint(&"x".repeat(20_000)).await.unwrap_err();
+    assert!(matches!(large, CheckpointError::TooLarge(20_002)), "{large}");
+    context.step("a", async |_| Ok::<(), BoxError>(())).await.unwrap();
+    for name in ["a", "", "x".repeat(65).as_str()] {
+        let error = context.step(name, async |_| Ok::<(), BoxError>(())).await.unwrap_err();
+        assert!(error.downcast_ref::<CheckpointError>().is_some(), "{name}: {error}");
+    }
+    Ok(())
+}
+
+/// An encrypted queue stores no readable cursor and no readable result.
+#[tokio::test]
+async fn cursors_and_results_are_encrypted() -> Result<()> {
+    let queue = FakeQueue::new().configured(|queue| queue.encrypted(Turned));
+    let id = queue.push(Receipt { order: 1 }).keep_result(Duration::from_hours(1)).await?.id;
+    let contexts = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&contexts);
+    let worker = Worker::new(&queue).handle(move |_: Receipt, context: Context| {
+        let seen = Arc::clone(&seen);
+        async move {
+            if seen.fetch_add(1, SeqCst) == 0 {
+                context.checkpoint(&"abc").await?;
+                return Err(BoxError::from("once more"));
+            }
+            assert!(!format!("{context:?}").contains("abc"), "a logged context shows no payload");
+            Ok(context.cursor::<String>()?.unwrap())
+        }
+    });
+    queue.run_pending(worker).await?;
+    let result = queue.result::<String>(Receipt::NAME, id).await?;
+    assert_eq!(result, Some(Waited::Done("abc".into())));
+    // Read without the cipher: the JSON backwards.
+    let plain = queue.clone().configured(|queue| queue.encrypted(Plain));
+    let error = plain.result::<String>(Receipt::NAME, id).await.unwrap_err();
+    assert!(!error.to_string().contains("abc"));
+    Ok(())
+}
+
+struct Plain;
+
+impl PayloadCipher for Plain {
+    fn encrypt(&self, _: &str, payload: &[u8]) -> Result<Vec<u8>, BoxError> {
+        Ok(payload.to_vec())
+    }
+
+    fn decrypt(&self, _: &str, message: &[u8]) -> Result<Vec<u8>, BoxError> {
+        assert_eq!(message, b"\"cba\"");
+        Err("not encrypted with this key".into())
+    }
 }

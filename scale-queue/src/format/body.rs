@@ -121,6 +121,8 @@ pub(crate) struct LinkOptions {
     pub(crate) priority: Priority,
     /// Time after its push at which the job expires.
     pub(crate) expires_after_ms: Option<u64>,
+    /// Time after its push for which the job is retried.
+    pub(crate) retry_for_ms: Option<u64>,
     pub(crate) attempts: Option<u16>,
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) metadata: Vec<(String, String)>,
@@ -128,20 +130,15 @@ pub(crate) struct LinkOptions {
 }
 
 /// Serializes bytes as MessagePack binary, not as an array of numbers.
-pub(super) mod bytes {
+pub(crate) mod bytes {
     use serde::de::{Deserializer, Error, Visitor};
     use serde::ser::Serializer;
 
-    pub(in crate::format) fn serialize<S: Serializer>(
-        bytes: &[u8],
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
         to.serialize_bytes(bytes)
     }
 
-    pub(in crate::format) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         struct Bytes;
         impl Visitor<'_> for Bytes {
             type Value = Vec<u8>;

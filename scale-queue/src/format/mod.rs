@@ -23,8 +23,9 @@ mod options;
 use serde::Deserialize;
 
 pub use self::body::Failure;
+pub(crate) use self::body::bytes;
 pub(crate) use self::body::{Body, Extra, Link, LinkOptions, Place};
-pub(crate) use self::options::StoredOptions;
+pub(crate) use self::options::{Checkpoint, StoredOptions};
 use crate::job::{JobId, Priority};
 
 const VERSION: u8 = 1;

@@ -56,9 +56,37 @@ options! {
     1 expires_ms: Option<u64>,
     /// True if the job's unique key is released when its first attempt begins.
     2 unique_until_start: bool,
+    /// Time after which a failed attempt is not retried any more: ms since 1970.
+    3 retry_until_ms: Option<u64>,
+    /// Failed attempts that a retry rule matched, by the rule's name.
+    4 by_rule: Vec<(String, u16)>,
+    /// Progress of a resumable job.
+    5 checkpoint: Checkpoint,
+    /// Time for which the job's result is kept, ms.
+    6 keep_result_ms: Option<u64>,
+}
+
+/// Progress of a resumable job.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Checkpoint {
+    /// Names of the steps that are done.
+    pub(crate) done: Vec<String>,
+    /// Name of the current step; empty outside of steps.
+    pub(crate) step: String,
+    /// Cursor of the current step: JSON, encrypted as the payload is; empty if there is none.
+    #[serde(with = "super::body::bytes")]
+    pub(crate) cursor: Vec<u8>,
 }
 
 impl StoredOptions {
+    /// Counts a failure that a retry rule matched.
+    pub(crate) fn count_by_rule(&mut self, rule: &str) {
+        match self.by_rule.iter_mut().find(|(name, _)| name == rule) {
+            Some((_, count)) => *count = count.saturating_add(1),
+            None => self.by_rule.push((rule.to_owned(), 1)),
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }

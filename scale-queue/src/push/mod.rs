@@ -37,6 +37,14 @@ impl<'q, J: Job> Push<'q, J> {
     pub(crate) fn new(queue: &'q Queue, job: J, options: PushOptions) -> Self {
         Self { queue, job, options }
     }
+
+    /// Keeps the result for that time, if nothing else is set. Returns the queue too.
+    pub(crate) fn keeping_result(mut self, time: Duration) -> (&'q Queue, Self) {
+        if J::KEEP_RESULT.is_none() {
+            self.options.keep_result.get_or_insert(time);
+        }
+        (self.queue, self)
+    }
 }
 
 macro_rules! set_in_options {
@@ -128,6 +136,11 @@ impl Queue {
         };
         let stored = StoredOptions {
             expires_ms: expires_in.map(|time| pushed_ms.saturating_add(millis_of(time))),
+            retry_until_ms: options
+                .retry_for
+                .or(J::RETRY_FOR)
+                .map(|time| pushed_ms.saturating_add(millis_of(time))),
+            keep_result_ms: options.keep_result.or(J::KEEP_RESULT).map(millis_of),
             ..StoredOptions::default()
         };
         let group = job.limits().into_iter().next().map(|limit| limit.key);

@@ -419,6 +419,16 @@ pub trait Store:
         settlements: &[&Settlement],
     ) -> Vec<Result<bool, Error>>;
 
+    /// Replaces a leased job, if it is still the worker's. Returns `false` if it is not; then
+    /// nothing was changed.
+    async fn checkpoint(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        tag: &[u8],
+        bytes: &[u8],
+    ) -> Result<bool, Error>;
+
     /// Returns the tags of the jobs that the worker holds; used after a fetch whose answer was
     /// lost.
     async fn held(&self, queue: &str, worker: &WorkerId) -> Result<Vec<Vec<u8>>, Error>;

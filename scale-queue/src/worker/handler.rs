@@ -8,19 +8,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use super::admission::{self, Held, PermitTerms};
 use super::extract::JobHandler;
 use crate::batch;
+use crate::circuit::Circuit;
 use crate::context::Context;
 use crate::encryption::PayloadEncryption;
 use crate::error::Error;
 use crate::job::Job;
 use crate::limit::Limit;
 use crate::outcome::{BoxError, Ending};
-use crate::retry::Retry;
+use crate::retry::{Retry, RetryRules};
+use crate::store::Store;
+
+/// Interval at which the store is asked whether a circuit is open.
+const LOOK_AT_CIRCUIT: Duration = Duration::from_secs(1);
 
 /// Job as layers see it: its name, its encoded payload, and the context of the attempt.
 #[derive(Debug)]
@@ -70,6 +77,8 @@ pub(crate) struct Route {
     pub(crate) handler: Handler,
     pub(crate) retry: Retry,
     pub(crate) timeout: Duration,
+    pub(crate) rules: Arc<RetryRules>,
+    circuit: Option<Arc<Breaker>>,
     read: fn(&[u8]) -> Result<(Box<dyn Any + Send + Sync>, Vec<Limit>), serde_json::Error>,
 }
 
@@ -95,7 +104,14 @@ impl fmt::Debug for Routes {
 
 impl Routes {
     pub(crate) fn add<J: Job>(&mut self, handler: Handler) {
-        let route = Route { handler, retry: J::RETRY, timeout: J::TIMEOUT, read: read::<J> };
+        let route = Route {
+            handler,
+            retry: J::RETRY,
+            timeout: J::TIMEOUT,
+            rules: Arc::new(J::retry_rules()),
+            circuit: J::CIRCUIT.map(|circuit| Arc::new(Breaker::new(circuit))),
+            read: read::<J>,
+        };
         if self.routes.insert(J::NAME, route).is_some() {
             self.twice.get_or_insert(J::NAME);
         }
@@ -158,7 +174,12 @@ where
     let function = Arc::new(function);
     Handler::new(service_fn(move |delivery: Delivery| {
         let (function, state) = (Arc::clone(&function), state.clone());
-        async move { function.call(delivery, state).await.map(drop) }
+        async move {
+            let run = Arc::clone(&delivery.context.run);
+            let result = function.call(delivery, state).await?;
+            *run.result.lock() = result;
+            Ok(())
+        }
     }))
 }
 
@@ -177,6 +198,45 @@ where
             service.oneshot((job, context)).await.map_err(Into::into)
         }
     }))
+}
+
+/// Circuit of a type of job, as this process knows it.
+#[derive(Debug)]
+struct Breaker {
+    circuit: Circuit,
+    /// Time of the last look, and the time until which the circuit is open.
+    known: Mutex<(Option<Instant>, Option<Instant>)>,
+}
+
+impl Breaker {
+    fn new(circuit: Circuit) -> Self {
+        Self { circuit, known: Mutex::default() }
+    }
+
+    /// Returns the time for which the circuit stays open, if it is open. The store is asked once a
+    /// second.
+    async fn open_for(&self, store: &dyn Store, name: &str) -> Option<Duration> {
+        let now = Instant::now();
+        let is_due = {
+            let mut known = self.known.lock();
+            let is_due = known.0.is_none_or(|looked| now >= looked + LOOK_AT_CIRCUIT);
+            if is_due {
+                known.0 = Some(now);
+            }
+            is_due
+        };
+        if is_due {
+            let open_for = Circuit::open_for(store, name).await;
+            self.known.lock().1 = open_for.and_then(|time| now.checked_add(time));
+        }
+        let until = self.known.lock().1?;
+        Some(until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
+
+    async fn count(&self, store: &dyn Store, queue: &str, name: &str) {
+        self.circuit.count(store, queue, name).await;
+        self.known.lock().0 = None;
+    }
 }
 
 fn read<J: Job>(
@@ -205,9 +265,16 @@ pub(crate) async fn attempt(
     held: Option<Held>,
     mut delivery: Delivery,
 ) -> Ending {
-    let Route { handler, timeout, read, .. } = route;
+    let Route { handler, timeout, read, circuit, .. } = route;
     if delivery.start.expires_ms.is_some_and(|at| at <= delivery.context.store.now_ms()) {
         return Ending::Expired;
+    }
+    let (store, queue) = (Arc::clone(&delivery.context.store), Arc::clone(&delivery.context.queue));
+    let name = delivery.name.clone();
+    if let Some(circuit) = &circuit
+        && let Some(pause) = circuit.open_for(&*store, &name).await
+    {
+        return Ending::Paused(pause);
     }
     if let Some(place) = &delivery.context.place
         && batch::is_cancelled(&*delivery.context.store, place).await
@@ -266,6 +333,11 @@ pub(crate) async fn attempt(
     };
     // The handler's future has been dropped at this point.
     drop(permits);
+    if let Some(circuit) = &circuit
+        && ending.is_failure()
+    {
+        circuit.count(&*store, &queue, &name).await;
+    }
     ending
 }
 

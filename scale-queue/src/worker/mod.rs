@@ -26,6 +26,7 @@
 
 mod admission;
 mod background;
+mod death;
 mod engine;
 mod event;
 mod extract;
@@ -36,20 +37,25 @@ mod slots;
 
 use std::future::Future;
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tower::{Layer, Service};
 
+pub use self::death::Died;
+use self::death::OnDeath;
 use self::event::Listeners;
 pub use self::event::{Ended, Event, Outcome};
 pub use self::extract::{FromDelivery, FromRef, HandlerResult, JobHandler, State};
 use self::handler::Routes;
 pub use self::handler::{Delivery, Handler};
+pub use crate::checkpoint::{CheckpointError, Step};
 pub use crate::context::CancelReason;
 use crate::context::Context;
 use crate::error::Error;
 use crate::job::Job;
 use crate::limit::LONGEST;
+use crate::options::IntoPush;
 pub use crate::outcome::BoxError;
 use crate::queue::{Queue, checked};
 
@@ -110,6 +116,7 @@ pub struct Worker<S = ()> {
     hand_back_for: Duration,
     routes: Routes,
     listeners: Listeners,
+    on_death: Option<OnDeath>,
     state: S,
 }
 
@@ -128,6 +135,7 @@ impl Worker {
             hand_back_for: Duration::from_hours(24),
             routes: Routes::default(),
             listeners: Listeners::default(),
+            on_death: None,
             state: (),
         }
     }
@@ -138,7 +146,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     /// keep the previous one.
     pub fn with_state<T: Clone + Send + Sync + 'static>(self, state: T) -> Worker<T> {
         let Self { queue, name, lanes, order, concurrency, bounds, .. } = self;
-        let Self { lease, grace, hand_back_for, routes, listeners, .. } = self;
+        let Self { lease, grace, hand_back_for, routes, listeners, on_death, .. } = self;
         Worker {
             queue,
             name,
@@ -151,6 +159,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             hand_back_for,
             routes,
             listeners,
+            on_death,
             state,
         }
     }
@@ -297,6 +306,37 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     /// ```
     pub fn on_event(mut self, listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.listeners.add(listener);
+        self
+    }
+
+    /// Pushes a job when this worker makes a job dead, if the function returns one. It is pushed
+    /// before the death is stored, and once for each job within an hour; if the push fails, both
+    /// are tried again. The function runs in the worker's task, so it must not block.
+    ///
+    /// A job that is [cancelled](Queue::cancel) before it began, drained, expired or undecodable
+    /// dies without it.
+    ///
+    /// ```
+    /// # use scale_queue::{Job, Queue, Worker};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize)] struct TellAdmin { what: String }
+    /// # impl Job for TellAdmin { const NAME: &'static str = "tell-admin"; }
+    /// # let queue = Queue::memory();
+    /// let worker = Worker::new(&queue).on_death(|died| {
+    ///     // Not for the death of the message itself.
+    ///     let what = format!("{} is dead: {}", died.name, died.reason);
+    ///     (died.name != TellAdmin::NAME).then_some(TellAdmin { what })
+    /// });
+    /// ```
+    pub fn on_death<P: IntoPush>(
+        mut self,
+        follow: impl Fn(&Died) -> Option<P> + Send + Sync + 'static,
+    ) -> Self {
+        self.on_death = Some(OnDeath(Arc::new(move |queue, died| {
+            let Some(job) = follow(died) else { return Ok(None) };
+            let (job, options) = job.into_push();
+            queue.encoded(&job, &options).map(Some)
+        })));
         self
     }
 

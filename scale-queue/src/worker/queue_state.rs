@@ -28,6 +28,8 @@ pub(super) struct Ended {
     pub(super) settlement: Settlement,
     /// Next job of its chain, and the queue of that job.
     pub(super) next: Option<(String, Entry)>,
+    /// Result to be kept: key, value and life.
+    pub(super) note: Option<(String, Vec<u8>, Duration)>,
     /// End as counted in its batch.
     pub(super) counts: Option<(Place, End)>,
     /// Key and number of permits of a full limit: a permit may have come free before the job was in
@@ -39,7 +41,7 @@ pub(super) struct Ended {
 
 impl From<Settlement> for Ended {
     fn from(settlement: Settlement) -> Self {
-        Self { settlement, next: None, counts: None, permits: None, for_others: false }
+        Self { settlement, next: None, note: None, counts: None, permits: None, for_others: false }
     }
 }
 

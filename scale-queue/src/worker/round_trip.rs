@@ -214,6 +214,9 @@ async fn push_follow_ups(store: &dyn Store, ended: &Ended) -> Result<(), Error> 
     if let Some((place, end)) = &ended.counts {
         batch::count(store, place, *end).await?;
     }
+    if let Some((key, value, life)) = &ended.note {
+        store.put_note(key, value, *life).await?;
+    }
     if let Some((queue, next)) = &ended.next {
         let holders = store.push(queue, std::slice::from_ref(next)).await?;
         count_pushed(queue, holders.iter().filter(|holder| holder.is_none()).count());

@@ -12,6 +12,8 @@ mod limits;
 mod options;
 mod permits;
 mod pushes;
+mod results;
+mod resumable;
 mod rolling;
 #[cfg(feature = "schedule")]
 mod schedules;

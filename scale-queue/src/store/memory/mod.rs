@@ -340,6 +340,19 @@ impl Store for MemoryStore {
         answers
     }
 
+    async fn checkpoint(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        tag: &[u8],
+        bytes: &[u8],
+    ) -> Result<bool, Error> {
+        Ok(self.with(queue, |lane| {
+            let held = lane.leases.get_mut(worker).and_then(|lease| lease.jobs.get_mut(tag));
+            held.map(|job| *job = bytes.to_vec()).is_some()
+        }))
+    }
+
     async fn held(&self, queue: &str, worker: &WorkerId) -> Result<Vec<Vec<u8>>, Error> {
         Ok(self.with(queue, |lane| {
             lane.leases.get(worker).map(|l| l.jobs.keys().cloned().collect()).unwrap_or_default()

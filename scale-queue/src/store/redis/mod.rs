@@ -242,6 +242,18 @@ impl Store for RedisStore {
             .await
     }
 
+    async fn checkpoint(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        tag: &[u8],
+        bytes: &[u8],
+    ) -> Result<bool, Error> {
+        let mut call = self.scripts.checkpoint.key(self.held_key(queue, worker));
+        call.arg(tag).arg(bytes);
+        call.invoke_async(&mut self.server.allowing(allowance(bytes.len()))).await.map_err(failed)
+    }
+
     async fn held(&self, queue: &str, worker: &WorkerId) -> Result<Vec<Vec<u8>>, Error> {
         self.server.clone().hkeys(self.held_key(queue, worker)).await.map_err(failed)
     }

@@ -16,6 +16,7 @@ pub(super) struct Scripts {
     pub(super) list_page: Script,
     pub(super) record_sample: Script,
     pub(super) release_unique: Script,
+    pub(super) checkpoint: Script,
 }
 
 impl Scripts {
@@ -34,6 +35,7 @@ impl Scripts {
             take_dead: shared(include_str!("take_dead.lua")),
             list_page: Script::new(include_str!("list_page.lua")),
             record_sample: Script::new(include_str!("record_sample.lua")),
+            checkpoint: Script::new(include_str!("checkpoint.lua")),
             release_unique: Script::new(include_str!("release_unique.lua")),
         }
     }

@@ -314,6 +314,20 @@ impl Store for SqlStore {
         self.settle_all(queue, worker, settlements).await
     }
 
+    async fn checkpoint(
+        &self,
+        queue: &str,
+        worker: &WorkerId,
+        tag: &[u8],
+        bytes: &[u8],
+    ) -> Result<bool, Error> {
+        let replace = || {
+            let replace = self.of(&self.texts.leases.checkpoint, queue).bind(worker.to_string());
+            replace.bind(hex(tag)).bind(bytes.to_vec())
+        };
+        again(|| async { Ok(replace().execute(&self.database).await.map_err(failed)? > 0) }).await
+    }
+
     async fn held(&self, queue: &str, worker: &WorkerId) -> Result<Vec<Vec<u8>>, Error> {
         self.ids_held(queue, worker).await
     }

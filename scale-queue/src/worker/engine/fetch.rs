@@ -319,8 +319,10 @@ impl Engine {
         let theirs: HashSet<&[u8]> = held.iter().chain(&since).map(Vec::as_slice).collect();
         self.lanes[lane].retain(|bytes| theirs.contains(tag_of(bytes)));
         self.drop_unused_permits();
-        for running in
-            self.running.values().filter(|r| r.lane == lane && !theirs.contains(tag_of(&r.bytes)))
+        for running in self
+            .running
+            .values()
+            .filter(|r| r.lane == lane && !theirs.contains(tag_of(&r.run.bytes)))
         {
             running.cancel.cancel(CancelReason::LeaseLost);
         }
@@ -335,7 +337,7 @@ impl Engine {
             .iter()
             .chain(&known.suspect)
             .map(|(_, bytes)| tag_of(bytes).to_vec())
-            .chain(self.running.values().map(|r| tag_of(&r.bytes).to_vec()))
+            .chain(self.running.values().map(|r| tag_of(&r.run.bytes).to_vec()))
             .chain(known.settlements.iter().map(|ended| ended.settlement.tag.clone()))
             .chain(known.done().iter().chain(told).cloned())
             .collect();

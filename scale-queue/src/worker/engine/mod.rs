@@ -31,17 +31,20 @@ use self::fetch::MOST_BYTES;
 use self::trial::Alone;
 use super::CancelReason;
 use super::admission::{Held, PassedOn, PermitTerms, TakeOver};
+use super::death::OnDeath;
 use super::event::Listeners;
 use super::handler::{Delivery, Routes, StartOptions, attempt};
 use super::queue_state::QueueState;
 use super::round_trip::Answer;
 use super::slots::Slots;
 use super::{Order, Worker};
+use crate::checkpoint::Run;
 use crate::context::{Cancelled, Context};
 use crate::encryption::PayloadEncryption;
 use crate::format::Envelope;
 use crate::job::JobId;
-use crate::outcome::Ending;
+use crate::outcome::{Ending, plain_failures};
+use crate::queue::Queue;
 use crate::registry::{self};
 use crate::retry::Retry;
 use crate::store::{Store, WorkerId};
@@ -72,6 +75,8 @@ pub(super) struct Engine {
     terms: Arc<PermitTerms>,
     routes: Routes,
     listeners: Listeners,
+    on_death: Option<OnDeath>,
+    queue: Queue,
     encryption: Option<PayloadEncryption>,
     running: HashMap<JobId, Running>,
     /// A suspect that runs alone, or will.
@@ -105,7 +110,7 @@ pub(super) struct Engine {
 
 struct Running {
     lane: usize,
-    bytes: Vec<u8>,
+    run: Arc<Run>,
     /// True if its end is only an acknowledgement: no unique key to release, no chain or batch to
     /// continue.
     plain: bool,
@@ -164,6 +169,8 @@ impl Engine {
             terms: Arc::new(terms),
             routes: worker.routes,
             listeners: worker.listeners,
+            on_death: worker.on_death,
+            queue: worker.queue.clone(),
             encryption: worker.queue.encryption().cloned(),
             running: HashMap::new(),
             alone: None,
@@ -371,7 +378,8 @@ impl Engine {
         let retry = route.retry;
         let retry = body.extra.attempts.map_or(retry, |attempts| retry.attempts(attempts));
         // A job gets beyond its last attempt only by crashes.
-        if failed >= MAX_CRASHES && retry.is_over(failed) {
+        let plain_failures = plain_failures(failed, &body.options.by_rule);
+        if failed >= MAX_CRASHES && retry.is_over(plain_failures) {
             tracing::error!(
                 job = body.name, %id, failed,
                 "the workers of a job died while it ran, and its attempts are used up; it is dead",
@@ -382,9 +390,17 @@ impl Engine {
         let start = StartOptions {
             expires_ms: body.options.expires_ms,
             releases: body.unique.clone().filter(|_| body.options.unique_until_start),
-            is_kept: false,
+            is_kept: body.options.keep_result_ms.is_some(),
         };
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
+        let plain = plain && !start.is_kept;
+        let encryption = self.encryption.clone();
+        let run = Arc::new(Run::new(
+            Some(self.worker.clone()),
+            self.terms.stopping.clone(),
+            encryption.clone(),
+            Arc::new(bytes),
+        ));
         let context = Context {
             id,
             queue: Arc::clone(&self.lanes[lane].name),
@@ -396,10 +412,11 @@ impl Engine {
             place: body.extra.batch,
             store: Arc::clone(&self.store),
             cancelled: cancel.clone(),
+            run: Arc::clone(&run),
         };
         self.running.insert(
             id,
-            Running { lane, bytes, plain, retry, since: Instant::now(), cancel, withdrawn: false },
+            Running { lane, run, plain, retry, since: Instant::now(), cancel, withdrawn: false },
         );
         self.lanes[lane].running += 1;
         let span = tracing::info_span!(
@@ -413,8 +430,7 @@ impl Engine {
         );
         let delivery =
             Delivery { name: body.name, payload: body.payload, job: None, context, start };
-        let (finished, encryption, terms) =
-            (self.finished.clone(), self.encryption.clone(), Arc::clone(&self.terms));
+        let (finished, terms) = (self.finished.clone(), Arc::clone(&self.terms));
         let work = async move {
             let _ = finished.send((id, attempt(route, encryption, terms, held, delivery).await));
         };

@@ -10,8 +10,12 @@ use super::{Engine, Running};
 use crate::chain;
 use crate::format::{Envelope, tag_of};
 use crate::job::JobId;
-use crate::outcome::{Blocked, Ending, Verdict};
-use crate::store::{CANCELLED, Destination, End, Settlement};
+use crate::outcome::{Blocked, Ending, Policy, Verdict};
+use crate::push::Encoded;
+use crate::result;
+use crate::retry::RetryRules;
+use crate::store::{CANCELLED, Destination, End, Entry, Settlement};
+use crate::worker::death::Died;
 use crate::worker::event::{self, Event, Outcome};
 use crate::worker::queue_state::Ended;
 use crate::worker::{CancelReason, LONGEST};
@@ -19,16 +23,23 @@ use crate::worker::{CancelReason, LONGEST};
 /// Delay after which a job that cannot be read is tried by another worker.
 const UNFIT_AT_FIRST: Duration = Duration::from_millis(500);
 const UNFIT_AT_MOST: Duration = Duration::from_mins(1);
+/// Time for which the push of a job at a death is remembered, to reject duplicates.
+const DEATH_REMEMBERED: Duration = Duration::from_hours(1);
 /// Additional time after which this worker looks for that job, so that others look first.
 const STEP_BACK: Duration = Duration::from_millis(1_500);
 
 impl Engine {
     /// Records the end of an attempt, to be stored in the next round trip.
     pub(super) fn end(&mut self, id: JobId, ending: Ending) {
-        let Some(Running { lane, bytes, plain, retry, withdrawn, since, .. }) =
+        let Some(Running { lane, run, plain, retry, withdrawn, since, .. }) =
             self.running.remove(&id)
         else {
             return;
+        };
+        // As it was fetched, or as its last checkpoint has stored it.
+        let bytes = match run.latest.lock().take() {
+            Some(latest) => Arc::new(latest),
+            None => Arc::clone(&run.bytes),
         };
         self.end_trial(id);
         let number = lane;
@@ -51,8 +62,21 @@ impl Engine {
         }
         let Ok(mut envelope) = Envelope::decode(&bytes) else { return };
         let (mut next, mut counts, mut waits_for, mut for_others) = (None, None, None, false);
+        let mut note = None;
         let skipped = matches!(ending, Ending::Skipped);
-        let verdict = ending.verdict(retry, envelope.failed.saturating_add(1), fastrand::f64());
+        let now_ms = self.store.now_ms();
+        let options = &envelope.body.options;
+        let no_rules = RetryRules::new();
+        let policy = Policy {
+            retry,
+            rules: self.routes.find(&envelope.body.name).map_or(&no_rules, |route| &*route.rules),
+            failed: envelope.failed,
+            by_rule: &options.by_rule,
+            time_left: options
+                .retry_until_ms
+                .map(|until| Duration::from_millis(until.saturating_sub(now_ms))),
+        };
+        let verdict = ending.verdict(&policy, fastrand::f64());
         self.tell(number, Some(&envelope), since.elapsed(), || {
             outcome_of(&verdict, skipped, withdrawn)
         });
@@ -60,6 +84,10 @@ impl Engine {
         let to = match verdict {
             Verdict::Done => {
                 next = chain::next(&envelope, &*self.store).filter(|_| !skipped);
+                let result = run.result.lock().take();
+                note = result.and_then(|result| {
+                    result::note_of_done(&envelope, result, self.encryption.as_ref())
+                });
                 counts = Some(if skipped { End::Skipped } else { End::Done });
                 Destination::Done
             }
@@ -73,6 +101,9 @@ impl Engine {
             }
             Verdict::HandBack if withdrawn => {
                 counts = Some(End::Dead);
+                note = result::note_of_death(&envelope, CANCELLED);
+                next = self.after_death(number, &envelope, CANCELLED);
+                let bytes = Arc::unwrap_or_clone(bytes);
                 Destination::Dead { bytes, reason: CANCELLED.into(), has_failed: false }
             }
             Verdict::HandBack => Destination::Waiting,
@@ -83,7 +114,6 @@ impl Engine {
                 Destination::Blocked { line, retry_in, pace }
             }
             Verdict::Unfit(reason) => {
-                let now_ms = self.store.now_ms();
                 let since_ms = *envelope.body.extra.unfit_ms.get_or_insert(now_ms);
                 let age = Duration::from_millis(now_ms.saturating_sub(since_ms));
                 if age >= self.hand_back_for {
@@ -95,6 +125,8 @@ impl Engine {
                     );
                     envelope.fail(&reason, now_ms);
                     counts = Some(End::Dead);
+                    note = result::note_of_death(&envelope, &reason);
+                    next = self.after_death(number, &envelope, &reason);
                     Destination::Dead { bytes: envelope.encode(), reason, has_failed: false }
                 } else {
                     tracing::warn!(
@@ -112,7 +144,7 @@ impl Engine {
                     Destination::Deferred(Some(envelope.encode()), delay)
                 }
             }
-            Verdict::Retry { delay, reason } => {
+            Verdict::Retry { delay, reason, rule } => {
                 tracing::warn!(
                     job = envelope.body.name,
                     %id,
@@ -121,7 +153,10 @@ impl Engine {
                     reason,
                     "an attempt failed; the job is retried after the delay",
                 );
-                envelope.fail(&reason, self.store.now_ms());
+                envelope.fail(&reason, now_ms);
+                if let Some(rule) = rule {
+                    envelope.body.options.count_by_rule(rule);
+                }
                 envelope.body.last_error = Some(reason);
                 envelope.suspect = false;
                 Destination::Retry(envelope.encode(), delay.min(LONGEST))
@@ -134,14 +169,52 @@ impl Engine {
                     reason,
                     "an attempt failed; the job is dead",
                 );
-                envelope.fail(&reason, self.store.now_ms());
+                envelope.fail(&reason, now_ms);
                 counts = Some(End::Dead);
+                note = result::note_of_death(&envelope, &reason);
+                next = self.after_death(number, &envelope, &reason);
                 Destination::Dead { bytes: envelope.encode(), reason, has_failed: true }
             }
         };
         let counts = envelope.body.extra.batch.zip(counts);
         let settlement = Settlement { tag, unique: envelope.body.unique, to };
-        lane.settlements.push(Ended { settlement, next, counts, permits: waits_for, for_others });
+        self.lanes[number].settlements.push(Ended {
+            settlement,
+            next,
+            counts,
+            note,
+            permits: waits_for,
+            for_others,
+        });
+    }
+
+    /// Returns the job that the application pushes at this death.
+    fn after_death(&self, lane: usize, dead: &Envelope, reason: &str) -> Option<(String, Entry)> {
+        let on_death = self.on_death.as_ref()?;
+        let died = Died::of(&self.queue, &self.lanes[lane].name, dead, reason);
+        // The function is the application's code: it may panic.
+        let follow = std::panic::AssertUnwindSafe(|| on_death.0(&self.queue, &died));
+        match std::panic::catch_unwind(follow) {
+            Ok(Ok(follower)) => {
+                let Encoded { queue, mut entry, .. } = follower?;
+                entry.once = Some((format!("death:{}", dead.id), DEATH_REMEMBERED));
+                Some((queue, entry))
+            }
+            Ok(Err(error)) => {
+                tracing::error!(
+                    %error, job = dead.body.name, id = %dead.id,
+                    "the job that follows a death cannot be encoded; it is not pushed",
+                );
+                None
+            }
+            Err(_) => {
+                tracing::error!(
+                    job = dead.body.name, id = %dead.id,
+                    "the function that handles a death panicked; no job is pushed",
+                );
+                None
+            }
+        }
     }
 
     /// Tells the listeners of the end of an attempt.
@@ -185,6 +258,8 @@ impl Engine {
         self.tell(lane, envelope.as_ref(), Duration::ZERO, || Outcome::Dead {
             reason: reason.to_owned(),
         });
+        let next = envelope.as_ref().and_then(|envelope| self.after_death(lane, envelope, reason));
+        let note = envelope.as_ref().and_then(|envelope| result::note_of_death(envelope, reason));
         let (unique, place) =
             envelope.map_or((None, None), |e| (e.body.unique, e.body.extra.batch));
         let settlement = Settlement {
@@ -195,8 +270,9 @@ impl Engine {
         let counts = place.map(|place| (place, End::Dead));
         self.lanes[lane].settlements.push(Ended {
             settlement,
-            next: None,
+            next,
             counts,
+            note,
             permits: None,
             for_others: false,
         });
@@ -205,7 +281,7 @@ impl Engine {
     /// Cancels a job that this worker holds.
     pub(super) fn cancel(&mut self, tag: &[u8]) {
         if let Some(running) =
-            self.running.values_mut().find(|running| tag_of(&running.bytes) == tag)
+            self.running.values_mut().find(|running| tag_of(&running.run.bytes) == tag)
         {
             running.withdrawn = true;
             running.cancel.cancel(CancelReason::Requested);
@@ -231,7 +307,7 @@ fn outcome_of(verdict: &Verdict, skipped: bool, withdrawn: bool) -> Outcome {
         Verdict::Done if skipped => Outcome::Skipped,
         Verdict::Done => Outcome::Done,
         Verdict::Expired => Outcome::Expired,
-        Verdict::Retry { delay, reason } => {
+        Verdict::Retry { delay, reason, .. } => {
             Outcome::Retried { reason: reason.clone(), delay: *delay }
         }
         Verdict::Defer(delay) => Outcome::Deferred { delay: *delay },

@@ -14,6 +14,8 @@ scale_sql::statements! {
     count_ended = "update scale_queue_workers \
         set done = done + $4, failed = failed + $5, ended = ended + $6 \
         where app = $1 and queue = $2 and worker = $3";
+    checkpoint = "update scale_queue_jobs set body = $5 \
+        where app = $1 and queue = $2 and worker = $3 and id = $4";
     release = "update scale_queue_jobs set worker = null, body = coalesce($5, body), \
             suspect = coalesce($7, suspect), \
             due_ms = case when $6 < 0 then due_ms else {now} + $6 end \
