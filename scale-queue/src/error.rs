@@ -67,6 +67,9 @@ pub enum Error {
     /// A worker was given a bound for a queue that it does not serve.
     #[error("queue `{0}` is not among the worker's queues")]
     NotServed(String),
+    /// The new content of a dead job is invalid.
+    #[error("{0}")]
+    Payload(String),
     /// A worker's handlers contradict each other.
     #[error("{0}")]
     Handlers(String),

@@ -73,7 +73,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// chain, by a schedule.
     ///
     /// ```
-    /// # use scale_queue::{Job, Priority, Queue, push::PushOptions};
+    /// # use scale_queue::{Job, Queue};
+    /// # use scale_queue::push::{Priority, PushOptions};
     /// # use serde::{Deserialize, Serialize};
     /// # #[derive(Serialize, Deserialize)] struct Import { file: u32 }
     /// # impl Job for Import { const NAME: &'static str = "import"; }

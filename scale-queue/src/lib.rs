@@ -30,7 +30,7 @@ mod registry;
 #[cfg(feature = "sql")]
 pub mod relay;
 mod result;
-mod retry;
+pub mod retry;
 #[cfg(feature = "schedule")]
 pub mod schedule;
 pub mod status;
@@ -46,11 +46,11 @@ pub use context::Context;
 #[cfg(feature = "dashboard")]
 pub use dashboard::Dashboard;
 pub use error::Error;
-pub use job::{Job, JobId, Priority};
+pub use job::{Job, JobId};
 pub use limit::Limit;
 pub use push::Push;
 pub use queue::Queue;
-pub use retry::{Retry, RetryRules};
+pub use retry::Retry;
 #[cfg(feature = "schedule")]
 pub use schedule::Scheduler;
 pub use worker::Worker;

@@ -167,7 +167,7 @@ macro_rules! each_option {
 
             /// Sets the priority among the waiting jobs of the queue, instead of
             /// [`PRIORITY`](Job::PRIORITY).
-            fn priority(self, priority: crate::Priority) {
+            fn priority(self, priority: crate::push::Priority) {
                 self.priority = Some(priority);
             }
 

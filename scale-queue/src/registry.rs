@@ -63,6 +63,9 @@ pub struct WorkerStatus {
     pub started_ms: u64,
     /// Process id on the worker's machine.
     pub process: u32,
+    /// True if the worker was [quiet](crate::Worker::quiet) at the last heartbeat.
+    #[serde(default)]
+    pub quiet: bool,
 }
 
 /// A schedule that at least one process runs.

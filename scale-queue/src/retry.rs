@@ -106,7 +106,7 @@ impl Retry {
 /// `RETRY`.
 ///
 /// ```
-/// use scale_queue::{Job, Retry, RetryRules};
+/// use scale_queue::{Job, Retry, retry::RetryRules};
 /// # use serde::{Deserialize, Serialize};
 /// # use std::time::Duration;
 /// #[derive(Debug, thiserror::Error)]

@@ -346,6 +346,7 @@ impl FakeQueue {
             match event {
                 Event::Ended(end) => ended.push(end),
                 Event::Unhandled { line, .. } => _ = unhandled.insert(line),
+                Event::WaitsLong { .. } | Event::WaitIsOver { .. } => {}
             }
         }
         Ok(Report { ended, unhandled: unhandled.into_iter().collect(), skipped })

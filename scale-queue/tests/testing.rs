@@ -9,11 +9,12 @@ use std::time::Duration;
 use anyhow::Result;
 use scale_queue::encryption::PayloadCipher;
 use scale_queue::outcome::Interrupted;
-use scale_queue::push::PushOptions;
+use scale_queue::push::{Priority, PushOptions};
+use scale_queue::retry::RetryRules;
 use scale_queue::status::Waited;
 use scale_queue::testing::{FakeQueue, TestContext};
 use scale_queue::worker::{BoxError, CancelReason, CheckpointError, Outcome};
-use scale_queue::{Context, Error, Job, Priority, Queue, Retry, RetryRules, Worker};
+use scale_queue::{Context, Error, Job, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

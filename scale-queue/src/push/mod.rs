@@ -1,13 +1,16 @@
 //! Builder of one push, and how a job becomes an entry of a store.
 
+mod after_commit;
 pub(crate) mod coalesce;
 
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::time::Duration;
 
+pub use self::after_commit::AfterCommit;
 use crate::error::Error;
 use crate::format::{Body, Envelope, Extra, MAX_SIZE, StoredOptions};
+pub use crate::job::Priority;
 use crate::job::{Job, JobId};
 use crate::limit::{LONGEST, bounded_key};
 use crate::options::{self, UNIQUE_FOR, each_option};

@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 
 use crate::batch;
 use crate::error::Error;
-use crate::format::{Envelope, tag_of};
+use crate::format::{Envelope, MAX_SIZE, tag_of};
 use crate::job::JobId;
 use crate::options::UNIQUE_FOR;
 use crate::queue::listing::{Dead, Listing};
@@ -72,6 +72,45 @@ impl Queue {
     /// key; then it stays dead.
     pub async fn revive(&self, queue: &str, dead: &Dead) -> Result<bool, Error> {
         self.take_dead(queue, dead, Fate::Again).await
+    }
+
+    /// Moves a dead job back to the waiting ones with another content, which must be the JSON of
+    /// its type; the type itself is checked when the job runs. Otherwise like
+    /// [`revive`](Self::revive): the job keeps its id, its unique key and its limits, even if those
+    /// of the new content differ.
+    ///
+    /// # Errors
+    /// [`Error::Payload`] if the content is no JSON, or larger than 1 MiB; [`Error::Payload`] also
+    /// if the job cannot be decoded, or the payload not be encrypted; [`Error::Store`].
+    pub async fn revive_with(
+        &self,
+        queue: &str,
+        dead: &Dead,
+        payload: &str,
+    ) -> Result<bool, Error> {
+        let wrong = |reason: String| Error::Payload(reason);
+        serde_json::from_str::<serde::de::IgnoredAny>(payload)
+            .map_err(|error| wrong(format!("the payload is no JSON: {error}")))?;
+        if payload.len() > MAX_SIZE {
+            let size = payload.len();
+            return Err(wrong(format!("a payload of {size} bytes: at most 1 MiB is allowed")));
+        }
+        let mut envelope = Envelope::decode(&dead.dead_job.bytes)
+            .map_err(|error| wrong(format!("the job cannot be edited: {error}")))?;
+        envelope.body.payload = match self.encryption() {
+            None => payload.as_bytes().to_vec(),
+            Some(encryption) => encryption
+                .0
+                .encrypt(&envelope.body.name, payload.as_bytes())
+                .map_err(|error| wrong(format!("the payload cannot be encrypted: {error}")))?,
+        };
+        envelope.failed = 0;
+        envelope.suspect = false;
+        envelope.body.options.by_rule.clear();
+        let then = AfterDeath::RetryAs(envelope.encode(), unique_of(&dead.dead_job.bytes));
+        self.store
+            .take_dead(checked(queue)?, tag_of(&dead.dead_job.bytes), dead.died_ms, &then)
+            .await
     }
 
     /// Removes a dead job permanently. Returns `false` if it was not there any more.

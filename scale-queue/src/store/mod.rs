@@ -348,8 +348,28 @@ pub struct DeadJob {
 pub enum AfterDeath {
     /// Moved to the waiting jobs with its attempts reset; it holds this unique key for that time.
     Retry(Option<(String, Duration)>),
+    /// The same with this content; the attempts are those of the bytes.
+    RetryAs(Vec<u8>, Option<(String, Duration)>),
     /// Removed.
     Delete,
+}
+
+impl AfterDeath {
+    /// Returns the unique key that the job is to hold.
+    pub(crate) fn unique(&self) -> Option<&(String, Duration)> {
+        match self {
+            Self::Retry(unique) | Self::RetryAs(_, unique) => unique.as_ref(),
+            Self::Delete => None,
+        }
+    }
+
+    /// Returns the content with which the job waits again.
+    pub(crate) fn content(&self) -> Option<&[u8]> {
+        match self {
+            Self::RetryAs(bytes, _) => Some(bytes),
+            Self::Retry(_) | Self::Delete => None,
+        }
+    }
 }
 
 /// Bounds on dead jobs: how many are kept, and for how long.

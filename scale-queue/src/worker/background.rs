@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::event::{Event, Listeners};
 use super::round_trip::reclaim;
 use crate::store::{Admission, RateRequest, Resolution, Sample, Store};
 
@@ -14,6 +15,10 @@ const LOOK_FOR_ORPHANS: Duration = Duration::from_mins(5);
 const LOOKS_AT_ONCE: u32 = 5;
 /// Interval at which a worker tries to become the one that records the sample of the minute.
 const SAMPLE: Duration = Duration::from_secs(20);
+/// Interval at which the waits of queues are looked at.
+const LOOK_AT_WAITS: Duration = Duration::from_secs(5);
+/// Time after which a long wait is told again.
+const WAIT_TOLD: Duration = Duration::from_hours(24);
 /// Minimum time between two samples of the fleet.
 const SAMPLES_APART: Duration = Duration::from_secs(45);
 
@@ -77,6 +82,50 @@ pub(super) async fn keep_history(store: Arc<dyn Store>, queues: Vec<Arc<str>>) {
             }
         }
     }
+}
+
+/// Tells when the jobs of a queue wait for too long, and when that is over. One worker of the fleet
+/// looks at a time, and the store remembers what was told.
+pub(super) async fn tell_waits(
+    store: Arc<dyn Store>,
+    waits: Vec<(String, Duration)>,
+    listeners: Listeners,
+) {
+    loop {
+        tokio::time::sleep(LOOK_AT_WAITS.mul_f64(0.5 + fastrand::f64())).await;
+        for (queue, longest) in &waits {
+            if let Err(error) = tell_wait(&*store, queue, *longest, &listeners).await {
+                tracing::debug!(%error, queue, "could not look how long the jobs of a queue wait");
+            }
+        }
+    }
+}
+
+async fn tell_wait(
+    store: &dyn Store,
+    queue: &str,
+    longest: Duration,
+    listeners: &Listeners,
+) -> Result<(), crate::error::Error> {
+    let key = format!("\0waits of {queue}");
+    let spacing = LOOK_AT_WAITS / 2;
+    let turn = RateRequest { key: &key, queue, spacing, burst: 1, before: &[] };
+    if !matches!(store.admit(turn).await?, Admission::Now) {
+        return Ok(());
+    }
+    let note = format!("waits:{queue}");
+    let is_told = store.read_note(&note).await?.is_some_and(|note| note == b"1");
+    let wait = Duration::from_millis(store.stats(queue).await?.lag_ms);
+    if !is_told && wait >= longest {
+        store.put_note(&note, b"1", WAIT_TOLD).await?;
+        tracing::warn!(queue, ?wait, "the jobs of a queue wait for too long");
+        metrics::counter!("scale_queue_long_waits_total", "queue" => queue.to_owned()).increment(1);
+        listeners.tell(|| Event::WaitsLong { queue: queue.into(), wait });
+    } else if is_told && wait < longest / 2 {
+        store.put_note(&note, b"0", WAIT_TOLD).await?;
+        listeners.tell(|| Event::WaitIsOver { queue: queue.into() });
+    }
+    Ok(())
 }
 
 /// Records a sample for the current minute and hour.

@@ -12,6 +12,19 @@ use crate::job::JobId;
 pub enum Event {
     /// An attempt has ended, or a job has ended without one.
     Ended(Ended),
+    /// The oldest waiting job of a queue has waited for too long: see
+    /// [`Worker::tell_wait`](crate::Worker::tell_wait).
+    WaitsLong {
+        /// Queue of the job.
+        queue: Arc<str>,
+        /// Time since the job's push, or since its delay was over.
+        wait: Duration,
+    },
+    /// The jobs of a queue wait for less than half of that time again.
+    WaitIsOver {
+        /// Queue of the jobs.
+        queue: Arc<str>,
+    },
     /// The worker has no handler for a job, or cannot read it; the job waits for another worker.
     Unhandled {
         /// Queue of the job.

@@ -161,6 +161,11 @@ impl Routes {
         self.routes.contains_key(name)
     }
 
+    /// Returns the name of a job, as its handler has it, and its route.
+    pub(crate) fn find_named(&self, name: &str) -> Option<(&'static str, &Route)> {
+        self.routes.get_key_value(name).map(|(name, route)| (*name, route))
+    }
+
     pub(crate) fn find(&self, name: &str) -> Option<&Route> {
         self.routes.get(name)
     }

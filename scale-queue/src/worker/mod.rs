@@ -32,6 +32,7 @@ mod event;
 mod extract;
 mod handler;
 mod queue_state;
+mod quiet;
 mod round_trip;
 mod slots;
 
@@ -49,6 +50,7 @@ pub use self::event::{Ended, Event, Outcome};
 pub use self::extract::{FromDelivery, FromRef, HandlerResult, JobHandler, State};
 use self::handler::Routes;
 pub use self::handler::{Delivery, Handler};
+pub use self::quiet::Quiet;
 pub use crate::checkpoint::{CheckpointError, Step};
 pub use crate::context::CancelReason;
 use crate::context::Context;
@@ -117,6 +119,9 @@ pub struct Worker<S = ()> {
     routes: Routes,
     listeners: Listeners,
     on_death: Option<OnDeath>,
+    quiet: Quiet,
+    /// Longest wait of the jobs of a queue before an event is told.
+    waits: Vec<(String, Duration)>,
     state: S,
 }
 
@@ -136,6 +141,8 @@ impl Worker {
             routes: Routes::default(),
             listeners: Listeners::default(),
             on_death: None,
+            quiet: Quiet::new(),
+            waits: Vec::new(),
             state: (),
         }
     }
@@ -147,6 +154,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     pub fn with_state<T: Clone + Send + Sync + 'static>(self, state: T) -> Worker<T> {
         let Self { queue, name, lanes, order, concurrency, bounds, .. } = self;
         let Self { lease, grace, hand_back_for, routes, listeners, on_death, .. } = self;
+        let Self { quiet, waits, .. } = self;
         Worker {
             queue,
             name,
@@ -160,6 +168,8 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             routes,
             listeners,
             on_death,
+            quiet,
+            waits,
             state,
         }
     }
@@ -309,6 +319,21 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         self
     }
 
+    /// Returns a switch that makes the worker quiet: it begins no more jobs, hands back those that
+    /// have not begun, and finishes the others. Readiness of a process that is about to be replaced
+    /// can follow it. [`Queue::set_quiet`] does the same from another process.
+    pub fn quiet(&self) -> Quiet {
+        self.quiet.clone()
+    }
+
+    /// Tells [`Event::WaitsLong`] when the oldest waiting job of one of the worker's queues has
+    /// waited for that long, and [`Event::WaitIsOver`] when the wait is half as long again. One
+    /// worker of the fleet tells it. Queues are looked at about every 5 s.
+    pub fn tell_wait(mut self, queue: &str, wait: Duration) -> Self {
+        self.waits.push((queue.to_owned(), wait));
+        self
+    }
+
     /// Pushes a job when this worker makes a job dead, if the function returns one. It is pushed
     /// before the death is stored, and once for each job within an hour; if the push fails, both
     /// are tried again. The function runs in the worker's task, so it must not block.
@@ -400,10 +425,12 @@ impl Worker {
         for (name, _) in &self.lanes {
             checked(name)?;
         }
-        if let Some((other, ..)) =
-            self.bounds.iter().find(|(name, ..)| self.lanes.iter().all(|(lane, _)| lane != name))
-        {
-            return Err(Error::NotServed(other.clone()));
+        let named = self.bounds.iter().map(|(name, ..)| name);
+        let named = named.chain(self.waits.iter().map(|(name, _)| name));
+        for name in named {
+            if self.lanes.iter().all(|(lane, _)| lane != name) {
+                return Err(Error::NotServed(name.clone()));
+            }
         }
         engine::Engine::new(self).run(stop).await;
         Ok(())

@@ -1,6 +1,12 @@
 //! Promises that were once broken by an attack on one mechanism, on every store. Each test repeats
 //! the attack.
-#![cfg(all(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#![cfg(all(
+    feature = "redis",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "sqlite",
+    feature = "cli"
+))]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod alarms;
@@ -9,6 +15,7 @@ mod crashes;
 mod fences;
 mod growth;
 mod limits;
+mod operating;
 mod options;
 mod permits;
 mod pushes;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use parking_lot::Mutex;
-use scale_queue::push::PushOptions;
+use scale_queue::push::{Priority, PushOptions};
 use scale_queue::status::State;
-use scale_queue::{Context, Error, Job, Priority, Queue, Worker};
+use scale_queue::{Context, Error, Job, Queue, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 

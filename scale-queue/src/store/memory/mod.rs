@@ -537,7 +537,7 @@ impl Store for MemoryStore {
             else {
                 return false;
             };
-            if let AfterDeath::Retry(Some((key, life))) = then {
+            if let Some((key, life)) = then.unique() {
                 let key = (false, key.clone());
                 if lane
                     .unique
@@ -549,9 +549,10 @@ impl Store for MemoryStore {
                 lane.unique.insert(key, (tag.to_vec(), now + *life));
             }
             if let Some(dead_job) = lane.dead.remove(place)
-                && matches!(then, AfterDeath::Retry(_))
+                && *then != AfterDeath::Delete
             {
-                lane.waiting.push_back(without_failures(&dead_job.bytes));
+                let again = then.content().map(<[u8]>::to_vec);
+                lane.waiting.push_back(again.unwrap_or_else(|| without_failures(&dead_job.bytes)));
                 lane.ended -= 1;
                 self.wake(queue, lane, 1);
             }

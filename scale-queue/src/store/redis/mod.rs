@@ -495,10 +495,7 @@ impl Store for RedisStore {
     ) -> Result<bool, Error> {
         let names = ["waiting", "sleepers", "paused", "died", "graves", "cancelled", "totals"];
         let mut call = self.keyed(&self.scripts.take_dead, queue, &names);
-        let unique = match then {
-            AfterDeath::Retry(unique) => unique.as_ref(),
-            AfterDeath::Delete => None,
-        };
+        let unique = then.unique();
         call.key(
             self.key(
                 queue,
@@ -509,7 +506,10 @@ impl Store for RedisStore {
         call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
         call.arg(tag).arg(died_ms).arg(u8::from(*then != AfterDeath::Delete));
         call.arg(unique.map_or(0, |(_, life)| millis(*life).max(1)));
-        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
+        let content = then.content().unwrap_or_default();
+        call.arg(content);
+        let allowance = allowance(content.len());
+        call.invoke_async(&mut self.server.allowing(allowance)).await.map_err(failed)
     }
 
     async fn cancel(&self, queue: &str, tag: &[u8]) -> Result<Cancellation, Error> {

@@ -2,7 +2,7 @@
 -- KEYS  waiting, sleepers, paused, dead, graves, cancelled, totals, the unique key that the job is
 --       to hold (or waiting, if none), high, low
 -- ARGV  wake channel, queue, 1 in a Cluster, tag, time of death (ms), 1 to let the job wait again,
---       life of its unique key (ms; 0: none)
+--       life of its unique key (ms; 0: none), its new content or '' if unchanged
 -- Reply 1, or 0 if the job is not there or another job holds the key
 -- Cost  O(log dead)
 local tag, life = ARGV[4], tonumber(ARGV[7])
@@ -20,7 +20,11 @@ if not grave then return 0 end
 if ARGV[6] ~= '1' then return 1 end
 if life > 0 then redis.call('SET', KEYS[8], tag, 'PX', life) end
 local job = string.sub(grave, struct.unpack('>H', grave) + 3)
-if #job >= 19 then job = string.sub(job, 1, 17) .. '\0\0' .. string.sub(job, 20) end
+if ARGV[8] ~= '' then
+  job = ARGV[8]
+elseif #job >= 19 then
+  job = string.sub(job, 1, 17) .. '\0\0' .. string.sub(job, 20)
+end
 redis.call('RPUSH', list_of(job, KEYS[9], KEYS[1], KEYS[10]), job)
 redis.call('HINCRBY', KEYS[7], 'died', -1)
 if redis.call('EXISTS', KEYS[3]) == 0 then wake(KEYS[2], ARGV[1], ARGV[2], 1, ARGV[3] == '1') end

@@ -55,10 +55,10 @@ impl SqlStore {
         if self.texts.dead.remove.bind(vec![number]).execute(&mut tx).await.map_err(failed)? == 0 {
             return Ok(false);
         }
-        if let AfterDeath::Retry(unique) = then {
+        if *then != AfterDeath::Delete {
             let body: Vec<u8> = row.get(1).map_err(failed)?;
-            let bytes = without_failures(&body);
-            let entry = Entry { bytes, unique: unique.clone(), ..Entry::default() };
+            let bytes = then.content().map_or_else(|| without_failures(&body), <[u8]>::to_vec);
+            let entry = Entry { bytes, unique: then.unique().cloned(), ..Entry::default() };
             // Another job holds its unique key: the transaction is rolled back, and the job stays
             // dead.
             if push_one(self.texts, &mut tx, &self.app_text, queue, &entry).await?.is_some() {

@@ -43,12 +43,13 @@ impl Engine {
             let lane = &self.lanes[*n];
             lane.is_urgent(now)
                 || !stopping
+                    && !self.quiet.is_quiet()
                     && lane.is_held_up()
                     && self.alone.is_none()
                     && self.slots.may_begin(&self.lanes, *n)
         });
         let lane = urgent.or_else(|| {
-            if stopping || self.alone.is_some() {
+            if stopping || self.alone.is_some() || self.quiet.is_quiet() {
                 None
             } else {
                 self.slots.choose(&self.lanes, now, fastrand::f64())
@@ -57,10 +58,11 @@ impl Engine {
         let lane = lane.or_else(|| {
             // Otherwise it is reported with the next fetch, or when the maximum delay is over.
             let news = self.lanes.iter().position(QueueState::has_news);
-            news.filter(|_| stopping)
+            news.filter(|_| stopping || self.quiet.is_quiet())
         })?;
         // While a job is tried alone, no other is taken.
-        let looks = !stopping && self.alone.is_none() && self.lanes[lane].wants_look(now);
+        let takes = !stopping && self.alone.is_none() && !self.quiet.is_quiet();
+        let looks = takes && self.lanes[lane].wants_look(now);
         let max = if looks { self.slots.portion(&self.lanes, lane, now) } else { 0 };
         let free =
             self.slots.concurrency.saturating_sub(self.lanes.iter().map(|lane| lane.running).sum());
@@ -71,7 +73,7 @@ impl Engine {
             Some(alone) if alone.lane == lane => Trial::Waiting(*alone.id.bytes()),
             Some(alone) if alone.is_announced => Trial::Elsewhere,
             Some(_) => Trial::None,
-            None if stopping => Trial::None,
+            None if stopping || self.quiet.is_quiet() => Trial::None,
             None => Trial::Next,
         };
         let (max_bytes, unhandled_for) = (self.max_bytes, self.hand_back_for);

@@ -45,14 +45,13 @@ impl Engine {
 
     /// Registers the worker, if its state changed or the heartbeat interval is over.
     pub(super) fn register(&mut self) -> Option<BoxFuture<'static, ()>> {
-        let (now, running) = (Instant::now(), self.running.len());
-        if self
-            .registered
-            .is_some_and(|(at, then)| then == running && now < at + registry::HEARTBEAT_INTERVAL)
-        {
+        let (now, state) = (Instant::now(), (self.running.len(), self.quiet.is_quiet()));
+        let is_known = |(at, then)| then == state && now < at + registry::HEARTBEAT_INTERVAL;
+        if self.registered.is_some_and(is_known) {
             return None;
         }
-        self.registered = Some((now, running));
+        self.registered = Some((now, state));
+        let (running, quiet) = state;
         let about = WorkerStatus {
             id: String::new(),
             queues: self.lanes.iter().map(|lane| lane.name.to_string()).collect(),
@@ -60,6 +59,7 @@ impl Engine {
             running,
             started_ms: self.started_ms,
             process: std::process::id(),
+            quiet,
         };
         let (store, worker) = (Arc::clone(&self.store), self.worker.clone());
         Some(Box::pin(

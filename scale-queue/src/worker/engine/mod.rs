@@ -35,6 +35,7 @@ use super::death::OnDeath;
 use super::event::Listeners;
 use super::handler::{Delivery, Routes, StartOptions, attempt};
 use super::queue_state::QueueState;
+use super::quiet::Quiet;
 use super::round_trip::Answer;
 use super::slots::Slots;
 use super::{Order, Worker};
@@ -76,6 +77,8 @@ pub(super) struct Engine {
     routes: Routes,
     listeners: Listeners,
     on_death: Option<OnDeath>,
+    quiet: Quiet,
+    waits: Vec<(String, Duration)>,
     queue: Queue,
     encryption: Option<PayloadEncryption>,
     running: HashMap<JobId, Running>,
@@ -100,8 +103,9 @@ pub(super) struct Engine {
     trouble: Option<(Instant, Instant)>,
     /// Time before which no round trip is made after a failure, and the length of the pause.
     pause: Option<(Instant, Duration)>,
-    /// Time of the last registration, and the number of running jobs it reported.
-    registered: Option<(Instant, usize)>,
+    /// Time of the last registration, and what it reported: the number of running jobs, and whether
+    /// the worker is quiet.
+    registered: Option<(Instant, (usize, bool))>,
     started_ms: u64,
     finished: mpsc::UnboundedSender<(JobId, Ending)>,
     /// Receives each queue at which the worker is no longer listed as idle.
@@ -110,6 +114,8 @@ pub(super) struct Engine {
 
 struct Running {
     lane: usize,
+    /// Name of the job.
+    name: &'static str,
     run: Arc<Run>,
     /// True if its end is only an acknowledgement: no unique key to release, no chain or batch to
     /// continue.
@@ -170,6 +176,8 @@ impl Engine {
             routes: worker.routes,
             listeners: worker.listeners,
             on_death: worker.on_death,
+            quiet: worker.quiet,
+            waits: worker.waits,
             queue: worker.queue.clone(),
             encryption: worker.queue.encryption().cloned(),
             running: HashMap::new(),
@@ -217,6 +225,17 @@ impl Engine {
         background
             .spawn(super::background::reclaim_orphans(Arc::clone(&self.store), names.clone()));
         background.spawn(super::background::keep_history(Arc::clone(&self.store), names));
+        let (worker, quiet) = (self.worker.clone(), self.quiet.clone());
+        background.spawn(super::quiet::ask(Arc::clone(&self.store), worker, quiet));
+        if !self.waits.is_empty() {
+            let (waits, listeners) = (std::mem::take(&mut self.waits), self.listeners.clone());
+            let store = Arc::clone(&self.store);
+            background.spawn(super::background::tell_waits(store, waits, listeners));
+        }
+        let mut quiet = self.quiet.watch();
+        if self.quiet.is_quiet() {
+            self.stop_sleeping();
+        }
         let mut registry_tick = tokio::time::interval(registry::MIN_HEARTBEAT_INTERVAL);
         registry_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut rebalance_tick = tokio::time::interval(WEIGH);
@@ -224,7 +243,11 @@ impl Engine {
         loop {
             match deadline {
                 None => {
-                    self.start_jobs();
+                    if self.quiet.is_quiet() {
+                        self.hand_back();
+                    } else {
+                        self.start_jobs();
+                    }
                     self.set_doors();
                     self.pass_alarms_on();
                 }
@@ -285,6 +308,13 @@ impl Engine {
                 _ = audit.tick(), if deadline.is_none() => {
                     self.lanes.iter_mut().for_each(|lane| lane.unsure = true);
                 }
+                Ok(()) = quiet.changed() => {
+                    if quiet.borrow_and_update().is_quiet() {
+                        self.stop_sleeping();
+                    } else {
+                        self.lanes.iter_mut().for_each(QueueState::wake);
+                    }
+                }
                 _ = beat.tick() => beats = Some(self.beat()).into(),
                 Some(alive) = &mut beats => {
                     beats = None.into();
@@ -330,7 +360,7 @@ impl Engine {
     }
 
     fn may_look(&self, lane: usize) -> bool {
-        self.alone.is_none() && self.room(lane) > 0
+        self.alone.is_none() && !self.quiet.is_quiet() && self.room(lane) > 0
     }
 
     /// Updates which queues take over jobs that are next in line: those with a slot, if no queue of
@@ -338,7 +368,7 @@ impl Engine {
     fn set_doors(&self) {
         let now = Instant::now();
         let running: usize = self.lanes.iter().map(|lane| lane.running).sum();
-        let mut urgent = self.alone.is_some();
+        let mut urgent = self.alone.is_some() || self.quiet.is_quiet();
         for (n, lane) in self.lanes.iter().enumerate() {
             let door = match () {
                 () if urgent => TakeOver::Closed,
@@ -371,7 +401,8 @@ impl Engine {
         let Envelope { id, failed, pushed_ms, body, .. } = envelope;
         let held = self.held.remove(&id);
         // `take` has already checked that there is a handler.
-        let Some(mut route) = self.routes.find(&body.name).cloned() else { return };
+        let Some((name, route)) = self.routes.find_named(&body.name) else { return };
+        let mut route = route.clone();
         if let Some(ms) = body.extra.timeout_ms {
             route.timeout = Duration::from_millis(ms);
         }
@@ -416,7 +447,16 @@ impl Engine {
         };
         self.running.insert(
             id,
-            Running { lane, run, plain, retry, since: Instant::now(), cancel, withdrawn: false },
+            Running {
+                lane,
+                name,
+                run,
+                plain,
+                retry,
+                since: Instant::now(),
+                cancel,
+                withdrawn: false,
+            },
         );
         self.lanes[lane].running += 1;
         let span = tracing::info_span!(

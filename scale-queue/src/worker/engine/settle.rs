@@ -31,7 +31,7 @@ const STEP_BACK: Duration = Duration::from_millis(1_500);
 impl Engine {
     /// Records the end of an attempt, to be stored in the next round trip.
     pub(super) fn end(&mut self, id: JobId, ending: Ending) {
-        let Some(Running { lane, run, plain, retry, withdrawn, since, .. }) =
+        let Some(Running { lane, name, run, plain, retry, withdrawn, since, .. }) =
             self.running.remove(&id)
         else {
             return;
@@ -48,7 +48,8 @@ impl Engine {
         lane.ended += 1;
         let label = ending.label();
         metrics::counter!(
-            "scale_queue_jobs_total", "queue" => Arc::clone(&lane.name), "ending" => label,
+            "scale_queue_jobs_total",
+            "queue" => Arc::clone(&lane.name), "job" => name, "ending" => label,
         )
         .increment(1);
         let tag = tag_of(&bytes).to_vec();
