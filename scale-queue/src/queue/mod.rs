@@ -82,7 +82,6 @@ impl Queue {
     }
 
     /// Waits for the end of a new job, if this is a fake queue that runs jobs inline.
-    #[cfg_attr(not(feature = "testing"), expect(clippy::unused_async, clippy::unused_self))]
     pub(crate) async fn run_inline(&self, queue: &str, id: JobId) {
         #[cfg(feature = "testing")]
         if let Some(fake) = &self.fake {
