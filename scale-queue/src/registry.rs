@@ -84,6 +84,9 @@ pub struct ScheduleStatus {
     /// Time of the next run: ms since 1970. For a schedule that fires often, it may be in the past
     /// already.
     pub next_ms: u64,
+    /// True if the schedule is [paused](Queue::pause_schedule).
+    #[serde(default)]
+    pub paused: bool,
 }
 
 /// A batch that is not forgotten yet.
@@ -164,6 +167,10 @@ impl Queue {
         let mut schedules: Vec<_> =
             present.into_iter().map(|(name, about)| ScheduleStatus { name, ..about }).collect();
         schedules.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        #[cfg(feature = "schedule")]
+        for schedule in &mut schedules {
+            schedule.paused = crate::schedule::is_paused(self, &schedule.name).await?;
+        }
         Ok(schedules)
     }
 

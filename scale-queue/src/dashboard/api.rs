@@ -153,6 +153,15 @@ impl Dashboard {
     async fn change(&self, segments: &[&str]) -> Result<bool, (StatusCode, String)> {
         let done = match segments {
             ["batches", id, "cancel"] => self.queue.cancel_batch(id).await,
+            #[cfg(feature = "schedule")]
+            ["schedules", name, action @ ("pause" | "resume")] => {
+                self.queue.pause_schedule(name, *action == "pause").await.map(|()| true)
+            }
+            #[cfg(feature = "schedule")]
+            ["schedules", name, "run"] => self.queue.run_schedule(name).await.map(|()| true),
+            ["workers", id, action @ ("quiet" | "resume")] => {
+                self.queue.set_quiet(id, *action == "quiet").await.map(|()| true)
+            }
             ["queues", queue, "pause"] => self.queue.pause(queue).await.map(|()| true),
             ["queues", queue, "resume"] => self.queue.resume(queue).await.map(|()| true),
             ["queues", queue, "drain"] => self.queue.drain(queue).await.map(|_| true),

@@ -12,10 +12,12 @@
 //! | `GET /api/events` | the same as server-sent events, every 2 s, for up to 10 minutes; where that fails, the page polls |
 //! | `GET /api/queues/{queue}/waiting?offset=0&search=`, `…/scheduled`, `…/blocked`, `…/leased`, `…/dead` | `{"jobs": [{"id", "name", "payload", "size", "failed", "failures", "reason", "pushed_ms", "due_ms", "died_ms", "worker", "blocked_by", "progress"}], "next"}`: at most 50, dead jobs newest first; continue at the offset `next`, if it is not null |
 //! | `GET /api/history?queue=&by=minute` | `{"step_ms", "queues": [{"name", "samples": [{"at_ms", "pushed_total", "done_total", "failed_total", "waiting", "lag_ms"}]}]}`: of a day by minute, of 90 days by `hour`; without a queue, of the first 50 queues |
-//! | `GET /api/workers`, `/api/schedules` | `{"workers": [{"id", "queues", "concurrency", "running", "started_ms", "process"}]}`, `{"schedules": [{"name", "rule", "job", "queue", "next_ms"}]}` |
+//! | `GET /api/workers`, `/api/schedules` | `{"workers": [{"id", "queues", "concurrency", "running", "started_ms", "process", "quiet"}]}`, `{"schedules": [{"name", "rule", "job", "queue", "next_ms", "paused"}]}` |
 //! | `GET /api/batches?offset=0` | `{"batches": [{"id", "pushed_ms", "total", "done", "dead", "cancelled"}], "next"}`, the newest first |
 //! | `GET /api/batches/{id}` | `{"total", "done", "dead", "cancelled"}` |
 //! | `POST /api/queues/{queue}/pause`, `…/resume` | `{"done": true}` |
+//! | `POST /api/workers/{id}/quiet`, `…/resume` | `{"done": true}`; see [`Queue::set_quiet`] |
+//! | `POST /api/schedules/{name}/pause`, `…/resume`, `…/run` | `{"done": true}` |
 //! | `POST /api/queues/{queue}/drain` | `{"done": true}`: waiting, blocked and scheduled jobs are removed permanently |
 //! | `POST /api/queues/{queue}/jobs/{id}/cancel` | `{"done": bool}`: `false` if the job is not there |
 //! | `POST /api/batches/{id}/cancel` | `{"done": bool}` |

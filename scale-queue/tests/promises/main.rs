@@ -26,6 +26,8 @@ mod rolling;
 mod schedules;
 
 mod server;
+#[cfg(feature = "schedule")]
+mod stored_schedules;
 
 /// Defines a test of each case on each store, so that each can be run alone: `cargo test --test
 /// promises crashes::redis::`.

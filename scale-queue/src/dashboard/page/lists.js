@@ -66,6 +66,18 @@ function workerRow(worker) {
       ["Began", moment(worker.started_ms)],
     ),
   );
+  line.classList.toggle("paused", worker.quiet);
+  const actions = make("td", worker.quiet ? "quiet " : undefined);
+  if (writable) {
+    const verb = worker.quiet ? "resume" : "quiet";
+    actions.append(
+      button(worker.quiet ? "Resume" : "Quiet", async () => {
+        await ask(`workers/${encodeURIComponent(worker.id)}/${verb}`, "POST");
+        await list("workers");
+      }),
+    );
+  }
+  line.append(actions);
   return line;
 }
 
@@ -77,9 +89,20 @@ function scheduleRow(schedule) {
       ["When", schedule.rule],
       ["Job", schedule.job],
       ["Queue", schedule.queue],
-      ["Next", schedule.next_ms > Date.now() ? moment(schedule.next_ms) : "now"],
+      ["Next", schedule.paused ? "paused" : schedule.next_ms > Date.now() ? moment(schedule.next_ms) : "now"],
     ),
   );
+  line.classList.toggle("paused", schedule.paused);
+  const actions = make("td");
+  if (writable) {
+    const post = async (verb) => {
+      await ask(`schedules/${encodeURIComponent(schedule.name)}/${verb}`, "POST");
+      await list("schedules");
+    };
+    actions.append(button(schedule.paused ? "Resume" : "Pause", () => post(schedule.paused ? "resume" : "pause")));
+    actions.append(button("Run now", () => post("run")));
+  }
+  line.append(actions);
   return line;
 }
 

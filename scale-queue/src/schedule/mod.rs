@@ -8,18 +8,26 @@
 //! | the store fails | the push is retried until the next run |
 //! | clocks of processes differ | the first process pushes; the others find the key |
 //! | clocks change for daylight saving | a fixed hour that does not exist runs at the next existing time; an hour that occurs twice runs once |
+//! | a schedule is [changed, paused or removed](Queue::put_schedule) at run time | all schedulers follow within 7 s; of a run in that time one job is pushed, by the old rule or the new one |
+//! | a stored schedule has the name of one in code | the stored one applies until it is removed |
+//! | a schedule is paused | its runs are left out, and are not made up for |
 //! | two schedules have the same name | of runs at the same time only one job is pushed: keep names unique |
 
+mod rule;
+mod stored;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croner::Cron;
-use futures_util::future::{BoxFuture, join_all};
-use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp, Zoned};
+use jiff::{SignedDuration, Timestamp};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
+
+pub use self::rule::{Rule, ScheduleError};
+pub(crate) use self::stored::is_paused;
 
 use crate::error::Error;
 use crate::job::Job;
@@ -30,81 +38,18 @@ use crate::queue::Queue;
 use crate::registry::{self, Kind, ScheduleStatus};
 use crate::store::Entry;
 
+/// Interval at which changes of stored schedules are looked for.
+const LOOK: Duration = Duration::from_secs(5);
 /// Minimum time for which the store remembers completed runs.
 const REMEMBERED: Duration = Duration::from_hours(24);
-
-/// Reason why a schedule is invalid.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ScheduleError {
-    /// The cron expression is invalid.
-    #[error(
-        "invalid cron expression `{expression}`: {reason}; expected `minute hour day month \
-         weekday` (0-59, 0-23, 1-31, 1-12, 0-7), with seconds before them if wanted"
-    )]
-    Cron {
-        /// Expression as given.
-        expression: String,
-        /// Error of the parser.
-        reason: String,
-    },
-    /// The period is too short.
-    #[error("the period of schedule `{0}` is shorter than a millisecond")]
-    Period(String),
-    /// The time zone is unknown.
-    #[error("unknown time zone `{0}`: expected an IANA name like `Europe/Zurich` or `UTC`")]
-    Zone(String),
-}
-
-/// Rule for the times at which a job is due. Pure: the current time is a parameter.
-#[derive(Clone)]
-enum Rule {
-    Cron(Box<Cron>, TimeZone),
-    /// Whole multiples of the period since 1970, so that all processes agree.
-    Every(Duration),
-}
-
-impl Rule {
-    /// Returns the first run after `moment`.
-    fn after(&self, moment: Timestamp) -> Option<Timestamp> {
-        match self {
-            Self::Cron(cron, zone) => cron
-                .find_next_occurrence(&Zoned::new(moment, zone.clone()), false)
-                .ok()
-                .map(|z| z.timestamp()),
-            Self::Every(period) => {
-                let period = i64::try_from(period.as_millis()).ok()?.max(1);
-                Timestamp::from_millisecond(
-                    (moment.as_millisecond().div_euclid(period) + 1).checked_mul(period)?,
-                )
-                .ok()
-            }
-        }
-    }
-
-    /// Returns the last run in `(from, until]`.
-    fn last(&self, from: Timestamp, until: Timestamp) -> Option<Timestamp> {
-        let mut last = None;
-        let mut at = from;
-        // Enough for a rule that fires every second over a day.
-        for _ in 0..100_000 {
-            match self.after(at) {
-                Some(next) if next <= until => {
-                    last = Some(next);
-                    at = next;
-                }
-                _ => break,
-            }
-        }
-        last
-    }
-}
 
 type Make = Arc<dyn Fn(&Queue) -> Result<(String, Entry), Error> + Send + Sync>;
 
 #[derive(Clone)]
 struct Task {
     name: String,
+    /// Beginning of the keys under which runs are pushed.
+    key: String,
     rule: Rule,
     make: Make,
     /// Registered details; the time of the next run is filled in later.
@@ -157,6 +102,9 @@ impl Scheduler {
 
     /// Adds a schedule by a cron expression of five fields (six with seconds), in a time zone given
     /// by its IANA name.
+    ///
+    /// # Errors
+    /// The errors of [`Rule::cron`].
     pub fn cron<P: IntoPush>(
         self,
         name: &str,
@@ -164,20 +112,7 @@ impl Scheduler {
         zone: &str,
         job: impl Fn() -> P + Send + Sync + 'static,
     ) -> Result<Self, ScheduleError> {
-        let wrong = |reason: String| ScheduleError::Cron { expression: expression.into(), reason };
-        let cron: Cron = croner::parser::CronParser::builder()
-            .seconds(croner::parser::Seconds::Optional)
-            .year(croner::parser::Year::Disallowed)
-            .build()
-            .parse(expression)
-            .map_err(|e| wrong(e.to_string()))?;
-        let zone_name = zone;
-        let zone = TimeZone::get(zone).map_err(|_| ScheduleError::Zone(zone.into()))?;
-        let rule = Rule::Cron(Box::new(cron), zone);
-        if rule.after(Timestamp::now()).is_none() {
-            return Err(wrong("the expression never fires".into()));
-        }
-        Ok(self.task(name, rule, format!("{expression} ({zone_name})"), job))
+        Ok(self.task(name, Rule::cron(expression, zone)?, job))
     }
 
     /// Adds a schedule with a fixed period of at least a millisecond. It runs at whole multiples of
@@ -191,10 +126,9 @@ impl Scheduler {
         period: Duration,
         job: impl Fn() -> P + Send + Sync + 'static,
     ) -> Result<Self, ScheduleError> {
-        if period < Duration::from_millis(1) {
-            return Err(ScheduleError::Period(name.into()));
-        }
-        Ok(self.task(name, Rule::Every(period), format!("every {period:?}"), job))
+        let rule =
+            Rule::every(period).map_err(|_| ScheduleError::Period(format!("schedule `{name}`")))?;
+        Ok(self.task(name, rule, job))
     }
 
     /// Sets how far back the scheduler looks for missed runs when it starts; the job of the last
@@ -208,7 +142,6 @@ impl Scheduler {
         mut self,
         name: &str,
         rule: Rule,
-        words: String,
         job: impl Fn() -> P + Send + Sync + 'static,
     ) -> Self {
         let make: Make = Arc::new(move |queue| {
@@ -218,40 +151,94 @@ impl Scheduler {
         });
         let about = ScheduleStatus {
             name: String::new(),
-            rule: words,
+            rule: rule.to_string(),
             job: <P::Job as Job>::NAME.into(),
             queue: <P::Job as Job>::QUEUE.into(),
             next_ms: 0,
+            paused: false,
         };
-        self.tasks.push(Task { name: name.into(), rule, make, about });
+        let key = format!("schedule:{name}");
+        self.tasks.push(Task { name: name.into(), key, rule, make, about });
         self
     }
 
-    /// Pushes due jobs until `stop` completes.
+    /// Pushes due jobs until `stop` completes: those of this scheduler, and those of
+    /// [stored schedules](Queue::put_schedule).
     pub async fn run<T>(self, stop: impl Future<Output = T>) {
-        let start = self.now();
-        let from = start
-            .checked_sub(SignedDuration::try_from(self.catch_up).unwrap_or_default())
-            .unwrap_or(start);
-        let tasks: Vec<BoxFuture<'_, ()>> =
-            self.tasks.iter().map(|task| Box::pin(self.keep(task, from, start)) as _).collect();
-        let work = async {
-            join_all(tasks).await;
-            // Without schedules, or when none fires any more, this still waits for `stop`.
-            std::future::pending::<()>().await;
-        };
         tokio::select! {
             _ = stop => {}
-            () = work => {}
+            () = self.work() => {}
         }
     }
 
+    /// Keeps a task for each schedule, and follows the changes of stored ones.
+    async fn work(self) {
+        let runner = Arc::new(Runner { queue: self.queue, catch_up: self.catch_up });
+        // Aborted when this future ends.
+        let mut running = JoinSet::new();
+        let mut known: HashMap<String, (String, AbortHandle)> = HashMap::new();
+        let start = runner.now();
+        let catch_up = SignedDuration::try_from(self.catch_up).unwrap_or_default();
+        // Runs after this time are made up for.
+        let mut since = start.checked_sub(catch_up).unwrap_or(start);
+        loop {
+            let looked = runner.now();
+            let stored = tokio::time::timeout(LOOK / 2, stored::load(&runner.queue)).await;
+            // If the store does not answer, the known schedules go on, and those in code begin.
+            let stored = match stored {
+                Ok(Ok(stored)) => Some(stored),
+                _ if known.is_empty() => Some(Vec::new()),
+                _ => None,
+            };
+            if let Some(stored) = stored {
+                let mut wanted: HashMap<String, (String, Task)> = HashMap::new();
+                for task in &self.tasks {
+                    wanted.insert(task.name.clone(), (String::new(), task.clone()));
+                }
+                for (version, task) in stored {
+                    wanted.insert(task.name.clone(), (version, task));
+                }
+                known.retain(|name, (version, task)| {
+                    let stays = wanted.get(name).is_some_and(|(wanted, _)| wanted == version);
+                    if !stays {
+                        task.abort();
+                    }
+                    stays
+                });
+                for (name, (version, task)) in wanted {
+                    if !known.contains_key(&name) {
+                        let keep = Arc::clone(&runner).keep(task, since, looked);
+                        known.insert(name, (version, running.spawn(keep)));
+                    }
+                }
+                since = looked;
+            }
+            while running.try_join_next().is_some() {}
+            for task in &self.tasks {
+                if let Err(error) = runner.run_if_asked(task).await {
+                    tracing::debug!(%error, "could not look for requests to run a schedule");
+                }
+            }
+            tokio::time::sleep(LOOK.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+        }
+    }
+}
+
+/// Runs schedules.
+struct Runner {
+    queue: Queue,
+    catch_up: Duration,
+}
+
+impl Runner {
     fn now(&self) -> Timestamp {
         Timestamp::from_millisecond(self.queue.store().now_ms() as i64)
             .unwrap_or_else(|_| Timestamp::now())
     }
 
-    async fn keep(&self, task: &Task, from: Timestamp, start: Timestamp) {
+    /// Pushes the jobs of one schedule; first that of the last run in `(from, start]`.
+    async fn keep(self: Arc<Self>, task: Task, from: Timestamp, start: Timestamp) {
+        let task = &task;
         let mut at = start;
         if let Some(missed) = task.rule.last(from, start) {
             self.fire(task, missed, start + SignedDuration::from_mins(1)).await;
@@ -329,8 +316,25 @@ impl Scheduler {
     }
 
     async fn push(&self, task: &Task, moment: Timestamp) -> Result<bool, Error> {
+        if stored::is_paused(&self.queue, &task.name).await? {
+            return Ok(false);
+        }
+        self.push_as(task, &moment.as_millisecond().to_string()).await
+    }
+
+    /// Pushes the job of a task at once, if that was asked for.
+    async fn run_if_asked(&self, task: &Task) -> Result<(), Error> {
+        if let Some(request) = stored::request(&self.queue, &task.name).await? {
+            self.push_as(task, &request).await?;
+            stored::fulfil(&self.queue, &task.name, &request).await?;
+        }
+        Ok(())
+    }
+
+    /// Pushes the job of a run, once for all processes.
+    async fn push_as(&self, task: &Task, run: &str) -> Result<bool, Error> {
         let (queue, mut entry) = (task.make)(&self.queue)?;
-        let key = bounded_key(format!("schedule:{}:{}", task.name, moment.as_millisecond()));
+        let key = bounded_key(format!("{}:{run}", task.key));
         entry.once = Some((key, REMEMBERED * 2));
         Ok(self
             .queue
@@ -345,57 +349,6 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn cron(expression: &str, zone: &str) -> Rule {
-        Rule::Cron(Box::new(expression.parse().unwrap()), TimeZone::get(zone).unwrap())
-    }
-
-    fn at(text: &str) -> Timestamp {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn moments_are_those_of_the_time_zone() {
-        let nine = cron("0 9 * * *", "Europe/Zurich");
-        assert_eq!(
-            nine.after(at("2026-01-15T00:00:00Z")),
-            Some(at("2026-01-15T08:00:00Z")),
-            "winter"
-        );
-        assert_eq!(
-            nine.after(at("2026-07-15T00:00:00Z")),
-            Some(at("2026-07-15T07:00:00Z")),
-            "summer"
-        );
-    }
-
-    #[test]
-    fn daylight_saving_neither_skips_nor_doubles_a_day() {
-        let half_past_two = cron("30 2 * * *", "Europe/Zurich");
-        // The night of 29 March 2026 has no half past two; that of 25 October has two.
-        for (from, to, days) in [
-            ("2026-03-27T12:00:00Z", "2026-03-31T12:00:00Z", 4),
-            ("2026-10-23T12:00:00Z", "2026-10-27T12:00:00Z", 4),
-        ] {
-            let (mut moment, end, mut count) = (at(from), at(to), 0);
-            while let Some(next) = half_past_two.after(moment).filter(|next| *next <= end) {
-                (moment, count) = (next, count + 1);
-            }
-            assert_eq!(count, days, "from {from}");
-        }
-    }
-
-    #[test]
-    fn periods_are_multiples_that_all_agree_on() {
-        let rule = Rule::Every(Duration::from_mins(5));
-        assert_eq!(rule.after(at("2026-01-01T10:04:59.999Z")), Some(at("2026-01-01T10:05:00Z")));
-        assert_eq!(rule.after(at("2026-01-01T10:05:00Z")), Some(at("2026-01-01T10:10:00Z")));
-        assert_eq!(
-            rule.last(at("2026-01-01T10:00:00Z"), at("2026-01-01T10:17:00Z")),
-            Some(at("2026-01-01T10:15:00Z"))
-        );
-        assert_eq!(rule.last(at("2026-01-01T10:15:00Z"), at("2026-01-01T10:17:00Z")), None);
-    }
 
     #[test]
     fn what_is_no_schedule_is_said() {
