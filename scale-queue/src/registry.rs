@@ -133,6 +133,18 @@ pub(crate) async fn deregister(store: &dyn Store, kind: Kind, name: &str) {
     }
 }
 
+/// Returns the key of the note that says whether a schedule is paused.
+#[cfg(feature = "schedule")]
+pub(crate) fn note_of_pause(name: &str) -> String {
+    crate::limit::bounded_key(format!("schedule_paused:{name}"))
+}
+
+#[cfg(feature = "schedule")]
+pub(crate) async fn is_paused(queue: &Queue, name: &str) -> Result<bool, Error> {
+    let note = queue.store().read_note(&note_of_pause(name)).await?;
+    Ok(note.is_some_and(|note| note == b"1"))
+}
+
 impl Queue {
     async fn present<T: DeserializeOwned>(
         &self,
@@ -169,7 +181,7 @@ impl Queue {
         schedules.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         #[cfg(feature = "schedule")]
         for schedule in &mut schedules {
-            schedule.paused = crate::schedule::is_paused(self, &schedule.name).await?;
+            schedule.paused = is_paused(self, &schedule.name).await?;
         }
         Ok(schedules)
     }

@@ -27,7 +27,6 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 pub use self::rule::{Rule, ScheduleError};
-pub(crate) use self::stored::is_paused;
 
 use crate::error::Error;
 use crate::job::Job;
@@ -206,10 +205,10 @@ impl Scheduler {
                     stays
                 });
                 for (name, (version, task)) in wanted {
-                    if !known.contains_key(&name) {
+                    known.entry(name).or_insert_with(|| {
                         let keep = Arc::clone(&runner).keep(task, since, looked);
-                        known.insert(name, (version, running.spawn(keep)));
-                    }
+                        (version, running.spawn(keep))
+                    });
                 }
                 since = looked;
             }
@@ -316,7 +315,7 @@ impl Runner {
     }
 
     async fn push(&self, task: &Task, moment: Timestamp) -> Result<bool, Error> {
-        if stored::is_paused(&self.queue, &task.name).await? {
+        if registry::is_paused(&self.queue, &task.name).await? {
             return Ok(false);
         }
         self.push_as(task, &moment.as_millisecond().to_string()).await

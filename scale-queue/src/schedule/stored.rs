@@ -16,7 +16,7 @@ use crate::job::JobId;
 use crate::limit::{LONGEST, bounded_key};
 use crate::options::IntoPush;
 use crate::queue::{Queue, checked};
-use crate::registry::ScheduleStatus;
+use crate::registry::{ScheduleStatus, note_of_pause};
 
 /// Kind of registry entries of stored schedules.
 const KIND: &str = "stored_schedule";
@@ -87,17 +87,8 @@ async fn find(queue: &Queue, name: &str) -> Result<Option<Stored>, Error> {
     entry.map(|(_, about)| rmp_serde::from_slice(&about).map_err(Error::store)).transpose()
 }
 
-fn note_of_pause(name: &str) -> String {
-    bounded_key(format!("schedule_paused:{name}"))
-}
-
 fn note_of_request(name: &str) -> String {
     bounded_key(format!("schedule_run:{name}"))
-}
-
-pub(crate) async fn is_paused(queue: &Queue, name: &str) -> Result<bool, Error> {
-    let note = queue.store().read_note(&note_of_pause(name)).await?;
-    Ok(note.is_some_and(|note| note == b"1"))
 }
 
 /// Returns the id of a request to run a schedule.
