@@ -264,7 +264,7 @@ impl Batch<'_> {
         registry::register(&**queue.store(), Kind::Batch, &id, &pushed).await;
         for (name, entries) in by_queue(&id, jobs) {
             for thousand in entries.chunks(1_000) {
-                let holders = queue.store().push(&name, thousand).await?;
+                let holders = queue.target().push(&name, thousand).await?;
                 crate::queue::push::count_pushed(
                     &name,
                     holders.iter().filter(|holder| holder.is_none()).count(),

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::error::Error;
+#[cfg(all(feature = "sql", feature = "redis"))]
+use crate::failover::Failover;
 use crate::queue::Queue;
 #[cfg(feature = "sql")]
 use crate::store::sql::{Settings, SqlStore, Synchronous};
@@ -21,6 +23,16 @@ pub struct QueueBuilder {
     sql: Settings,
     #[cfg(feature = "sql")]
     pool: Option<scale_sql::Database>,
+    #[cfg(feature = "sql")]
+    failover: Option<FailoverTo>,
+}
+
+/// Database of an outbox.
+#[cfg(feature = "sql")]
+#[derive(Clone)]
+enum FailoverTo {
+    Address(String),
+    Pool(scale_sql::Database),
 }
 
 impl std::fmt::Debug for QueueBuilder {
@@ -46,6 +58,8 @@ impl QueueBuilder {
             sql: Settings::default(),
             #[cfg(feature = "sql")]
             pool: None,
+            #[cfg(feature = "sql")]
+            failover: None,
         }
     }
 
@@ -120,6 +134,33 @@ impl QueueBuilder {
         self
     }
 
+    /// Lets pushes go to an outbox in a database, given by its address, while Redis does not answer
+    /// or is full: see [`failover`](crate::failover). A push then takes Redis' response timeout
+    /// once, and one key of Redis is kept for each job for a day. The outbox's table is created by
+    /// [`Relay::migrate`](crate::relay::Relay::migrate), or here with [`migrate`](Self::migrate).
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), scale_queue::Error> {
+    /// let queue = scale_queue::Queue::builder("redis://127.0.0.1", "shop")
+    ///     .failover("postgres://localhost/shop")
+    ///     .connect()
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "sql")]
+    pub fn failover(mut self, url: &str) -> Self {
+        self.failover = Some(FailoverTo::Address(url.to_owned()));
+        self
+    }
+
+    /// Lets pushes go to an outbox through the application's own pool; otherwise like
+    /// [`failover`](Self::failover).
+    #[cfg(feature = "sql")]
+    pub fn failover_pool(mut self, pool: impl Into<scale_sql::Database>) -> Self {
+        self.failover = Some(FailoverTo::Pool(pool.into()));
+        self
+    }
+
     #[cfg(feature = "sql")]
     pub(crate) fn on(mut self, pool: scale_sql::Database) -> Self {
         self.pool = Some(pool);
@@ -140,6 +181,10 @@ impl QueueBuilder {
                 "`replicas` is supported on Redis only: for a database, use its own settings \
                  for synchronous replication",
             ));
+        }
+        #[cfg(feature = "sql")]
+        if self.failover.is_some() && !scheme.starts_with("redis") {
+            return Err(Error::Setting("`failover` is supported on Redis only"));
         }
         #[cfg(feature = "sql")]
         if let Some(pool) = self.pool {
@@ -168,7 +213,20 @@ impl QueueBuilder {
                     let pushes = config.connect().await.map_err(Error::store)?;
                     store = store.replicas(pushes, self.replicas, self.replicas_within);
                 }
-                Ok(Queue::new(store))
+                let queue = Queue::new(store);
+                #[cfg(feature = "sql")]
+                if let Some(failover) = self.failover {
+                    let database = match failover {
+                        FailoverTo::Pool(pool) => pool,
+                        FailoverTo::Address(url) => {
+                            scale_sql::Database::connect(&url, &self.sql.options).await?
+                        }
+                    };
+                    let migrates = self.sql.migrate.unwrap_or_default();
+                    let failover = Failover::open(database, queue.store(), migrates).await?;
+                    return Ok(queue.with_failover(failover));
+                }
+                Ok(queue)
             }
             #[cfg(feature = "sql")]
             _ if scale_sql::System::of(&self.url).is_some() => {

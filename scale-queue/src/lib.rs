@@ -15,6 +15,8 @@ mod context;
 pub mod dashboard;
 pub mod encryption;
 mod error;
+#[cfg(feature = "sql")]
+pub mod failover;
 mod format;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -9,16 +9,17 @@ use std::sync::Arc;
 use scale_core::coalesce::{Calls, Coalescer};
 
 use crate::error::Error;
-use crate::store::{Entry, Store};
+use crate::push::target::Target;
+use crate::store::Entry;
 
 type Answer = Result<Option<Vec<u8>>, Error>;
 
 /// Pushes to a store.
-pub(crate) struct Pushes(Arc<dyn Store>);
+pub(crate) struct Pushes(Target);
 
 impl Pushes {
-    pub(crate) fn to(store: Arc<dyn Store>) -> Arc<Coalescer<Self>> {
-        Coalescer::new(Self(store))
+    pub(crate) fn to(target: Target) -> Arc<Coalescer<Self>> {
+        Coalescer::new(Self(target))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod after_commit;
 pub(crate) mod coalesce;
+pub(crate) mod target;
 
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;

@@ -28,29 +28,29 @@ const DRAIN_LEASE: Duration = Duration::from_secs(30);
 impl Queue {
     /// Returns the counts and the lag of a queue.
     pub async fn stats(&self, queue: &str) -> Result<Stats, Error> {
-        self.store.stats(checked(queue)?).await
+        self.store().stats(checked(queue)?).await
     }
 
     /// Returns the names of all queues that ever held a job.
     pub async fn queues(&self) -> Result<Vec<String>, Error> {
-        self.store.queues().await
+        self.store().queues().await
     }
 
     /// Pauses a queue for all workers. Running jobs continue; pushes are accepted.
     pub async fn pause(&self, queue: &str) -> Result<(), Error> {
-        self.store.pause(checked(queue)?, true).await
+        self.store().pause(checked(queue)?, true).await
     }
 
     /// Resumes a queue after [`pause`](Self::pause).
     pub async fn resume(&self, queue: &str) -> Result<(), Error> {
-        self.store.pause(checked(queue)?, false).await
+        self.store().pause(checked(queue)?, false).await
     }
 
     /// Returns a queue's counts of the last day by minute, or of the last 90 days by hour, the
     /// oldest first. Workers record a sample each minute; there is a gap where no worker ran.
     pub async fn history(&self, queue: &str, resolution: Resolution) -> Result<Vec<Sample>, Error> {
-        let since = self.store.now_ms().saturating_sub(resolution.step_ms() * resolution.most());
-        self.store.history_of(checked(queue)?, resolution, since).await
+        let since = self.store().now_ms().saturating_sub(resolution.step_ms() * resolution.most());
+        self.store().history_of(checked(queue)?, resolution, since).await
     }
 
     /// Returns dead jobs, the newest first, at most 1,000. If jobs are large, an answer may have
@@ -62,7 +62,7 @@ impl Queue {
         let corpses = if limit == 0 {
             Vec::new()
         } else {
-            self.store.dead(queue, offset, limit.min(PAGE)).await?
+            self.store().dead(queue, offset, limit.min(PAGE)).await?
         };
         Ok(corpses.into_iter().map(|dead_job| Dead::new(self, dead_job)).collect())
     }
@@ -108,7 +108,7 @@ impl Queue {
         envelope.suspect = false;
         envelope.body.options.by_rule.clear();
         let then = AfterDeath::RetryAs(envelope.encode(), unique_of(&dead.dead_job.bytes));
-        self.store
+        self.store()
             .take_dead(checked(queue)?, tag_of(&dead.dead_job.bytes), dead.died_ms, &then)
             .await
     }
@@ -138,14 +138,14 @@ impl Queue {
     /// Redis cannot search a list cheaply, so on Redis the answer is always `true`, and a waiting
     /// job is ended without a run when its turn comes, if that is within 30 days.
     pub async fn cancel(&self, queue: &str, id: JobId) -> Result<bool, Error> {
-        match self.store.cancel(checked(queue)?, id.bytes()).await? {
+        match self.store().cancel(checked(queue)?, id.bytes()).await? {
             Cancellation::Unknown => Ok(false),
             Cancellation::Asked => Ok(true),
             Cancellation::Cancelled(bytes) => {
                 if let Some(place) =
                     Envelope::decode(&bytes).ok().and_then(|envelope| envelope.body.extra.batch)
                 {
-                    batch::count(&*self.store, &place, End::Dead).await?;
+                    batch::count(&**self.store(), &place, End::Dead).await?;
                 }
                 Ok(true)
             }
@@ -162,7 +162,7 @@ impl Queue {
         limit: usize,
     ) -> Result<Vec<Listing>, Error> {
         let offset = offset.min(i32::MAX as usize);
-        let listed = self.store.list(checked(queue)?, state, offset, limit.min(PAGE)).await?;
+        let listed = self.store().list(checked(queue)?, state, offset, limit.min(PAGE)).await?;
         Ok(listed.into_iter().map(|listed| Listing::new(self, listed)).collect())
     }
 
@@ -179,7 +179,7 @@ impl Queue {
         // Jobs pushed because the drain completed a batch are kept.
         let (mut followers, mut back) = (HashSet::new(), Vec::new());
         loop {
-            let jobs = self.store.take_all(queue, &worker, DRAIN_LEASE).await?;
+            let jobs = self.store().take_all(queue, &worker, DRAIN_LEASE).await?;
             let (stays, jobs): (Vec<_>, Vec<_>) =
                 jobs.into_iter().partition(|job| followers.contains(tag_of(job)));
             back.extend(stays.iter().map(|job| Settlement {
@@ -189,11 +189,11 @@ impl Queue {
             }));
             if jobs.is_empty() {
                 for settled in
-                    self.store.settle(queue, &worker, &back.iter().collect::<Vec<_>>()).await
+                    self.store().settle(queue, &worker, &back.iter().collect::<Vec<_>>()).await
                 {
                     settled?;
                 }
-                self.store.leave(queue, &worker).await?;
+                self.store().leave(queue, &worker).await?;
                 return Ok(count);
             }
             let mut settlements = Vec::with_capacity(jobs.len());
@@ -202,7 +202,7 @@ impl Queue {
                 let (unique, place) =
                     body.map_or((None, None), |body| (body.unique, body.extra.batch));
                 if let Some(place) = place {
-                    let pushed = batch::count(&*self.store, &place, End::Dead).await?;
+                    let pushed = batch::count(&**self.store(), &place, End::Dead).await?;
                     followers.extend(pushed.into_iter().map(|id| id.bytes().to_vec()));
                 }
                 settlements.push(Settlement {
@@ -212,7 +212,7 @@ impl Queue {
                 });
             }
             let settlements: Vec<_> = settlements.iter().collect();
-            for settled in self.store.settle(queue, &worker, &settlements).await {
+            for settled in self.store().settle(queue, &worker, &settlements).await {
                 count += usize::from(settled?);
             }
         }
@@ -223,7 +223,7 @@ impl Queue {
             Fate::Gone => AfterDeath::Delete,
             Fate::Again => AfterDeath::Retry(unique_of(&dead.dead_job.bytes)),
         };
-        self.store
+        self.store()
             .take_dead(checked(queue)?, tag_of(&dead.dead_job.bytes), dead.died_ms, &revival)
             .await
     }

@@ -20,6 +20,7 @@ use crate::encryption::PayloadEncryption;
 use crate::error::Error;
 use crate::job::JobId;
 use crate::push::coalesce::Pushes;
+use crate::push::target::Target;
 use crate::store::{MemoryStore, Store};
 
 /// Handle of all queues of one application. Cloning costs a few reference counts.
@@ -40,7 +41,7 @@ use crate::store::{MemoryStore, Store};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Queue {
-    store: Arc<dyn Store>,
+    target: Target,
     pushes: Arc<Coalescer<Pushes>>,
     carry: Option<Carry>,
     encryption: Option<PayloadEncryption>,
@@ -65,9 +66,10 @@ impl Queue {
     }
 
     pub(crate) fn of(store: Arc<dyn Store>) -> Self {
+        let target = Target::new(store);
         Self {
-            pushes: Pushes::to(Arc::clone(&store)),
-            store,
+            pushes: Pushes::to(target.clone()),
+            target,
             carry: None,
             encryption: None,
             #[cfg(feature = "testing")]
@@ -213,8 +215,20 @@ impl Queue {
         }
     }
 
+    /// Lets pushes go to an outbox while the store takes none.
+    #[cfg(feature = "sql")]
+    pub(crate) fn with_failover(mut self, failover: Arc<crate::failover::Failover>) -> Self {
+        self.target = self.target.with_failover(failover);
+        self.pushes = Pushes::to(self.target.clone());
+        self
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
-        &self.store
+        self.target.store()
     }
 }
 

@@ -47,7 +47,7 @@ impl Queue {
             }
         }
         for (queue, places, entries) in queues {
-            let answers = self.store.push(&queue, &entries).await?;
+            let answers = self.target.push(&queue, &entries).await?;
             for (place, holder) in places.iter().zip(answers) {
                 pushed[*place] = verdict(pushed[*place].id, holder);
             }
@@ -92,12 +92,12 @@ impl Queue {
         let (job, options) = job.into_push();
         let Encoded { queue, id, entry } = self.encoded(&job, &options)?;
         let queue = &*queue;
-        if self.store.enlists() {
-            self.store.make_known(queue).await?;
+        if self.store().enlists() {
+            self.store().make_known(queue).await?;
         }
         let holder = {
             let (app, direct, is_pooled) =
-                (self.store.app(), self.store.enlists(), self.store.is_pooled());
+                (self.store().app(), self.store().enlists(), self.store().is_pooled());
             crate::store::sql::enlist(connection, app, queue, &entry, direct, is_pooled).await?
         };
         let pushed = verdict(id, holder);
@@ -109,7 +109,7 @@ impl Queue {
     /// [`Relay`](crate::relay::Relay) moves them. If so, run a relay.
     #[cfg(feature = "sql")]
     pub fn needs_relay(&self) -> bool {
-        !self.store.enlists()
+        !self.store().enlists()
     }
 
     pub(crate) async fn push_entry(

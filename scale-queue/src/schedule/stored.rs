@@ -189,6 +189,6 @@ impl Queue {
             return Err(Error::Setting("the stored schedule cannot be read by this version"));
         };
         let (queue, entry) = (task.make)(self)?;
-        self.store().push(&queue, &[entry]).await.map(drop)
+        self.target().push(&queue, &[entry]).await.map(drop)
     }
 }

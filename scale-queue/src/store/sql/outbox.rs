@@ -66,22 +66,7 @@ pub(crate) async fn enlist(
     let texts = Statements::of(connection.system());
     let app = app_text(app);
     if !direct {
-        let put = texts
-            .outbox
-            .put
-            .bind(hex(tag_of(&entry.bytes)))
-            .bind(app)
-            .bind(queue)
-            .bind(delay_ms(entry));
-        let put = put.bind(group_of(&entry.bytes).map(key_text));
-        let put = put.bind(entry.unique.as_ref().map(|(key, _)| key_text(key)));
-        let put = put.bind(entry.unique.as_ref().map_or(0, |(_, life)| millis(*life)));
-        let put = put.bind(entry.bytes.clone());
-        let put = put.bind(entry.debounce.as_ref().map(|debounce| key_text(&debounce.key)));
-        let put = put.bind(entry.debounce.as_ref().map(|debounce| millis(debounce.at_most)));
-        let put = put.bind(entry.once.as_ref().map(|(key, _)| key_text(key)));
-        let put = put.bind(entry.once.as_ref().map(|(_, life)| millis(*life)));
-        put.execute(&mut connection).await.map_err(failed)?;
+        put(texts, &mut connection, app, queue, entry).await?;
         return Ok(None);
     }
     if connection.system() == System::Sqlite {
@@ -93,6 +78,31 @@ pub(crate) async fn enlist(
         notify(texts, &mut connection, format!("{app}/{queue}")).await?;
     }
     Ok(holder)
+}
+/// Writes an entry into the outbox.
+async fn put(
+    texts: &Statements,
+    connection: &mut Connection<'_>,
+    app: String,
+    queue: &str,
+    entry: &Entry,
+) -> Result<(), Error> {
+    let put = texts
+        .outbox
+        .put
+        .bind(hex(tag_of(&entry.bytes)))
+        .bind(app)
+        .bind(queue)
+        .bind(delay_ms(entry));
+    let put = put.bind(group_of(&entry.bytes).map(key_text));
+    let put = put.bind(entry.unique.as_ref().map(|(key, _)| key_text(key)));
+    let put = put.bind(entry.unique.as_ref().map_or(0, |(_, life)| millis(*life)));
+    let put = put.bind(entry.bytes.clone());
+    let put = put.bind(entry.debounce.as_ref().map(|debounce| key_text(&debounce.key)));
+    let put = put.bind(entry.debounce.as_ref().map(|debounce| millis(debounce.at_most)));
+    let put = put.bind(entry.once.as_ref().map(|(key, _)| key_text(key)));
+    let put = put.bind(entry.once.as_ref().map(|(_, life)| millis(*life)));
+    put.execute(connection).await.map(drop).map_err(failed)
 }
 
 /// Maximum number of jobs moved in one transaction.
@@ -108,13 +118,21 @@ pub(crate) async fn move_batch(
     connection: &mut impl Enlist,
     adopt: bool,
 ) -> Result<usize, Error> {
-    let mut connection = connection.lend()?;
+    move_rows(store, &mut connection.lend()?, adopt).await
+}
+
+pub(crate) async fn move_rows(
+    store: &dyn Store,
+    connection: &mut Connection<'_>,
+    adopt: bool,
+) -> Result<usize, Error> {
     let texts = &Statements::of(connection.system()).outbox;
     let app = app_text(store.app());
     if adopt {
-        texts.adopt.bind(app.clone()).execute(&mut connection).await.map_err(failed)?;
+        texts.adopt.bind(app.clone()).execute(&mut *connection).await.map_err(failed)?;
     }
-    let rows = texts.take.bind(app).bind(BATCH).fetch_all(&mut connection).await.map_err(failed)?;
+    let rows =
+        texts.take.bind(app).bind(BATCH).fetch_all(&mut *connection).await.map_err(failed)?;
     let now_ms = store.now_ms();
     let rows: Vec<OutboxRow> = rows
         .iter()
@@ -132,11 +150,36 @@ pub(crate) async fn move_batch(
             Err(error) => return Err(error),
         }
         for row in same {
-            texts.drop.bind(row.number).execute(&mut connection).await.map_err(failed)?;
+            texts.drop.bind(row.number).execute(&mut *connection).await.map_err(failed)?;
         }
         moved += same.len();
     }
     Ok(moved)
+}
+
+/// Writes entries into the outbox, all or none.
+pub(crate) async fn put_all(
+    database: &scale_sql::Database,
+    app: &str,
+    queue: &str,
+    entries: &[Entry],
+) -> Result<(), Error> {
+    let mut tx = database.begin().await.map_err(failed)?;
+    let texts = Statements::of(tx.system());
+    for entry in entries {
+        put(texts, &mut tx, app_text(app), queue, entry).await?;
+    }
+    tx.commit().await.map_err(failed)
+}
+
+/// Returns the key under which the store remembers a job that came through an outbox.
+pub(crate) fn key_of_job(bytes: &[u8]) -> String {
+    hex(tag_of(bytes))
+}
+
+/// Checks the version of the outbox.
+pub(crate) async fn check(database: &scale_sql::Database) -> Result<(), Error> {
+    Ok(schema::OUTBOX.check(database).await?)
 }
 
 /// Migrates the outbox of a database to this version of the crate.

@@ -1,0 +1,152 @@
+//! Pushes while Redis does not answer, is gone or is full: they go to an outbox, and each job runs
+//! once.
+#![cfg(all(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use common::{Log, Note, log_worker, running};
+use futures_util::future::try_join_all;
+use scale_queue::{Error, Job, Queue};
+use scale_sql::{Database, Options};
+use serde::{Deserialize, Serialize};
+use testkit::{MariaDb, Postgres, Redis, eventually};
+
+#[derive(Serialize, Deserialize)]
+struct Keyed(u32);
+
+impl Job for Keyed {
+    const NAME: &'static str = "keyed";
+    const QUEUE: &'static str = "notes";
+
+    fn unique_key(&self) -> Option<String> {
+        Some(self.0.to_string())
+    }
+}
+
+async fn failing_over(redis: &Redis, outbox: &str) -> Result<Queue, Error> {
+    Queue::builder(&redis.url(), "test").failover(outbox).migrate(true).connect().await
+}
+
+/// Returns the number of jobs in the outbox.
+async fn in_outbox(database: &Database) -> Result<i64> {
+    let text = "select count(*) from scale_queue_outbox";
+    let count = scale_sql::Statement::new(database.system(), text).query();
+    Ok(count.fetch_one(database).await?.get(0)?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pushes_go_on_while_redis_is_stopped_or_gone() -> Result<()> {
+    let (postgres, mariadb) = tokio::try_join!(Postgres::start(0), MariaDb::start(0))?;
+    let folder = tempfile::tempdir()?;
+    let file = format!("sqlite://{}/outbox.db?mode=rwc", folder.path().display());
+    for url in [postgres.node(0).url(), mariadb.node(0).url(), file] {
+        let redis = Redis::start().await?;
+        let queue = failing_over(&redis, &url).await?;
+        let other = failing_over(&redis, &url).await?;
+        queue.push(Note { n: 0 }).await?;
+        // Stopped: it may receive pushes, and run them later, after they were put into the outbox.
+        redis.pause()?;
+        let pushes = (1..41).map(|n| queue.push(Note { n }).into_future());
+        assert!(try_join_all(pushes).await?.iter().all(|pushed| pushed.is_new));
+        queue.push_many((41..61).map(|n| Note { n })).await?;
+        let many = other.batch().jobs((61..71).map(|n| Note { n }));
+        // A batch needs the store itself.
+        assert!(many.push().await.is_err());
+        for n in 61..71 {
+            other.push(Note { n }).await?;
+        }
+        redis.resume()?;
+        let log = Log::default();
+        let worker = log_worker(&queue, &log).concurrency(1);
+        let workers = running([worker]);
+        log.wait_for(71).await?;
+        let database = Database::connect(&url, &Options::default()).await?;
+        eventually("the outbox to be empty", async || {
+            (in_outbox(&database).await.ok()? == 0).then_some(())
+        })
+        .await?;
+        log.settle(&queue).await?;
+        assert_eq!(log.sorted(), (0..71).collect::<Vec<_>>(), "each once: {url}");
+        let sequential: Vec<_> = log.all().into_iter().filter(|n| *n >= 61).collect();
+        assert_eq!(sequential, (61..71).collect::<Vec<_>>(), "in order");
+        // It answers again: pushes reach it.
+        eventually("the way back", async || {
+            queue.push(Note { n: 100 }).await.ok()?;
+            (in_outbox(&database).await.ok()? == 0).then_some(())
+        })
+        .await?;
+        workers.stop().await?;
+    }
+    Ok(())
+}
+
+/// A push that Redis has received, and whose answer was lost, is in both places. The job runs once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_in_both_places_runs_once() -> Result<()> {
+    let (redis, postgres) = tokio::try_join!(Redis::start(), Postgres::start(0))?;
+    let url = postgres.node(0).url();
+    let queue = failing_over(&redis, &url).await?;
+    queue.push(Note { n: 0 }).await?;
+    for round in 0..3 {
+        redis.pause()?;
+        let first = round * 10 + 1;
+        queue.push_many((first..first + 10).map(|n| Note { n })).await?;
+        redis.resume()?;
+        eventually("all jobs", async || {
+            (queue.stats("notes").await.ok()?.waiting == first + 10).then_some(())
+        })
+        .await?;
+    }
+    // The stopped server had the pushes in its socket: it has run them, and refused the moved ones.
+    let known = redis.command(&["INFO", "commandstats"]).await?;
+    assert!(known.contains("evalsha"), "{known}");
+    let log = Log::default();
+    let workers = running([log_worker(&queue, &log)]);
+    log.wait_for(31).await?;
+    log.settle(&queue).await?;
+    workers.stop().await?;
+    assert_eq!(log.sorted(), (0..31).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_redis_takes_no_job_from_anyone() -> Result<()> {
+    let (redis, postgres) = tokio::try_join!(Redis::start(), Postgres::start(0))?;
+    let url = postgres.node(0).url();
+    let queue = failing_over(&redis, &url).await?;
+    queue.push(Keyed(1)).await?;
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]).await?;
+    assert!(queue.push(Keyed(1)).await?.is_new, "the key is checked later");
+    queue.push(Keyed(2)).delay(Duration::from_hours(1)).await?;
+    let plain = Queue::connect(&redis.url(), "test").await?;
+    assert!(matches!(plain.push(Keyed(3)).await, Err(Error::Full)));
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await?;
+    let stats = eventually("the moved jobs", async || {
+        queue.stats("notes").await.ok().filter(|stats| stats.scheduled == 1)
+    })
+    .await?;
+    assert_eq!(stats.waiting, 1, "one of each key");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_fails_if_nothing_takes_it() -> Result<()> {
+    let (redis, postgres) = tokio::try_join!(Redis::start(), Postgres::start(0))?;
+    let pool = sqlx::PgPool::connect(&postgres.node(0).url()).await?;
+    // The table is missing: the default is to check it.
+    let unready = Queue::builder(&redis.url(), "test").failover_pool(pool.clone());
+    assert!(matches!(unready.connect().await, Err(Error::Schema(_))));
+    scale_queue::relay::Relay::migrate(&pool).await?;
+    let queue = Queue::builder(&redis.url(), "test").failover_pool(pool.clone()).connect().await?;
+    pool.close().await;
+    queue.push(Note { n: 1 }).await?;
+    redis.kill()?;
+    assert!(matches!(queue.push(Note { n: 2 }).await, Err(Error::Store(_))));
+    let wrong = Queue::builder("memory:", "test").failover("sqlite::memory:");
+    assert!(matches!(wrong.connect().await, Err(Error::Setting(_))));
+    Ok(())
+}
