@@ -240,7 +240,9 @@ impl Batch<'_> {
         let mut jobs = jobs?;
         plan.metadata = queue.metadata();
         for BatchJob { envelope, .. } in &mut jobs {
-            envelope.body.options.has_followers = plan.needs_options();
+            if plan.needs_options() {
+                envelope.body.options.has_followers = true;
+            }
             if let Some(place) = &mut envelope.body.extra.batch {
                 place.id.clone_from(&id);
             }

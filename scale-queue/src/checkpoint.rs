@@ -35,57 +35,66 @@ const LONGEST_NAME: usize = 64;
 
 /// Parts of a running job that its context shares with the worker.
 pub(crate) struct Run {
-    /// Worker that holds the job; `None` in a test of a handler alone.
+    pub(crate) holder: Arc<Holder>,
+    /// The encoded job as it was fetched.
+    pub(crate) bytes: Vec<u8>,
+    /// Locked while a checkpoint is stored.
+    storing: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+/// Parts of a worker that its jobs need.
+pub(crate) struct Holder {
+    /// Id of the worker; `None` in a test of a handler alone.
     pub(crate) worker: Option<WorkerId>,
     pub(crate) stopping: CancellationToken,
     pub(crate) encryption: Option<PayloadEncryption>,
-    /// The encoded job as it was fetched.
-    pub(crate) bytes: Arc<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct State {
     /// The encoded job of the last checkpoint.
-    pub(crate) latest: Mutex<Option<Vec<u8>>>,
+    latest: Option<Vec<u8>>,
     /// Result of the handler, as JSON, if it is to be kept.
-    pub(crate) result: Mutex<Option<Vec<u8>>>,
-    /// Locked while a checkpoint is stored.
-    storing: tokio::sync::Mutex<()>,
+    result: Option<Vec<u8>>,
     /// Names of the steps that this run has begun.
-    begun: Mutex<Vec<String>>,
+    begun: Vec<String>,
 }
 
 impl std::fmt::Debug for Run {
     /// The payload is not shown: contexts are logged.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Run").field("worker", &self.worker).finish_non_exhaustive()
+        f.debug_struct("Run").field("worker", &self.holder.worker).finish_non_exhaustive()
     }
 }
 
 impl Run {
-    pub(crate) fn new(
-        worker: Option<WorkerId>,
-        stopping: CancellationToken,
-        encryption: Option<PayloadEncryption>,
-        bytes: Arc<Vec<u8>>,
-    ) -> Self {
-        Self {
-            worker,
-            stopping,
-            encryption,
-            bytes,
-            latest: Mutex::default(),
-            result: Mutex::default(),
-            storing: tokio::sync::Mutex::default(),
-            begun: Mutex::default(),
-        }
+    pub(crate) fn new(holder: Arc<Holder>, bytes: Vec<u8>) -> Self {
+        let (storing, state) = <_>::default();
+        Self { holder, bytes, storing, state }
+    }
+
+    /// Takes the encoded job of the last checkpoint.
+    pub(crate) fn take_latest(&self) -> Option<Vec<u8>> {
+        self.state.lock().latest.take()
+    }
+
+    /// Takes the result of the handler.
+    pub(crate) fn take_result(&self) -> Option<Vec<u8>> {
+        self.state.lock().result.take()
+    }
+
+    pub(crate) fn set_result(&self, result: Option<Vec<u8>>) {
+        self.state.lock().result = result;
     }
 
     fn envelope(&self) -> Option<Envelope> {
-        match &*self.latest.lock() {
-            Some(latest) => Envelope::decode(latest).ok(),
-            None => Envelope::decode(&self.bytes).ok(),
-        }
+        let state = self.state.lock();
+        Envelope::decode(state.latest.as_ref().unwrap_or(&self.bytes)).ok()
     }
 
     fn checkpoint(&self) -> Checkpoint {
-        self.envelope().map(|envelope| envelope.body.options.checkpoint).unwrap_or_default()
+        self.envelope().map(|envelope| envelope.body.options.checkpoint.clone()).unwrap_or_default()
     }
 }
 
@@ -145,7 +154,7 @@ impl Context {
     /// Returns whether the worker is stopped. The handler may run until the worker's
     /// [grace period](crate::Worker::grace) is over.
     pub fn is_stopping(&self) -> bool {
-        self.run.stopping.is_cancelled()
+        self.run.holder.stopping.is_cancelled()
     }
 
     /// Returns the cursor of the job's last [checkpoint](Self::checkpoint); `None` if there is
@@ -228,7 +237,7 @@ impl Context {
     ) -> Result<(), BoxError> {
         let step_error = || CheckpointError::Step(name.chars().take(LONGEST_NAME).collect());
         {
-            let mut begun = self.run.begun.lock();
+            let begun = &mut self.run.state.lock().begun;
             let is_taken = begun.iter().any(|known| known == name);
             if name.is_empty() || name.len() > LONGEST_NAME || is_taken || begun.len() == MOST_STEPS
             {
@@ -253,11 +262,11 @@ impl Context {
 
     fn cursor_of<T: DeserializeOwned>(&self, step: &str) -> Result<Option<T>, CheckpointError> {
         let Some(envelope) = self.run.envelope() else { return Ok(None) };
-        let checkpoint = envelope.body.options.checkpoint;
+        let checkpoint = envelope.body.options.checkpoint.clone();
         if checkpoint.cursor.is_empty() || checkpoint.step != step {
             return Ok(None);
         }
-        let json = match &self.run.encryption {
+        let json = match &self.run.holder.encryption {
             Some(PayloadEncryption(cipher)) => cipher
                 .decrypt(&envelope.body.name, &checkpoint.cursor)
                 .map_err(CheckpointError::Encryption)?,
@@ -275,7 +284,7 @@ impl Context {
         if json.len() > LARGEST_CURSOR {
             return Err(CheckpointError::TooLarge(json.len()));
         }
-        let cursor = match (&self.run.encryption, self.run.envelope()) {
+        let cursor = match (&self.run.holder.encryption, self.run.envelope()) {
             (Some(PayloadEncryption(cipher)), Some(envelope)) => {
                 cipher.encrypt(&envelope.body.name, &json).map_err(CheckpointError::Encryption)?
             }
@@ -298,12 +307,12 @@ impl Context {
         let Some(mut envelope) = self.run.envelope() else { return Ok(()) };
         change(&mut envelope.body.options.checkpoint);
         let bytes = envelope.encode();
-        if let Some(worker) = &self.run.worker
+        if let Some(worker) = &self.run.holder.worker
             && !self.store.checkpoint(&self.queue, worker, self.id.bytes(), &bytes).await?
         {
             return Err(CheckpointError::LeaseLost);
         }
-        *self.run.latest.lock() = Some(bytes);
+        self.run.state.lock().latest = Some(bytes);
         Ok(())
     }
 }

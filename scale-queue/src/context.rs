@@ -1,9 +1,10 @@
 //! Context of a running job.
 
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 
 use crate::checkpoint::Run;
 use crate::format::Place;
@@ -51,20 +52,32 @@ pub enum CancelReason {
 
 /// Signal that cancels a running job once, with a reason.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Cancelled {
-    token: CancellationToken,
-    reason: Arc<OnceLock<CancelReason>>,
+pub(crate) struct Cancelled(Arc<Signal>);
+
+#[derive(Debug, Default)]
+struct Signal {
+    reason: OnceLock<CancelReason>,
+    notify: Notify,
 }
 
 impl Cancelled {
     pub(crate) fn cancel(&self, reason: CancelReason) {
         // Later reasons are ignored.
-        let _ = self.reason.set(reason);
-        self.token.cancel();
+        let _ = self.0.reason.set(reason);
+        self.0.notify.notify_waiters();
     }
 
     pub(crate) async fn cancelled(&self) {
-        self.token.cancelled().await;
+        let mut notified = pin!(self.0.notify.notified());
+        // Registered before the look, so that a signal in between is not missed.
+        notified.as_mut().enable();
+        if self.reason().is_none() {
+            notified.await;
+        }
+    }
+
+    fn reason(&self) -> Option<CancelReason> {
+        self.0.reason.get().copied()
     }
 }
 
@@ -95,11 +108,11 @@ impl Context {
 
     /// Returns whether the job was cancelled.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.token.is_cancelled()
+        self.cancelled.reason().is_some()
     }
 
     /// Returns the reason why the job was cancelled, if it was.
     pub fn cancel_reason(&self) -> Option<CancelReason> {
-        self.cancelled.reason.get().copied()
+        self.cancelled.reason()
     }
 }

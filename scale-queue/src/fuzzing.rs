@@ -42,7 +42,8 @@ mod tests {
                 options: StoredOptions {
                     expires_ms: group.map(|_| 1_790_000_000_999),
                     ..StoredOptions::default()
-                },
+                }
+                .into(),
             },
         };
         let link = Link {

@@ -49,7 +49,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::Run;
+use crate::checkpoint::{Holder, Run};
 use crate::context::{Cancelled, Context};
 use crate::error::Error;
 use crate::format::{Body, Envelope};
@@ -430,7 +430,9 @@ impl TestContext {
             group: None,
             body: Body::default(),
         };
-        let run = Run::new(None, CancellationToken::new(), None, Arc::new(job.encode()));
+        let (worker, stopping, encryption) = (None, CancellationToken::new(), None);
+        let holder = Arc::new(Holder { worker, stopping, encryption });
+        let run = Run::new(holder, job.encode());
         let store = Arc::new(MemoryStore::new());
         Self(Context::new(job.id, "default".into(), store, Arc::new(run)))
     }
@@ -461,7 +463,7 @@ impl TestContext {
 
     /// Lets the worker be about to stop: the next checkpoint stores the cursor and fails.
     pub fn stopping(self) -> Self {
-        self.0.run.stopping.cancel();
+        self.0.run.holder.stopping.cancel();
         self
     }
 

@@ -3,7 +3,7 @@
 use serde::ser::{SerializeTuple, Serializer};
 use serde::{Deserialize, Serialize};
 
-use super::options::StoredOptions;
+use super::options::LazyOptions;
 use crate::job::Priority;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -20,7 +20,7 @@ pub(crate) struct Body {
     pub(crate) extra: Extra,
     /// Options of version 3.
     #[serde(default)]
-    pub(crate) options: StoredOptions,
+    pub(crate) options: LazyOptions,
 }
 
 /// Optional fields; left out of the encoding when empty.
@@ -126,7 +126,7 @@ pub(crate) struct LinkOptions {
     pub(crate) attempts: Option<u16>,
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) metadata: Vec<(String, String)>,
-    pub(crate) options: StoredOptions,
+    pub(crate) options: LazyOptions,
 }
 
 /// Serializes bytes as MessagePack binary, not as an array of numbers.

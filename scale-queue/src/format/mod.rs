@@ -270,7 +270,8 @@ mod tests {
             options: StoredOptions {
                 expires_ms: (body_length % 4 == 1).then_some(9),
                 ..StoredOptions::default()
-            },
+            }
+            .into(),
         };
         let group = (body.payload.len() % 5 == 1).then(|| "account:7".to_owned());
         Envelope {

@@ -5,6 +5,8 @@
 //! the format instead, so that older workers hand the job back.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::LazyLock;
 
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
@@ -64,6 +66,58 @@ options! {
     5 checkpoint: Checkpoint,
     /// Time for which the job's result is kept, ms.
     6 keep_result_ms: Option<u64>,
+}
+
+/// Options of a job, which most jobs do not have: without any, it is a null pointer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LazyOptions(Option<Box<StoredOptions>>);
+
+static NONE: LazyLock<StoredOptions> = LazyLock::new(StoredOptions::default);
+
+impl From<StoredOptions> for LazyOptions {
+    fn from(options: StoredOptions) -> Self {
+        Self((!options.is_empty()).then(|| Box::new(options)))
+    }
+}
+
+impl Deref for LazyOptions {
+    type Target = StoredOptions;
+
+    fn deref(&self) -> &StoredOptions {
+        self.0.as_deref().unwrap_or_else(|| &NONE)
+    }
+}
+
+impl DerefMut for LazyOptions {
+    fn deref_mut(&mut self) -> &mut StoredOptions {
+        self.0.get_or_insert_default()
+    }
+}
+
+impl LazyOptions {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(|options| options.is_empty())
+    }
+}
+
+impl PartialEq for LazyOptions {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for LazyOptions {}
+
+impl Serialize for LazyOptions {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        (**self).serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for LazyOptions {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        StoredOptions::deserialize(from).map(Into::into)
+    }
 }
 
 /// Progress of a resumable job.

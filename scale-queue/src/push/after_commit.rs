@@ -1,10 +1,11 @@
 //! Pushes that wait for the commit of a transaction of any library.
 
-use super::{Encoded, Pushed};
+use super::Pushed;
 use crate::error::Error;
 use crate::job::JobId;
 use crate::options::IntoPush;
 use crate::queue::Queue;
+use crate::queue::push::Grouped;
 
 impl Queue {
     /// Collects jobs that are pushed after a transaction of the application has committed, whatever
@@ -33,7 +34,7 @@ impl Queue {
     /// # Ok(()) }
     /// ```
     pub fn after_commit(&self) -> AfterCommit {
-        AfterCommit { queue: self.clone(), jobs: Vec::new() }
+        AfterCommit { queue: self.clone(), jobs: Grouped::default() }
     }
 }
 
@@ -42,7 +43,7 @@ impl Queue {
 #[derive(Debug)]
 pub struct AfterCommit {
     queue: Queue,
-    jobs: Vec<Encoded>,
+    jobs: Grouped,
 }
 
 impl AfterCommit {
@@ -55,7 +56,7 @@ impl AfterCommit {
         let (job, options) = job.into_push();
         let encoded = self.queue.encoded(&job, &options)?;
         let id = encoded.id;
-        self.jobs.push(encoded);
+        self.jobs.add(encoded);
         Ok(id)
     }
 

@@ -4,6 +4,7 @@ mod after_commit;
 pub(crate) mod coalesce;
 pub(crate) mod target;
 
+use std::borrow::Cow;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::time::Duration;
@@ -82,7 +83,7 @@ impl<'q, J: Job> IntoFuture for Push<'q, J> {
 /// A job as it is pushed.
 #[derive(Debug)]
 pub(crate) struct Encoded {
-    pub(crate) queue: String,
+    pub(crate) queue: Cow<'static, str>,
     pub(crate) id: JobId,
     pub(crate) entry: Entry,
 }
@@ -90,7 +91,10 @@ pub(crate) struct Encoded {
 impl Queue {
     /// Encodes a job with its options as a store entry.
     pub(crate) fn encoded<J: Job>(&self, job: &J, options: &PushOptions) -> Result<Encoded, Error> {
-        let queue = checked(options.queue.as_deref().unwrap_or(J::QUEUE))?.to_owned();
+        let queue = match &options.queue {
+            Some(queue) => Cow::Owned(checked(queue)?.to_owned()),
+            None => Cow::Borrowed(checked(J::QUEUE)?),
+        };
         let unique = job.unique_key().map(bounded_key);
         let mut envelope = self.envelope(job, unique.clone(), options)?;
         let delay = options.delay_from(envelope.pushed_ms);
@@ -153,7 +157,7 @@ impl Queue {
             payload,
             unique,
             extra,
-            options: stored,
+            options: stored.into(),
             ..Body::default()
         };
         let priority = options.priority.unwrap_or(J::PRIORITY);

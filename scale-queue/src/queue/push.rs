@@ -1,5 +1,7 @@
 //! Pushes of one job, of many jobs, and of a job in a transaction of the application.
 
+use std::borrow::Cow;
+
 use crate::error::Error;
 use crate::job::JobId;
 use crate::options::IntoPush;
@@ -26,26 +28,17 @@ impl Queue {
         &self,
         jobs: impl IntoIterator<Item = P>,
     ) -> Result<Vec<Pushed>, Error> {
-        let encoded = jobs.into_iter().map(|job| {
+        let mut grouped = Grouped::default();
+        for job in jobs {
             let (job, options) = job.into_push();
-            self.encoded(&job, &options)
-        });
-        self.push_all(encoded.collect::<Result<_, _>>()?).await
+            grouped.add(self.encoded(&job, &options)?);
+        }
+        self.push_all(grouped).await
     }
 
     /// Pushes encoded jobs, those of each queue together.
-    pub(crate) async fn push_all(&self, jobs: Vec<Encoded>) -> Result<Vec<Pushed>, Error> {
-        let mut pushed: Vec<_> = jobs.iter().map(|job| verdict(job.id, None)).collect();
-        let mut queues: Vec<(String, Vec<usize>, Vec<Entry>)> = Vec::new();
-        for (n, Encoded { queue, entry, .. }) in jobs.into_iter().enumerate() {
-            match queues.iter_mut().find(|(known, ..)| *known == queue) {
-                Some((_, places, entries)) => {
-                    places.push(n);
-                    entries.push(entry);
-                }
-                None => queues.push((queue, vec![n], vec![entry])),
-            }
-        }
+    pub(crate) async fn push_all(&self, jobs: Grouped) -> Result<Vec<Pushed>, Error> {
+        let Grouped { mut pushed, queues } = jobs;
         for (queue, places, entries) in queues {
             let answers = self.target.push(&queue, &entries).await?;
             for (place, holder) in places.iter().zip(answers) {
@@ -125,6 +118,29 @@ impl Queue {
             self.run_inline(queue, id).await;
         }
         Ok(pushed)
+    }
+}
+
+/// Encoded jobs by queue, with their places among all.
+#[derive(Debug, Default)]
+pub(crate) struct Grouped {
+    /// Results, as if all were stored.
+    pushed: Vec<Pushed>,
+    queues: Vec<(Cow<'static, str>, Vec<usize>, Vec<Entry>)>,
+}
+
+impl Grouped {
+    pub(crate) fn add(&mut self, job: Encoded) {
+        let Encoded { queue, id, entry } = job;
+        let place = self.pushed.len();
+        self.pushed.push(verdict(id, None));
+        match self.queues.iter_mut().rev().find(|(known, ..)| *known == queue) {
+            Some((_, places, entries)) => {
+                places.push(place);
+                entries.push(entry);
+            }
+            None => self.queues.push((queue, vec![place], vec![entry])),
+        }
     }
 }
 

@@ -146,7 +146,7 @@ impl Scheduler {
         let make: Make = Arc::new(move |queue| {
             let (job, options) = job().into_push();
             let Encoded { queue, entry, .. } = queue.encoded(&job, &options)?;
-            Ok((queue, entry))
+            Ok((queue.into_owned(), entry))
         });
         let about = ScheduleStatus {
             name: String::new(),

@@ -4,8 +4,6 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use serde::Serialize;
 
 use super::handler::{Delivery, taken};
@@ -154,7 +152,7 @@ pub trait JobHandler<A, S>: Send + Sync + 'static {
         self: Arc<Self>,
         delivery: Delivery,
         state: S,
-    ) -> BoxFuture<'static, Result<Option<Vec<u8>>, BoxError>>;
+    ) -> impl Future<Output = Result<Option<Vec<u8>>, BoxError>> + Send;
 }
 
 macro_rules! job_handler {
@@ -173,21 +171,18 @@ macro_rules! job_handler {
             type Job = J;
 
             #[allow(non_snake_case, unused_variables, reason = "named after their types")]
-            fn call(
+            async fn call(
                 self: Arc<Self>,
                 delivery: Delivery,
                 state: S,
-            ) -> BoxFuture<'static, Result<Option<Vec<u8>>, BoxError>> {
-                async move {
-                    $(let $before =
-                        $before::from_delivery(&delivery, &state).await.map_err(Into::into)?;)*
-                    $(let $after =
-                        $after::from_delivery(&delivery, &state).await.map_err(Into::into)?;)*
-                    let is_kept = delivery.start.is_kept;
-                    let job: J = taken(delivery)?;
-                    self($($before,)* job, $($after,)*).await.into_result(is_kept)
-                }
-                .boxed()
+            ) -> Result<Option<Vec<u8>>, BoxError> {
+                $(let $before =
+                    $before::from_delivery(&delivery, &state).await.map_err(Into::into)?;)*
+                $(let $after =
+                    $after::from_delivery(&delivery, &state).await.map_err(Into::into)?;)*
+                let is_kept = delivery.start.is_kept;
+                let job: J = taken(delivery)?;
+                self($($before,)* job, $($after,)*).await.into_result(is_kept)
             }
         }
     };

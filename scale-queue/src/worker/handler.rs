@@ -180,9 +180,11 @@ where
     Handler::new(service_fn(move |delivery: Delivery| {
         let (function, state) = (Arc::clone(&function), state.clone());
         async move {
-            let run = Arc::clone(&delivery.context.run);
+            let run = delivery.start.is_kept.then(|| Arc::clone(&delivery.context.run));
             let result = function.call(delivery, state).await?;
-            *run.result.lock() = result;
+            if let Some(run) = run {
+                run.set_result(result);
+            }
             Ok(())
         }
     }))
@@ -274,13 +276,16 @@ pub(crate) async fn attempt(
     if delivery.start.expires_ms.is_some_and(|at| at <= delivery.context.store.now_ms()) {
         return Ending::Expired;
     }
-    let (store, queue) = (Arc::clone(&delivery.context.store), Arc::clone(&delivery.context.queue));
-    let name = delivery.name.clone();
-    if let Some(circuit) = &circuit
-        && let Some(pause) = circuit.open_for(&*store, &name).await
-    {
-        return Ending::Paused(pause);
-    }
+    let circuit = match circuit {
+        Some(circuit) => {
+            let Context { store, queue, .. } = &delivery.context;
+            if let Some(pause) = circuit.open_for(&**store, &delivery.name).await {
+                return Ending::Paused(pause);
+            }
+            Some((circuit, Arc::clone(store), Arc::clone(queue), delivery.name.clone()))
+        }
+        None => None,
+    };
     if let Some(place) = &delivery.context.place
         && batch::is_cancelled(&*delivery.context.store, place).await
     {
@@ -338,7 +343,7 @@ pub(crate) async fn attempt(
     };
     // The handler's future has been dropped at this point.
     drop(permits);
-    if let Some(circuit) = &circuit
+    if let Some((circuit, store, queue, name)) = circuit
         && ending.is_failure()
     {
         circuit.count(&*store, &queue, &name).await;

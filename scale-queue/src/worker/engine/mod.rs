@@ -39,7 +39,7 @@ use super::quiet::Quiet;
 use super::round_trip::Answer;
 use super::slots::Slots;
 use super::{Order, Worker};
-use crate::checkpoint::Run;
+use crate::checkpoint::{Holder, Run};
 use crate::context::{Cancelled, Context};
 use crate::encryption::PayloadEncryption;
 use crate::format::Envelope;
@@ -80,6 +80,7 @@ pub(super) struct Engine {
     quiet: Quiet,
     waits: Vec<(String, Duration)>,
     queue: Queue,
+    holder: Arc<Holder>,
     encryption: Option<PayloadEncryption>,
     running: HashMap<JobId, Running>,
     /// A suspect that runs alone, or will.
@@ -164,6 +165,11 @@ impl Engine {
             take_over: worker.lanes.iter().map(|_| AtomicU8::new(TakeOver::Closed as u8)).collect(),
             passing: AtomicUsize::new(0),
         };
+        let holder = Holder {
+            worker: Some(Arc::clone(&id)),
+            stopping: terms.stopping.clone(),
+            encryption: worker.queue.encryption().cloned(),
+        };
         Self {
             store: Arc::clone(worker.queue.store()),
             worker: id,
@@ -179,6 +185,7 @@ impl Engine {
             quiet: worker.quiet,
             waits: worker.waits,
             queue: worker.queue.clone(),
+            holder: Arc::new(holder),
             encryption: worker.queue.encryption().cloned(),
             running: HashMap::new(),
             alone: None,
@@ -425,13 +432,7 @@ impl Engine {
         };
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
         let plain = plain && !start.is_kept;
-        let encryption = self.encryption.clone();
-        let run = Arc::new(Run::new(
-            Some(self.worker.clone()),
-            self.terms.stopping.clone(),
-            encryption.clone(),
-            Arc::new(bytes),
-        ));
+        let run = Arc::new(Run::new(Arc::clone(&self.holder), bytes));
         let context = Context {
             id,
             queue: Arc::clone(&self.lanes[lane].name),
@@ -470,7 +471,8 @@ impl Engine {
         );
         let delivery =
             Delivery { name: body.name, payload: body.payload, job: None, context, start };
-        let (finished, terms) = (self.finished.clone(), Arc::clone(&self.terms));
+        let (finished, encryption, terms) =
+            (self.finished.clone(), self.encryption.clone(), Arc::clone(&self.terms));
         let work = async move {
             let _ = finished.send((id, attempt(route, encryption, terms, held, delivery).await));
         };

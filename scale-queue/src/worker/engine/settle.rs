@@ -37,10 +37,8 @@ impl Engine {
             return;
         };
         // As it was fetched, or as its last checkpoint has stored it.
-        let bytes = match run.latest.lock().take() {
-            Some(latest) => Arc::new(latest),
-            None => Arc::clone(&run.bytes),
-        };
+        let latest = run.take_latest();
+        let bytes = latest.as_ref().unwrap_or(&run.bytes);
         self.end_trial(id);
         let number = lane;
         let lane = &mut self.lanes[lane];
@@ -52,16 +50,16 @@ impl Engine {
             "queue" => Arc::clone(&lane.name), "job" => name, "ending" => label,
         )
         .increment(1);
-        let tag = tag_of(&bytes).to_vec();
+        let tag = tag_of(bytes).to_vec();
         if matches!(ending, Ending::Done) && plain {
             lane.keep_done([tag], Instant::now());
             if !self.listeners.is_empty() {
-                let envelope = Envelope::decode(&bytes).ok();
+                let envelope = Envelope::decode(bytes).ok();
                 self.tell(number, envelope.as_ref(), since.elapsed(), || Outcome::Done);
             }
             return;
         }
-        let Ok(mut envelope) = Envelope::decode(&bytes) else { return };
+        let Ok(mut envelope) = Envelope::decode(bytes) else { return };
         let (mut next, mut counts, mut waits_for, mut for_others) = (None, None, None, false);
         let mut note = None;
         let skipped = matches!(ending, Ending::Skipped);
@@ -85,7 +83,7 @@ impl Engine {
         let to = match verdict {
             Verdict::Done => {
                 next = chain::next(&envelope, &*self.store).filter(|_| !skipped);
-                let result = run.result.lock().take();
+                let result = run.take_result();
                 note = result.and_then(|result| {
                     result::note_of_done(&envelope, result, self.encryption.as_ref())
                 });
@@ -104,7 +102,7 @@ impl Engine {
                 counts = Some(End::Dead);
                 note = result::note_of_death(&envelope, CANCELLED);
                 next = self.after_death(number, &envelope, CANCELLED);
-                let bytes = Arc::unwrap_or_clone(bytes);
+                let bytes = bytes.clone();
                 Destination::Dead { bytes, reason: CANCELLED.into(), has_failed: false }
             }
             Verdict::HandBack => Destination::Waiting,
@@ -199,7 +197,7 @@ impl Engine {
             Ok(Ok(follower)) => {
                 let Encoded { queue, mut entry, .. } = follower?;
                 entry.once = Some((format!("death:{}", dead.id), DEATH_REMEMBERED));
-                Some((queue, entry))
+                Some((queue.into_owned(), entry))
             }
             Ok(Err(error)) => {
                 tracing::error!(
