@@ -238,7 +238,9 @@ impl Batch<'_> {
         let Self { queue, id, jobs, lenient, mut plan } = self;
         // The name may have been set after the jobs were added.
         let mut jobs = jobs?;
-        plan.metadata = queue.metadata();
+        if plan.then.is_some() || plan.catch.is_some() || plan.finally.is_some() {
+            plan.metadata = queue.metadata();
+        }
         for BatchJob { envelope, .. } in &mut jobs {
             if plan.needs_options() {
                 envelope.body.options.has_followers = true;

@@ -121,15 +121,21 @@ impl Link {
             queue.envelope(job, None, options)?;
         let mut more = LinkOptions {
             priority,
-            expires_after_ms: options.expires_from(pushed_ms).map(millis_of),
+            expires_after_ms: match options.expires_at_ms() {
+                Some(_) => None,
+                None => options.expires_from(pushed_ms).map(millis_of),
+            },
             retry_for_ms: options.retry_for.or(J::RETRY_FOR).map(millis_of),
             attempts: body.extra.attempts,
             timeout_ms: body.extra.timeout_ms,
             metadata: options.metadata.clone(),
             options: body.options,
         };
-        // Counted from the push of the link.
-        (more.options.expires_ms, more.options.retry_until_ms) = (None, None);
+        // Counted from the push of the link, if it is no fixed time.
+        if !more.options.is_empty() {
+            more.options.expires_ms = options.expires_at_ms();
+            more.options.retry_until_ms = None;
+        }
         Ok(Self {
             queue: checked(options.queue.as_deref().unwrap_or(J::QUEUE))?.to_owned(),
             name: body.name,
@@ -155,8 +161,12 @@ impl Link {
         for entry in own {
             set(&mut metadata, entry);
         }
-        options.expires_ms = expires_after_ms.map(|time| pushed_ms.saturating_add(time));
-        options.retry_until_ms = retry_for_ms.map(|time| pushed_ms.saturating_add(time));
+        if let Some(time) = expires_after_ms {
+            options.expires_ms = Some(pushed_ms.saturating_add(time));
+        }
+        if let Some(time) = retry_for_ms {
+            options.retry_until_ms = Some(pushed_ms.saturating_add(time));
+        }
         let extra = Extra { metadata, attempts, timeout_ms, ..Extra::default() };
         let body = Body { name, payload, then, extra, options, ..Body::default() };
         let envelope = Envelope { id, failed: 0, suspect: false, pushed_ms, priority, group, body };

@@ -5,7 +5,7 @@
 //! | a push fails because the store does not answer or is full | the jobs are stored in the outbox, and the push succeeds |
 //! | the answer of a push was lost, although the store has the job | the job is moved to the store a second time; the store knows its id for a day, and refuses it |
 //! | the store answers again | the jobs of the outbox are moved, in the order of their pushes |
-//! | a process has pushed to the outbox | its next pushes go there too, until it was found empty: its jobs keep their order |
+//! | a process has pushed jobs of a queue to the outbox | its next pushes to that queue go there too, until the outbox was found empty: its jobs keep their order |
 //! | a process dies | its jobs in the outbox are moved by any other process with the same setting |
 //! | the database does not answer either | the push fails with the store's error |
 //! | unique keys | are checked when the job is moved; until then a push of the same key is reported as new |
@@ -13,9 +13,11 @@
 //! | a batch is pushed | the push fails, because its progress is kept in the store: push it again under its [name](crate::Batch::named) |
 //! | the store does not answer when a process starts | [`QueueBuilder::connect`](crate::QueueBuilder::connect) fails |
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use scale_sql::Database;
 use tokio::sync::RwLock;
@@ -35,8 +37,8 @@ const LOOK_FOR_OTHERS: Duration = Duration::from_secs(5);
 pub(crate) struct Failover {
     database: Database,
     app: String,
-    /// True if pushes go to the outbox.
-    is_over: AtomicBool,
+    /// Queues whose pushes go to the outbox.
+    over: Mutex<HashSet<String>>,
     /// Read-locked while jobs are put into the outbox.
     gate: RwLock<()>,
 }
@@ -54,8 +56,8 @@ impl Failover {
             outbox::check(&database).await?;
         }
         let app = store.app().to_owned();
-        let is_over = AtomicBool::new(false);
-        let failover = Arc::new(Self { database, app, is_over, gate: RwLock::default() });
+        let (over, gate) = <_>::default();
+        let failover = Arc::new(Self { database, app, over, gate });
         tokio::spawn(relay(Arc::downgrade(&failover), Arc::clone(store)));
         Ok(failover)
     }
@@ -68,7 +70,7 @@ impl Failover {
         entries: &[Entry],
     ) -> Result<Vec<Option<Vec<u8>>>, Error> {
         let mut gate = Some(self.gate.read().await);
-        let error = if self.is_over.load(SeqCst) {
+        let error = if self.over.lock().contains(queue) {
             Error::store("pushes go to the outbox")
         } else {
             gate = None;
@@ -92,9 +94,10 @@ impl Failover {
             tracing::error!(%failed, "neither the queue's store nor its outbox takes jobs");
             return Err(error);
         }
-        if !self.is_over.swap(true, SeqCst) {
+        if self.over.lock().insert(queue.to_owned()) {
             tracing::warn!(
-                %error, "the queue's store takes no jobs; pushes go to the outbox until it does",
+                %error, queue,
+                "the queue's store takes no jobs; pushes go to the outbox until it does",
             );
             metrics::counter!("scale_queue_failovers_total").increment(1);
         }
@@ -105,10 +108,15 @@ impl Failover {
     /// Lets pushes go to the store again, if the outbox is empty while none is put into it.
     async fn come_back(&self, store: &dyn Store) -> Result<(), Error> {
         let _gate = self.gate.write().await;
-        if self.step(store).await? == 0 && self.is_over.swap(false, SeqCst) {
+        if self.step(store).await? == 0 && outbox::is_empty(&self.database, &self.app).await? {
+            self.over.lock().clear();
             tracing::info!("the outbox is empty; pushes go to the queue's store again");
         }
         Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        !self.over.lock().is_empty()
     }
 
     /// Moves jobs from the outbox into the store. Returns their number.
@@ -132,7 +140,7 @@ async fn relay(failover: std::sync::Weak<Failover>, store: Arc<dyn Store>) {
     loop {
         let Some(outbox) = failover.upgrade() else { return };
         let wait = match outbox.step(&*store).await {
-            Ok(0) if outbox.is_over.load(SeqCst) => {
+            Ok(0) if outbox.is_over() => {
                 if let Err(error) = outbox.come_back(&*store).await {
                     tracing::debug!(%error, "could not look whether the outbox is empty");
                 }
@@ -148,7 +156,7 @@ async fn relay(failover: std::sync::Weak<Failover>, store: Arc<dyn Store>) {
                 LOOK
             }
         };
-        let wait = if outbox.is_over.load(SeqCst) { wait.min(LOOK) } else { wait };
+        let wait = if outbox.is_over() { wait.min(LOOK) } else { wait };
         drop(outbox);
         tokio::time::sleep(wait.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
     }

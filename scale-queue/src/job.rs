@@ -101,8 +101,9 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
 /// first, so a queue that always has some of them never begins the others: give those a queue of
 /// their own.
 ///
-/// A job keeps its priority through retries. Jobs that a worker handed back, and jobs whose
-/// [limit](Job::limits) has room again, begin before all waiting jobs.
+/// A job keeps its priority through retries. In the line of a full [limit](Job::limits), jobs are
+/// in the order of their pushes; when the limit has room again, the first of them begins before
+/// the waiting jobs of normal priority.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
 )]

@@ -4,6 +4,10 @@
 #[doc = include_str!("../docs/design.md")]
 pub mod design {}
 
+#[cfg(doc)]
+#[doc = include_str!("../docs/parity.md")]
+pub mod parity {}
+
 pub mod autoscale;
 pub mod batch;
 mod builder;

@@ -236,6 +236,14 @@ impl PushOptions {
         }
     }
 
+    /// Returns the time by which the job must have begun, if that was set as a time: ms since 1970.
+    pub(crate) fn expires_at_ms(&self) -> Option<u64> {
+        match self.expiry {
+            Some(Expiry::At(at)) => Some(at),
+            _ => None,
+        }
+    }
+
     /// Returns the time after a push at that time for which the job may begin.
     pub(crate) fn expires_from(&self, now_ms: u64) -> Option<Duration> {
         Some(match self.expiry? {

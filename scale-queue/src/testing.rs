@@ -362,7 +362,14 @@ impl FakeQueue {
         self.store.set_inline(true);
         let stop = CancellationToken::new();
         let work = worker.concurrency(MOST_RUNS).run(stop.clone().cancelled_owned());
-        Inline { store: Arc::clone(&self.store), stop, task: tokio::spawn(work) }
+        let store = Arc::clone(&self.store);
+        let task = tokio::spawn(async move {
+            let ran = work.await;
+            // A worker that is refused runs nothing: no push must wait for it.
+            store.set_inline(false);
+            ran
+        });
+        Inline { store: Arc::clone(&self.store), stop, task }
     }
 }
 

@@ -330,3 +330,42 @@ impl PayloadCipher for Plain {
         Err("not encrypted with this key".into())
     }
 }
+
+/// A revived job has all attempts again, also those of its rules.
+#[tokio::test]
+async fn a_revived_job_has_all_attempts_again() -> Result<()> {
+    let queue = FakeQueue::new();
+    queue.push(Ruled("busy".into())).await?;
+    let worker = || Worker::new(&queue).handle(|_: Ruled| async { Err::<(), _>(Busy) });
+    assert_eq!(queue.run_pending(worker()).await?.ended.len(), 50);
+    assert_eq!(queue.revive_all("default").await?, 1);
+    assert_eq!(queue.run_pending(worker()).await?.ended.len(), 50);
+    let plain = || Worker::new(&queue).handle(|_: Ruled| async { Err::<(), _>("plain") });
+    assert_eq!(queue.revive_all("default").await?, 1);
+    assert_eq!(queue.run_pending(plain()).await?.ended.len(), 2);
+    Ok(())
+}
+
+/// A tower service has no result: its jobs are done with `null`.
+#[tokio::test]
+async fn the_end_of_a_service_is_waited_for() -> Result<()> {
+    let queue = FakeQueue::new();
+    let id = queue.push(Again(0)).keep_result(Duration::from_hours(1)).await?.id;
+    let service = tower::service_fn(|_: (Again, Context)| async { Ok::<(), BoxError>(()) });
+    queue.run_pending(Worker::new(&queue).service::<Again, _>(service)).await?;
+    assert_eq!(queue.result::<()>(Again::NAME, id).await?, Some(Waited::Done(())));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_that_is_refused_holds_up_no_push() -> Result<()> {
+    let queue = FakeQueue::new();
+    let worker = Worker::new(&queue).handle(|_: Again| async {}).handle(|_: Again| async {});
+    let inline = queue.inline(worker);
+    queue.push(Again(0)).await?;
+    assert!(matches!(inline.stop().await, Err(Error::Handlers(_))));
+    let late = queue.push(Receipt { order: 1 }).expires_after(Duration::from_secs(1));
+    let late = late.debounce(Duration::from_secs(2), Duration::from_secs(9)).await;
+    assert!(matches!(late, Err(Error::Setting(_))), "it would expire before it is due");
+    Ok(())
+}

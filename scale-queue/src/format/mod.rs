@@ -82,6 +82,17 @@ impl Envelope {
         failures.push(Failure { at_ms, reason: reason.chars().take(REASON).collect() });
     }
 
+    /// Resets the attempts of a dead job that is to run again, and the times that bound them.
+    pub(crate) fn begin_again(&mut self) {
+        self.failed = 0;
+        self.suspect = false;
+        if !self.body.options.is_empty() {
+            let options = &mut *self.body.options;
+            options.by_rule.clear();
+            (options.expires_ms, options.retry_until_ms) = (None, None);
+        }
+    }
+
     /// Returns whether this version of the format is supported.
     pub(crate) fn can_read(version: u8) -> bool {
         matches!(version, VERSION | GROUPED | WITH_OPTIONS)

@@ -47,7 +47,7 @@ pub struct AfterCommit {
 }
 
 impl AfterCommit {
-    /// Adds a job. Its delay begins now.
+    /// Adds a job. Its delay begins with [`send`](Self::send).
     ///
     /// # Errors
     /// The errors of encoding: [`Error::Encode`], [`Error::TooLarge`], [`Error::Encryption`],

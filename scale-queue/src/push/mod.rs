@@ -131,7 +131,9 @@ impl Queue {
         let payload = self.payload(job)?;
         let pushed_ms = self.store().now_ms();
         let expires_in = options.expires_from(pushed_ms);
-        if expires_in.is_some_and(|expires_in| expires_in < options.delay_from(pushed_ms)) {
+        let delay =
+            options.debounce.map_or_else(|| options.delay_from(pushed_ms), |(wait, _)| wait);
+        if expires_in.is_some_and(|expires_in| expires_in < delay) {
             return Err(Error::Setting("a job expires before its delay is over"));
         }
         let mut metadata = self.metadata();

@@ -68,8 +68,9 @@ impl Queue {
     }
 
     /// Moves a dead job back to the waiting ones, with its attempts reset and its unique key held
-    /// again. Returns `false` if the job was not there any more, or if another job holds its unique
-    /// key; then it stays dead.
+    /// again. Its [expiry](crate::Push::expires_after) and its time for
+    /// [retries](crate::Job::RETRY_FOR) no longer apply. Returns `false` if the job was not there
+    /// any more, or if another job holds its unique key; then it stays dead.
     pub async fn revive(&self, queue: &str, dead: &Dead) -> Result<bool, Error> {
         self.take_dead(queue, dead, Fate::Again).await
     }
@@ -104,9 +105,7 @@ impl Queue {
                 .encrypt(&envelope.body.name, payload.as_bytes())
                 .map_err(|error| wrong(format!("the payload cannot be encrypted: {error}")))?,
         };
-        envelope.failed = 0;
-        envelope.suspect = false;
-        envelope.body.options.by_rule.clear();
+        envelope.begin_again();
         let then = AfterDeath::RetryAs(envelope.encode(), unique_of(&dead.dead_job.bytes));
         self.store()
             .take_dead(checked(queue)?, tag_of(&dead.dead_job.bytes), dead.died_ms, &then)
@@ -221,7 +220,17 @@ impl Queue {
     async fn take_dead(&self, queue: &str, dead: &Dead, fate: Fate) -> Result<bool, Error> {
         let revival = match fate {
             Fate::Gone => AfterDeath::Delete,
-            Fate::Again => AfterDeath::Retry(unique_of(&dead.dead_job.bytes)),
+            Fate::Again => {
+                let unique = unique_of(&dead.dead_job.bytes);
+                match Envelope::decode(&dead.dead_job.bytes) {
+                    // The job's own times and counts would end it at once.
+                    Ok(mut envelope) if !envelope.body.options.is_empty() => {
+                        envelope.begin_again();
+                        AfterDeath::RetryAs(envelope.encode(), unique)
+                    }
+                    _ => AfterDeath::Retry(unique),
+                }
+            }
         };
         self.store()
             .take_dead(checked(queue)?, tag_of(&dead.dead_job.bytes), dead.died_ms, &revival)

@@ -50,6 +50,8 @@ struct Task {
     /// Beginning of the keys under which runs are pushed.
     key: String,
     rule: Rule,
+    /// Time before which the schedule has no runs: that of its last change.
+    begins: Timestamp,
     make: Make,
     /// Registered details; the time of the next run is filled in later.
     about: ScheduleStatus,
@@ -157,7 +159,8 @@ impl Scheduler {
             paused: false,
         };
         let key = format!("schedule:{name}");
-        self.tasks.push(Task { name: name.into(), key, rule, make, about });
+        let begins = Timestamp::MIN;
+        self.tasks.push(Task { name: name.into(), key, rule, begins, make, about });
         self
     }
 
@@ -180,6 +183,7 @@ impl Scheduler {
         let catch_up = SignedDuration::try_from(self.catch_up).unwrap_or_default();
         // Runs after this time are made up for.
         let mut since = start.checked_sub(catch_up).unwrap_or(start);
+        let mut is_first = true;
         loop {
             let looked = runner.now();
             let stored = tokio::time::timeout(LOOK / 2, stored::load(&runner.queue)).await;
@@ -204,9 +208,15 @@ impl Scheduler {
                     }
                     stays
                 });
+                let is_first = std::mem::take(&mut is_first);
                 for (name, (version, task)) in wanted {
                     known.entry(name).or_insert_with(|| {
-                        let keep = Arc::clone(&runner).keep(task, since, looked);
+                        // A schedule in code that takes the place of a stored one has no earlier
+                        // runs: they may have been the other's.
+                        let is_late = !is_first && version.is_empty();
+                        let from = if is_late { looked } else { since.max(task.begins) };
+                        let from = from.min(looked);
+                        let keep = Arc::clone(&runner).keep(task, from, looked);
                         (version, running.spawn(keep))
                     });
                 }
@@ -332,7 +342,11 @@ impl Runner {
 
     /// Pushes the job of a run, once for all processes.
     async fn push_as(&self, task: &Task, run: &str) -> Result<bool, Error> {
-        let (queue, mut entry) = (task.make)(&self.queue)?;
+        // The job is made by the application's code, which may panic.
+        let make = std::panic::AssertUnwindSafe(|| (task.make)(&self.queue));
+        let made = std::panic::catch_unwind(make);
+        let (queue, mut entry) =
+            made.unwrap_or_else(|_| Err(Error::store("the function that makes the job panicked")))?;
         let key = bounded_key(format!("{}:{run}", task.key));
         entry.once = Some((key, REMEMBERED * 2));
         Ok(self
@@ -369,5 +383,29 @@ mod tests {
         }
         let error = scheduler().every("x", Duration::ZERO, || Nothing).unwrap_err().to_string();
         assert!(error.contains("`x`"), "{error}");
+    }
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Tick;
+    impl Job for Tick {
+        const NAME: &'static str = "tick";
+    }
+
+    /// A panic of the application's function leaves out a run, not the schedule.
+    #[tokio::test]
+    async fn a_schedule_survives_a_panic() {
+        let (queue, calls) = (Queue::memory(), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+        let count = Arc::clone(&calls);
+        let scheduler =
+            Scheduler::new(&queue).every("tick", Duration::from_millis(20), move || {
+                let call = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                assert!(call > 0, "the first call panics");
+                Tick
+            });
+        let stop = testkit::eventually("a run", async || {
+            (queue.stats("default").await.ok()?.pushed_total > 0).then_some(())
+        });
+        scheduler.unwrap().run(stop).await;
+        assert!(queue.stats("default").await.unwrap().pushed_total > 0);
     }
 }

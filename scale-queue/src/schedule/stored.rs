@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::rule::{Rule, StoredRule};
@@ -63,7 +64,8 @@ impl Stored {
             }))
         });
         let key = format!("schedule:{name}/{}", self.created);
-        Some(Task { name: name.to_owned(), key, rule, make, about })
+        let begins = Timestamp::from_millisecond(self.changed_ms as i64).ok()?;
+        Some(Task { name: name.to_owned(), key, rule, begins, make, about })
     }
 }
 
@@ -154,13 +156,17 @@ impl Queue {
         self.store().register(KIND, name, &about, LONGEST).await
     }
 
-    /// Removes a stored schedule. Returns `false` if there is none of this name; one in code stays.
+    /// Removes a stored schedule, and ends its pause. Returns `false` if there is none of this
+    /// name; one in code stays.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub async fn remove_schedule(&self, name: &str) -> Result<bool, Error> {
         let is_known = find(self, name).await?.is_some();
         self.store().deregister(KIND, name).await?;
+        if is_known {
+            self.pause_schedule(name, false).await?;
+        }
         Ok(is_known)
     }
 

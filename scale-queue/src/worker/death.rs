@@ -12,7 +12,7 @@ use crate::push::Encoded;
 use crate::queue::Queue;
 
 /// A job that is about to be dead: see [`Worker::on_death`](crate::Worker::on_death).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Died {
     /// Id of the job.
@@ -29,6 +29,20 @@ pub struct Died {
     pub metadata: Vec<(String, String)>,
     payload: Vec<u8>,
     encryption: Option<PayloadEncryption>,
+}
+
+impl fmt::Debug for Died {
+    /// The payload is not shown: deaths are logged.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, name, queue, failed, reason, .. } = self;
+        f.debug_struct("Died")
+            .field("id", id)
+            .field("name", name)
+            .field("queue", queue)
+            .field("failed", failed)
+            .field("reason", reason)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Died {

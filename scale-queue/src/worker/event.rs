@@ -17,7 +17,7 @@ pub enum Event {
     WaitsLong {
         /// Queue of the job.
         queue: Arc<str>,
-        /// Time since the job's push, or since its delay was over.
+        /// Time since the job's push, its delays included.
         wait: Duration,
     },
     /// The jobs of a queue wait for less than half of that time again.

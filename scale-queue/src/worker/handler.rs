@@ -241,6 +241,10 @@ impl Breaker {
     }
 
     async fn count(&self, store: &dyn Store, queue: &str, name: &str) {
+        // An attempt that began before the circuit opened does not prolong the pause.
+        if self.known.lock().1.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
         self.circuit.count(store, queue, name).await;
         self.known.lock().0 = None;
     }

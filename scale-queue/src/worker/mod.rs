@@ -326,8 +326,9 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
         self.quiet.clone()
     }
 
-    /// Tells [`Event::WaitsLong`] when the oldest waiting job of one of the worker's queues has
-    /// waited for that long, and [`Event::WaitIsOver`] when the wait is half as long again. One
+    /// Tells [`Event::WaitsLong`] when the oldest waiting job of one of the worker's queues was
+    /// pushed that long ago, and [`Event::WaitIsOver`] when the wait is half as long again. Delays
+    /// count, so watch queues whose jobs have none. One
     /// worker of the fleet tells it. Queues are looked at about every 5 s.
     pub fn tell_wait(mut self, queue: &str, wait: Duration) -> Self {
         self.waits.push((queue.to_owned(), wait));
@@ -335,11 +336,11 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     }
 
     /// Pushes a job when this worker makes a job dead, if the function returns one. It is pushed
-    /// before the death is stored, and once for each job within an hour; if the push fails, both
-    /// are tried again. The function runs in the worker's task, so it must not block.
+    /// before the death is stored, and once for each job within ten minutes; if the push fails,
+    /// both are tried again. The function runs in the worker's task, so it must not block.
     ///
-    /// A job that is [cancelled](Queue::cancel) before it began, drained, expired or undecodable
-    /// dies without it.
+    /// A job that is drained, expired or undecodable dies without it, and in a database also one
+    /// that is [cancelled](Queue::cancel) before a worker has fetched it.
     ///
     /// ```
     /// # use scale_queue::{Job, Queue, Worker};

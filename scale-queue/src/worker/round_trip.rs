@@ -11,7 +11,7 @@ use super::queue_state::Ended;
 use crate::batch;
 use crate::error::Error;
 use crate::queue::push::count_pushed;
-use crate::store::{End, Fetched, Request, Store, Trial, WorkerId};
+use crate::store::{Destination, End, Fetched, Request, Store, Trial, WorkerId};
 
 /// Maximum number of reclaim steps, of 100 jobs each, within one round trip.
 const RECLAIM_STEPS: usize = 10;
@@ -197,8 +197,9 @@ async fn settle(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> (usize, 
 async fn drop_lost(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> Result<usize, Error> {
     let doubtful = ask.doubtful;
     let is_asked = |ended: &Ended| {
-        matches!(ended.counts, Some((_, End::Dead)))
-            || doubtful && (ended.counts.is_some() || ended.next.is_some())
+        let has_follow_ups = ended.counts.is_some() || ended.next.is_some() || ended.note.is_some();
+        let is_death = matches!(ended.settlement.to, Destination::Dead { .. });
+        matches!(ended.counts, Some((_, End::Dead))) || has_follow_ups && (doubtful || is_death)
     };
     if !ask.settlements.iter().any(is_asked) {
         return Ok(0);

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use parking_lot::Mutex;
+use scale_queue::outcome::Snooze;
 use scale_queue::push::{Priority, PushOptions};
-use scale_queue::status::State;
-use scale_queue::{Context, Error, Job, Queue, Worker};
+use scale_queue::status::{State, Stats};
+use scale_queue::worker::BoxError;
+use scale_queue::{Context, Error, Job, Limit, Queue, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 
@@ -43,7 +45,10 @@ on_every_store! {
     a_priority_is_kept_through_every_state,
     an_expired_job_does_not_begin,
     a_key_is_released_at_the_start,
+    a_revived_job_is_not_bound_by_its_old_times,
+    a_line_knows_no_priorities,
     a_debounced_job_runs_once_with_the_last_content,
+    a_debounced_job_that_ran_or_was_cancelled_is_not_replaced,
     concurrent_pushes_of_a_debounced_job_leave_one,
 }
 
@@ -277,6 +282,105 @@ async fn a_key_is_released_at_the_start(server: &Server) -> Result<()> {
     assert_eq!(push(5, PushOptions::new()).await?.id, third.id);
     running.kill().await;
     Ok(())
+}
+
+/// A job that expired while it was dead once vanished when it was revived.
+async fn a_revived_job_is_not_bound_by_its_old_times(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let soon = Duration::from_millis(400);
+    let options = PushOptions::new().expires_after(soon).retry_for(soon).attempts(1);
+    queue.push(step("fails").with(options)).await?;
+    let ran = Ran::default();
+    let worker = working(&queue, &["default"], &ran);
+    eventually("a death", async || queue.dead("default", 0, 1).await.ok()?.pop()).await?;
+    let start = std::time::Instant::now();
+    eventually("its expiry", async || (start.elapsed() > soon).then_some(())).await?;
+    assert_eq!(queue.revive_all("default").await?, 1);
+    until(&queue, "default", "its second death", |stats| stats.failed_total == 2).await?;
+    worker.stop().await?;
+    assert_eq!(names(&ran), ["fails", "fails"]);
+    assert_eq!(queue.stats("default").await?.dead, 1);
+    Ok(())
+}
+
+#[derive(Serialize, Deserialize)]
+struct Limited(u32);
+
+impl Job for Limited {
+    const NAME: &'static str = "limited";
+    const QUEUE: &'static str = "limited";
+
+    fn limits(&self) -> Vec<Limit> {
+        vec![Limit::concurrent("one", 1)]
+    }
+}
+
+/// Jobs of a full limit begin in the order of their pushes, whatever their priority. Only a job
+/// that is being tried while the limit gets room is overtaken.
+async fn a_line_knows_no_priorities(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let order: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let (log, permits) = (Arc::clone(&order), Arc::clone(&gate));
+    let worker = Worker::new(&queue).queues(["limited"]).handle(move |Limited(n): Limited| {
+        log.lock().push(n);
+        let permits = Arc::clone(&permits);
+        async move { permits.acquire().await.unwrap().forget() }
+    });
+    let worker = run(worker);
+    queue.push(Limited(0)).await?;
+    eventually("the first", async || (order.lock().len() == 1).then_some(())).await?;
+    let priorities = [Priority::Low, Priority::Normal, Priority::High];
+    for (n, priority) in (1..=12).zip(priorities.into_iter().cycle()) {
+        queue.push(Limited(n).with(PushOptions::new().priority(priority))).await?;
+        // Also after the head of the line was tried again.
+        let in_line = |stats: &Stats| stats.blocked == u64::from(n) && stats.leased == 1;
+        until(&queue, "limited", "the line", in_line).await?;
+    }
+    gate.add_permits(20);
+    until(&queue, "limited", "all jobs", is_empty).await?;
+    worker.stop().await?;
+    let order = order.lock().clone();
+    assert_eq!(order.len(), 13);
+    // Length of the longest part that is in order.
+    let mut lengths: Vec<usize> = Vec::new();
+    for (place, n) in order.iter().enumerate() {
+        let before = (0..place).filter(|earlier| order[*earlier] < *n);
+        lengths.push(1 + before.map(|earlier| lengths[earlier]).max().unwrap_or(0));
+    }
+    assert!(lengths.iter().max() >= Some(&11), "{order:?}");
+    Ok(())
+}
+
+async fn a_debounced_job_that_ran_or_was_cancelled_is_not_replaced(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let (soon, long) = (Duration::from_millis(1), Duration::from_mins(10));
+    let ran = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&ran);
+    let worker =
+        Worker::new(&queue).queues(["index"]).handle(move |job: Index| {
+            seen.lock().push(job.content);
+            async move {
+                if job.content == 1 { Err(BoxError::from(Snooze::after(long))) } else { Ok(()) }
+            }
+        });
+    let worker = run(worker);
+    let push =
+        async |content, wait| queue.push(Index { page: 7, content }).debounce(wait, long).await;
+    let first = push(1, soon).await?;
+    until(&queue, "index", "its run", |stats| stats.scheduled == 1 && stats.leased == 0).await?;
+    eventually("its run", async || (ran.lock().len() == 1).then_some(())).await?;
+    until(&queue, "index", "its snooze", |stats| stats.scheduled == 1).await?;
+    // It has run, and waits for its second run: the push is a new job.
+    let second = push(2, long).await?;
+    assert!(second.is_new && second.id != first.id);
+    assert_eq!(queue.stats("index").await?.scheduled, 2);
+    // A cancelled job does not take the next push with it.
+    assert!(queue.cancel("index", second.id).await?);
+    push(3, soon).await?;
+    eventually("the last content", async || ran.lock().contains(&3).then_some(())).await?;
+    assert!(!ran.lock().contains(&2));
+    worker.stop().await
 }
 
 async fn a_debounced_job_runs_once_with_the_last_content(server: &Server) -> Result<()> {

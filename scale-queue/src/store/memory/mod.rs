@@ -210,10 +210,6 @@ impl Store for MemoryStore {
                     if let Some((holder, _)) = held {
                         return Some(holder.clone());
                     }
-                    if let Some(debounce) = &entry.debounce {
-                        earlier = true;
-                        return lane.debounce(now, now_ms, entry, debounce);
-                    }
                     let tag = tag_of(&entry.bytes).to_vec();
                     if !keys.is_empty() && fastrand::u8(..64) == 0 {
                         lane.unique.retain(|_, (_, until)| *until > now);
@@ -222,6 +218,10 @@ impl Store for MemoryStore {
                         keys.into_iter()
                             .map(|(key, life)| (key, (tag.clone(), now + life.min(LONGEST)))),
                     );
+                    if let Some(debounce) = &entry.debounce {
+                        earlier = true;
+                        return lane.debounce(now, now_ms, entry, debounce);
+                    }
                     if entry.delay.is_zero() {
                         lane.waiting.push_back(entry.bytes.clone());
                         ready += 1;

@@ -103,7 +103,7 @@ impl RedisStore {
         let mut call = self.call(
             &self.scripts.push,
             queue,
-            &["waiting", "scheduled", "sleepers", "paused", "large", "high", "low"],
+            &["waiting", "scheduled", "sleepers", "paused", "large", "high", "low", "cancelled"],
         );
         call.arg(u8::from(entries.iter().any(|entry| entry.bytes.len() > LARGE)));
         call.arg(entries.iter().filter(is_plain).count());

@@ -22,7 +22,7 @@
 //! | `{app}:queue:{<queue>}:died`, `…:graves` | sorted set, hash | ids of dead jobs by time of death, ms; reason and job by id |
 //! | `{app}:queue:{<queue>}:sleepers` | sorted set | idle workers, by the time since which they are idle |
 //! | `{app}:queue:{<queue>}:unique:<key>` | string | the id of the job that holds the key; expires |
-//! | `{app}:queue:{<queue>}:debounce:<key>` | string | the scheduled job that a push under the key replaces; expires |
+//! | `{app}:queue:{<queue>}:debounce:<key>` | string | due time and content of the scheduled job that a push under the key replaces; expires |
 //! | `{app}:queue:{<queue>}:once:<key>` | string | the id of the job that was pushed under the key; expires |
 //! | `{app}:queue:{<queue>}:cancelled` | sorted set | ids of jobs to be ended by the worker that holds or takes them, by time of the request |
 //! | `{app}:queue:{<queue>}:totals` | hash | counts since the queue was created |

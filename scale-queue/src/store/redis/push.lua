@@ -1,6 +1,6 @@
 -- Stores jobs, all or none.
--- KEYS  waiting, scheduled, sleepers, paused, large, high, low, then for each job that needs keys
---       its once key, its unique key and its debounce key
+-- KEYS  waiting, scheduled, sleepers, paused, large, high, low, cancelled, then for each job that
+--       needs keys its once key, its unique key and its debounce key
 -- ARGV  wake channel, queue, 1 in a Cluster, 1 if a job is large, number of plain jobs, the plain
 --       jobs, which have no priority either, then for each other job: the job, delay (ms), life of
 --       its once key and of its unique key (ms; 0: no such key), longest delay since its first push
@@ -15,7 +15,7 @@ local now = clock()
 local reply = { now }
 if plain > 0 then chunked('RPUSH', KEYS[1], ARGV, 6, 5 + plain) end
 if ARGV[4] == '1' then redis.call('SET', KEYS[5], 1, 'PX', 86400000) end
-local key = 8
+local key = 9
 for i = 6 + plain, #ARGV, 5 do
   local job, delay = ARGV[i], tonumber(ARGV[i + 1])
   local id, holder, taken = string.sub(job, 2, 17), '', {}
@@ -35,15 +35,21 @@ for i = 6 + plain, #ARGV, 5 do
   if holder ~= '' and #taken > 0 then redis.call('DEL', unpack(taken)) end
   local at_most = tonumber(ARGV[i + 4])
   if holder == '' and at_most > 0 then
-    -- The key holds the scheduled job, as it is in the set.
-    local old = redis.call('GET', KEYS[key])
-    if old and redis.call('ZREM', KEYS[2], old) == 1 then
+    -- The key holds the due time and the scheduled job, as it is in the set: a job that has run and
+    -- is scheduled again has another time.
+    local value = redis.call('GET', KEYS[key]) or ''
+    local old = string.sub(value, 15)
+    local due = value ~= '' and redis.call('ZSCORE', KEYS[2], old)
+    if due and tonumber(due) > now and tonumber(due) == tonumber(string.sub(value, 1, 14)) then
+      redis.call('ZREM', KEYS[2], old)
       holder = string.sub(old, 2, 17)
+      -- The new content was not cancelled.
+      redis.call('ZREM', KEYS[8], holder)
       job = string.sub(job, 1, 1) .. holder .. string.sub(job, 18, 19) .. string.sub(old, 20, 25) .. string.sub(job, 26)
       local high, low = struct.unpack('>HI', string.sub(old, 20, 25))
       delay = math.max(math.min(delay, high * 4294967296 + low + at_most - now), 1)
     end
-    redis.call('SET', KEYS[key], job, 'PX', delay + 1000)
+    redis.call('SET', KEYS[key], string.format('%014d', now + delay) .. job, 'PX', delay + 1000)
     redis.call('ZADD', KEYS[2], now + delay, job)
     earlier = 2
   elseif holder == '' then

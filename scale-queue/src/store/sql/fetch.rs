@@ -68,6 +68,8 @@ struct Look<'a> {
     rank: Rank,
     request: &'a Request<'a>,
     room: usize,
+    /// Bytes after which no further job is taken.
+    max_bytes: usize,
     /// Number of jobs that begin at once.
     begins: usize,
     done: &'a [Vec<u8>],
@@ -112,8 +114,8 @@ impl SqlStore {
         let mut looked = false;
         for rank in ranks {
             let room = (request.max - fetched.jobs.len()).min(LIST);
-            let is_full = fetched.jobs.iter().map(Vec::len).sum::<usize>() >= request.max_bytes;
-            if room == 0 || is_full && !fetched.jobs.is_empty() {
+            let bytes: usize = fetched.jobs.iter().map(Vec::len).sum();
+            if room == 0 || bytes >= request.max_bytes && !fetched.jobs.is_empty() {
                 break;
             }
             let key = (queue.to_owned(), worker.clone());
@@ -125,7 +127,16 @@ impl SqlStore {
             let begins = request.begins.saturating_sub(fetched.jobs.len());
             let done = if fetched.jobs.is_empty() && !looked { request.done } else { &[] };
             looked = true;
-            let look = Look { worker, rank: *rank, request, room, begins, done, was_unbegun };
+            let look = Look {
+                worker,
+                rank: *rank,
+                request,
+                room,
+                max_bytes: request.max_bytes.saturating_sub(bytes),
+                begins,
+                done,
+                was_unbegun,
+            };
             let (claimed, found) = match self.system() {
                 System::Postgres => again(|| self.fetch_at_once(queue, &look)).await?,
                 System::MySql => self.fetch_side_by_side(queue, &look).await?,
@@ -329,7 +340,7 @@ impl SqlStore {
             .bind(look.worker.to_string())
             .bind(hexes(look.done))
             .bind(look.room as i64)
-            .bind(i64::try_from(look.request.max_bytes).unwrap_or(i64::MAX))
+            .bind(i64::try_from(look.max_bytes).unwrap_or(i64::MAX))
             .bind(millis(look.request.lease))
             .bind(look.begins as i64)
             .bind(i64::from(look.was_unbegun));
@@ -380,7 +391,7 @@ impl SqlStore {
             .zip(sizes.split(','))
             .filter_map(|(id, size)| Some((id, size.parse().ok()?)))
             .collect();
-        let ids: Vec<_> = within(picked, look.request.max_bytes, |(_, size)| *size)
+        let ids: Vec<_> = within(picked, look.max_bytes, |(_, size)| *size)
             .into_iter()
             .map(|(id, _)| id.to_owned())
             .collect();
@@ -531,7 +542,7 @@ impl SqlStore {
         };
         let picked: Vec<Picked> =
             rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)?;
-        let picked = within(picked, look.request.max_bytes, |(_, size, ..)| *size as usize);
+        let picked = within(picked, look.max_bytes, |(_, size, ..)| *size as usize);
         let ids: Vec<_> = picked.iter().map(|(id, ..)| id.clone()).collect();
         if ids.is_empty() {
             return Ok((ids, Claimed::default()));

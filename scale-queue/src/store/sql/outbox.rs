@@ -108,7 +108,7 @@ async fn put(
 /// Maximum number of jobs moved in one transaction.
 const BATCH: i64 = 500;
 /// Time for which the store remembers the moved jobs, to reject duplicates.
-const REMEMBERED: Duration = Duration::from_hours(1);
+const REMEMBERED: Duration = Duration::from_hours(24);
 
 /// Moves one batch of an outbox into a store, inside a transaction that the caller commits. Returns
 /// the number of moved jobs. With `adopt`, rows of versions without application names are first
@@ -139,22 +139,37 @@ pub(crate) async fn move_rows(
         .map(|row| OutboxRow::of(row, now_ms))
         .collect::<Result<_, _>>()
         .map_err(failed)?;
-    let mut moved = 0;
+    let (mut moved, mut failed_queues, mut first_error) = (0, Vec::new(), None);
     // In order: rows of a queue that follow each other are pushed together.
     for same in rows.chunk_by(|a, b| a.queue == b.queue) {
+        let queue = &same[0].queue;
+        if failed_queues.contains(queue) {
+            continue;
+        }
         let entries: Vec<_> = same.iter().map(|row| row.entry.clone()).collect();
-        match store.push(&same[0].queue, &entries).await {
-            Ok(_) => {}
-            // What was moved before the refusal is kept.
-            Err(_) if moved > 0 => break,
-            Err(error) => return Err(error),
+        // Other queues may be on another node of a Cluster, which answers.
+        if let Err(error) = store.push(queue, &entries).await {
+            failed_queues.push(queue.clone());
+            first_error.get_or_insert(error);
+            continue;
         }
         for row in same {
             texts.drop.bind(row.number).execute(&mut *connection).await.map_err(failed)?;
         }
         moved += same.len();
     }
-    Ok(moved)
+    match first_error {
+        // What was moved is kept.
+        Some(error) if moved == 0 => Err(error),
+        _ => Ok(moved),
+    }
+}
+
+/// Returns whether the outbox has no rows of the application.
+pub(crate) async fn is_empty(database: &scale_sql::Database, app: &str) -> Result<bool, Error> {
+    let texts = &Statements::of(database.system()).outbox;
+    let count = texts.is_empty.bind(app_text(app)).fetch_one(database).await.map_err(failed)?;
+    Ok(count.get::<i64>(0).map_err(failed)? == 0)
 }
 
 /// Writes entries into the outbox, all or none.

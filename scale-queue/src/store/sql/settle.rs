@@ -156,7 +156,10 @@ impl SqlStore {
         let release = |body: Option<&Vec<u8>>, delay: i64| {
             let release =
                 self.of(&self.texts.leases.release, queue).bind(worker.clone()).bind(id.clone());
-            release.bind(body.cloned()).bind(delay).bind(body.map(|body| rank_of(body)))
+            let release =
+                release.bind(body.cloned()).bind(delay).bind(body.map(|body| rank_of(body)));
+            // A debounced job that has run is not replaced any more: its key is not its own.
+            release.bind(i64::from(settlement.unique.is_none()))
         };
         let ours = match &settlement.to {
             Destination::Done | Destination::Removed | Destination::Dead { .. } => {

@@ -417,7 +417,7 @@ impl Engine {
         let retry = body.extra.attempts.map_or(retry, |attempts| retry.attempts(attempts));
         // A job gets beyond its last attempt only by crashes.
         let plain_failures = plain_failures(failed, &body.options.by_rule);
-        if failed >= MAX_CRASHES && retry.is_over(plain_failures) {
+        if plain_failures >= MAX_CRASHES && retry.is_over(plain_failures) {
             tracing::error!(
                 job = body.name, %id, failed,
                 "the workers of a job died while it ran, and its attempts are used up; it is dead",

@@ -83,10 +83,11 @@ impl Engine {
         let to = match verdict {
             Verdict::Done => {
                 next = chain::next(&envelope, &*self.store).filter(|_| !skipped);
-                let result = run.take_result();
-                note = result.and_then(|result| {
-                    result::note_of_done(&envelope, result, self.encryption.as_ref())
-                });
+                if !skipped && envelope.body.options.keep_result_ms.is_some() {
+                    // A tower service, or a layer that answers itself, returns no value.
+                    let result = run.take_result().unwrap_or_else(|| b"null".to_vec());
+                    note = result::note_of_done(&envelope, result, self.encryption.as_ref());
+                }
                 counts = Some(if skipped { End::Skipped } else { End::Done });
                 Destination::Done
             }
@@ -238,8 +239,11 @@ impl Engine {
 
     /// Hands back the jobs that have not begun.
     pub(super) fn hand_back(&mut self) {
-        // Permits that were taken over are given back too.
+        // Permits that were taken over are given back too, and a suspect that has not begun.
         self.held.clear();
+        if self.alone.as_ref().is_some_and(|alone| !alone.has_begun()) {
+            self.end_alone();
+        }
         for lane in &mut self.lanes {
             for (envelope, bytes) in lane.take_ready().rev() {
                 let tag = tag_of(&bytes).to_vec();

@@ -27,6 +27,12 @@ pub(super) struct Alone {
     until: Option<Instant>,
 }
 
+impl Alone {
+    pub(super) fn has_begun(&self) -> bool {
+        self.until.is_some()
+    }
+}
+
 /// Returns how long a job with this number of failed attempts runs alone.
 fn time_alone(failed: u16) -> Duration {
     FIRST.saturating_mul(4_u32.saturating_pow(u32::from(failed.saturating_sub(1)))).min(LONGEST)
@@ -119,6 +125,10 @@ impl Engine {
     }
 
     pub(super) fn trial_alarm(&self) -> Option<Instant> {
+        // Nothing begins, so nothing waits for the end of the trial.
+        if self.quiet.is_quiet() || self.terms.stopping.is_cancelled() {
+            return None;
+        }
         self.alone.as_ref()?.until.or_else(|| self.others_have_run_alone())
     }
 

@@ -18,6 +18,7 @@ scale_sql::statements! {
         where app = $1 and queue = $2 and worker = $3 and id = $4";
     release = "update scale_queue_jobs set worker = null, body = coalesce($5, body), \
             suspect = coalesce($7, suspect), \
+            unique_key = case when $8 = 1 then null else unique_key end, \
             due_ms = case when $6 < 0 then due_ms else {now} + $6 end \
         where app = $1 and queue = $2 and worker = $3 and id = $4";
     suspect_again = "update scale_queue_jobs set worker = null, suspect = 1 \

@@ -36,7 +36,10 @@ scale_sql::statements! {
         mysql "select id from scale_queue_jobs force index (scale_queue_jobs_group) \
         where app = $1 and queue = $2 and group_key = $3 and worker is null and line is null \
         order by due_ms, id limit 5000 {claim}";
-    put_in_line = "update scale_queue_jobs set line = $1 where id {list:2}";
+    // In a line there are no priorities: its jobs are in the order of their pushes.
+    put_in_line = "update scale_queue_jobs set line = $1, \
+            suspect = case when suspect > 1 then 0 else suspect end \
+        where id {list:2}";
     first_in_line = "select id from scale_queue_jobs \
         where app = $1 and queue = $2 and worker is null and line = $3 \
         order by due_ms, id limit $4 {claim}",
@@ -50,7 +53,8 @@ scale_sql::statements! {
         runs!(),
         " order by retry_ms limit 100",
     );
-    block = "update scale_queue_jobs set worker = null, line = $5, since_ms = {now} \
+    block = "update scale_queue_jobs set worker = null, line = $5, since_ms = {now}, \
+            suspect = case when suspect > 1 then 0 else suspect end \
         where app = $1 and queue = $2 and worker = $3 and id {list:4}";
     open_line = "insert into scale_queue_lines (app, queue, line, retry_ms, pace_us, unhandled) \
         values ($1, $2, $3, {now} + $4, $5, $6) \

@@ -9,6 +9,9 @@ scale_sql::statements! {
     take = "select seq, id, queue, delay_ms, unique_key, unique_ms, body, \
             debounce_key, debounce_ms, once_key, once_ms from scale_queue_outbox \
         where app = $1 order by seq limit $2 {claim}";
+    // Rows that another relay has deleted and not committed are counted too.
+    is_empty = "select count(*) from (select 1 from scale_queue_outbox \
+        where app = $1 limit 1) as first_one";
     drop = "delete from scale_queue_outbox where seq = $1";
     // Rows of versions without application names.
     adopt = "update scale_queue_outbox set app = $1 where app = ''";
