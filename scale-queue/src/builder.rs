@@ -23,12 +23,12 @@ pub struct QueueBuilder {
     sql: Settings,
     #[cfg(feature = "sql")]
     pool: Option<scale_sql::Database>,
-    #[cfg(feature = "sql")]
+    #[cfg(all(feature = "sql", feature = "redis"))]
     failover: Option<FailoverTo>,
 }
 
 /// Database of an outbox.
-#[cfg(feature = "sql")]
+#[cfg(all(feature = "sql", feature = "redis"))]
 #[derive(Clone)]
 enum FailoverTo {
     Address(String),
@@ -58,7 +58,7 @@ impl QueueBuilder {
             sql: Settings::default(),
             #[cfg(feature = "sql")]
             pool: None,
-            #[cfg(feature = "sql")]
+            #[cfg(all(feature = "sql", feature = "redis"))]
             failover: None,
         }
     }
@@ -147,7 +147,7 @@ impl QueueBuilder {
     ///     .await?;
     /// # Ok(()) }
     /// ```
-    #[cfg(feature = "sql")]
+    #[cfg(all(feature = "sql", feature = "redis"))]
     pub fn failover(mut self, url: &str) -> Self {
         self.failover = Some(FailoverTo::Address(url.to_owned()));
         self
@@ -155,7 +155,7 @@ impl QueueBuilder {
 
     /// Lets pushes go to an outbox through the application's own pool; otherwise like
     /// [`failover`](Self::failover).
-    #[cfg(feature = "sql")]
+    #[cfg(all(feature = "sql", feature = "redis"))]
     pub fn failover_pool(mut self, pool: impl Into<scale_sql::Database>) -> Self {
         self.failover = Some(FailoverTo::Pool(pool.into()));
         self
@@ -182,7 +182,7 @@ impl QueueBuilder {
                  for synchronous replication",
             ));
         }
-        #[cfg(feature = "sql")]
+        #[cfg(all(feature = "sql", feature = "redis"))]
         if self.failover.is_some() && !scheme.starts_with("redis") {
             return Err(Error::Setting("`failover` is supported on Redis only"));
         }
@@ -214,7 +214,7 @@ impl QueueBuilder {
                     store = store.replicas(pushes, self.replicas, self.replicas_within);
                 }
                 let queue = Queue::new(store);
-                #[cfg(feature = "sql")]
+                #[cfg(all(feature = "sql", feature = "redis"))]
                 if let Some(failover) = self.failover {
                     let database = match failover {
                         FailoverTo::Pool(pool) => pool,

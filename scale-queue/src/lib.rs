@@ -19,7 +19,7 @@ mod context;
 pub mod dashboard;
 pub mod encryption;
 mod error;
-#[cfg(feature = "sql")]
+#[cfg(all(feature = "sql", feature = "redis"))]
 pub mod failover;
 mod format;
 #[cfg(any(test, fuzzing))]

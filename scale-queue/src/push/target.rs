@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use crate::error::Error;
-#[cfg(feature = "sql")]
+#[cfg(all(feature = "sql", feature = "redis"))]
 use crate::failover::Failover;
 use crate::store::{Entry, Store};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     store: Arc<dyn Store>,
-    #[cfg(feature = "sql")]
+    #[cfg(all(feature = "sql", feature = "redis"))]
     failover: Option<Arc<Failover>>,
 }
 
@@ -18,12 +18,12 @@ impl Target {
     pub(crate) fn new(store: Arc<dyn Store>) -> Self {
         Self {
             store,
-            #[cfg(feature = "sql")]
+            #[cfg(all(feature = "sql", feature = "redis"))]
             failover: None,
         }
     }
 
-    #[cfg(feature = "sql")]
+    #[cfg(all(feature = "sql", feature = "redis"))]
     pub(crate) fn with_failover(mut self, failover: Arc<Failover>) -> Self {
         self.failover = Some(failover);
         self
@@ -39,7 +39,7 @@ impl Target {
         queue: &str,
         entries: &[Entry],
     ) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        #[cfg(feature = "sql")]
+        #[cfg(all(feature = "sql", feature = "redis"))]
         if let Some(failover) = &self.failover {
             return failover.push(&*self.store, queue, entries).await;
         }

@@ -216,7 +216,7 @@ impl Queue {
     }
 
     /// Lets pushes go to an outbox while the store takes none.
-    #[cfg(feature = "sql")]
+    #[cfg(all(feature = "sql", feature = "redis"))]
     pub(crate) fn with_failover(mut self, failover: Arc<crate::failover::Failover>) -> Self {
         self.target = self.target.with_failover(failover);
         self.pushes = Pushes::to(self.target.clone());

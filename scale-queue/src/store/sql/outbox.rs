@@ -166,6 +166,7 @@ pub(crate) async fn move_rows(
 }
 
 /// Returns whether the outbox has no rows of the application.
+#[cfg(all(feature = "sql", feature = "redis"))]
 pub(crate) async fn is_empty(database: &scale_sql::Database, app: &str) -> Result<bool, Error> {
     let texts = &Statements::of(database.system()).outbox;
     let count = texts.is_empty.bind(app_text(app)).fetch_one(database).await.map_err(failed)?;
@@ -173,6 +174,7 @@ pub(crate) async fn is_empty(database: &scale_sql::Database, app: &str) -> Resul
 }
 
 /// Writes entries into the outbox, all or none.
+#[cfg(all(feature = "sql", feature = "redis"))]
 pub(crate) async fn put_all(
     database: &scale_sql::Database,
     app: &str,
@@ -188,11 +190,13 @@ pub(crate) async fn put_all(
 }
 
 /// Returns the key under which the store remembers a job that came through an outbox.
+#[cfg(all(feature = "sql", feature = "redis"))]
 pub(crate) fn key_of_job(bytes: &[u8]) -> String {
     hex(tag_of(bytes))
 }
 
 /// Checks the version of the outbox.
+#[cfg(all(feature = "sql", feature = "redis"))]
 pub(crate) async fn check(database: &scale_sql::Database) -> Result<(), Error> {
     Ok(schema::OUTBOX.check(database).await?)
 }
