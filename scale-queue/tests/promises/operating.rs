@@ -144,7 +144,7 @@ async fn a_dead_job_is_edited_and_runs_again(server: &Server) -> Result<()> {
 async fn a_long_wait_is_told_once(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     let events: Arc<Mutex<Vec<String>>> = Arc::default();
-    // Two workers, neither of which handles the queue's jobs for now.
+    // Two workers of a paused queue: one of them tells.
     let workers: Vec<_> = (0..2)
         .map(|_| {
             let log = Arc::clone(&events);
