@@ -65,16 +65,19 @@ pub(crate) struct Place {
     pub(crate) number: u32,
 }
 
+/// Bytes that are serialized as MessagePack binary.
+pub(super) struct Raw<'a>(pub(super) &'a [u8]);
+
+impl Serialize for Raw<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(self.0)
+    }
+}
+
 impl Serialize for Body {
     /// Omits trailing empty fields: most jobs stay short, and workers of older versions can read
     /// them.
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        struct Raw<'a>(&'a [u8]);
-        impl Serialize for Raw<'_> {
-            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.serialize_bytes(self.0)
-            }
-        }
         let length = match () {
             () if !self.options.is_empty() => 7,
             () if self.extra != Extra::default() => 6,

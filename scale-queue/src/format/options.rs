@@ -12,6 +12,8 @@ use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
+use super::body::Raw;
+
 /// Maximum number of options of later versions kept with a job.
 const MOST_UNKNOWN: usize = 32;
 
@@ -159,12 +161,6 @@ fn exactly<T: DeserializeOwned>(value: &[u8]) -> Result<T, rmp_serde::decode::Er
 
 impl Serialize for StoredOptions {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        struct Raw<'a>(&'a [u8]);
-        impl Serialize for Raw<'_> {
-            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.serialize_bytes(self.0)
-            }
-        }
         let set = self.set();
         let mut map = to.serialize_map(Some(set.len()))?;
         for (number, value) in &set {
