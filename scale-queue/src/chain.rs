@@ -8,9 +8,11 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::format::{Body, Envelope, Extra, Link, LinkOptions, MAX_SIZE};
+use crate::format::{Body, Envelope, Extra, Link, LinkOptions, MAX_SIZE, NodeOptions, Place};
 use crate::job::{Job, JobId};
 use crate::options::{IntoPush, PushOptions, set};
+#[cfg(feature = "sql")]
+use crate::push::Encoded;
 use crate::push::{Pushed, millis_of};
 use crate::queue::{Queue, checked};
 use crate::store::{Entry, Store};
@@ -88,20 +90,45 @@ impl Chain<'_> {
     /// The errors of [`Queue::push`]; [`Error::TooLarge`] for more than 1 MiB in total,
     /// [`Error::TooMany`] for more than 100 jobs, [`Error::Empty`] for a chain without jobs.
     pub async fn push(self) -> Result<Pushed, Error> {
-        let mut links = self.links?;
-        if links.is_empty() {
-            return Err(Error::Empty);
-        }
+        let (to, id) = (self.queue, JobId::new());
+        let (queue, entry) = self.head(id)?;
+        to.push_entry(&queue, id, entry).await
+    }
+
+    /// Pushes the chain inside a transaction of the application, as
+    /// [`Queue::push_in`](Queue::push_in) does.
+    ///
+    /// # Errors
+    /// The errors of [`push`](Self::push) and of [`Queue::push_in`].
+    #[cfg(feature = "sql")]
+    pub async fn push_in(
+        self,
+        connection: &mut impl crate::store::Enlist,
+    ) -> Result<Pushed, Error> {
+        let (to, id) = (self.queue, JobId::new());
+        let (queue, entry) = self.head(id)?;
+        to.enlist(connection, Encoded { queue: queue.into(), id, entry }).await
+    }
+}
+
+impl Chain<'_> {
+    /// Returns the jobs of a chain that becomes a part of a batch.
+    pub(crate) fn into_links(self) -> Result<Vec<Link>, Error> {
+        self.links.and_then(|links| if links.is_empty() { Err(Error::Empty) } else { Ok(links) })
+    }
+
+    fn head(self, id: JobId) -> Result<(String, Entry), Error> {
+        let (queue, mut links) = (self.queue, self.into_links()?);
         let first = links.remove(0);
-        let id = JobId::new();
-        let (queue, entry) = first.entry(Follower {
+        Ok(first.entry(Follower {
             id,
-            pushed_ms: self.queue.store().now_ms(),
+            pushed_ms: queue.store().now_ms(),
             then: links,
-            metadata: self.queue.metadata(),
+            metadata: queue.metadata(),
             once: None,
-        });
-        self.queue.push_entry(&queue, id, entry).await
+            place: None,
+            node: None,
+        }))
     }
 }
 
@@ -113,6 +140,9 @@ pub(crate) struct Follower {
     pub(crate) then: Vec<Link>,
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) once: Option<(String, Duration)>,
+    /// Position in a batch, and in a workflow.
+    pub(crate) place: Option<Place>,
+    pub(crate) node: Option<NodeOptions>,
 }
 
 impl Link {
@@ -148,7 +178,7 @@ impl Link {
 
     pub(crate) fn entry(self, follower: Follower) -> (String, Entry) {
         let Self { queue, name, payload, delay_ms, group, more } = self;
-        let Follower { id, pushed_ms, then, mut metadata, once } = follower;
+        let Follower { id, pushed_ms, then, mut metadata, once, place, node } = follower;
         let LinkOptions {
             priority,
             expires_after_ms,
@@ -167,7 +197,10 @@ impl Link {
         if let Some(time) = retry_for_ms {
             options.retry_until_ms = Some(pushed_ms.saturating_add(time));
         }
-        let extra = Extra { metadata, attempts, timeout_ms, ..Extra::default() };
+        if node.is_some() {
+            options.node = node;
+        }
+        let extra = Extra { batch: place, metadata, attempts, timeout_ms, ..Extra::default() };
         let body = Body { name, payload, then, extra, options, ..Body::default() };
         let envelope = Envelope { id, failed: 0, suspect: false, pushed_ms, priority, group, body };
         let delay = Duration::from_millis(delay_ms);
@@ -191,5 +224,8 @@ pub(crate) fn next(done: &Envelope, store: &dyn Store) -> Option<(String, Entry)
         // The successor gets the same metadata, so it stays in the same trace.
         metadata: done.body.extra.metadata.clone(),
         once: Some((once_key(done.id), REMEMBERED)),
+        // The last job of the chain is counted in its batch.
+        place: done.body.extra.batch.clone(),
+        node: done.body.options.node.clone(),
     }))
 }

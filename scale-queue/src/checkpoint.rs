@@ -88,7 +88,7 @@ impl Run {
         self.state.lock().result = result;
     }
 
-    fn envelope(&self) -> Option<Envelope> {
+    pub(crate) fn envelope(&self) -> Option<Envelope> {
         let state = self.state.lock();
         Envelope::decode(state.latest.as_ref().unwrap_or(&self.bytes)).ok()
     }

@@ -76,8 +76,11 @@ pub enum Error {
     /// The store does not support a setting.
     #[error("{0}")]
     Setting(&'static str),
-    /// A chain or batch has no jobs.
-    #[error("a chain or batch without jobs: expected at least one")]
+    /// A workflow is invalid, or a job asked for an output that it cannot have.
+    #[error("{0}")]
+    Workflow(String),
+    /// A chain, batch or workflow has no jobs.
+    #[error("a chain, batch or workflow without jobs: expected at least one")]
     Empty,
     /// A queue's name is not made of 1 to 64 letters, digits, `-`, `_` and `.`.
     #[error("invalid queue name `{0}`: expected 1 to 64 letters, digits, `-`, `_` and `.`")]

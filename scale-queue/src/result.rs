@@ -15,9 +15,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::batch;
+use crate::context::Context;
 use crate::encryption::PayloadEncryption;
 use crate::error::Error;
-use crate::format::Envelope;
+use crate::format::{Body, Envelope, Place, StoredOptions};
 use crate::job::{Job, JobId};
 use crate::limit::LONGEST;
 use crate::push::Push;
@@ -54,12 +56,23 @@ enum Kept {
 /// A value to be stored, with its key and its life.
 pub(crate) type Note = (String, Vec<u8>, Duration);
 
-/// Returns the note of a job that is done, if it keeps its result.
-pub(crate) fn note_of_done(
+/// Returns whether the result of a job's handler is kept: for a caller that waits, or for the jobs
+/// of its workflow that follow.
+pub(crate) fn is_kept(job: &Envelope) -> bool {
+    is_kept_with(&job.body.options)
+}
+
+pub(crate) fn is_kept_with(options: &StoredOptions) -> bool {
+    options.keep_result_ms.is_some()
+        || options.node.as_ref().is_some_and(|node| !node.followers.is_empty())
+}
+
+/// Returns the notes of a job that is done and keeps its result.
+pub(crate) fn notes_of_done(
     job: &Envelope,
     result: Vec<u8>,
     encryption: Option<&PayloadEncryption>,
-) -> Option<Note> {
+) -> Vec<Note> {
     let kept = if result.len() > LARGEST {
         Kept::TooLarge
     } else {
@@ -72,12 +85,32 @@ pub(crate) fn note_of_done(
                         %error, job = job.body.name, id = %job.id,
                         "the result of a job cannot be encrypted; it is not kept",
                     );
-                    return None;
+                    return Vec::new();
                 }
             },
         }
     };
-    note(job, &kept)
+    let mut notes = Vec::from_iter(note(job, &kept));
+    let Body { name, then, extra, options, .. } = &job.body;
+    if let Some(place) = &extra.batch
+        && then.is_empty()
+        && options.node.as_ref().is_some_and(|node| !node.followers.is_empty())
+        && let Ok(output) = rmp_serde::to_vec(&(name, &kept))
+    {
+        notes.push((output_key(place), output, batch::HELD));
+    }
+    notes
+}
+
+/// Returns the note of an output, for a test of a handler.
+#[cfg(feature = "testing")]
+pub(crate) fn output(place: &Place, value: Vec<u8>) -> (String, Vec<u8>) {
+    let note = rmp_serde::to_vec(&("", Kept::Done(value)));
+    (output_key(place), note.unwrap_or_default())
+}
+
+fn output_key(place: &Place) -> String {
+    format!("output:{}:{}", place.id, place.number)
 }
 
 /// Returns the note of a job that is dead, if it keeps its result.
@@ -109,15 +142,7 @@ impl Queue {
         Ok(Some(match kept {
             Kept::Dead(reason) => Waited::Dead(reason),
             Kept::TooLarge => Waited::TooLarge,
-            Kept::Done(value) => {
-                let value = match self.encryption() {
-                    Some(PayloadEncryption(cipher)) => {
-                        cipher.decrypt(job, &value).map_err(Error::Store)?
-                    }
-                    None => value,
-                };
-                Waited::Done(serde_json::from_slice(&value).map_err(Error::store)?)
-            }
+            Kept::Done(value) => Waited::Done(opened(self.encryption(), job, value)?),
         }))
     }
 
@@ -145,6 +170,52 @@ impl Queue {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
+}
+
+impl Context {
+    /// Returns what a job of the same workflow has returned that this one
+    /// [follows](crate::batch::Workflow::after); of a chain, what its last job has returned.
+    /// Returns `None` if that job is dead, is a batch, or has run as a tower service.
+    ///
+    /// # Errors
+    /// [`Error::Workflow`] if this job does not follow one of that name, or if the other has
+    /// returned more than 64 KiB; [`Error::Store`], also if the output is no `T`.
+    pub async fn output<T: DeserializeOwned>(&self, node: &str) -> Result<Option<T>, Error> {
+        let envelope = self.run.envelope();
+        let after = envelope.and_then(|envelope| envelope.body.options.node.clone());
+        let after = after.map(|node| node.after).unwrap_or_default();
+        let number = after.iter().find(|(name, _)| name == node).map(|(_, number)| *number);
+        let (Some(number), Some(place)) = (number, &self.place) else {
+            let known: Vec<_> = after.iter().map(|(name, _)| &**name).collect();
+            return Err(Error::Workflow(format!(
+                "no output of `{node}`: expected a job that this one follows ({})",
+                known.join(", "),
+            )));
+        };
+        let key = output_key(&Place { id: place.id.clone(), number });
+        let Some(note) = self.store.read_note(&key).await? else { return Ok(None) };
+        let (job, kept): (String, Kept) = rmp_serde::from_slice(&note).map_err(Error::store)?;
+        match kept {
+            Kept::Dead(_) => Ok(None),
+            Kept::TooLarge => Err(Error::Workflow(format!(
+                "the output of `{node}` has more than 64 KiB (65,536 bytes)",
+            ))),
+            Kept::Done(value) => opened(self.run.holder.encryption.as_ref(), &job, value).map(Some),
+        }
+    }
+}
+
+/// Decrypts and parses a kept value.
+fn opened<T: DeserializeOwned>(
+    encryption: Option<&PayloadEncryption>,
+    job: &str,
+    value: Vec<u8>,
+) -> Result<T, Error> {
+    let value = match encryption {
+        Some(PayloadEncryption(cipher)) => cipher.decrypt(job, &value).map_err(Error::Store)?,
+        None => value,
+    };
+    serde_json::from_slice(&value).map_err(Error::store)
 }
 
 impl<J: Job> Push<'_, J> {

@@ -45,16 +45,19 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::{Holder, Run};
 use crate::context::{Cancelled, Context};
 use crate::error::Error;
-use crate::format::{Body, Envelope};
+use crate::format::{Body, Envelope, Place};
 use crate::job::{Job, JobId, Priority};
 use crate::queue::Queue;
+use crate::result;
 use crate::store::MemoryStore;
 use crate::store::Recorded;
 use crate::worker::{CancelReason, Ended, Event, Outcome, Worker};
@@ -465,6 +468,27 @@ impl TestContext {
     /// Adds an entry of metadata.
     pub fn metadata(mut self, name: &str, value: &str) -> Self {
         self.0.metadata.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sets what a job of the same workflow has returned, for [`Context::output`].
+    ///
+    /// # Panics
+    /// If the value cannot be encoded as JSON.
+    #[expect(clippy::expect_used, reason = "a fault of the test")]
+    pub fn output(mut self, node: &str, value: &impl Serialize) -> Self {
+        let mut job = self.0.run.envelope().expect("the job of a test can be decoded");
+        let place = Place { id: "test".to_owned(), number: u32::MAX };
+        let options = job.body.options.node.get_or_insert_default();
+        let number = options.after.len() as u32;
+        options.after.push((node.to_owned(), number));
+        job.body.extra.batch = Some(place.clone());
+        let value = serde_json::to_vec(value).expect("an output that can be encoded");
+        let (key, note) = result::output(&Place { number, ..place.clone() }, value);
+        let put = self.0.store.put_note(&key, &note, Duration::from_hours(1)).now_or_never();
+        put.expect("the store is in memory").expect("the store is in memory");
+        (self.0.batch, self.0.place) = (Some(place.id.clone()), Some(place));
+        self.0.run = Arc::new(Run::new(Arc::clone(&self.0.run.holder), job.encode()));
         self
     }
 

@@ -369,3 +369,15 @@ async fn a_worker_that_is_refused_holds_up_no_push() -> Result<()> {
     assert!(matches!(late, Err(Error::Setting(_))), "it would expire before it is due");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_handler_of_a_workflow_is_called_alone() {
+    let queue = FakeQueue::new();
+    let context = TestContext::new().output("orders", &7).context();
+    assert_eq!(context.output::<i64>("orders").await.unwrap(), Some(7));
+    let context = TestContext::new().context();
+    let error = queue.grow(&context, "more").job(Receipt { order: 1 }).push().await.unwrap_err();
+    assert_eq!(error.to_string(), "the job belongs to no batch");
+    let error = context.output::<i64>("stock").await.unwrap_err();
+    assert!(error.to_string().starts_with("no output of `stock`"), "{error}");
+}

@@ -25,7 +25,7 @@ use serde::Deserialize;
 pub use self::body::Failure;
 pub(crate) use self::body::bytes;
 pub(crate) use self::body::{Body, Extra, Link, LinkOptions, Place};
-pub(crate) use self::options::{Checkpoint, StoredOptions};
+pub(crate) use self::options::{Checkpoint, NodeOptions, StoredOptions};
 use crate::job::{JobId, Priority};
 
 const VERSION: u8 = 1;

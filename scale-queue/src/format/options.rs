@@ -68,6 +68,8 @@ options! {
     5 checkpoint: Checkpoint,
     /// Time for which the job's result is kept, ms.
     6 keep_result_ms: Option<u64>,
+    /// Position of the job among those of its workflow; also set for a chain in a batch.
+    7 node: Option<NodeOptions>,
 }
 
 /// Options of a job, which most jobs do not have: without any, it is a null pointer.
@@ -132,6 +134,15 @@ pub(crate) struct Checkpoint {
     /// Cursor of the current step: JSON, encrypted as the payload is; empty if there is none.
     #[serde(with = "super::body::bytes")]
     pub(crate) cursor: Vec<u8>,
+}
+
+/// Position of a job among those of its workflow.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeOptions {
+    /// Names and numbers of the jobs that this one follows.
+    pub(crate) after: Vec<(String, u32)>,
+    /// Numbers of the jobs that follow this one, each with the number of jobs that it follows.
+    pub(crate) followers: Vec<(u32, u32)>,
 }
 
 impl StoredOptions {

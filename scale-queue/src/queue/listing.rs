@@ -73,7 +73,7 @@ pub struct Dead {
     pub reason: String,
     /// Time at which the job became dead: ms since 1970.
     pub died_ms: u64,
-    pub(super) dead_job: DeadJob,
+    pub(crate) dead_job: DeadJob,
 }
 
 impl Dead {

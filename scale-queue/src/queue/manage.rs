@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
-use crate::batch;
+use crate::batch::{self, Member};
 use crate::error::Error;
 use crate::format::{Envelope, MAX_SIZE, tag_of};
 use crate::job::JobId;
@@ -141,10 +141,9 @@ impl Queue {
             Cancellation::Unknown => Ok(false),
             Cancellation::Asked => Ok(true),
             Cancellation::Cancelled(bytes) => {
-                if let Some(place) =
-                    Envelope::decode(&bytes).ok().and_then(|envelope| envelope.body.extra.batch)
-                {
-                    batch::count(&**self.store(), &place, End::Dead).await?;
+                let envelope = Envelope::decode(&bytes).ok();
+                if let Some(member) = envelope.as_ref().and_then(Member::of) {
+                    batch::count(&**self.store(), &member, End::Dead).await?;
                 }
                 Ok(true)
             }
@@ -197,11 +196,11 @@ impl Queue {
             }
             let mut settlements = Vec::with_capacity(jobs.len());
             for bytes in &jobs {
-                let body = Envelope::decode(bytes).ok().map(|envelope| envelope.body);
-                let (unique, place) =
-                    body.map_or((None, None), |body| (body.unique, body.extra.batch));
-                if let Some(place) = place {
-                    let pushed = batch::count(&**self.store(), &place, End::Dead).await?;
+                let envelope = Envelope::decode(bytes).ok();
+                let member = envelope.as_ref().and_then(Member::of);
+                let unique = envelope.and_then(|envelope| envelope.body.unique);
+                if let Some(member) = member {
+                    let pushed = batch::count(&**self.store(), &member, End::Dead).await?;
                     followers.extend(pushed.into_iter().map(|id| id.bytes().to_vec()));
                 }
                 settlements.push(Settlement {

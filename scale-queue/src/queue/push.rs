@@ -83,7 +83,17 @@ impl Queue {
         job: P,
     ) -> Result<Pushed, Error> {
         let (job, options) = job.into_push();
-        let Encoded { queue, id, entry } = self.encoded(&job, &options)?;
+        self.enlist(connection, self.encoded(&job, &options)?).await
+    }
+
+    /// Pushes an encoded job inside a transaction of the application.
+    #[cfg(feature = "sql")]
+    pub(crate) async fn enlist(
+        &self,
+        connection: &mut impl crate::store::Enlist,
+        job: Encoded,
+    ) -> Result<Pushed, Error> {
+        let Encoded { queue, id, entry } = job;
         let queue = &*queue;
         if self.store().enlists() {
             self.store().make_known(queue).await?;

@@ -61,6 +61,8 @@ impl Stored {
                 then: Vec::new(),
                 metadata: queue.metadata(),
                 once: None,
+                place: None,
+                node: None,
             }))
         });
         let key = format!("schedule:{name}/{}", self.created);

@@ -23,6 +23,7 @@ pub enum End {
 }
 
 /// Progress of a batch.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Total number of jobs.
@@ -33,6 +34,8 @@ pub struct Tally {
     pub dead: u32,
     /// True if the batch is cancelled: jobs that have not begun are skipped.
     pub cancelled: bool,
+    /// True if a death has cancelled the batch, not a request.
+    pub by_death: bool,
     /// True if jobs were skipped because another job had died; then not all work of the batch was
     /// done.
     pub skipped: bool,
@@ -62,6 +65,15 @@ pub trait BatchStore: Send + Sync {
     /// Records how the job of that number ended; recording it again changes nothing. Returns `None`
     /// if the batch is forgotten.
     async fn mark(&self, id: &str, number: u32, end: End) -> Result<Option<Tally>, Error>;
+
+    /// Adds jobs to a batch that has not been followed yet, and returns the number of the first
+    /// one. A second call under the same name changes nothing and returns the same number. Returns
+    /// `None` if the batch is forgotten or was followed.
+    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<u32>, Error>;
+
+    /// Returns the ends of the jobs whose number is below this one; a skipped job is
+    /// [`Done`](End::Done).
+    async fn ends(&self, id: &str, below: u32) -> Result<Vec<(u32, End)>, Error>;
 
     /// Returns the progress of a batch, and its plan.
     async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error>;

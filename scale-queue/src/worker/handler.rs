@@ -82,6 +82,22 @@ pub(crate) struct Route {
     read: fn(&[u8]) -> Result<(Box<dyn Any + Send + Sync>, Vec<Limit>), serde_json::Error>,
 }
 
+impl Route {
+    /// Returns the route of the job that pushes a batch after the commit of a transaction.
+    fn start_of_batches() -> Self {
+        Self {
+            handler: Handler::new(service_fn(|delivery: Delivery| async move {
+                batch::run_start(&delivery).await
+            })),
+            retry: Retry::exponential(25),
+            timeout: Duration::from_mins(5),
+            rules: Arc::new(RetryRules::new()),
+            circuit: None,
+            read: |_| Ok((Box::new(()), Vec::new())),
+        }
+    }
+}
+
 /// Handlers by the name of their job, and the layers around them.
 #[derive(Default)]
 pub(crate) struct Routes {
@@ -154,6 +170,7 @@ impl Routes {
                 route.handler = wrap(route.handler.clone());
             }
         }
+        self.routes.insert(batch::START, Route::start_of_batches());
         Ok(())
     }
 

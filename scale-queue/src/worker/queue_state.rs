@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::format::{Envelope, Place};
+use crate::batch::Member;
+use crate::format::Envelope;
 use crate::job::JobId;
 use crate::store::{End, Entry, Settlement};
 
@@ -28,10 +29,10 @@ pub(super) struct Ended {
     pub(super) settlement: Settlement,
     /// Next job of its chain, and the queue of that job.
     pub(super) next: Option<(String, Entry)>,
-    /// Result to be kept: key, value and life.
-    pub(super) note: Option<(String, Vec<u8>, Duration)>,
+    /// Results to be kept: key, value and life.
+    pub(super) notes: Vec<(String, Vec<u8>, Duration)>,
     /// End as counted in its batch.
-    pub(super) counts: Option<(Place, End)>,
+    pub(super) counts: Option<(Member, End)>,
     /// Key and number of permits of a full limit: a permit may have come free before the job was in
     /// line.
     pub(super) permits: Option<(String, u32)>,
@@ -41,7 +42,14 @@ pub(super) struct Ended {
 
 impl From<Settlement> for Ended {
     fn from(settlement: Settlement) -> Self {
-        Self { settlement, next: None, note: None, counts: None, permits: None, for_others: false }
+        Self {
+            settlement,
+            next: None,
+            notes: Vec::new(),
+            counts: None,
+            permits: None,
+            for_others: false,
+        }
     }
 }
 

@@ -197,7 +197,8 @@ async fn settle(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> (usize, 
 async fn drop_lost(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> Result<usize, Error> {
     let doubtful = ask.doubtful;
     let is_asked = |ended: &Ended| {
-        let has_follow_ups = ended.counts.is_some() || ended.next.is_some() || ended.note.is_some();
+        let has_follow_ups =
+            ended.counts.is_some() || ended.next.is_some() || !ended.notes.is_empty();
         let is_death = matches!(ended.settlement.to, Destination::Dead { .. });
         matches!(ended.counts, Some((_, End::Dead))) || has_follow_ups && (doubtful || is_death)
     };
@@ -212,11 +213,12 @@ async fn drop_lost(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> Resul
 
 /// Pushes the jobs that follow from a job's end, before the end is stored.
 async fn push_follow_ups(store: &dyn Store, ended: &Ended) -> Result<(), Error> {
-    if let Some((place, end)) = &ended.counts {
-        batch::count(store, place, *end).await?;
-    }
-    if let Some((key, value, life)) = &ended.note {
+    // Jobs that follow read what this one has returned.
+    for (key, value, life) in &ended.notes {
         store.put_note(key, value, *life).await?;
+    }
+    if let Some((member, end)) = &ended.counts {
+        batch::count(store, member, *end).await?;
     }
     if let Some((queue, next)) = &ended.next {
         let holders = store.push(queue, std::slice::from_ref(next)).await?;

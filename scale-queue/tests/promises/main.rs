@@ -28,6 +28,7 @@ mod schedules;
 mod server;
 #[cfg(feature = "schedule")]
 mod stored_schedules;
+mod workflows;
 
 /// Defines a test of each case on each store, so that each can be run alone: `cargo test --test
 /// promises crashes::redis::`.

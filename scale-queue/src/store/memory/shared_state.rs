@@ -22,10 +22,10 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct Batch {
     tally: Tally,
-    /// True if the batch was cancelled by a death, not by a request.
-    by_death: bool,
     lenient: bool,
     plan: Vec<u8>,
+    /// Number of the first job of each addition, by its name.
+    grown: HashMap<String, u32>,
     ends: HashMap<u32, End>,
     life: Duration,
     pub(super) until: Instant,
@@ -48,9 +48,9 @@ impl BatchStore for MemoryStore {
             let tally = Tally { total, ..Tally::default() };
             let batch = Batch {
                 tally,
-                by_death: false,
                 lenient,
                 plan: plan.to_vec(),
+                grown: HashMap::new(),
                 ends: HashMap::new(),
                 life,
                 until: self.clock.now() + life,
@@ -79,12 +79,35 @@ impl BatchStore for MemoryStore {
                 batch.tally.dead -= 1;
             }
             if end == End::Dead && !batch.lenient && !batch.tally.cancelled {
-                (batch.tally.cancelled, batch.by_death) = (true, true);
+                (batch.tally.cancelled, batch.tally.by_death) = (true, true);
             }
-            batch.tally.skipped |= end == End::Skipped && batch.by_death;
+            batch.tally.skipped |= end == End::Skipped && batch.tally.by_death;
             batch.until = self.clock.now() + batch.life;
         }
         Ok(Some(batch.tally))
+    }
+
+    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<u32>, Error> {
+        let (mut shared, now) = (self.shared.lock(), self.clock.now());
+        let Some(batch) = shared.batch(id, now).filter(|batch| !batch.tally.followed) else {
+            return Ok(None);
+        };
+        let total = batch.tally.total;
+        let first = *batch.grown.entry(name.to_owned()).or_insert(total);
+        if first == total {
+            batch.tally.total = total.saturating_add(by);
+        }
+        batch.until = now + batch.life;
+        Ok(Some(first))
+    }
+
+    async fn ends(&self, id: &str, below: u32) -> Result<Vec<(u32, End)>, Error> {
+        let mut shared = self.shared.lock();
+        let Some(batch) = shared.batch(id, self.clock.now()) else { return Ok(Vec::new()) };
+        let known = batch.ends.iter().filter(|(number, _)| **number < below);
+        Ok(known
+            .map(|(number, end)| (*number, if *end == End::Dead { End::Dead } else { End::Done }))
+            .collect())
     }
 
     async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error> {

@@ -21,6 +21,7 @@ use crate::store::{BatchStore, End, MAX_REGISTERED, NewBatch, Notes, Registry, S
 
 pub(super) struct Scripts {
     mark: Script,
+    grow: Script,
     conclude: Script,
     announce: Script,
 }
@@ -29,6 +30,7 @@ impl Scripts {
     pub(super) fn new() -> Self {
         Self {
             mark: Script::new(include_str!("batch_progress.lua")),
+            grow: Script::new(include_str!("grow_batch.lua")),
             conclude: Script::new(include_str!("conclude_batch.lua")),
             announce: Script::new(include_str!("register.lua")),
         }
@@ -84,6 +86,7 @@ impl BatchStore for RedisStore {
             done,
             dead,
             cancelled: cancelled > 0,
+            by_death: cancelled == 2,
             skipped: skipped == 1,
             followed: followed == 1,
         }))
@@ -95,6 +98,35 @@ impl BatchStore for RedisStore {
             call.key(self.batch_key(id, name));
         }
         call.arg(millis(life)).invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<u32>, Error> {
+        let mut call = self.shared_state.grow.key(self.batch_key(id, "state"));
+        call.arg(name).arg(by);
+        call.invoke_async(&mut self.server.clone()).await.map_err(failed)
+    }
+
+    async fn ends(&self, id: &str, below: u32) -> Result<Vec<(u32, End)>, Error> {
+        let last = (below / 8) as isize;
+        let mut pipe = redis::pipe();
+        pipe.getrange(self.batch_key(id, "done"), 0, last).getrange(
+            self.batch_key(id, "dead"),
+            0,
+            last,
+        );
+        let (done, dead): (Vec<u8>, Vec<u8>) =
+            pipe.query_async(&mut self.server.clone()).await.map_err(failed)?;
+        // Redis numbers the bits of a byte from the highest.
+        let is_set = |bits: &[u8], number: u32| {
+            bits.get(number as usize / 8).is_some_and(|byte| byte & (0x80 >> (number % 8)) != 0)
+        };
+        Ok((0..below)
+            .filter_map(|number| match () {
+                () if is_set(&done, number) => Some((number, End::Done)),
+                () if is_set(&dead, number) => Some((number, End::Dead)),
+                () => None,
+            })
+            .collect())
     }
 
     async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error> {
@@ -113,6 +145,7 @@ impl BatchStore for RedisStore {
             done: number(1),
             dead: number(2),
             cancelled: flag(3),
+            by_death: number(3) == 2,
             followed: flag(4),
             skipped: flag(5),
         };

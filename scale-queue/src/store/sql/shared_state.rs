@@ -24,6 +24,20 @@ impl BatchStore for SqlStore {
         again(|| self.mark_once(id, number, end)).await
     }
 
+    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<u32>, Error> {
+        again(|| self.grow_once(id, name, by)).await
+    }
+
+    async fn ends(&self, id: &str, below: u32) -> Result<Vec<(u32, End)>, Error> {
+        let ends = self.of(&self.texts.batches.ends, id).bind(i64::from(below));
+        let rows = ends.fetch_all(&self.database).await.map_err(failed)?;
+        let end = |row: &scale_sql::Row| {
+            let is_dead = row.get::<i64>(1)? == 1;
+            Ok((row.get::<i64>(0)? as u32, if is_dead { End::Dead } else { End::Done }))
+        };
+        rows.iter().map(end).collect::<Result<_, _>>().map_err(failed)
+    }
+
     async fn batch(&self, id: &str) -> Result<Option<(Tally, Vec<u8>)>, Error> {
         let row = self
             .of(&self.texts.batches.get, id)
@@ -148,7 +162,7 @@ impl SqlStore {
             if end == End::Dead && !lenient && cancelled == 0 {
                 cancelled = 2;
             }
-            tally.cancelled = cancelled > 0;
+            (tally.cancelled, tally.by_death) = (cancelled > 0, cancelled == 2);
             tally.skipped |= end == End::Skipped && cancelled == 2;
             let put = self.of(&texts.end_put, id).bind(i64::from(number)).bind(dead);
             put.execute(&mut tx).await.map_err(failed)?;
@@ -162,6 +176,34 @@ impl SqlStore {
         }
         tx.commit().await.map_err(failed)?;
         Ok(Some(tally))
+    }
+
+    async fn grow_once(&self, id: &str, name: &str, by: u32) -> Result<Option<u32>, Error> {
+        let texts = &self.texts.batches;
+        let key = key_text(&format!("grown:{id}:{name}"));
+        let mut tx = self.begin().await?;
+        // One transaction at a time: the row is locked until this one commits.
+        if self.of(&texts.touch, id).execute(&mut tx).await.map_err(failed)? == 0 {
+            return Ok(None);
+        }
+        let row = self.of(&texts.state, id).fetch_one(&mut tx).await.map_err(failed)?;
+        let (tally, life_ms) = (tally(&row)?, row.get::<i64>(7).map_err(failed)?);
+        if tally.followed {
+            return Ok(None);
+        }
+        let known = self.of(&self.texts.registry.noted, &key).fetch_optional(&mut tx).await;
+        if let Some(row) = known.map_err(failed)? {
+            let first = row.get::<Vec<u8>>(0).map_err(failed)?;
+            let first = first.try_into().map_err(|_| Error::store("an addition without a number"));
+            return Ok(Some(u32::from_be_bytes(first?)));
+        }
+        let note =
+            self.of(&self.texts.registry.note, &key).bind(tally.total.to_be_bytes().to_vec());
+        note.bind(life_ms).execute(&mut tx).await.map_err(failed)?;
+        let grow = self.of(&texts.grow, id).bind(i64::from(by));
+        grow.execute(&mut tx).await.map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Some(tally.total))
     }
 
     /// Removes expired rows of all applications.
@@ -197,6 +239,7 @@ fn tally(row: &scale_sql::Row) -> Result<Tally, Error> {
         done: field(1)? as u32,
         dead: field(2)? as u32,
         cancelled: field(3)? > 0,
+        by_death: field(3)? == 2,
         followed: field(4)? == 1,
         skipped: field(5)? == 1,
     })

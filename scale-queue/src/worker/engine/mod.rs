@@ -46,7 +46,8 @@ use crate::format::Envelope;
 use crate::job::JobId;
 use crate::outcome::{Ending, plain_failures};
 use crate::queue::Queue;
-use crate::registry::{self};
+use crate::registry;
+use crate::result;
 use crate::retry::Retry;
 use crate::store::{Store, WorkerId};
 
@@ -428,7 +429,7 @@ impl Engine {
         let start = StartOptions {
             expires_ms: body.options.expires_ms,
             releases: body.unique.clone().filter(|_| body.options.unique_until_start),
-            is_kept: body.options.keep_result_ms.is_some(),
+            is_kept: result::is_kept_with(&body.options),
         };
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
         let plain = plain && !start.is_kept;

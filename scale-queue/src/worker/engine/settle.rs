@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Engine, Running};
+use crate::batch::Member;
 use crate::chain;
 use crate::format::{Envelope, tag_of};
 use crate::job::JobId;
@@ -61,7 +62,7 @@ impl Engine {
         }
         let Ok(mut envelope) = Envelope::decode(bytes) else { return };
         let (mut next, mut counts, mut waits_for, mut for_others) = (None, None, None, false);
-        let mut note = None;
+        let mut notes = Vec::new();
         let skipped = matches!(ending, Ending::Skipped);
         let now_ms = self.store.now_ms();
         let options = &envelope.body.options;
@@ -83,12 +84,15 @@ impl Engine {
         let to = match verdict {
             Verdict::Done => {
                 next = chain::next(&envelope, &*self.store).filter(|_| !skipped);
-                if !skipped && envelope.body.options.keep_result_ms.is_some() {
+                if !skipped && result::is_kept(&envelope) {
                     // A tower service, or a layer that answers itself, returns no value.
                     let result = run.take_result().unwrap_or_else(|| b"null".to_vec());
-                    note = result::note_of_done(&envelope, result, self.encryption.as_ref());
+                    notes = result::notes_of_done(&envelope, result, self.encryption.as_ref());
                 }
-                counts = Some(if skipped { End::Skipped } else { End::Done });
+                // Of a chain in a batch, the last job counts.
+                if next.is_none() {
+                    counts = Some(if skipped { End::Skipped } else { End::Done });
+                }
                 Destination::Done
             }
             Verdict::Expired => {
@@ -101,7 +105,7 @@ impl Engine {
             }
             Verdict::HandBack if withdrawn => {
                 counts = Some(End::Dead);
-                note = result::note_of_death(&envelope, CANCELLED);
+                notes.extend(result::note_of_death(&envelope, CANCELLED));
                 next = self.after_death(number, &envelope, CANCELLED);
                 let bytes = bytes.clone();
                 Destination::Dead { bytes, reason: CANCELLED.into(), has_failed: false }
@@ -125,7 +129,7 @@ impl Engine {
                     );
                     envelope.fail(&reason, now_ms);
                     counts = Some(End::Dead);
-                    note = result::note_of_death(&envelope, &reason);
+                    notes.extend(result::note_of_death(&envelope, &reason));
                     next = self.after_death(number, &envelope, &reason);
                     Destination::Dead { bytes: envelope.encode(), reason, has_failed: false }
                 } else {
@@ -171,18 +175,18 @@ impl Engine {
                 );
                 envelope.fail(&reason, now_ms);
                 counts = Some(End::Dead);
-                note = result::note_of_death(&envelope, &reason);
+                notes.extend(result::note_of_death(&envelope, &reason));
                 next = self.after_death(number, &envelope, &reason);
                 Destination::Dead { bytes: envelope.encode(), reason, has_failed: true }
             }
         };
-        let counts = envelope.body.extra.batch.zip(counts);
+        let counts = Member::of(&envelope).zip(counts);
         let settlement = Settlement { tag, unique: envelope.body.unique, to };
         self.lanes[number].settlements.push(Ended {
             settlement,
             next,
             counts,
-            note,
+            notes,
             permits: waits_for,
             for_others,
         });
@@ -263,19 +267,18 @@ impl Engine {
         });
         let next = envelope.as_ref().and_then(|envelope| self.after_death(lane, envelope, reason));
         let note = envelope.as_ref().and_then(|envelope| result::note_of_death(envelope, reason));
-        let (unique, place) =
-            envelope.map_or((None, None), |e| (e.body.unique, e.body.extra.batch));
+        let counts = envelope.as_ref().and_then(Member::of).map(|member| (member, End::Dead));
+        let unique = envelope.and_then(|envelope| envelope.body.unique);
         let settlement = Settlement {
             tag,
             unique,
             to: Destination::Dead { bytes, reason: reason.into(), has_failed: false },
         };
-        let counts = place.map(|place| (place, End::Dead));
         self.lanes[lane].settlements.push(Ended {
             settlement,
             next,
             counts,
-            note,
+            notes: note.into_iter().collect(),
             permits: None,
             for_others: false,
         });

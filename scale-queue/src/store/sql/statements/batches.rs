@@ -8,10 +8,11 @@ scale_sql::statements! {
     touch = "update scale_queue_batches \
         set until_ms = case when followed = 1 then until_ms else {now} + life_ms end \
         where app = $1 and id = $2 and until_ms > {now}";
-    state = "select total, done, dead, cancelled, followed, skipped, lenient \
+    state = "select total, done, dead, cancelled, followed, skipped, lenient, life_ms \
         from scale_queue_batches where app = $1 and id = $2";
     save = "update scale_queue_batches set done = $3, dead = $4, cancelled = $5, skipped = $6 \
         where app = $1 and id = $2";
+    grow = "update scale_queue_batches set total = total + $3 where app = $1 and id = $2";
     cancel = "update scale_queue_batches \
         set cancelled = case when cancelled = 0 then 1 else cancelled end \
         where app = $1 and id = $2 and until_ms > {now}";
@@ -23,6 +24,8 @@ scale_sql::statements! {
         where app = $1 and id = $2";
     get = "select total, done, dead, cancelled, followed, skipped, plan \
         from scale_queue_batches where app = $1 and id = $2 and until_ms > {now}";
+    ends = "select number, dead from scale_queue_batch_ends \
+        where app = $1 and id = $2 and number < $3";
     end_known = "select dead from scale_queue_batch_ends \
         where app = $1 and id = $2 and number = $3";
     end_put = "insert into scale_queue_batch_ends (app, id, number, dead) \

@@ -1,0 +1,258 @@
+//! End of a job of a batch or a workflow: counts it, and pushes the jobs that follow from it.
+//!
+//! Ends are only added. Of two jobs that end at the same time, the one that is counted later finds
+//! the end of the other, and pushes what follows both; if both do so, a key rejects the second
+//! push.
+
+use super::definition::{Member, Plan};
+use super::start::{HeldNode, Roots, held, start_node};
+use super::{LIFE, LISTED, once_key};
+use crate::chain::Follower;
+use crate::error::Error;
+use crate::format::{Place, id_of};
+use crate::job::JobId;
+use crate::queue::push::count_pushed;
+use crate::store::{End, Store, Tally};
+
+/// Returns whether the batch of a job that has not begun was cancelled.
+pub(crate) async fn is_cancelled(store: &dyn Store, place: &Place) -> bool {
+    // If the store does not answer, the job runs: that is what the pusher asked for.
+    store.is_cancelled(&place.id, place.number).await.unwrap_or(false)
+}
+
+/// Counts the end of a job, and pushes the jobs that follow from it. Must be called before the job
+/// is acknowledged. Returns the ids of the pushed jobs.
+pub(crate) async fn count(
+    store: &dyn Store,
+    member: &Member,
+    end: End,
+) -> Result<Vec<JobId>, Error> {
+    let (mut pushed, mut over) = (Vec::new(), Vec::new());
+    let mut next = Some((member.clone(), end));
+    while let Some((member, end)) = next.take() {
+        let Some(tally) = store.mark(&member.place.id, member.place.number, end).await? else {
+            break;
+        };
+        if tally.followed {
+            break;
+        }
+        start_followers(store, &member, tally, &mut pushed).await?;
+        let all_done = tally.done >= tally.total;
+        if !all_done && tally.dead == 0 {
+            break;
+        }
+        let Place { id, .. } = member.place;
+        let Some((_, plan)) = store.batch(&id).await? else { break };
+        let plan = match Plan::read(&plan) {
+            Ok(plan) => plan,
+            Err(error) => {
+                tracing::error!(
+                    batch = id, %error,
+                    "the jobs that follow a batch cannot be read; they are not pushed",
+                );
+                break;
+            }
+        };
+        if end == End::Dead && tally.cancelled {
+            cancel_nested(store, &plan, &id).await?;
+        }
+        let is_over =
+            tally.done + tally.dead + stuck(store, &plan, &id, tally).await? >= tally.total;
+        let keys = push_followers(store, &plan, &id, tally, is_over, &mut pushed).await?;
+        // The outer batch is told first: if this process dies in between, it is told again.
+        next = plan.more.as_ref().and_then(|more| {
+            let end = match () {
+                () if all_done && was_skipped(tally) => End::Skipped,
+                () if all_done => End::Done,
+                () if is_over => End::Dead,
+                () => return None,
+            };
+            Some((more.parent.clone()?, end))
+        });
+        if all_done {
+            over.push((id, tally, plan, keys));
+        }
+    }
+    for (id, tally, plan, keys) in over.into_iter().rev() {
+        conclude(store, &id, tally, &plan, &keys).await?;
+    }
+    Ok(pushed)
+}
+
+/// Returns whether jobs were skipped, so that not all work of the batch was done.
+fn was_skipped(tally: Tally) -> bool {
+    tally.skipped || tally.cancelled && !tally.by_death
+}
+
+/// Starts the jobs of the workflow that waited for this one, if all others are done that they wait
+/// for.
+async fn start_followers(
+    store: &dyn Store,
+    member: &Member,
+    tally: Tally,
+    pushed: &mut Vec<JobId>,
+) -> Result<(), Error> {
+    let id = &member.place.id;
+    // The first look costs no call: a job that waits for more jobs than have ended is not due.
+    let ended = tally.done + tally.dead;
+    let may_start = member.followers.iter().filter(|(_, waits_for)| *waits_for <= ended);
+    let may_start: Vec<_> = may_start.map(|(number, _)| *number).collect();
+    let Some(last) = may_start.iter().max() else { return Ok(()) };
+    let ends = store.ends(id, last + 1).await?;
+    let end_of = |number: u32| ends.iter().find(|(known, _)| *known == number).map(|(_, end)| *end);
+    for number in may_start {
+        // Already done, or cancelled before it began.
+        if end_of(number).is_some() {
+            continue;
+        }
+        let Some(held) = held(store, id, number).await? else {
+            tracing::error!(
+                workflow = id,
+                number,
+                "a job of a workflow is not found; the jobs that follow it are not pushed",
+            );
+            continue;
+        };
+        if is_due(&held, &ends) {
+            let roots = start_node(store, id, number, held).await?;
+            push(store, roots, pushed).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether the nodes have ended that this one follows.
+pub(super) fn is_due(held: &HeldNode, ends: &[(u32, End)]) -> bool {
+    held.node.after.iter().all(|before| {
+        match ends.iter().find(|(known, _)| known == before).map(|(_, end)| *end) {
+            Some(End::Dead) => held.node.even_if_dead,
+            Some(End::Done | End::Skipped) => true,
+            None => false,
+        }
+    })
+}
+
+/// Pushes jobs, and adds the ids of those that are new.
+pub(super) async fn push(
+    store: &dyn Store,
+    roots: Roots,
+    pushed: &mut Vec<JobId>,
+) -> Result<(), Error> {
+    for (queue, entries) in roots.0 {
+        for thousand in entries.chunks(1_000) {
+            let holders = store.push(&queue, thousand).await?;
+            let new = thousand.iter().zip(&holders).filter(|(_, holder)| holder.is_none());
+            let new: Vec<_> = new.map(|(entry, _)| id_of(&entry.bytes)).collect();
+            count_pushed(&queue, new.len());
+            pushed.extend(new);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the number of nodes that cannot begin, because they follow a dead one.
+async fn stuck(store: &dyn Store, plan: &Plan, id: &str, tally: Tally) -> Result<u32, Error> {
+    let nodes = plan.nodes();
+    if nodes.is_empty() || tally.dead == 0 {
+        return Ok(0);
+    }
+    let ends = store.ends(id, nodes.len() as u32).await?;
+    let is_stuck = stuck_nodes(plan, &ends);
+    Ok(is_stuck.into_iter().filter(|stuck| *stuck).count() as u32)
+}
+
+/// Returns for each node of a workflow whether it cannot begin, because it follows a dead one.
+pub(super) fn stuck_nodes(plan: &Plan, ends: &[(u32, End)]) -> Vec<bool> {
+    let nodes = plan.nodes();
+    let mut end_of = vec![None; nodes.len()];
+    for (number, end) in ends {
+        if let Some(known) = end_of.get_mut(*number as usize) {
+            *known = Some(*end);
+        }
+    }
+    let mut stuck = vec![false; nodes.len()];
+    for (number, node) in nodes.iter().enumerate() {
+        let is_blocked = |before: &u32| {
+            let before = *before as usize;
+            // A stuck node has no end, so even a node that follows dead ones waits for it.
+            stuck[before] || end_of[before] == Some(End::Dead) && !node.even_if_dead
+        };
+        stuck[number] = end_of[number].is_none() && node.after.iter().any(is_blocked);
+    }
+    stuck
+}
+
+/// Cancels the batches that are parts of a cancelled one.
+pub(super) async fn cancel_nested(store: &dyn Store, plan: &Plan, id: &str) -> Result<(), Error> {
+    let mut nested = plan.nested(id);
+    while let Some(id) = nested.pop() {
+        // One that has not begun is cancelled when it begins.
+        if store.cancel_batch(&id).await?
+            && let Some((_, plan)) = store.batch(&id).await?
+        {
+            nested.extend(Plan::read(&plan)?.nested(&id));
+        }
+    }
+    Ok(())
+}
+
+/// Pushes the jobs that follow the batch, if they are due. Returns the keys of all of them.
+async fn push_followers(
+    store: &dyn Store,
+    plan: &Plan,
+    id: &str,
+    tally: Tally,
+    is_over: bool,
+    pushed: &mut Vec<JobId>,
+) -> Result<Vec<(String, String)>, Error> {
+    let all_done = tally.done >= tally.total;
+    let metadata = plan.more.as_ref().map_or(&[][..], |more| &more.metadata);
+    let mut keys = Vec::new();
+    // After a death others may have been skipped: then not all jobs were done, even if none is dead
+    // now.
+    for (due, word, link) in [
+        (all_done && !tally.skipped, "then", &plan.then),
+        (tally.dead > 0, "catch", &plan.catch),
+        (is_over, "finally", &plan.finally),
+    ] {
+        let Some(link) = link else { continue };
+        let key = once_key(id, word);
+        keys.push((link.queue.clone(), key.clone()));
+        if due {
+            let root = link.clone().entry(Follower {
+                id: JobId::new(),
+                pushed_ms: store.now_ms(),
+                then: Vec::new(),
+                metadata: metadata.to_vec(),
+                once: Some((key, LIFE)),
+                place: None,
+                node: None,
+            });
+            push(store, Roots(vec![(root.0, vec![root.1])]), pushed).await?;
+        }
+    }
+    Ok(keys)
+}
+
+/// Ends a batch: nothing follows from here on, so the keys that prevent duplicates are no longer
+/// needed.
+async fn conclude(
+    store: &dyn Store,
+    id: &str,
+    tally: Tally,
+    plan: &Plan,
+    keys: &[(String, String)],
+) -> Result<(), Error> {
+    store.conclude_batch(id, LISTED).await?;
+    for (queue, key) in keys {
+        store.expire_once(queue, std::slice::from_ref(key)).await?;
+    }
+    for queue in &plan.queues {
+        for from in (0..tally.total).step_by(1_000) {
+            let to = tally.total.min(from + 1_000);
+            let keys: Vec<_> = (from..to).map(|number| once_key(id, number)).collect();
+            store.expire_once(queue, &keys).await?;
+        }
+    }
+    Ok(())
+}
