@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use fantoccini::key::Key;
 use fantoccini::{Client, ClientBuilder, Locator};
+use scale_queue::push::PushOptions;
 use scale_queue::{Dashboard, Job, Queue, Retry, Scheduler, Worker};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -228,6 +229,77 @@ async fn a_person_uses_the_dashboard() -> Result<()> {
     })
     .await?;
 
+    // Edit and retry.
+    fails.store(true, SeqCst);
+    queue.push(Mail { to: "wrong".into() }).to("evil").await?;
+    eventually("a death", async || (queue.stats("evil").await.ok()?.dead == 1).then_some(()))
+        .await?;
+    page.goto(&format!("{url}#jobs/evil/waiting")).await?;
+    page.goto(&format!("{url}#jobs/evil/dead")).await?;
+    browser.until("it", "document.querySelectorAll('#list details').length === 1").await?;
+    let press = |label: &str| {
+        format!(
+            "[...document.querySelectorAll('main button')].find((b) => b.textContent === '{label}')\
+             .click()",
+        )
+    };
+    page.execute(&press("Edit"), Vec::new()).await?;
+    browser.until("a field", "document.querySelector('#list textarea')").await?;
+    let fill = |text: &str| format!("document.querySelector('#list textarea').value = '{text}'");
+    page.execute(&fill("no JSON"), Vec::new()).await?;
+    page.execute(&press("Save and try again"), Vec::new()).await?;
+    browser
+        .until("what is wrong", "document.querySelector('#state').textContent.includes('no JSON')")
+        .await?;
+    page.execute(&fill(r#"{"to":"right"}"#), Vec::new()).await?;
+    fails.store(false, SeqCst);
+    page.execute(&press("Save and try again"), Vec::new()).await?;
+    eventually("it to be done", async || {
+        (queue.stats("evil").await.ok()?.done_total == 2).then_some(())
+    })
+    .await?;
+
+    // A workflow is drawn; a job of it is retried, another cancelled.
+    fails.store(true, SeqCst);
+    let mail = |to: &str| Mail { to: to.into() }.with(PushOptions::new().to("evil"));
+    let later = PushOptions::new().to("evil").delay(Duration::from_hours(1));
+    let later = Mail { to: "c".into() }.with(later);
+    let id = queue
+        .workflow()
+        .named("import.7")
+        .job("read", mail("a"))
+        .job("sort", mail("b"))
+        .after(["read"])
+        .job("late", later)
+        .job("never", mail("d"))
+        .after(["late"])
+        .push()
+        .await?;
+    page.goto(&format!("{url}#batch/{id}")).await?;
+    let row = |name: &str| {
+        format!(
+            "[...document.querySelectorAll('#batch-rows tr')].find((r) => \
+             r.textContent.startsWith('{name}'))",
+        )
+    };
+    let state = |name: &str, state: &str| {
+        format!("{}?.querySelector('[data-label=State]').textContent === '{state}'", row(name))
+    };
+    browser.until("a death", &state("read", "dead")).await?;
+    browser.until("what waits", &state("sort", "stuck")).await?;
+    let drawn = "document.querySelectorAll('#batch-drawing .node').length === 4 && \
+        document.querySelectorAll('#batch-drawing .edge').length === 2";
+    browser.until("the drawing", drawn).await?;
+    fails.store(false, SeqCst);
+    page.execute(&format!("{}.querySelector('button').click()", row("read")), Vec::new()).await?;
+    browser.until("it goes on", &state("sort", "done")).await?;
+    page.execute(&format!("{}.querySelector('button').click()", row("never")), Vec::new()).await?;
+    browser.until("it to be cancelled", &state("never", "dead")).await?;
+    for width in [1200, 768, 390] {
+        browser.fits(width).await?;
+    }
+    page.set_window_size(1200, 900).await?;
+
     // An unknown address shows the queues.
     page.goto(&format!("{url}#constructor")).await?;
     browser
@@ -281,6 +353,17 @@ async fn pictures_for_people() -> Result<()> {
         .jobs((0..500).map(|n| Mail { to: format!("reader{n}@example.org") }))
         .push()
         .await?;
+    let mut nightly = queue.workflow().named("nightly").job("read", Mail { to: "user1".into() });
+    for part in ["orders", "stock", "prices"] {
+        nightly = nightly.job(part, Mail { to: format!("user2{part}") }).after(["read"]);
+    }
+    nightly
+        .job("broken", Mail { to: "user7".into() })
+        .after(["orders"])
+        .job("report", Mail { to: "user3".into() })
+        .after(["broken", "stock", "prices"])
+        .push()
+        .await?;
     let schedules = Scheduler::new(&queue)
         .every("ping", Duration::from_mins(1), || Mail { to: "ping@example.org".into() })?;
     tokio::spawn(schedules.run(std::future::pending::<()>()));
@@ -302,7 +385,7 @@ async fn pictures_for_people() -> Result<()> {
         browser.until("charts", "document.querySelectorAll('#charts canvas').length === 2").await?;
         let pages = [
             "queues", "jobs/default/waiting", "jobs/default/dead", "jobs/default/leased",
-            "workers", "schedules", "batches",
+            "workers", "schedules", "batches", "batch/nightly", "batch/newsletter",
         ];
         for page in pages {
             browser.client.goto(&format!("{url}#{page}")).await?;

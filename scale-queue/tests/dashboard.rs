@@ -5,9 +5,10 @@
 mod common;
 
 use anyhow::Result;
+use bytes::Bytes;
 use common::running;
 use http::{Request, StatusCode};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use scale_queue::outcome::Discard;
 use scale_queue::{Dashboard, Job, Queue, Worker};
 use serde::{Deserialize, Serialize};
@@ -30,11 +31,23 @@ async fn call(
     path: &str,
     headers: &[(&str, &str)],
 ) -> (StatusCode, Value) {
+    send(dashboard, method, path, headers, Bytes::new()).await
+}
+
+async fn send(
+    dashboard: &Dashboard,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    content: Bytes,
+) -> (StatusCode, Value) {
     let mut request = Request::builder().method(method).uri(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let response = dashboard.clone().oneshot(request.body(()).unwrap()).await.unwrap();
+    let response =
+        dashboard.clone().oneshot(request.body(Full::<Bytes>::from(content)).unwrap()).await;
+    let response = response.unwrap();
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
@@ -240,7 +253,7 @@ async fn who_is_there_is_listed_until_it_goes() -> Result<()> {
 async fn news_come_as_events_until_the_time_is_over() -> Result<()> {
     let queue = Queue::memory();
     queue.push(Doomed { html: "a".into() }).await?;
-    let request = Request::builder().uri("/q/api/events").body(())?;
+    let request = Request::builder().uri("/q/api/events").body(Full::<Bytes>::default())?;
     let response = Dashboard::new(&queue).oneshot(request).await?;
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let mut body = response.into_body();
@@ -257,5 +270,62 @@ async fn news_come_as_events_until_the_time_is_over() -> Result<()> {
         more += 1;
     }
     assert_eq!(more, 298, "ten minutes, then the page asks anew");
+    Ok(())
+}
+
+/// A new payload is read only from a client that may change something, and up to 1 MiB.
+#[tokio::test]
+async fn a_dead_job_is_edited() -> Result<()> {
+    let queue = Queue::memory();
+    let worker = || {
+        Worker::new(&queue).handle(|job: Doomed| async move {
+            if job.html == "good" { Ok(()) } else { Err(Discard::because("no")) }
+        })
+    };
+    let workers = running([worker()]);
+    queue.push(Doomed { html: "bad".into() }).await?;
+    let dead = async || queue.dead("default", 0, 1).await.ok()?.pop()?.id;
+    let id = eventually("the job to be dead", dead).await?;
+    let dashboard = Dashboard::new(&queue).allow_changes(|r| !r.headers.contains_key("reader"));
+    let path = format!("/api/queues/default/dead/{id}/revive");
+    let post = async |more: (&str, &str), content: &'static [u8]| {
+        send(&dashboard, "POST", &path, &[OURS, more], content.into()).await
+    };
+    let (status, _) = post(("reader", "1"), br#"{"html":"good"}"#).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    let (status, answer) = post(("writer", "1"), b"{").await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(answer["error"].as_str().unwrap().contains("no JSON"), "{answer}");
+    static LARGE: [u8; 1024 * 1024 + 1] = [b' '; 1024 * 1024 + 1];
+    let (status, _) = post(("writer", "1"), &LARGE).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(post(("writer", "1"), br#"{"html":"good"}"#).await.1, json!({ "done": true }));
+    eventually("the job to be done", async || {
+        (queue.stats("default").await.ok()?.done_total == 1).then_some(())
+    })
+    .await?;
+    workers.stop().await
+}
+
+#[tokio::test]
+async fn a_workflow_is_shown_and_changed() -> Result<()> {
+    let queue = Queue::memory();
+    let doomed = |html: &str| Doomed { html: html.into() };
+    let workflow = queue.workflow().named("w").job("a", doomed("a")).job("b", doomed("b"));
+    workflow.after(["a"]).push().await?;
+    let dashboard = Dashboard::new(&queue).allow_changes(|_| true);
+    let (_, shown) = call(&dashboard, "GET", "/api/batches/w", &[]).await;
+    let nodes = json!([
+        { "name": "a", "job": "doomed", "after": [], "state": "started" },
+        { "name": "b", "job": "doomed", "after": ["a"], "state": "held" },
+    ]);
+    assert_eq!(
+        shown,
+        json!({ "total": 2, "done": 0, "dead": 0, "cancelled": false, "nodes": nodes }),
+    );
+    let post = async |path: &str| call(&dashboard, "POST", path, &[OURS]).await.1;
+    assert_eq!(post("/api/batches/w/nodes/b/cancel").await, json!({ "done": true }));
+    assert_eq!(post("/api/batches/w/nodes/b/retry").await, json!({ "done": false }), "a waits");
+    assert_eq!(post("/api/batches/w/nodes/c/cancel").await, json!({ "done": false }));
     Ok(())
 }

@@ -115,7 +115,7 @@ impl Row {
 }
 
 impl Dashboard {
-    pub(super) async fn api(&self, request: &Parts, segments: &[&str]) -> Answer {
+    pub(super) async fn api(&self, request: &Parts, segments: &[&str], content: &[u8]) -> Answer {
         match (&request.method, segments) {
             (&Method::GET, ["queues"]) => self.overview(request).await,
             (&Method::GET, ["history"]) => self.history(request).await,
@@ -134,14 +134,14 @@ impl Dashboard {
                 Ok(json!({ "batches": batches, "next": next }))
             }
             (&Method::GET, ["batches", id]) => {
-                match self.queue.batch_status(id).await.map_err(told)? {
+                match self.queue.workflow_status(id).await.map_err(told)? {
                     Some(status) => Ok(json!(status)),
                     None => Err((StatusCode::NOT_FOUND, "no batch with this id".into())),
                 }
             }
             (&Method::POST, rest) => {
                 self.check(request)?;
-                let done = self.change(rest).await?;
+                let done = self.change(rest, content).await?;
                 *self.last.lock().await = None;
                 Ok(json!({ "done": done }))
             }
@@ -150,9 +150,15 @@ impl Dashboard {
     }
 
     /// Makes a change; the caller has checked the permission.
-    async fn change(&self, segments: &[&str]) -> Result<bool, (StatusCode, String)> {
+    async fn change(
+        &self,
+        segments: &[&str],
+        content: &[u8],
+    ) -> Result<bool, (StatusCode, String)> {
         let done = match segments {
             ["batches", id, "cancel"] => self.queue.cancel_batch(id).await,
+            ["batches", id, "nodes", node, "cancel"] => self.queue.cancel_node(id, node).await,
+            ["batches", id, "nodes", node, "retry"] => self.queue.retry_node(id, node).await,
             #[cfg(feature = "schedule")]
             ["schedules", name, action @ ("pause" | "resume")] => {
                 self.queue.pause_schedule(name, *action == "pause").await.map(|()| true)
@@ -172,7 +178,7 @@ impl Dashboard {
             ["queues", queue, "dead", "revive"] => self.queue.revive_all(queue).await.map(|_| true),
             ["queues", queue, "dead", "forget"] => self.queue.forget_all(queue).await.map(|_| true),
             ["queues", queue, "dead", id, fate @ ("revive" | "forget")] => {
-                self.exhume(queue, id, fate).await
+                self.exhume(queue, id, fate, content).await
             }
             _ => return Err((StatusCode::NOT_FOUND, "unknown action".into())),
         };
@@ -280,7 +286,14 @@ impl Dashboard {
         Ok(())
     }
 
-    async fn exhume(&self, queue: &str, id: &str, fate: &str) -> Result<bool, Error> {
+    /// Removes a dead job, or revives it, with the content as its payload if there is any.
+    async fn exhume(
+        &self,
+        queue: &str,
+        id: &str,
+        fate: &str,
+        content: &[u8],
+    ) -> Result<bool, Error> {
         let mut offset = 0;
         while offset < REACH {
             let page = self.queue.dead(queue, offset, REACH - offset).await?;
@@ -291,10 +304,14 @@ impl Dashboard {
             if let Some(dead) =
                 page.iter().find(|dead| dead.id.is_some_and(|known| known.to_string() == id))
             {
-                return if fate == "forget" {
-                    self.queue.forget(queue, dead).await
-                } else {
-                    self.queue.revive(queue, dead).await
+                return match fate {
+                    "forget" => self.queue.forget(queue, dead).await,
+                    _ if content.is_empty() => self.queue.revive(queue, dead).await,
+                    _ => {
+                        let payload = str::from_utf8(content)
+                            .map_err(|_| Error::Payload("the payload is no text".to_owned()))?;
+                        self.queue.revive_with(queue, dead, payload).await
+                    }
                 };
             }
         }
@@ -363,6 +380,7 @@ fn query(request: &Parts) -> (usize, String) {
 fn told(error: Error) -> (StatusCode, String) {
     match error {
         Error::Name(_) => (StatusCode::NOT_FOUND, error.to_string()),
+        Error::Payload(_) => (StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
         other => {
             tracing::warn!(
                 error = %other,

@@ -14,14 +14,15 @@
 //! | `GET /api/history?queue=&by=minute` | `{"step_ms", "queues": [{"name", "samples": [{"at_ms", "pushed_total", "done_total", "failed_total", "waiting", "lag_ms"}]}]}`: of a day by minute, of 90 days by `hour`; without a queue, of the first 50 queues |
 //! | `GET /api/workers`, `/api/schedules` | `{"workers": [{"id", "queues", "concurrency", "running", "started_ms", "process", "quiet"}]}`, `{"schedules": [{"name", "rule", "job", "queue", "next_ms", "paused"}]}` |
 //! | `GET /api/batches?offset=0` | `{"batches": [{"id", "pushed_ms", "total", "done", "dead", "cancelled"}], "next"}`, the newest first |
-//! | `GET /api/batches/{id}` | `{"total", "done", "dead", "cancelled"}` |
+//! | `GET /api/batches/{id}` | `{"total", "done", "dead", "cancelled", "nodes": [{"name", "job", "after", "state"}]}`: the nodes of a workflow |
 //! | `POST /api/queues/{queue}/pause`, `…/resume` | `{"done": true}` |
 //! | `POST /api/workers/{id}/quiet`, `…/resume` | `{"done": true}`; see [`Queue::set_quiet`] |
 //! | `POST /api/schedules/{name}/pause`, `…/resume`, `…/run` | `{"done": true}` |
 //! | `POST /api/queues/{queue}/drain` | `{"done": true}`: waiting, blocked and scheduled jobs are removed permanently |
 //! | `POST /api/queues/{queue}/jobs/{id}/cancel` | `{"done": bool}`: `false` if the job is not there |
 //! | `POST /api/batches/{id}/cancel` | `{"done": bool}` |
-//! | `POST /api/queues/{queue}/dead/{id}/revive` | `{"done": bool}`: `false` if the job is not among the newest 1,000 dead ones |
+//! | `POST /api/batches/{id}/nodes/{name}/cancel`, `…/retry` | `{"done": bool}`: see [`Queue::cancel_node`], [`Queue::retry_node`] |
+//! | `POST /api/queues/{queue}/dead/{id}/revive` | `{"done": bool}`: `false` if the job is not among the newest 1,000 dead ones; with a body, that is the job's new payload, JSON of up to 1 MiB |
 //! | `POST /api/queues/{queue}/dead/{id}/forget` | the same; the job is removed permanently |
 //! | `POST /api/queues/{queue}/dead/revive`, `…/forget` | `{"done": true}`: for all jobs that are dead at that time |
 //!
@@ -51,14 +52,15 @@ use futures_util::stream;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Body as HttpBody, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{Full, StreamBody};
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::Service;
 
 use self::page::PAGE;
+use crate::format::MAX_SIZE;
 use crate::queue::Queue;
 
 /// Body of an answer: a page, JSON, or a stream of events.
@@ -68,6 +70,8 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 const PAUSE: Duration = Duration::from_secs(2);
 /// Time for which an overview is reused by other requests.
 const SHARED: Duration = Duration::from_secs(1);
+/// Time in which the body of a request must be sent.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of events in one answer: ten minutes.
 const EVENTS: u32 = 300;
 
@@ -118,17 +122,17 @@ impl Dashboard {
     }
 
     /// Answers a request; a `HEAD` is answered as a `GET` without its body.
-    async fn answer(self, mut request: Parts) -> Response<Body> {
+    async fn answer(self, mut request: Parts, content: Bytes) -> Response<Body> {
         if request.method == Method::HEAD {
             request.method = Method::GET;
-            let mut response = Box::pin(self.answer_get(request)).await;
+            let mut response = Box::pin(self.answer_get(request, content)).await;
             *response.body_mut() = Body::new(Full::default());
             return response;
         }
-        self.answer_get(request).await
+        self.answer_get(request, content).await
     }
 
-    async fn answer_get(self, request: Parts) -> Response<Body> {
+    async fn answer_get(self, request: Parts, content: Bytes) -> Response<Body> {
         let path = request.uri.path();
         if request.method == Method::GET && path.ends_with("/api/events") {
             return self.events(request);
@@ -136,7 +140,7 @@ impl Dashboard {
         // The mount point is up to the framework: only the path after `/api/` counts.
         if let Some((_, rest)) = path.split_once("/api/") {
             let segments: Vec<&str> = rest.split('/').collect();
-            return match self.api(&request, &segments).await {
+            return match self.api(&request, &segments, &content).await {
                 Ok(value) => reply(StatusCode::OK, "application/json", value.to_string()),
                 Err((status, error)) => {
                     reply(status, "application/json", json!({ "error": error }).to_string())
@@ -177,6 +181,13 @@ impl Dashboard {
     }
 }
 
+/// Reads the body of a request, if it is small and is sent in time.
+async fn read<B: HttpBody<Data: Send> + Send>(body: B) -> Option<Bytes> {
+    let body = body.map_err(|_| std::io::Error::other("the body ended too early"));
+    let read = Limited::new(body, MAX_SIZE).collect();
+    Some(tokio::time::timeout(BODY_TIMEOUT, read).await.ok()?.ok()?.to_bytes())
+}
+
 fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::new(Full::new(body.into())));
     *response.status_mut() = status;
@@ -188,7 +199,11 @@ fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>)
     response
 }
 
-impl<B> Service<Request<B>> for Dashboard {
+impl<B> Service<Request<B>> for Dashboard
+where
+    B: HttpBody + Send + 'static,
+    B::Data: Send,
+{
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
@@ -198,9 +213,22 @@ impl<B> Service<Request<B>> for Dashboard {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // No request of this API has a body that is read.
-        let (parts, _) = request.into_parts();
+        let (parts, body) = request.into_parts();
         let this = self.clone();
-        Box::pin(async move { Ok(this.answer(parts).await) })
+        Box::pin(async move {
+            // The body of a client that may change nothing is not read.
+            if parts.method != Method::POST || !this.may_change(&parts) {
+                return Ok(this.answer(parts, Bytes::new()).await);
+            }
+            match read(body).await {
+                Some(content) => Ok(this.answer(parts, content).await),
+                None => Ok(reply(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "application/json",
+                    json!({ "error": "expected a body of up to 1 MiB, sent within 10 s" })
+                        .to_string(),
+                )),
+            }
+        })
     }
 }

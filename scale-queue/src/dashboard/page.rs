@@ -17,12 +17,13 @@ const STYLES: [&str; 2] =
     [include_str!("vendor/uplot/uPlot.min.css"), include_str!("page/style.css")];
 
 /// Scripts of the page; the first one enables strict mode for all of them.
-const SCRIPTS: [&str; 6] = [
+const SCRIPTS: [&str; 7] = [
     include_str!("page/basics.js"),
     include_str!("vendor/uplot/uPlot.iife.min.js"),
     include_str!("page/charts.js"),
     include_str!("page/jobs.js"),
     include_str!("page/lists.js"),
+    include_str!("page/workflow.js"),
     include_str!("page/live.js"),
 ];
 

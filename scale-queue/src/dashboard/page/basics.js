@@ -35,9 +35,9 @@ function say(text, bad = false) {
   element("state").classList.toggle("bad", bad);
 }
 
-async function ask(path, method = "GET") {
+async function ask(path, method = "GET", body = undefined) {
   const headers = method === "GET" ? {} : { "x-scale-queue": "dashboard" };
-  const response = await fetch(api + path, { method, headers });
+  const response = await fetch(api + path, { method, headers, body });
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error || `the server answered ${response.status}`);
   return answer;

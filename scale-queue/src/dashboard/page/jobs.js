@@ -86,7 +86,20 @@ function fates(queue, state, job, node) {
       say(done ? words : "The job is no longer there", !done);
     });
   if (state !== "dead") return [decide("Cancel", `jobs/${job.id}/cancel`, "Cancelled: the job is or will be among the dead jobs")];
-  return [decide("Try again", `dead/${job.id}/revive`, "The job is waiting again"), decide("Remove", `dead/${job.id}/forget`, "The job was removed")];
+  const edit = button("Edit", async () => {
+    const payload = node.querySelector("pre");
+    const field = make("textarea", payload.textContent, { "aria-label": "New payload", rows: "8", spellcheck: "false" });
+    const save = button("Save and try again", async () => {
+      const { done } = await ask(`queues/${encodeURIComponent(queue)}/dead/${job.id}/revive`, "POST", field.value);
+      if (done) node.remove();
+      say(done ? "The job is waiting again, with its new payload" : "The job is no longer there", !done);
+    });
+    payload.replaceWith(field);
+    edit.replaceWith(save);
+    field.focus();
+  });
+  const whole = job.size <= job.payload.length && job.payload !== "encrypted";
+  return [decide("Try again", `dead/${job.id}/revive`, "The job is waiting again"), decide("Remove", `dead/${job.id}/forget`, "The job was removed"), ...(whole ? [edit] : [])];
 }
 
 async function all(fate, question) {

@@ -109,9 +109,11 @@ function scheduleRow(schedule) {
 function batchRow(batch) {
   const line = make("tr");
   const ended = batch.done + batch.dead;
+  const name = make("th", undefined, { scope: "row" });
+  name.append(make("a", batch.id, { href: address("batch", batch.id), class: "row" }));
   const bar = make("progress", undefined, { max: batch.total, value: ended, "aria-label": "Progress" });
   line.append(
-    make("th", batch.id, { scope: "row" }),
+    name,
     ...cells(
       ["Progress", bar],
       ["Done", `${number(batch.done)} of ${number(batch.total)}`],

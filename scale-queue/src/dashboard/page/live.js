@@ -8,6 +8,7 @@ function show(overview) {
   drawAll();
   const [view] = where();
   if (isTable(view) || !view) fill("queues", overview.queues);
+  if (view === "batch") openBatch(where()[1]).catch((error) => say(error.message, true));
   if (view !== "queues" && isTable(view)) list(view).catch((error) => say(error.message, true));
   say(`Live${writable ? "" : ", read-only"}`);
 }
@@ -44,16 +45,17 @@ function live() {
 // Shows the view that the address names.
 async function route() {
   const [view, queue, state, search] = where();
-  const shown = view === "jobs" || isTable(view) ? view : "queues";
+  const shown = view === "jobs" || view === "batch" || isTable(view) ? view : "queues";
   for (const section of document.querySelectorAll("main > section[data-view]")) section.hidden = section.dataset.view !== shown;
   for (const tab of document.querySelectorAll("header nav a")) {
-    if (tab.hash === `#${shown}` || (shown === "jobs" && tab.hash === "#queues")) tab.setAttribute("aria-current", "page");
+    if (tab.hash === `#${shown}` || tab.hash === { jobs: "#queues", batch: "#batches" }[shown]) tab.setAttribute("aria-current", "page");
     else tab.removeAttribute("aria-current");
   }
   document.body.dataset.view = shown;
   await past();
   drawAll();
   if (shown === "jobs") await openJobs(queue, Object.hasOwn(STATES, state) ? state : "waiting", search);
+  else if (shown === "batch") await openBatch(queue);
   else if (shown !== "queues") await list(shown);
 }
 
@@ -66,7 +68,10 @@ const KEYS = {
   k: () => step(-1),
   "/": () => element("search").focus(),
   "?": () => element("help").showModal(),
-  Escape: () => where()[0] === "jobs" && (location.hash = "queues"),
+  Escape: () => {
+    const back = { jobs: "queues", batch: "batches" }[where()[0]];
+    if (back) location.hash = back;
+  },
 };
 
 // Moves the focus by `by` rows, jobs or links to queues.
