@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use crate::checkpoint::Run;
 use crate::format::Place;
 use crate::job::JobId;
+use crate::log::JobLog;
 use crate::store::Store;
 
 /// Context of one attempt.
@@ -33,6 +34,7 @@ pub struct Context {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) cancelled: Cancelled,
     pub(crate) run: Arc<Run>,
+    pub(crate) log: Option<Arc<JobLog>>,
 }
 
 /// Reason why a running job is cancelled.
@@ -97,6 +99,7 @@ impl Context {
             store,
             cancelled: Cancelled::default(),
             run,
+            log: None,
         }
     }
 

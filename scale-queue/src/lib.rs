@@ -27,6 +27,7 @@ mod format;
 pub mod fuzzing;
 mod job;
 mod limit;
+pub mod log;
 mod options;
 pub mod outcome;
 pub mod progress;
@@ -43,6 +44,8 @@ pub mod status;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "opentelemetry")]
+pub mod trace;
 pub mod worker;
 
 pub use batch::Batch;

@@ -130,13 +130,14 @@ async fn a_person_uses_the_dashboard() -> Result<()> {
     queue.push(Mail { to: "invoice\u{202e}gnp.exe".into() }).to("evil").await?;
     let fails = Arc::new(AtomicBool::new(true));
     let failing = Arc::clone(&fails);
-    let worker =
-        Worker::new(&queue).queues(["evil"]).handle(move |_: Mail| {
-            let fails = failing.load(SeqCst);
-            async move {
-                if fails { Err("<img src=x onerror=\"document.title='XSS'\">") } else { Ok(()) }
-            }
-        });
+    let worker = Worker::new(&queue).queues(["evil"]).keep_logs(Duration::from_hours(1));
+    let worker = worker.handle(move |_: Mail, context: scale_queue::Context| {
+        let fails = failing.load(SeqCst);
+        async move {
+            context.log("connects to <b>the server</b>");
+            if fails { Err("<img src=x onerror=\"document.title='XSS'\">") } else { Ok(()) }
+        }
+    });
     let worker = tokio::spawn(worker.run(std::future::pending::<()>()));
     eventually("a death", async || (queue.stats("evil").await.ok()?.dead == 1).then_some(()))
         .await?;
@@ -159,6 +160,8 @@ async fn a_person_uses_the_dashboard() -> Result<()> {
         .await?;
     assert!(top < 500, "the queues begin at {top} px");
     page.set_window_size(1200, 900).await?;
+
+    browser.until("charts", "document.querySelectorAll('#charts canvas').length === 2").await?;
 
     // Live: a push appears by itself, also while a row has the keyboard focus.
     browser.press("jj").await?;
@@ -219,6 +222,9 @@ async fn a_person_uses_the_dashboard() -> Result<()> {
             "document.title === 'Queues' && document.querySelectorAll('#list img').length === 0",
         )
         .await?;
+    page.execute("document.querySelector('#list details').open = true", Vec::new()).await?;
+    let log = "document.querySelector('#list .log')?.textContent.includes('to <b>the server</b>')";
+    browser.until("its log", log).await?;
     // Retry.
     fails.store(false, SeqCst);
     let again = "[...document.querySelectorAll('#list button')].find((b) => b.textContent === 'Try \

@@ -120,6 +120,7 @@ impl Dashboard {
             (&Method::GET, ["queues"]) => self.overview(request).await,
             (&Method::GET, ["history"]) => self.history(request).await,
             (&Method::GET, ["queues", queue, state]) => self.jobs(request, queue, state).await,
+            (&Method::GET, ["jobs", id, "log"]) => self.log(request, id).await,
             (&Method::GET, ["workers"]) => {
                 Ok(json!({ "workers": self.queue.workers().await.map_err(told)? }))
             }
@@ -316,6 +317,15 @@ impl Dashboard {
             }
         }
         Ok(false)
+    }
+
+    async fn log(&self, request: &Parts, id: &str) -> Answer {
+        let unknown = || (StatusCode::NOT_FOUND, "expected the id and the name of a job".into());
+        let id = id.parse().map_err(|_| unknown())?;
+        let query = request.uri.query().unwrap_or_default().as_bytes();
+        let name = form_urlencoded::parse(query).find(|(name, _)| name == "name");
+        let (_, name) = name.ok_or_else(unknown)?;
+        Ok(json!({ "lines": self.queue.log(&name, id).await.map_err(told)? }))
     }
 
     /// Returns the samples of one queue, or of all queues, by minute or hour.

@@ -11,6 +11,7 @@
 //! | `GET /api/queues` | `{"writable": bool, "queues": [{"name", "waiting", "scheduled", "blocked", "leased", "dead", "pushed_total", "done_total", "failed_total", "lag_ms", "paused"}]}` |
 //! | `GET /api/events` | the same as server-sent events, every 2 s, for up to 10 minutes; where that fails, the page polls |
 //! | `GET /api/queues/{queue}/waiting?offset=0&search=`, `…/scheduled`, `…/blocked`, `…/leased`, `…/dead` | `{"jobs": [{"id", "name", "payload", "size", "failed", "failures", "reason", "pushed_ms", "due_ms", "died_ms", "worker", "blocked_by", "progress"}], "next"}`: at most 50, dead jobs newest first; continue at the offset `next`, if it is not null |
+//! | `GET /api/jobs/{id}/log?name=` | `{"lines": [{"at_ms", "attempt", "text"}]}`: the [log](crate::log) of the job with that id and [name](crate::Job::NAME) |
 //! | `GET /api/history?queue=&by=minute` | `{"step_ms", "queues": [{"name", "samples": [{"at_ms", "pushed_total", "done_total", "failed_total", "waiting", "lag_ms"}]}]}`: of a day by minute, of 90 days by `hour`; without a queue, of the first 50 queues |
 //! | `GET /api/workers`, `/api/schedules` | `{"workers": [{"id", "queues", "concurrency", "running", "started_ms", "process", "quiet"}]}`, `{"schedules": [{"name", "rule", "job", "queue", "next_ms", "paused"}]}` |
 //! | `GET /api/batches?offset=0` | `{"batches": [{"id", "pushed_ms", "total", "done", "dead", "cancelled"}], "next"}`, the newest first |

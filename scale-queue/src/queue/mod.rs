@@ -194,7 +194,11 @@ impl Queue {
     }
 
     pub(crate) fn metadata(&self) -> Vec<(String, String)> {
-        self.carry.as_ref().map_or_else(Vec::new, |carry| (carry.0)())
+        #[cfg_attr(not(feature = "opentelemetry"), expect(unused_mut))]
+        let mut metadata = self.carry.as_ref().map_or_else(Vec::new, |carry| (carry.0)());
+        #[cfg(feature = "opentelemetry")]
+        crate::trace::carry(&mut metadata);
+        metadata
     }
 
     pub(crate) fn with_encryption(mut self, encryption: PayloadEncryption) -> Self {

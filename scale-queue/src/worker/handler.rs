@@ -350,7 +350,13 @@ pub(crate) async fn attempt(
             );
         }
     }
-    let work = async move { handler.oneshot(delivery).await };
+    let log = delivery.context.log.clone();
+    let work = async {
+        match &log {
+            None => handler.oneshot(delivery).await,
+            Some(log) => Arc::clone(log).keep(handler.oneshot(delivery)).await,
+        }
+    };
     let run = AssertUnwindSafe(tokio::time::timeout(timeout, work)).catch_unwind();
     let ending = tokio::select! {
         biased;
@@ -363,6 +369,12 @@ pub(crate) async fn attempt(
         }
     };
     // The handler's future has been dropped at this point.
+    if ending.is_failure() {
+        tracing::Span::current().record("otel.status_code", "ERROR");
+    }
+    if let Some(log) = log {
+        log.store_lines().await;
+    }
     drop(permits);
     if let Some((circuit, store, queue, name)) = circuit
         && ending.is_failure()

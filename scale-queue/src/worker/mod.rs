@@ -122,6 +122,10 @@ pub struct Worker<S = ()> {
     quiet: Quiet,
     /// Longest wait of the jobs of a queue before an event is told.
     waits: Vec<(String, Duration)>,
+    /// Time for which log lines of jobs are kept.
+    keep_logs: Option<Duration>,
+    #[cfg(feature = "opentelemetry")]
+    continues_traces: bool,
     state: S,
 }
 
@@ -143,6 +147,9 @@ impl Worker {
             on_death: None,
             quiet: Quiet::new(),
             waits: Vec::new(),
+            keep_logs: None,
+            #[cfg(feature = "opentelemetry")]
+            continues_traces: false,
             state: (),
         }
     }
@@ -154,8 +161,10 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     pub fn with_state<T: Clone + Send + Sync + 'static>(self, state: T) -> Worker<T> {
         let Self { queue, name, lanes, order, concurrency, bounds, .. } = self;
         let Self { lease, grace, hand_back_for, routes, listeners, on_death, .. } = self;
-        let Self { quiet, waits, .. } = self;
+        let Self { quiet, waits, keep_logs, .. } = self;
         Worker {
+            #[cfg(feature = "opentelemetry")]
+            continues_traces: self.continues_traces,
             queue,
             name,
             lanes,
@@ -170,6 +179,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             on_death,
             quiet,
             waits,
+            keep_logs,
             state,
         }
     }
@@ -254,6 +264,21 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     /// duration of a job, which may be hours.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_millis(100), LONGEST);
+        self
+    }
+
+    /// Makes the push of a job the parent of the job's span, so that both are in one trace.
+    /// Default: the span begins a trace of its own, with a link to the push: see
+    /// [`trace`](crate::trace).
+    #[cfg(feature = "opentelemetry")]
+    pub fn continue_traces(mut self) -> Self {
+        self.continues_traces = true;
+        self
+    }
+
+    /// Keeps the log lines of jobs for this time after the last one: see [`log`](crate::log).
+    pub fn keep_logs(mut self, time: Duration) -> Self {
+        self.keep_logs = Some(time);
         self
     }
 

@@ -15,6 +15,7 @@ mod crashes;
 mod fences;
 mod growth;
 mod limits;
+mod logs;
 mod operating;
 mod options;
 mod permits;

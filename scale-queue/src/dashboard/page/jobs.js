@@ -71,11 +71,23 @@ function card(queue, state, job) {
     );
     node.append(make("h3", "Failed attempts"), attempts);
   }
+  if (job.id) node.addEventListener("toggle", () => node.open && showLog(node, job).catch((error) => say(error.message, true)));
   const actions = make("p");
   if (job.id) actions.append(make("a", "Link to this job", { href: address("jobs", queue, state, job.id) }));
   if (writable && job.id) actions.append(...fates(queue, state, job, node));
   node.append(actions);
   return node;
+}
+
+// Shows the lines that the job has logged; read each time it is opened.
+async function showLog(node, job) {
+  const { lines } = await ask(`jobs/${job.id}/log?name=${encodeURIComponent(job.name)}`);
+  node.querySelector(".log")?.remove();
+  node.querySelector(".log-title")?.remove();
+  if (!lines.length) return;
+  const text = lines.map((line) => `${new Date(line.at_ms).toLocaleTimeString()} attempt ${line.attempt}  ${line.text}`).join("\n");
+  const shown = make("pre", text, { class: "log", tabindex: "0", "aria-label": "Log" });
+  node.lastElementChild.before(make("h3", "Log", { class: "log-title" }), shown);
 }
 
 function fates(queue, state, job, node) {

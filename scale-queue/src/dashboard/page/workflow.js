@@ -2,7 +2,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const BOX = { width: 168, height: 46, right: 56, below: 18 };
 
-function draw(tag, attributes, text) {
+function shape(tag, attributes, text) {
   const node = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   if (text !== undefined) node.textContent = visible(text);
@@ -30,7 +30,7 @@ function drawing(nodes) {
   const all = [...places.values()];
   const width = Math.max(...all.map(({ x }) => x)) + BOX.width + 8;
   const height = Math.max(...all.map(({ y }) => y)) + BOX.height + 8;
-  const image = draw("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "Jobs and the jobs that they follow; the table has the same" });
+  const image = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "Jobs and the jobs that they follow; the table has the same" });
   for (const node of nodes) {
     const to = places.get(node.name);
     for (const name of node.after) {
@@ -38,17 +38,17 @@ function drawing(nodes) {
       if (!from) continue;
       const [x, y, endX, endY] = [from.x + BOX.width, from.y + BOX.height / 2, to.x, to.y + BOX.height / 2];
       const bend = (endX - x) / 2;
-      image.append(draw("path", { d: `M${x},${y} C${x + bend},${y} ${endX - bend},${endY} ${endX},${endY}`, class: "edge" }));
+      image.append(shape("path", { d: `M${x},${y} C${x + bend},${y} ${endX - bend},${endY} ${endX},${endY}`, class: "edge" }));
     }
   }
   for (const node of nodes) {
     const { x, y } = places.get(node.name);
-    const group = draw("g", { class: `node ${node.state}` });
+    const group = shape("g", { class: `node ${node.state}` });
     group.append(
-      draw("title", {}, `${node.name}: ${node.job}, ${node.state}`),
-      draw("rect", { x, y, width: BOX.width, height: BOX.height, rx: 8 }),
-      draw("text", { x: x + 12, y: y + 19, class: "name" }, cut(node.name)),
-      draw("text", { x: x + 12, y: y + 36 }, cut(`${node.state} · ${node.job}`)),
+      shape("title", {}, `${node.name}: ${node.job}, ${node.state}`),
+      shape("rect", { x, y, width: BOX.width, height: BOX.height, rx: 8 }),
+      shape("text", { x: x + 12, y: y + 19, class: "name" }, cut(node.name)),
+      shape("text", { x: x + 12, y: y + 36 }, cut(`${node.state} · ${node.job}`)),
     );
     image.append(group);
   }

@@ -44,6 +44,7 @@ use crate::context::{Cancelled, Context};
 use crate::encryption::PayloadEncryption;
 use crate::format::Envelope;
 use crate::job::JobId;
+use crate::log::JobLog;
 use crate::outcome::{Ending, plain_failures};
 use crate::queue::Queue;
 use crate::registry;
@@ -80,6 +81,9 @@ pub(super) struct Engine {
     on_death: Option<OnDeath>,
     quiet: Quiet,
     waits: Vec<(String, Duration)>,
+    keep_logs: Option<Duration>,
+    #[cfg(feature = "opentelemetry")]
+    continues_traces: bool,
     queue: Queue,
     holder: Arc<Holder>,
     encryption: Option<PayloadEncryption>,
@@ -185,6 +189,9 @@ impl Engine {
             on_death: worker.on_death,
             quiet: worker.quiet,
             waits: worker.waits,
+            keep_logs: worker.keep_logs,
+            #[cfg(feature = "opentelemetry")]
+            continues_traces: worker.continues_traces,
             queue: worker.queue.clone(),
             holder: Arc::new(holder),
             encryption: worker.queue.encryption().cloned(),
@@ -434,7 +441,7 @@ impl Engine {
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
         let plain = plain && !start.is_kept;
         let run = Arc::new(Run::new(Arc::clone(&self.holder), bytes));
-        let context = Context {
+        let mut context = Context {
             id,
             queue: Arc::clone(&self.lanes[lane].name),
             attempt: failed.saturating_add(1),
@@ -446,7 +453,9 @@ impl Engine {
             store: Arc::clone(&self.store),
             cancelled: cancel.clone(),
             run: Arc::clone(&run),
+            log: None,
         };
+        context.log = self.keep_logs.map(|life| JobLog::new(&context, name, life));
         self.running.insert(
             id,
             Running {
@@ -467,9 +476,13 @@ impl Engine {
             messaging.operation.type = "process",
             messaging.destination.name = %context.queue,
             messaging.message.id = %id,
+            otel.kind = "consumer",
+            otel.status_code = tracing::field::Empty,
             job = body.name,
             attempt = context.attempt,
         );
+        #[cfg(feature = "opentelemetry")]
+        crate::trace::follow(&span, &context.metadata, self.continues_traces);
         let delivery =
             Delivery { name: body.name, payload: body.payload, job: None, context, start };
         let (finished, encryption, terms) =
