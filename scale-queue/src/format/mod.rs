@@ -8,13 +8,13 @@
 //! | 19 to 24 | time of the push: ms since 1970, big endian, by the store's clock |
 //! | version 3: 25 | the job's [`Priority`] |
 //! | version 2: 25, 26, version 3: 26, 27, and as many bytes as they say | length, big endian, and the key of the job's first limit: its group |
-//! | the rest | MessagePack: name, payload (JSON), unique key, last error; if not empty, the jobs that follow in a chain, [`Extra`], and in version 3 [`StoredOptions`] |
+//! | the rest | MessagePack: name, payload (JSON), unique key, last error; if not empty, the jobs that follow in a chain, [`Extra`], and in version 3 [`options`] |
 //!
 //! The head has fixed offsets, so that scripts can count an attempt, or read the age, the priority
 //! or the group, without parsing the rest.
 //!
 //! A job is written in the lowest version that can hold it: without limits as version 1, without a
-//! priority or [`StoredOptions`] as version 2. So workers of the version before this one can handle
+//! priority or [`options`] as version 2. So workers of the version before this one can handle
 //! all jobs that use nothing new, and hand the others back.
 
 mod body;
@@ -25,7 +25,7 @@ use serde::Deserialize;
 pub use self::body::Failure;
 pub(crate) use self::body::bytes;
 pub(crate) use self::body::{Body, Extra, Link, LinkOptions, Place};
-pub(crate) use self::options::{Checkpoint, NodeOptions, StoredOptions};
+pub(crate) use self::options::{Checkpoint, LazyOptions, NodeOptions, StoredOptions};
 use crate::job::{JobId, Priority};
 
 const VERSION: u8 = 1;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub use self::after_commit::AfterCommit;
 use crate::error::Error;
-use crate::format::{Body, Envelope, Extra, MAX_SIZE, StoredOptions};
+use crate::format::{Body, Envelope, Extra, LazyOptions, MAX_SIZE};
 pub use crate::job::Priority;
 use crate::job::{Job, JobId};
 use crate::limit::{LONGEST, bounded_key};
@@ -99,18 +99,17 @@ impl Queue {
         let mut envelope = self.envelope(job, unique.clone(), options)?;
         let delay = options.delay_from(envelope.pushed_ms);
         let life = options.unique_life();
-        if unique.is_some() {
-            envelope.body.options.unique_until_start =
-                options.unique_until_start || J::UNIQUE_UNTIL_START;
+        // The key of a debounced job belongs to the scheduled job, not to one that waits or runs.
+        if unique.is_some() && options.debounce.is_none() {
+            if options.unique_until_start || J::UNIQUE_UNTIL_START {
+                envelope.body.options.unique_until_start = true;
+            }
             envelope.body.extra.unique_ms = (life != UNIQUE_FOR).then(|| millis_of(life));
         }
         let mut entry = Entry { bytes: Vec::new(), delay, ..Entry::default() };
         if let Some((wait, at_most)) = options.debounce {
             let key = unique.ok_or(Error::Setting("a debounced job needs a unique key"))?;
-            // The key belongs to the scheduled job, not to one that waits or runs.
             envelope.body.unique = None;
-            envelope.body.extra.unique_ms = None;
-            envelope.body.options.unique_until_start = false;
             entry.delay = wait.min(LONGEST);
             entry.debounce = Some(Debounce { key, at_most: at_most.min(LONGEST) });
         } else {
@@ -144,22 +143,24 @@ impl Queue {
             timeout_ms: options.timeout.map(millis_of),
             ..Extra::default()
         };
-        let stored = StoredOptions {
-            expires_ms: expires_in.map(|time| pushed_ms.saturating_add(millis_of(time))),
-            retry_until_ms: options
-                .retry_for
-                .or(J::RETRY_FOR)
-                .map(|time| pushed_ms.saturating_add(millis_of(time))),
-            keep_result_ms: options.keep_result.or(J::KEEP_RESULT).map(millis_of),
-            ..StoredOptions::default()
-        };
+        // Set one by one, so that a job without options allocates and compares nothing.
+        let mut stored = LazyOptions::default();
+        if let Some(time) = expires_in {
+            stored.expires_ms = Some(pushed_ms.saturating_add(millis_of(time)));
+        }
+        if let Some(time) = options.retry_for.or(J::RETRY_FOR) {
+            stored.retry_until_ms = Some(pushed_ms.saturating_add(millis_of(time)));
+        }
+        if let Some(time) = options.keep_result.or(J::KEEP_RESULT) {
+            stored.keep_result_ms = Some(millis_of(time));
+        }
         let group = job.limits().into_iter().next().map(|limit| limit.key);
         let body = Body {
             name: J::NAME.into(),
             payload,
             unique,
             extra,
-            options: stored.into(),
+            options: stored,
             ..Body::default()
         };
         let priority = options.priority.unwrap_or(J::PRIORITY);

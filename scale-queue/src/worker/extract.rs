@@ -180,7 +180,7 @@ macro_rules! job_handler {
                     $before::from_delivery(&delivery, &state).await.map_err(Into::into)?;)*
                 $(let $after =
                     $after::from_delivery(&delivery, &state).await.map_err(Into::into)?;)*
-                let is_kept = delivery.start.is_kept;
+                let is_kept = delivery.is_kept();
                 let job: J = taken(delivery)?;
                 self($($before,)* job, $($after,)*).await.into_result(is_kept)
             }

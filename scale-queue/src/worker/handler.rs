@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +38,8 @@ pub struct Delivery {
     /// Parsed job.
     pub(crate) job: Option<Box<dyn Any + Send + Sync>>,
     pub(crate) context: Context,
-    pub(crate) start: StartOptions,
+    /// `None` for a job without options.
+    pub(crate) start: Option<Box<StartOptions>>,
 }
 
 /// Options of a job that apply before its handler begins.
@@ -66,18 +68,28 @@ impl Delivery {
     pub fn context(&self) -> &Context {
         &self.context
     }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.start.as_ref().is_some_and(|start| start.is_kept)
+    }
 }
 
 /// Handler wrapped in its layers.
 pub type Handler = BoxCloneSyncService<Delivery, (), BoxError>;
 
 /// Handler, with the policies of its job's type.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Route {
-    pub(crate) handler: Handler,
+    pub(crate) runner: Runner,
     pub(crate) retry: Retry,
+    pub(crate) rules: RetryRules,
+}
+
+/// Parts of a route that an attempt needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Runner {
+    handler: Handler,
     pub(crate) timeout: Duration,
-    pub(crate) rules: Arc<RetryRules>,
     circuit: Option<Arc<Breaker>>,
     read: fn(&[u8]) -> Result<(Box<dyn Any + Send + Sync>, Vec<Limit>), serde_json::Error>,
 }
@@ -85,16 +97,15 @@ pub(crate) struct Route {
 impl Route {
     /// Returns the route of the job that pushes a batch after the commit of a transaction.
     fn start_of_batches() -> Self {
-        Self {
+        let runner = Runner {
             handler: Handler::new(service_fn(|delivery: Delivery| async move {
                 batch::run_start(&delivery).await
             })),
-            retry: Retry::exponential(25),
             timeout: Duration::from_mins(5),
-            rules: Arc::new(RetryRules::new()),
             circuit: None,
             read: |_| Ok((Box::new(()), Vec::new())),
-        }
+        };
+        Self { runner, retry: Retry::exponential(25), rules: RetryRules::new() }
     }
 }
 
@@ -120,14 +131,13 @@ impl fmt::Debug for Routes {
 
 impl Routes {
     pub(crate) fn add<J: Job>(&mut self, handler: Handler) {
-        let route = Route {
+        let runner = Runner {
             handler,
-            retry: J::RETRY,
             timeout: J::TIMEOUT,
-            rules: Arc::new(J::retry_rules()),
             circuit: J::CIRCUIT.map(|circuit| Arc::new(Breaker::new(circuit))),
             read: read::<J>,
         };
+        let route = Route { runner, retry: J::RETRY, rules: J::retry_rules() };
         if self.routes.insert(J::NAME, route).is_some() {
             self.twice.get_or_insert(J::NAME);
         }
@@ -163,11 +173,11 @@ impl Routes {
             let Some(route) = self.routes.get_mut(name) else {
                 return Err(Error::Handlers(format!("job `{name}` has a layer, but no handler")));
             };
-            route.handler = wrap(route.handler.clone());
+            route.runner.handler = wrap(route.runner.handler.clone());
         }
         for wrap in std::mem::take(&mut self.layers).into_iter().rev() {
             for route in self.routes.values_mut() {
-                route.handler = wrap(route.handler.clone());
+                route.runner.handler = wrap(route.runner.handler.clone());
             }
         }
         self.routes.insert(batch::START, Route::start_of_batches());
@@ -197,7 +207,7 @@ where
     Handler::new(service_fn(move |delivery: Delivery| {
         let (function, state) = (Arc::clone(&function), state.clone());
         async move {
-            let run = delivery.start.is_kept.then(|| Arc::clone(&delivery.context.run));
+            let run = delivery.is_kept().then(|| Arc::clone(&delivery.context.run));
             let result = function.call(delivery, state).await?;
             if let Some(run) = run {
                 run.set_result(result);
@@ -286,102 +296,109 @@ pub(super) fn taken<J: Job>(mut delivery: Delivery) -> Result<J, BoxError> {
 
 /// Runs one attempt; a panic of the handler is caught. Limits are checked first: a job that waits
 /// for a limit takes no slot, and none of its timeout.
-pub(crate) async fn attempt(
-    route: Route,
+pub(crate) fn attempt(
+    runner: Runner,
     encryption: Option<PayloadEncryption>,
     terms: Arc<PermitTerms>,
     held: Option<Held>,
     mut delivery: Delivery,
-) -> Ending {
-    let Route { handler, timeout, read, circuit, .. } = route;
-    if delivery.start.expires_ms.is_some_and(|at| at <= delivery.context.store.now_ms()) {
-        return Ending::Expired;
-    }
-    let circuit = match circuit {
-        Some(circuit) => {
-            let Context { store, queue, .. } = &delivery.context;
-            if let Some(pause) = circuit.open_for(&**store, &delivery.name).await {
-                return Ending::Paused(pause);
+) -> impl Future<Output = Ending> {
+    let Runner { handler, timeout, read, circuit } = runner;
+    // Not an `async fn`, whose future would hold its arguments twice.
+    async move {
+        let expires_ms = delivery.start.as_ref().and_then(|start| start.expires_ms);
+        if expires_ms.is_some_and(|at| at <= delivery.context.store.now_ms()) {
+            return Ending::Expired;
+        }
+        let circuit = match circuit {
+            Some(circuit) => {
+                let Context { store, queue, .. } = &delivery.context;
+                if let Some(pause) = circuit.open_for(&**store, &delivery.name).await {
+                    return Ending::Paused(pause);
+                }
+                let (store, queue) = (Arc::clone(store), Arc::clone(queue));
+                Some(Box::new((circuit, store, queue, delivery.name.clone())))
             }
-            Some((circuit, Arc::clone(store), Arc::clone(queue), delivery.name.clone()))
+            None => None,
+        };
+        if let Some(place) = &delivery.context.place
+            && batch::is_cancelled(&*delivery.context.store, place).await
+        {
+            return Ending::Skipped;
         }
-        None => None,
-    };
-    if let Some(place) = &delivery.context.place
-        && batch::is_cancelled(&*delivery.context.store, place).await
-    {
-        return Ending::Skipped;
+        if let Some(PayloadEncryption(cipher)) = encryption {
+            match cipher.decrypt(&delivery.name, &delivery.payload) {
+                Ok(payload) => delivery.payload = payload,
+                Err(error) => return Ending::Failed(error),
+            }
+        }
+        // `limits` is the application's code: it may panic.
+        let limits = match std::panic::catch_unwind(AssertUnwindSafe(|| read(&delivery.payload))) {
+            Ok(Ok((job, limits))) => {
+                delivery.job = Some(job);
+                limits
+            }
+            Ok(Err(error)) => {
+                return Ending::Unfit(format!("its content does not fit the type: {error}"));
+            }
+            Err(panic) => return Ending::Panicked(words_of(&*panic)),
+        };
+        let cancelled = delivery.context.cancelled.clone();
+        let permits = match admission::admit(&terms, &delivery.context, &limits, held).await {
+            Ok(Ok(permits)) => permits,
+            Ok(Err(blocked)) => return Ending::Blocked(blocked),
+            Err(error) => {
+                tracing::warn!(
+                    %error, job = delivery.name,
+                    "a job's limits could not be checked; the job is handed back",
+                );
+                return Ending::Unadmitted;
+            }
+        };
+        if let Some(key) = delivery.start.as_ref().and_then(|start| start.releases.as_ref()) {
+            let Context { store, queue, id, .. } = &delivery.context;
+            if let Err(error) = store.release_unique(queue, key, id.bytes()).await {
+                tracing::warn!(
+                    %error, job = delivery.name,
+                    "could not release a job's unique key at its start; it is held until its end",
+                );
+            }
+        }
+        let log = delivery.context.log.clone();
+        let work = async {
+            match &log {
+                None => handler.oneshot(delivery).await,
+                // Rare, and large.
+                Some(log) => Box::pin(Arc::clone(log).keep(handler.oneshot(delivery))).await,
+            }
+        };
+        let run = AssertUnwindSafe(tokio::time::timeout(timeout, work)).catch_unwind();
+        let ending = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => Ending::Cancelled,
+            end = run => match end {
+                Ok(Ok(Ok(()))) => Ending::Done,
+                Ok(Ok(Err(error))) => Ending::Failed(error),
+                Ok(Err(_)) => Ending::TimedOut(timeout),
+                Err(panic) => Ending::Panicked(words_of(&*panic)),
+            }
+        };
+        // The handler's future has been dropped at this point.
+        drop(permits);
+        if ending.is_failure() {
+            tracing::Span::current().record("otel.status_code", "ERROR");
+        }
+        if let Some(log) = log {
+            Box::pin(log.store_lines()).await;
+        }
+        if let Some(circuit) = circuit
+            && ending.is_failure()
+        {
+            let (circuit, store, queue, name) = &*circuit;
+            circuit.count(&**store, queue, name).await;
+        }
+        ending
     }
-    if let Some(PayloadEncryption(cipher)) = encryption {
-        match cipher.decrypt(&delivery.name, &delivery.payload) {
-            Ok(payload) => delivery.payload = payload,
-            Err(error) => return Ending::Failed(error),
-        }
-    }
-    // `limits` is the application's code: it may panic.
-    let limits = match std::panic::catch_unwind(AssertUnwindSafe(|| read(&delivery.payload))) {
-        Ok(Ok((job, limits))) => {
-            delivery.job = Some(job);
-            limits
-        }
-        Ok(Err(error)) => {
-            return Ending::Unfit(format!("its content does not fit the type: {error}"));
-        }
-        Err(panic) => return Ending::Panicked(words_of(&*panic)),
-    };
-    let cancelled = delivery.context.cancelled.clone();
-    let permits = match admission::admit(&terms, &delivery.context, &limits, held).await {
-        Ok(Ok(permits)) => permits,
-        Ok(Err(blocked)) => return Ending::Blocked(blocked),
-        Err(error) => {
-            tracing::warn!(
-                %error, job = delivery.name,
-                "a job's limits could not be checked; the job is handed back",
-            );
-            return Ending::Unadmitted;
-        }
-    };
-    if let Some(key) = &delivery.start.releases {
-        let Context { store, queue, id, .. } = &delivery.context;
-        if let Err(error) = store.release_unique(queue, key, id.bytes()).await {
-            tracing::warn!(
-                %error, job = delivery.name,
-                "could not release a job's unique key at its start; it is held until its end",
-            );
-        }
-    }
-    let log = delivery.context.log.clone();
-    let work = async {
-        match &log {
-            None => handler.oneshot(delivery).await,
-            Some(log) => Arc::clone(log).keep(handler.oneshot(delivery)).await,
-        }
-    };
-    let run = AssertUnwindSafe(tokio::time::timeout(timeout, work)).catch_unwind();
-    let ending = tokio::select! {
-        biased;
-        () = cancelled.cancelled() => Ending::Cancelled,
-        end = run => match end {
-            Ok(Ok(Ok(()))) => Ending::Done,
-            Ok(Ok(Err(error))) => Ending::Failed(error),
-            Ok(Err(_)) => Ending::TimedOut(timeout),
-            Err(panic) => Ending::Panicked(words_of(&*panic)),
-        }
-    };
-    // The handler's future has been dropped at this point.
-    if ending.is_failure() {
-        tracing::Span::current().record("otel.status_code", "ERROR");
-    }
-    if let Some(log) = log {
-        log.store_lines().await;
-    }
-    drop(permits);
-    if let Some((circuit, store, queue, name)) = circuit
-        && ending.is_failure()
-    {
-        circuit.count(&*store, &queue, &name).await;
-    }
-    ending
 }
 
 fn words_of(panic: &(dyn Any + Send)) -> String {

@@ -417,9 +417,9 @@ impl Engine {
         let held = self.held.remove(&id);
         // `take` has already checked that there is a handler.
         let Some((name, route)) = self.routes.find_named(&body.name) else { return };
-        let mut route = route.clone();
+        let mut runner = route.runner.clone();
         if let Some(ms) = body.extra.timeout_ms {
-            route.timeout = Duration::from_millis(ms);
+            runner.timeout = Duration::from_millis(ms);
         }
         let retry = route.retry;
         let retry = body.extra.attempts.map_or(retry, |attempts| retry.attempts(attempts));
@@ -433,13 +433,16 @@ impl Engine {
             return self.give_up(lane, bytes, CRASHED);
         }
         let cancel = held.as_ref().map_or_else(Cancelled::default, |held| held.cancelled.clone());
-        let start = StartOptions {
-            expires_ms: body.options.expires_ms,
-            releases: body.unique.clone().filter(|_| body.options.unique_until_start),
-            is_kept: result::is_kept_with(&body.options),
-        };
+        let is_kept = result::is_kept_with(&body.options);
+        let start = (!body.options.is_empty()).then(|| {
+            Box::new(StartOptions {
+                expires_ms: body.options.expires_ms,
+                releases: body.unique.clone().filter(|_| body.options.unique_until_start),
+                is_kept,
+            })
+        });
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
-        let plain = plain && !start.is_kept;
+        let plain = plain && !is_kept;
         let run = Arc::new(Run::new(Arc::clone(&self.holder), bytes));
         let mut context = Context {
             id,
@@ -487,9 +490,9 @@ impl Engine {
             Delivery { name: body.name, payload: body.payload, job: None, context, start };
         let (finished, encryption, terms) =
             (self.finished.clone(), self.encryption.clone(), Arc::clone(&self.terms));
-        let work = async move {
-            let _ = finished.send((id, attempt(route, encryption, terms, held, delivery).await));
-        };
+        let work = attempt(runner, encryption, terms, held, delivery).map(move |ending| {
+            let _ = finished.send((id, ending));
+        });
         tokio::spawn(work.instrument(span));
     }
 

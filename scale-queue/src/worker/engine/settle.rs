@@ -69,7 +69,7 @@ impl Engine {
         let no_rules = RetryRules::new();
         let policy = Policy {
             retry,
-            rules: self.routes.find(&envelope.body.name).map_or(&no_rules, |route| &*route.rules),
+            rules: self.routes.find(&envelope.body.name).map_or(&no_rules, |route| &route.rules),
             failed: envelope.failed,
             by_rule: &options.by_rule,
             time_left: options
