@@ -69,6 +69,13 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
         None
     }
 
+    /// Returns tags of the job, at most 8 of 1 to 64 bytes, by which it is
+    /// [found](crate::Queue::ended_with_tag) when it has ended: for example `customer:7`. Default:
+    /// none.
+    fn tags(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Adds options to the job, for any push: alone, in bulk, in a transaction, in a batch, in a
     /// chain, by a schedule.
     ///

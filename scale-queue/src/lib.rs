@@ -18,6 +18,7 @@ mod context;
 #[cfg(feature = "dashboard")]
 pub mod dashboard;
 pub mod encryption;
+pub mod ended;
 mod error;
 #[cfg(all(feature = "sql", feature = "redis"))]
 pub mod failover;

@@ -28,6 +28,7 @@ pub struct PushOptions {
     pub(crate) retry_for: Option<Duration>,
     pub(crate) keep_result: Option<Duration>,
     pub(crate) metadata: Vec<(String, String)>,
+    pub(crate) tags: Vec<String>,
 }
 
 /// Time before which a job does not begin.
@@ -192,6 +193,11 @@ macro_rules! each_option {
             /// [`KEEP_RESULT`](Job::KEEP_RESULT): see [`Queue::wait`](crate::Queue::wait).
             fn keep_result(self, time: Duration) {
                 self.keep_result = Some(time);
+            }
+
+            /// Adds a tag to those of [`Job::tags`].
+            fn tag(self, tag: &str) {
+                self.tags.push(tag.to_owned());
             }
 
             /// Adds an entry to the job's [metadata](crate::Context::metadata). It replaces an

@@ -99,6 +99,8 @@ pub struct PushedJob<J> {
     pub priority: Priority,
     /// Metadata of the job.
     pub metadata: Vec<(String, String)>,
+    /// Tags of the job.
+    pub tags: Vec<String>,
     /// Batch to which the job belongs.
     pub batch: Option<String>,
     /// Names of the jobs that follow in its chain.
@@ -189,6 +191,7 @@ impl FakeQueue {
             attempts: body.extra.attempts,
             timeout: body.extra.timeout_ms.map(Duration::from_millis),
             priority,
+            tags: body.options.tags.clone(),
             metadata: body.extra.metadata,
             batch: body.extra.batch.map(|place| place.id),
             chain: body.then.into_iter().map(|link| link.name).collect(),

@@ -131,6 +131,7 @@ async fn a_person_uses_the_dashboard() -> Result<()> {
     let fails = Arc::new(AtomicBool::new(true));
     let failing = Arc::clone(&fails);
     let worker = Worker::new(&queue).queues(["evil"]).keep_logs(Duration::from_hours(1));
+    let worker = worker.keep_ended(100, Duration::from_hours(1));
     let worker = worker.handle(move |_: Mail, context: scale_queue::Context| {
         let fails = failing.load(SeqCst);
         async move {
@@ -235,6 +236,17 @@ async fn a_person_uses_the_dashboard() -> Result<()> {
     })
     .await?;
 
+    // Ended jobs, by tag.
+    queue.push(Mail { to: "tagged".into() }).tag("customer:7").to("evil").await?;
+    let done = async |count: u64| {
+        let done = async || (queue.stats("evil").await.ok()?.done_total == count).then_some(());
+        eventually("it to be done", done).await
+    };
+    done(2).await?;
+    page.goto(&format!("{url}#jobs/evil/ended/customer%3A7")).await?;
+    let tag = "document.querySelector('#list .tag')?.textContent === 'customer:7'";
+    browser.until("the ended job", tag).await?;
+
     // Edit and retry.
     fails.store(true, SeqCst);
     queue.push(Mail { to: "wrong".into() }).to("evil").await?;
@@ -260,10 +272,7 @@ async fn a_person_uses_the_dashboard() -> Result<()> {
     page.execute(&fill(r#"{"to":"right"}"#), Vec::new()).await?;
     fails.store(false, SeqCst);
     page.execute(&press("Save and try again"), Vec::new()).await?;
-    eventually("it to be done", async || {
-        (queue.stats("evil").await.ok()?.done_total == 2).then_some(())
-    })
-    .await?;
+    done(3).await?;
 
     // A workflow is drawn; a job of it is retried, another cancelled.
     fails.store(true, SeqCst);

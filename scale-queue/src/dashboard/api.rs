@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Dashboard;
+use crate::ended::EndedJob;
 use crate::error::Error;
 use crate::format::Failure;
 use crate::progress::Progress;
@@ -39,6 +40,7 @@ struct Row {
     payload: String,
     /// Size of the whole payload, bytes.
     size: usize,
+    tags: Vec<String>,
     failed: u16,
     failures: Vec<Failure>,
     /// Error that made the job dead, or error of its last attempt.
@@ -46,6 +48,8 @@ struct Row {
     pushed_ms: Option<u64>,
     due_ms: Option<u64>,
     died_ms: Option<u64>,
+    ended_ms: Option<u64>,
+    took_ms: Option<u64>,
     worker: Option<String>,
     /// Limit or handler that a blocked job waits for.
     blocked_by: Option<String>,
@@ -67,13 +71,40 @@ impl From<Dead> for Row {
             name: dead.name,
             payload,
             size,
+            tags: dead.tags,
             failed: dead.failed,
             failures: dead.failures,
             reason: Some(dead.reason),
             pushed_ms: None,
             due_ms: None,
             died_ms: Some(dead.died_ms),
+            ended_ms: None,
+            took_ms: None,
             worker: None,
+            blocked_by: None,
+            progress: None,
+        }
+    }
+}
+
+impl From<EndedJob> for Row {
+    fn from(job: EndedJob) -> Self {
+        let (payload, size) = cut(job.payload);
+        Self {
+            id: job.id.map(|id| id.to_string()),
+            name: job.name,
+            payload,
+            size,
+            tags: job.tags,
+            failed: job.failed,
+            failures: job.failures,
+            reason: job.reason,
+            pushed_ms: Some(job.pushed_ms),
+            due_ms: None,
+            died_ms: None,
+            ended_ms: Some(job.ended_ms),
+            took_ms: Some(job.took_ms),
+            worker: Some(job.worker),
             blocked_by: None,
             progress: None,
         }
@@ -88,12 +119,15 @@ impl From<Listing> for Row {
             name: job.name,
             payload,
             size,
+            tags: job.tags,
             failed: job.failed,
             failures: job.failures,
             reason: job.last_error,
             pushed_ms: Some(job.pushed_ms),
             due_ms: job.due_ms,
             died_ms: None,
+            ended_ms: None,
+            took_ms: None,
             worker: job.worker,
             blocked_by: job.blocked_by,
             progress: None,
@@ -110,7 +144,7 @@ impl Row {
             self.blocked_by.as_ref(),
         ];
         let fields = own.into_iter().chain([Some(&self.name), Some(&self.payload)]);
-        fields.flatten().any(|field| field.to_lowercase().contains(text))
+        fields.flatten().chain(&self.tags).any(|field| field.to_lowercase().contains(text))
     }
 }
 
@@ -119,6 +153,7 @@ impl Dashboard {
         match (&request.method, segments) {
             (&Method::GET, ["queues"]) => self.overview(request).await,
             (&Method::GET, ["history"]) => self.history(request).await,
+            (&Method::GET, ["queues", queue, "ended"]) => self.ended(request, queue).await,
             (&Method::GET, ["queues", queue, state]) => self.jobs(request, queue, state).await,
             (&Method::GET, ["jobs", id, "log"]) => self.log(request, id).await,
             (&Method::GET, ["workers"]) => {
@@ -228,6 +263,7 @@ impl Dashboard {
             _ => return Err((StatusCode::NOT_FOUND, "unknown state of jobs".into())),
         };
         let (offset, search) = query(request);
+        let search = search.to_lowercase();
         let step = if search.is_empty() { PAGE } else { STEP };
         let (mut found, mut at, mut next, mut bytes) = (Vec::new(), offset, None, 0);
         'looking: while next.is_none() {
@@ -319,6 +355,18 @@ impl Dashboard {
         Ok(false)
     }
 
+    async fn ended(&self, request: &Parts, queue: &str) -> Answer {
+        let (offset, tag) = query(request);
+        let found = if tag.is_empty() {
+            self.queue.ended(queue, offset, PAGE).await
+        } else {
+            self.queue.ended_with_tag(queue, &tag, offset, PAGE).await
+        };
+        let jobs: Vec<_> = found.map_err(told)?.into_iter().map(Row::from).collect();
+        let next = (!jobs.is_empty()).then_some(offset + jobs.len());
+        Ok(json!({ "jobs": jobs, "next": next }))
+    }
+
     async fn log(&self, request: &Parts, id: &str) -> Answer {
         let unknown = || (StatusCode::NOT_FOUND, "expected the id and the name of a job".into());
         let id = id.parse().map_err(|_| unknown())?;
@@ -379,7 +427,7 @@ fn query(request: &Parts) -> (usize, String) {
     {
         match &*name {
             "offset" => offset = value.parse().unwrap_or(0),
-            "search" => search = value.trim().to_lowercase(),
+            "search" => value.trim().clone_into(&mut search),
             _ => {}
         }
     }

@@ -70,6 +70,8 @@ options! {
     6 keep_result_ms: Option<u64>,
     /// Position of the job among those of its workflow; also set for a chain in a batch.
     7 node: Option<NodeOptions>,
+    /// Tags of the job.
+    8 tags: Vec<String>,
 }
 
 /// Options of a job, which most jobs do not have: without any, it is a null pointer.

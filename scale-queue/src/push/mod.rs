@@ -20,6 +20,10 @@ pub use crate::options::{IntoPush, PushOptions, WithOptions};
 use crate::queue::{Queue, checked};
 use crate::store::{Debounce, Entry};
 
+/// Maximum number of tags of a job, and bytes of each.
+const MOST_TAGS: usize = 8;
+const LONGEST_TAG: usize = 64;
+
 /// Builder of a push: set options, then `.await` it. Nothing is stored before.
 #[must_use = "a push does nothing until awaited"]
 #[derive(Debug)]
@@ -154,6 +158,10 @@ impl Queue {
         if let Some(time) = options.keep_result.or(J::KEEP_RESULT) {
             stored.keep_result_ms = Some(millis_of(time));
         }
+        let tags = job.tags();
+        if !tags.is_empty() || !options.tags.is_empty() {
+            stored.tags = checked_tags(tags.into_iter().chain(options.tags.iter().cloned()))?;
+        }
         let group = job.limits().into_iter().next().map(|limit| limit.key);
         let body = Body {
             name: J::NAME.into(),
@@ -190,6 +198,23 @@ impl Queue {
             None => Ok(payload),
         }
     }
+}
+
+/// Checks the tags of a job, and removes duplicates.
+fn checked_tags(tags: impl Iterator<Item = String>) -> Result<Vec<String>, Error> {
+    let mut checked = Vec::new();
+    for tag in tags {
+        if !(1..=LONGEST_TAG).contains(&tag.len()) {
+            return Err(Error::Setting("a tag is invalid: expected 1 to 64 bytes"));
+        }
+        if !checked.contains(&tag) {
+            checked.push(tag);
+        }
+    }
+    if checked.len() > MOST_TAGS {
+        return Err(Error::Setting("a job has too many tags: expected at most 8"));
+    }
+    Ok(checked)
 }
 
 /// Returns a duration in ms, the largest number if it is longer.

@@ -15,6 +15,8 @@ pub struct Listing {
     pub name: String,
     /// Payload as JSON text; not shown for a queue that is [encrypted](Queue::encrypted).
     pub payload: String,
+    /// Tags of the job.
+    pub tags: Vec<String>,
     /// Attempts that have failed.
     pub failed: u16,
     /// Error of the last attempt.
@@ -44,6 +46,7 @@ impl Listing {
             id,
             name: body.as_ref().map(|b| b.name.clone()).unwrap_or_default(),
             payload: body.as_ref().map(|b| queue.shown(&b.payload)).unwrap_or_default(),
+            tags: body.as_ref().map(|b| b.options.tags.clone()).unwrap_or_default(),
             failed,
             failures: body.as_ref().map(|b| b.extra.failures.clone()).unwrap_or_default(),
             last_error: body.and_then(|b| b.last_error),
@@ -65,6 +68,8 @@ pub struct Dead {
     pub name: String,
     /// Payload as JSON text; not shown for a queue that is [encrypted](Queue::encrypted).
     pub payload: String,
+    /// Tags of the job.
+    pub tags: Vec<String>,
     /// Attempts that have failed.
     pub failed: u16,
     /// Errors of the last ten attempts, the latest last.
@@ -84,6 +89,7 @@ impl Dead {
             id: envelope.as_ref().map(|e| e.id),
             name: body.map(|b| b.name.clone()).unwrap_or_default(),
             payload: body.map(|b| queue.shown(&b.payload)).unwrap_or_default(),
+            tags: body.map(|b| b.options.tags.clone()).unwrap_or_default(),
             failed: envelope.as_ref().map_or(0, |e| e.failed),
             failures: body.map(|b| b.extra.failures.clone()).unwrap_or_default(),
             reason: dead_job.reason.clone(),

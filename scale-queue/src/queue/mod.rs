@@ -211,7 +211,7 @@ impl Queue {
     }
 
     /// Formats a payload for display.
-    fn shown(&self, payload: &[u8]) -> String {
+    pub(crate) fn shown(&self, payload: &[u8]) -> String {
         if self.encryption.is_some() {
             "encrypted".into()
         } else {

@@ -11,6 +11,7 @@
 //!
 //! Every move is atomic, so a job is in exactly one state.
 
+mod ended;
 mod limits;
 mod memory;
 #[cfg(feature = "redis")]
@@ -24,6 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 
+pub use self::ended::{EndedStore, EndingJob};
 pub use self::limits::{Admission, LimitStore, PassOn, PassedOn, PermitRequest, RateRequest};
 pub use self::memory::MemoryStore;
 #[cfg(feature = "testing")]
@@ -415,7 +417,7 @@ mod sealed {
 /// implement it.
 #[async_trait]
 pub trait Store:
-    sealed::Sealed + BatchStore + LimitStore + Notes + Registry + std::fmt::Debug + 'static
+    sealed::Sealed + BatchStore + EndedStore + LimitStore + Notes + Registry + std::fmt::Debug + 'static
 {
     /// Stores jobs, in portions of up to 1,000 jobs and a few MiB; each portion is stored as a
     /// whole or not at all. Returns for each job `None` if it is stored, or the encoded id of the

@@ -54,6 +54,7 @@ pub use self::quiet::Quiet;
 pub use crate::checkpoint::{CheckpointError, Step};
 pub use crate::context::CancelReason;
 use crate::context::Context;
+use crate::ended::KeepEnded;
 use crate::error::Error;
 use crate::job::Job;
 use crate::limit::LONGEST;
@@ -124,6 +125,8 @@ pub struct Worker<S = ()> {
     waits: Vec<(String, Duration)>,
     /// Time for which log lines of jobs are kept.
     keep_logs: Option<Duration>,
+    /// Bounds on ended jobs that are kept.
+    keep_ended: Option<KeepEnded>,
     #[cfg(feature = "opentelemetry")]
     continues_traces: bool,
     state: S,
@@ -148,6 +151,7 @@ impl Worker {
             quiet: Quiet::new(),
             waits: Vec::new(),
             keep_logs: None,
+            keep_ended: None,
             #[cfg(feature = "opentelemetry")]
             continues_traces: false,
             state: (),
@@ -161,7 +165,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     pub fn with_state<T: Clone + Send + Sync + 'static>(self, state: T) -> Worker<T> {
         let Self { queue, name, lanes, order, concurrency, bounds, .. } = self;
         let Self { lease, grace, hand_back_for, routes, listeners, on_death, .. } = self;
-        let Self { quiet, waits, keep_logs, .. } = self;
+        let Self { quiet, waits, keep_logs, keep_ended, .. } = self;
         Worker {
             #[cfg(feature = "opentelemetry")]
             continues_traces: self.continues_traces,
@@ -180,6 +184,7 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
             quiet,
             waits,
             keep_logs,
+            keep_ended,
             state,
         }
     }
@@ -273,6 +278,42 @@ impl<S: Clone + Send + Sync + 'static> Worker<S> {
     #[cfg(feature = "opentelemetry")]
     pub fn continue_traces(mut self) -> Self {
         self.continues_traces = true;
+        self
+    }
+
+    /// Keeps jobs of each queue that are done or dead: the newest `most`, no longer than `age`.
+    /// Costs a call to the store for each job: see [`ended`](crate::ended). Default: a job that is
+    /// done is removed.
+    ///
+    /// ```
+    /// # use scale_queue::{Job, Queue, Worker};
+    /// # use serde::{Deserialize, Serialize};
+    /// # use std::time::Duration;
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Invoice { customer: u32 }
+    ///
+    /// impl Job for Invoice {
+    ///     const NAME: &'static str = "invoice";
+    ///
+    ///     fn tags(&self) -> Vec<String> {
+    ///         vec![format!("customer:{}", self.customer)]
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), scale_queue::Error> {
+    /// # let queue = Queue::memory();
+    /// let worker = Worker::new(&queue).keep_ended(10_000, Duration::from_hours(24));
+    /// let worker = worker.handle(async |_: Invoice| {});
+    /// queue.push_many((1..=3).map(|customer| Invoice { customer })).await?;
+    /// # tokio::spawn(worker.run(std::future::pending::<()>()));
+    /// # while queue.stats("default").await?.done_total < 3 { tokio::task::yield_now().await; }
+    /// let ended = queue.ended_with_tag("default", "customer:2", 0, 10).await?;
+    /// assert_eq!((ended.len(), ended[0].reason.as_deref()), (1, None));
+    /// # Ok(()) }
+    /// ```
+    pub fn keep_ended(mut self, most: usize, age: Duration) -> Self {
+        self.keep_ended = Some(KeepEnded { most: most.max(1), age: age.min(LONGEST) });
         self
     }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::batch::Member;
 use crate::format::Envelope;
 use crate::job::JobId;
-use crate::store::{End, Entry, Settlement};
+use crate::store::{End, EndingJob, Entry, Settlement};
 
 /// Polling interval of a queue whose wake-ups are armed, in case a wake-up was lost.
 const SAFETY: Duration = Duration::from_secs(30);
@@ -31,6 +31,8 @@ pub(super) struct Ended {
     pub(super) next: Option<(String, Entry)>,
     /// Results to be kept: key, value and life.
     pub(super) notes: Vec<(String, Vec<u8>, Duration)>,
+    /// Record of its end, if ended jobs are kept.
+    pub(super) kept: Option<EndingJob>,
     /// End as counted in its batch.
     pub(super) counts: Option<(Member, End)>,
     /// Key and number of permits of a full limit: a permit may have come free before the job was in
@@ -46,6 +48,7 @@ impl From<Settlement> for Ended {
             settlement,
             next: None,
             notes: Vec::new(),
+            kept: None,
             counts: None,
             permits: None,
             for_others: false,

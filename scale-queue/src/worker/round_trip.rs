@@ -145,7 +145,8 @@ pub(super) async fn reclaim(store: &dyn Store, queue: &str, expired: &WorkerId) 
 async fn settle(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> (usize, bool) {
     let Ok(lost) = drop_lost(store, worker, ask).await else { return (0, true) };
     let followed_up =
-        join_all(ask.settlements.iter().map(|ended| push_follow_ups(store, ended))).await;
+        join_all(ask.settlements.iter().map(|ended| push_follow_ups(store, &ask.queue, ended)))
+            .await;
     let (mut told, mut settle_failed) = (Vec::new(), Vec::new());
     for (ended, followed_up) in std::mem::take(&mut ask.settlements).into_iter().zip(followed_up) {
         if followed_up.is_ok() { told.push(ended) } else { settle_failed.push(ended) }
@@ -197,8 +198,10 @@ async fn settle(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> (usize, 
 async fn drop_lost(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> Result<usize, Error> {
     let doubtful = ask.doubtful;
     let is_asked = |ended: &Ended| {
-        let has_follow_ups =
-            ended.counts.is_some() || ended.next.is_some() || !ended.notes.is_empty();
+        let has_follow_ups = ended.counts.is_some()
+            || ended.next.is_some()
+            || ended.kept.is_some()
+            || !ended.notes.is_empty();
         let is_death = matches!(ended.settlement.to, Destination::Dead { .. });
         matches!(ended.counts, Some((_, End::Dead))) || has_follow_ups && (doubtful || is_death)
     };
@@ -212,10 +215,13 @@ async fn drop_lost(store: &dyn Store, worker: &WorkerId, ask: &mut Ask) -> Resul
 }
 
 /// Pushes the jobs that follow from a job's end, before the end is stored.
-async fn push_follow_ups(store: &dyn Store, ended: &Ended) -> Result<(), Error> {
+async fn push_follow_ups(store: &dyn Store, queue: &str, ended: &Ended) -> Result<(), Error> {
     // Jobs that follow read what this one has returned.
     for (key, value, life) in &ended.notes {
         store.put_note(key, value, *life).await?;
+    }
+    if let Some(job) = &ended.kept {
+        store.keep_ended(queue, job).await?;
     }
     if let Some((member, end)) = &ended.counts {
         batch::count(store, member, *end).await?;

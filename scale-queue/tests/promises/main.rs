@@ -14,6 +14,7 @@ mod batches;
 mod crashes;
 mod fences;
 mod growth;
+mod history;
 mod limits;
 mod logs;
 mod operating;

@@ -1,5 +1,5 @@
 // Jobs of one queue by state, with a search; each job can be opened.
-const STATES = { waiting: "Waiting", leased: "Running", scheduled: "Scheduled", blocked: "Blocked", dead: "Dead" };
+const STATES = { waiting: "Waiting", leased: "Running", scheduled: "Scheduled", blocked: "Blocked", dead: "Dead", ended: "Ended" };
 let listing = 0; // number of the current listing: late answers to earlier listings are dropped
 let next = null;
 
@@ -8,6 +8,7 @@ async function openJobs(queue, state, search = "") {
   next = 0;
   element("jobs-title").textContent = queue;
   element("search").value = search;
+  element("search").placeholder = state === "ended" ? "A tag, exactly" : "Id, name, tag, payload, reason";
   element("states").replaceChildren(
     ...Object.entries(STATES).map(([name, label]) => {
       const tab = make("a", label, { href: address("jobs", queue, name) });
@@ -32,7 +33,7 @@ async function more() {
   element("more").textContent = search ? `Continue the search after ${number(next ?? 0)} jobs` : "More";
   const empty = next === null && !element("list").children.length;
   element("none").hidden = !empty;
-  element("none").textContent = search ? "No job matches." : "No jobs.";
+  element("none").textContent = search ? "No job matches." : state === "ended" ? "No jobs: a worker keeps ended jobs if asked to." : "No jobs.";
 }
 
 function pretty(payload) {
@@ -46,9 +47,11 @@ function pretty(payload) {
 function card(queue, state, job) {
   const node = make("details", undefined, { class: "job" });
   const head = make("summary");
-  const when = { dead: job.died_ms, scheduled: job.due_ms }[state] ?? job.pushed_ms;
-  const word = { dead: "died", scheduled: "due" }[state] ?? "pushed";
+  const when = { dead: job.died_ms, scheduled: job.due_ms, ended: job.ended_ms }[state] ?? job.pushed_ms;
+  const word = { dead: "died", scheduled: "due", ended: job.reason ? "died" : "done" }[state] ?? "pushed";
   head.append(make("strong", job.name || "unreadable"), make("code", job.id ?? ""), `${word} `, moment(when));
+  if (job.took_ms !== null) head.append(` after ${time(job.took_ms)}`);
+  for (const tag of job.tags) head.append(make("a", tag, { class: "tag", href: address("jobs", queue, "ended", tag) }));
   if (job.failed) head.append(make("span", `${job.failed} failed`, { class: "failed" }));
   if (job.progress) {
     head.append(make("progress", undefined, { max: job.progress.total || 1, value: job.progress.done }));
@@ -73,7 +76,7 @@ function card(queue, state, job) {
   }
   if (job.id) node.addEventListener("toggle", () => node.open && showLog(node, job).catch((error) => say(error.message, true)));
   const actions = make("p");
-  if (job.id) actions.append(make("a", "Link to this job", { href: address("jobs", queue, state, job.id) }));
+  if (job.id && state !== "ended") actions.append(make("a", "Link to this job", { href: address("jobs", queue, state, job.id) }));
   if (writable && job.id) actions.append(...fates(queue, state, job, node));
   node.append(actions);
   return node;
@@ -97,6 +100,7 @@ function fates(queue, state, job, node) {
       if (done) node.remove();
       say(done ? words : "The job is no longer there", !done);
     });
+  if (state === "ended") return [];
   if (state !== "dead") return [decide("Cancel", `jobs/${job.id}/cancel`, "Cancelled: the job is or will be among the dead jobs")];
   const edit = button("Edit", async () => {
     const payload = node.querySelector("pre");

@@ -1,6 +1,7 @@
 //! Jobs in the memory of one process, lost when it ends.
 
 mod clock;
+mod ended;
 mod limits;
 mod queue_data;
 mod shared_state;

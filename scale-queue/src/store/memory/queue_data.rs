@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use crate::format::{group_of, priority_of, pushed_ms, replace_job, tag_of};
 use crate::limit::line_of;
 use crate::store::{
-    DeadJob, Debounce, Entry, Fetched, LINE_RETRY, Request, Resolution, Sample, Trial, WorkerId,
+    DeadJob, Debounce, EndingJob, Entry, Fetched, LINE_RETRY, Request, Resolution, Sample, Trial,
+    WorkerId,
 };
 
 #[derive(Debug, Default)]
@@ -22,6 +23,8 @@ pub(super) struct QueueData {
     pub(super) lines: BTreeMap<String, Line>,
     pub(super) leases: HashMap<WorkerId, Lease>,
     pub(super) dead: VecDeque<DeadJob>,
+    /// Ended jobs that are kept, the newest last: time, job and tags.
+    pub(super) kept: VecDeque<(u64, EndingJob)>,
     /// Holder of a key and end of the key's life, by kind (`true` for once keys, which outlive the
     /// job) and key.
     pub(super) unique: HashMap<(bool, String), (Vec<u8>, Instant)>,

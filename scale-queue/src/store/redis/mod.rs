@@ -20,6 +20,7 @@
 //! | `{app}:queue:{<queue>}:unbegun` | hash | by worker: ids of jobs whose handler has not begun |
 //! | `{app}:queue:{<queue>}:trials` | hash | by worker: the id of the suspect that runs alone |
 //! | `{app}:queue:{<queue>}:died`, `…:graves` | sorted set, hash | ids of dead jobs by time of death, ms; reason and job by id |
+//! | `{app}:queue:{<queue>}:ended`, `…:records`, `…:tagged:<tag>` | sorted set, hash, sorted sets | ids of ended jobs that are kept, by the time of the end, ms; tags and record by id; ids by tag |
 //! | `{app}:queue:{<queue>}:sleepers` | sorted set | idle workers, by the time since which they are idle |
 //! | `{app}:queue:{<queue>}:unique:<key>` | string | the id of the job that holds the key; expires |
 //! | `{app}:queue:{<queue>}:debounce:<key>` | string | due time and content of the scheduled job that a push under the key replaces; expires |
@@ -31,6 +32,7 @@
 //! | `{app}:queue:queues` | set | names of the queues |
 //! | channel `{app}:queue:wake:<worker>` | | the name of a queue to look at |
 
+mod ended;
 mod limits;
 mod shared_state;
 

@@ -15,6 +15,7 @@ pub(super) struct Scripts {
     pub(super) take_dead: Script,
     pub(super) list_page: Script,
     pub(super) record_sample: Script,
+    pub(super) keep_ended: Script,
     pub(super) release_unique: Script,
     pub(super) checkpoint: Script,
 }
@@ -36,6 +37,7 @@ impl Scripts {
             list_page: Script::new(include_str!("list_page.lua")),
             record_sample: Script::new(include_str!("record_sample.lua")),
             checkpoint: Script::new(include_str!("checkpoint.lua")),
+            keep_ended: shared(include_str!("keep_ended.lua")),
             release_unique: Script::new(include_str!("release_unique.lua")),
         }
     }

@@ -6,6 +6,7 @@
 
 mod connect;
 mod dead;
+mod ended;
 mod fetch;
 mod idle_workers;
 mod leases;

@@ -47,8 +47,12 @@ pub(crate) const QUEUE: Schema = Schema {
             "expand_priorities",
             Mark::Index("scale_queue_jobs_priority")
         ),
+        migration!(8, "queue/postgres", "expand_ended", Mark::Table("scale_queue_ended")),
     ],
-    mysql: &[migration!(6, "queue/mysql", "queue", Mark::Table("scale_queue_locks"))],
+    mysql: &[
+        migration!(6, "queue/mysql", "queue", Mark::Table("scale_queue_locks")),
+        migration!(8, "queue/mysql", "expand_ended", Mark::Table("scale_queue_ended")),
+    ],
     sqlite: &[
         migration!(1, "queue/sqlite", "jobs", Mark::Table("scale_queue_jobs")),
         migration!(2, "queue/sqlite", "expand_once", Mark::Table("scale_queue_once")),
@@ -77,6 +81,7 @@ pub(crate) const QUEUE: Schema = Schema {
             "expand_priorities",
             Mark::Index("scale_queue_jobs_priority")
         ),
+        migration!(8, "queue/sqlite", "expand_ended", Mark::Table("scale_queue_ended")),
     ],
 };
 

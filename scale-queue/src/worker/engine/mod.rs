@@ -42,6 +42,7 @@ use super::{Order, Worker};
 use crate::checkpoint::{Holder, Run};
 use crate::context::{Cancelled, Context};
 use crate::encryption::PayloadEncryption;
+use crate::ended::KeepEnded;
 use crate::format::Envelope;
 use crate::job::JobId;
 use crate::log::JobLog;
@@ -82,6 +83,7 @@ pub(super) struct Engine {
     quiet: Quiet,
     waits: Vec<(String, Duration)>,
     keep_logs: Option<Duration>,
+    keep_ended: Option<KeepEnded>,
     #[cfg(feature = "opentelemetry")]
     continues_traces: bool,
     queue: Queue,
@@ -190,6 +192,7 @@ impl Engine {
             quiet: worker.quiet,
             waits: worker.waits,
             keep_logs: worker.keep_logs,
+            keep_ended: worker.keep_ended,
             #[cfg(feature = "opentelemetry")]
             continues_traces: worker.continues_traces,
             queue: worker.queue.clone(),

@@ -9,13 +9,14 @@ use tokio::time::Instant;
 use super::{Engine, Running};
 use crate::batch::Member;
 use crate::chain;
+use crate::ended;
 use crate::format::{Envelope, tag_of};
 use crate::job::JobId;
 use crate::outcome::{Blocked, Ending, Policy, Verdict};
 use crate::push::Encoded;
 use crate::result;
 use crate::retry::RetryRules;
-use crate::store::{CANCELLED, Destination, End, Entry, Settlement};
+use crate::store::{CANCELLED, Destination, End, EndingJob, Entry, Settlement};
 use crate::worker::death::Died;
 use crate::worker::event::{self, Event, Outcome};
 use crate::worker::queue_state::Ended;
@@ -52,7 +53,7 @@ impl Engine {
         )
         .increment(1);
         let tag = tag_of(bytes).to_vec();
-        if matches!(ending, Ending::Done) && plain {
+        if matches!(ending, Ending::Done) && plain && self.keep_ended.is_none() {
             lane.keep_done([tag], Instant::now());
             if !self.listeners.is_empty() {
                 let envelope = Envelope::decode(bytes).ok();
@@ -180,6 +181,7 @@ impl Engine {
                 Destination::Dead { bytes: envelope.encode(), reason, has_failed: true }
             }
         };
+        let kept = self.kept(&envelope, &to, skipped, since.elapsed());
         let counts = Member::of(&envelope).zip(counts);
         let settlement = Settlement { tag, unique: envelope.body.unique, to };
         self.lanes[number].settlements.push(Ended {
@@ -187,9 +189,27 @@ impl Engine {
             next,
             counts,
             notes,
+            kept,
             permits: waits_for,
             for_others,
         });
+    }
+
+    /// Returns the record of a job that is done or dead, if ended jobs are kept.
+    fn kept(
+        &self,
+        job: &Envelope,
+        to: &Destination,
+        skipped: bool,
+        took: Duration,
+    ) -> Option<EndingJob> {
+        let keep = self.keep_ended?;
+        let reason = match to {
+            Destination::Done if !skipped => None,
+            Destination::Dead { reason, .. } => Some(&**reason),
+            _ => return None,
+        };
+        ended::ending(keep, job, reason, took, &self.worker)
     }
 
     /// Returns the job that the application pushes at this death.
@@ -268,17 +288,17 @@ impl Engine {
         let next = envelope.as_ref().and_then(|envelope| self.after_death(lane, envelope, reason));
         let note = envelope.as_ref().and_then(|envelope| result::note_of_death(envelope, reason));
         let counts = envelope.as_ref().and_then(Member::of).map(|member| (member, End::Dead));
+        let to = Destination::Dead { bytes, reason: reason.into(), has_failed: false };
+        let kept =
+            envelope.as_ref().and_then(|envelope| self.kept(envelope, &to, false, Duration::ZERO));
         let unique = envelope.and_then(|envelope| envelope.body.unique);
-        let settlement = Settlement {
-            tag,
-            unique,
-            to: Destination::Dead { bytes, reason: reason.into(), has_failed: false },
-        };
+        let settlement = Settlement { tag, unique, to };
         self.lanes[lane].settlements.push(Ended {
             settlement,
             next,
             counts,
             notes: note.into_iter().collect(),
+            kept,
             permits: None,
             for_others: false,
         });

@@ -7,6 +7,7 @@
 //! | `scale_queue_workers` | leases, and the counts of each worker: a row each, so that workers do not wait for each other |
 //! | `scale_queue_lines` | the lines of blocked jobs, and when the first job of each is to be tried |
 //! | `scale_queue_dead` | dead jobs |
+//! | `scale_queue_ended`, `scale_queue_ended_tags` | jobs that have ended, if a worker keeps them, and their tags |
 //! | `scale_queue_once` | keys of jobs that must not be pushed twice, until they expire |
 //! | `scale_queue_queues` | pauses, and the counts of workers that are gone |
 //! | `scale_queue_samples` | a queue's counts by minute and hour, for charts |
@@ -21,6 +22,7 @@
 
 mod batches;
 mod dead;
+mod ended;
 mod fetch;
 mod leases;
 mod limits;
@@ -46,6 +48,7 @@ pub(crate) struct Statements {
     pub(crate) limits: limits::Statements,
     pub(crate) batches: batches::Statements,
     pub(crate) dead: dead::Statements,
+    pub(crate) ended: ended::Statements,
     pub(crate) look: look::Statements,
     pub(crate) registry: registry::Statements,
     pub(crate) outbox: outbox::Statements,
@@ -63,6 +66,7 @@ impl Statements {
             limits: limits::Statements::new(system),
             batches: batches::Statements::new(system),
             dead: dead::Statements::new(system),
+            ended: ended::Statements::new(system),
             look: look::Statements::new(system),
             registry: registry::Statements::new(system),
             outbox: outbox::Statements::new(system),
@@ -79,6 +83,7 @@ impl Statements {
             self.limits.all(),
             self.batches.all(),
             self.dead.all(),
+            self.ended.all(),
             self.look.all(),
             self.registry.all(),
             self.outbox.all(),
