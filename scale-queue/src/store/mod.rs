@@ -20,6 +20,7 @@ mod shared_state;
 #[cfg(feature = "sql")]
 pub(crate) mod sql;
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -417,7 +418,7 @@ mod sealed {
 /// implement it.
 #[async_trait]
 pub trait Store:
-    sealed::Sealed + BatchStore + EndedStore + LimitStore + Notes + Registry + std::fmt::Debug + 'static
+    sealed::Sealed + BatchStore + EndedStore + LimitStore + Notes + Registry + Debug + 'static
 {
     /// Stores jobs, in portions of up to 1,000 jobs and a few MiB; each portion is stored as a
     /// whole or not at all. Returns for each job `None` if it is stored, or the encoded id of the
