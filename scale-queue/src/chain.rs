@@ -164,7 +164,7 @@ impl Link {
         // Counted from the push of the link, if it is no fixed time.
         if !more.options.is_empty() {
             more.options.expires_ms = options.expires_at_ms();
-            more.options.retry_until_ms = None;
+            (more.options.retry_until_ms, more.options.begins_ms) = (None, None);
         }
         Ok(Self {
             queue: checked(options.queue.as_deref().unwrap_or(J::QUEUE))?.to_owned(),
@@ -199,6 +199,9 @@ impl Link {
         }
         if node.is_some() {
             options.node = node;
+        }
+        if options.group.is_some() && delay_ms > 0 {
+            options.begins_ms = Some(pushed_ms.saturating_add(delay_ms));
         }
         let extra = Extra { batch: place, metadata, attempts, timeout_ms, ..Extra::default() };
         let body = Body { name, payload, then, extra, options, ..Body::default() };

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::circuit::Circuit;
+use crate::group::Group;
 use crate::limit::Limit;
 use crate::options::{PushOptions, WithOptions};
 use crate::retry::{Retry, RetryRules};
@@ -74,6 +75,12 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// none.
     fn tags(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Returns the group of the job, if any: jobs that take turns, for example to run in the order
+    /// of their pushes. Default: none.
+    fn group(&self) -> Option<Group> {
+        None
     }
 
     /// Adds options to the job, for any push: alone, in bulk, in a transaction, in a batch, in a

@@ -26,6 +26,7 @@ mod format;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod group;
 mod job;
 mod limit;
 pub mod log;

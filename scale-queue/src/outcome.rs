@@ -147,6 +147,8 @@ pub(crate) enum Ending {
     Expired,
     /// The job did not begin: a limit has no room. The job waits in that limit's line.
     Blocked(Blocked),
+    /// A job of a group has its turn before its delay is over.
+    Early(Duration),
     /// The job did not begin: the circuit of its type is open for this time.
     Paused(Duration),
     /// The job did not begin: the store did not answer whether its limits have room.
@@ -239,6 +241,7 @@ impl Ending {
             Self::Expired => "expired",
             Self::Blocked(_) => "blocked",
             Self::Paused(_) => "paused",
+            Self::Early(_) => "early",
             Self::Unadmitted => "unadmitted",
             Self::Unfit(_) => "unfit",
         }
@@ -263,6 +266,7 @@ impl Ending {
         let reason = match self {
             Self::Done | Self::Skipped => return Verdict::Done,
             Self::Expired => return Verdict::Expired,
+            Self::Early(delay) => return Verdict::Defer(delay),
             Self::Cancelled => return Verdict::HandBack,
             Self::Blocked(blocked) => return Verdict::Block(blocked),
             Self::Unadmitted => return Verdict::Defer(UNADMITTED.mul_f64(0.5 + dice)),

@@ -6,7 +6,7 @@
 //! | 1 to 16 | the job's id |
 //! | 17, 18 | 1 bit: the job is a suspect, its worker died while its handler ran, so it is tried alone; 15 bits: failed attempts, big endian |
 //! | 19 to 24 | time of the push: ms since 1970, big endian, by the store's clock |
-//! | version 3: 25 | the job's [`Priority`] |
+//! | version 3: 25 | 1 bit: the job takes turns in a [`Group`]; 7 bits: its [`Priority`] |
 //! | version 2: 25, 26, version 3: 26, 27, and as many bytes as they say | length, big endian, and the key of the job's first limit: its group |
 //! | the rest | MessagePack: name, payload (JSON), unique key, last error; if not empty, the jobs that follow in a chain, [`Extra`], and in version 3 [`options`] |
 //!
@@ -26,6 +26,7 @@ pub use self::body::Failure;
 pub(crate) use self::body::bytes;
 pub(crate) use self::body::{Body, Extra, Link, LinkOptions, Place};
 pub(crate) use self::options::{Checkpoint, LazyOptions, NodeOptions, StoredOptions};
+use crate::group::Group;
 use crate::job::{JobId, Priority};
 
 const VERSION: u8 = 1;
@@ -38,6 +39,8 @@ pub(crate) const MAX_SIZE: usize = 1024 * 1024;
 const HEAD: usize = 25;
 /// Bit of the attempt count that marks a suspect.
 const SUSPECT: u16 = 1 << 15;
+/// Bit of the priority that marks a job of a [`Group`].
+const TAKES_TURNS: u8 = 1 << 7;
 /// Maximum bytes of a group; a job with a longer key has no group in its head.
 const LONGEST_GROUP: usize = 512;
 /// Maximum number of failures stored with a job.
@@ -89,7 +92,7 @@ impl Envelope {
         if !self.body.options.is_empty() {
             let options = &mut *self.body.options;
             options.by_rule.clear();
-            (options.expires_ms, options.retry_until_ms) = (None, None);
+            (options.expires_ms, options.retry_until_ms, options.begins_ms) = (None, None, None);
         }
     }
 
@@ -113,7 +116,8 @@ impl Envelope {
         bytes.extend_from_slice(&count.to_be_bytes());
         bytes.extend_from_slice(&self.pushed_ms.to_be_bytes()[2..]);
         if version == WITH_OPTIONS {
-            bytes.push(self.priority as u8);
+            let takes_turns = if self.body.options.group.is_some() { TAKES_TURNS } else { 0 };
+            bytes.push(self.priority as u8 | takes_turns);
         }
         if version > VERSION {
             let group = group.map_or("", String::as_str);
@@ -135,7 +139,8 @@ impl Envelope {
             }
             WITH_OPTIONS => {
                 let (priority, body) = body.split_first().ok_or(Unreadable::Body)?;
-                let priority = Priority::from_byte(*priority).ok_or(Unreadable::Body)?;
+                let priority =
+                    Priority::from_byte(priority & !TAKES_TURNS).ok_or(Unreadable::Body)?;
                 let (group, body) = split_group(body).ok_or(Unreadable::Body)?;
                 (priority, Some(group.to_owned()).filter(|group| !group.is_empty()), body)
             }
@@ -195,9 +200,20 @@ pub(crate) fn group_of(bytes: &[u8]) -> Option<&str> {
 /// Returns the job's priority, read from the head alone.
 pub(crate) fn priority_of(bytes: &[u8]) -> Priority {
     match (bytes.first(), bytes.get(HEAD)) {
-        (Some(&WITH_OPTIONS), Some(priority)) => Priority::from_byte(*priority).unwrap_or_default(),
+        (Some(&WITH_OPTIONS), Some(priority)) => {
+            Priority::from_byte(priority & !TAKES_TURNS).unwrap_or_default()
+        }
         _ => Priority::Normal,
     }
+}
+
+/// Returns the group in which a job takes turns. Of the other jobs only the head is read.
+pub(crate) fn turn_of(bytes: &[u8]) -> Option<Group> {
+    let flags = bytes.get(HEAD).filter(|_| bytes[0] == WITH_OPTIONS)?;
+    if flags & TAKES_TURNS == 0 {
+        return None;
+    }
+    Envelope::decode(bytes).ok()?.body.options.group.clone()
 }
 
 /// Returns a copy of the bytes with the attempt count reset to 0.
@@ -368,6 +384,7 @@ mod tests {
                 Envelope::decode(&bytes),
                 pushed_ms(&bytes),
                 group_of(&bytes).map(str::len),
+                turn_of(&bytes),
                 count_failure(&mut bytes),
             );
         }

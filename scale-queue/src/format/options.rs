@@ -13,6 +13,7 @@ use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
 use super::body::Raw;
+use crate::group::Group;
 
 /// Maximum number of options of later versions kept with a job.
 const MOST_UNKNOWN: usize = 32;
@@ -72,6 +73,10 @@ options! {
     7 node: Option<NodeOptions>,
     /// Tags of the job.
     8 tags: Vec<String>,
+    /// Group in which the job takes turns.
+    9 group: Option<Group>,
+    /// Time before which a job of a group does not begin: ms since 1970.
+    10 begins_ms: Option<u64>,
 }
 
 /// Options of a job, which most jobs do not have: without any, it is a null pointer.

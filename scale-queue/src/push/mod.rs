@@ -158,6 +158,14 @@ impl Queue {
         if let Some(time) = options.keep_result.or(J::KEEP_RESULT) {
             stored.keep_result_ms = Some(millis_of(time));
         }
+        if let Some(group) = job.group() {
+            if options.debounce.is_some() {
+                return Err(Error::Setting("a debounced job cannot have a group"));
+            }
+            stored.group = Some(group);
+            stored.begins_ms =
+                (!delay.is_zero()).then(|| pushed_ms.saturating_add(millis_of(delay)));
+        }
         let tags = job.tags();
         if !tags.is_empty() || !options.tags.is_empty() {
             stored.tags = checked_tags(tags.into_iter().chain(options.tags.iter().cloned()))?;

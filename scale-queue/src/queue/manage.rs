@@ -183,6 +183,7 @@ impl Queue {
             back.extend(stays.iter().map(|job| Settlement {
                 tag: tag_of(job).to_vec(),
                 unique: None,
+                group: None,
                 to: Destination::Waiting,
             }));
             if jobs.is_empty() {
@@ -198,6 +199,7 @@ impl Queue {
             for bytes in &jobs {
                 let envelope = Envelope::decode(bytes).ok();
                 let member = envelope.as_ref().and_then(Member::of);
+                let group = envelope.as_ref().and_then(|envelope| envelope.body.group_key());
                 let unique = envelope.and_then(|envelope| envelope.body.unique);
                 if let Some(member) = member {
                     let pushed = batch::count(&**self.store(), &member, End::Dead).await?;
@@ -206,6 +208,7 @@ impl Queue {
                 settlements.push(Settlement {
                     tag: tag_of(bytes).to_vec(),
                     unique,
+                    group,
                     to: Destination::Removed,
                 });
             }

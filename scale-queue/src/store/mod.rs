@@ -143,6 +143,8 @@ pub struct Settlement {
     pub tag: Vec<u8>,
     /// Unique key that the job holds.
     pub unique: Option<String>,
+    /// Key of the group in which the job takes turns.
+    pub group: Option<String>,
     /// Destination of the job.
     pub to: Destination,
 }

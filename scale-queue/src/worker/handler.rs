@@ -47,6 +47,8 @@ pub struct Delivery {
 pub(crate) struct StartOptions {
     /// Time after which the job does not begin any more: ms since 1970.
     pub(crate) expires_ms: Option<u64>,
+    /// Time before which it does not begin: ms since 1970.
+    pub(crate) begins_ms: Option<u64>,
     /// Unique key that is released when the job begins.
     pub(crate) releases: Option<String>,
     /// True if the handler's result is to be kept.
@@ -309,6 +311,11 @@ pub(crate) fn attempt(
         let expires_ms = delivery.start.as_ref().and_then(|start| start.expires_ms);
         if expires_ms.is_some_and(|at| at <= delivery.context.store.now_ms()) {
             return Ending::Expired;
+        }
+        let begins_ms = delivery.start.as_ref().and_then(|start| start.begins_ms);
+        let early = begins_ms.map_or(0, |at| at.saturating_sub(delivery.context.store.now_ms()));
+        if early > 0 {
+            return Ending::Early(Duration::from_millis(early));
         }
         let circuit = match circuit {
             Some(circuit) => {

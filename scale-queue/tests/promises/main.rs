@@ -13,6 +13,7 @@ mod alarms;
 mod batches;
 mod crashes;
 mod fences;
+mod groups;
 mod growth;
 mod history;
 mod limits;

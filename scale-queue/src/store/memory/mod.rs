@@ -2,6 +2,7 @@
 
 mod clock;
 mod ended;
+mod groups;
 mod limits;
 mod queue_data;
 mod shared_state;
@@ -181,6 +182,8 @@ impl MemoryStore {
         match settlement.to {
             Destination::Done | Destination::Removed | Destination::Dead { .. } => {
                 lane.free(settlement.unique.as_ref(), &settlement.tag);
+                let joined = lane.end_turn(&settlement.tag);
+                self.wake(queue, lane, joined);
             }
             Destination::Unhandled(_) => {}
             _ => self.wake(queue, lane, 1),
@@ -223,14 +226,16 @@ impl Store for MemoryStore {
                         earlier = true;
                         return lane.debounce(now, now_ms, entry, debounce);
                     }
+                    // A job that waits in line is stored too: the answer is the same.
+                    let job = lane.groups.join(entry.bytes.clone())?;
                     if entry.delay.is_zero() {
-                        lane.waiting.push_back(entry.bytes.clone());
+                        lane.waiting.push_back(job);
                         ready += 1;
                     } else {
                         let due = now + entry.delay.min(LONGEST);
                         earlier |=
                             lane.scheduled.keys().next().is_none_or(|(first, _)| due < *first);
-                        lane.schedule(due, entry.bytes.clone());
+                        lane.schedule(due, job);
                     }
                     None
                 })
@@ -467,7 +472,8 @@ impl Store for MemoryStore {
             let waiting = (lane.waiting.len() + lane.promoted.len() + lane.suspects.len()) as u64;
             let (scheduled, blocked) = (
                 lane.scheduled.len() as u64,
-                lane.lines.values().map(|l| l.jobs.len() as u64).sum(),
+                lane.lines.values().map(|l| l.jobs.len() as u64).sum::<u64>()
+                    + lane.groups.waiting() as u64,
             );
             let leased = lane.leases.values().map(|l| l.jobs.len() as u64).sum();
             Stats {
@@ -553,7 +559,10 @@ impl Store for MemoryStore {
                 && *then != AfterDeath::Delete
             {
                 let again = then.content().map(<[u8]>::to_vec);
-                lane.waiting.push_back(again.unwrap_or_else(|| without_failures(&dead_job.bytes)));
+                let job = again.unwrap_or_else(|| without_failures(&dead_job.bytes));
+                if let Some(job) = lane.groups.join(job) {
+                    lane.waiting.push_back(job);
+                }
                 lane.ended -= 1;
                 self.wake(queue, lane, 1);
             }
@@ -567,6 +576,8 @@ impl Store for MemoryStore {
                 let unique =
                     Envelope::decode(&bytes).ok().and_then(|envelope| envelope.body.unique);
                 lane.free(unique.as_ref(), tag);
+                let joined = lane.end_turn(tag);
+                self.wake(queue, lane, joined);
                 lane.ended += 1;
                 self.keep_dead(lane, bytes.clone(), CANCELLED.into());
                 return Cancellation::Cancelled(bytes);
@@ -611,13 +622,11 @@ impl Store for MemoryStore {
                     .collect()
             }
             State::Blocked => {
-                let jobs = lane
-                    .lines
-                    .iter()
-                    .flat_map(|(name, line)| line.jobs.values().map(move |bytes| (name, bytes)));
-                let jobs = jobs.skip(offset).take(limit);
-                jobs.map(|(name, bytes)| Listed { line: Some(name.clone()), ..listed(bytes) })
-                    .collect()
+                let jobs = lane.lines.iter().flat_map(|(name, line)| {
+                    line.jobs.values().map(move |bytes| (name.clone(), bytes))
+                });
+                let jobs = jobs.chain(lane.groups.iter()).skip(offset).take(limit);
+                jobs.map(|(name, bytes)| Listed { line: Some(name), ..listed(bytes) }).collect()
             }
             State::Leased => {
                 let jobs = lane.leases.iter().flat_map(|(worker, lease)| {
@@ -654,6 +663,7 @@ impl Store for MemoryStore {
                     .into_values()
                     .flat_map(|line| line.jobs.into_values()),
             );
+            jobs.extend(lane.groups.take_all());
             if jobs.is_empty() {
                 return jobs;
             }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::groups::Groups;
 use crate::format::{group_of, priority_of, pushed_ms, replace_job, tag_of};
 use crate::limit::line_of;
 use crate::store::{
@@ -21,6 +22,7 @@ pub(super) struct QueueData {
     /// Scheduled jobs by due time, then by order of arrival.
     pub(super) scheduled: BTreeMap<(Instant, u64), Vec<u8>>,
     pub(super) lines: BTreeMap<String, Line>,
+    pub(super) groups: Groups,
     pub(super) leases: HashMap<WorkerId, Lease>,
     pub(super) dead: VecDeque<DeadJob>,
     /// Ended jobs that are kept, the newest last: time, job and tags.
@@ -166,6 +168,16 @@ impl QueueData {
         replaced.map(|replaced| tag_of(&replaced).to_vec())
     }
 
+    /// Ends the turn of a job in its group, and lets the next ones wait. Returns their number.
+    pub(super) fn end_turn(&mut self, tag: &[u8]) -> usize {
+        let next = self.groups.end_turn(tag);
+        let count = next.len();
+        for job in next {
+            self.waiting.push_back(job);
+        }
+        count
+    }
+
     /// Moves due jobs to the waiting ones; returns their number.
     pub(super) fn promote(&mut self, now: Instant) -> usize {
         let mut count = 0;
@@ -285,6 +297,6 @@ impl QueueData {
                 return job;
             }
         }
-        None
+        self.groups.remove(tag)
     }
 }

@@ -9,7 +9,7 @@ use super::{
     BATCH, Destination, Entry, LARGE, PAGE_BYTES, RedisStore, Replicas, Settlement, WorkerId,
 };
 use crate::error::Error;
-use crate::format::priority_of;
+use crate::format::{priority_of, turn_of};
 use crate::job::Priority;
 
 impl RedisStore {
@@ -99,11 +99,15 @@ impl RedisStore {
                 && e.once.is_none()
                 && e.debounce.is_none()
                 && priority_of(&e.bytes) == Priority::Normal
+                && turn_of(&e.bytes).is_none()
         };
         let mut call = self.call(
             &self.scripts.push,
             queue,
-            &["waiting", "scheduled", "sleepers", "paused", "large", "high", "low", "cancelled"],
+            &[
+                "waiting", "scheduled", "sleepers", "paused", "large", "high", "low", "cancelled",
+                "blocked", "turns", "taken", "totals",
+            ],
         );
         call.arg(u8::from(entries.iter().any(|entry| entry.bytes.len() > LARGE)));
         call.arg(entries.iter().filter(is_plain).count());
@@ -124,6 +128,9 @@ impl RedisStore {
                 millis(debounce.at_most).max(1)
             });
             call.arg(at_most);
+            let group = turn_of(&entry.bytes);
+            call.arg(group.as_ref().map_or(0, |group| group.at_once));
+            call.arg(group.map_or_else(String::new, |group| group.key));
         }
         let allowance = allowance(entries.iter().map(|entry| entry.bytes.len()).sum());
         let mut reply: Vec<Value> = match &self.replicas {
@@ -162,9 +169,10 @@ impl RedisStore {
         let unique =
             settlement.unique.as_ref().map_or("waiting".to_owned(), |key| format!("unique:{key}"));
         call.key(self.key(queue, &unique));
-        for name in
-            ["cancelled", "blocked", "lines", "paces", "unhandled", "unbegun", "trials", "suspects"]
-        {
+        for name in [
+            "cancelled", "blocked", "lines", "paces", "unhandled", "unbegun", "trials", "suspects",
+            "turns", "taken", "waiting", "high", "low",
+        ] {
             call.key(self.key(queue, name));
         }
         call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));

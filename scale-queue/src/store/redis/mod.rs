@@ -10,10 +10,11 @@
 //! | `{app}:queue:{<queue>}:promoted` | list | jobs that were first in their line, taken before waiting ones |
 //! | `{app}:queue:{<queue>}:suspects` | list | jobs whose handler had begun when their worker died |
 //! | `{app}:queue:{<queue>}:scheduled` | sorted set | jobs by due time, ms |
-//! | `{app}:queue:{<queue>}:blocked` | sorted set, by bytes | jobs in lines: the line's name and its length, a time, the job |
+//! | `{app}:queue:{<queue>}:blocked` | sorted set, by bytes | jobs in lines: the line's name and its length, a time (for a group a number), the job |
 //! | `{app}:queue:{<queue>}:lines` | sorted set | lines by the time at which their first job is to be tried, ms |
 //! | `{app}:queue:{<queue>}:paces` | hash | for lines of rates: ms between two jobs |
 //! | `{app}:queue:{<queue>}:unhandled` | set | lines of jobs that no worker could handle |
+//! | `{app}:queue:{<queue>}:turns`, `…:taken` | hash | jobs that have a turn in their group: its number of turns and its key by id; number of turns taken by group |
 //! | `{app}:queue:{<queue>}:held:<worker>` | hash | jobs by id, leased to that worker |
 //! | `{app}:queue:{<queue>}:left:<worker>` | string | mark that the worker has ended: nothing is leased to it any more; kept for 5 minutes |
 //! | `{app}:queue:{<queue>}:leases` | sorted set | workers that hold jobs, by the end of their lease, ms |
@@ -59,7 +60,7 @@ use super::{
     WakeUp, WorkerId,
 };
 use crate::error::Error;
-use crate::format::pushed_ms;
+use crate::format::{pushed_ms, turn_of};
 
 /// Maximum number of jobs per script call, so that no script blocks the server.
 const BATCH: usize = 1_000;
@@ -504,12 +505,18 @@ impl Store for RedisStore {
                 &unique.map_or("waiting".to_owned(), |(key, _)| format!("unique:{key}")),
             ),
         );
-        call.key(self.key(queue, "high")).key(self.key(queue, "low"));
+        for name in ["high", "low", "blocked", "turns", "taken"] {
+            call.key(self.key(queue, name));
+        }
         call.arg(self.channel()).arg(queue).arg(u8::from(self.server.is_cluster()));
         call.arg(tag).arg(died_ms).arg(u8::from(*then != AfterDeath::Delete));
         call.arg(unique.map_or(0, |(_, life)| millis(*life).max(1)));
         let content = then.content().unwrap_or_default();
         call.arg(content);
+        // A job of a group is revived with its content: see `Queue::revive`.
+        let group = turn_of(content);
+        call.arg(group.as_ref().map_or(0, |group| group.at_once));
+        call.arg(group.map_or_else(String::new, |group| group.key));
         let allowance = allowance(content.len());
         call.invoke_async(&mut self.server.allowing(allowance)).await.map_err(failed)
     }

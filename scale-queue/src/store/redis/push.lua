@@ -1,10 +1,10 @@
 -- Stores jobs, all or none.
--- KEYS  waiting, scheduled, sleepers, paused, large, high, low, cancelled, then for each job that
---       needs keys its once key, its unique key and its debounce key
+-- KEYS  waiting, scheduled, sleepers, paused, large, high, low, cancelled, blocked, turns, taken,
+--       totals, then for each job that needs keys its once key, its unique key and its debounce key
 -- ARGV  wake channel, queue, 1 in a Cluster, 1 if a job is large, number of plain jobs, the plain
 --       jobs, which have no priority either, then for each other job: the job, delay (ms), life of
 --       its once key and of its unique key (ms; 0: no such key), longest delay since its first push
---       (ms; 0: it is not debounced)
+--       (ms; 0: it is not debounced), number of turns of its group and the group's key (0, '': none)
 -- Reply server time (ms), then for each other job: '' if it is stored, or the id that holds its key
 -- Cost  one RPUSH for 4,000 plain jobs; SET and RPUSH or ZADD for each other job; ZPOPMAX and
 --       PUBLISH for each worker woken
@@ -15,8 +15,9 @@ local now = clock()
 local reply = { now }
 if plain > 0 then chunked('RPUSH', KEYS[1], ARGV, 6, 5 + plain) end
 if ARGV[4] == '1' then redis.call('SET', KEYS[5], 1, 'PX', 86400000) end
-local key = 9
-for i = 6 + plain, #ARGV, 5 do
+local groups = { blocked = KEYS[9], turns = KEYS[10], taken = KEYS[11], totals = KEYS[12] }
+local key = 13
+for i = 6 + plain, #ARGV, 7 do
   local job, delay = ARGV[i], tonumber(ARGV[i + 1])
   local id, holder, taken = string.sub(job, 2, 17), '', {}
   for n = i + 2, i + 3 do
@@ -52,7 +53,7 @@ for i = 6 + plain, #ARGV, 5 do
     redis.call('SET', KEYS[key], string.format('%014d', now + delay) .. job, 'PX', delay + 1000)
     redis.call('ZADD', KEYS[2], now + delay, job)
     earlier = 2
-  elseif holder == '' then
+  elseif holder == '' and (ARGV[i + 5] == '0' or join_group(groups, job, tonumber(ARGV[i + 5]), ARGV[i + 6])) then
     if delay > 0 then
       local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
       -- Two workers set alarms for this job, the second one a second later, in case the first one

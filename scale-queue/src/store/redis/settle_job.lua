@@ -1,7 +1,7 @@
 -- Ends one lease, if it is still the worker's.
 -- KEYS  promoted, scheduled, sleepers, paused, leases, held by this worker, totals, dead, graves,
 --       the job's unique key (or waiting, if it has none), cancelled, blocked, lines, paces,
---       unhandled, unbegun, trials, suspects
+--       unhandled, unbegun, trials, suspects, turns, taken, waiting, high, low
 -- ARGV  wake channel, queue, 1 in a Cluster, worker, tag, destination ('done', 'removed', 'retry',
 --       'deferred', 'dead', 'given_up' (dead, but no attempt has failed now), 'waiting', 'suspect',
 --       'blocked', 'unhandled'), 1 if the job has a unique key, its new bytes or '' if unchanged,
@@ -61,6 +61,14 @@ else
   -- An empty set costs the next fetch nothing.
   redis.call('ZREM', KEYS[11], tag)
   gone = true
+end
+if gone then
+  local groups = { blocked = KEYS[12], turns = KEYS[19], taken = KEYS[20], totals = KEYS[7] }
+  local next = end_turn(groups, tag)
+  if next then
+    redis.call('RPUSH', list_of(next, KEYS[22], KEYS[21], KEYS[23]), next)
+    ready = ready + 1
+  end
 end
 if gone and ARGV[7] == '1' and redis.call('GET', KEYS[10]) == tag then redis.call('DEL', KEYS[10]) end
 if ready > 0 and redis.call('EXISTS', KEYS[4]) == 0 then wake(KEYS[3], ARGV[1], ARGV[2], ready, ARGV[3] == '1') end

@@ -41,9 +41,9 @@ local function group_of(job)
   return string.sub(job, at + 2, at + 1 + struct.unpack('>H', string.sub(job, at, at + 1)))
 end
 
--- Returns the list of the job's priority.
+-- Returns the list of the job's priority: see `format`.
 local function list_of(job, high, waiting, low)
-  local priority = string.byte(job) == 3 and string.byte(job, 26)
+  local priority = string.byte(job) == 3 and string.byte(job, 26) % 128
   return priority == 0 and high or priority == 2 and low or waiting
 end
 
@@ -87,4 +87,44 @@ end
 local function first_of(blocked, line, count)
   local prefix = line_prefix(line)
   return redis.call('ZRANGEBYLEX', blocked, '[' .. prefix, '(' .. prefix .. '\255\255\255\255\255\255\255', 'LIMIT', 0, count)
+end
+
+-- Groups, whose jobs take turns. A turn is a field of the hash of turns: the job's id, with the
+-- number of turns of its group and the group's key.
+-- keys  blocked, turns (hash), taken (hash: number of turns taken, by group), totals
+
+local function turn_value(most, group)
+  return struct.pack('>I', most) .. group
+end
+
+-- Gives the job a turn, if one is free and no other waits; otherwise puts it in line. Returns
+-- whether it has one.
+local function join_group(keys, job, most, group)
+  local taken = tonumber(redis.call('HGET', keys.taken, group) or 0)
+  if taken < most and #first_of(keys.blocked, 'group:' .. group, 1) == 0 then
+    redis.call('HINCRBY', keys.taken, group, 1)
+    redis.call('HSET', keys.turns, tag_of(job), turn_value(most, group))
+    return true
+  end
+  -- Behind all that were pushed before, whatever the clocks.
+  local order = redis.call('HINCRBY', keys.totals, 'lined', 1)
+  redis.call('ZADD', keys.blocked, 0, blocked_member('group:' .. group, time_order(order), job))
+  return false
+end
+
+-- Ends the turn of a job, if it has one. Returns the next job of its group, which has the turn now.
+local function end_turn(keys, tag)
+  local turn = redis.call('HGET', keys.turns, tag)
+  if not turn then return nil end
+  redis.call('HDEL', keys.turns, tag)
+  local group = string.sub(turn, 5)
+  local first = first_of(keys.blocked, 'group:' .. group, 1)[1]
+  if first then
+    redis.call('ZREM', keys.blocked, first)
+    local job = job_of(first)
+    redis.call('HSET', keys.turns, tag_of(job), turn)
+    return job
+  end
+  if redis.call('HINCRBY', keys.taken, group, -1) <= 0 then redis.call('HDEL', keys.taken, group) end
+  return nil
 end

@@ -1,8 +1,9 @@
 -- Takes out a dead job, to wait again or to be removed.
 -- KEYS  waiting, sleepers, paused, dead, graves, cancelled, totals, the unique key that the job is
---       to hold (or waiting, if none), high, low
+--       to hold (or waiting, if none), high, low, blocked, turns, taken
 -- ARGV  wake channel, queue, 1 in a Cluster, tag, time of death (ms), 1 to let the job wait again,
---       life of its unique key (ms; 0: none), its new content or '' if unchanged
+--       life of its unique key (ms; 0: none), its new content or '' if unchanged, number of turns of
+--       its group and the group's key (0, '': none)
 -- Reply 1, or 0 if the job is not there or another job holds the key
 -- Cost  O(log dead)
 local tag, life = ARGV[4], tonumber(ARGV[7])
@@ -25,7 +26,9 @@ if ARGV[8] ~= '' then
 elseif #job >= 19 then
   job = string.sub(job, 1, 17) .. '\0\0' .. string.sub(job, 20)
 end
-redis.call('RPUSH', list_of(job, KEYS[9], KEYS[1], KEYS[10]), job)
 redis.call('HINCRBY', KEYS[7], 'died', -1)
+local groups = { blocked = KEYS[11], turns = KEYS[12], taken = KEYS[13], totals = KEYS[7] }
+if ARGV[9] ~= '0' and not join_group(groups, job, tonumber(ARGV[9]), ARGV[10]) then return 1 end
+redis.call('RPUSH', list_of(job, KEYS[9], KEYS[1], KEYS[10]), job)
 if redis.call('EXISTS', KEYS[3]) == 0 then wake(KEYS[2], ARGV[1], ARGV[2], 1, ARGV[3] == '1') end
 return 1

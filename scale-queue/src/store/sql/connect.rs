@@ -78,6 +78,7 @@ impl SqlStore {
             known: Arc::default(),
             hints: Mutex::default(),
             unbegun: Mutex::default(),
+            groups: Mutex::default(),
             listening: Mutex::default(),
         };
         store.adopt().await?;

@@ -172,6 +172,7 @@ impl SqlStore {
         if let Some(row) = waiting.fetch_optional(&mut tx).await.map_err(failed)? {
             let body: Vec<u8> = row.get(0).map_err(failed)?;
             self.of(&texts.remove, queue).bind(hex(tag)).execute(&mut tx).await.map_err(failed)?;
+            self.end_turn(&mut tx, queue, tag).await?;
             self.keep_dead(&mut tx, queue, tag, CANCELLED, &body).await?;
             self.fold(&mut tx, queue, 0, 0, 1).await?;
             tx.commit().await.map_err(failed)?;

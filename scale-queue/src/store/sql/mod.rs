@@ -8,6 +8,7 @@ mod connect;
 mod dead;
 mod ended;
 mod fetch;
+mod groups;
 mod idle_workers;
 mod leases;
 mod limits;
@@ -81,6 +82,8 @@ pub struct SqlStore {
     /// Workers, by queue, whose rows list jobs that have not begun or a suspect that runs alone;
     /// both have to be cleared.
     unbegun: Mutex<HashSet<(String, WorkerId)>>,
+    /// Groups, by queue, whose row was locked when a turn was free.
+    groups: Mutex<HashSet<(String, String)>>,
 }
 
 /// State that decides whether a fetch needs more than the common statement.
@@ -360,6 +363,7 @@ impl Store for SqlStore {
 
     async fn orphans(&self, queue: &str) -> Result<Vec<WorkerId>, Error> {
         self.reopen_lost_lines(queue).await?;
+        self.give_lost_turns(queue).await?;
         let rows = self
             .of(&self.texts.leases.orphans, queue)
             .fetch_all(&self.database)
@@ -495,7 +499,13 @@ impl Store for SqlStore {
     }
 
     async fn cancel(&self, queue: &str, tag: &[u8]) -> Result<Cancellation, Error> {
-        again(|| self.cancel_job(queue, tag)).await
+        let cancelled = again(|| self.cancel_job(queue, tag)).await?;
+        if let Cancellation::Cancelled(bytes) = &cancelled
+            && let Some(key) = groups::group_key_of(bytes)
+        {
+            self.give_turns(queue, &key).await;
+        }
+        Ok(cancelled)
     }
 
     async fn list(

@@ -2,11 +2,12 @@
 
 use scale_sql::{Connection, System};
 
+use super::groups::enter_group;
 use super::settings::Synchronous;
 use super::statements::{PushStatements, Statements};
 use super::{SqlStore, again, failed, hex, key_text, millis, unhex};
 use crate::error::Error;
-use crate::format::{group_of, priority_of, pushed_ms, replace_job, tag_of};
+use crate::format::{group_of, priority_of, pushed_ms, replace_job, tag_of, turn_of};
 use crate::job::Priority;
 use crate::limit::LONGEST;
 use crate::store::{Entry, portions};
@@ -51,7 +52,12 @@ impl SqlStore {
             order.sort_by_key(|n| {
                 let Entry { unique, debounce, .. } = &entries[*n];
                 let debounced = debounce.as_ref().map(|debounce| debounce.key.as_str());
-                (debounced, unique.as_ref().map(|(key, _)| key.as_str()))
+                let unique = unique.as_ref().map(|(key, _)| key.as_str());
+                // Jobs of a group stay in their order.
+                match turn_of(&entries[*n].bytes) {
+                    Some(group) => (Some(group.key), None, None),
+                    None => (None, debounced, unique),
+                }
             });
             answers.resize(entries.len(), None);
             for n in order {
@@ -175,7 +181,13 @@ pub(super) async fn push_one(
             release.execute(&mut *connection).await.map_err(failed)?;
         }
         let stored = push.clone().execute(&mut *connection).await.map_err(failed)? > 0;
-        let Some((key, _)) = unique.as_ref().filter(|_| !stored) else { return Ok(None) };
+        let Some((key, _)) = unique.as_ref().filter(|_| !stored) else {
+            // A job that was there already has its turn or its place.
+            if stored && let Some(group) = turn_of(&entry.bytes) {
+                enter_group(texts, connection, app, queue, entry, &group).await?;
+            }
+            return Ok(None);
+        };
         if entry.debounce.is_some() {
             // Another push under the key was faster: its job is replaced.
             continue;
@@ -262,6 +274,7 @@ fn is_plain(entry: &Entry) -> bool {
         && entry.debounce.is_none()
         && group_of(&entry.bytes).is_none()
         && priority_of(&entry.bytes) == Priority::Normal
+        && turn_of(&entry.bytes).is_none()
 }
 
 /// Returns the rank of a job that is no suspect: see `statements::fetch`.

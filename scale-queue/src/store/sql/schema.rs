@@ -48,10 +48,12 @@ pub(crate) const QUEUE: Schema = Schema {
             Mark::Index("scale_queue_jobs_priority")
         ),
         migration!(8, "queue/postgres", "expand_ended", Mark::Table("scale_queue_ended")),
+        migration!(9, "queue/postgres", "expand_groups", Mark::Table("scale_queue_groups")),
     ],
     mysql: &[
         migration!(6, "queue/mysql", "queue", Mark::Table("scale_queue_locks")),
         migration!(8, "queue/mysql", "expand_ended", Mark::Table("scale_queue_ended")),
+        migration!(9, "queue/mysql", "expand_groups", Mark::Table("scale_queue_groups")),
     ],
     sqlite: &[
         migration!(1, "queue/sqlite", "jobs", Mark::Table("scale_queue_jobs")),
@@ -82,6 +84,7 @@ pub(crate) const QUEUE: Schema = Schema {
             Mark::Index("scale_queue_jobs_priority")
         ),
         migration!(8, "queue/sqlite", "expand_ended", Mark::Table("scale_queue_ended")),
+        migration!(9, "queue/sqlite", "expand_groups", Mark::Table("scale_queue_groups")),
     ],
 };
 

@@ -1,6 +1,7 @@
 //! Ends of leases.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
 
 use scale_sql::Connection;
 
@@ -17,6 +18,8 @@ struct Counts {
     ended: i64,
     fetchable: usize,
     lines: bool,
+    /// Keys of groups in which a turn has ended.
+    groups: BTreeSet<String>,
 }
 
 impl SqlStore {
@@ -73,6 +76,9 @@ impl SqlStore {
             self.notify(&mut tx, self.payload(queue)).await?;
         }
         tx.commit().await.map_err(failed)?;
+        for key in &counts.groups {
+            self.give_turns(queue, key).await;
+        }
         if counts.lines {
             // Jobs of the same line that were pushed later are put there by the next fetch.
             self.hint(queue, |hints| {
@@ -211,6 +217,15 @@ impl SqlStore {
         };
         if ours.map_err(failed)? == 0 {
             return Ok(false);
+        }
+        if let Some(key) = &settlement.group
+            && matches!(
+                settlement.to,
+                Destination::Done | Destination::Removed | Destination::Dead { .. }
+            )
+        {
+            self.end_turn(tx, queue, &settlement.tag).await?;
+            counts.groups.insert(key.clone());
         }
         match &settlement.to {
             Destination::Done => counts.done += 1,

@@ -257,7 +257,8 @@ impl Engine {
                 });
                 let tag = tag_of(&bytes).to_vec();
                 let to = Destination::Dead { bytes, reason: reason.to_string(), has_failed: false };
-                self.lanes[lane].settlements.push(Settlement { tag, unique: None, to }.into());
+                let settlement = Settlement { tag, unique: None, group: None, to };
+                self.lanes[lane].settlements.push(settlement.into());
                 return;
             }
         };
@@ -277,6 +278,7 @@ impl Engine {
         let settlement = Settlement {
             tag: tag_of(&bytes).to_vec(),
             unique: None,
+            group: None,
             to: Destination::Unhandled(line),
         };
         self.lanes[lane].settlements.push(settlement.into());

@@ -440,12 +440,13 @@ impl Engine {
         let start = (!body.options.is_empty()).then(|| {
             Box::new(StartOptions {
                 expires_ms: body.options.expires_ms,
+                begins_ms: body.options.begins_ms,
                 releases: body.unique.clone().filter(|_| body.options.unique_until_start),
                 is_kept,
             })
         });
         let plain = body.unique.is_none() && body.then.is_empty() && body.extra.batch.is_none();
-        let plain = plain && !is_kept;
+        let plain = plain && !is_kept && body.options.group.is_none();
         let run = Arc::new(Run::new(Arc::clone(&self.holder), bytes));
         let mut context = Context {
             id,

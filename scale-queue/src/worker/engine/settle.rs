@@ -183,7 +183,8 @@ impl Engine {
         };
         let kept = self.kept(&envelope, &to, skipped, since.elapsed());
         let counts = Member::of(&envelope).zip(counts);
-        let settlement = Settlement { tag, unique: envelope.body.unique, to };
+        let group = envelope.body.group_key();
+        let settlement = Settlement { tag, unique: envelope.body.unique, group, to };
         self.lanes[number].settlements.push(Ended {
             settlement,
             next,
@@ -272,8 +273,13 @@ impl Engine {
             for (envelope, bytes) in lane.take_ready().rev() {
                 let tag = tag_of(&bytes).to_vec();
                 lane.settlements.push(
-                    Settlement { tag, unique: envelope.body.unique, to: Destination::Waiting }
-                        .into(),
+                    Settlement {
+                        tag,
+                        unique: envelope.body.unique,
+                        group: None,
+                        to: Destination::Waiting,
+                    }
+                    .into(),
                 );
             }
         }
@@ -291,8 +297,9 @@ impl Engine {
         let to = Destination::Dead { bytes, reason: reason.into(), has_failed: false };
         let kept =
             envelope.as_ref().and_then(|envelope| self.kept(envelope, &to, false, Duration::ZERO));
+        let group = envelope.as_ref().and_then(|envelope| envelope.body.group_key());
         let unique = envelope.and_then(|envelope| envelope.body.unique);
-        let settlement = Settlement { tag, unique, to };
+        let settlement = Settlement { tag, unique, group, to };
         self.lanes[lane].settlements.push(Ended {
             settlement,
             next,

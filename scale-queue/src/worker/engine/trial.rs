@@ -53,7 +53,7 @@ impl Engine {
             let (tag, unique) = (tag_of(&bytes).to_vec(), envelope.body.unique);
             return self.lanes[lane]
                 .settlements
-                .push(Settlement { tag, unique, to: Destination::Suspect }.into());
+                .push(Settlement { tag, unique, group: None, to: Destination::Suspect }.into());
         }
         let (id, time) = (envelope.id, time_alone(envelope.failed));
         tracing::warn!(

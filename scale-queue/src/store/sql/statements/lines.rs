@@ -69,7 +69,8 @@ scale_sql::statements! {
         where app = $1 and queue = $2 and worker is null and line = $3 limit 1) as first_one";
     close_line = "delete from scale_queue_lines where app = $1 and queue = $2 and line = $3";
     lost_lines = "select distinct line from scale_queue_jobs \
-        where app = $1 and queue = $2 and worker is null and line is not null and not exists \
+        where app = $1 and queue = $2 and worker is null and line is not null \
+        and line not like 'group:%' and not exists \
             (select 1 from scale_queue_lines as known where known.app = $1 \
             and known.queue = $2 and known.line = scale_queue_jobs.line) limit 100";
     try_line = "update scale_queue_lines set retry_ms = {now} \

@@ -8,6 +8,7 @@
 //! | `scale_queue_lines` | the lines of blocked jobs, and when the first job of each is to be tried |
 //! | `scale_queue_dead` | dead jobs |
 //! | `scale_queue_ended`, `scale_queue_ended_tags` | jobs that have ended, if a worker keeps them, and their tags |
+//! | `scale_queue_groups`, `scale_queue_group_turns` | groups whose jobs take turns, and the jobs that have one |
 //! | `scale_queue_once` | keys of jobs that must not be pushed twice, until they expire |
 //! | `scale_queue_queues` | pauses, and the counts of workers that are gone |
 //! | `scale_queue_samples` | a queue's counts by minute and hour, for charts |
@@ -24,6 +25,7 @@ mod batches;
 mod dead;
 mod ended;
 mod fetch;
+mod groups;
 mod leases;
 mod limits;
 mod lines;
@@ -43,6 +45,7 @@ pub(crate) use self::push::Statements as PushStatements;
 pub(crate) struct Statements {
     pub(crate) push: push::Statements,
     pub(crate) fetch: fetch::Statements,
+    pub(crate) groups: groups::Statements,
     pub(crate) leases: leases::Statements,
     pub(crate) lines: lines::Statements,
     pub(crate) limits: limits::Statements,
@@ -61,6 +64,7 @@ impl Statements {
         KNOWN[system as usize].get_or_init(|| Self {
             push: push::Statements::new(system),
             fetch: fetch::Statements::new(system),
+            groups: groups::Statements::new(system),
             leases: leases::Statements::new(system),
             lines: lines::Statements::new(system),
             limits: limits::Statements::new(system),
@@ -78,6 +82,7 @@ impl Statements {
         let themes = [
             self.push.all(),
             self.fetch.all(),
+            self.groups.all(),
             self.leases.all(),
             self.lines.all(),
             self.limits.all(),
