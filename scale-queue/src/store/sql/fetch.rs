@@ -84,7 +84,6 @@ impl SqlStore {
         worker: &WorkerId,
         request: &Request<'_>,
     ) -> Result<Fetched, Error> {
-        self.give_late_turns(queue).await;
         let hints = self.hints(queue);
         let mut fetched = Fetched {
             lines: hints.unhandled.iter().map(|line| key_of(line)).collect(),

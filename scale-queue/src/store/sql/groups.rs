@@ -3,7 +3,9 @@
 //! A push locks the group's row until its transaction ends, so the places in line are in the order
 //! of the pushes. A worker never waits for that lock: it ends the turn of a job together with the
 //! job, and then looks for the next one. If an application's transaction holds the lock, the worker
-//! looks again with its next fetch, which the end of that transaction causes.
+//! looks again soon.
+
+use std::time::Duration;
 
 use scale_sql::Connection;
 
@@ -14,6 +16,9 @@ use crate::error::Error;
 use crate::format::{tag_of, turn_of};
 use crate::group::{Group, line_of};
 use crate::store::Entry;
+
+/// Time after which a group is tried again whose row was locked.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Gives a job that was just stored a turn in its group, or puts it in line.
 pub(super) async fn enter_group(
@@ -73,18 +78,21 @@ impl SqlStore {
         }
     }
 
-    /// Tries again for the groups whose row was locked.
-    pub(super) async fn give_late_turns(&self, queue: &str) {
+    /// Tries again for the groups whose row was locked. Returns the time after which to try once
+    /// more.
+    pub(super) async fn give_late_turns(&self, queue: &str) -> Option<Duration> {
         let late: Vec<_> = {
             let mut groups = self.groups.lock();
             if groups.is_empty() {
-                return;
+                return None;
             }
             groups.extract_if(|(known, _)| known == queue).collect()
         };
         for (_, key) in late {
             self.give_turns(queue, &key).await;
         }
+        let is_late = self.groups.lock().iter().any(|(known, _)| known == queue);
+        is_late.then_some(AGAIN)
     }
 
     /// Returns the number of jobs that have a turn now, or `None` if another transaction has locked

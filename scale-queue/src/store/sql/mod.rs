@@ -294,6 +294,7 @@ impl Store for SqlStore {
             // Before the fetch, so that a push after it wakes this worker.
             self.idle.sleep(queue, worker);
         }
+        let late = self.give_late_turns(queue).await;
         let mut fetched = self.fetch_jobs(queue, worker, &request).await?;
         if !fetched.jobs.is_empty() {
             // A job pushed inside an application's transaction may be the queue's first.
@@ -305,6 +306,11 @@ impl Store for SqlStore {
         } else if request.max > 0 {
             fetched.look_again = None;
             self.idle.rise(queue, worker);
+        }
+        if let Some(late) = late
+            && fetched.armed
+        {
+            fetched.look_again = Some(fetched.look_again.map_or(late, |known| known.min(late)));
         }
         Ok(fetched)
     }
