@@ -134,7 +134,7 @@ impl Queue {
         Some(EndedJob {
             id: envelope.as_ref().map(|envelope| envelope.id),
             name: body.map(|body| body.name.clone()).unwrap_or_default(),
-            payload: body.map(|body| self.shown(&body.payload)).unwrap_or_default(),
+            payload: body.map(|body| self.shown_payload(body)).unwrap_or_default(),
             tags: body.map(|body| body.options.tags.clone()).unwrap_or_default(),
             reason,
             failed: envelope.as_ref().map_or(0, |envelope| envelope.failed),

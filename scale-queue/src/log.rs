@@ -71,8 +71,9 @@ pub(crate) struct JobLog {
 struct Lines {
     lines: VecDeque<LogLine>,
     bytes: usize,
-    /// True if there are lines that are not stored.
-    is_new: bool,
+    /// Number of lines that were added, and of those that are stored.
+    added: u64,
+    stored: u64,
     /// True if the lines of earlier attempts have been read.
     is_read: bool,
 }
@@ -104,7 +105,6 @@ impl Lines {
 
 impl JobLog {
     pub(crate) fn new(context: &Context, job: &str, life: Duration) -> Arc<Self> {
-        let is_read = context.attempt == 1;
         Arc::new(Self {
             store: Arc::clone(&context.store),
             encryption: context.run.holder.encryption.clone(),
@@ -112,14 +112,14 @@ impl JobLog {
             id: context.id,
             attempt: context.attempt,
             life: life.min(LONGEST),
-            state: Mutex::new(Lines { is_read, ..Lines::default() }),
+            state: Mutex::default(),
         })
     }
 
     fn add(&self, text: &str) {
         let text = text.get(..text.floor_char_boundary(LONGEST_LINE)).unwrap_or_default();
         let mut state = self.state.lock();
-        state.is_new = true;
+        state.added += 1;
         let (at_ms, attempt) = (self.store.now_ms(), self.attempt);
         state.push(LogLine { at_ms, attempt, text: text.to_owned() });
     }
@@ -143,13 +143,15 @@ impl JobLog {
 
     /// Stores the lines, if there are new ones. A failure is only logged.
     pub(crate) async fn store_lines(&self) {
-        if !self.state.lock().is_new {
-            return;
+        {
+            let state = self.state.lock();
+            if state.added == state.stored {
+                return;
+            }
         }
         let stored = tokio::time::timeout(WRITE, self.try_store()).await;
         let stored = stored.unwrap_or_else(|_| Err(Error::store("it does not answer")));
         if let Err(error) = stored {
-            self.state.lock().is_new = true;
             tracing::warn!(
                 %error, id = %self.id, job = self.job,
                 "could not store the log lines of a job; the next write tries again",
@@ -164,10 +166,9 @@ impl JobLog {
             state.is_read = true;
             state.add_earlier(earlier);
         }
-        let lines = {
-            let mut state = self.state.lock();
-            state.is_new = false;
-            rmp_serde::to_vec(&state.lines).map_err(Error::store)?
+        let (lines, added) = {
+            let state = self.state.lock();
+            (rmp_serde::to_vec(&state.lines).map_err(Error::store)?, state.added)
         };
         let lines = match &self.encryption {
             None => lines,
@@ -175,7 +176,10 @@ impl JobLog {
                 cipher.encrypt(&self.job, &lines).map_err(Error::Store)?
             }
         };
-        self.store.put_note(&key(self.id), &lines, self.life).await
+        self.store.put_note(&key(self.id), &lines, self.life).await?;
+        // Lines that were added meanwhile are stored by the next write.
+        self.state.lock().stored = added;
+        Ok(())
     }
 }
 

@@ -41,7 +41,7 @@ impl Kind {
     fn life(self) -> Duration {
         match self {
             Self::Worker | Self::Schedule => REGISTRATION_TTL,
-            Self::Batch => crate::batch::LIFE,
+            Self::Batch => crate::batch::HELD,
         }
     }
 }

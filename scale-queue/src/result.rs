@@ -70,9 +70,12 @@ pub(crate) fn is_kept_with(options: &StoredOptions) -> bool {
 /// Returns the notes of a job that is done and keeps its result.
 pub(crate) fn notes_of_done(
     job: &Envelope,
-    result: Vec<u8>,
+    result: Option<Vec<u8>>,
     encryption: Option<&PayloadEncryption>,
 ) -> Vec<Note> {
+    // A tower service, or a layer that answers itself, returns no value, and no output.
+    let has_output = result.is_some();
+    let result = result.unwrap_or_else(|| b"null".to_vec());
     let kept = if result.len() > LARGEST {
         Kept::TooLarge
     } else {
@@ -94,6 +97,7 @@ pub(crate) fn notes_of_done(
     let Body { name, then, extra, options, .. } = &job.body;
     if let Some(place) = &extra.batch
         && then.is_empty()
+        && has_output
         && options.node.as_ref().is_some_and(|node| !node.followers.is_empty())
         && let Ok(output) = rmp_serde::to_vec(&(name, &kept))
     {
@@ -109,7 +113,7 @@ pub(crate) fn output(place: &Place, value: Vec<u8>) -> (String, Vec<u8>) {
     (output_key(place), note.unwrap_or_default())
 }
 
-fn output_key(place: &Place) -> String {
+pub(crate) fn output_key(place: &Place) -> String {
     format!("output:{}:{}", place.id, place.number)
 }
 

@@ -381,3 +381,212 @@ async fn a_handler_of_a_workflow_is_called_alone() {
     let error = context.output::<i64>("stock").await.unwrap_err();
     assert!(error.to_string().starts_with("no output of `stock`"), "{error}");
 }
+
+#[derive(Serialize, Deserialize)]
+struct Step(String);
+
+impl Job for Step {
+    const NAME: &'static str = "step";
+}
+
+fn step(name: &str) -> Step {
+    Step(name.into())
+}
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// A worker that records what it has run, with the metadata; a step named `bad` dies.
+fn recording(queue: &Queue, ran: &Arc<std::sync::Mutex<Vec<String>>>) -> Worker {
+    let (ran, grows) = (Arc::clone(ran), queue.clone());
+    Worker::new(queue).queues(["default", "low"]).handle(move |job: Step, context: Context| {
+        let (ran, queue) = (Arc::clone(&ran), grows.clone());
+        async move {
+            let tenant = context.metadata.first().map(|(_, value)| value.clone());
+            ran.lock().unwrap().push(job.0.clone() + &tenant.unwrap_or_default());
+            match &*job.0 {
+                "grows" => {
+                    let far = step("far").with(PushOptions::new().to("low"));
+                    queue.grow(&context, "far").job(far).push().await?;
+                }
+                "bad" => return Err(scale_queue::outcome::Discard::because("bad").into()),
+                _ => {}
+            }
+            Ok::<_, BoxError>(job.0.len())
+        }
+    })
+}
+
+/// A workflow outlives the parts that take longer than a batch is remembered.
+#[tokio::test]
+async fn a_workflow_waits_for_slow_parts() -> Result<()> {
+    let queue = FakeQueue::new();
+    let ran = Arc::default();
+    let late = || PushOptions::new().delay(3 * DAY);
+    let mut inner = queue.workflow().job("n0", step("n0").with(late()));
+    for (n, before) in [("n1", "n0"), ("n2", "n1"), ("n3", "n2")] {
+        inner = inner.job(n, step(n).with(late())).after([before]);
+    }
+    let chain = queue.chain().then(step("c0")).then_after(5 * DAY, step("c1"));
+    queue
+        .workflow()
+        .workflow("inner", inner)
+        .chain("chain", chain.then_after(5 * DAY, step("c2")))
+        .job("slow", step("slow").with(PushOptions::new().delay(8 * DAY)))
+        .job("end", step("end"))
+        .after(["inner", "chain", "slow"])
+        .then(step("then"))
+        .push()
+        .await?;
+    let batch = queue.batch().job(step("batch").with(PushOptions::new().delay(30 * DAY)));
+    batch.then(step("batch-then")).push().await?;
+    queue.run_pending(recording(&queue, &ran)).await?;
+    let mut ran = ran.lock().unwrap().clone();
+    ran.sort_unstable();
+    assert_eq!(
+        ran,
+        ["batch", "batch-then", "c0", "c1", "c2", "end", "n0", "n1", "n2", "n3", "slow", "then"]
+    );
+    Ok(())
+}
+
+/// A name that is used each week finds nothing of the week before.
+#[tokio::test]
+async fn a_name_is_used_again() -> Result<()> {
+    let queue = FakeQueue::new();
+    let ran = Arc::default();
+    for run in 1..=3 {
+        queue.batch().named("batch").job(step("grows")).push().await?;
+        queue
+            .workflow()
+            .named("flow")
+            .job("a", step("a"))
+            .job("b", step("b"))
+            .after(["a"])
+            .push()
+            .await?;
+        queue.run_pending(recording(&queue, &ran)).await?;
+        assert_eq!(ran.lock().unwrap().len(), run * 4, "{ran:?}");
+        queue.advance(2 * DAY);
+    }
+    Ok(())
+}
+
+/// The output of a job that died in this run is none, whatever it was in an earlier one.
+#[tokio::test]
+async fn an_output_is_one_of_this_run() -> Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct First(bool);
+    impl Job for First {
+        const NAME: &'static str = "first";
+    }
+    #[derive(Serialize, Deserialize)]
+    struct Second;
+    impl Job for Second {
+        const NAME: &'static str = "second";
+    }
+    let queue = FakeQueue::new();
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    for dies in [false, true] {
+        let workflow = queue.workflow().named("weekly").job("first", First(dies));
+        workflow.job("second", Second).after(["first"]).even_if_dead().push().await?;
+        let told = Arc::clone(&seen);
+        let worker = Worker::new(&queue)
+            .handle(|job: First| async move {
+                if job.0 { Err(scale_queue::outcome::Discard::because("dies")) } else { Ok(41) }
+            })
+            .handle(move |_: Second, context: Context| {
+                let told = Arc::clone(&told);
+                async move {
+                    let output = context.output::<i64>("first").await?;
+                    told.lock().unwrap().push(output);
+                    Ok::<(), Error>(())
+                }
+            });
+        queue.run_pending(worker).await?;
+        // The second run has a dead job, so it is not concluded: it is forgotten after 90 days.
+        queue.advance(8 * DAY);
+    }
+    assert_eq!(*seen.lock().unwrap(), [Some(41), None]);
+    // A tower service has no output.
+    let service = tower::service_fn(|_: (First, Context)| async { Ok::<(), Error>(()) });
+    queue
+        .workflow()
+        .job("first", First(false))
+        .job("second", Second)
+        .after(["first"])
+        .push()
+        .await?;
+    let told = Arc::clone(&seen);
+    let worker = Worker::new(&queue).service::<First, _>(service);
+    let worker = worker.handle(move |_: Second, context: Context| {
+        let told = Arc::clone(&told);
+        async move {
+            let output = context.output::<i64>("first").await?;
+            told.lock().unwrap().push(output);
+            Ok::<(), Error>(())
+        }
+    });
+    queue.run_pending(worker).await?;
+    assert_eq!(*seen.lock().unwrap(), [Some(41), None, None]);
+    Ok(())
+}
+
+/// All jobs have the metadata of the push, also those of parts, and what follows them.
+#[tokio::test]
+async fn parts_have_the_metadata_of_the_push() -> Result<()> {
+    let queue = FakeQueue::new()
+        .configured(|queue| queue.propagating(|| vec![("tenant".into(), "@7".into())]));
+    let ran = Arc::default();
+    let inner = queue.workflow().job("x", step("x")).job("y", step("y")).after(["x"]);
+    let parts = queue.batch().job(step("grows")).workflow(inner).then(step("then"));
+    queue.workflow().batch("parts", parts).job("end", step("end")).after(["parts"]).push().await?;
+    queue.run_pending(recording(&queue, &ran)).await?;
+    let mut ran = ran.lock().unwrap().clone();
+    ran.sort_unstable();
+    assert_eq!(ran, ["end@7", "far@7", "grows@7", "then@7", "x@7", "y@7"]);
+    Ok(())
+}
+
+/// A dead job that a batch has added in another queue is found by the name of its part.
+#[tokio::test]
+async fn a_retried_part_finds_its_dead_jobs_in_any_queue() -> Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct Grower;
+    impl Job for Grower {
+        const NAME: &'static str = "grower";
+    }
+    let queue = FakeQueue::new();
+    let ran = Arc::default();
+    let worker = || {
+        let grows = Queue::clone(&queue);
+        recording(&queue, &ran).handle(move |_: Grower, context: Context| {
+            let queue = grows.clone();
+            async move {
+                let bad = step("bad").with(PushOptions::new().to("low"));
+                queue.grow(&context, "bad").job(bad).push().await.map(drop)
+            }
+        })
+    };
+    let part = queue.batch().job(Grower);
+    let id = queue.workflow().batch("part", part).push().await?;
+    queue.run_pending(worker()).await?;
+    assert_eq!(queue.stats("low").await?.dead, 1);
+    assert!(queue.retry_node(&id, "part").await?);
+    assert_eq!(queue.stats("low").await?.waiting, 1);
+    Ok(())
+}
+
+/// A workflow of the same name with other jobs is refused.
+#[tokio::test]
+async fn a_name_belongs_to_one_workflow() -> Result<()> {
+    let queue = FakeQueue::new();
+    queue.workflow().named("w").job("a", step("a")).job("b", step("b")).after(["a"]).push().await?;
+    let other = queue.workflow().named("w").job("a", step("a")).job("b", step("b")).push().await;
+    assert!(matches!(other, Err(Error::Workflow(_))), "{other:?}");
+    let larger = queue.batch().named("w").jobs((0..3).map(|_| step("a"))).push().await;
+    assert!(matches!(larger, Err(Error::Workflow(_))), "{larger:?}");
+    let large = queue.batch().jobs((0..3).map(|_| step(&"x".repeat(500_000))));
+    let large = queue.workflow().batch("large", large).push().await;
+    assert!(matches!(large, Err(Error::TooLarge { .. })), "{large:?}");
+    Ok(())
+}

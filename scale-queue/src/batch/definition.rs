@@ -2,12 +2,16 @@
 //! them.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::LIFE;
+use super::start::HELD;
 use crate::error::Error;
-use crate::format::{Envelope, Link, Place};
+use crate::format::{Envelope, Link, MAX_SIZE, Place};
 use crate::job::JobId;
+use crate::store::End;
 
 /// Maximum number of batches inside each other.
 pub(super) const DEEPEST: usize = 8;
@@ -107,7 +111,25 @@ impl Definition {
                 "at most {DEEPEST} batches and workflows are allowed inside each other",
             )));
         }
+        // Its jobs wait together in one record.
+        let size = rmp_serde::to_vec(&self).map_err(Error::store)?.len();
+        if size > MAX_SIZE {
+            return Err(Error::TooLarge { job: "batch", size });
+        }
         Ok(Work::Batch(Box::new(self)))
+    }
+
+    /// Returns the time for which the record of the batch is kept after its last change.
+    pub(super) fn life(&self, is_part: bool) -> Duration {
+        let mut longest = Duration::ZERO;
+        let mut waits_for_others = is_part;
+        for node in &self.nodes {
+            waits_for_others |= !node.name.is_empty() || !matches!(node.work, Work::Job(_));
+            if let Some(first) = node.work.first() {
+                longest = longest.max(Duration::from_millis(first.delay_ms));
+            }
+        }
+        longest.saturating_add(if waits_for_others { HELD } else { LIFE })
     }
 
     fn depth(&self) -> usize {
@@ -150,6 +172,7 @@ impl Definition {
             job: node.work.shown(),
             after: node.after.clone(),
             even_if_dead: node.even_if_dead,
+            id: node.id,
         };
         let more = More {
             metadata: if has_followers { self.metadata.clone() } else { Vec::new() },
@@ -201,6 +224,25 @@ pub(super) struct PlanNode {
     pub(super) job: String,
     pub(super) after: Vec<u32>,
     pub(super) even_if_dead: bool,
+    /// Id of its first job.
+    pub(super) id: JobId,
+}
+
+impl PlanNode {
+    /// Returns whether the nodes have ended that this one follows.
+    pub(super) fn is_due(&self, end_of: impl Fn(u32) -> Option<End>) -> bool {
+        self.after.iter().all(|before| match end_of(*before) {
+            Some(End::Dead) => self.even_if_dead,
+            Some(End::Done | End::Skipped) => true,
+            None => false,
+        })
+    }
+
+    /// Returns whether this is the same node, pushed another time.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (&self.name, &self.job, &self.after, self.even_if_dead)
+            == (&other.name, &other.job, &other.after, other.even_if_dead)
+    }
 }
 
 impl Plan {
@@ -216,6 +258,12 @@ impl Plan {
 
     pub(super) fn nodes(&self) -> &[PlanNode] {
         self.more.as_ref().map_or(&[], |more| &more.nodes)
+    }
+
+    /// Returns whether both have the same nodes.
+    pub(super) fn has_same_nodes(&self, other: &Self) -> bool {
+        let (ours, theirs) = (self.nodes(), other.nodes());
+        ours.len() == theirs.len() && ours.iter().zip(theirs).all(|(a, b)| a.is_same(b))
     }
 
     /// Returns the ids of the batches that are parts of the batch with this id.

@@ -4,15 +4,23 @@
 //! the end of the other, and pushes what follows both; if both do so, a key rejects the second
 //! push.
 
+use std::collections::HashMap;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
 use super::definition::{Member, Plan};
-use super::start::{HeldNode, Roots, held, start_node};
-use super::{LIFE, LISTED, once_key};
+use super::start::{HELD, Roots, held, note_keys, start_node};
+use super::{LISTED, once_key};
 use crate::chain::Follower;
 use crate::error::Error;
 use crate::format::{Place, id_of};
 use crate::job::JobId;
 use crate::queue::push::count_pushed;
 use crate::store::{End, Store, Tally};
+
+/// Number of nodes that are read at a time.
+const AT_ONCE: usize = 64;
 
 /// Returns whether the batch of a job that has not begun was cancelled.
 pub(crate) async fn is_cancelled(store: &dyn Store, place: &Place) -> bool {
@@ -54,7 +62,7 @@ pub(crate) async fn count(
             }
         };
         if end == End::Dead && tally.cancelled {
-            cancel_nested(store, &plan, &id).await?;
+            cancel_nested(store, &plan, &id, tally.by_death).await?;
         }
         let is_over =
             tally.done + tally.dead + stuck(store, &plan, &id, tally).await? >= tally.total;
@@ -97,39 +105,46 @@ async fn start_followers(
     let ended = tally.done + tally.dead;
     let may_start = member.followers.iter().filter(|(_, waits_for)| *waits_for <= ended);
     let may_start: Vec<_> = may_start.map(|(number, _)| *number).collect();
-    let Some(last) = may_start.iter().max() else { return Ok(()) };
-    let ends = store.ends(id, last + 1).await?;
-    let end_of = |number: u32| ends.iter().find(|(known, _)| *known == number).map(|(_, end)| *end);
-    for number in may_start {
-        // Already done, or cancelled before it began.
-        if end_of(number).is_some() {
-            continue;
-        }
+    if may_start.is_empty() {
+        return Ok(());
+    }
+    let Some((_, plan)) = store.batch(id).await? else { return Ok(()) };
+    let plan = Plan::read(&plan)?;
+    let ends: HashMap<u32, End> =
+        store.ends(id, plan.nodes().len() as u32).await?.into_iter().collect();
+    let end_of = |number: u32| ends.get(&number).copied();
+    let is_due = |number: &u32| {
+        let node = plan.nodes().get(*number as usize);
+        // One that has ended is done, or was cancelled before it began.
+        end_of(*number).is_none() && node.is_some_and(|node| node.is_due(end_of))
+    };
+    let due: Vec<_> = may_start.into_iter().filter(is_due).collect();
+    let start = async |number: u32| {
         let Some(held) = held(store, id, number).await? else {
             tracing::error!(
                 workflow = id,
                 number,
                 "a job of a workflow is not found; the jobs that follow it are not pushed",
             );
-            continue;
+            return Ok(Roots::default());
         };
-        if is_due(&held, &ends) {
-            let roots = start_node(store, id, number, held).await?;
-            push(store, roots, pushed).await?;
+        start_node(store, id, number, held).await
+    };
+    let mut starts = FuturesUnordered::new();
+    let mut roots = Roots::default();
+    for number in due {
+        if starts.len() == AT_ONCE
+            && let Some(started) = starts.next().await
+        {
+            roots.extend(started?);
         }
+        starts.push(start(number));
     }
-    Ok(())
-}
-
-/// Returns whether the nodes have ended that this one follows.
-pub(super) fn is_due(held: &HeldNode, ends: &[(u32, End)]) -> bool {
-    held.node.after.iter().all(|before| {
-        match ends.iter().find(|(known, _)| known == before).map(|(_, end)| *end) {
-            Some(End::Dead) => held.node.even_if_dead,
-            Some(End::Done | End::Skipped) => true,
-            None => false,
-        }
-    })
+    while let Some(started) = starts.next().await {
+        roots.extend(started?);
+    }
+    drop(starts);
+    push(store, roots, pushed).await
 }
 
 /// Pushes jobs, and adds the ids of those that are new.
@@ -183,11 +198,16 @@ pub(super) fn stuck_nodes(plan: &Plan, ends: &[(u32, End)]) -> Vec<bool> {
 }
 
 /// Cancels the batches that are parts of a cancelled one.
-pub(super) async fn cancel_nested(store: &dyn Store, plan: &Plan, id: &str) -> Result<(), Error> {
+pub(super) async fn cancel_nested(
+    store: &dyn Store,
+    plan: &Plan,
+    id: &str,
+    by_death: bool,
+) -> Result<(), Error> {
     let mut nested = plan.nested(id);
     while let Some(id) = nested.pop() {
         // One that has not begun is cancelled when it begins.
-        if store.cancel_batch(&id).await?
+        if store.cancel_batch(&id, by_death).await?
             && let Some((_, plan)) = store.batch(&id).await?
         {
             nested.extend(Plan::read(&plan)?.nested(&id));
@@ -224,7 +244,8 @@ async fn push_followers(
                 pushed_ms: store.now_ms(),
                 then: Vec::new(),
                 metadata: metadata.to_vec(),
-                once: Some((key, LIFE)),
+                // Kept as long as any batch may last; the end of the batch shortens it.
+                once: Some((key, HELD)),
                 place: None,
                 node: None,
             });
@@ -244,6 +265,9 @@ async fn conclude(
     keys: &[(String, String)],
 ) -> Result<(), Error> {
     store.conclude_batch(id, LISTED).await?;
+    if !plan.nodes().is_empty() {
+        store.forget_notes(&note_keys(id, plan)).await?;
+    }
     for (queue, key) in keys {
         store.expire_once(queue, std::slice::from_ref(key)).await?;
     }

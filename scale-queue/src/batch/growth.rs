@@ -19,7 +19,7 @@ pub struct Growth<'q> {
     /// Batch of the running job.
     batch: Option<String>,
     /// Name of the addition, in the batch.
-    name: String,
+    name: Result<String, Error>,
     works: Result<Vec<Work>, Error>,
 }
 
@@ -28,9 +28,9 @@ impl Queue {
     /// done too. A job that belongs to a workflow adds jobs that none of its jobs waits for; put a
     /// batch into the workflow, and let a job of that batch add jobs, if others wait for them.
     ///
-    /// The name makes the addition repeatable: if the running job is run again, jobs that were
-    /// added under the same name are not added twice. It needs to differ only from other additions
-    /// of the same job.
+    /// The name, of 1 to 64 bytes, makes the addition repeatable: if the running job is run again,
+    /// jobs that were added under the same name are not added twice. It needs to differ only from
+    /// other additions of the same job.
     ///
     /// ```
     /// # use scale_queue::{Context, Error, Job, Queue, Worker};
@@ -66,7 +66,12 @@ impl Queue {
         Growth {
             queue: self,
             batch: context.batch.clone(),
-            name: format!("{}:{name}", context.id),
+            name: match name.len() {
+                1..=64 => Ok(format!("{}:{name}", context.id)),
+                _ => Err(Error::Workflow(
+                    "the name of an addition is invalid: expected 1 to 64 bytes".to_owned(),
+                )),
+            },
             works: Ok(Vec::new()),
         }
     }
@@ -109,13 +114,14 @@ impl Growth<'_> {
     /// stored.
     ///
     /// # Errors
-    /// The errors of [`Queue::push`]; [`Error::Workflow`] if the running job belongs to no batch;
+    /// The errors of [`Queue::push`]; [`Error::Workflow`] if the running job belongs to no batch,
+    /// or if it has added another number of jobs under the same name;
     /// [`Error::TooMany`] if the batch would have more than 10,000,000 jobs; [`Error::Empty`]
     /// without jobs. After an error, return it from the handler: the next run goes on under the
     /// same name.
     pub async fn push(self) -> Result<bool, Error> {
         let Self { queue, batch, name, works } = self;
-        let works = works?;
+        let (name, works) = (name?, works?);
         if works.is_empty() {
             return Err(Error::Empty);
         }
@@ -126,13 +132,22 @@ impl Growth<'_> {
             return Err(Error::TooMany { job: "growth", most: LARGEST });
         }
         let needs_options = Plan::read(&plan)?.needs_options();
-        let Some(first) = store.grow_batch(&id, &name, works.len() as u32).await? else {
+        let Some((first, known)) = store.grow_batch(&id, &name, works.len() as u32).await? else {
             return Ok(false);
         };
+        if known as usize != works.len() {
+            return Err(Error::Workflow(format!(
+                "an addition with this name has {known} jobs already, and not {}: \
+                 another addition needs another name",
+                works.len(),
+            )));
+        }
         let mut roots = Roots::default();
         let metadata = queue.metadata();
-        for (number, work) in (first..).zip(works) {
-            let node = HeldNode::alone(Node::new("", work), metadata.clone(), needs_options);
+        for (n, work) in (0..).zip(works) {
+            // The key names the running job, so another batch of the same name has other keys.
+            let (number, once) = (first + n, format!("grown:{name}:{n}"));
+            let node = HeldNode::grown(Node::new("", work), once, metadata.clone(), needs_options);
             roots.extend(start_node(&**store, &id, number, node).await?);
         }
         push_roots(queue, roots).await?;

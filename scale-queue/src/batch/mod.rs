@@ -13,7 +13,7 @@
 //! | a job of the batch [adds jobs](Queue::grow) | they are counted too, once for each name, however often the job runs |
 //! | a part of the batch is a [chain](Batch::chain) | it counts when its last job is done, or when one of its jobs dies |
 //! | a part of the batch is a [batch](Batch::batch) or a [workflow](Batch::workflow) | it counts when all of its jobs are done, or as dead when all have ended and one is dead |
-//! | nothing happens for 7 days | the batch is forgotten; remaining jobs of it still run |
+//! | nothing happens for 7 days, counted from the longest delay | the batch is forgotten; remaining jobs of it still run; with a chain, a batch or a workflow as part, or as one: for 90 days |
 //!
 //! A [`Workflow`] is a batch whose jobs follow each other.
 //!
@@ -139,11 +139,11 @@ impl Queue {
     /// Cancels a batch or a workflow, and the batches that are parts of it: jobs that have not
     /// begun are skipped, and count as done. Returns `false` if the batch is unknown.
     pub async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
-        if !self.store().cancel_batch(id).await? {
+        if !self.store().cancel_batch(id, false).await? {
             return Ok(false);
         }
         if let Some((_, plan)) = self.store().batch(id).await? {
-            end::cancel_nested(&**self.store(), &Plan::read(&plan)?, id).await?;
+            end::cancel_nested(&**self.store(), &Plan::read(&plan)?, id, false).await?;
         }
         Ok(true)
     }
@@ -151,8 +151,9 @@ impl Queue {
 
 impl Batch<'_> {
     /// Names the batch, so that a second push after a failure does not duplicate jobs. A name has 1
-    /// to 64 letters, digits, `-`, `_` and `.`. It is free again 7 days after the batch's last
-    /// change. A batch inside another one needs no name.
+    /// to 64 letters, digits, `-`, `_` and `.`. It is free again when the batch is forgotten: a day
+    /// after all of its jobs are done, otherwise 7 days after its last change. A batch inside
+    /// another one needs no name.
     pub fn named(mut self, name: &str) -> Self {
         match checked(name) {
             Ok(name) => name.clone_into(&mut self.id),
@@ -180,7 +181,8 @@ impl Batch<'_> {
         self
     }
 
-    /// Adds a batch, which counts as one job. Its name is ignored.
+    /// Adds a batch, which counts as one job. Its name is ignored. It has at most 1 MiB of jobs:
+    /// for many jobs, let one of them [add](Queue::grow) the others.
     pub fn batch(mut self, batch: Batch<'_>) -> Self {
         self.add("batch", batch.definition.and_then(Definition::nested));
         self

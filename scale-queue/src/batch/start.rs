@@ -10,11 +10,12 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
-use super::definition::{Definition, Member, Node, Work, nested_id};
-use super::{LIFE, once_key};
+use super::definition::{Definition, Member, Node, Plan, Work, nested_id};
+use super::once_key;
 use crate::chain::Follower;
 use crate::error::Error;
 use crate::format::{Link, LinkOptions, NodeOptions, Place};
+use crate::result::output_key;
 use crate::store::{Entry, NewBatch, Store};
 
 /// Time for which a job waits for others at most.
@@ -52,12 +53,21 @@ pub(super) struct HeldNode {
     metadata: Vec<(String, String)>,
     /// True if the jobs that follow the batch have options.
     needs_options: bool,
+    /// Key that rejects a second push, and its life.
+    once: String,
+    life: Duration,
 }
 
 impl HeldNode {
-    /// Creates a node that follows no other, and that none follows.
-    pub(super) fn alone(node: Node, metadata: Vec<(String, String)>, needs_options: bool) -> Self {
-        Self { node, options: NodeOptions::default(), metadata, needs_options }
+    /// Creates a node that was added to a running batch: it follows no other, and none follows it.
+    pub(super) fn grown(
+        node: Node,
+        once: String,
+        metadata: Vec<(String, String)>,
+        needs_options: bool,
+    ) -> Self {
+        let options = NodeOptions::default();
+        Self { node, options, metadata, needs_options, once, life: HELD }
     }
 
     /// Returns the numbers of the nodes that follow, each with the number of nodes that it follows.
@@ -82,6 +92,9 @@ pub(super) async fn held(
 
 /// Stores the record of a batch and its jobs that wait for others. Returns the jobs that are to be
 /// pushed at once: none if the batch was followed already.
+///
+/// # Errors
+/// [`Error::Workflow`] if a batch of this name exists that has other jobs.
 pub(super) fn prepare(
     store: &dyn Store,
     id: String,
@@ -90,39 +103,51 @@ pub(super) fn prepare(
 ) -> BoxFuture<'_, Result<Roots, Error>> {
     Box::pin(async move {
         let mut roots = Roots::default();
-        let known = store.batch(&id).await?.map(|(tally, _)| tally);
-        if known.is_some_and(|tally| tally.followed) {
-            return Ok(roots);
-        }
+        let is_part = parent.is_some();
         let outer = parent.as_ref().map(|parent| parent.place.clone());
         let plan = definition.plan(parent);
         let needs_options = plan.needs_options();
-        let plan = rmp_serde::to_vec(&plan).map_err(Error::store)?;
+        let is_workflow = !plan.nodes().is_empty();
+        let life = definition.life(is_part);
+        let is_known = store.batch(&id).await?.is_some();
+        if is_workflow && !is_known {
+            // Left by a workflow of the same name that never ended.
+            store.forget_notes(&output_keys(&id, &plan)).await?;
+        }
+        let bytes = rmp_serde::to_vec(&plan).map_err(Error::store)?;
         let total = u32::try_from(definition.nodes.len()).unwrap_or(u32::MAX);
-        let batch = NewBatch { total, lenient: definition.lenient, plan: &plan, life: LIFE };
+        let batch = NewBatch { total, lenient: definition.lenient, plan: &bytes, life };
         store.open_batch(&id, batch).await?;
+        // The first push of a name counts: its record has the ids of the jobs.
+        let Some((tally, stored)) = store.batch(&id).await? else { return Ok(roots) };
+        let stored = Plan::read(&stored)?;
+        if tally.total < total || !stored.has_same_nodes(&plan) {
+            return Err(Error::Workflow(format!("`{id}` exists already, and has other jobs")));
+        }
+        if tally.followed {
+            return Ok(roots);
+        }
         if let Some(outer) = outer
-            && store.is_cancelled(&outer.id, outer.number).await?
+            && let Some((tally, _)) = store.batch(&outer.id).await?
+            && tally.cancelled
         {
-            store.cancel_batch(&id).await?;
+            store.cancel_batch(&id, tally.by_death).await?;
         }
         let followers = definition.followers();
         let names: Vec<_> = definition.nodes.iter().map(|node| node.name.clone()).collect();
         let Definition { nodes, metadata, .. } = definition;
-        let mut notes = Vec::new();
-        let mut starting = Vec::new();
-        for ((number, node), followers) in (0..).zip(nodes).zip(followers) {
+        let (mut notes, mut starting) = (Vec::new(), Vec::new());
+        for ((number, mut node), followers) in (0..).zip(nodes).zip(followers) {
+            if let Some(stored) = stored.nodes().get(number as usize) {
+                node.id = stored.id;
+            }
             let after = node.after.iter();
             let after = after.filter_map(|n| Some((names.get(*n as usize)?.clone(), *n)));
             let options = NodeOptions { after: after.collect(), followers };
-            let mut node = HeldNode { node, options, metadata: metadata.clone(), needs_options };
-            if !node.node.name.is_empty() {
-                // A second push does not change the ids of the jobs.
-                if known.is_some()
-                    && let Some(stored) = held(store, &id, number).await?
-                {
-                    node = stored;
-                }
+            let once = once_key(&id, number);
+            let metadata = metadata.clone();
+            let node = HeldNode { node, options, metadata, needs_options, once, life };
+            if is_workflow {
                 let note = rmp_serde::to_vec(&node).map_err(Error::store)?;
                 notes.push((held_key(&id, number), note));
             }
@@ -132,7 +157,7 @@ pub(super) fn prepare(
         }
         // Before any job that they follow may end.
         stream::iter(notes)
-            .map(|(key, note)| async move { store.put_note(&key, &note, HELD).await })
+            .map(|(key, note)| async move { store.put_note(&key, &note, life).await })
             .buffer_unordered(AT_ONCE)
             .try_collect::<()>()
             .await?;
@@ -143,6 +168,19 @@ pub(super) fn prepare(
     })
 }
 
+/// Returns the keys of the notes of a workflow.
+pub(super) fn note_keys(id: &str, plan: &Plan) -> Vec<String> {
+    let numbers = 0..plan.nodes().len() as u32;
+    let mut keys: Vec<_> = numbers.map(|number| held_key(id, number)).collect();
+    keys.extend(output_keys(id, plan));
+    keys
+}
+
+fn output_keys(id: &str, plan: &Plan) -> Vec<String> {
+    let key = |number| output_key(&Place { id: id.to_owned(), number });
+    (0..plan.nodes().len() as u32).map(key).collect()
+}
+
 /// Returns the jobs with which a node begins.
 pub(super) async fn start_node(
     store: &dyn Store,
@@ -150,12 +188,13 @@ pub(super) async fn start_node(
     number: u32,
     held: HeldNode,
 ) -> Result<Roots, Error> {
-    let HeldNode { node, options, metadata, needs_options } = held;
+    let HeldNode { node, options, metadata, needs_options, once, life } = held;
     let Node { name, id: job, work, .. } = node;
     let place = Place { id: id.to_owned(), number };
     let mut roots = Roots::default();
     let (link, then) = match work {
-        Work::Batch(definition) => {
+        Work::Batch(mut definition) => {
+            definition.metadata = metadata;
             let parent = Member { place, followers: options.followers };
             return prepare(store, nested_id(id, number), *definition, Some(parent)).await;
         }
@@ -172,7 +211,7 @@ pub(super) async fn start_node(
             pushed_ms: store.now_ms(),
             then,
             metadata,
-            once: Some((once_key(id, number), LIFE)),
+            once: Some((once, life)),
             place: Some(place),
             node: is_named.then_some(options),
         }));

@@ -7,6 +7,8 @@
 //! | a job follows others [even if they are dead](Workflow::even_if_dead) | it is pushed when all of them are done or dead |
 //! | no job can go on | the `finally` job is pushed, once |
 //! | a dead job is revived and done | the jobs that wait for it go on |
+//! | a part is a batch of which jobs were skipped because another had died | the part stays dead, so the jobs that follow it do not begin; with [`allow_failures`](Batch::allow_failures) none is skipped, and a revival completes it |
+//! | a workflow of this name exists and has other jobs | the push fails with [`Error::Workflow`] |
 //! | all jobs are done | the `then` job is pushed, once |
 //! | a worker dies after it ran a job and before it counted the job | the job runs again, and is counted once; what follows is pushed once |
 //! | a push of the workflow fails half way, or its process dies | push it again under the same [name](Workflow::named) |
@@ -180,7 +182,8 @@ impl Queue {
     /// Cancels a job of a workflow: it counts as dead, so the jobs that follow it do not begin. A
     /// job that runs is cancelled as by [`cancel`](Self::cancel), a batch as by
     /// [`cancel_batch`](Self::cancel_batch). Returns `false` if there is no such job, or if it has
-    /// ended; also for a chain whose first job is done.
+    /// ended; also for a chain whose first job is done, which on Redis may be `true`, without an
+    /// effect.
     pub async fn cancel_node(&self, workflow: &str, node: &str) -> Result<bool, Error> {
         let store = &**self.store();
         let Some(found) = self.node(workflow, node).await? else { return Ok(false) };
@@ -198,6 +201,11 @@ impl Queue {
         end::count(store, &member, End::Dead).await?;
         if is_due {
             self.cancel_batch(&nested_id(workflow, member.place.number)).await?;
+        } else if let Some(Found { held, is_due: true, .. }) = self.node(workflow, node).await?
+            && let Some(first) = held.node.work.first()
+        {
+            // The last of the jobs that it follows has ended meanwhile: it may have been pushed.
+            self.cancel(&first.queue, held.node.id).await?;
         }
         Ok(true)
     }
@@ -215,7 +223,12 @@ impl Queue {
         }
         let nested = nested_id(workflow, member.place.number);
         let mut revived = false;
-        for queue in held.node.work.queues() {
+        // A batch may have grown into other queues.
+        let queues = match &held.node.work {
+            Work::Batch(_) => self.queues().await?,
+            work => work.queues().into_iter().collect(),
+        };
+        for queue in queues {
             let mut offset = 0;
             loop {
                 let page = self.dead(&queue, offset, PAGE).await?;
@@ -257,11 +270,13 @@ impl Queue {
         let number = number as u32;
         let Some(held) = start::held(store, workflow, number).await? else { return Ok(None) };
         let ends = store.ends(workflow, plan.nodes().len() as u32).await?;
-        let end = ends.iter().find(|(known, _)| *known == number).map(|(_, end)| *end);
+        let end_of =
+            |number: u32| ends.iter().find(|(known, _)| *known == number).map(|(_, end)| *end);
         let place = Place { id: workflow.to_owned(), number };
         let member = Member { place, followers: held.followers().to_vec() };
-        let end = if tally.followed { Some(End::Done) } else { end };
-        Ok(Some(Found { member, is_due: end::is_due(&held, &ends), held, end }))
+        let end = if tally.followed { Some(End::Done) } else { end_of(number) };
+        let is_due = plan.nodes()[number as usize].is_due(end_of);
+        Ok(Some(Found { member, held, is_due, end }))
     }
 }
 
@@ -300,7 +315,8 @@ impl Workflow<'_> {
     }
 
     /// Adds a batch, which is done when all of its jobs are done, also those that its jobs
-    /// [add](Queue::grow). It returns no output.
+    /// [add](Queue::grow). It returns no output. It has at most 1 MiB of jobs: for many jobs, let
+    /// one of them add the others.
     pub fn batch(mut self, name: &str, batch: Batch<'_>) -> Self {
         self.add(name, batch.definition.and_then(Definition::nested));
         self
@@ -412,7 +428,13 @@ impl Workflow<'_> {
             if definition.nodes.len() == MOST_NODES {
                 return Err(Error::TooMany { job: "workflow", most: MOST_NODES });
             }
-            definition.add(Node::new(checked(name)?, work?));
+            if checked(name).is_err() {
+                return Err(Error::Workflow(format!(
+                    "invalid name `{}` of a job: expected 1 to 64 letters, digits, `-`, `_`, `.`",
+                    name.chars().take(64).collect::<String>(),
+                )));
+            }
+            definition.add(Node::new(name, work?));
             Ok(())
         });
     }

@@ -45,7 +45,7 @@ impl Listing {
         Self {
             id,
             name: body.as_ref().map(|b| b.name.clone()).unwrap_or_default(),
-            payload: body.as_ref().map(|b| queue.shown(&b.payload)).unwrap_or_default(),
+            payload: body.as_ref().map(|b| queue.shown_payload(b)).unwrap_or_default(),
             tags: body.as_ref().map(|b| b.options.tags.clone()).unwrap_or_default(),
             failed,
             failures: body.as_ref().map(|b| b.extra.failures.clone()).unwrap_or_default(),
@@ -88,7 +88,7 @@ impl Dead {
         Self {
             id: envelope.as_ref().map(|e| e.id),
             name: body.map(|b| b.name.clone()).unwrap_or_default(),
-            payload: body.map(|b| queue.shown(&b.payload)).unwrap_or_default(),
+            payload: body.map(|b| queue.shown_payload(b)).unwrap_or_default(),
             tags: body.map(|b| b.options.tags.clone()).unwrap_or_default(),
             failed: envelope.as_ref().map_or(0, |e| e.failed),
             failures: body.map(|b| b.extra.failures.clone()).unwrap_or_default(),

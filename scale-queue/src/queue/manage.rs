@@ -98,6 +98,9 @@ impl Queue {
         }
         let mut envelope = Envelope::decode(&dead.dead_job.bytes)
             .map_err(|error| wrong(format!("the job cannot be edited: {error}")))?;
+        if envelope.body.name == batch::START {
+            return Err(wrong("the job that starts a batch cannot be edited".to_owned()));
+        }
         envelope.body.payload = match self.encryption() {
             None => payload.as_bytes().to_vec(),
             Some(encryption) => encryption

@@ -18,6 +18,7 @@ use scale_core::coalesce::Coalescer;
 use crate::builder::QueueBuilder;
 use crate::encryption::PayloadEncryption;
 use crate::error::Error;
+use crate::format::Body;
 use crate::job::JobId;
 use crate::push::coalesce::Pushes;
 use crate::push::target::Target;
@@ -210,12 +211,15 @@ impl Queue {
         self.encryption.as_ref()
     }
 
-    /// Formats a payload for display.
-    pub(crate) fn shown(&self, payload: &[u8]) -> String {
+    /// Formats the payload of a job for display.
+    pub(crate) fn shown_payload(&self, job: &Body) -> String {
         if self.encryption.is_some() {
             "encrypted".into()
+        } else if job.name == crate::batch::START {
+            // It is no text.
+            "a batch or workflow that a transaction has pushed".into()
         } else {
-            String::from_utf8_lossy(payload).into_owned()
+            String::from_utf8_lossy(&job.payload).into_owned()
         }
     }
 

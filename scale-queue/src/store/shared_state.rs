@@ -66,10 +66,10 @@ pub trait BatchStore: Send + Sync {
     /// if the batch is forgotten.
     async fn mark(&self, id: &str, number: u32, end: End) -> Result<Option<Tally>, Error>;
 
-    /// Adds jobs to a batch that has not been followed yet, and returns the number of the first
-    /// one. A second call under the same name changes nothing and returns the same number. Returns
-    /// `None` if the batch is forgotten or was followed.
-    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<u32>, Error>;
+    /// Adds jobs to a batch that has not been followed yet, and returns the number of the first one
+    /// and how many were added. A second call under the same name changes nothing and returns the
+    /// same. Returns `None` if the batch is forgotten or was followed.
+    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<(u32, u32)>, Error>;
 
     /// Returns the ends of the jobs whose number is below this one; a skipped job is
     /// [`Done`](End::Done).
@@ -82,8 +82,8 @@ pub trait BatchStore: Send + Sync {
     async fn conclude_batch(&self, id: &str, life: Duration) -> Result<(), Error>;
 
     /// Cancels a batch: jobs that have not begun are skipped. Returns `false` if the batch is
-    /// unknown.
-    async fn cancel_batch(&self, id: &str) -> Result<bool, Error>;
+    /// unknown. A batch that is cancelled already keeps its cause.
+    async fn cancel_batch(&self, id: &str, by_death: bool) -> Result<bool, Error>;
 
     /// Returns whether the job of that number must be skipped: the batch is cancelled, and the job
     /// is not one of its dead jobs that was revived.
@@ -120,6 +120,9 @@ pub trait Registry: Send + Sync {
 pub trait Notes: Send + Sync {
     /// Stores a note for the time `life`.
     async fn put_note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error>;
+
+    /// Removes notes.
+    async fn forget_notes(&self, keys: &[String]) -> Result<(), Error>;
 
     /// Returns a note.
     async fn read_note(&self, key: &str) -> Result<Option<Vec<u8>>, Error>;

@@ -1,8 +1,12 @@
 //! Log lines of jobs, on every store.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use parking_lot::Mutex;
+use scale_queue::outcome::Snooze;
 use scale_queue::{Context, Job, JobId, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
@@ -18,7 +22,11 @@ impl Job for Talk {
     const RETRY: Retry = Retry::custom(2, |_| Duration::from_millis(1));
 }
 
-on_every_store! { lines_outlive_failures_and_crashes, lines_are_bounded }
+on_every_store! {
+    lines_outlive_failures_and_crashes,
+    lines_are_bounded,
+    no_line_of_a_short_run_is_lost,
+}
 
 fn worker(queue: &Queue) -> Worker {
     let worker = Worker::new(queue).keep_logs(Duration::from_hours(1));
@@ -69,5 +77,37 @@ async fn lines_are_bounded(server: &Server) -> Result<()> {
     let lines = texts(&queue, pushed.id).await?;
     assert!((500..2_000).contains(&lines.len()), "{}", lines.len());
     assert_eq!(lines.last().unwrap(), "line 9999 of attempt 2", "the newest stay");
+    worker.stop().await
+}
+
+/// Jobs that snooze keep the lines of earlier runs; those that end during a write lose none.
+async fn no_line_of_a_short_run_is_lost(server: &Server) -> Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct Nap(u64);
+    impl Job for Nap {
+        const NAME: &'static str = "nap";
+    }
+    const JOBS: usize = 40;
+    let queue = server.queue().await?;
+    let naps = Arc::new(Mutex::new(HashSet::new()));
+    let seen = Arc::clone(&naps);
+    let worker = Worker::new(&queue).keep_logs(Duration::from_hours(1)).concurrency(JOBS);
+    let worker = worker.handle(move |Nap(n): Nap, context: Context| {
+        let is_first = seen.lock().insert(n);
+        async move {
+            context.log(if is_first { "first" } else { "second" });
+            // About when lines are written.
+            tokio::time::sleep(Duration::from_millis(1_960 + 2 * n)).await;
+            if is_first { Err(Snooze::after(Duration::ZERO)) } else { Ok(()) }
+        }
+    });
+    let worker = run(worker);
+    let pushed = queue.push_many((0..JOBS as u64).map(Nap)).await?;
+    until(&queue, "default", "all jobs", is_empty).await?;
+    for job in pushed {
+        let lines = queue.log(Nap::NAME, job.id).await?;
+        let lines: Vec<_> = lines.iter().map(|line| &*line.text).collect();
+        assert_eq!(lines, ["first", "second"]);
+    }
     worker.stop().await
 }

@@ -9,9 +9,10 @@ use anyhow::Result;
 use parking_lot::Mutex;
 use scale_queue::batch::{NodeState, WorkflowStatus};
 use scale_queue::outcome::Discard;
+use scale_queue::push::{Priority, PushOptions};
 use scale_queue::relay::Relay;
 use scale_queue::worker::BoxError;
-use scale_queue::{Context, Error, Job, Queue, Worker};
+use scale_queue::{Context, Error, Job, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::{Postgres, eventually};
 
@@ -47,9 +48,15 @@ on_every_store! {
     a_workflow_pushed_twice_is_one,
     many_jobs_follow_one_and_one_follows_many,
     any_graph_runs_in_order,
+    an_addition_has_one_number_of_jobs,
+    a_death_withholds_what_follows_a_skipped_part,
 }
-crate::on_stores! { of_redis: "redis"; a_transaction_starts_a_workflow }
-crate::on_stores! { of_postgres: "postgres"; a_transaction_starts_a_workflow }
+crate::on_stores! {
+    of_redis: "redis"; a_transaction_starts_a_workflow, a_done_workflow_leaves_no_content
+}
+crate::on_stores! {
+    of_postgres: "postgres"; a_transaction_starts_a_workflow, a_done_workflow_leaves_no_content
+}
 
 fn task(name: &str) -> Task {
     Task(name.into())
@@ -549,6 +556,93 @@ async fn any_graph_runs_in_order(server: &Server) -> Result<()> {
         worker.stop().await?;
     }
     Ok(())
+}
+
+/// A job that adds parts under names, each attempt as its row says.
+#[derive(Serialize, Deserialize)]
+struct Adds;
+
+impl Job for Adds {
+    const NAME: &'static str = "adds";
+    const RETRY: Retry = Retry::custom(3, |_| Duration::from_millis(1));
+}
+
+/// An addition that has another number of jobs in the next attempt is refused, and takes no place
+/// of another one.
+async fn an_addition_has_one_number_of_jobs(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let plan = Plan::default();
+    let id = queue.batch().job(Adds).push().await?;
+    let refusals = Arc::new(Mutex::new(Vec::new()));
+    let (told, adding) = (Arc::clone(&refusals), queue.clone());
+    let worker = plan.worker(&queue).handle(move |_: Adds, context: Context| {
+        let (queue, told) = (adding.clone(), Arc::clone(&told));
+        async move {
+            let tasks =
+                |name: &'static str, count| (0..count).map(move |n| task(&format!("{name}{n}")));
+            if context.attempt == 1 {
+                queue.grow(&context, "x").jobs(tasks("x", 2)).push().await?;
+                return Err("not yet".into());
+            }
+            let again = queue.grow(&context, "x").jobs(tasks("x", 4)).push().await;
+            told.lock().push(again.unwrap_err().to_string());
+            assert!(queue.grow(&context, &"long".repeat(17)).job(task("l")).push().await.is_err());
+            queue.grow(&context, "x").jobs(tasks("x", 2)).push().await?;
+            queue.grow(&context, "y").jobs(tasks("y", 2)).push().await?;
+            Ok::<(), BoxError>(())
+        }
+    });
+    let worker = run(worker);
+    let done = async || queue.batch_status(&id).await.ok()?.filter(|batch| batch.done == 5);
+    eventually("all jobs", done).await?;
+    until(&queue, "default", "an end", is_empty).await?;
+    assert_eq!(plan.sorted(), ["x0", "x1", "y0", "y1"]);
+    assert!(refusals.lock()[0].contains("2 jobs already"), "{:?}", refusals.lock());
+    worker.stop().await
+}
+
+/// A death in the outer batch skips the jobs of its parts: what would follow them is not pushed.
+async fn a_death_withholds_what_follows_a_skipped_part(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let plan = Plan::dying(&["bad"]);
+    let inner = queue.workflow().job("x", task("x")).then(task("workflow-then"));
+    let id = queue
+        .batch()
+        .job(task("bad").with(PushOptions::new().priority(Priority::High)))
+        .batch(queue.batch().job(task("part")).then(task("batch-then")))
+        .workflow(inner)
+        .then(task("then"))
+        .push()
+        .await?;
+    let worker = run(plan.worker(&queue).concurrency(1));
+    let over = async || {
+        queue.batch_status(&id).await.ok()?.filter(scale_queue::batch::BatchStatus::is_over)
+    };
+    assert_eq!(eventually("an end", over).await?.dead, 1);
+    until(&queue, "default", "an end", is_empty).await?;
+    assert_eq!(plan.sorted(), ["bad"], "nothing else began");
+    worker.stop().await
+}
+
+/// Nothing of a workflow that is done stays behind but its record, for a day.
+async fn a_done_workflow_leaves_no_content(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let plan = Plan::default();
+    let id = queue.workflow().job("a", task("a")).job("b", task("b")).after(["a"]).push().await?;
+    let worker = run(plan.worker(&queue));
+    status(&queue, &id, is_done).await?;
+    let notes = async || -> Result<usize> {
+        if server.kind == "redis" {
+            let keys = server.redis().command(&["KEYS", "*note:*"]).await?;
+            return Ok(keys.lines().filter(|key| key.contains(&id)).count());
+        }
+        let count = server.sql("select count(*) from scale_queue_notes").await?;
+        Ok(count.trim().parse()?)
+    };
+    let gone = async || (notes().await.ok()? == 0).then_some(());
+    eventually("no notes", gone).await?;
+    assert!(queue.workflow_status(&id).await?.is_some_and(|status| is_done(&status)));
+    worker.stop().await
 }
 
 /// On Redis, through the outbox of a database.

@@ -24,8 +24,8 @@ struct Batch {
     tally: Tally,
     lenient: bool,
     plan: Vec<u8>,
-    /// Number of the first job of each addition, by its name.
-    grown: HashMap<String, u32>,
+    /// Number of the first job of each addition, and how many it has, by its name.
+    grown: HashMap<String, (u32, u32)>,
     ends: HashMap<u32, End>,
     life: Duration,
     pub(super) until: Instant,
@@ -87,18 +87,18 @@ impl BatchStore for MemoryStore {
         Ok(Some(batch.tally))
     }
 
-    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<u32>, Error> {
+    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<(u32, u32)>, Error> {
         let (mut shared, now) = (self.shared.lock(), self.clock.now());
         let Some(batch) = shared.batch(id, now).filter(|batch| !batch.tally.followed) else {
             return Ok(None);
         };
         let total = batch.tally.total;
-        let first = *batch.grown.entry(name.to_owned()).or_insert(total);
-        if first == total {
+        let added = *batch.grown.entry(name.to_owned()).or_insert((total, by));
+        if added.0 == total {
             batch.tally.total = total.saturating_add(by);
         }
         batch.until = now + batch.life;
-        Ok(Some(first))
+        Ok(Some(added))
     }
 
     async fn ends(&self, id: &str, below: u32) -> Result<Vec<(u32, End)>, Error> {
@@ -127,13 +127,13 @@ impl BatchStore for MemoryStore {
         Ok(())
     }
 
-    async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
-        Ok(self
-            .shared
-            .lock()
-            .batch(id, self.clock.now())
-            .map(|batch| batch.tally.cancelled = true)
-            .is_some())
+    async fn cancel_batch(&self, id: &str, by_death: bool) -> Result<bool, Error> {
+        let mut shared = self.shared.lock();
+        let Some(batch) = shared.batch(id, self.clock.now()) else { return Ok(false) };
+        if !batch.tally.cancelled {
+            (batch.tally.cancelled, batch.tally.by_death) = (true, by_death);
+        }
+        Ok(true)
     }
 
     async fn is_cancelled(&self, id: &str, number: u32) -> Result<bool, Error> {
@@ -197,6 +197,14 @@ impl Notes for MemoryStore {
         let mut shared = self.shared.lock();
         sweep(&mut shared.notes, self.clock.now(), |(_, until)| *until);
         shared.notes.insert(key.to_owned(), (value.to_vec(), self.clock.now() + life.min(LONGEST)));
+        Ok(())
+    }
+
+    async fn forget_notes(&self, keys: &[String]) -> Result<(), Error> {
+        let mut shared = self.shared.lock();
+        for key in keys {
+            shared.notes.remove(key);
+        }
         Ok(())
     }
 

@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use redis::{AsyncCommands, Script};
 use scale_core::clock::millis;
 
@@ -18,6 +19,9 @@ use super::RedisStore;
 use super::calls::failed;
 use crate::error::Error;
 use crate::store::{BatchStore, End, MAX_REGISTERED, NewBatch, Notes, Registry, Store, Tally};
+
+/// Number of commands on their way at a time.
+const AT_ONCE: usize = 64;
 
 pub(super) struct Scripts {
     mark: Script,
@@ -100,7 +104,7 @@ impl BatchStore for RedisStore {
         call.arg(millis(life)).invoke_async(&mut self.server.clone()).await.map_err(failed)
     }
 
-    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<u32>, Error> {
+    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<(u32, u32)>, Error> {
         let mut call = self.shared_state.grow.key(self.batch_key(id, "state"));
         call.arg(name).arg(by);
         call.invoke_async(&mut self.server.clone()).await.map_err(failed)
@@ -152,12 +156,14 @@ impl BatchStore for RedisStore {
         Ok(Some((tally, plan.unwrap_or_default())))
     }
 
-    async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
+    async fn cancel_batch(&self, id: &str, by_death: bool) -> Result<bool, Error> {
         let (mut server, key) = (self.server.clone(), self.batch_key(id, "state"));
         if !server.hexists(&key, "total").await.map_err(failed)? {
             return Ok(false);
         }
-        server.hset_nx::<_, _, _, ()>(&key, "cancelled", 1).await.map_err(failed)?;
+        // 2: by a death, as in `batch_progress.lua`.
+        let cause = if by_death { 2 } else { 1 };
+        server.hset_nx::<_, _, _, ()>(&key, "cancelled", cause).await.map_err(failed)?;
         // If the batch expired in between, this field would otherwise stay forever.
         if server.pttl::<_, i64>(&key).await.map_err(failed)? < 0 {
             server
@@ -231,6 +237,22 @@ impl Notes for RedisStore {
     async fn put_note(&self, key: &str, value: &[u8], life: Duration) -> Result<(), Error> {
         let key = self.key(&format!("note:{key}"), "value");
         self.server.clone().pset_ex(key, value, millis(life).max(1)).await.map_err(failed)
+    }
+
+    async fn forget_notes(&self, keys: &[String]) -> Result<(), Error> {
+        // Each note has a slot of its own.
+        let forget = |key: String| {
+            let mut server = self.server.clone();
+            async move { server.unlink::<_, ()>(key).await }
+        };
+        let note = |key: &String| self.key(&format!("note:{key}"), "value");
+        let keys: Vec<String> = keys.iter().map(note).collect();
+        stream::iter(keys)
+            .map(forget)
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<()>()
+            .await
+            .map_err(failed)
     }
 
     async fn read_note(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {

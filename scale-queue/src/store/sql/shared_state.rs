@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{SqlStore, again, failed, key_text, millis};
+use super::{BATCH, SqlStore, again, failed, key_text, millis};
 use crate::error::Error;
 use crate::store::{BatchStore, End, MAX_REGISTERED, NewBatch, Notes, Registry, Tally};
 
@@ -24,7 +24,7 @@ impl BatchStore for SqlStore {
         again(|| self.mark_once(id, number, end)).await
     }
 
-    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<u32>, Error> {
+    async fn grow_batch(&self, id: &str, name: &str, by: u32) -> Result<Option<(u32, u32)>, Error> {
         again(|| self.grow_once(id, name, by)).await
     }
 
@@ -61,8 +61,9 @@ impl BatchStore for SqlStore {
         again(conclude).await
     }
 
-    async fn cancel_batch(&self, id: &str) -> Result<bool, Error> {
-        let cancel = self.of(&self.texts.batches.cancel, id);
+    async fn cancel_batch(&self, id: &str, by_death: bool) -> Result<bool, Error> {
+        let cause = if by_death { 2_i64 } else { 1 };
+        let cancel = self.of(&self.texts.batches.cancel, id).bind(cause);
         Ok(cancel.execute(&self.database).await.map_err(failed)? > 0)
     }
 
@@ -123,6 +124,15 @@ impl Notes for SqlStore {
         note.execute(&self.database).await.map(drop).map_err(failed)
     }
 
+    async fn forget_notes(&self, keys: &[String]) -> Result<(), Error> {
+        for keys in keys.chunks(BATCH) {
+            let keys: Vec<_> = keys.iter().map(|key| key_text(key)).collect();
+            let forget = self.texts.registry.forget_notes.bind(self.app_text.clone()).bind(keys);
+            forget.execute(&self.database).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
     async fn read_note(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
         let row = self
             .of(&self.texts.registry.noted, &key_text(key))
@@ -178,7 +188,7 @@ impl SqlStore {
         Ok(Some(tally))
     }
 
-    async fn grow_once(&self, id: &str, name: &str, by: u32) -> Result<Option<u32>, Error> {
+    async fn grow_once(&self, id: &str, name: &str, by: u32) -> Result<Option<(u32, u32)>, Error> {
         let texts = &self.texts.batches;
         let key = key_text(&format!("grown:{id}:{name}"));
         let mut tx = self.begin().await?;
@@ -193,17 +203,17 @@ impl SqlStore {
         }
         let known = self.of(&self.texts.registry.noted, &key).fetch_optional(&mut tx).await;
         if let Some(row) = known.map_err(failed)? {
-            let first = row.get::<Vec<u8>>(0).map_err(failed)?;
-            let first = first.try_into().map_err(|_| Error::store("an addition without a number"));
-            return Ok(Some(u32::from_be_bytes(first?)));
+            let added = row.get::<Vec<u8>>(0).map_err(failed)?;
+            return Ok(Some(rmp_serde::from_slice(&added).map_err(Error::store)?));
         }
-        let note =
-            self.of(&self.texts.registry.note, &key).bind(tally.total.to_be_bytes().to_vec());
+        let added = (tally.total, by);
+        let note = self.of(&self.texts.registry.note, &key);
+        let note = note.bind(rmp_serde::to_vec(&added).map_err(Error::store)?);
         note.bind(life_ms).execute(&mut tx).await.map_err(failed)?;
         let grow = self.of(&texts.grow, id).bind(i64::from(by));
         grow.execute(&mut tx).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
-        Ok(Some(tally.total))
+        Ok(Some(added))
     }
 
     /// Removes expired rows of all applications.

@@ -86,9 +86,8 @@ impl Engine {
             Verdict::Done => {
                 next = chain::next(&envelope, &*self.store).filter(|_| !skipped);
                 if !skipped && result::is_kept(&envelope) {
-                    // A tower service, or a layer that answers itself, returns no value.
-                    let result = run.take_result().unwrap_or_else(|| b"null".to_vec());
-                    notes = result::notes_of_done(&envelope, result, self.encryption.as_ref());
+                    let (result, encryption) = (run.take_result(), self.encryption.as_ref());
+                    notes = result::notes_of_done(&envelope, result, encryption);
                 }
                 // Of a chain in a batch, the last job counts.
                 if next.is_none() {

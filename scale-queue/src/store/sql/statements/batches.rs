@@ -14,7 +14,7 @@ scale_sql::statements! {
         where app = $1 and id = $2";
     grow = "update scale_queue_batches set total = total + $3 where app = $1 and id = $2";
     cancel = "update scale_queue_batches \
-        set cancelled = case when cancelled = 0 then 1 else cancelled end \
+        set cancelled = case when cancelled = 0 then $3 else cancelled end \
         where app = $1 and id = $2 and until_ms > {now}";
     is_cancelled = "select count(*) from scale_queue_batches \
         where app = $1 and id = $2 and cancelled > 0 and until_ms > {now} \

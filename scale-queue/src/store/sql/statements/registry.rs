@@ -18,6 +18,7 @@ scale_sql::statements! {
         {conflict:app, note_key} value = {new:value}, until_ms = {new:until_ms}";
     noted = "select value from scale_queue_notes \
         where app = $1 and note_key = $2 and until_ms > {now}";
+    forget_notes = "delete from scale_queue_notes where app = $1 and note_key {list:2}";
     sweep_notes = "delete from scale_queue_notes where until_ms <= {now}";
     sweep_once = "delete from scale_queue_once where until_ms <= {now}";
 }
