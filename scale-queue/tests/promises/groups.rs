@@ -45,6 +45,14 @@ on_every_store! {
     each_end_gives_the_turn_on,
     a_delayed_job_keeps_its_place,
 }
+crate::on_stores! {
+    of_cluster: "cluster";
+    an_ordered_group_runs_in_the_order_of_its_pushes, each_end_gives_the_turn_on,
+}
+crate::on_stores! {
+    behind_pgbouncer: "pooled";
+    an_ordered_group_runs_in_the_order_of_its_pushes, each_end_gives_the_turn_on,
+}
 crate::on_stores! { of_postgres: "postgres"; a_worker_waits_for_no_transaction }
 crate::on_stores! { of_mariadb: "mariadb"; a_worker_waits_for_no_transaction }
 

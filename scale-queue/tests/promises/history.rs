@@ -34,6 +34,9 @@ on_every_store! {
     a_killed_worker_keeps_each_job_once,
 }
 
+crate::on_stores! { of_cluster: "cluster"; ended_jobs_are_found_by_their_tags }
+crate::on_stores! { behind_pgbouncer: "pooled"; ended_jobs_are_found_by_their_tags }
+
 const LONG: Duration = Duration::from_hours(1);
 
 fn invoice(customer: u32) -> Invoice {

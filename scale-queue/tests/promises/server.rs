@@ -7,7 +7,7 @@ use anyhow::Result;
 use parking_lot::Mutex;
 use scale_queue::status::Stats;
 use scale_queue::{Queue, Worker};
-use testkit::{MariaDb, Postgres, Redis, eventually};
+use testkit::{MariaDb, Pooler, Postgres, Redis, RedisCluster, eventually};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -26,9 +26,19 @@ impl Server {
                 let server = Redis::start().await?;
                 (server.url(), None, Box::new(server))
             }
+            "cluster" => {
+                let cluster = RedisCluster::start().await?;
+                (cluster.url(), None, Box::new(cluster))
+            }
             "postgres" => {
                 let server = Postgres::start(0).await?;
                 (server.node(0).url(), None, Box::new(server))
+            }
+            // Behind pgbouncer, with another server connection for each transaction.
+            "pooled" => {
+                let server = Postgres::start(0).await?;
+                let pooler = Pooler::pgbouncer_by_transactions(server.node(0).port()).await?;
+                (pooler.url(), None, Box::new((server, pooler)))
             }
             "mariadb" => {
                 let server = MariaDb::start(0).await?;
@@ -56,8 +66,9 @@ impl Server {
         if let Some(queue) = &self.memory {
             return Ok(queue.clone());
         }
-        let migrates = matches!(self.kind, "postgres" | "mariadb" | "sqlite");
-        Ok(Queue::builder(&self.url, app).migrate(migrates).connect().await?)
+        let migrates = matches!(self.kind, "postgres" | "pooled" | "mariadb" | "sqlite");
+        let queue = Queue::builder(&self.url, app).migrate(migrates);
+        Ok(queue.transaction_pooling(self.kind == "pooled").connect().await?)
     }
 
     pub(crate) fn redis(&self) -> &Redis {

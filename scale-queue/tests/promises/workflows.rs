@@ -52,6 +52,15 @@ on_every_store! {
     a_death_withholds_what_follows_a_skipped_part,
 }
 crate::on_stores! {
+    behind_pgbouncer: "pooled";
+    chains_batches_and_workflows_are_parts_of_each_other, a_batch_grows_while_it_runs,
+}
+crate::on_stores! {
+    of_cluster: "cluster";
+    chains_batches_and_workflows_are_parts_of_each_other, a_batch_grows_while_it_runs,
+    killed_workers_lose_no_job_of_a_workflow, a_cancelled_workflow_skips_its_parts_too,
+}
+crate::on_stores! {
     of_redis: "redis"; a_transaction_starts_a_workflow, a_done_workflow_leaves_no_content
 }
 crate::on_stores! {
