@@ -590,3 +590,22 @@ async fn a_name_belongs_to_one_workflow() -> Result<()> {
     assert!(matches!(large, Err(Error::TooLarge { .. })), "{large:?}");
     Ok(())
 }
+
+/// The debug output of a death has no payload: deaths are logged.
+#[tokio::test]
+async fn a_death_does_not_show_its_payload() -> Result<()> {
+    let queue = FakeQueue::new();
+    let shown = Arc::new(std::sync::Mutex::new(String::new()));
+    let told = Arc::clone(&shown);
+    let worker = Worker::new(&queue)
+        .handle(async |_: Step| Err::<(), _>(scale_queue::outcome::Discard::because("bad")))
+        .on_death(move |died| {
+            *told.lock().unwrap() = format!("{died:?}");
+            None::<Again>
+        });
+    queue.push(step("secret 4711")).await?;
+    queue.run_pending(worker).await?;
+    let shown = shown.lock().unwrap().clone();
+    assert!(shown.contains("step") && shown.contains("bad") && !shown.contains("4711"), "{shown}");
+    Ok(())
+}

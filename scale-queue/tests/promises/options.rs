@@ -50,6 +50,8 @@ on_every_store! {
     a_debounced_job_runs_once_with_the_last_content,
     a_debounced_job_that_ran_or_was_cancelled_is_not_replaced,
     concurrent_pushes_of_a_debounced_job_leave_one,
+    a_debounced_job_that_is_due_is_not_replaced,
+    a_fixed_expiry_is_kept_in_a_chain,
 }
 
 type Ran = Arc<Mutex<Vec<(String, Context)>>>;
@@ -435,4 +437,52 @@ async fn concurrent_pushes_of_a_debounced_job_leave_one(server: &Server) -> Resu
     assert_eq!(pushed.iter().filter(|pushed| pushed.is_new).count(), 1);
     assert!(pushed.iter().all(|other| other.id == pushed[0].id));
     Ok(())
+}
+
+/// A job that is due keeps its content, although no worker has taken it yet: the push is a new job.
+async fn a_debounced_job_that_is_due_is_not_replaced(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let wait = Duration::from_millis(30);
+    let push = async |content| {
+        let push = queue.push(Index { page: 7, content });
+        push.debounce(wait, Duration::from_secs(60)).await
+    };
+    assert!(push(1).await?.is_new);
+    // Its time is over by the store's clock, which no later push can precede.
+    let pushed = std::time::Instant::now();
+    let over = async || (pushed.elapsed() > 3 * wait).then_some(());
+    eventually("its time", over).await?;
+    assert!(push(2).await?.is_new, "a new job");
+    let contents: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let seen = Arc::clone(&contents);
+    let worker = Worker::new(&queue).queues(["index"]).concurrency(1);
+    let worker = run(worker.handle(move |job: Index| {
+        seen.lock().push(job.content);
+        async {}
+    }));
+    until(&queue, "index", "both jobs", is_empty).await?;
+    assert_eq!(*contents.lock(), [1, 2]);
+    worker.stop().await
+}
+
+/// A time at which a job expires is the same wherever the job stands in a chain; a duration counts
+/// from its own push.
+async fn a_fixed_expiry_is_kept_in_a_chain(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let past = std::time::SystemTime::now() - Duration::from_secs(1);
+    let soon = Duration::from_millis(200);
+    queue
+        .chain()
+        .then(step("a").with(PushOptions::new().delay(2 * soon)))
+        .then(step("b").with(PushOptions::new().expires_after(Duration::from_secs(30))))
+        .then(step("c").with(PushOptions::new().expires_at(past + Duration::from_secs(1) + soon)))
+        .then(step("d"))
+        .push()
+        .await?;
+    let ran = Ran::default();
+    let worker = working(&queue, &["default"], &ran);
+    until(&queue, "default", "an end", |stats| is_empty(stats) && stats.pushed_total == 3).await?;
+    assert_eq!(names(&ran), ["a", "b"], "`c` has expired, and its chain has ended");
+    assert_eq!(queue.stats("default").await?.dead, 0);
+    worker.stop().await
 }
