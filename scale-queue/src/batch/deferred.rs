@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::definition::Definition;
+#[cfg(feature = "sql")]
+use super::definition::START;
 use super::{end, register, start};
 #[cfg(feature = "sql")]
 use crate::error::Error;
@@ -20,9 +22,6 @@ use crate::store::Store;
 #[cfg(feature = "sql")]
 use crate::store::{Enlist, Entry};
 use crate::worker::Delivery;
-
-/// Name of the job.
-pub(crate) const START: &str = "scale-queue:start";
 
 #[derive(Serialize, Deserialize)]
 struct Start {

@@ -6,13 +6,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::LIFE;
-use super::start::HELD;
 use crate::error::Error;
 use crate::format::{Envelope, Link, MAX_SIZE, Place};
 use crate::job::JobId;
 use crate::store::End;
 
+/// Time a batch is remembered after its last change.
+const LIFE: Duration = Duration::from_hours(7 * 24);
+/// The same if jobs of it may wait for others.
+pub(crate) const HELD: Duration = Duration::from_hours(90 * 24);
+/// Name of the job that starts a batch after the commit of a transaction.
+pub(crate) const START: &str = "scale-queue:start";
 /// Maximum number of batches inside each other.
 pub(super) const DEEPEST: usize = 8;
 
@@ -294,4 +298,9 @@ impl Member {
 pub(super) fn nested_id(id: &str, number: u32) -> String {
     // No name that an application gives to a batch has a colon.
     format!("{id}:{number}")
+}
+
+/// Returns the key that rejects a second push of a job of the batch.
+pub(super) fn once_key(id: &str, what: impl std::fmt::Display) -> String {
+    format!("batch:{id}:{what}")
 }

@@ -5,13 +5,13 @@
 //! push.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::definition::{Member, Plan};
-use super::start::{HELD, Roots, held, note_keys, start_node};
-use super::{LISTED, once_key};
+use super::definition::{HELD, Member, Plan, once_key};
+use super::start::{Roots, held, note_keys, start_node};
 use crate::chain::Follower;
 use crate::error::Error;
 use crate::format::{Place, id_of};
@@ -19,6 +19,8 @@ use crate::job::JobId;
 use crate::queue::push::count_pushed;
 use crate::store::{End, Store, Tally};
 
+/// Time for which a completed batch is listed.
+const LISTED: Duration = Duration::from_hours(24);
 /// Number of nodes that are read at a time.
 const AT_ONCE: usize = 64;
 

@@ -32,16 +32,13 @@ mod growth;
 mod start;
 mod workflow;
 
-use std::time::Duration;
-
 use serde::Serialize;
 
-pub(crate) use self::deferred::{START, run as run_start};
-pub(crate) use self::definition::Member;
+pub(crate) use self::deferred::run as run_start;
 use self::definition::{Definition, Node, Plan, Work};
+pub(crate) use self::definition::{HELD, Member, START};
 pub(crate) use self::end::{count, is_cancelled};
 pub use self::growth::Growth;
-pub(crate) use self::start::HELD;
 pub use self::workflow::{NodeState, NodeStatus, Workflow, WorkflowStatus};
 use crate::chain::Chain;
 use crate::error::Error;
@@ -53,10 +50,6 @@ use crate::queue::{Queue, checked};
 use crate::registry::{self, Kind};
 use crate::store::{Store, Tally};
 
-/// Time a batch is remembered after its last change.
-pub(crate) const LIFE: Duration = Duration::from_hours(7 * 24);
-/// Time for which a completed batch is listed.
-const LISTED: Duration = Duration::from_hours(24);
 /// Maximum number of jobs: the store keeps two bits for each.
 const LARGEST: usize = 10_000_000;
 
@@ -315,9 +308,4 @@ async fn push_roots(queue: &Queue, roots: start::Roots) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// Returns the key that rejects a second push of a job of the batch.
-fn once_key(id: &str, what: impl std::fmt::Display) -> String {
-    format!("batch:{id}:{what}")
 }

@@ -10,16 +10,13 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
-use super::definition::{Definition, Member, Node, Plan, Work, nested_id};
-use super::once_key;
+use super::definition::{Definition, HELD, Member, Node, Plan, Work, nested_id, once_key};
 use crate::chain::Follower;
 use crate::error::Error;
 use crate::format::{Link, LinkOptions, NodeOptions, Place};
 use crate::result::output_key;
 use crate::store::{Entry, NewBatch, Store};
 
-/// Time for which a job waits for others at most.
-pub(crate) const HELD: Duration = Duration::from_hours(90 * 24);
 /// Number of calls to the store at a time.
 const AT_ONCE: usize = 16;
 

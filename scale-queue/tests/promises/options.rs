@@ -445,7 +445,7 @@ async fn a_debounced_job_that_is_due_is_not_replaced(server: &Server) -> Result<
     let wait = Duration::from_millis(30);
     let push = async |content| {
         let push = queue.push(Index { page: 7, content });
-        push.debounce(wait, Duration::from_secs(60)).await
+        push.debounce(wait, Duration::from_mins(1)).await
     };
     assert!(push(1).await?.is_new);
     // Its time is over by the store's clock, which no later push can precede.

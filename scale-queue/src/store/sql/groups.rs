@@ -10,44 +10,12 @@ use std::time::Duration;
 use scale_sql::Connection;
 
 use super::push::rank_of;
-use super::statements::Statements;
 use super::{SqlStore, again, failed, hex, key_text};
 use crate::error::Error;
-use crate::format::{tag_of, turn_of};
-use crate::group::{Group, line_of};
-use crate::store::Entry;
+use crate::group::line_of;
 
 /// Time after which a group is tried again whose row was locked.
 const AGAIN: Duration = Duration::from_millis(250);
-
-/// Gives a job that was just stored a turn in its group, or puts it in line.
-pub(super) async fn enter_group(
-    texts: &Statements,
-    connection: &mut Connection<'_>,
-    app: &str,
-    queue: &str,
-    entry: &Entry,
-    group: &Group,
-) -> Result<(), Error> {
-    let name = key_text(&group.key);
-    let of = |statement: &scale_sql::Statement| statement.bind(app).bind(queue);
-    let enter = of(&texts.groups.enter).bind(name.clone()).bind(i64::from(group.at_once));
-    enter.execute(&mut *connection).await.map_err(failed)?;
-    let entered = of(&texts.groups.entered).bind(name.clone());
-    let row = entered.fetch_one(&mut *connection).await.map_err(failed)?;
-    let (taken, last_ms): (i64, i64) =
-        row.get(0).and_then(|taken| Ok((taken, row.get(1)?))).map_err(failed)?;
-    let id = hex(tag_of(&entry.bytes));
-    if taken < i64::from(group.at_once) {
-        let take = of(&texts.groups.take_turns).bind(name.clone()).bind(taken + 1);
-        take.execute(&mut *connection).await.map_err(failed)?;
-        let turn = of(&texts.groups.turn).bind(id).bind(name);
-        return turn.execute(connection).await.map(drop).map_err(failed);
-    }
-    let line = key_text(&line_of(&group.key));
-    let put = of(&texts.groups.put_in_line).bind(id).bind(line).bind(last_ms);
-    put.execute(connection).await.map(drop).map_err(failed)
-}
 
 impl SqlStore {
     /// Ends the turn of a job whose row is removed in the same transaction.
@@ -148,9 +116,4 @@ impl SqlStore {
         }
         Ok(())
     }
-}
-
-/// Returns the key of the group of an encoded job.
-pub(super) fn group_key_of(bytes: &[u8]) -> Option<String> {
-    turn_of(bytes).map(|group| group.key)
 }

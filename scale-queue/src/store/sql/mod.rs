@@ -48,7 +48,7 @@ use super::{
     Reclaimed, Request, Resolution, Sample, Settlement, State, Stats, Store, WakeUp, WorkerId,
 };
 use crate::error::Error;
-use crate::format::pushed_ms;
+use crate::format::{pushed_ms, turn_of};
 
 /// Maximum number of keys in one statement.
 const BATCH: usize = 1_000;
@@ -507,9 +507,9 @@ impl Store for SqlStore {
     async fn cancel(&self, queue: &str, tag: &[u8]) -> Result<Cancellation, Error> {
         let cancelled = again(|| self.cancel_job(queue, tag)).await?;
         if let Cancellation::Cancelled(bytes) = &cancelled
-            && let Some(key) = groups::group_key_of(bytes)
+            && let Some(group) = turn_of(bytes)
         {
-            self.give_turns(queue, &key).await;
+            self.give_turns(queue, &group.key).await;
         }
         Ok(cancelled)
     }

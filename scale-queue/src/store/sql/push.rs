@@ -2,12 +2,12 @@
 
 use scale_sql::{Connection, System};
 
-use super::groups::enter_group;
 use super::settings::Synchronous;
 use super::statements::{PushStatements, Statements};
 use super::{SqlStore, again, failed, hex, key_text, millis, unhex};
 use crate::error::Error;
 use crate::format::{group_of, priority_of, pushed_ms, replace_job, tag_of, turn_of};
+use crate::group::{Group, line_of};
 use crate::job::Priority;
 use crate::limit::LONGEST;
 use crate::store::{Entry, portions};
@@ -205,6 +205,35 @@ pub(super) async fn push_one(
         }
     }
     Err(Error::store("the holder of a unique key changed ten times during a push; try again"))
+}
+
+/// Gives a job that was just stored a turn in its group, or puts it in line.
+async fn enter_group(
+    texts: &Statements,
+    connection: &mut Connection<'_>,
+    app: &str,
+    queue: &str,
+    entry: &Entry,
+    group: &Group,
+) -> Result<(), Error> {
+    let name = key_text(&group.key);
+    let of = |statement: &scale_sql::Statement| statement.bind(app).bind(queue);
+    let enter = of(&texts.groups.enter).bind(name.clone()).bind(i64::from(group.at_once));
+    enter.execute(&mut *connection).await.map_err(failed)?;
+    let entered = of(&texts.groups.entered).bind(name.clone());
+    let row = entered.fetch_one(&mut *connection).await.map_err(failed)?;
+    let (taken, last_ms): (i64, i64) =
+        row.get(0).and_then(|taken| Ok((taken, row.get(1)?))).map_err(failed)?;
+    let id = hex(tag_of(&entry.bytes));
+    if taken < i64::from(group.at_once) {
+        let take = of(&texts.groups.take_turns).bind(name.clone()).bind(taken + 1);
+        take.execute(&mut *connection).await.map_err(failed)?;
+        let turn = of(&texts.groups.turn).bind(id).bind(name);
+        return turn.execute(connection).await.map(drop).map_err(failed);
+    }
+    let line = key_text(&line_of(&group.key));
+    let put = of(&texts.groups.put_in_line).bind(id).bind(line).bind(last_ms);
+    put.execute(connection).await.map(drop).map_err(failed)
 }
 
 /// Replaces the scheduled job of a debounce key. Returns its id, or `None` if there is none.
