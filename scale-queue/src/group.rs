@@ -50,7 +50,7 @@ impl Group {
     }
 
     /// Creates a group of which that many jobs may be in the queue at once, so that groups share
-    /// the workers fairly. Jobs that were pushed with another number keep theirs.
+    /// the workers fairly. All jobs of a group should have the same number.
     pub fn at_once(key: impl Into<String>, jobs: u32) -> Self {
         Self { key: bounded_key(key.into()), at_once: jobs.max(1) }
     }

@@ -29,8 +29,8 @@ pub struct Listing {
     pub due_ms: Option<u64>,
     /// Worker that has leased the job.
     pub worker: Option<String>,
-    /// Line in which a blocked job waits: `limit:` and the limit's key, `kind:` and the name of a
-    /// job that no worker handles, or `format:` and a version.
+    /// Line in which a blocked job waits: `limit:` and the limit's key, `group:` and the group's
+    /// key, `kind:` and the name of a job that no worker handles, or `format:` and a version.
     pub blocked_by: Option<String>,
 }
 

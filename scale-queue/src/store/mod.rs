@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | waiting | the queue's list, oldest first | [`fetch`](Store::fetch) → leased, or blocked if its line is not empty |
 //! | scheduled | a set ordered by due time | a [`fetch`](Store::fetch) when it is due → waiting |
-//! | blocked | a line, named after what the job waits for | a [permit](LimitStore::release) that comes free, or the line's retry time → waiting or leased |
+//! | blocked | a line, named after what the job waits for | a [permit](LimitStore::release) that comes free, the line's retry time, or the end of a job of its [group](crate::group) → waiting or leased |
 //! | leased | the worker's own table | [`fetch`](Store::fetch) with its tag in `done` → removed; [`settle`](Store::settle) → any other state or removed; [`reclaim`](Store::reclaim) of a dead worker's jobs → waiting |
 //! | suspect | a part of the waiting jobs: its handler had begun when its worker died | [`fetch`](Store::fetch), one at a time for a worker → leased |
 //! | dead | a set ordered by time of death, bounded | [`take_dead`](Store::take_dead) → waiting, or removed; the bounds on age and number → removed |
@@ -209,7 +209,7 @@ pub enum State {
     Waiting,
     /// Due later.
     Scheduled,
-    /// In a line: its limit is full, or no worker can handle it.
+    /// In a line: its limit is full, its group has no turn for it, or no worker can handle it.
     Blocked,
     /// Held by a worker.
     Leased,
@@ -257,7 +257,8 @@ pub struct Stats {
     pub waiting: u64,
     /// Jobs that are due later.
     pub scheduled: u64,
-    /// Jobs in lines: their limit is full, or no worker can handle them.
+    /// Jobs in lines: their limit is full, their group has no turn for them, or no worker can handle
+    /// them.
     pub blocked: u64,
     /// Jobs held by workers.
     pub leased: u64,
