@@ -6,7 +6,7 @@
 //! | the worker dies in between | the job runs again, and its next end replaces the record |
 //! | a dead job is revived | its next end replaces the record |
 //! | there are more jobs than asked for, or older ones | the oldest are removed, some at each end |
-//! | a job expires, is skipped in its batch, or the queue is drained | nothing is kept |
+//! | a job expires, is skipped in its batch, is cancelled before a worker has it, or cannot be decoded; or the queue is drained | nothing is kept |
 //! | a job has [tags](crate::Job::tags) | it is found by each of them; the cost does not depend on the number of jobs |
 
 use std::time::Duration;

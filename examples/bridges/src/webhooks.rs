@@ -5,7 +5,7 @@
 //! | an event is sent again | its `webhook-id` is the same, its timestamp and signature are new |
 //! | the receiver answers 2xx | the job is done |
 //! | the receiver answers 410 | the job is dead at once; the application turns the endpoint off |
-//! | the receiver answers 429 or 503 with `Retry-After` in seconds | the job waits as long, up to an hour, and no attempt is counted; after three days it is |
+//! | the receiver answers 429 or 503 with `Retry-After` in seconds | the job waits as long, 5 s to an hour, and no attempt is counted; after three days it is |
 //! | any other answer, also a redirect, or none within 20 s | the attempt has failed |
 //! | the address is not a public one | the job is dead at once: nobody reaches the own network through it |
 //! | one receiver is slow | it occupies at most 4 places of a worker |
@@ -110,6 +110,9 @@ pub async fn send(
     let secret = (webhooks.secrets)(job.endpoint);
     let secret = secret.ok_or_else(|| Discard::because("the endpoint is gone"))?;
     let url: Uri = job.url.parse().map_err(|_| Discard::because("the URL is invalid"))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) || url.host().is_none_or(str::is_empty) {
+        return Err(Discard::because("the URL is no address of the web").into());
+    }
     // An address in the URL is not resolved, so it is checked here.
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
     if host.parse().is_ok_and(|address| !webhooks.resolver.allows(address)) {
@@ -143,7 +146,7 @@ pub async fn send(
         (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, Some(seconds))
             if context.waited < LONGEST_WAIT =>
         {
-            Err(Snooze::after(Duration::from_secs(seconds.min(LONGEST_PAUSE))).into())
+            Err(Snooze::after(Duration::from_secs(seconds.clamp(5, LONGEST_PAUSE))).into())
         }
         (status, _) => Err(format!("the receiver answered {status}").into()),
     }

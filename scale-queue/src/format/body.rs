@@ -23,13 +23,6 @@ pub(crate) struct Body {
     pub(crate) options: LazyOptions,
 }
 
-impl Body {
-    /// Returns the key of the group in which the job takes turns.
-    pub(crate) fn group_key(&self) -> Option<String> {
-        self.options.group.as_ref().map(|group| group.key.clone())
-    }
-}
-
 /// Optional fields; left out of the encoding when empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Extra {

@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 
 use crate::batch::{self, Member};
 use crate::error::Error;
-use crate::format::{Envelope, MAX_SIZE, tag_of};
+use crate::format::{Envelope, MAX_SIZE, tag_of, turn_of};
 use crate::job::JobId;
 use crate::options::UNIQUE_FOR;
 use crate::queue::listing::{Dead, Listing};
@@ -186,7 +186,8 @@ impl Queue {
             back.extend(stays.iter().map(|job| Settlement {
                 tag: tag_of(job).to_vec(),
                 unique: None,
-                group: None,
+                // It may have no turn yet: then it is in line again.
+                group: turn_of(job),
                 to: Destination::Waiting,
             }));
             if jobs.is_empty() {
@@ -202,7 +203,8 @@ impl Queue {
             for bytes in &jobs {
                 let envelope = Envelope::decode(bytes).ok();
                 let member = envelope.as_ref().and_then(Member::of);
-                let group = envelope.as_ref().and_then(|envelope| envelope.body.group_key());
+                let group =
+                    envelope.as_ref().and_then(|envelope| envelope.body.options.group.clone());
                 let unique = envelope.and_then(|envelope| envelope.body.unique);
                 if let Some(member) = member {
                     let pushed = batch::count(&**self.store(), &member, End::Dead).await?;

@@ -39,6 +39,7 @@ pub(crate) use self::sql::outbox;
 #[cfg(feature = "sql")]
 pub use self::sql::{Enlist, SqlStore, Synchronous, migrate, migrations, statements};
 use crate::error::Error;
+use crate::group::Group;
 #[cfg(feature = "sql")]
 pub use scale_sql::{Database, System};
 
@@ -143,8 +144,8 @@ pub struct Settlement {
     pub tag: Vec<u8>,
     /// Unique key that the job holds.
     pub unique: Option<String>,
-    /// Key of the group in which the job takes turns.
-    pub group: Option<String>,
+    /// Group in which the job takes turns.
+    pub group: Option<Group>,
     /// Destination of the job.
     pub to: Destination,
 }
@@ -257,8 +258,8 @@ pub struct Stats {
     pub waiting: u64,
     /// Jobs that are due later.
     pub scheduled: u64,
-    /// Jobs in lines: their limit is full, their group has no turn for them, or no worker can handle
-    /// them.
+    /// Jobs in lines: their limit is full, their group has no turn for them, or no worker can
+    /// handle them.
     pub blocked: u64,
     /// Jobs held by workers.
     pub leased: u64,

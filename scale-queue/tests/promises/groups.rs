@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,8 +10,9 @@ use parking_lot::Mutex;
 use scale_queue::group::Group;
 use scale_queue::outcome::{Discard, Snooze};
 use scale_queue::status::State;
+use scale_queue::store::{Destination, Request, Settlement, Trial, WorkerId};
 use scale_queue::worker::BoxError;
-use scale_queue::{Context, Error, Job, Queue, Retry, Worker};
+use scale_queue::{Context, Error, Job, Limit, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 
@@ -44,7 +46,14 @@ on_every_store! {
     groups_share_the_workers,
     each_end_gives_the_turn_on,
     a_delayed_job_keeps_its_place,
+    a_job_that_a_drain_has_caused_waits_for_its_turn,
+    a_group_keeps_its_number_of_turns,
+    groups_wait_for_no_rate_longer_than_it_takes,
 }
+crate::on_stores! { drained_redis: "redis"; a_drain_that_dies_gives_no_turns }
+crate::on_stores! { drained_postgres: "postgres"; a_drain_that_dies_gives_no_turns }
+crate::on_stores! { drained_mariadb: "mariadb"; a_drain_that_dies_gives_no_turns }
+crate::on_stores! { drained_sqlite: "sqlite"; a_drain_that_dies_gives_no_turns }
 crate::on_stores! {
     of_cluster: "cluster";
     an_ordered_group_runs_in_the_order_of_its_pushes, each_end_gives_the_turn_on,
@@ -263,4 +272,132 @@ async fn a_worker_waits_for_no_transaction(server: &Server) -> Result<()> {
     let fourth = async || (runs.done("a") == [1, 2, 4]).then_some(());
     eventually("the job after a rollback", fourth).await?;
     worker.stop().await
+}
+
+/// A drain that dies gives back the jobs it took: those in line are in line again, at their places.
+async fn a_drain_that_dies_gives_no_turns(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let store = server.store().await?;
+    let runs = Runs::default();
+    for n in 1..=5 {
+        queue.push(turn("a", n)).await?;
+        queue.push(turn("b", n)).await?;
+    }
+    // The first job of `a` is taken by a worker, the rest by a drain.
+    let request = Request {
+        done: &[],
+        max: 1,
+        max_bytes: 1_000_000,
+        begins: 1,
+        lease: Duration::from_mins(1),
+        trial: Trial::None,
+        lines: &[],
+        unhandled_for: Duration::from_mins(1),
+    };
+    let (worker, drain): (WorkerId, WorkerId) = ("worker".into(), "drain".into());
+    let held = store.fetch("default", &worker, request).await?.jobs;
+    assert_eq!(held.len(), 1);
+    let taken = store.take_all("default", &drain, Duration::from_millis(1)).await?;
+    assert_eq!(taken.len(), 9);
+    queue.push(turn("a", 6)).await?;
+    let back = async || {
+        store.reclaim("default", &drain).await.ok()?;
+        let stats = queue.stats("default").await.ok()?;
+        (stats.leased == 1).then_some(stats)
+    };
+    let stats = eventually("its jobs", back).await?;
+    assert_eq!((stats.waiting, stats.blocked), (1, 9), "`b` has a turn, `a` is still taken");
+    let group = Some(Group::ordered("a"));
+    let tag = held[0][1..17].to_vec();
+    let done = Settlement { tag, unique: None, group, to: Destination::Done };
+    assert!(store.settle("default", &worker, &[&done]).await.remove(0)?);
+    let worker = run(runs.worker(&queue));
+    until(&queue, "default", "all jobs", is_empty).await?;
+    assert_eq!((runs.done("a"), runs.done("b")), (vec![2, 3, 4, 5, 6], vec![1, 2, 3, 4, 5]));
+    worker.stop().await
+}
+
+/// A job that a drain hands back, because it was pushed by the drain, waits for its turn.
+async fn a_job_that_a_drain_has_caused_waits_for_its_turn(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let (begun, ended) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let order: Arc<Mutex<Vec<(u32, bool)>>> = Arc::default();
+    let (seen, starts, waits) = (Arc::clone(&order), Arc::clone(&begun), Arc::clone(&ended));
+    let worker = Worker::new(&queue).handle(move |job: Turn| {
+        let (seen, starts, waits) = (Arc::clone(&seen), Arc::clone(&starts), Arc::clone(&waits));
+        async move {
+            seen.lock().push((job.n, waits.load(SeqCst)));
+            starts.store(true, SeqCst);
+            while job.n == 0 && !waits.load(SeqCst) {
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let worker = run(worker);
+    queue.push(turn("a", 0)).await?;
+    eventually("the first job", async || begun.load(SeqCst).then_some(())).await?;
+    let late = Turn { group: "other".into(), ..turn("a", 7) }
+        .with(scale_queue::push::PushOptions::new().delay(Duration::from_hours(1)));
+    queue.batch().job(late).finally(turn("a", 1)).push().await?;
+    queue.drain("default").await?;
+    until(&queue, "default", "it to be in line", |stats| stats.blocked == 1).await?;
+    assert_eq!(order.lock().len(), 1);
+    ended.store(true, SeqCst);
+    until(&queue, "default", "both", is_empty).await?;
+    assert_eq!(*order.lock(), [(0, false), (1, true)]);
+    worker.stop().await
+}
+
+/// A group keeps its number of turns while it has jobs, and does not let later jobs pass.
+async fn a_group_keeps_its_number_of_turns(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let job = |n, at_once| Turn { at_once, ..turn("a", n) };
+    for n in 0..3 {
+        queue.push(job(n, 1)).await?;
+    }
+    queue.push(job(3, 4)).await?;
+    let stats = queue.stats("default").await?;
+    assert_eq!((stats.waiting, stats.blocked), (1, 3));
+    let ran: Arc<Mutex<Vec<u32>>> = Arc::default();
+    let seen = Arc::clone(&ran);
+    let worker = run(Worker::new(&queue).handle(move |job: Turn| {
+        seen.lock().push(job.n);
+        async {}
+    }));
+    until(&queue, "default", "all jobs", is_empty).await?;
+    assert_eq!(*ran.lock(), [0, 1, 2, 3]);
+    worker.stop().await
+}
+
+/// Jobs of groups that wait for a rate begin when it has room, not half a minute later.
+async fn groups_wait_for_no_rate_longer_than_it_takes(server: &Server) -> Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct Rated(u32);
+    impl Job for Rated {
+        const NAME: &'static str = "rated";
+        fn group(&self) -> Option<Group> {
+            Some(Group::ordered((self.0 % 3).to_string()))
+        }
+        fn limits(&self) -> Vec<Limit> {
+            vec![Limit::rate("r", 100, Duration::from_secs(1))]
+        }
+    }
+    let queue = server.queue().await?;
+    let begun: Arc<Mutex<Vec<std::time::Instant>>> = Arc::default();
+    let workers = [(); 3].map(|()| {
+        let seen = Arc::clone(&begun);
+        run(Worker::new(&queue).handle(move |_: Rated| {
+            seen.lock().push(std::time::Instant::now());
+            async {}
+        }))
+    });
+    queue.push_many((0..300).map(Rated)).await?;
+    until(&queue, "default", "all jobs", is_empty).await?;
+    let begun = begun.lock().clone();
+    let pause = begun.windows(2).map(|two| two[1] - two[0]).max().unwrap();
+    assert!(pause < Duration::from_secs(10), "{pause:?}");
+    for worker in workers {
+        worker.stop().await?;
+    }
+    Ok(())
 }

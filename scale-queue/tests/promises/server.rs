@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use parking_lot::Mutex;
 use scale_queue::status::Stats;
+use scale_queue::store::{RedisStore, SqlStore, Store};
 use scale_queue::{Queue, Worker};
 use testkit::{MariaDb, Pooler, Postgres, Redis, RedisCluster, eventually};
 use tokio::sync::watch;
@@ -69,6 +70,17 @@ impl Server {
         let migrates = matches!(self.kind, "postgres" | "pooled" | "mariadb" | "sqlite");
         let queue = Queue::builder(&self.url, app).migrate(migrates);
         Ok(queue.transaction_pooling(self.kind == "pooled").connect().await?)
+    }
+
+    /// Opens the store itself.
+    pub(crate) async fn store(&self) -> Result<Arc<dyn Store>> {
+        Ok(match self.kind {
+            "memory" => anyhow::bail!("a store in memory belongs to its queue"),
+            "redis" | "cluster" => {
+                Arc::new(RedisStore::new(scale_redis::Redis::connect(&self.url).await?, "test"))
+            }
+            _ => Arc::new(SqlStore::connect(&self.url, "test").await?),
+        })
     }
 
     pub(crate) fn redis(&self) -> &Redis {

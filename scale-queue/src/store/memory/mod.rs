@@ -157,7 +157,7 @@ impl MemoryStore {
             }
             // Not behind its line: the job may have been the first in it, and then no other would
             // be tried.
-            Destination::Waiting => lane.promoted.push_front(stored),
+            Destination::Waiting => lane.come_back(vec![stored]),
             Destination::Suspect => lane.suspects.push_back(stored),
             Destination::Blocked { line, retry_in, pace } => {
                 let order = pushed_ms(&stored).unwrap_or(0);
@@ -406,6 +406,7 @@ impl Store for MemoryStore {
             let Some(lease) = lane.leases.remove(expired) else { return Reclaimed::default() };
             let jobs = lease.jobs.len();
             let trial = lease.trial.filter(|tag| lease.jobs.contains_key(tag) || *tag == ELSEWHERE);
+            let mut back = Vec::new();
             for (tag, mut bytes) in lease.jobs {
                 let is_suspect = match &trial {
                     Some(suspect) => *suspect == tag,
@@ -416,9 +417,10 @@ impl Store for MemoryStore {
                     count_failure(&mut bytes);
                     lane.suspects.push_back(bytes);
                 } else {
-                    lane.promoted.push_front(bytes);
+                    back.push(bytes);
                 }
             }
+            lane.come_back(back);
             self.wake(queue, lane, jobs);
             Reclaimed { jobs, left: 0 }
         }))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::groups::Groups;
-use crate::format::{group_of, priority_of, pushed_ms, replace_job, tag_of};
+use crate::format::{group_of, priority_of, pushed_ms, replace_job, tag_of, turn_of};
 use crate::limit::line_of;
 use crate::store::{
     DeadJob, Debounce, EndingJob, Entry, Fetched, LINE_RETRY, Request, Resolution, Sample, Trial,
@@ -166,6 +166,21 @@ impl QueueData {
         self.schedule(due, bytes);
         self.debounced.insert(debounce.key.clone(), (due, self.arrivals));
         replaced.map(|replaced| tag_of(&replaced).to_vec())
+    }
+
+    /// Lets jobs that come back be taken next, or wait in the line of their group.
+    pub(super) fn come_back(&mut self, jobs: Vec<Vec<u8>>) {
+        let groups: Vec<_> = jobs.iter().filter_map(|job| turn_of(job)).collect();
+        for job in jobs {
+            if let Some(job) = self.groups.rejoin(job) {
+                self.promoted.push_front(job);
+            }
+        }
+        for group in groups {
+            for job in self.groups.give_turns(&group) {
+                self.waiting.push_back(job);
+            }
+        }
     }
 
     /// Ends the turn of a job in its group, and lets the next ones wait. Returns their number.

@@ -171,7 +171,7 @@ impl RedisStore {
         call.key(self.key(queue, &unique));
         for name in [
             "cancelled", "blocked", "lines", "paces", "unhandled", "unbegun", "trials", "suspects",
-            "turns", "taken", "waiting", "high", "low",
+            "turns", "taken", "waiting", "high", "low", "drained",
         ] {
             call.key(self.key(queue, name));
         }

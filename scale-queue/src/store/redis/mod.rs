@@ -14,7 +14,8 @@
 //! | `{app}:queue:{<queue>}:lines` | sorted set | lines by the time at which their first job is to be tried, ms |
 //! | `{app}:queue:{<queue>}:paces` | hash | for lines of rates: ms between two jobs |
 //! | `{app}:queue:{<queue>}:unhandled` | set | lines of jobs that no worker could handle |
-//! | `{app}:queue:{<queue>}:turns`, `…:taken` | hash | jobs that have a turn in their group: its number of turns and its key by id; number of turns taken by group |
+//! | `{app}:queue:{<queue>}:turns`, `…:taken` | hash | jobs that have a turn: the key of their group by id; by group, the number of turns taken (`c`) and of all turns (`n`) |
+//! | `{app}:queue:{<queue>}:drained`, `…:returning` | hash, set | jobs that a drain has taken from the line of their group: their place by id; groups to which jobs of a drain that died come back |
 //! | `{app}:queue:{<queue>}:held:<worker>` | hash | jobs by id, leased to that worker |
 //! | `{app}:queue:{<queue>}:left:<worker>` | string | mark that the worker has ended: nothing is leased to it any more; kept for 5 minutes |
 //! | `{app}:queue:{<queue>}:leases` | sorted set | workers that hold jobs, by the end of their lease, ms |
@@ -295,7 +296,10 @@ impl Store for RedisStore {
                 &["promoted", "sleepers", "paused", "leases"],
             );
             call.key(self.held_key(queue, expired));
-            for name in ["totals", "suspects", "unbegun", "trials"] {
+            for name in [
+                "totals", "suspects", "unbegun", "trials", "blocked", "turns", "taken", "drained",
+                "waiting", "high", "low", "returning",
+            ] {
                 call.key(self.key(queue, name));
             }
             call.arg(self.channel())
@@ -632,7 +636,9 @@ impl Store for RedisStore {
         ];
         let mut call = self.keyed(&self.scripts.take_all, queue, &names);
         call.key(self.held_key(queue, worker)).key(self.key(queue, "unbegun"));
-        call.key(self.key(queue, "high")).key(self.key(queue, "low"));
+        for name in ["high", "low", "taken", "drained"] {
+            call.key(self.key(queue, name));
+        }
         call.arg(&**worker).arg(millis(lease)).arg(BATCH).arg(PAGE_BYTES);
         call.invoke_async(&mut self.server.allowing(allowance(PAGE_BYTES))).await.map_err(failed)
     }

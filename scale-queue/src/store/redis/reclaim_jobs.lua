@@ -1,11 +1,14 @@
 -- Reclaims jobs of a worker whose lease has expired or is missing; called until none is left.
--- KEYS  promoted, sleepers, paused, leases, held by that worker, totals, suspects, unbegun, trials
+-- KEYS  promoted, sleepers, paused, leases, held by that worker, totals, suspects, unbegun, trials,
+--       blocked, turns, taken, drained, waiting, high, low, returning: groups whose jobs come back
+--       from the worker, which was a drain
 -- ARGV  wake channel, queue, 1 in a Cluster, that worker, cursor (0 at first)
 -- Reply number of jobs reclaimed in this step, next cursor, number of jobs left
 -- Cost  about 100 jobs per step; of a hash with many empty buckets, as while Redis saves, up to
 --       10,000 buckets per step
 local now = clock()
 local worker = ARGV[4]
+local groups = { blocked = KEYS[10], turns = KEYS[11], taken = KEYS[12], drained = KEYS[13], totals = KEYS[6] }
 local score = redis.call('ZSCORE', KEYS[4], worker)
 if score and tonumber(score) > now then return { 0, '0', 0 } end
 local unbegun = {}
@@ -39,7 +42,12 @@ for _ = 1, 100 do
       else
         -- Not behind its line: the job may have been the first in it, and then no other would be
         -- tried.
-        redis.call('LPUSH', KEYS[1], job)
+        local group = back_in_line(groups, job)
+        if group then
+          redis.call('SADD', KEYS[17], group)
+        else
+          redis.call('LPUSH', KEYS[1], job)
+        end
       end
     end
   end
@@ -47,6 +55,13 @@ for _ = 1, 100 do
 end
 local left = redis.call('HLEN', KEYS[5])
 if left == 0 then
+  -- Not before all are back: they come in no order.
+  for _, group in ipairs(redis.call('SMEMBERS', KEYS[17])) do
+    for _, next in ipairs(give_turns(groups, group)) do
+      redis.call('RPUSH', list_of(next, KEYS[15], KEYS[14], KEYS[16]), next)
+    end
+  end
+  redis.call('DEL', KEYS[17])
   redis.call('ZREM', KEYS[4], worker)
   redis.call('HDEL', KEYS[8], worker)
   redis.call('HDEL', KEYS[9], worker)

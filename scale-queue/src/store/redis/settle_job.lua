@@ -1,7 +1,7 @@
 -- Ends one lease, if it is still the worker's.
 -- KEYS  promoted, scheduled, sleepers, paused, leases, held by this worker, totals, dead, graves,
 --       the job's unique key (or waiting, if it has none), cancelled, blocked, lines, paces,
---       unhandled, unbegun, trials, suspects, turns, taken, waiting, high, low
+--       unhandled, unbegun, trials, suspects, turns, taken, waiting, high, low, drained
 -- ARGV  wake channel, queue, 1 in a Cluster, worker, tag, destination ('done', 'removed', 'retry',
 --       'deferred', 'dead', 'given_up' (dead, but no attempt has failed now), 'waiting', 'suspect',
 --       'blocked', 'unhandled'), 1 if the job has a unique key, its new bytes or '' if unchanged,
@@ -20,7 +20,8 @@ if redis.call('EXISTS', KEYS[6]) == 0 then
 end
 if ARGV[8] ~= '' then job = ARGV[8] end
 local now = clock()
-local ready, gone = 0, false
+local ready, gone, joined = 0, false, nil
+local groups = { blocked = KEYS[12], turns = KEYS[19], taken = KEYS[20], totals = KEYS[7], drained = KEYS[24] }
 if to == 'done' then
   redis.call('HINCRBY', KEYS[7], 'done', 1)
   gone = true
@@ -28,8 +29,13 @@ elseif to == 'removed' then
   redis.call('HINCRBY', KEYS[7], 'removed', 1)
   gone = true
 elseif to == 'waiting' then
-  -- Not behind its line: the job may have been the first in it, and then no other would be tried.
-  redis.call('LPUSH', KEYS[1], job)
+  local group = back_in_line(groups, job)
+  if group then
+    joined = give_turns(groups, group)
+  else
+    -- Not behind its line: the job may have been the first in it, and then no other would be tried.
+    redis.call('LPUSH', KEYS[1], job)
+  end
   ready = 1
 elseif to == 'suspect' then
   redis.call('RPUSH', KEYS[18], job)
@@ -62,13 +68,10 @@ else
   redis.call('ZREM', KEYS[11], tag)
   gone = true
 end
-if gone then
-  local groups = { blocked = KEYS[12], turns = KEYS[19], taken = KEYS[20], totals = KEYS[7] }
-  local next = end_turn(groups, tag)
-  if next then
-    redis.call('RPUSH', list_of(next, KEYS[22], KEYS[21], KEYS[23]), next)
-    ready = ready + 1
-  end
+if gone then joined = end_turn(groups, tag) end
+for _, next in ipairs(joined or {}) do
+  redis.call('RPUSH', list_of(next, KEYS[22], KEYS[21], KEYS[23]), next)
+  ready = ready + 1
 end
 if gone and ARGV[7] == '1' and redis.call('GET', KEYS[10]) == tag then redis.call('DEL', KEYS[10]) end
 if ready > 0 and redis.call('EXISTS', KEYS[4]) == 0 then wake(KEYS[3], ARGV[1], ARGV[2], ready, ARGV[3] == '1') end

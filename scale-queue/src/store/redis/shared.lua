@@ -89,21 +89,42 @@ local function first_of(blocked, line, count)
   return redis.call('ZRANGEBYLEX', blocked, '[' .. prefix, '(' .. prefix .. '\255\255\255\255\255\255\255', 'LIMIT', 0, count)
 end
 
--- Groups, whose jobs take turns. A turn is a field of the hash of turns: the job's id, with the
--- number of turns of its group and the group's key.
--- keys  blocked, turns (hash), taken (hash: number of turns taken, by group), totals
+-- Groups, whose jobs take turns.
+-- keys  blocked, turns (hash: group by the id of a job that has a turn), taken (hash: 'c' and the
+--       group: number of turns taken; 'n' and the group: number of turns, that of the job with which
+--       the group began), drained (hash: place in line of jobs that a drain holds, by id), totals
 
-local function turn_value(most, group)
-  return struct.pack('>I', most) .. group
+-- Gives free turns of a group to the first jobs in its line; returns those jobs.
+local function give_turns(keys, group)
+  local taken = tonumber(redis.call('HGET', keys.taken, 'c' .. group) or 0)
+  local number = tonumber(redis.call('HGET', keys.taken, 'n' .. group) or 1)
+  local jobs = {}
+  while taken < number do
+    local first = first_of(keys.blocked, 'group:' .. group, 1)[1]
+    if not first then break end
+    redis.call('ZREM', keys.blocked, first)
+    local job = job_of(first)
+    redis.call('HSET', keys.turns, tag_of(job), group)
+    taken = taken + 1
+    jobs[#jobs + 1] = job
+  end
+  if taken > 0 then
+    redis.call('HSET', keys.taken, 'c' .. group, taken)
+  else
+    redis.call('HDEL', keys.taken, 'c' .. group, 'n' .. group)
+  end
+  return jobs
 end
 
 -- Gives the job a turn, if one is free and no other waits; otherwise puts it in line. Returns
 -- whether it has one.
-local function join_group(keys, job, most, group)
-  local taken = tonumber(redis.call('HGET', keys.taken, group) or 0)
-  if taken < most and #first_of(keys.blocked, 'group:' .. group, 1) == 0 then
-    redis.call('HINCRBY', keys.taken, group, 1)
-    redis.call('HSET', keys.turns, tag_of(job), turn_value(most, group))
+local function join_group(keys, job, number, group)
+  redis.call('HSETNX', keys.taken, 'n' .. group, number)
+  local taken = tonumber(redis.call('HGET', keys.taken, 'c' .. group) or 0)
+  number = tonumber(redis.call('HGET', keys.taken, 'n' .. group))
+  if taken < number and #first_of(keys.blocked, 'group:' .. group, 1) == 0 then
+    redis.call('HSET', keys.taken, 'c' .. group, taken + 1)
+    redis.call('HSET', keys.turns, tag_of(job), group)
     return true
   end
   -- Behind all that were pushed before, whatever the clocks.
@@ -112,19 +133,36 @@ local function join_group(keys, job, most, group)
   return false
 end
 
--- Ends the turn of a job, if it has one. Returns the next job of its group, which has the turn now.
+-- Ends the turn of a job that is gone, if it has one. Returns the jobs that have one now.
 local function end_turn(keys, tag)
-  local turn = redis.call('HGET', keys.turns, tag)
-  if not turn then return nil end
+  redis.call('HDEL', keys.drained, tag)
+  local group = redis.call('HGET', keys.turns, tag)
+  if not group then return {} end
   redis.call('HDEL', keys.turns, tag)
-  local group = string.sub(turn, 5)
-  local first = first_of(keys.blocked, 'group:' .. group, 1)[1]
-  if first then
-    redis.call('ZREM', keys.blocked, first)
-    local job = job_of(first)
-    redis.call('HSET', keys.turns, tag_of(job), turn)
-    return job
-  end
-  if redis.call('HINCRBY', keys.taken, group, -1) <= 0 then redis.call('HDEL', keys.taken, group) end
-  return nil
+  redis.call('HINCRBY', keys.taken, 'c' .. group, -1)
+  return give_turns(keys, group)
+end
+
+-- Remembers the place in line of a job that a drain takes.
+local function drain_member(keys, member)
+  local length = struct.unpack('>H', member)
+  local line = string.sub(member, 3, 2 + length)
+  if string.sub(line, 1, 6) ~= 'group:' then return end
+  local group = string.sub(line, 7)
+  local number = tonumber(redis.call('HGET', keys.taken, 'n' .. group) or 1)
+  local order = string.sub(member, 3 + length, 8 + length)
+  redis.call('HSET', keys.drained, tag_of(job_of(member)), order .. struct.pack('>I', number) .. group)
+end
+
+-- Puts a job that comes back from a drain into its line again, at its place. Returns the key of its
+-- group, or nil if it was in none.
+local function back_in_line(keys, job)
+  local place = redis.call('HGET', keys.drained, tag_of(job))
+  if not place then return nil end
+  redis.call('HDEL', keys.drained, tag_of(job))
+  local group = string.sub(place, 11)
+  local number = struct.unpack('>I', string.sub(place, 7, 10))
+  redis.call('HSETNX', keys.taken, 'n' .. group, number)
+  redis.call('ZADD', keys.blocked, 0, blocked_member('group:' .. group, string.sub(place, 1, 6), job))
+  return group
 end

@@ -1,11 +1,12 @@
 -- Leases waiting, blocked and scheduled jobs, due or not, for a drain.
 -- KEYS  waiting, promoted, suspects, blocked, lines, paces, unhandled, scheduled, leases, held by
---       this worker, unbegun, high, low
+--       this worker, unbegun, high, low, taken, drained
 -- ARGV  worker, lease (ms), maximum number of jobs, bytes after which no further job is taken
 -- Reply the jobs
 -- Cost  O(jobs taken)
 local most, budget = tonumber(ARGV[3]), tonumber(ARGV[4])
 local jobs, bytes, unbegun = {}, 0, {}
+local groups = { taken = KEYS[14], drained = KEYS[15] }
 redis.call('HDEL', KEYS[11], ARGV[1])
 
 local function take(job)
@@ -32,6 +33,7 @@ while has_room() do
     redis.call('DEL', KEYS[5], KEYS[6], KEYS[7])
     break
   end
+  drain_member(groups, popped[1])
   take(job_of(popped[1]))
 end
 while has_room() do

@@ -4,8 +4,10 @@ use async_trait::async_trait;
 
 use super::{SqlStore, again, failed, hex, key_text, millis};
 use crate::error::Error;
-use crate::store::{EndedStore, EndingJob};
+use crate::store::{EndedStore, EndingJob, PAGE_BYTES};
 
+/// Number of records that are read at a time.
+const STEP: usize = 20;
 /// Average number of kept jobs between two removals.
 const TRIM_EVERY: u32 = 64;
 
@@ -27,14 +29,26 @@ impl EndedStore for SqlStore {
         limit: usize,
     ) -> Result<Vec<(u64, Vec<u8>)>, Error> {
         let texts = &self.texts.ended;
-        let list = match tag {
-            None => self.of(&texts.list, queue),
-            Some(tag) => self.of(&texts.with_tag, queue).bind(key_text(tag)),
-        };
-        let list = list.bind(limit as i64).bind(offset as i64);
-        let rows = list.fetch_all(&self.database).await.map_err(failed)?;
-        let read = |row: &scale_sql::Row| Ok((row.get::<i64>(0)? as u64, row.get(1)?));
-        rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        // A few at a time: each may have a MiB.
+        while found.len() < limit && bytes < PAGE_BYTES {
+            let list = match tag {
+                None => self.of(&texts.list, queue),
+                Some(tag) => self.of(&texts.with_tag, queue).bind(key_text(tag)),
+            };
+            let step = (limit - found.len()).min(STEP);
+            let list = list.bind(step as i64).bind((offset + found.len()) as i64);
+            let rows = list.fetch_all(&self.database).await.map_err(failed)?;
+            for row in &rows {
+                let record: Vec<u8> = row.get(1).map_err(failed)?;
+                bytes += record.len();
+                found.push((row.get::<i64>(0).map_err(failed)? as u64, record));
+            }
+            if rows.len() < step {
+                break;
+            }
+        }
+        Ok(found)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Leases: jobs that workers hold, and reclaiming them when a worker is gone.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use scale_sql::{Connection, Row, Statement};
 
 use super::push::{notify, rank_of};
 use super::{LIST, SqlStore, failed, hex, hexes, unhex};
 use crate::error::Error;
-use crate::format::count_failure;
+use crate::format::{count_failure, turn_of};
 use crate::store::{CANCELLED, Cancellation, Reclaimed, WorkerId, within};
 
 impl SqlStore {
@@ -96,6 +96,7 @@ impl SqlStore {
             .map_err(failed)?;
         let looked_at = rows.len();
         let (mut jobs, mut failures) = (0, 0_i64);
+        let mut groups = BTreeSet::new();
         for row in rows {
             let (id, mut body): (String, Vec<u8>) =
                 row.get(0).and_then(|id| Ok((id, row.get(1)?))).map_err(failed)?;
@@ -104,12 +105,18 @@ impl SqlStore {
                 count_failure(&mut body);
             }
             let rank = if is_suspect { 1 } else { rank_of(&body) };
-            let back = self.of(&texts.take_back, queue).bind(id).bind(body).bind(rank);
+            let back =
+                self.of(&texts.take_back, queue).bind(id.clone()).bind(body.clone()).bind(rank);
             if back.bind(worker.clone()).execute(&mut tx).await.map_err(failed)? == 0 {
                 continue;
             }
             jobs += 1;
             failures += i64::from(is_suspect);
+            // Taken by a drain that died, from the line of its group.
+            if let Some(group) = turn_of(&body) {
+                self.rejoin(&mut tx, queue, &id, &group).await?;
+                groups.insert(group.key);
+            }
             if is_suspect && on_trial {
                 self.of(&texts.blame, queue)
                     .bind(worker.clone())
@@ -117,6 +124,9 @@ impl SqlStore {
                     .await
                     .map_err(failed)?;
             }
+        }
+        for key in groups {
+            self.give_turns_in(&mut tx, queue, &key).await?;
         }
         self.fold(&mut tx, queue, 0, failures, 0).await?;
         self.dismiss(&mut tx, queue, &worker).await?;

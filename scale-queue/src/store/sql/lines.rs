@@ -110,10 +110,11 @@ impl SqlStore {
                 let wanted =
                     if pace_us > 0 { ((now - retry_ms) * 1_000 / pace_us + 1).min(100) } else { 1 };
                 let promoted = self.promote(&mut tx, queue, &line, wanted).await?;
-                if pace_us > 0 && promoted > 0 {
-                    retry_ms + promoted * pace_us / 1_000
-                } else {
-                    now + millis(LINE_RETRY)
+                match (pace_us, promoted) {
+                    (0, _) => now + millis(LINE_RETRY),
+                    // Empty so far: its next jobs need not wait for the rate.
+                    (_, 0) => now,
+                    _ => retry_ms + promoted * pace_us / 1_000,
                 }
             };
             let retry = self.of(&texts.retry_line, queue).bind(line.clone()).bind(next);

@@ -26,7 +26,7 @@ mod text;
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -82,8 +82,8 @@ pub struct SqlStore {
     /// Workers, by queue, whose rows list jobs that have not begun or a suspect that runs alone;
     /// both have to be cleared.
     unbegun: Mutex<HashSet<(String, WorkerId)>>,
-    /// Groups, by queue, whose row was locked when a turn was free.
-    groups: Mutex<HashSet<(String, String)>>,
+    /// Groups, by queue, whose row was locked when a turn was free, and the time of the next try.
+    groups: Mutex<HashMap<(String, String), Instant>>,
 }
 
 /// State that decides whether a fetch needs more than the common statement.
@@ -369,7 +369,9 @@ impl Store for SqlStore {
 
     async fn orphans(&self, queue: &str) -> Result<Vec<WorkerId>, Error> {
         self.reopen_lost_lines(queue).await?;
-        self.give_lost_turns(queue).await?;
+        if let Err(error) = self.give_lost_turns(queue).await {
+            tracing::warn!(%error, queue, "could not search for turns in groups left by a fault");
+        }
         let rows = self
             .of(&self.texts.leases.orphans, queue)
             .fetch_all(&self.database)

@@ -222,10 +222,11 @@ async fn enter_group(
     enter.execute(&mut *connection).await.map_err(failed)?;
     let entered = of(&texts.groups.entered).bind(name.clone());
     let row = entered.fetch_one(&mut *connection).await.map_err(failed)?;
-    let (taken, last_ms): (i64, i64) =
-        row.get(0).and_then(|taken| Ok((taken, row.get(1)?))).map_err(failed)?;
+    let number = |n: usize| row.get::<i64>(n).map_err(failed);
+    // The number of the job with which the group began.
+    let (taken, last_ms, at_once) = (number(0)?, number(1)?, number(2)?);
     let id = hex(tag_of(&entry.bytes));
-    if taken < i64::from(group.at_once) {
+    if taken < at_once {
         let take = of(&texts.groups.take_turns).bind(name.clone()).bind(taken + 1);
         take.execute(&mut *connection).await.map_err(failed)?;
         let turn = of(&texts.groups.turn).bind(id).bind(name);

@@ -72,13 +72,14 @@ impl SqlStore {
             let count = count.bind(counts.done).bind(counts.failed).bind(counts.ended);
             count.execute(&mut tx).await.map_err(failed)?;
         }
+        for key in &counts.groups {
+            let joined = self.give_turns_in(&mut tx, queue, key).await?;
+            counts.fetchable = counts.fetchable.saturating_add(joined);
+        }
         if counts.fetchable > 0 {
             self.notify(&mut tx, self.payload(queue)).await?;
         }
         tx.commit().await.map_err(failed)?;
-        for key in &counts.groups {
-            self.give_turns(queue, key).await;
-        }
         if counts.lines {
             // Jobs of the same line that were pushed later are put there by the next fetch.
             self.hint(queue, |hints| {
@@ -218,14 +219,18 @@ impl SqlStore {
         if ours.map_err(failed)? == 0 {
             return Ok(false);
         }
-        if let Some(key) = &settlement.group
-            && matches!(
-                settlement.to,
-                Destination::Done | Destination::Removed | Destination::Dead { .. }
-            )
-        {
-            self.end_turn(tx, queue, &settlement.tag).await?;
-            counts.groups.insert(key.clone());
+        if let Some(group) = &settlement.group {
+            match settlement.to {
+                Destination::Done | Destination::Removed | Destination::Dead { .. } => {
+                    self.end_turn(tx, queue, &settlement.tag).await?;
+                    counts.groups.insert(group.key.clone());
+                }
+                Destination::Waiting => {
+                    self.rejoin(tx, queue, &id, group).await?;
+                    counts.groups.insert(group.key.clone());
+                }
+                _ => {}
+            }
         }
         match &settlement.to {
             Destination::Done => counts.done += 1,

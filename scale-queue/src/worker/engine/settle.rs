@@ -182,7 +182,7 @@ impl Engine {
         };
         let kept = self.kept(&envelope, &to, skipped, since.elapsed());
         let counts = Member::of(&envelope).zip(counts);
-        let group = envelope.body.group_key();
+        let group = envelope.body.options.group.clone();
         let settlement = Settlement { tag, unique: envelope.body.unique, group, to };
         self.lanes[number].settlements.push(Ended {
             settlement,
@@ -296,7 +296,7 @@ impl Engine {
         let to = Destination::Dead { bytes, reason: reason.into(), has_failed: false };
         let kept =
             envelope.as_ref().and_then(|envelope| self.kept(envelope, &to, false, Duration::ZERO));
-        let group = envelope.as_ref().and_then(|envelope| envelope.body.group_key());
+        let group = envelope.as_ref().and_then(|envelope| envelope.body.options.group.clone());
         let unique = envelope.and_then(|envelope| envelope.body.unique);
         let settlement = Settlement { tag, unique, group, to };
         self.lanes[lane].settlements.push(Ended {

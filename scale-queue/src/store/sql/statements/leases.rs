@@ -9,8 +9,9 @@ scale_sql::statements! {
         where app = $1 and queue = $2 and worker = $3 and id {list:4}";
     held_of = "select id from scale_queue_jobs \
         where app = $1 and queue = $2 and worker = $3 and id {list:4} order by id {lock}";
+    // The order is that of the lines of groups, to which a drain that died returns its jobs.
     held_some = "select id, body from scale_queue_jobs \
-        where app = $1 and queue = $2 and worker = $3 limit 100";
+        where app = $1 and queue = $2 and worker = $3 order by due_ms, id limit 100";
     count_ended = "update scale_queue_workers \
         set done = done + $4, failed = failed + $5, ended = ended + $6 \
         where app = $1 and queue = $2 and worker = $3";
