@@ -1,6 +1,7 @@
 //! Quiet workers, told waits, edited jobs and the command line, on every store.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -43,32 +44,34 @@ fn mail(n: usize) -> Mail {
     Mail { to: n.to_string() }
 }
 
-/// A worker whose jobs wait for a permit, and the permits.
-fn gated(queue: &Queue) -> (Worker, Arc<Semaphore>) {
-    let gate = Arc::new(Semaphore::new(0));
-    let permits = Arc::clone(&gate);
+/// A worker whose jobs wait for a permit, the permits, and the number of jobs that have begun.
+fn gated(queue: &Queue) -> (Worker, Arc<Semaphore>, Arc<AtomicUsize>) {
+    let (gate, begun) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (permits, begins) = (Arc::clone(&gate), Arc::clone(&begun));
     let worker = Worker::new(queue).concurrency(3).lease(Duration::from_millis(300));
     let worker = worker.handle(move |_: Mail| {
         let permits = Arc::clone(&permits);
+        begins.fetch_add(1, SeqCst);
         async move { permits.acquire().await.unwrap().forget() }
     });
-    (worker, gate)
+    (worker, gate, begun)
 }
 
 async fn a_quiet_worker_finishes_and_begins_nothing(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
     queue.push_many((0..10).map(mail)).await?;
-    let (worker, gate) = gated(&queue);
+    let (worker, gate, begun) = gated(&queue);
     let quiet = worker.quiet();
     let worker = run(worker);
-    until(&queue, "default", "running jobs", |stats| stats.leased >= 3).await?;
+    // Not only fetched: a job that has not begun is handed back.
+    eventually("running jobs", async || (begun.load(SeqCst) == 3).then_some(())).await?;
     quiet.set(true);
     assert!(quiet.is_quiet());
     // Jobs that were fetched and have not begun wait again; the leases of the others are kept.
     let held = |stats: &scale_queue::status::Stats| stats.leased == 3 && stats.waiting == 7;
     until(&queue, "default", "the hand-back", held).await?;
     // Another worker gets a wake-up that the quiet one does not use.
-    let (other, other_gate) = gated(&queue);
+    let (other, other_gate, _) = gated(&queue);
     other_gate.add_permits(100);
     let other = run(other);
     until(&queue, "default", "the other worker", |stats| stats.done_total == 7).await?;
@@ -91,7 +94,7 @@ async fn a_quiet_worker_finishes_and_begins_nothing(server: &Server) -> Result<(
 
 async fn a_worker_is_made_quiet_from_elsewhere(server: &Server) -> Result<()> {
     let queue = server.queue().await?;
-    let (worker, gate) = gated(&queue);
+    let (worker, gate, _) = gated(&queue);
     gate.add_permits(100);
     let quiet = worker.quiet();
     let worker = run(worker);
