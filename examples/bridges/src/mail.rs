@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | the worker dies after the server took the mail | it is sent again with the same `Message-ID`, by which mailboxes recognize it |
 //! | the server refuses the mail for good (5xx), or an address is invalid | the job is dead at once |
-//! | the server refuses it for now (4xx), or does not answer | the attempt has failed, and is retried |
+//! | the server refuses it temporarily (4xx), or does not answer | the attempt has failed, and is retried |
 //! | many mails are pushed | at most 10 are sent at a time by all workers together |
 
 use std::sync::Arc;

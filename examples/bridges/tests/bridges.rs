@@ -134,7 +134,7 @@ async fn a_webhook_does_not_reach_the_own_network() -> Result<()> {
     Ok(())
 }
 
-/// Speaks SMTP: takes mails, refuses one recipient for good and one for now.
+/// Speaks SMTP: takes mails, refuses one recipient with 550 and one with 452.
 async fn smtp() -> Result<(u16, mpsc::UnboundedReceiver<String>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let port = listener.local_addr()?.port();

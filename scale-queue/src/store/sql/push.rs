@@ -49,7 +49,7 @@ impl SqlStore {
         } else {
             // Keys in the same order for all transactions, so that no two deadlock.
             let mut order: Vec<usize> = (0..entries.len()).collect();
-            order.sort_by_key(|n| {
+            order.sort_by_cached_key(|n| {
                 let Entry { unique, debounce, .. } = &entries[*n];
                 let debounced = debounce.as_ref().map(|debounce| debounce.key.as_str());
                 let unique = unique.as_ref().map(|(key, _)| key.as_str());
