@@ -61,7 +61,7 @@ impl Redis {
 
     /// Starts a server; `bus` is its port for the Cluster bus.
     async fn start_on(bus: Port, arguments: &[&str]) -> Result<Self> {
-        let (port, home) = (Port::claim()?, Home::new(None)?);
+        let (port, home) = (Port::claim()?, Home::in_memory()?);
         let mut all: Vec<String> = [
             "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync",
             "everysec", "--enable-debug-command", "local", "--repl-diskless-sync-delay", "0",
