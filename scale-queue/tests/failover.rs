@@ -133,6 +133,36 @@ async fn a_full_redis_takes_no_job_from_anyone() -> Result<()> {
     Ok(())
 }
 
+/// Only a queue whose jobs are in the outbox waits for it, so that its jobs keep their order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_outbox_of_one_queue_does_not_delay_another() -> Result<()> {
+    let (redis, postgres) = tokio::try_join!(Redis::start(), Postgres::start(0))?;
+    let url = postgres.node(0).url();
+    let queue = failing_over(&redis, &url).await?;
+    let database = Database::connect(&url, &Options::default()).await?;
+    redis.kill()?;
+    queue.push(Note { n: 1 }).await?;
+    // The job stays in the outbox: another transaction holds its row.
+    let pool = sqlx::PgPool::connect(&url).await?;
+    let mut held = pool.begin().await?;
+    sqlx::query("select * from scale_queue_outbox for update").execute(&mut *held).await?;
+    redis.restart().await?;
+    eventually("a push that Redis takes", async || {
+        queue.push(Note { n: 2 }).to("other").await.ok()?;
+        (queue.stats("other").await.ok()?.waiting > 0).then_some(())
+    })
+    .await?;
+    let before = in_outbox(&database).await?;
+    queue.push(Note { n: 3 }).await?;
+    assert_eq!(in_outbox(&database).await?, before + 1, "behind the first job");
+    held.rollback().await?;
+    let log = Log::default();
+    let workers = running([log_worker(&queue, &log).concurrency(1)]);
+    log.wait_for(2).await?;
+    assert_eq!(log.all(), [1, 3]);
+    workers.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_fails_if_nothing_takes_it() -> Result<()> {
     let (redis, postgres) = tokio::try_join!(Redis::start(), Postgres::start(0))?;

@@ -25,6 +25,7 @@ impl Job for Tick {
 on_every_store! {
     schedules_change_while_schedulers_run,
     a_stored_schedule_takes_the_place_of_one_in_code,
+    a_schedule_does_not_run_for_a_time_before_its_creation,
 }
 
 const SHORT: Duration = Duration::from_millis(100);
@@ -126,6 +127,33 @@ async fn a_stored_schedule_takes_the_place_of_one_in_code(server: &Server) -> Re
     assert!(log.lock().iter().all(|name| name == "stored"), "{:?}", log.lock());
     assert!(queue.remove_schedule("code").await?);
     ran(&log, "code").await?;
+    scheduler.abort();
+    worker.stop().await
+}
+
+/// A scheduler that makes up for the runs of a day.
+async fn a_schedule_does_not_run_for_a_time_before_its_creation(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    let (day, short) = (Rule::every(Duration::from_hours(24))?, Rule::every(SHORT)?);
+    queue.put_schedule("daily", &day, tick("daily")).await?;
+    // In the place of one in code, which would make up for its last run.
+    queue.put_schedule("code", &day, tick("stored")).await?;
+    queue.put_schedule("short", &short, tick("short")).await?;
+    let scheduler = Scheduler::new(&queue).catch_up(Duration::from_hours(24));
+    let scheduler = scheduler.every("code", Duration::from_hours(24), || tick("code"))?;
+    let scheduler = scheduler.every("other", Duration::from_hours(24), || tick("other"))?;
+    let scheduler = tokio::spawn(scheduler.run(std::future::pending::<()>()));
+    let log = Ran::default();
+    let jobs = Arc::clone(&log);
+    let worker = run(Worker::new(&queue).handle(move |Tick(name): Tick| {
+        jobs.lock().push(name);
+        async {}
+    }));
+    ran(&log, "other").await?;
+    log.lock().clear();
+    let shorts = || log.lock().iter().filter(|name| *name == "short").count();
+    eventually("some runs", async || (shorts() >= 3).then_some(())).await?;
+    assert!(log.lock().iter().all(|name| name == "short"), "{:?}", log.lock());
     scheduler.abort();
     worker.stop().await
 }
