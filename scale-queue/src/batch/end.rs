@@ -44,6 +44,12 @@ pub(crate) async fn count(
             break;
         };
         if tally.followed {
+            // Concluded by a call that may have failed, or died, before it was through.
+            if let Some((_, plan)) = store.batch(&member.place.id).await?
+                && let Ok(plan) = Plan::read(&plan)
+            {
+                forget_keys(store, &member.place.id, tally, &plan).await?;
+            }
             break;
         }
         start_followers(store, &member, tally, &mut pushed).await?;
@@ -68,7 +74,7 @@ pub(crate) async fn count(
         }
         let is_over =
             tally.done + tally.dead + stuck(store, &plan, &id, tally).await? >= tally.total;
-        let keys = push_followers(store, &plan, &id, tally, is_over, &mut pushed).await?;
+        push_followers(store, &plan, &id, tally, is_over, &mut pushed).await?;
         // The outer batch is told first: if this process dies in between, it is told again.
         next = plan.more.as_ref().and_then(|more| {
             let end = match () {
@@ -80,11 +86,12 @@ pub(crate) async fn count(
             Some((more.parent.clone()?, end))
         });
         if all_done {
-            over.push((id, tally, plan, keys));
+            over.push((id, tally, plan));
         }
     }
-    for (id, tally, plan, keys) in over.into_iter().rev() {
-        conclude(store, &id, tally, &plan, &keys).await?;
+    for (id, tally, plan) in over.into_iter().rev() {
+        store.conclude_batch(&id, LISTED).await?;
+        forget_keys(store, &id, tally, &plan).await?;
     }
     Ok(pushed)
 }
@@ -218,7 +225,7 @@ pub(super) async fn cancel_nested(
     Ok(())
 }
 
-/// Pushes the jobs that follow the batch, if they are due. Returns the keys of all of them.
+/// Pushes the jobs that follow the batch, if they are due.
 async fn push_followers(
     store: &dyn Store,
     plan: &Plan,
@@ -226,10 +233,9 @@ async fn push_followers(
     tally: Tally,
     is_over: bool,
     pushed: &mut Vec<JobId>,
-) -> Result<Vec<(String, String)>, Error> {
+) -> Result<(), Error> {
     let all_done = tally.done >= tally.total;
     let metadata = plan.more.as_ref().map_or(&[][..], |more| &more.metadata);
-    let mut keys = Vec::new();
     // After a death others may have been skipped: then not all jobs were done, even if none is dead
     // now.
     for (due, word, link) in [
@@ -237,41 +243,32 @@ async fn push_followers(
         (tally.dead > 0, "catch", &plan.catch),
         (is_over, "finally", &plan.finally),
     ] {
-        let Some(link) = link else { continue };
-        let key = once_key(id, word);
-        keys.push((link.queue.clone(), key.clone()));
-        if due {
+        if let Some(link) = link.as_ref().filter(|_| due) {
             let root = link.clone().entry(Follower {
                 id: JobId::new(),
                 pushed_ms: store.now_ms(),
                 then: Vec::new(),
                 metadata: metadata.to_vec(),
                 // Kept as long as any batch may last; the end of the batch shortens it.
-                once: Some((key, HELD)),
+                once: Some((once_key(id, word), HELD)),
                 place: None,
                 node: None,
             });
             push(store, Roots(vec![(root.0, vec![root.1])]), pushed).await?;
         }
     }
-    Ok(keys)
+    Ok(())
 }
 
-/// Ends a batch: nothing follows from here on, so the keys that prevent duplicates are no longer
-/// needed.
-async fn conclude(
-    store: &dyn Store,
-    id: &str,
-    tally: Tally,
-    plan: &Plan,
-    keys: &[(String, String)],
-) -> Result<(), Error> {
-    store.conclude_batch(id, LISTED).await?;
+/// Forgets the keys that prevent duplicates: nothing follows from a concluded batch.
+async fn forget_keys(store: &dyn Store, id: &str, tally: Tally, plan: &Plan) -> Result<(), Error> {
     if !plan.nodes().is_empty() {
         store.forget_notes(&note_keys(id, plan)).await?;
     }
-    for (queue, key) in keys {
-        store.expire_once(queue, std::slice::from_ref(key)).await?;
+    for (word, link) in [("then", &plan.then), ("catch", &plan.catch), ("finally", &plan.finally)] {
+        if let Some(link) = link {
+            store.expire_once(&link.queue, &[once_key(id, word)]).await?;
+        }
     }
     for queue in &plan.queues {
         for from in (0..tally.total).step_by(1_000) {
@@ -281,4 +278,46 @@ async fn conclude(
         }
     }
     Ok(())
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::Job;
+    use crate::store::ONCE_AFTER;
+    use crate::testing::FakeQueue;
+
+    #[derive(Serialize, Deserialize)]
+    struct Page;
+
+    impl Job for Page {
+        const NAME: &'static str = "page";
+    }
+
+    /// A worker dies, or its store fails, right after it has concluded a batch.
+    #[tokio::test]
+    async fn keys_are_forgotten_by_the_second_call() -> Result<(), Error> {
+        let queue = FakeQueue::new();
+        let store = &**queue.store();
+        let id = queue.batch().named("pages").job(Page).then(Page).push().await?;
+        let place = Place { id: id.clone(), number: 0 };
+        let tally = store.mark(&id, 0, End::Done).await?.unwrap();
+        let (_, plan) = store.batch(&id).await?.unwrap();
+        let plan = Plan::read(&plan)?;
+        let follow = async || {
+            let mut pushed = Vec::new();
+            push_followers(store, &plan, &id, tally, true, &mut pushed).await?;
+            Ok::<_, Error>(pushed.len())
+        };
+        assert_eq!(follow().await?, 1);
+        store.conclude_batch(&id, LISTED).await?;
+        let member = Member { place, followers: Vec::new() };
+        assert!(count(store, &member, End::Done).await?.is_empty());
+        assert_eq!(follow().await?, 0, "late, by a worker that was cut off");
+        queue.advance(ONCE_AFTER);
+        assert_eq!(follow().await?, 1, "the next batch of this name");
+        Ok(())
+    }
 }
