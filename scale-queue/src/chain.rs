@@ -13,7 +13,7 @@ use crate::job::{Job, JobId};
 use crate::options::{IntoPush, PushOptions, set};
 #[cfg(feature = "sql")]
 use crate::push::Encoded;
-use crate::push::{Pushed, millis_of};
+use crate::push::{Pushed, millis_of, size_of_metadata};
 use crate::queue::{Queue, checked};
 use crate::store::{Entry, Store};
 
@@ -66,7 +66,7 @@ impl Chain<'_> {
         let name = <P::Job as Job>::NAME;
         self.links = self.links.and_then(|mut links| {
             links.push(Link::of(self.queue, &job, &options)?);
-            let size = links.iter().map(|link| link.payload.len()).sum();
+            let size = links.iter().map(Link::size).sum();
             if size > MAX_SIZE {
                 return Err(Error::TooLarge { job: name, size });
             }
@@ -146,6 +146,12 @@ pub(crate) struct Follower {
 }
 
 impl Link {
+    /// Returns the bytes of the payload and of the metadata.
+    fn size(&self) -> usize {
+        let metadata = self.more.as_ref().map_or(&[][..], |more| &more.metadata);
+        self.payload.len() + size_of_metadata(metadata)
+    }
+
     pub(crate) fn of<J: Job>(queue: &Queue, job: &J, options: &PushOptions) -> Result<Self, Error> {
         let Envelope { body, group, priority, pushed_ms, .. } =
             queue.envelope(job, None, options)?;

@@ -20,9 +20,9 @@ use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::encryption::PayloadEncryption;
+use crate::encryption::{PayloadEncryption, parse};
 use crate::error::Error;
-use crate::format::{Checkpoint, Envelope};
+use crate::format::{Checkpoint, Cursor, Envelope};
 use crate::outcome::{BoxError, Interrupted, InterruptedCause};
 use crate::store::WorkerId;
 
@@ -59,6 +59,8 @@ struct State {
     result: Option<Vec<u8>>,
     /// Names of the steps that this run has begun.
     begun: Vec<String>,
+    /// `true` once the attempt has ended: a task that outlives it stores nothing any more.
+    closed: bool,
 }
 
 impl std::fmt::Debug for Run {
@@ -72,6 +74,12 @@ impl Run {
     pub(crate) fn new(holder: Arc<Holder>, bytes: Vec<u8>) -> Self {
         let (storing, state) = <_>::default();
         Self { holder, bytes, storing, state }
+    }
+
+    /// Lets no further checkpoint begin, and waits for the one that is being stored.
+    pub(crate) async fn close(&self) {
+        let _storing = self.storing.lock().await;
+        self.state.lock().closed = true;
     }
 
     /// Takes the encoded job of the last checkpoint.
@@ -105,8 +113,8 @@ pub enum CheckpointError {
     /// The worker stops. The cursor is stored: return this error from the handler.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    /// Another worker may have the job by now. Nothing was stored.
-    #[error("the job's lease is lost: another worker may have the job by now")]
+    /// Another worker may have the job by now, or another attempt has begun. Nothing was stored.
+    #[error("the attempt has lost the job: another worker or another attempt may have it by now")]
     LeaseLost,
     /// The cursor cannot be encoded as JSON, or a stored one not decoded as this type.
     #[error("the cursor cannot be encoded or decoded: {0}")]
@@ -254,7 +262,7 @@ impl Context {
         run(Step { context: self.clone(), name: name.to_owned() }).await.map_err(Into::into)?;
         self.store(|checkpoint| {
             checkpoint.done.push(name.to_owned());
-            (checkpoint.step, checkpoint.cursor) = Default::default();
+            checkpoint.cursors.retain(|cursor| cursor.step != name);
         })
         .await?;
         Ok(())
@@ -262,17 +270,21 @@ impl Context {
 
     fn cursor_of<T: DeserializeOwned>(&self, step: &str) -> Result<Option<T>, CheckpointError> {
         let Some(envelope) = self.run.envelope() else { return Ok(None) };
-        let checkpoint = envelope.body.options.checkpoint.clone();
-        if checkpoint.cursor.is_empty() || checkpoint.step != step {
+        let cursors = &envelope.body.options.checkpoint.cursors;
+        let Some(cursor) = cursors.iter().find(|cursor| cursor.step == step) else {
             return Ok(None);
-        }
-        let json = match &self.run.holder.encryption {
-            Some(PayloadEncryption(cipher)) => cipher
-                .decrypt(&envelope.body.name, &checkpoint.cursor)
-                .map_err(CheckpointError::Encryption)?,
-            None => checkpoint.cursor,
         };
-        Ok(serde_json::from_slice(&json)?)
+        let decrypted;
+        let json = match &self.run.holder.encryption {
+            Some(encryption) => {
+                decrypted = encryption
+                    .decrypt(&envelope.body.name, &cursor.value)
+                    .map_err(CheckpointError::Encryption)?;
+                &decrypted
+            }
+            None => &cursor.value,
+        };
+        Ok(Some(parse(json, self.run.holder.encryption.is_some())?))
     }
 
     async fn store_cursor<T: Serialize>(
@@ -285,14 +297,14 @@ impl Context {
             return Err(CheckpointError::TooLarge(json.len()));
         }
         let cursor = match (&self.run.holder.encryption, self.run.envelope()) {
-            (Some(PayloadEncryption(cipher)), Some(envelope)) => {
-                cipher.encrypt(&envelope.body.name, &json).map_err(CheckpointError::Encryption)?
-            }
+            (Some(encryption), Some(envelope)) => encryption
+                .encrypt(&envelope.body.name, &json)
+                .map_err(CheckpointError::Encryption)?,
             _ => json,
         };
         self.store(|checkpoint| {
-            step.clone_into(&mut checkpoint.step);
-            checkpoint.cursor = cursor;
+            checkpoint.cursors.retain(|known| known.step != step);
+            checkpoint.cursors.push(Cursor { step: step.to_owned(), value: cursor });
         })
         .await?;
         if self.is_stopping() {
@@ -304,6 +316,9 @@ impl Context {
     /// Stores a change of the job's checkpoint.
     async fn store(&self, change: impl FnOnce(&mut Checkpoint)) -> Result<(), CheckpointError> {
         let _storing = self.run.storing.lock().await;
+        if self.run.state.lock().closed {
+            return Err(CheckpointError::LeaseLost);
+        }
         let Some(mut envelope) = self.run.envelope() else { return Ok(()) };
         change(&mut envelope.body.options.checkpoint);
         let bytes = envelope.encode();

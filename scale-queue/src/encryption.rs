@@ -1,9 +1,12 @@
 //! Payload encryption: payloads are encrypted before they are stored, and decrypted by the worker.
 //! A reader of the store cannot read them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::outcome::BoxError;
+use serde::de::{DeserializeOwned, Error as _};
+
+use crate::outcome::{BoxError, words_of};
 use crate::queue::Queue;
 
 /// Encrypts payloads before they are stored, and decrypts them in workers.
@@ -59,7 +62,35 @@ pub trait PayloadCipher: Send + Sync + 'static {
 }
 
 #[derive(Clone)]
-pub(crate) struct PayloadEncryption(pub(crate) Arc<dyn PayloadCipher>);
+pub(crate) struct PayloadEncryption(Arc<dyn PayloadCipher>);
+
+impl PayloadEncryption {
+    pub(crate) fn encrypt(&self, job: &str, payload: &[u8]) -> Result<Vec<u8>, BoxError> {
+        caught(|| self.0.encrypt(job, payload))
+    }
+
+    pub(crate) fn decrypt(&self, job: &str, message: &[u8]) -> Result<Vec<u8>, BoxError> {
+        caught(|| self.0.decrypt(job, message))
+    }
+}
+
+/// Runs the application's cipher; a panic is an error.
+fn caught<T>(run: impl FnOnce() -> Result<T, BoxError>) -> Result<T, BoxError> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(words_of(&*panic).into()))
+}
+
+/// Parses JSON. The error of a secret text does not show values of it: errors are stored, and
+/// written to logs.
+pub(crate) fn parse<T: DeserializeOwned>(
+    json: &[u8],
+    is_secret: bool,
+) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(json).map_err(|error| if is_secret { unshown() } else { error })
+}
+
+fn unshown() -> serde_json::Error {
+    serde_json::Error::custom("it has another type; what it has is encrypted, and not shown")
+}
 
 impl std::fmt::Debug for PayloadEncryption {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

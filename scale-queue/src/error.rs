@@ -120,7 +120,15 @@ impl Error {
             Self::Unacknowledged { reached, wanted } => {
                 Self::Unacknowledged { reached: *reached, wanted: *wanted }
             }
-            other => Self::store(other.to_string()),
+            other => Self::store(other.without_prefix()),
+        }
+    }
+
+    /// Returns the text of a store's error, to become a part of another one.
+    pub(crate) fn without_prefix(&self) -> String {
+        match self {
+            Self::Store(source) => source.to_string(),
+            other => other.to_string(),
         }
     }
 }

@@ -9,6 +9,8 @@
 //! | a process dies | its jobs in the outbox are moved by any other process with the same setting |
 //! | the database does not answer either | the push fails with the store's error |
 //! | unique keys | are checked when the job is moved; until then a push of the same key is reported as new |
+//! | a push is [debounced](crate::push::Push::debounce) | of the pushes that wait in the outbox together, those whose content was replaced before it was due are dropped when they are moved |
+//! | a process is stopped while it moves jobs | the others wait, so that jobs keep their order, until its database connection ends |
 //! | a chain is pushed | its first job goes to the outbox; workers push the others, and wait for the store |
 //! | a batch is pushed | the push fails, because its progress is kept in the store: push it again under its [name](crate::Batch::named) |
 //! | the store does not answer when a process starts | [`QueueBuilder::connect`](crate::QueueBuilder::connect) fails |
@@ -71,7 +73,7 @@ impl Failover {
     ) -> Result<Vec<Option<Vec<u8>>>, Error> {
         let mut gate = Some(self.gate.read().await);
         let error = if self.over.lock().contains(queue) {
-            Error::store("pushes go to the outbox")
+            Error::store("jobs of this queue wait in the outbox")
         } else {
             gate = None;
             let entries: Vec<_> = entries.iter().map(remembered).collect();
@@ -92,7 +94,8 @@ impl Failover {
         }
         if let Err(failed) = outbox::put_all(&self.database, &self.app, queue, entries).await {
             tracing::error!(%failed, "neither the queue's store nor its outbox takes jobs");
-            return Err(error);
+            let (error, failed) = (error.without_prefix(), failed.without_prefix());
+            return Err(Error::store(format!("{error}; and the outbox: {failed}")));
         }
         if self.over.lock().insert(queue.to_owned()) {
             tracing::warn!(

@@ -172,9 +172,7 @@ impl JobLog {
         };
         let lines = match &self.encryption {
             None => lines,
-            Some(PayloadEncryption(cipher)) => {
-                cipher.encrypt(&self.job, &lines).map_err(Error::Store)?
-            }
+            Some(encryption) => encryption.encrypt(&self.job, &lines).map_err(Error::Store)?,
         };
         self.store.put_note(&key(self.id), &lines, self.life).await?;
         // Lines that were added meanwhile are stored by the next write.
@@ -196,7 +194,7 @@ async fn read(
     let Some(lines) = store.read_note(&key(id)).await? else { return Ok(Vec::new()) };
     let lines = match encryption {
         None => lines,
-        Some(PayloadEncryption(cipher)) => cipher.decrypt(job, &lines).map_err(Error::Store)?,
+        Some(encryption) => encryption.decrypt(job, &lines).map_err(Error::Store)?,
     };
     rmp_serde::from_slice(&lines).map_err(Error::store)
 }

@@ -172,7 +172,7 @@ macro_rules! each_option {
                 self.priority = Some(priority);
             }
 
-            /// Sets the total number of attempts, at least 1, instead of that of
+            /// Sets the total number of attempts, from 1 to 32,767, instead of that of
             /// [`RETRY`](Job::RETRY); the delays between attempts stay the same.
             fn attempts(self, attempts: u16) {
                 self.attempts = Some(attempts.max(1));

@@ -1,7 +1,9 @@
 //! Outcome of an attempt, and the decision that follows. Pure: no store, no clock.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::retry::{Retry, RetryRules, Then};
@@ -260,8 +262,19 @@ impl Ending {
         }
     }
 
+    /// Decides what happens to the job. Errors, retry rules and delays are the application's code:
+    /// a panic there is a failure of this job, and of no other.
+    pub(crate) fn judged(self, policy: &Policy<'_>, dice: f64) -> Verdict {
+        let judge = |ending: Self| catch_unwind(AssertUnwindSafe(|| ending.verdict(policy, dice)));
+        judge(self).unwrap_or_else(|panic| {
+            let words = format!("{} (while its failure was judged)", words_of(&*panic));
+            let reason = format!("panicked: {words}");
+            judge(Self::Panicked(words)).unwrap_or(Verdict::Dead { reason })
+        })
+    }
+
     /// Decides what happens to the job.
-    pub(crate) fn verdict(self, policy: &Policy<'_>, dice: f64) -> Verdict {
+    fn verdict(self, policy: &Policy<'_>, dice: f64) -> Verdict {
         let (mut retry, mut failed, mut rule) = (policy.retry, policy.plain_failures(), None);
         let reason = match self {
             Self::Done | Self::Skipped => return Verdict::Done,
@@ -304,6 +317,15 @@ impl Ending {
             None => Verdict::Dead { reason },
         }
     }
+}
+
+/// Returns the message of a panic.
+pub(crate) fn words_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "without a message".into())
 }
 
 /// Formats the error and its causes in one line.

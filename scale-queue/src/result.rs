@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::batch;
 use crate::context::Context;
-use crate::encryption::PayloadEncryption;
+use crate::encryption::{PayloadEncryption, parse};
 use crate::error::Error;
 use crate::format::{Body, Envelope, Place, StoredOptions};
 use crate::job::{Job, JobId};
@@ -81,7 +81,7 @@ pub(crate) fn notes_of_done(
     } else {
         match encryption {
             None => Kept::Done(result),
-            Some(PayloadEncryption(cipher)) => match cipher.encrypt(&job.body.name, &result) {
+            Some(encryption) => match encryption.encrypt(&job.body.name, &result) {
                 Ok(message) => Kept::Done(message),
                 Err(error) => {
                     tracing::error!(
@@ -216,10 +216,10 @@ fn opened<T: DeserializeOwned>(
     value: Vec<u8>,
 ) -> Result<T, Error> {
     let value = match encryption {
-        Some(PayloadEncryption(cipher)) => cipher.decrypt(job, &value).map_err(Error::Store)?,
+        Some(encryption) => encryption.decrypt(job, &value).map_err(Error::Store)?,
         None => value,
     };
-    serde_json::from_slice(&value).map_err(Error::store)
+    parse(&value, encryption.is_some()).map_err(Error::store)
 }
 
 impl<J: Job> Push<'_, J> {

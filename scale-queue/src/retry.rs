@@ -12,7 +12,10 @@ use std::time::Duration;
 use crate::limit::LONGEST;
 use crate::outcome::find_if;
 
-/// Number of attempts, and the delays between them.
+/// Maximum number of attempts that a stored job counts.
+const MOST_ATTEMPTS: u16 = u16::MAX >> 1;
+
+/// Number of attempts, at most 32,767, and the delays between them.
 ///
 /// ```
 /// use scale_queue::Retry;
@@ -78,7 +81,7 @@ impl Retry {
 
     /// Returns whether no attempt is left after `failed` failed attempts.
     pub(crate) fn is_over(&self, failed: u16) -> bool {
-        failed >= self.attempts
+        failed >= self.attempts.min(MOST_ATTEMPTS)
     }
 
     /// Returns the delay after `failed` failed attempts; `None` if no attempt is left. `dice` is
@@ -211,12 +214,14 @@ mod tests {
         let custom = Retry::custom(3, |failed| Duration::from_secs(failed.into()));
         assert_eq!(custom.after(2, 0.9), Some(Duration::from_secs(2)));
         assert_eq!(custom.after(3, 0.9), None);
+        // A stored job counts no more.
+        assert_eq!(Retry::exponential(40_000).after(MOST_ATTEMPTS, 0.0), None);
         assert_eq!(Retry::custom(3, |_| Duration::MAX).after(1, 0.0), Some(LONGEST));
     }
 
     proptest! {
         #[test]
-        fn delays_stay_within_their_bounds(failed in 1_u16..u16::MAX, dice in 0.0..1.0) {
+        fn delays_stay_within_their_bounds(failed in 1..MOST_ATTEMPTS, dice in 0.0..1.0) {
             let retry = Retry::exponential(u16::MAX);
             let delay = retry.after(failed, dice).unwrap();
             prop_assert!(delay >= Duration::from_millis(500) && delay <= Duration::from_hours(1));

@@ -174,7 +174,7 @@ impl FakeQueue {
             return None;
         }
         let payload = match self.queue.encryption() {
-            Some(encryption) => encryption.0.decrypt(&body.name, &body.payload),
+            Some(encryption) => encryption.decrypt(&body.name, &body.payload),
             None => Ok(body.payload),
         };
         let job = payload.and_then(|payload| Ok(serde_json::from_slice(&payload)?));
@@ -289,7 +289,8 @@ impl FakeQueue {
     /// retries take no time; handlers take as long as they do.
     ///
     /// # Errors
-    /// The errors of [`Worker::run`]; [`Error::Setting`] after 10,000 attempts.
+    /// The errors of [`Worker::run`]; [`Error::Setting`] after 10,000 attempts, and for a quiet
+    /// worker.
     pub async fn run_pending<S>(&self, worker: Worker<S>) -> Result<Report, Error>
     where
         S: Clone + Send + Sync + 'static,
@@ -312,6 +313,9 @@ impl FakeQueue {
     where
         S: Clone + Send + Sync + 'static,
     {
+        if worker.quiet().is_quiet() {
+            return Err(Error::Setting("a quiet worker runs no jobs"));
+        }
         let events: Arc<Mutex<Vec<Event>>> = Arc::default();
         let told = Arc::clone(&events);
         let worker = worker.on_event(move |event| told.lock().push(event.clone()));
@@ -365,14 +369,14 @@ impl FakeQueue {
     where
         S: Clone + Send + Sync + 'static,
     {
-        self.store.set_inline(true);
+        self.store.set_inline(worker.queue_names());
         let stop = CancellationToken::new();
         let work = worker.concurrency(MOST_RUNS).run(stop.clone().cancelled_owned());
         let store = Arc::clone(&self.store);
         let task = tokio::spawn(async move {
             let ran = work.await;
             // A worker that is refused runs nothing: no push must wait for it.
-            store.set_inline(false);
+            store.set_inline(Vec::new());
             ran
         });
         Inline { store: Arc::clone(&self.store), stop, task }
@@ -402,7 +406,7 @@ impl Inline {
 impl Drop for Inline {
     fn drop(&mut self) {
         self.stop.cancel();
-        self.store.set_inline(false);
+        self.store.set_inline(Vec::new());
     }
 }
 

@@ -609,3 +609,85 @@ async fn a_death_does_not_show_its_payload() -> Result<()> {
     assert!(shown.contains("step") && shown.contains("bad") && !shown.contains("4711"), "{shown}");
     Ok(())
 }
+
+/// Errors are stored and written to logs: they show no value that is encrypted.
+#[tokio::test]
+async fn a_reason_shows_no_encrypted_value() -> Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct Number(u64);
+    impl Job for Number {
+        const NAME: &'static str = "ruled";
+    }
+    let queue = FakeQueue::new().configured(|queue| queue.encrypted(Turned));
+    queue.push(Ruled("4111-SECRET".into())).await?;
+    queue.run_pending(Worker::new(&queue).handle(|_: Number| async {})).await?;
+    let reasons = queue.dead("default", 0, 1).await?.remove(0).reason;
+    assert!(reasons.contains("does not fit the type") && !reasons.contains("SECRET"), "{reasons}");
+    queue.push(Again(0)).await?;
+    let worker = Worker::new(&queue).handle(|_: Again, context: Context| async move {
+        if context.attempt == 1 {
+            context.checkpoint(&"SECRET").await?;
+            return Err(BoxError::from("not yet"));
+        }
+        context.cursor::<u64>()?;
+        Ok(())
+    });
+    let reasons = format!("{:?}", queue.run_pending(worker).await?.ended);
+    assert!(reasons.contains("cursor cannot be") && !reasons.contains("SECRET"), "{reasons}");
+    Ok(())
+}
+
+#[derive(Serialize, Deserialize)]
+struct Partner;
+
+impl Job for Partner {
+    const NAME: &'static str = "partner";
+    const RETRY: Retry = Retry::custom(4, |_| Duration::from_millis(1));
+    const CIRCUIT: Option<scale_queue::circuit::Circuit> = Some(
+        scale_queue::circuit::Circuit::after(1, Duration::from_mins(1))
+            .pause(Duration::from_secs(30)),
+    );
+}
+
+/// The pause of a circuit is over when the clock has jumped over it.
+#[tokio::test]
+async fn an_open_circuit_follows_the_clock() -> Result<()> {
+    let queue = FakeQueue::new();
+    queue.push(Partner).await?;
+    let worker = Worker::new(&queue).handle(|_: Partner| async { Err::<(), _>("down") });
+    let report = queue.run_pending(worker).await?;
+    assert!(report.ended.len() <= 10, "{} attempts", report.ended.len());
+    assert!(report.skipped < Duration::from_mins(3), "{:?}", report.skipped);
+    assert!(matches!(report.outcomes::<Partner>().pop(), Some(Outcome::Dead { .. })));
+    Ok(())
+}
+
+/// A push waits only for a job that a worker takes.
+#[tokio::test]
+async fn no_push_waits_for_a_worker_that_does_not_come() -> Result<()> {
+    let queue = FakeQueue::new();
+    let inline = queue.inline(Worker::new(&queue).handle(|_: Again| async {}));
+    queue.push(Again(0)).to("elsewhere").await?;
+    queue.pause("default").await?;
+    queue.push(Again(0)).await?;
+    queue.resume("default").await?;
+    inline.stop().await?;
+    let worker = Worker::new(&queue).handle(|_: Again| async {});
+    worker.quiet().set(true);
+    assert!(matches!(queue.run_pending(worker).await, Err(Error::Setting(_))));
+    Ok(())
+}
+
+#[tokio::test]
+async fn limits_of_options_are_kept() -> Result<()> {
+    let queue = FakeQueue::new();
+    let push = queue.push(Receipt { order: 1 });
+    push.debounce(Duration::from_mins(1), Duration::from_secs(10)).await?;
+    let worker = Worker::new(&queue).handle(|_: Receipt| async {});
+    let report = queue.run_pending(worker).await?;
+    assert!(report.skipped <= Duration::from_secs(11), "at most ten seconds: {:?}", report.skipped);
+    let late = queue.push(Again(0)).delay(Duration::from_secs(10));
+    let late = late.expires_after(Duration::from_secs(10)).await;
+    assert!(matches!(late, Err(Error::Setting(_))), "it would always expire");
+    Ok(())
+}

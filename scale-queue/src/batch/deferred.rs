@@ -48,7 +48,7 @@ pub(super) async fn push_in(
     }
     let mut body = Body { name: START.into(), payload, ..Body::default() };
     if let Some(encryption) = queue.encryption() {
-        let encrypted = encryption.0.encrypt(START, &body.payload);
+        let encrypted = encryption.encrypt(START, &body.payload);
         body.payload = encrypted.map_err(|source| Error::Encryption { job: START, source })?;
     }
     body.extra.metadata = metadata;

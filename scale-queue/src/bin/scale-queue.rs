@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 struct Arguments {
     /// Name of the application that owns the queues.
     #[arg(long, env = "SCALE_QUEUE_APP")]
-    app: String,
+    app: Option<String>,
     /// Print JSON, one value a line.
     #[arg(long, global = true)]
     json: bool,
@@ -166,7 +166,8 @@ async fn run(arguments: Arguments, out: &mut Output<impl Write>) -> Result<bool,
     }
     let url = std::env::var("SCALE_QUEUE_URL")
         .map_err(|_| "SCALE_QUEUE_URL is not set: expected the address of the queue's store")?;
-    let queue = Queue::connect(&url, &arguments.app).await?;
+    let app = arguments.app.ok_or("--app is missing, and SCALE_QUEUE_APP is not set")?;
+    let queue = Queue::connect(&url, &app).await?;
     let done = |yes: bool| Ok::<_, Failure>(yes);
     match arguments.command {
         Command::Queues => {
@@ -262,10 +263,18 @@ async fn run(arguments: Arguments, out: &mut Output<impl Write>) -> Result<bool,
                 out.line(&text, serde_json::to_value(&batch)?)?;
             }
         }
-        Command::Quiet { worker, off } => queue.set_quiet(&worker, !off).await?,
+        Command::Quiet { worker, off } => {
+            queue.set_quiet(&worker, !off).await?;
+            return done(queue.workers().await?.iter().any(|known| known.id == worker));
+        }
         Command::Tail { queue: name } => loop {
-            let stats = queue.stats(&name).await?;
-            out.line(&counts(&name, &stats), json!({ "queue": name, "stats": stats }))?;
+            match queue.stats(&name).await {
+                Ok(stats) => {
+                    out.line(&counts(&name, &stats), json!({ "queue": name, "stats": stats }))?;
+                }
+                // It may answer the next time.
+                Err(error) => writeln!(std::io::stderr(), "scale-queue: {error}")?,
+            }
             tokio::time::sleep(Duration::from_secs(1)).await;
         },
         Command::Check => out.line("ok", json!({ "ok": true }))?,
@@ -285,7 +294,10 @@ fn schema(system: Database, out: &mut Output<impl Write>) -> Result<bool, Failur
         Database::Sqlite => System::Sqlite,
     };
     for (name, sql) in migrations(system) {
-        out.line(&format!("-- {name}\n{sql}"), json!({ "name": name, "sql": sql }))?;
+        let text = format!("-- {name}\n{sql}");
+        for line in if out.json { vec![""] } else { text.lines().collect() } {
+            out.line(line, json!({ "name": name, "sql": sql }))?;
+        }
     }
     Ok(true)
 }
@@ -327,6 +339,24 @@ fn described(dead: &Dead) -> Value {
     })
 }
 
+/// Returns whether a character can control a terminal, or change the order of what it shows.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}')
+        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Replaces what a job's content could do to a terminal, or to the lines of a list.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if is_unsafe(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// Escapes the same characters in JSON, where they stand in strings only.
+fn escaped(json: &str) -> String {
+    let unit = |c: char| if is_unsafe(c) { format!("\\u{:04x}", c as u32) } else { c.to_string() };
+    json.chars().map(unit).collect()
+}
+
 struct Output<W> {
     json: bool,
     to: W,
@@ -335,16 +365,8 @@ struct Output<W> {
 impl<W: Write> Output<W> {
     #[expect(clippy::needless_pass_by_value, reason = "each caller makes it here")]
     fn line(&mut self, text: &str, value: Value) -> std::io::Result<()> {
-        if self.json {
-            writeln!(self.to, "{value}")
-        } else {
-            // A job's content must not control the terminal.
-            let plain: String = text
-                .chars()
-                .map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c })
-                .collect();
-            writeln!(self.to, "{plain}")
-        }
+        let line = if self.json { escaped(&value.to_string()) } else { plain(text) };
+        writeln!(self.to, "{line}")
     }
 
     fn removed(&mut self, count: usize, yes: bool) -> std::io::Result<()> {
@@ -354,5 +376,21 @@ impl<W: Write> Output<W> {
             format!("{count} jobs would be removed; add --yes to remove them")
         };
         self.line(&text, json!({ "count": count, "removed": yes }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jobs_content_controls_no_terminal() {
+        let hostile = "a\nid-2  forged\u{1b}[31m\u{9b}31m\u{7f}\u{202e}txt";
+        let line = plain(hostile);
+        assert!(line.starts_with("a\u{fffd}id-2") && !line.chars().any(is_unsafe), "{line:?}");
+        let value = json!({ "reason": hostile });
+        let text = escaped(&value.to_string());
+        assert!(!text.chars().any(is_unsafe), "{text:?}");
+        assert_eq!(serde_json::from_str::<Value>(&text).ok(), Some(value));
     }
 }

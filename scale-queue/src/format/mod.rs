@@ -25,7 +25,7 @@ use serde::Deserialize;
 pub use self::body::Failure;
 pub(crate) use self::body::bytes;
 pub(crate) use self::body::{Body, Extra, Link, LinkOptions, Place};
-pub(crate) use self::options::{Checkpoint, LazyOptions, NodeOptions, StoredOptions};
+pub(crate) use self::options::{Checkpoint, Cursor, LazyOptions, NodeOptions, StoredOptions};
 use crate::group::Group;
 use crate::job::{JobId, Priority};
 

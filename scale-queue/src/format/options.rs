@@ -136,11 +136,18 @@ impl<'de> Deserialize<'de> for LazyOptions {
 pub(crate) struct Checkpoint {
     /// Names of the steps that are done.
     pub(crate) done: Vec<String>,
-    /// Name of the current step; empty outside of steps.
+    /// Cursors of the steps that are not done, and of the job itself, whose name is empty.
+    pub(crate) cursors: Vec<Cursor>,
+}
+
+/// Position that a job has stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cursor {
+    /// Name of the step; empty outside of steps.
     pub(crate) step: String,
-    /// Cursor of the current step: JSON, encrypted as the payload is; empty if there is none.
+    /// JSON, encrypted as the payload is.
     #[serde(with = "super::body::bytes")]
-    pub(crate) cursor: Vec<u8>,
+    pub(crate) value: Vec<u8>,
 }
 
 /// Position of a job among those of its workflow.

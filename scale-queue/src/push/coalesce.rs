@@ -48,6 +48,14 @@ impl Calls for Pushes {
     }
 }
 
+/// Pushes one job in a call of its own. Dropping the future does not cancel the push.
+pub(crate) async fn push_alone(target: &Target, queue: &str, entry: Entry) -> Answer {
+    let (target, queue) = (target.clone(), queue.to_owned());
+    let pushing = tokio::spawn(async move { target.push(&queue, &[entry]).await });
+    let holders = pushing.await.map_err(|_| Error::store("the runtime shuts down"))??;
+    Ok(holders.into_iter().next().flatten())
+}
+
 /// Pushes one job. Dropping the future does not cancel the push.
 pub(crate) async fn push(pushes: &Arc<Coalescer<Pushes>>, queue: &str, entry: Entry) -> Answer {
     let key = (queue.into(), tokio::runtime::Handle::current().id());

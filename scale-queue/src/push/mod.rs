@@ -114,7 +114,7 @@ impl Queue {
         if let Some((wait, at_most)) = options.debounce {
             let key = unique.ok_or(Error::Setting("a debounced job needs a unique key"))?;
             envelope.body.unique = None;
-            entry.delay = wait.min(LONGEST);
+            entry.delay = wait.min(at_most).min(LONGEST);
             entry.debounce = Some(Debounce { key, at_most: at_most.min(LONGEST) });
         } else {
             // No store's clock supports longer times.
@@ -136,11 +136,15 @@ impl Queue {
         let expires_in = options.expires_from(pushed_ms);
         let delay =
             options.debounce.map_or_else(|| options.delay_from(pushed_ms), |(wait, _)| wait);
-        if expires_in.is_some_and(|expires_in| expires_in < delay) {
+        if expires_in.is_some_and(|expires_in| expires_in <= delay && !delay.is_zero()) {
             return Err(Error::Setting("a job expires before its delay is over"));
         }
         let mut metadata = self.metadata();
         options.metadata.iter().cloned().for_each(|entry| options::set(&mut metadata, entry));
+        let size = payload.len() + size_of_metadata(&metadata);
+        if size > MAX_SIZE {
+            return Err(Error::TooLarge { job: J::NAME, size });
+        }
         let extra = Extra {
             metadata,
             attempts: options.attempts,
@@ -200,12 +204,16 @@ impl Queue {
         }
         match self.encryption() {
             Some(encryption) => encryption
-                .0
                 .encrypt(J::NAME, &payload)
                 .map_err(|source| Error::Encryption { job: J::NAME, source }),
             None => Ok(payload),
         }
     }
+}
+
+/// Returns the number of bytes of metadata.
+pub(crate) fn size_of_metadata(metadata: &[(String, String)]) -> usize {
+    metadata.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
 /// Checks the tags of a job, and removes duplicates.

@@ -104,7 +104,6 @@ impl Queue {
         envelope.body.payload = match self.encryption() {
             None => payload.as_bytes().to_vec(),
             Some(encryption) => encryption
-                .0
                 .encrypt(&envelope.body.name, payload.as_bytes())
                 .map_err(|error| wrong(format!("the payload cannot be encrypted: {error}")))?,
         };
@@ -138,7 +137,8 @@ impl Queue {
     /// and can be revived. Returns `false` if the queue does not hold the job.
     ///
     /// Redis cannot search a list cheaply, so on Redis the answer is always `true`, and a waiting
-    /// job is ended without a run when its turn comes, if that is within 30 days.
+    /// job is ended without a run when its turn comes, if that is within 30 days. Until then it
+    /// holds its [unique key](crate::Job::unique_key): a push of the same key returns its id.
     pub async fn cancel(&self, queue: &str, id: JobId) -> Result<bool, Error> {
         match self.store().cancel(checked(queue)?, id.bytes()).await? {
             Cancellation::Unknown => Ok(false),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::error::Error;
+use crate::format::turn_of;
 use crate::job::JobId;
 use crate::options::IntoPush;
 use crate::push::{Encoded, Push, Pushed, coalesce};
@@ -95,6 +96,10 @@ impl Queue {
     ) -> Result<Pushed, Error> {
         let Encoded { queue, id, entry } = job;
         let queue = &*queue;
+        #[cfg(feature = "testing")]
+        if let Some(fake) = &self.fake {
+            fake.pushed(queue, std::slice::from_ref(&entry), &[None]);
+        }
         if self.store().enlists() {
             self.store().make_known(queue).await?;
         }
@@ -121,7 +126,12 @@ impl Queue {
         id: JobId,
         entry: Entry,
     ) -> Result<Pushed, Error> {
-        let holder = coalesce::push(&self.pushes, checked(queue)?, entry).await?;
+        let queue = checked(queue)?;
+        let holder = if self.store().enlists() && waits_for_transactions(&entry) {
+            coalesce::push_alone(&self.target, queue, entry).await?
+        } else {
+            coalesce::push(&self.pushes, queue, entry).await?
+        };
         let pushed = verdict(id, holder);
         count_pushed(queue, usize::from(pushed.is_new));
         if pushed.is_new {
@@ -129,6 +139,13 @@ impl Queue {
         }
         Ok(pushed)
     }
+}
+
+/// Returns whether the push of a job to a database may wait for a transaction of the application
+/// that has pushed one of the same key or group. Others do not wait with it.
+fn waits_for_transactions(entry: &Entry) -> bool {
+    let Entry { unique, once, debounce, bytes, .. } = entry;
+    unique.is_some() || once.is_some() || debounce.is_some() || turn_of(bytes).is_some()
 }
 
 /// Encoded jobs by queue, with their places among all.

@@ -7,7 +7,7 @@
 //! | a process is stopped for a while, or its machine sleeps | one job for the last missed run, however many were missed |
 //! | the store fails | the push is retried until the next run |
 //! | clocks of processes differ | the first process pushes; the others find the key |
-//! | clocks change for daylight saving | a fixed hour that does not exist runs at the next existing time; an hour that occurs twice runs once |
+//! | clocks change for daylight saving | a single time of a day (`30 2 * * *`) that does not exist runs at the next existing time, and one that occurs twice runs once; several times of an hour (`*/15 2 * * *`, `0,30 2 * * *`) follow the clock: they do not run in an hour that does not exist, and run again in one that occurs twice |
 //! | a schedule is [changed, paused or removed](Queue::put_schedule) at run time | all schedulers follow within 7 s; of a run in that time one job is pushed, by the old rule or the new one |
 //! | a stored schedule has the name of one in code | the stored one applies until it is removed |
 //! | a schedule is paused | its runs are left out, and are not made up for |

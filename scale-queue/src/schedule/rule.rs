@@ -8,6 +8,8 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use serde::{Deserialize, Serialize};
 
+use crate::limit::LONGEST;
+
 /// Reason why a schedule is invalid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -23,8 +25,8 @@ pub enum ScheduleError {
         /// Error of the parser.
         reason: String,
     },
-    /// The period is too short.
-    #[error("the period of {0} is shorter than a millisecond")]
+    /// The period is too short or too long.
+    #[error("the period of {0}: expected a millisecond to ten years")]
     Period(String),
     /// The time zone is unknown.
     #[error("unknown time zone `{0}`: expected an IANA name like `Europe/Zurich` or `UTC`")]
@@ -105,9 +107,9 @@ impl Rule {
     /// the period since 1970 (UTC).
     ///
     /// # Errors
-    /// [`ScheduleError::Period`] for a shorter period.
+    /// [`ScheduleError::Period`] for a shorter period, and for one of more than ten years.
     pub fn every(period: Duration) -> Result<Self, ScheduleError> {
-        if period < Duration::from_millis(1) {
+        if period < Duration::from_millis(1) || period > LONGEST {
             return Err(ScheduleError::Period("a schedule".into()));
         }
         Ok(Self { when: When::Every(period), words: format!("every {period:?}") })

@@ -23,6 +23,8 @@ use crate::registry::{ScheduleStatus, note_of_pause};
 const KIND: &str = "stored_schedule";
 /// Maximum number of stored schedules.
 const MOST: usize = 1_000;
+/// Maximum bytes of a schedule's name.
+const LONGEST_NAME: usize = 200;
 /// Time for which a request to run a schedule is kept.
 const REQUESTED: Duration = Duration::from_hours(1);
 
@@ -132,7 +134,8 @@ impl Queue {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Setting`] for more schedules; the errors of [`push`](Self::push).
+    /// [`Error::Setting`] for more schedules, a name that is empty, longer than 200 bytes or has
+    /// control characters, and a debounced job; the errors of [`push`](Self::push).
     pub async fn put_schedule<P: IntoPush>(
         &self,
         name: &str,
@@ -140,6 +143,14 @@ impl Queue {
         job: P,
     ) -> Result<(), Error> {
         let (job, options) = job.into_push();
+        if options.debounce.is_some() {
+            return Err(Error::Setting("the job of a schedule cannot be debounced"));
+        }
+        if !(1..=LONGEST_NAME).contains(&name.len()) || name.contains(char::is_control) {
+            return Err(Error::Setting(
+                "the name of a schedule: expected 1 to 200 bytes without control characters",
+            ));
+        }
         let link = Link::of(self, &job, &options)?;
         checked(&link.queue)?;
         let known = find(self, name).await?;
@@ -183,8 +194,8 @@ impl Queue {
     }
 
     /// Pushes the job of a schedule now, also of a paused one. The job of a schedule in code is
-    /// pushed by a running scheduler that has it, within 7 s; if none has it, the request is
-    /// forgotten after an hour.
+    /// pushed by a running scheduler that has it, within 7 s, once for all requests in that time;
+    /// if none has it, the request is forgotten after an hour.
     ///
     /// # Errors
     /// [`Error::Store`].

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::encryption::PayloadEncryption;
+use crate::encryption::{PayloadEncryption, parse};
 use crate::error::Error;
 use crate::format::Envelope;
 use crate::job::{Job, JobId};
@@ -69,13 +69,13 @@ impl Died {
         }
         let decrypted;
         let payload = match &self.encryption {
-            Some(PayloadEncryption(cipher)) => {
-                decrypted = cipher.decrypt(&self.name, &self.payload)?;
+            Some(encryption) => {
+                decrypted = encryption.decrypt(&self.name, &self.payload)?;
                 &decrypted
             }
             None => &self.payload,
         };
-        Ok(Some(serde_json::from_slice(payload)?))
+        Ok(Some(parse(payload, self.encryption.is_some())?))
     }
 }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -19,16 +18,16 @@ use super::extract::JobHandler;
 use crate::batch;
 use crate::circuit::Circuit;
 use crate::context::Context;
-use crate::encryption::PayloadEncryption;
+use crate::encryption::{PayloadEncryption, parse};
 use crate::error::Error;
 use crate::job::Job;
 use crate::limit::Limit;
-use crate::outcome::{BoxError, Ending};
+use crate::outcome::{BoxError, Ending, words_of};
 use crate::retry::{Retry, RetryRules};
 use crate::store::Store;
 
-/// Interval at which the store is asked whether a circuit is open.
-const LOOK_AT_CIRCUIT: Duration = Duration::from_secs(1);
+/// Interval at which the store is asked whether a circuit is open, ms.
+const LOOK_AT_CIRCUIT_MS: u64 = 1_000;
 
 /// Job as layers see it: its name, its encoded payload, and the context of the attempt.
 #[derive(Debug)]
@@ -93,7 +92,8 @@ pub(crate) struct Runner {
     handler: Handler,
     pub(crate) timeout: Duration,
     circuit: Option<Arc<Breaker>>,
-    read: fn(&[u8]) -> Result<(Box<dyn Any + Send + Sync>, Vec<Limit>), serde_json::Error>,
+    /// Parses a payload; the second argument says whether it is secret.
+    read: fn(&[u8], bool) -> Result<(Box<dyn Any + Send + Sync>, Vec<Limit>), serde_json::Error>,
 }
 
 impl Route {
@@ -105,7 +105,7 @@ impl Route {
             })),
             timeout: Duration::from_mins(5),
             circuit: None,
-            read: |_| Ok((Box::new(()), Vec::new())),
+            read: |_, _| Ok((Box::new(()), Vec::new())),
         };
         Self { runner, retry: Retry::exponential(25), rules: RetryRules::new() }
     }
@@ -240,8 +240,9 @@ where
 #[derive(Debug)]
 struct Breaker {
     circuit: Circuit,
-    /// Time of the last look, and the time until which the circuit is open.
-    known: Mutex<(Option<Instant>, Option<Instant>)>,
+    /// Time of the last look, and the time until which the circuit is open: ms since 1970 by the
+    /// store's clock.
+    known: Mutex<(Option<u64>, Option<u64>)>,
 }
 
 impl Breaker {
@@ -252,10 +253,10 @@ impl Breaker {
     /// Returns the time for which the circuit stays open, if it is open. The store is asked once a
     /// second.
     async fn open_for(&self, store: &dyn Store, name: &str) -> Option<Duration> {
-        let now = Instant::now();
+        let now = store.now_ms();
         let is_due = {
             let mut known = self.known.lock();
-            let is_due = known.0.is_none_or(|looked| now >= looked + LOOK_AT_CIRCUIT);
+            let is_due = known.0.is_none_or(|looked| now.abs_diff(looked) >= LOOK_AT_CIRCUIT_MS);
             if is_due {
                 known.0 = Some(now);
             }
@@ -263,15 +264,15 @@ impl Breaker {
         };
         if is_due {
             let open_for = Circuit::open_for(store, name).await;
-            self.known.lock().1 = open_for.and_then(|time| now.checked_add(time));
+            self.known.lock().1 = open_for.map(|time| now.saturating_add(time.as_millis() as u64));
         }
-        let until = self.known.lock().1?;
-        Some(until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+        let left = self.known.lock().1?.saturating_sub(now);
+        (left > 0).then(|| Duration::from_millis(left))
     }
 
     async fn count(&self, store: &dyn Store, queue: &str, name: &str) {
         // An attempt that began before the circuit opened does not prolong the pause.
-        if self.known.lock().1.is_some_and(|until| Instant::now() < until) {
+        if self.known.lock().1.is_some_and(|until| store.now_ms() < until) {
             return;
         }
         self.circuit.count(store, queue, name).await;
@@ -281,8 +282,9 @@ impl Breaker {
 
 fn read<J: Job>(
     payload: &[u8],
+    is_secret: bool,
 ) -> Result<(Box<dyn Any + Send + Sync>, Vec<Limit>), serde_json::Error> {
-    let job: J = serde_json::from_slice(payload)?;
+    let job: J = parse(payload, is_secret)?;
     let limits = job.limits();
     Ok((Box::new(job), limits))
 }
@@ -296,9 +298,26 @@ pub(super) fn taken<J: Job>(mut delivery: Delivery) -> Result<J, BoxError> {
     }
 }
 
-/// Runs one attempt; a panic of the handler is caught. Limits are checked first: a job that waits
-/// for a limit takes no slot, and none of its timeout.
-pub(crate) fn attempt(
+/// Runs one attempt. Panics of the application's code are caught, also those of values that are
+/// dropped when the attempt is cancelled. When this returns, the attempt stores no checkpoint any
+/// more.
+pub(crate) async fn attempt(
+    runner: Runner,
+    encryption: Option<PayloadEncryption>,
+    terms: Arc<PermitTerms>,
+    held: Option<Held>,
+    delivery: Delivery,
+) -> Ending {
+    let run = Arc::clone(&delivery.context.run);
+    let attempt = AssertUnwindSafe(attempt_once(runner, encryption, terms, held, delivery));
+    let ending = attempt.catch_unwind().await;
+    run.close().await;
+    ending.unwrap_or_else(|panic| Ending::Panicked(words_of(&*panic)))
+}
+
+/// Limits are checked before the handler runs: a job that waits for a limit takes no slot, and none
+/// of its timeout.
+fn attempt_once(
     runner: Runner,
     encryption: Option<PayloadEncryption>,
     terms: Arc<PermitTerms>,
@@ -333,23 +352,26 @@ pub(crate) fn attempt(
         {
             return Ending::Skipped;
         }
-        if let Some(PayloadEncryption(cipher)) = encryption {
-            match cipher.decrypt(&delivery.name, &delivery.payload) {
+        let is_secret = encryption.is_some();
+        if let Some(encryption) = encryption {
+            match encryption.decrypt(&delivery.name, &delivery.payload) {
                 Ok(payload) => delivery.payload = payload,
                 Err(error) => return Ending::Failed(error),
             }
         }
         // `limits` is the application's code: it may panic.
-        let limits = match std::panic::catch_unwind(AssertUnwindSafe(|| read(&delivery.payload))) {
-            Ok(Ok((job, limits))) => {
-                delivery.job = Some(job);
-                limits
-            }
-            Ok(Err(error)) => {
-                return Ending::Unfit(format!("its content does not fit the type: {error}"));
-            }
-            Err(panic) => return Ending::Panicked(words_of(&*panic)),
-        };
+        let limits =
+            match std::panic::catch_unwind(AssertUnwindSafe(|| read(&delivery.payload, is_secret)))
+            {
+                Ok(Ok((job, limits))) => {
+                    delivery.job = Some(job);
+                    limits
+                }
+                Ok(Err(error)) => {
+                    return Ending::Unfit(format!("its content does not fit the type: {error}"));
+                }
+                Err(panic) => return Ending::Panicked(words_of(&*panic)),
+            };
         let cancelled = delivery.context.cancelled.clone();
         let permits = match admission::admit(&terms, &delivery.context, &limits, held).await {
             Ok(Ok(permits)) => permits,
@@ -406,12 +428,4 @@ pub(crate) fn attempt(
         }
         ending
     }
-}
-
-fn words_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "without a message".into())
 }

@@ -20,6 +20,7 @@ mod limits;
 mod logs;
 mod operating;
 mod options;
+mod panics;
 mod permits;
 mod pushes;
 mod results;

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use scale_queue::outcome::Discard;
+use scale_queue::push::PushOptions;
 use scale_queue::{Error, Job, Queue, Retry, Worker};
 use serde::{Deserialize, Serialize};
 use sqlx::{Connection, MySqlConnection, PgConnection, SqliteConnection};
@@ -390,6 +392,12 @@ on_every_store! {
     a_cancelled_job_has_not_failed,
     a_revived_job_holds_its_key,
     large_dead_jobs_are_listed_and_revived,
+    jobs_of_one_push_run_in_its_order,
+}
+mod held {
+    use super::a_held_key_delays_no_other_push;
+
+    crate::on_stores! { postgres: "postgres"; a_held_key_delays_no_other_push }
 }
 mod apps {
     use super::applications_are_apart;
@@ -425,6 +433,68 @@ async fn a_push_inside_a_transaction_knows_unique_keys() -> Result<()> {
     let server = Server::start("sqlite").await?;
     let mut connection = SqliteConnection::connect(&server.url).await?;
     check(&server.queue().await?, &mut connection).await
+}
+
+#[derive(Serialize, Deserialize)]
+struct Listed {
+    n: usize,
+    key: Option<String>,
+}
+
+impl Job for Listed {
+    const NAME: &'static str = "listed";
+
+    fn unique_key(&self) -> Option<String> {
+        self.key.clone()
+    }
+}
+
+/// Jobs with keys in another order than their numbers, and jobs without a key between them.
+async fn jobs_of_one_push_run_in_its_order(server: &Server) -> Result<()> {
+    const COUNT: usize = 60;
+    let queue = server.queue().await?;
+    let key = |n: usize| (!n.is_multiple_of(3)).then(|| format!("{:04}", (COUNT - n) * 7 % COUNT));
+    queue.push_many((0..COUNT).map(|n| Listed { n, key: key(n) })).await?;
+    let ran = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&ran);
+    let worker = run(Worker::new(&queue).concurrency(1).handle(move |job: Listed| {
+        seen.lock().push(job.n);
+        async {}
+    }));
+    until(&queue, "default", "all jobs", is_empty).await?;
+    worker.stop().await?;
+    assert_eq!(*ran.lock(), (0..COUNT).collect::<Vec<_>>());
+    let large = "x".repeat(1024 * 1024);
+    let push = queue.push(Plain { n: 1 }).metadata("large", &large).await;
+    assert!(matches!(push, Err(Error::TooLarge { .. })), "{push:?}");
+    let chain = queue.chain().then(Plain { n: 1 }.with(PushOptions::new().metadata("a", &large)));
+    assert!(matches!(chain.push().await, Err(Error::TooLarge { .. })));
+    Ok(())
+}
+
+/// A push that waits for an open transaction, which has pushed the same key.
+async fn a_held_key_delays_no_other_push(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    sqlx::any::install_default_drivers();
+    let mut connection = sqlx::AnyConnection::connect(&server.url).await?;
+    let mut tx = connection.begin().await?;
+    queue.push_in(&mut *tx, keyed("held")).await?;
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.push(keyed("held")).await }
+    });
+    let waits = "select count(*) from pg_locks where not granted";
+    eventually("the push to wait", async || {
+        (server.sql(waits).await.ok()?.trim() != "0").then_some(())
+    })
+    .await?;
+    join_all((0..50).map(|n| queue.push(Plain { n }).into_future())).await;
+    queue.push(keyed("other")).await?;
+    assert!(!waiting.is_finished(), "the others did not wait with it");
+    tx.commit().await?;
+    assert!(!waiting.await??.is_new);
+    assert_eq!(queue.stats("default").await?.waiting, 52);
+    Ok(())
 }
 
 /// Several processes create the outbox at the same time.

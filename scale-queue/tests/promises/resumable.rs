@@ -41,6 +41,8 @@ on_every_store! {
     failures_and_revivals_keep_the_checkpoint,
     a_checkpoint_without_the_lease_is_refused,
     steps_are_done_once,
+    an_attempt_that_is_over_stores_no_checkpoint,
+    each_step_keeps_its_cursor,
 }
 
 /// Waits until the worker is stopped.
@@ -238,5 +240,69 @@ async fn steps_are_done_once(server: &Server) -> Result<()> {
     second.stop().await?;
     assert_eq!(*log.lock(), ["fetch", "rows from 0", "row 10", "rows from 11", "clean up"]);
     assert_eq!(queue.stats("default").await?.failed_total, 0);
+    Ok(())
+}
+
+/// A task that outlives its attempt cannot overwrite the progress of the next attempt, which runs
+/// on the same worker.
+async fn an_attempt_that_is_over_stores_no_checkpoint(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    queue.push(Import("a".into())).await?;
+    let (told, mut contexts) = mpsc::unbounded_channel();
+    let worker = || {
+        let told = told.clone();
+        Worker::new(&queue).grace(Duration::ZERO).handle(move |_: Import, context: Context| {
+            told.send(context.clone()).unwrap();
+            async move {
+                if context.attempt == 1 {
+                    return Err::<(), _>("not yet");
+                }
+                std::future::pending().await
+            }
+        })
+    };
+    let first = run(worker());
+    let old = contexts.recv().await.unwrap();
+    let new = contexts.recv().await.unwrap();
+    new.checkpoint(&100).await?;
+    assert!(matches!(old.checkpoint(&1).await, Err(CheckpointError::LeaseLost)));
+    first.stop().await?;
+    assert!(matches!(new.checkpoint(&101).await, Err(CheckpointError::LeaseLost)));
+    let second = run(worker());
+    let last = contexts.recv().await.unwrap();
+    assert_eq!((last.attempt, last.cursor::<u32>()?), (2, Some(100)));
+    second.stop().await
+}
+
+/// Cursors of the job, of a step and of a step inside it.
+async fn each_step_keeps_its_cursor(server: &Server) -> Result<()> {
+    let queue = server.queue().await?;
+    queue.push(Import("a".into())).await?;
+    let seen: Arc<Mutex<Vec<[Option<u32>; 3]>>> = Arc::default();
+    let cursors = Arc::clone(&seen);
+    let worker = run(Worker::new(&queue).handle(move |_: Import, context: Context| {
+        let seen = Arc::clone(&cursors);
+        async move {
+            let mut found = [context.cursor()?, None, None];
+            context.checkpoint(&1).await?;
+            context.step("done", async |_| Ok::<(), BoxError>(())).await?;
+            let outer = context.step("outer", async |outer: Step| {
+                found[1] = outer.cursor()?;
+                outer.checkpoint(&2).await?;
+                let inner = context.step("inner", async |inner: Step| {
+                    found[2] = inner.cursor()?;
+                    inner.checkpoint(&3).await?;
+                    if found[2].is_none() { Err(BoxError::from("not yet")) } else { Ok(()) }
+                });
+                inner.await
+            });
+            let ended = outer.await;
+            seen.lock().push(found);
+            ended
+        }
+    }));
+    until(&queue, "default", "the job", |stats| stats.done_total == 1).await?;
+    worker.stop().await?;
+    assert_eq!(*seen.lock(), [[None; 3], [Some(1), Some(2), Some(3)]]);
     Ok(())
 }

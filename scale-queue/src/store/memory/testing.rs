@@ -23,8 +23,8 @@ pub(crate) struct Recorded {
 #[derive(Debug, Default)]
 pub(super) struct Testing {
     record: Mutex<Option<Vec<Recorded>>>,
-    /// True if a push waits for the end of its job.
-    inline: Mutex<bool>,
+    /// Queues whose pushes wait for the end of the job.
+    inline: Mutex<Vec<String>>,
     /// Notified after each change of a job's state.
     pub(super) changed: Notify,
 }
@@ -69,13 +69,13 @@ impl MemoryStore {
         self.testing.record.lock().iter_mut().for_each(Vec::clear);
     }
 
-    /// Lets each push wait for the end of its job.
-    pub(crate) fn set_inline(&self, inline: bool) {
-        *self.testing.inline.lock() = inline;
+    /// Lets each push to these queues wait for the end of its job.
+    pub(crate) fn set_inline(&self, queues: Vec<String>) {
+        *self.testing.inline.lock() = queues;
         self.testing.changed.notify_waiters();
     }
 
-    pub(super) fn pushed(&self, queue: &str, entries: &[Entry], answers: &[Option<Vec<u8>>]) {
+    pub(crate) fn pushed(&self, queue: &str, entries: &[Entry], answers: &[Option<Vec<u8>>]) {
         if let Some(record) = &mut *self.testing.record.lock() {
             record.extend(entries.iter().zip(answers).map(|(entry, holder)| Recorded {
                 queue: queue.to_owned(),
@@ -86,9 +86,10 @@ impl MemoryStore {
         self.testing.changed.notify_waiters();
     }
 
-    /// In inline mode, waits until a job neither waits nor runs.
+    /// In inline mode, waits until a job neither waits nor runs, or its queue is paused.
     pub(crate) async fn run_inline(&self, queue: &str, tag: &[u8]) {
-        self.until(|| !*self.testing.inline.lock() || self.has_ended(queue, tag)).await;
+        let is_inline = || self.testing.inline.lock().iter().any(|known| known == queue);
+        self.until(|| !is_inline() || self.has_ended(queue, tag)).await;
     }
 
     /// Waits until a condition on jobs holds.
@@ -109,11 +110,11 @@ impl MemoryStore {
         tokio::time::timeout(time, self.testing.changed.notified()).await.is_ok()
     }
 
-    /// Returns whether a job neither waits nor runs.
+    /// Returns whether a job does not run, nor waits in a queue that is not paused.
     fn has_ended(&self, queue: &str, tag: &[u8]) -> bool {
         self.with(queue, |lane| {
             let waiting = lane.promoted.iter().chain(&lane.suspects).chain(lane.waiting.iter());
-            !waiting.into_iter().any(|bytes| tag_of(bytes) == tag)
+            (lane.paused || !waiting.into_iter().any(|bytes| tag_of(bytes) == tag))
                 && !lane.leases.values().any(|lease| lease.jobs.contains_key(tag))
         })
     }

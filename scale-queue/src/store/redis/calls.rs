@@ -93,14 +93,18 @@ impl RedisStore {
         queue: &str,
         entries: &[Entry],
     ) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        let is_plain = |e: &&Entry| {
+        let has_key = |e: &Entry| e.unique.is_some() || e.once.is_some();
+        let joins_the_line = |e: &Entry| {
             e.delay.is_zero()
-                && e.unique.is_none()
-                && e.once.is_none()
                 && e.debounce.is_none()
                 && priority_of(&e.bytes) == Priority::Normal
                 && turn_of(&e.bytes).is_none()
         };
+        // Plain jobs are stored first, together: only those before the first job with a key, so
+        // that all are in the order of the push.
+        let keyed = entries.iter().position(|entry| has_key(entry) && joins_the_line(entry));
+        let (before, after) = entries.split_at(keyed.unwrap_or(entries.len()));
+        let is_plain = |e: &&Entry| joins_the_line(e) && !has_key(e);
         let mut call = self.call(
             &self.scripts.push,
             queue,
@@ -110,11 +114,11 @@ impl RedisStore {
             ],
         );
         call.arg(u8::from(entries.iter().any(|entry| entry.bytes.len() > LARGE)));
-        call.arg(entries.iter().filter(is_plain).count());
-        for entry in entries.iter().filter(is_plain) {
+        call.arg(before.iter().filter(is_plain).count());
+        for entry in before.iter().filter(is_plain) {
             call.arg(&entry.bytes);
         }
-        for entry in entries.iter().filter(|e| !is_plain(e)) {
+        for entry in before.iter().filter(|e| !is_plain(e)).chain(after) {
             call.arg(&entry.bytes).arg(millis(entry.delay));
             for (kind, key) in [("once", &entry.once), ("unique", &entry.unique)] {
                 let life = key.as_ref().map_or(0, |(key, life)| {
@@ -141,14 +145,11 @@ impl RedisStore {
         };
         self.tell_time(number(reply.first()));
         let mut others = reply.drain(..).skip(1);
-        let answers = entries.iter().map(|entry| {
-            if is_plain(&entry) {
-                None
-            } else {
-                others.next().and_then(bytes).filter(|h| !h.is_empty())
-            }
-        });
-        Ok(answers.collect())
+        let mut holder = || others.next().and_then(bytes).filter(|holder| !holder.is_empty());
+        let mut answers: Vec<_> =
+            before.iter().map(|entry| if is_plain(&entry) { None } else { holder() }).collect();
+        answers.extend(after.iter().map(|_| holder()));
+        Ok(answers)
     }
 
     pub(super) async fn settle_one(

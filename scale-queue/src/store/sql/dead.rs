@@ -61,7 +61,7 @@ impl SqlStore {
             let entry = Entry { bytes, unique: then.unique().cloned(), ..Entry::default() };
             // Another job holds its unique key: the transaction is rolled back, and the job stays
             // dead.
-            if push_one(self.texts, &mut tx, &self.app_text, queue, &entry).await?.is_some() {
+            if push_one(self.texts, &mut tx, &self.app_text, queue, &entry, None).await?.is_some() {
                 return Ok(false);
             }
             self.fold(&mut tx, queue, 0, 0, -1).await?;

@@ -5,6 +5,7 @@
 //! relay that dies between push and delete pushes the job again, and the store rejects the second
 //! push by the job's id.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use scale_sql::{Connection, System};
@@ -73,7 +74,7 @@ pub(crate) async fn enlist(
         let know = texts.push.know.bind(app.clone()).bind(queue);
         know.execute(&mut connection).await.map_err(failed)?;
     }
-    let holder = push_one(texts, &mut connection, &app, queue, entry).await?;
+    let holder = push_one(texts, &mut connection, &app, queue, entry, None).await?;
     if holder.is_none() {
         notify(texts, &mut connection, format!("{app}/{queue}")).await?;
     }
@@ -131,6 +132,14 @@ pub(crate) async fn move_rows(
     if adopt {
         texts.adopt.bind(app.clone()).execute(&mut *connection).await.map_err(failed)?;
     }
+    let mut first = async |statement: &scale_sql::Statement| {
+        let row = statement.bind(app.clone()).fetch_optional(&mut *connection).await?;
+        row.map(|row| row.get::<i64>(0)).transpose()
+    };
+    let mine = first(&texts.first_unlocked).await.map_err(failed)?;
+    if mine.is_none() || first(&texts.oldest).await.map_err(failed)? != mine {
+        return Ok(0);
+    }
     let rows =
         texts.take.bind(app).bind(BATCH).fetch_all(&mut *connection).await.map_err(failed)?;
     let now_ms = store.now_ms();
@@ -146,7 +155,7 @@ pub(crate) async fn move_rows(
         if failed_queues.contains(queue) {
             continue;
         }
-        let entries: Vec<_> = same.iter().map(|row| row.entry.clone()).collect();
+        let entries = current(same);
         // Other queues may be on another node of a Cluster, which answers.
         if let Err(error) = store.push(queue, &entries).await {
             failed_queues.push(queue.clone());
@@ -206,10 +215,33 @@ pub(crate) async fn migrate(database: &scale_sql::Database) -> Result<(), Error>
     Ok(schema::OUTBOX.migrate(database).await?)
 }
 
+/// Returns the entries of rows of a queue, without debounced ones whose content was replaced before
+/// they were due.
+fn current(rows: &[OutboxRow]) -> Vec<Entry> {
+    // By key: position of the last push, the time of the first push, and the time at which the job
+    // is due.
+    let mut debounced: HashMap<&str, (usize, u64, u64)> = HashMap::new();
+    let mut entries: Vec<_> = rows.iter().map(|row| Some(&row.entry)).collect();
+    for (place, row) in rows.iter().enumerate() {
+        let Some(Debounce { key, at_most }) = &row.entry.debounce else { continue };
+        let known = debounced.get(key.as_str()).filter(|(.., due)| row.pushed_ms < *due);
+        let first = known.map_or(row.pushed_ms, |(_, first, _)| *first);
+        if let Some((replaced, ..)) = known {
+            entries[*replaced] = None;
+        }
+        let due = (row.pushed_ms + row.delay_ms).min(first.saturating_add(millis(*at_most) as u64));
+        debounced.insert(key, (place, first, due));
+    }
+    entries.into_iter().flatten().cloned().collect()
+}
+
 /// A row of the outbox.
 struct OutboxRow {
     number: i64,
     queue: String,
+    pushed_ms: u64,
+    /// Delay from the push.
+    delay_ms: u64,
     entry: Entry,
 }
 
@@ -222,12 +254,14 @@ impl OutboxRow {
         };
         let bytes: Vec<u8> = row.get(6)?;
         // The delay began with the push.
-        let waited = now_ms.saturating_sub(pushed_ms(&bytes).unwrap_or(now_ms));
-        let delay = time(row.get(3)?).saturating_sub(Duration::from_millis(waited));
+        let pushed_ms = pushed_ms(&bytes).unwrap_or(now_ms);
+        let delay_ms = row.get::<i64>(3)?.max(0) as u64;
+        let waited = now_ms.saturating_sub(pushed_ms);
+        let delay = Duration::from_millis(delay_ms.saturating_sub(waited));
         // A job that was moved already is refused by its own key, or by its id.
         let once = keyed(9)?.or(Some((row.get(1)?, REMEMBERED)));
         let debounce = keyed(7)?.map(|(key, at_most)| Debounce { key, at_most });
         let entry = Entry { bytes, delay, unique: keyed(4)?, once, debounce };
-        Ok(Self { number: row.get(0)?, queue: row.get(2)?, entry })
+        Ok(Self { number: row.get(0)?, queue: row.get(2)?, pushed_ms, delay_ms, entry })
     }
 }

@@ -60,10 +60,17 @@ impl SqlStore {
                 }
             });
             answers.resize(entries.len(), None);
+            // One time for all, so that jobs of one push are in the order of their ids.
+            let now_ms = if entries.len() > 1 {
+                let clock = self.texts.push.clock.query().fetch_one(&mut connection).await;
+                Some(clock.and_then(|row| row.get::<i64>(0)).map_err(failed)?)
+            } else {
+                None
+            };
+            let (texts, app) = (self.texts, &self.app_text);
             for n in order {
                 answers[n] =
-                    push_one(self.texts, &mut connection, &self.app_text, queue, &entries[n])
-                        .await?;
+                    push_one(texts, &mut connection, app, queue, &entries[n], now_ms).await?;
             }
         }
         self.notify(&mut connection, self.payload(queue)).await?;
@@ -132,6 +139,7 @@ pub(super) async fn push_one(
     app: &str,
     queue: &str,
     entry: &Entry,
+    now_ms: Option<i64>,
 ) -> Result<Option<Vec<u8>>, Error> {
     let id = hex(tag_of(&entry.bytes));
     let of = |statement: &scale_sql::Statement| statement.bind(app).bind(queue);
@@ -168,7 +176,8 @@ pub(super) async fn push_one(
     let push = push
         .bind(unique.as_ref().map_or(0, |(_, life)| *life))
         .bind(entry.bytes.clone())
-        .bind(rank_of(&entry.bytes));
+        .bind(rank_of(&entry.bytes))
+        .bind(now_ms);
     // The holder may end between the refused insert and the read of the holder. Then the insert is
     // repeated.
     for _ in 0..10 {

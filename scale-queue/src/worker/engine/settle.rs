@@ -77,7 +77,7 @@ impl Engine {
                 .retry_until_ms
                 .map(|until| Duration::from_millis(until.saturating_sub(now_ms))),
         };
-        let verdict = ending.verdict(&policy, fastrand::f64());
+        let verdict = ending.judged(&policy, fastrand::f64());
         self.tell(number, Some(&envelope), since.elapsed(), || {
             outcome_of(&verdict, skipped, withdrawn)
         });

@@ -25,7 +25,7 @@ scale_sql::statements! {
         where app = $1 and queue = $2 and unique_key = $3 and id = $4";
     push = "{insert} scale_queue_jobs \
             (id, app, queue, due_ms, group_key, unique_key, unique_until_ms, body, suspect) \
-        values ($1, $2, $3, {now} + $4, $5, $6, {now} + $7, $8, $9) {or_nothing}";
+        values ($1, $2, $3, coalesce($10, {now}) + $4, $5, $6, {now} + $7, $8, $9) {or_nothing}";
     // PostgreSQL only: pushes many jobs without keys in one round trip.
     push_plain = "with pushed as (\
             insert into scale_queue_jobs (id, app, queue, due_ms, body) \
