@@ -1,4 +1,5 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(feature = "sqlite", doc = include_str!("../README.md"))]
+#![cfg_attr(not(feature = "sqlite"), doc = "See the [README](https://crates.io/crates/scale-db).")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(doc)]

@@ -1,4 +1,8 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(feature = "axum", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "axum"),
+    doc = "See the [README](https://crates.io/crates/scale-session)."
+)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(doc)]
