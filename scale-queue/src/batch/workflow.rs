@@ -148,14 +148,19 @@ impl Queue {
     /// Returns the state of a workflow and of its jobs; `None` if it is unknown or forgotten. A
     /// batch has no nodes.
     pub async fn workflow_status(&self, id: &str) -> Result<Option<WorkflowStatus>, Error> {
-        let Some((tally, plan)) = self.store().batch(id).await? else { return Ok(None) };
+        let Some((mut tally, plan)) = self.store().batch(id).await? else { return Ok(None) };
         let plan = Plan::read(&plan)?;
         let nodes = plan.nodes();
-        let ends = if nodes.is_empty() || tally.followed {
-            Vec::new()
-        } else {
-            self.store().ends(id, nodes.len() as u32).await?
-        };
+        let mut ends = Vec::new();
+        if !nodes.is_empty() && !tally.followed {
+            ends = self.store().ends(id, nodes.len() as u32).await?;
+            // It may have been concluded since: then its ends are gone.
+            if ends.len() < nodes.len().min((tally.done + tally.dead) as usize)
+                && let Some((now, _)) = self.store().batch(id).await?
+            {
+                tally = now;
+            }
+        }
         let stuck = end::stuck_nodes(&plan, &ends);
         let end_of =
             |number: u32| ends.iter().find(|(known, _)| *known == number).map(|(_, end)| *end);
