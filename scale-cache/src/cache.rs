@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use scale_core::circuit_breaker::{self, CircuitBreaker};
+use scale_common::circuit_breaker::{self, CircuitBreaker};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

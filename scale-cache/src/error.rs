@@ -84,7 +84,7 @@ impl Error {
     /// Returns the error for an unsupported address. It names the scheme alone, because the rest
     /// may contain a password.
     pub(crate) fn address(url: &str) -> Self {
-        Self::Address(scale_core::address::shown_scheme(url))
+        Self::Address(scale_common::address::shown_scheme(url))
     }
 
     /// Creates the error of a store that has refused a command. Other commands may succeed, so the

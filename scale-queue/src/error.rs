@@ -90,7 +90,7 @@ pub enum Error {
 impl Error {
     /// Creates an address error that contains only the scheme: the rest may contain a password.
     pub(crate) fn address(url: &str) -> Self {
-        Self::unsupported(&scale_core::address::shown_scheme(url))
+        Self::unsupported(&scale_common::address::shown_scheme(url))
     }
 
     pub(crate) fn unsupported(address: &str) -> Self {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cookie::Cookie;
 use http::HeaderValue;
-use scale_core::cookies::cookies;
+use scale_common::cookies::cookies;
 use serde::{Deserialize, Deserializer};
 
 use crate::error::Error;

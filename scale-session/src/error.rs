@@ -82,7 +82,7 @@ impl Error {
     /// Returns the error for an unsupported address. It names the scheme alone, because the rest
     /// may contain a password.
     pub(crate) fn address(url: &str) -> Self {
-        Self::unsupported(&scale_core::address::shown_scheme(url))
+        Self::unsupported(&scale_common::address::shown_scheme(url))
     }
 
     pub(crate) fn unsupported(address: &str) -> Self {

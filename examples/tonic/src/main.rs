@@ -1,9 +1,10 @@
-//! Sessions in tonic. `cargo run -p tonic-example`, or with `SHARED=redis://…` for several servers:
-//! the same code.
+//! Sessions and limits in tonic: `cargo run`, or with `SHARED=redis://…` for several servers.
 //!
 //! The service is gRPC's own health check, so that the example needs no protobuf compiler. It
 //! counts how often a visitor has called it.
 
+use scale_limit::client::ClientIp;
+use scale_limit::{LimitLayer, Limiter, Policy};
 use scale_session::{Config, Session, SessionLayer};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -44,11 +45,21 @@ impl Health for Visits {
     }
 }
 
+/// Connects the layers: sessions, and a limit of five calls a minute for each client.
+async fn layers(shared: &str) -> anyhow::Result<(SessionLayer, LimitLayer)> {
+    let sessions = SessionLayer::connect(shared, "visits", Config::default()).await?;
+    let (limiter, clients) = (Limiter::connect(shared, "visits").await?, ClientIp::direct());
+    let limits = LimitLayer::new(limiter)
+        .policy(Policy::per_minute("calls", 5), move |head| clients.key(head));
+    Ok((sessions, limits))
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let shared = std::env::var("SHARED").unwrap_or_else(|_| "memory:".into());
-    let sessions = SessionLayer::connect(&shared, "tonic", Config::default()).await?;
+    let (sessions, limits) = layers(&shared).await?;
     Ok(Server::builder()
+        .layer(limits)
         .layer(sessions)
         .add_service(HealthServer::new(Visits))
         .serve(([127, 0, 0, 1], 50_051).into())
@@ -64,11 +75,13 @@ mod tests {
     use tonic_health::pb::health_client::HealthClient;
 
     #[tokio::test]
-    async fn visits_are_counted_for_each_visitor() -> anyhow::Result<()> {
+    async fn visits_are_counted_for_each_visitor_and_limited_for_each_client() -> anyhow::Result<()>
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = format!("http://{}", listener.local_addr()?);
-        let sessions = SessionLayer::connect("memory:", "tonic", Config::default()).await?;
-        let server = Server::builder().layer(sessions).add_service(HealthServer::new(Visits));
+        let (sessions, limits) = layers("memory:").await?;
+        let server =
+            Server::builder().layer(limits).layer(sessions).add_service(HealthServer::new(Visits));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let client = HealthClient::new(Endpoint::from_shared(address)?.connect().await?);
         let ask = async |cookie: Option<&str>| -> anyhow::Result<Response<HealthCheckResponse>> {
@@ -92,6 +105,11 @@ mod tests {
         assert_eq!(visits(&second).as_deref(), Some(&b"2"[..]));
         assert!(second.metadata().get("set-cookie").is_none());
         assert_eq!(visits(&ask(None).await?).as_deref(), Some(&b"1"[..]), "somebody else");
+        ask(None).await?;
+        ask(None).await?;
+        let sixth = ask(None).await.unwrap_err();
+        let status = sixth.downcast::<Status>()?;
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
         Ok(())
     }
 }

@@ -21,7 +21,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use scale_core::circuit_breaker::CircuitBreaker;
+use scale_common::circuit_breaker::CircuitBreaker;
 use tokio::task::AbortHandle;
 
 use self::first_level::FirstLevel;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::header::{COOKIE, SET_COOKIE};
 use http::{HeaderValue, Request, Response};
-use scale_core::cookies::cookies;
+use scale_common::cookies::cookies;
 use tower_layer::Layer;
 use tower_service::Service;
 

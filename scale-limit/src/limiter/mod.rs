@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use scale_core::circuit_breaker::{self, CircuitBreaker};
+use scale_common::circuit_breaker::{self, CircuitBreaker};
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 

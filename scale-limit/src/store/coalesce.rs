@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use scale_core::coalesce::{Calls, Coalescer};
+use scale_common::coalesce::{Calls, Coalescer};
 
 use super::Charged;
 use crate::algorithm::Rule;

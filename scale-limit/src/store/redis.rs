@@ -21,7 +21,7 @@ use scale_redis::Keys;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 
-use scale_core::coalesce::Coalescer;
+use scale_common::coalesce::Coalescer;
 
 use super::coalesce::{ChargeKind, Charges, Group, Mode, Send, Sent, rule};
 use super::permits::{HOLD, PermitStore, Places};

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use scale_core::coalesce::{Calls, Coalescer};
+use scale_common::coalesce::{Calls, Coalescer};
 
 use crate::error::Error;
 use crate::push::target::Target;

@@ -13,7 +13,7 @@ pub(crate) mod push;
 
 use std::sync::Arc;
 
-use scale_core::coalesce::Coalescer;
+use scale_common::coalesce::Coalescer;
 
 use crate::builder::QueueBuilder;
 use crate::encryption::PayloadEncryption;

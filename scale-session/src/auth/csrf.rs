@@ -24,7 +24,7 @@ use std::task::{Context, Poll, ready};
 use data_encoding::BASE64URL_NOPAD;
 use http::header::{COOKIE, HOST, ORIGIN, SET_COOKIE, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use scale_core::cookies::cookies;
+use scale_common::cookies::cookies;
 use tower_layer::Layer;
 use tower_service::Service;
 

@@ -18,7 +18,7 @@ use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use data_encoding::BASE64URL_NOPAD;
 use parking_lot::Mutex;
-use scale_core::clock::millis;
+use scale_common::clock::millis;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use redis::{AsyncCommands, RedisError, Script, ScriptInvocation, Value};
-use scale_core::clock::{millis, ttl_millis};
+use scale_common::clock::{millis, ttl_millis};
 use scale_redis::Keys;
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use scale_core::clock;
+use scale_common::clock;
 
 /// Returns a duration in milliseconds, rounded up, at most 100 years.
 pub fn millis(span: Duration) -> i64 {

@@ -74,11 +74,11 @@ pub enum Error {
 impl Error {
     /// Creates an address error that contains only the scheme: the rest may contain a password.
     pub(crate) fn address(url: &str) -> Self {
-        Self::Address(scale_core::address::shown_scheme(url))
+        Self::Address(scale_common::address::shown_scheme(url))
     }
 
     pub(crate) fn syntax(url: &str) -> Self {
-        Self::Syntax(scale_core::address::shown_scheme(url))
+        Self::Syntax(scale_common::address::shown_scheme(url))
     }
 }
 

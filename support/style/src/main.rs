@@ -31,7 +31,7 @@ const CRATES: [&str; 5] =
     ["scale-cache", "scale-db", "scale-limit", "scale-queue", "scale-session"];
 
 /// Crates whose files must not import each other in circles, beside those with metrics.
-const SUPPORT: [&str; 3] = ["support/scale-core", "support/scale-redis", "support/scale-sql"];
+const SUPPORT: [&str; 3] = ["support/scale-common", "support/scale-redis", "support/scale-sql"];
 
 /// Folders of decisions without input or output, except for their tests.
 const POLICIES: [&str; 3] =

@@ -24,7 +24,7 @@ const PACKAGES: &[(&str, &str)] = &[
 /// Returns the full path of a server's binary; the error names its Debian package.
 ///
 /// ```
-/// let missing = testkit::require("no-such-server").unwrap_err().to_string();
+/// let missing = scale_testkit::require("no-such-server").unwrap_err().to_string();
 /// assert!(missing.contains("no-such-server"));
 /// ```
 pub fn require(name: &str) -> Result<PathBuf> {

@@ -27,7 +27,7 @@ struct Weather {
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> anyhow::Result<()> {
-/// let proxy = testkit::Proxy::start(6379).await?;
+/// let proxy = scale_testkit::Proxy::start(6379).await?;
 /// proxy.cut();      // bytes stop, but connections stay open
 /// proxy.heal();
 /// assert!(proxy.port() > 0);

@@ -9,8 +9,8 @@ use anyhow::{Result, anyhow};
 ///
 /// ```no_run
 /// # async fn example() -> anyhow::Result<()> {
-/// static REDIS: testkit::Shared<testkit::Redis> = testkit::Shared::new();
-/// let server = REDIS.get(testkit::Redis::start).await?;
+/// static REDIS: scale_testkit::Shared<scale_testkit::Redis> = scale_testkit::Shared::new();
+/// let server = REDIS.get(scale_testkit::Redis::start).await?;
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]

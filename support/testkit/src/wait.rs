@@ -14,7 +14,7 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> anyhow::Result<()> {
 /// let mut asked = 0;
-/// let answer = testkit::eventually(
+/// let answer = scale_testkit::eventually(
 ///     "the third time", async || { asked += 1; (asked == 3).then_some(asked) },
 /// ).await?;
 /// assert_eq!(answer, 3);

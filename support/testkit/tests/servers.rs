@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use testkit::{MariaDb, Postgres, Proxy, Redis, RedisCluster, RedisSentinel, eventually};
+use scale_testkit::{MariaDb, Postgres, Proxy, Redis, RedisCluster, RedisSentinel, eventually};
 
 #[tokio::test]
 async fn postgres_replicates_pauses_promotes_and_restarts() -> Result<()> {

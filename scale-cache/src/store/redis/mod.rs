@@ -22,7 +22,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
 use redis::{RedisError, Script, ScriptInvocation, Value};
-use scale_core::clock::ttl_millis;
+use scale_common::clock::ttl_millis;
 use scale_redis::{Event, Keys, Subscription};
 
 use super::{Begun, Loss, Position, Store, StoreEvent, Version};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redis::{AsyncCommands, ErrorKind, RedisError, Script, ServerErrorKind, Value};
-use scale_core::clock::millis;
+use scale_common::clock::millis;
 
 use super::{
     BATCH, Destination, Entry, LARGE, PAGE_BYTES, RedisStore, Replicas, Settlement, WorkerId,

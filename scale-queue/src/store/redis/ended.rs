@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use redis::AsyncCommands;
-use scale_core::clock::millis;
+use scale_common::clock::millis;
 
 use super::RedisStore;
 use super::calls::{allowance, failed};

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::Script;
-use scale_core::clock::millis;
+use scale_common::clock::millis;
 
 use super::RedisStore;
 use super::calls::{LineWake, allowance, failed};

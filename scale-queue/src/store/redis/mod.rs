@@ -50,7 +50,7 @@ use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use parking_lot::RwLock;
 use redis::{AsyncCommands, Script, Value};
-use scale_core::clock::{ServerClock, millis};
+use scale_common::clock::{ServerClock, millis};
 use scale_redis::{Event, Keys};
 
 use self::calls::{allowance, bytes, escaped, failed, number, strings, tags};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use redis::{AsyncCommands, Script};
-use scale_core::clock::millis;
+use scale_common::clock::millis;
 
 use super::RedisStore;
 use super::calls::failed;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use scale_core::clock::ServerClock;
+use scale_common::clock::ServerClock;
 use scale_sql::{Database, Statement, System};
 
 use super::listener::Listener;

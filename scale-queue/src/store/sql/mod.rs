@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
-use scale_core::clock::ServerClock;
+use scale_common::clock::ServerClock;
 use scale_sql::{Connection, Database, Query, Row, Statement, System, millis};
 
 pub use self::connect::{migrate, migrations};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::{RedisError, Script};
-use scale_core::clock::ttl_millis;
+use scale_common::clock::ttl_millis;
 use scale_redis::Keys;
 
 use super::{FamilyAdvance, LATE, Store};

@@ -33,7 +33,7 @@ pub struct Rules {
 ///
 /// ```
 /// use std::time::Duration;
-/// use scale_core::circuit_breaker::{CircuitBreaker, Rules};
+/// use scale_common::circuit_breaker::{CircuitBreaker, Rules};
 ///
 /// let pause = Duration::from_millis(100);
 /// let breaker =

@@ -1,7 +1,7 @@
 //! Every interleaving of the breaker's atomics, with loom:
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test -p scale-core --release --test loom
+//! RUSTFLAGS="--cfg loom" cargo test -p scale-common --release --test loom
 //! ```
 #![cfg(loom)]
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use loom::sync::Arc;
 use loom::thread;
-use scale_core::circuit_breaker::{CircuitBreaker, Rules};
+use scale_common::circuit_breaker::{CircuitBreaker, Rules};
 
 const PAUSE: u64 = 100;
 

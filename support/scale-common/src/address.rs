@@ -6,7 +6,7 @@ const LONGEST_SCHEME: usize = 20;
 /// Returns the scheme of an address in backticks, or "an address without a scheme".
 ///
 /// ```
-/// use scale_core::address::shown_scheme;
+/// use scale_common::address::shown_scheme;
 ///
 /// assert_eq!(shown_scheme("ftp://user:secret@example.com"), "`ftp`");
 /// assert_eq!(shown_scheme("/var/lib/jobs"), "an address without a scheme");

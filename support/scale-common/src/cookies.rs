@@ -5,7 +5,7 @@
 /// out, and all others are returned. A cookie without `=` has an empty value.
 ///
 /// ```
-/// use scale_core::cookies::cookies;
+/// use scale_common::cookies::cookies;
 ///
 /// let lines: [&[u8]; 2] = [b"a=1; b=\xFF; c", b"a=2=3"];
 /// assert_eq!(

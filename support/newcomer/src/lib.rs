@@ -1,0 +1,1 @@
+//! Plays a new user: see the tests.

@@ -1,0 +1,139 @@
+//! Plays a new user of the crates: makes empty projects from nothing but the READMEs, copies
+//! examples out of the tree, builds both with the packaged crates, runs them, and checks their
+//! answers.
+//!
+//! The versions of other crates are those of the project's lock file, so that the result does not
+//! change with what others publish. `NEWCOMER=all` also builds the examples with large trees.
+
+mod client;
+mod project;
+
+use anyhow::{Context, Result, ensure};
+
+use client::Client;
+use project::{Project, packages, root};
+
+#[test]
+fn the_readme_of_the_cache_loads_a_value() -> Result<()> {
+    let program = Project::of_readme("scale-cache")?.run(&[])?;
+    program.prints("Blue mug")?;
+    program.ends_well()
+}
+
+#[test]
+fn the_readme_of_the_database_reads_what_it_has_written() -> Result<()> {
+    let program = Project::of_readme("scale-db")?.run(&[])?;
+    program.prints("4200 cents")?;
+    program.ends_well()
+}
+
+#[test]
+fn the_readme_of_the_queue_runs_a_job() -> Result<()> {
+    let program = Project::of_readme("scale-queue")?.run(&[])?;
+    program.prints("order 7, attempt 1")?;
+    program.interrupt()?;
+    program.ends_well()
+}
+
+#[test]
+fn the_readme_of_the_sessions_counts_visits() -> Result<()> {
+    let (mut client, address) = Client::of_free_port()?;
+    let _program = Project::of_readme("scale-session")?.run(&[&address])?;
+    ensure!(client.get("/")?.body == "visit 1\n");
+    ensure!(client.get("/")?.body == "visit 2\n", "with the cookie");
+    ensure!(client.another().get("/")?.body == "visit 1\n", "somebody else");
+    Ok(())
+}
+
+#[test]
+fn the_readme_of_the_limits_limits_log_ins() -> Result<()> {
+    let (mut client, address) = Client::of_free_port()?;
+    let _program = Project::of_readme("scale-limit")?.run(&[&address])?;
+    for _ in 0..5 {
+        ensure!(client.post("/login", "")?.status == 200);
+    }
+    let refused = client.post("/login", "")?;
+    ensure!(refused.status == 429 && refused.head.contains("retry-after: "), "{}", refused.head);
+    ensure!(client.get("/")?.status == 200, "other pages are not limited");
+    Ok(())
+}
+
+/// Holds the conversation that each guest book answers in the same way.
+fn guest_book(example: &str) -> Result<()> {
+    let (mut client, address) = Client::of_free_port()?;
+    let program = Project::of_example(example)?.run_with(&[("ADDRESS", &address)])?;
+    let first = client.get("/").with_context(|| program.errors())?;
+    ensure!(first.body.starts_with("visit 1\n"), "{example}: {}", first.body);
+    for n in 1..=5 {
+        let written = client.post("/", &format!("text=entry+{n}"))?;
+        ensure!(written.status == 303, "{example}: {}\n{}", written.head, program.errors());
+        // The cache, and the visitor's own write.
+        ensure!(client.get("/")?.body.contains(&format!("\nentry {n}\n")), "{example}: entry {n}");
+    }
+    let refused = client.post("/", "text=too+much")?;
+    ensure!(refused.status == 429, "{example}: {}", refused.head);
+    ensure!(refused.head.contains("retry-after: "), "{example}: {}", refused.head);
+    let last = client.get("/")?;
+    ensure!(last.body.starts_with("visit 7\nentry 5\n"), "{example}: {}", last.body);
+    ensure!(!last.body.contains("too much"));
+    ensure!(client.another().get("/")?.body.starts_with("visit 1\n"), "somebody else");
+    program.prints("a new entry: entry 5")?;
+    program.interrupt()?;
+    program.ends_well()
+}
+
+#[test]
+fn the_guest_book_on_axum() -> Result<()> {
+    guest_book("axum")
+}
+
+#[test]
+fn the_guest_book_on_hyper() -> Result<()> {
+    guest_book("hyper")
+}
+
+#[test]
+fn the_guest_book_on_actix() -> Result<()> {
+    guest_book("actix")
+}
+
+#[test]
+fn grpc_on_tonic() -> Result<()> {
+    Project::of_example("tonic")?.test()
+}
+
+/// Examples with large trees of their own, in `./test --all`.
+#[test]
+fn larger_frameworks() -> Result<()> {
+    if std::env::var("NEWCOMER").is_ok_and(|value| value == "all") {
+        for example in ["poem", "salvo"] {
+            guest_book(example)?;
+        }
+    }
+    Ok(())
+}
+
+/// The application of the examples does not depend on the framework.
+#[test]
+fn each_guest_book_is_the_same_application() -> Result<()> {
+    let of = |example: &str| {
+        std::fs::read_to_string(root().join(format!("examples/{example}/src/guestbook.rs")))
+    };
+    let axum = of("axum")?;
+    for example in ["hyper", "actix", "poem", "salvo"] {
+        ensure!(of(example)? == axum, "examples/{example}/src/guestbook.rs differs");
+    }
+    Ok(())
+}
+
+/// The manifests of the examples name nothing of the workspace.
+#[test]
+fn each_example_can_be_copied() -> Result<()> {
+    for example in ["axum", "hyper", "actix", "tonic", "poem", "salvo"] {
+        let manifest = root().join(format!("examples/{example}/Cargo.toml"));
+        let text = std::fs::read_to_string(manifest)?;
+        ensure!(!text.contains("workspace") && !text.contains("path ="), "{example}: {text}");
+    }
+    ensure!(packages()?.len() >= 8);
+    Ok(())
+}
