@@ -6,10 +6,14 @@
 //! - The metrics in a crate's README are those in its code.
 //! - Policies name no runtime, store or database, and stores no face: data flows one way.
 //! - No three files of a crate import each other in a circle.
+//! - READMEs read well where rustdoc does not process them: no hidden lines in examples, no links
+//!   to items by their paths.
 //!
-//! `cargo run -p scale-style` in the project's root.
+//! `cargo run -p scale-style` in the project's root. `cargo run -p scale-style -- links FOLDER`
+//! checks that the links to docs.rs lead to pages and items of the documentation in that folder.
 
 mod imports;
+mod links;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -57,6 +61,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [links, folder] = &words[..]
+        && links == "links"
+    {
+        return links::check(&files, Path::new(folder));
+    }
     let mut faults = 0;
     let mut texts = BTreeMap::new();
     for file in files {
@@ -125,6 +135,9 @@ fn faults_of(file: &Path, text: &str) -> Vec<(usize, String)> {
         }
     }
     faults.extend(flow_of(file, text));
+    if file.file_name().is_some_and(|name| name == "README.md") {
+        faults.extend(links::unreadable(text));
+    }
     faults
 }
 

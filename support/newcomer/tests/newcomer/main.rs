@@ -126,6 +126,16 @@ fn each_guest_book_is_the_same_application() -> Result<()> {
     Ok(())
 }
 
+/// The project's README quotes code that is built.
+#[test]
+fn the_tour_quotes_the_guest_book() -> Result<()> {
+    let readme = std::fs::read_to_string(root().join("README.md"))?;
+    let quoted = readme.split("```rust\n").nth(1).and_then(|rest| rest.split("```").next());
+    let book = std::fs::read_to_string(root().join("examples/axum/src/guestbook.rs"))?;
+    ensure!(book.contains(quoted.context("no example")?), "the README quotes another version");
+    Ok(())
+}
+
 /// The manifests of the examples name nothing of the workspace.
 #[test]
 fn each_example_can_be_copied() -> Result<()> {

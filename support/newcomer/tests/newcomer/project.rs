@@ -140,7 +140,7 @@ impl Project {
         let folder = self.folder.path();
         let mut config = String::from("[patch.crates-io]\n");
         for (name, path) in packages()? {
-            let _ = writeln!(config, "{name} = {{ path = {path:?} }}");
+            let _ = writeln!(config, "{name} = {{ path = \"{}\" }}", path.display());
         }
         fs::create_dir(folder.join(".cargo"))?;
         fs::write(folder.join(".cargo/config.toml"), config)?;
