@@ -9,8 +9,9 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use scale_cache::{Cache, Options};
+use scale_cache::{Cache, LoadContext, Options};
 use scale_db::Db;
+use scale_db::sticky::{self, Mark};
 use scale_limit::{Limiter, Policy};
 use scale_queue::{Context, Job, Queue, Worker};
 use scale_session::{Config, Session, SessionLayer};
@@ -67,10 +68,11 @@ impl Guestbook {
     pub async fn page(&self, session: &Session) -> anyhow::Result<String> {
         let visits = session.increment("visits", 1).await?;
         let (db, options) = (self.db.clone(), Options::ttl(Duration::from_mins(5)).tag("entries"));
-        let entries = self.cache.get_or_load("newest", &options, |_| async move {
+        let entries = self.cache.get_or_load("newest", &options, |load: LoadContext| async move {
             let newest = "select text from entries order by id desc limit 10";
-            // A replica answers, if there is one.
-            sqlx::query_scalar::<_, String>(newest).fetch_all(&db).await
+            let newest = sqlx::query_scalar::<_, String>(newest).fetch_all(&db);
+            // A replica answers, if there is one that has what the last writer wrote.
+            sticky::seeing(&db, load.position().map(Mark::from_bytes), newest).await
         });
         let entries = entries.await?;
         Ok(format!("visit {visits}\n{}\n", entries.join("\n")))
@@ -79,7 +81,10 @@ impl Guestbook {
     pub async fn write(&self, text: String) -> anyhow::Result<()> {
         let insert = "insert into entries (text) values ($1)";
         sqlx::query(insert).bind(&text).execute(&self.db).await?;
-        self.cache.invalidate_tags(["entries"]).await;
+        match sticky::mark(&self.db).await {
+            Some(mark) => self.cache.invalidate_tags_at(["entries"], &mark.to_bytes()).await,
+            None => self.cache.invalidate_tags(["entries"]).await,
+        };
         self.queue.push(Announce { text }).await?;
         Ok(())
     }

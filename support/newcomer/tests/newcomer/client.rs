@@ -34,6 +34,11 @@ impl Client {
         Self { address: self.address.clone(), cookies: BTreeMap::new() }
     }
 
+    /// Asks another server from now on, as behind a load balancer.
+    pub(crate) fn moves_to(&mut self, address: &str) {
+        address.clone_into(&mut self.address);
+    }
+
     pub(crate) fn get(&mut self, path: &str) -> Result<Answer> {
         self.ask(&format!("GET {path} HTTP/1.1\r\n"), "")
     }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 
 use client::Client;
 use project::{Project, packages, root};
+use testkit::{Postgres, Redis};
 
 #[test]
 fn the_readme_of_the_cache_loads_a_value() -> Result<()> {
@@ -85,6 +86,48 @@ fn guest_book(example: &str) -> Result<()> {
 #[test]
 fn the_guest_book_on_axum() -> Result<()> {
     guest_book("axum")
+}
+
+/// The same program as a fleet: two processes with a primary, a replica and a Redis.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_guest_book_runs_on_many_servers() -> Result<()> {
+    let (postgres, redis) = tokio::try_join!(Postgres::start(1), Redis::start())?;
+    let (database, replica) = (postgres.node(0).url(), postgres.node(1).url());
+    let shared = redis.url();
+    tokio::task::spawn_blocking(move || {
+        let (mut client, first) = Client::of_free_port()?;
+        let (_, second) = Client::of_free_port()?;
+        let start = |address: &str| {
+            let (database, replica) = (("DATABASE", &*database), ("REPLICA", &*replica));
+            let variables = [("ADDRESS", address), database, replica, ("SHARED", &*shared)];
+            Project::of_example("axum")?.run_with(&variables)
+        };
+        let one = start(&first)?;
+        ensure!(client.get("/")?.body.starts_with("visit 1\n"), "{}", one.errors());
+        let programs = [one, start(&second)?];
+        for n in 1..=5 {
+            client.moves_to(if n % 2 == 0 { &first } else { &second });
+            let written = client.post("/", &format!("text=entry+{n}"))?;
+            ensure!(written.status == 303, "{}", written.head);
+            client.moves_to(if n % 2 == 0 { &second } else { &first });
+            // Another server hears of it within milliseconds.
+            project::within(|| {
+                let page = client.get("/").ok()?.body;
+                page.contains(&format!("\nentry {n}\n")).then_some(())
+            })
+            .with_context(|| format!("entry {n}"))?;
+        }
+        ensure!(client.post("/", "text=too+much")?.status == 429, "one limit for both");
+        let visits = client.get("/")?.body;
+        let visits = visits.lines().next().and_then(|line| line.strip_prefix("visit "));
+        ensure!(visits.context("no visits")?.parse::<u32>()? >= 7, "one session for both");
+        for program in programs {
+            program.interrupt()?;
+            program.ends_well()?;
+        }
+        Ok(())
+    })
+    .await?
 }
 
 #[test]

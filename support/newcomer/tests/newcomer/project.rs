@@ -231,7 +231,7 @@ impl Program {
     }
 }
 
-fn within<T>(mut done: impl FnMut() -> Option<T>) -> Result<T> {
+pub(crate) fn within<T>(mut done: impl FnMut() -> Option<T>) -> Result<T> {
     let began = Instant::now();
     loop {
         if let Some(done) = done() {
