@@ -13,7 +13,7 @@ pub(crate) fn unreadable(text: &str) -> Vec<(usize, String)> {
         let mut fault = |what: String| faults.push((number + 1, what));
         if let Some(kind) = line.strip_prefix("```") {
             in_fence = !in_fence;
-            is_rust = kind.starts_with("rust");
+            is_rust = ["rust", "no_run", "compile_fail"].iter().any(|word| kind.starts_with(word));
             if in_fence && kind.is_empty() {
                 fault("an example without a language".to_owned());
             }
@@ -26,7 +26,8 @@ pub(crate) fn unreadable(text: &str) -> Vec<(usize, String)> {
             for target in targets.filter(|target| target.contains("::") && !target.contains("//")) {
                 fault(format!("a link to an item by its path: `{target}`"));
             }
-            for name in line.split("[`").skip(1).filter_map(shortcut) {
+            let is_definition = line.starts_with("[`") && line.contains("`]: http");
+            for name in line.split("[`").skip(1).filter_map(shortcut).filter(|_| !is_definition) {
                 if !text.contains(&format!("\n[`{name}`]: ")) {
                     fault(format!("a link without an address: `{name}`"));
                 }
@@ -39,7 +40,7 @@ pub(crate) fn unreadable(text: &str) -> Vec<(usize, String)> {
 /// Returns the name of a link that has its address elsewhere, from its text on.
 fn shortcut(rest: &str) -> Option<&str> {
     let (name, after) = rest.split_once("`]")?;
-    (!name.contains('`') && !after.starts_with(['(', '[', ':'])).then_some(name)
+    (!name.contains('`') && !after.starts_with(['(', '['])).then_some(name)
 }
 
 /// Checks that the links to the crates' documentation lead to pages and items in this folder.
@@ -78,7 +79,7 @@ mod tests {
         let good = "# A\n\n```sh\n# a comment\n```\n\nSee [`A::b`], [c](http://d/e::f).\n\
             \n[`A::b`]: https://docs.rs/a\n";
         assert!(unreadable(good).is_empty(), "{:?}", unreadable(good));
-        let bad = "[`A`]\n[a](b::C)\n```rust\n# use a;\n```\n```\n```\n";
+        let bad = "[`A`]: a\n[a](b::C)\n```rust\n# use a;\n```\n```\n```\n";
         let lines: Vec<_> = unreadable(bad).into_iter().map(|(line, _)| line).collect();
         assert_eq!(lines, [1, 2, 4, 6]);
     }
