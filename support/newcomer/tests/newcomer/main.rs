@@ -175,7 +175,10 @@ fn the_tour_quotes_the_guest_book() -> Result<()> {
     let readme = std::fs::read_to_string(root().join("README.md"))?;
     let quoted = readme.split("```rust\n").nth(1).and_then(|rest| rest.split("```").next());
     let book = std::fs::read_to_string(root().join("examples/axum/src/guestbook.rs"))?;
-    ensure!(book.contains(quoted.context("no example")?), "the README quotes another version");
+    // Without the indentation of the file.
+    let lines = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
+    let quoted = lines(quoted.context("no example")?);
+    ensure!(lines(&book).contains(&quoted), "the README quotes another version");
     Ok(())
 }
 
