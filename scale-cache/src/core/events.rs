@@ -183,7 +183,7 @@ async fn listen(listening: Listening, mut news: BoxStream<'static, StoreEvent>) 
                 core.pending.hold(|has| core.versions.forget(has));
                 core.subscription.connected();
                 if core.is_whole() {
-                    core.journal.begin(store.now_us());
+                    tokio::spawn(resume_journal(Arc::clone(&core)));
                 }
                 spawn_replay(Arc::clone(&core));
             }
@@ -191,6 +191,10 @@ async fn listen(listening: Listening, mut news: BoxStream<'static, StoreEvent>) 
                 core.subscription.proven_at(asked);
                 beats += 1;
                 if core.is_whole() {
+                    // The link may have come up while the store was examined.
+                    if core.journal.has_ended() {
+                        tokio::spawn(resume_journal(Arc::clone(&core)));
+                    }
                     let (core, is_due) = (Arc::clone(&core), beats.is_multiple_of(RENEWED_EVERY));
                     tokio::spawn(async move {
                         if let Some(store) = &core.l2 {
@@ -201,6 +205,47 @@ async fn listen(listening: Listening, mut news: BoxStream<'static, StoreEvent>) 
                         }
                     });
                 }
+            }
+        }
+    }
+}
+
+/// Lets the journal begin again, if the store has lost nothing. The connection of commands may not
+/// have noticed yet that the server was restarted: then the journal still ends at the loss of the
+/// subscription, and is complete for the repair.
+async fn resume_journal(core: Arc<Core>) {
+    let Some(store) = &core.l2 else { return };
+    let heard = Heard::now(&core);
+    if matches!(core.ask(store.examine()).await, Some(Loss::Nothing)) {
+        Heard::resume(heard, &core);
+    } else {
+        examine(&core);
+    }
+}
+
+/// A time from which on events are received, as long as the link stays up.
+#[derive(Clone, Copy)]
+struct Heard {
+    since_us: u64,
+    era: u64,
+}
+
+impl Heard {
+    /// Returns the current time, if the link is up.
+    fn now(core: &Core) -> Option<Self> {
+        let store = core.l2.as_ref().filter(|_| core.subscription.is_up())?;
+        Some(Self { since_us: store.now_us(), era: core.versions.era() })
+    }
+
+    /// Lets the journal begin again at this time, if the link has stayed up since.
+    fn resume(heard: Option<Self>, core: &Core) {
+        let Some(Self { since_us, era }) = heard else { return };
+        let is_heard = || core.subscription.is_up() && core.versions.era() == era;
+        if is_heard() {
+            core.journal.resume(since_us);
+            // Lost in between.
+            if !is_heard() {
+                core.journal.end(since_us);
             }
         }
     }
@@ -217,14 +262,14 @@ async fn make_whole(examining: Examining) {
         }
         // Invalidations from here on are received, if the link is up: a mark made below has a later
         // time.
-        let heard_since = core.subscription.is_up().then(|| store.now_us());
+        let heard = Heard::now(&core);
         let loss = core.ask(store.examine()).await;
         let incarnation = store.incarnation();
         // A further loss during the repair: all invalidations are repeated.
         told = told.filter(|told| told.incarnation == incarnation);
         let is_made_good = match loss {
             Some(Loss::Nothing) => {
-                core.journal.resume(heard_since);
+                Heard::resume(heard, &core);
                 continue;
             }
             Some(Loss::Everything) => clear_all(&core, &store).await,
@@ -257,7 +302,7 @@ async fn make_whole(examining: Examining) {
             && store.incarnation() == incarnation
             && core.ask(store.settle()).await.is_some()
         {
-            core.journal.resume(heard_since);
+            Heard::resume(heard, &core);
             continue;
         }
         drop((core, store));

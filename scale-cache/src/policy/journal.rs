@@ -66,15 +66,15 @@ impl Journal {
         }
     }
 
-    /// Records that from this time on all events are received.
-    pub(crate) fn begin(&self, at_us: u64) {
-        self.0.lock().complete = (at_us, u64::MAX);
+    /// Returns whether events may be missed now.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.lock().complete.1 != u64::MAX
     }
 
-    /// Does the same if there is a time, unless the record has begun already.
-    pub(crate) fn resume(&self, at_us: Option<u64>) {
+    /// Records that from this time on all events are received, unless the record has begun already.
+    pub(crate) fn resume(&self, at_us: u64) {
         let complete = &mut self.0.lock().complete;
-        if let Some(at_us) = at_us.filter(|_| complete.1 != u64::MAX) {
+        if complete.1 != u64::MAX {
             *complete = (at_us, u64::MAX);
         }
     }
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded_and_says_so() {
         let journal = Journal::default();
-        journal.begin(5);
+        journal.resume(5);
         for n in 0..MOST {
             journal.note(10 + n as u64, key(n));
         }
@@ -131,7 +131,7 @@ mod tests {
             journal.since(9_000_000).1 && !journal.since(9_000_002 + PROVEN_US).1,
             "nothing is known of the time after"
         );
-        journal.resume(Some(9_000_000));
+        journal.resume(9_000_000);
         let (new, complete) = journal.since(9_000_000);
         assert_eq!((new.len(), complete), (all.len(), true));
     }
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn one_name_over_and_over_takes_no_room() {
         let journal = Journal::default();
-        journal.begin(0);
+        journal.resume(0);
         for n in 0..10 * MOST {
             journal.note(n as u64, key(7));
         }
