@@ -154,8 +154,3 @@ async fn stopped() {
         _ = terminate.recv() => {}
     }
 }
-
-/// Compiles and runs the README's examples.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-mod readme {}
