@@ -13,6 +13,7 @@ use crate::error::Error;
 /// ```
 /// let config = scale_cache::Config::new("memory:").max_bytes(64 << 20);
 /// ```
+#[must_use]
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {

@@ -17,6 +17,7 @@ pub(crate) const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
 ///     .tag("product:7")
 ///     .stale_if_error(Duration::from_hours(1));
 /// ```
+#[must_use]
 #[derive(Clone, Debug)]
 pub struct Options {
     pub(crate) ttl: Duration,

@@ -10,6 +10,7 @@ use crate::dialect::Dialect;
 /// A node, the first one or another. In code it is made from an address, or from sqlx's connection
 /// options (`PgConnectOptions`, …). In a file it is an address, or a table with `url`, `weight` and
 /// `max_connections`.
+#[must_use]
 #[derive(Clone, Deserialize)]
 #[serde(from = "Form")]
 #[non_exhaustive]

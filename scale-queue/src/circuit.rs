@@ -23,6 +23,7 @@ use crate::store::{Admission, RateRequest, Store};
 /// const PARTNER: Circuit =
 ///     Circuit::after(20, Duration::from_secs(60)).pause(Duration::from_secs(300));
 /// ```
+#[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Circuit {
     failures: u32,

@@ -39,6 +39,7 @@ pub(crate) const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
 ///     Limit::rate("partner-api", 100, Duration::from_secs(60)),
 /// ];
 /// ```
+#[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     pub(crate) key: String,

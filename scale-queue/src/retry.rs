@@ -25,6 +25,7 @@ const MOST_ATTEMPTS: u16 = u16::MAX >> 1;
 ///     .longest(Duration::from_hours(6));
 /// const STEADY: Retry = Retry::custom(5, |failed| Duration::from_mins(failed as u64 * 10));
 /// ```
+#[must_use]
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
     attempts: u16,

@@ -426,6 +426,7 @@ impl Drop for Inline {
 /// assert!(handler(7, TestContext::new().attempt(2).context()).await.is_ok());
 /// # }
 /// ```
+#[must_use]
 #[derive(Clone, Debug)]
 pub struct TestContext(Context);
 

@@ -58,6 +58,7 @@ const LONGEST: Duration = Duration::from_hours(10 * 365 * 24);
 /// use std::time::Duration;
 /// let config = scale_session::Config::default().idle_timeout(Duration::from_hours(1));
 /// ```
+#[must_use]
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {

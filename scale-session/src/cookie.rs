@@ -31,6 +31,7 @@ pub enum SameSite {
 
 /// Attributes of the session cookie. The default is the strictest form for a site on HTTPS:
 /// `__Host-session`, `Secure`, `HttpOnly`, `SameSite=Lax`, `Path=/`.
+#[must_use]
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CookiePolicy {

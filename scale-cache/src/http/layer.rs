@@ -12,6 +12,7 @@ use super::state::{OriginalUri, ServiceState, Settings, Shared};
 use crate::cache::Cache;
 
 /// Caches the responses of any `tower` service of `http` requests. See the [module](crate::http).
+#[must_use]
 #[derive(Clone, Debug)]
 pub struct HttpCacheLayer {
     settings: Settings,

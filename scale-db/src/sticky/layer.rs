@@ -25,6 +25,7 @@ use crate::db::Db;
 /// let layer = scale_db::StickyLayer::new(db);
 /// # Ok(()) }
 /// ```
+#[must_use]
 #[derive(Debug)]
 pub struct StickyLayer<DB: Backend> {
     db: Db<DB>,

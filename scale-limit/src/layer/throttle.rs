@@ -39,6 +39,7 @@ type RealCost = dyn Fn(StatusCode, &HeaderMap) -> u32 + Send + Sync;
 ///     .method(Method::POST)
 ///     .real_cost(|status, _| u32::from(status == StatusCode::UNAUTHORIZED));
 /// ```
+#[must_use]
 #[derive(Clone)]
 pub struct Throttle {
     select: Select,

@@ -90,6 +90,7 @@ type Authorizer = dyn Fn(&Parts) -> bool + Send + Sync;
 /// // axum: Router::new().nest_service("/admin/queues", dashboard)
 /// # #[derive(Clone)] struct IsAdmin;
 /// ```
+#[must_use]
 #[derive(Clone)]
 pub struct Dashboard {
     queue: Queue,

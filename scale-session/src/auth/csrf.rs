@@ -50,6 +50,7 @@ static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 ///
 /// let layer = CsrfLayer::new().trust("https://accounts.example.com").except("/webhooks/");
 /// ```
+#[must_use]
 #[derive(Clone, Debug, Default)]
 pub struct CsrfLayer(Arc<Rules>);
 

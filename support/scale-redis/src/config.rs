@@ -12,6 +12,7 @@ use serde::Deserialize;
 /// let config = scale_redis::Config::new("redis://127.0.0.1")
 ///     .response_timeout(Duration::from_millis(100));
 /// ```
+#[must_use]
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {

@@ -63,6 +63,7 @@ impl Places {
 }
 
 /// A statement and its parameters.
+#[must_use]
 #[derive(Clone, Debug)]
 pub struct Query {
     statement: Statement,
@@ -78,7 +79,6 @@ pub struct Answer {
 
 impl Query {
     /// Adds the next parameter.
-    #[must_use]
     pub fn bind(mut self, value: impl Into<Value>) -> Self {
         self.values.push(value.into());
         self

@@ -71,6 +71,7 @@ pub struct ApiTokens {
 }
 
 /// Settings of a new token.
+#[must_use]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewApiToken {
     name: String,

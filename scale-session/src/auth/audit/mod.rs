@@ -47,6 +47,7 @@ const LONGEST: usize = 4_096;
 const PAGE: usize = 1_000;
 
 /// An event to be recorded.
+#[must_use]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Event {
     /// Actor of the event.

@@ -7,6 +7,7 @@ use crate::auth::error::Error;
 
 /// Rules for new passwords. They do not require certain characters: ASVS 6.2.5 and NIST SP
 /// 800-63B-4 advise against that.
+#[must_use]
 #[derive(Clone, Debug)]
 pub struct Rules {
     least: usize,
