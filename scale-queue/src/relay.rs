@@ -12,7 +12,7 @@ use crate::queue::Queue;
 use crate::store::{Enlist, outbox};
 
 /// Moves jobs from a database's outbox into a queue with another store, usually Redis. Any number
-/// of relays may run.
+/// of relays may run: one at a time moves jobs, in the order of their pushes.
 ///
 /// ```no_run
 /// # async fn example(
