@@ -24,15 +24,16 @@ impl Pushes {
 }
 
 impl Calls for Pushes {
-    /// Queue, and tokio runtime of the callers.
-    type Key = (Arc<str>, tokio::runtime::Id);
+    /// Queue, tokio runtime of the callers, and whether the pushes may wait for a transaction of
+    /// the application: then others do not wait with them.
+    type Key = (Arc<str>, tokio::runtime::Id, bool);
     type Request = Entry;
     type Answer = Answer;
     const AT_ONCE: usize = 1;
     const BATCH: usize = 1_000;
     const DROPS_ABANDONED: bool = false;
 
-    async fn call(&self, (queue, _): &Self::Key, entries: Vec<Entry>) -> Vec<Answer> {
+    async fn call(&self, (queue, ..): &Self::Key, entries: Vec<Entry>) -> Vec<Answer> {
         match self.0.push(queue, &entries).await {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
             Err(error) if entries.len() > 1 && error.is_refusal() => {
@@ -48,17 +49,14 @@ impl Calls for Pushes {
     }
 }
 
-/// Pushes one job in a call of its own. Dropping the future does not cancel the push.
-pub(crate) async fn push_alone(target: &Target, queue: &str, entry: Entry) -> Answer {
-    let (target, queue) = (target.clone(), queue.to_owned());
-    let pushing = tokio::spawn(async move { target.push(&queue, &[entry]).await });
-    let holders = pushing.await.map_err(|_| Error::store("the runtime shuts down"))??;
-    Ok(holders.into_iter().next().flatten())
-}
-
 /// Pushes one job. Dropping the future does not cancel the push.
-pub(crate) async fn push(pushes: &Arc<Coalescer<Pushes>>, queue: &str, entry: Entry) -> Answer {
-    let key = (queue.into(), tokio::runtime::Handle::current().id());
+pub(crate) async fn push(
+    pushes: &Arc<Coalescer<Pushes>>,
+    queue: &str,
+    entry: Entry,
+    may_wait: bool,
+) -> Answer {
+    let key = (queue.into(), tokio::runtime::Handle::current().id(), may_wait);
     let answer = pushes.send(key, entry).await;
     answer.unwrap_or_else(|| Err(Error::store("the runtime shuts down")))
 }

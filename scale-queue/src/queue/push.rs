@@ -127,11 +127,8 @@ impl Queue {
         entry: Entry,
     ) -> Result<Pushed, Error> {
         let queue = checked(queue)?;
-        let holder = if self.store().enlists() && waits_for_transactions(&entry) {
-            coalesce::push_alone(&self.target, queue, entry).await?
-        } else {
-            coalesce::push(&self.pushes, queue, entry).await?
-        };
+        let may_wait = self.store().enlists() && waits_for_transactions(&entry);
+        let holder = coalesce::push(&self.pushes, queue, entry, may_wait).await?;
         let pushed = verdict(id, holder);
         count_pushed(queue, usize::from(pushed.is_new));
         if pushed.is_new {
@@ -142,7 +139,7 @@ impl Queue {
 }
 
 /// Returns whether the push of a job to a database may wait for a transaction of the application
-/// that has pushed one of the same key or group. Others do not wait with it.
+/// that has pushed one of the same key or group.
 fn waits_for_transactions(entry: &Entry) -> bool {
     let Entry { unique, once, debounce, bytes, .. } = entry;
     unique.is_some() || once.is_some() || debounce.is_some() || turn_of(bytes).is_some()

