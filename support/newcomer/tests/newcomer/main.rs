@@ -16,21 +16,21 @@ use testkit::{Postgres, Redis};
 
 #[test]
 fn the_readme_of_the_cache_loads_a_value() -> Result<()> {
-    let program = Project::of_readme("scale-cache")?.run(&[])?;
+    let program = Project::of_readme("scale-cache")?.built()?.run(&[])?;
     program.prints("Blue mug")?;
     program.ends_well()
 }
 
 #[test]
 fn the_readme_of_the_database_reads_what_it_has_written() -> Result<()> {
-    let program = Project::of_readme("scale-db")?.run(&[])?;
+    let program = Project::of_readme("scale-db")?.built()?.run(&[])?;
     program.prints("4200 cents")?;
     program.ends_well()
 }
 
 #[test]
 fn the_readme_of_the_queue_runs_a_job() -> Result<()> {
-    let program = Project::of_readme("scale-queue")?.run(&[])?;
+    let program = Project::of_readme("scale-queue")?.built()?.run(&[])?;
     program.prints("order 7, attempt 1")?;
     program.interrupt()?;
     program.ends_well()
@@ -38,8 +38,9 @@ fn the_readme_of_the_queue_runs_a_job() -> Result<()> {
 
 #[test]
 fn the_readme_of_the_sessions_counts_visits() -> Result<()> {
+    let project = Project::of_readme("scale-session")?.built()?;
     let (mut client, address) = Client::of_free_port()?;
-    let _program = Project::of_readme("scale-session")?.run(&[&address])?;
+    let _program = project.run(&[&address])?;
     ensure!(client.get("/")?.body == "visit 1\n");
     ensure!(client.get("/")?.body == "visit 2\n", "with the cookie");
     ensure!(client.another().get("/")?.body == "visit 1\n", "somebody else");
@@ -48,8 +49,9 @@ fn the_readme_of_the_sessions_counts_visits() -> Result<()> {
 
 #[test]
 fn the_readme_of_the_limits_limits_log_ins() -> Result<()> {
+    let project = Project::of_readme("scale-limit")?.built()?;
     let (mut client, address) = Client::of_free_port()?;
-    let _program = Project::of_readme("scale-limit")?.run(&[&address])?;
+    let _program = project.run(&[&address])?;
     for _ in 0..5 {
         ensure!(client.post("/login", "")?.status == 200);
     }
@@ -61,8 +63,9 @@ fn the_readme_of_the_limits_limits_log_ins() -> Result<()> {
 
 /// Holds the conversation that each guest book answers in the same way.
 fn guest_book(example: &str) -> Result<()> {
+    let project = Project::of_example(example)?.built()?;
     let (mut client, address) = Client::of_free_port()?;
-    let program = Project::of_example(example)?.run_with(&[("ADDRESS", &address)])?;
+    let program = project.run_with(&[("ADDRESS", &address)])?;
     let first = client.get("/").with_context(|| program.errors())?;
     ensure!(first.body.starts_with("visit 1\n"), "{example}: {}", first.body);
     for n in 1..=5 {
@@ -95,16 +98,18 @@ async fn the_guest_book_runs_on_many_servers() -> Result<()> {
     let (database, replica) = (postgres.node(0).url(), postgres.node(1).url());
     let shared = redis.url();
     tokio::task::spawn_blocking(move || {
+        let projects = [Project::of_example("axum")?, Project::of_example("axum")?];
+        let [one, another] = projects.map(Project::built);
         let (mut client, first) = Client::of_free_port()?;
         let (_, second) = Client::of_free_port()?;
-        let start = |address: &str| {
+        let start = |project: Result<Project>, address: &str| {
             let (database, replica) = (("DATABASE", &*database), ("REPLICA", &*replica));
             let variables = [("ADDRESS", address), database, replica, ("SHARED", &*shared)];
-            Project::of_example("axum")?.run_with(&variables)
+            project?.run_with(&variables)
         };
-        let one = start(&first)?;
+        let one = start(one, &first)?;
         ensure!(client.get("/")?.body.starts_with("visit 1\n"), "{}", one.errors());
-        let programs = [one, start(&second)?];
+        let programs = [one, start(another, &second)?];
         for n in 1..=5 {
             client.moves_to(if n % 2 == 0 { &first } else { &second });
             let written = client.post("/", &format!("text=entry+{n}"))?;

@@ -170,8 +170,13 @@ impl Project {
         self.start(&[], variables)
     }
 
-    fn start(self, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Program> {
+    /// Builds the project. A server's port is chosen afterwards, as this takes minutes.
+    pub(crate) fn built(self) -> Result<Self> {
         self.cargo("build")?;
+        Ok(self)
+    }
+
+    fn start(self, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Program> {
         let folder = self.folder.path();
         let (out, err) = (folder.join("out"), folder.join("err"));
         let child = Command::new(work().join("target/debug").join(&self.name))
