@@ -1,5 +1,5 @@
-//! Tables and queries. The same SQL runs on SQLite, Postgres and MariaDB; only the tables are
-//! defined three times.
+//! Queries, and the migrations of `migrations/`. The same SQL runs on SQLite, Postgres and MariaDB;
+//! only the tables are defined three times.
 
 pub(crate) mod catalogue;
 pub(crate) mod devices;
@@ -20,17 +20,17 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 use crate::app::Database;
 use crate::config::Config;
 
-/// Creates missing tables: those of the shop, and those of the queue and the sessions if they are
-/// in a database.
+/// Migrates the tables: those of the shop, and those of the queue and the sessions if they are in a
+/// database.
 pub(crate) async fn migrate(config: &Config) -> Result<()> {
     let db: Database = config.database.clone().connect().await.context("[database]")?;
-    let tables = match db.dialect() {
-        Dialect::Sqlite => include_str!("sqlite.sql"),
-        Dialect::Postgres => include_str!("postgres.sql"),
-        Dialect::MySql => include_str!("mysql.sql"),
+    let migrations = match db.dialect() {
+        Dialect::Sqlite => sqlx::migrate!("migrations/sqlite"),
+        Dialect::Postgres => sqlx::migrate!("migrations/postgres"),
+        Dialect::MySql => sqlx::migrate!("migrations/mysql"),
         other => anyhow::bail!("[database] the shop has no tables for {other:?}"),
     };
-    sqlx::raw_sql(tables).execute(&db).await.context("creating the tables")?;
+    migrations.run(db.unlimited()).await.context("[database] migrating")?;
     if System::of(&config.queue.url).is_some() {
         let pool =
             Pool::connect(&config.queue.url, &Options::default()).await.context("[queue]")?;

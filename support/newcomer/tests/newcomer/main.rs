@@ -7,6 +7,7 @@
 
 mod client;
 mod project;
+mod templates;
 
 use anyhow::{Context, Result, ensure};
 
@@ -65,7 +66,9 @@ fn the_readme_of_the_limits_limits_log_ins() -> Result<()> {
 fn guest_book(example: &str) -> Result<()> {
     let project = Project::of_example(example)?.built()?;
     let (mut client, address) = Client::of_free_port()?;
-    let program = project.run_with(&[("ADDRESS", &address)])?;
+    let port = address.rsplit(':').next().unwrap_or_default();
+    let arguments: &[&str] = if example == "loco" { &["start"] } else { &[] };
+    let program = project.start(arguments, &[("ADDRESS", &address), ("PORT", port)])?;
     let first = client.get("/").with_context(|| program.errors())?;
     ensure!(first.body.starts_with("visit 1\n"), "{example}: {}", first.body);
     for n in 1..=5 {
@@ -154,11 +157,33 @@ fn grpc_on_tonic() -> Result<()> {
 #[test]
 fn larger_frameworks() -> Result<()> {
     if std::env::var("NEWCOMER").is_ok_and(|value| value == "all") {
-        for example in ["poem", "salvo"] {
+        for example in ["poem", "salvo", "loco"] {
             guest_book(example)?;
         }
+        pages_of_leptos()?;
     }
     Ok(())
+}
+
+/// Holds the conversation of a browser without scripts.
+fn pages_of_leptos() -> Result<()> {
+    let project = Project::of_example("leptos")?.built()?;
+    let (mut client, address) = Client::of_free_port()?;
+    let program = project.run_with(&[("ADDRESS", &address)])?;
+    let first = client.get("/").with_context(|| program.errors())?;
+    ensure!(first.body.contains("visit 1"), "{}\n{}", first.body, program.errors());
+    let (_, form) = first.body.split_once("action=\"").context("no form")?;
+    let action = form.split('"').next().unwrap_or_default();
+    for n in 1..=5 {
+        let written = client.post(action, &format!("text=entry+{n}"))?;
+        ensure!(written.status == 302, "{}\n{}", written.head, program.errors());
+        ensure!(client.get("/")?.body.contains(&format!("entry {n}")), "entry {n}");
+    }
+    ensure!(client.post(action, "text=too+much")?.status == 429, "limited");
+    ensure!(client.get("/")?.body.contains("visit 7"));
+    ensure!(client.another().get("/")?.body.contains("visit 1"), "somebody else");
+    program.interrupt()?;
+    program.ends_well()
 }
 
 /// The application of the examples does not depend on the framework.
@@ -168,7 +193,7 @@ fn each_guest_book_is_the_same_application() -> Result<()> {
         std::fs::read_to_string(root().join(format!("examples/{example}/src/guestbook.rs")))
     };
     let axum = of("axum")?;
-    for example in ["hyper", "actix", "poem", "salvo"] {
+    for example in ["hyper", "actix", "poem", "salvo", "loco", "leptos"] {
         ensure!(of(example)? == axum, "examples/{example}/src/guestbook.rs differs");
     }
     Ok(())
@@ -190,11 +215,14 @@ fn the_tour_quotes_the_guest_book() -> Result<()> {
 /// The manifests of the examples name nothing of the workspace.
 #[test]
 fn each_example_can_be_copied() -> Result<()> {
-    for example in ["axum", "hyper", "actix", "tonic", "poem", "salvo"] {
-        let manifest = root().join(format!("examples/{example}/Cargo.toml"));
-        let text = std::fs::read_to_string(manifest)?;
-        ensure!(!text.contains("workspace") && !text.contains("path ="), "{example}: {text}");
+    let mut examples = 0;
+    for example in std::fs::read_dir(root().join("examples"))? {
+        let manifest = example?.path().join("Cargo.toml");
+        let Ok(text) = std::fs::read_to_string(&manifest) else { continue };
+        ensure!(!text.contains("workspace") && !text.contains("path ="), "{manifest:?}: {text}");
+        examples += 1;
     }
+    ensure!(examples >= 13, "{examples} examples");
     ensure!(packages()?.len() >= 8);
     Ok(())
 }

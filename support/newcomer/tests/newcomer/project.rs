@@ -119,16 +119,28 @@ impl Project {
         let name = manifest.lines().find_map(|line| line.strip_prefix("name = \""));
         let name = name.and_then(|name| name.strip_suffix('"')).context("no name")?;
         let project = Self::empty(name)?;
-        let into = project.folder.path();
+        succeeds(Command::new("cp").arg("-r").arg(from.join(".")).arg(project.folder.path()))?;
+        project.patched()?;
+        Ok(project)
+    }
+
+    /// Generates a project from a template, as `cargo generate` does.
+    pub(crate) fn of_template(template: &str, name: &str) -> Result<Self> {
+        let project = Self::empty(name)?;
+        let from = root().join("examples").join(template);
         succeeds(
-            Command::new("cp")
-                .arg("-r")
-                .arg(from.join("src"))
-                .arg(from.join("Cargo.toml"))
-                .arg(into),
+            Command::new("cargo-generate")
+                .args(["generate", "--silent", "--init", "--vcs", "none", "--name", name, "--path"])
+                .arg(from)
+                .current_dir(project.folder.path()),
         )?;
         project.patched()?;
         Ok(project)
+    }
+
+    /// Returns the content of a file.
+    pub(crate) fn read(&self, file: &str) -> Result<String> {
+        fs::read_to_string(self.path(file)).with_context(|| file.to_owned())
     }
 
     fn empty(name: &str) -> Result<Self> {
@@ -170,13 +182,30 @@ impl Project {
         self.start(&[], variables)
     }
 
+    /// Replaces a part of a file, as a user does with an editor.
+    pub(crate) fn set(&self, file: &str, old: &str, new: &str) -> Result<()> {
+        let text = self.read(file)?;
+        ensure!(text.contains(old), "{file}: {text}");
+        Ok(fs::write(self.path(file), text.replace(old, new))?)
+    }
+
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.folder.path().join(file)
+    }
+
+    /// Runs a command of the program to its end.
+    pub(crate) fn runs(&self, arguments: &[&str]) -> Result<()> {
+        let program = work().join("target/debug").join(&self.name);
+        succeeds(Command::new(program).args(arguments).current_dir(self.folder.path()))
+    }
+
     /// Builds the project. A server's port is chosen afterwards, as this takes minutes.
     pub(crate) fn built(self) -> Result<Self> {
         self.cargo("build")?;
         Ok(self)
     }
 
-    fn start(self, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Program> {
+    pub(crate) fn start(self, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Program> {
         let folder = self.folder.path();
         let (out, err) = (folder.join("out"), folder.join("err"));
         let child = Command::new(work().join("target/debug").join(&self.name))
@@ -187,7 +216,7 @@ impl Project {
             .stderr(fs::File::create(&err)?)
             .stdin(Stdio::null())
             .spawn()?;
-        Ok(Program { child: Running(child), out, err, _project: self })
+        Ok(Program { child: Running(child), out, err, project: self })
     }
 }
 
@@ -196,7 +225,7 @@ pub(crate) struct Program {
     child: Running,
     out: PathBuf,
     err: PathBuf,
-    _project: Project,
+    project: Project,
 }
 
 struct Running(Child);
@@ -209,6 +238,10 @@ impl Drop for Running {
 }
 
 impl Program {
+    pub(crate) fn project(&self) -> &Project {
+        &self.project
+    }
+
     pub(crate) fn errors(&self) -> String {
         fs::read_to_string(&self.err).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-create table if not exists products (
+create table products (
     id bigint not null auto_increment primary key,
     name varchar(255) not null,
     category varchar(64) not null,
@@ -8,7 +8,7 @@ create table if not exists products (
     key products_by_category (category, id)
 ) character set utf8mb4;
 
-create table if not exists users (
+create table users (
     id bigint not null auto_increment primary key,
     email varchar(255) not null unique,
     name varchar(255) not null,
@@ -16,13 +16,13 @@ create table if not exists users (
 ) character set utf8mb4;
 
 -- Browsers that have logged in to an account; the cookie's hash.
-create table if not exists devices (
+create table devices (
     token varchar(64) character set ascii collate ascii_bin primary key,
     account varchar(255) not null,
     since_ms bigint not null
 ) character set utf8mb4;
 
-create table if not exists orders (
+create table orders (
     id bigint not null auto_increment primary key,
     token varchar(255) character set ascii collate ascii_bin not null unique,
     -- The account it was placed from; empty for guests.
@@ -33,7 +33,7 @@ create table if not exists orders (
     key orders_by_account (account, id)
 ) character set utf8mb4;
 
-create table if not exists order_items (
+create table order_items (
     order_id bigint not null,
     product_id bigint not null,
     name varchar(255) not null,
@@ -44,7 +44,7 @@ create table if not exists order_items (
     foreign key (product_id) references products (id)
 ) character set utf8mb4;
 
-create table if not exists receipts (
+create table receipts (
     order_id bigint primary key,
     body text not null,
     attempt bigint not null,
@@ -53,7 +53,7 @@ create table if not exists receipts (
 ) character set utf8mb4;
 
 -- The shop sends no mail: what would go out lies here.
-create table if not exists mails (
+create table mails (
     id bigint not null auto_increment primary key,
     address varchar(255) not null,
     subject text not null,

@@ -1,4 +1,4 @@
-create table if not exists products (
+create table products (
     id integer primary key,
     name text not null,
     category text not null,
@@ -6,9 +6,9 @@ create table if not exists products (
     price_cents integer not null,
     stock integer not null check (stock >= 0)
 );
-create index if not exists products_by_category on products (category, id);
+create index products_by_category on products (category, id);
 
-create table if not exists users (
+create table users (
     id integer primary key,
     email text not null unique,
     name text not null,
@@ -16,13 +16,13 @@ create table if not exists users (
 );
 
 -- Browsers that have logged in to an account; the cookie's hash.
-create table if not exists devices (
+create table devices (
     token text primary key,
     account text not null,
     since_ms integer not null
 );
 
-create table if not exists orders (
+create table orders (
     id integer primary key,
     token text not null unique,
     -- The account it was placed from; empty for guests.
@@ -32,9 +32,9 @@ create table if not exists orders (
     placed_ms integer not null
 );
 
-create index if not exists orders_by_account on orders (account, id);
+create index orders_by_account on orders (account, id);
 
-create table if not exists order_items (
+create table order_items (
     order_id integer not null references orders (id),
     product_id integer not null references products (id),
     name text not null,
@@ -43,7 +43,7 @@ create table if not exists order_items (
     primary key (order_id, product_id)
 );
 
-create table if not exists receipts (
+create table receipts (
     order_id integer primary key references orders (id),
     body text not null,
     attempt integer not null,
@@ -51,7 +51,7 @@ create table if not exists receipts (
 );
 
 -- The shop sends no mail: what would go out lies here.
-create table if not exists mails (
+create table mails (
     id integer primary key,
     address text not null,
     subject text not null,

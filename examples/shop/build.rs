@@ -1,0 +1,5 @@
+//! Builds the shop again when there is a new migration.
+
+fn main() {
+    println!("cargo::rerun-if-changed=migrations");
+}
