@@ -1,6 +1,7 @@
 //! The cache: two levels, one load per key, and the guarantee that an invalidated value is never
 //! served.
 
+use std::fmt::{Debug, Display};
 use std::future::Future;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
@@ -20,7 +21,7 @@ use crate::core::keyspace::Keyspace;
 use crate::core::pending_invalidations::{Pending, Reach};
 use crate::core::subscription::Subscription;
 use crate::core::{Core, events};
-use crate::error::Error;
+use crate::error::{Error, LoadError};
 use crate::load_context::LoadContext;
 use crate::options::{LONGEST, Options};
 use crate::policy::journal::Journal;
@@ -145,7 +146,7 @@ impl Cache {
     /// Returns the value of a key; loads it if there is no fresh one. See [`Space::get_or_load`].
     pub async fn get_or_load<V, F, Fut, E>(
         &self,
-        key: &str,
+        key: impl Display,
         options: &Options,
         load: F,
     ) -> Result<Arc<V>, Error>
@@ -157,6 +158,25 @@ impl Cache {
     {
         Space::<V>::new(Arc::clone(&self.0), Arc::clone(&self.0.plain))
             .get_or_load_with(key, options, load)
+            .await
+    }
+
+    /// Returns the value of a key; loads it if there is no fresh one, and returns the loader's own
+    /// error. See [`Space::get_or_try_load`].
+    pub async fn get_or_try_load<V, F, Fut, E>(
+        &self,
+        key: impl Display,
+        options: &Options,
+        load: F,
+    ) -> Result<Arc<V>, LoadError<E>>
+    where
+        V: Serialize + DeserializeOwned + Send + Sync + 'static,
+        F: FnOnce(LoadContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        E: Debug + Send + Sync + 'static,
+    {
+        Space::<V>::new(Arc::clone(&self.0), Arc::clone(&self.0.plain))
+            .get_or_try_load_with(key, options, load)
             .await
     }
 

@@ -77,7 +77,7 @@ impl Config {
         }
     }
 
-    /// Sets the maximum size of the first level, in bytes.
+    /// Sets the maximum size of the first level, in bytes. Default: 128 MiB.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
         self
@@ -85,13 +85,14 @@ impl Config {
 
     /// Sets how long entries are served while the subscription to other processes is down. A
     /// shorter time bounds staleness more tightly, a longer one protects the database during an
-    /// outage of Redis.
+    /// outage of Redis. Default: 3 s.
     pub fn max_staleness_offline(mut self, time: Duration) -> Self {
         self.max_staleness_offline = time;
         self
     }
 
     /// Sets how long a call to the second level may take before the cache continues without it.
+    /// Default: 250 ms.
     pub fn store_timeout(mut self, time: Duration) -> Self {
         self.store_timeout = time;
         self
@@ -109,7 +110,7 @@ impl Config {
     }
 
     /// Sets the size in bytes from which values are compressed in the second level, if that makes
-    /// them smaller (feature `compress`).
+    /// them smaller (feature `compress`). Default: 4 KiB.
     pub fn compress_over(mut self, bytes: usize) -> Self {
         self.compress_over = bytes;
         self

@@ -99,3 +99,64 @@ impl Error {
         Self::Store(source.into().into())
     }
 }
+
+/// Reason why [`Space::get_or_try_load`](crate::Space::get_or_try_load) returned no value.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LoadError<E> {
+    /// The loader failed with this error, for this caller and all that waited for it.
+    Load(Arc<E>),
+    /// The cache failed, or a loader of another error type that this caller waited for.
+    Cache(Error),
+}
+
+impl<E> Clone for LoadError<E> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Load(error) => Self::Load(Arc::clone(error)),
+            Self::Cache(error) => Self::Cache(error.clone()),
+        }
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for LoadError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Load(error) => write!(f, "load failed: {error}"),
+            Self::Cache(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display> std::error::Error for LoadError<E> {}
+
+/// Carries an application's error, of any type, through a load.
+#[derive(Debug)]
+pub(crate) struct Carried<E>(Arc<E>);
+
+impl<E> Carried<E> {
+    pub(crate) fn new(error: E) -> Self {
+        Self(Arc::new(error))
+    }
+}
+
+impl<E: fmt::Debug> fmt::Display for Carried<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl<E: fmt::Debug> std::error::Error for Carried<E> {}
+
+impl<E: fmt::Debug + Send + Sync + 'static> LoadError<E> {
+    /// Returns the application's error, if this is one that was carried.
+    pub(crate) fn of(error: Error) -> Self {
+        match &error {
+            Error::Load(cause) => match cause.downcast_ref::<Carried<E>>() {
+                Some(Carried(own)) => Self::Load(Arc::clone(own)),
+                None => Self::Cache(error),
+            },
+            _ => Self::Cache(error),
+        }
+    }
+}

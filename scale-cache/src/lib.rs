@@ -30,8 +30,12 @@ pub mod testing;
 pub use cache::Cache;
 pub use config::Config;
 pub use core::pending_invalidations::Reach;
-pub use error::Error;
+pub use error::{Error, LoadError};
 pub use load_context::LoadContext;
 pub use metadata::{Hit, Level};
 pub use options::Options;
 pub use space::Space;
+
+// Crates whose types are a part of this interface, in the version that it uses.
+#[cfg(feature = "redis")]
+pub use scale_redis;

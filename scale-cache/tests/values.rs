@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use parking_lot::Mutex;
 use scale_cache::store::SharedMemory;
-use scale_cache::{Cache, Config, Error, Level, Options, Space};
+use scale_cache::{Cache, Config, Error, Level, LoadContext, LoadError, Options, Space};
 use serde::{Deserialize, Serialize};
 use testkit::eventually;
 
@@ -91,6 +91,37 @@ async fn what_nobody_has_is_loaded_together() -> Result<()> {
         "{failed:?}"
     );
     assert_eq!(calls.load(&space, [1]).await?.len(), 1);
+    Ok(())
+}
+
+/// An application's own error, which is no `std::error::Error`.
+#[derive(Debug, PartialEq)]
+enum Failed {
+    NotFound(u32),
+}
+
+#[tokio::test]
+async fn the_loaders_own_error_comes_back_to_all_that_waited() -> Result<()> {
+    let space = Cache::memory().space::<String>("own");
+    let load = |_: LoadContext| async {
+        tokio::task::yield_now().await;
+        Err::<String, _>(Failed::NotFound(7))
+    };
+    let (one, another) =
+        tokio::join!(space.get_or_try_load(7, load), space.get_or_try_load(7, load));
+    let (Err(LoadError::Load(one)), Err(LoadError::Load(another))) = (one, another) else {
+        panic!("not the loader's error");
+    };
+    assert_eq!(*one, Failed::NotFound(7));
+    assert!(Arc::ptr_eq(&one, &another), "one load");
+    // A caller with another type of error that waits for the same load.
+    let other = |_: LoadContext| async { Err::<String, _>(Io::other("down")) };
+    let (own, erased) = tokio::join!(space.get_or_try_load(7, load), space.get_or_load(7, other));
+    assert!(matches!(own, Err(LoadError::Load(_))));
+    assert_eq!(erased.unwrap_err().to_string(), "load failed: NotFound(7)");
+    let (erased, own) = tokio::join!(space.get_or_load(8, other), space.get_or_try_load(8, load));
+    assert!(matches!(erased, Err(Error::Load(cause)) if cause.is::<Io>()));
+    assert!(matches!(own, Err(LoadError::Cache(Error::Load(cause))) if cause.is::<Io>()));
     Ok(())
 }
 

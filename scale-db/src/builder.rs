@@ -95,67 +95,67 @@ impl<DB: Backend> Builder<DB> {
         self
     }
 
-    /// Sets the interval at which replicas are discovered.
+    /// Sets the interval at which replicas are discovered. Default: 5 s.
     pub fn discovery_interval(mut self, interval: Duration) -> Self {
         self.config.discovery_interval = interval;
         self
     }
 
-    /// Sets the maximum number of connections to each node.
+    /// Sets the maximum number of connections to each node. Default: 10.
     pub fn max_connections(mut self, count: u32) -> Self {
         self.config.max_connections = count;
         self
     }
 
-    /// Sets the number of connections to each node that are kept open even if idle.
+    /// Sets the number of connections to each node that are kept open even if idle. Default: 0.
     pub fn min_connections(mut self, count: u32) -> Self {
         self.config.min_connections = count;
         self
     }
 
-    /// Sets the longest wait for a connection.
+    /// Sets the longest wait for a connection. Default: 3 s.
     pub fn acquire_timeout(mut self, limit: Duration) -> Self {
         self.config.acquire_timeout = limit;
         self
     }
 
-    /// Sets the maximum lag of a replica that gets reads.
+    /// Sets the maximum lag of a replica that gets reads. Default: 5 s.
     pub fn max_replica_lag(mut self, limit: Duration) -> Self {
         self.config.max_replica_lag = limit;
         self
     }
 
-    /// Sets the interval at which every node is asked for role and position.
+    /// Sets the interval at which every node is asked for role and position. Default: 500 ms.
     pub fn monitor_interval(mut self, interval: Duration) -> Self {
         self.config.monitor_interval = interval;
         self
     }
 
-    /// Sets the longest wait of a write while there is no primary.
+    /// Sets the longest wait of a write while there is no primary. Default: 0.
     pub fn primary_wait(mut self, limit: Duration) -> Self {
         self.config.primary_wait = limit;
         self
     }
 
-    /// Sets the maximum duration of a statement. See [`Config::statement_timeout`].
+    /// Sets the maximum duration of a statement. Default: 30 s. See [`Config::statement_timeout`].
     pub fn statement_timeout(mut self, limit: Duration) -> Self {
         self.config.statement_timeout = limit;
         self
     }
 
-    /// Sets the longest wait for a lock.
+    /// Sets the longest wait for a lock. Default: 5 s.
     pub fn lock_timeout(mut self, limit: Duration) -> Self {
         self.config.lock_timeout = limit;
         self
     }
 
-    /// Sets the duration above which a statement is logged.
+    /// Sets the duration above which a statement is logged. Default: 500 ms.
     pub fn slow_query(mut self, limit: Duration) -> Self {
         self.config.slow_query = limit;
         self
     }
 
-    /// Sets the behaviour of reads when no replica is usable.
+    /// Sets the behaviour of reads when no replica is usable. Default: they go to the primary.
     pub fn no_replica(mut self, choice: NoReplica) -> Self {
         self.config.no_replica = choice;
         self

@@ -47,3 +47,6 @@ pub use loader::Loader;
 pub use position::Position;
 pub use replica::Replica;
 pub use sticky::StickyLayer;
+
+// Crates whose types are a part of this interface, in the version that it uses.
+pub use sqlx;

@@ -39,3 +39,8 @@ pub use limiter::Limiter;
 pub use load::LoadShed;
 pub use policy::{OnError, Policy};
 pub use request_head::RequestHead;
+
+// Crates whose types are a part of this interface, in the version that it uses.
+pub use ipnet;
+#[cfg(feature = "redis")]
+pub use scale_redis;

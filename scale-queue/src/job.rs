@@ -35,11 +35,12 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Name of the job in the store. Keep it when the type is renamed: stored jobs are identified
     /// by this name alone.
     const NAME: &'static str;
-    /// Queue to which the job is pushed by default.
+    /// Queue to which the job is pushed by default: `default`.
     const QUEUE: &'static str = "default";
-    /// Retry policy after a failure.
+    /// Retry policy after a failure. Default: ten attempts, with exponential delays.
     const RETRY: Retry = Retry::exponential(10);
     /// Maximum duration of one attempt. After it the future is dropped, and the attempt has failed.
+    /// Default: five minutes.
     const TIMEOUT: Duration = Duration::from_mins(5);
 
     /// Priority among the waiting jobs of its queue.
@@ -123,6 +124,7 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
 )]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Priority {
     /// Before all others.
     High = 0,

@@ -66,3 +66,9 @@ pub use retry::Retry;
 #[cfg(feature = "schedule")]
 pub use schedule::Scheduler;
 pub use worker::Worker;
+
+// Crates whose types are a part of this interface, in the version that it uses.
+#[cfg(feature = "redis")]
+pub use scale_redis;
+#[cfg(feature = "sql")]
+pub use sqlx;

@@ -53,12 +53,19 @@ impl Relay {
 
     /// Moves jobs until `stop` completes; `begin` begins a transaction. After an error of either
     /// side the relay waits and tries again.
+    ///
+    /// If the queue itself is in the database, transactions push into it directly, and there is
+    /// nothing to move: so a worker can run a relay whatever the store is.
     pub async fn run<DB, F, T>(self, begin: impl Fn() -> F, stop: impl Future<Output = T>)
     where
         DB: Database,
         DB::Connection: Enlist,
         F: Future<Output = Result<Transaction<'static, DB>, sqlx::Error>>,
     {
+        if !self.queue.needs_relay() {
+            stop.await;
+            return;
+        }
         let step = async || {
             let mut tx = begin().await.map_err(Error::store)?;
             let moved = self.step(&mut *tx).await?;

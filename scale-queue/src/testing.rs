@@ -38,6 +38,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! [`Queue::push_in`] pushes at once: what the test sees is as if the transaction was committed.
+//! For a rollback, use a queue in a database.
+//!
 //! A handler is an async function: call it, with a context of [`TestContext`] if it takes one.
 
 use std::collections::BTreeSet;

@@ -691,3 +691,41 @@ async fn limits_of_options_are_kept() -> Result<()> {
     assert!(matches!(late, Err(Error::Setting(_))), "it would always expire");
     Ok(())
 }
+
+/// The code under test pushes in a transaction; its test needs no tables of the queue.
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn a_push_in_a_transaction_is_recorded_and_runs() -> Result<()> {
+    let (queue, pool) = (FakeQueue::new(), sqlx::SqlitePool::connect("sqlite::memory:").await?);
+    let mut tx = pool.begin().await?;
+    queue.push_in(&mut *tx, Receipt { order: 7 }).await?;
+    tx.commit().await?;
+    queue.assert_pushed::<Receipt>(|pushed| pushed.job.order == 7 && pushed.is_new);
+    let worker = Worker::new(&queue).handle(|_: Receipt| async {});
+    let report = queue.run_pending(worker).await?;
+    assert_eq!(report.outcomes::<Receipt>(), [&Outcome::Done]);
+    assert!(!queue.needs_relay());
+    Ok(())
+}
+
+/// A relay of a queue that needs none waits for its end, without a transaction.
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn a_relay_without_an_outbox_only_waits() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let url = format!("sqlite://{}?mode=rwc", folder.path().join("jobs.db").display());
+    let queue = Queue::connect(&url, "shop").await?;
+    let begun = AtomicUsize::new(0);
+    let begin = || {
+        begun.fetch_add(1, SeqCst);
+        std::future::ready(Err::<sqlx::Transaction<'_, sqlx::Sqlite>, _>(sqlx::Error::PoolClosed))
+    };
+    let stop = async {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    };
+    scale_queue::relay::Relay::new(&queue).run(begin, stop).await;
+    assert_eq!(begun.load(SeqCst), 0);
+    Ok(())
+}

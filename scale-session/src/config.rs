@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::cookie::CookiePolicy;
 use crate::error::Error;
 
-/// Answer to a request whose session cannot be read or written.
+/// Answer to a request whose session cannot be read or written. Default: [`Self::Unavailable`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -106,32 +106,33 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Sets the time without use after which a session ends.
+    /// Sets the time without use after which a session ends. Default: 2 h.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.idle_timeout = limit;
         self
     }
 
-    /// Sets the time after its creation when a session ends.
+    /// Sets the time after its creation when a session ends. Default: 7 days.
     pub fn absolute_timeout(mut self, limit: Duration) -> Self {
         self.absolute_timeout = limit;
         self
     }
 
     /// Sets how long the old id still works after a rotation, and how long requests in progress
-    /// read the old state after a log-in.
+    /// read the old state after a log-in. Default: 10 s.
     pub fn rotation_grace(mut self, grace: Duration) -> Self {
         self.rotation_grace = grace;
         self
     }
 
-    /// Sets the attributes of the cookie.
+    /// Sets the attributes of the cookie. Default: `__Host-session`, `Secure`, `HttpOnly`,
+    /// `SameSite=Lax`, `Path=/`.
     pub fn cookie(mut self, cookie: CookiePolicy) -> Self {
         self.cookie = cookie;
         self
     }
 
-    /// Sets the answer when the store fails.
+    /// Sets the answer when the store fails. Default: [`OnStoreError::Unavailable`].
     pub fn on_store_error(mut self, choice: OnStoreError) -> Self {
         self.on_store_error = choice;
         self
@@ -139,7 +140,7 @@ impl Config {
 
     /// Sets the maximum number of a user's sessions. When there are more, the user's oldest
     /// sessions end once the client of the new session has sent its cookie. Costs one read of the
-    /// user's sessions per sign-in.
+    /// user's sessions per sign-in. Default: no limit.
     pub fn sessions_per_user(mut self, most: NonZeroU32) -> Self {
         self.sessions_per_user = Some(most);
         self

@@ -46,3 +46,9 @@ pub use session::Session;
 #[cfg(feature = "sql")]
 #[doc(hidden)]
 pub use statements::statements_of;
+
+// Crates whose types are a part of this interface, in the version that it uses.
+#[cfg(feature = "redis")]
+pub use scale_redis;
+#[cfg(feature = "sql")]
+pub use sqlx;

@@ -32,6 +32,14 @@ impl PlainHttp {
             return None;
         }
         let headers = request.headers();
+        let is_https = request.uri().scheme_str() == Some("https")
+            || says(headers, "x-forwarded-proto", "https")
+            || says(headers, "forwarded", "proto=https")
+            || says(headers, "forwarded", "proto=\"https\"");
+        let host = request.uri().host().or_else(|| headers.get(HOST)?.to_str().ok())?;
+        if is_https || is_this_machine(host) {
+            return None;
+        }
         if headers.contains_key(COOKIE)
             && config
                 .cookie
@@ -39,14 +47,6 @@ impl PlainHttp {
         {
             // The browser does send the cookie: a proxy speaks HTTPS without a header that says so.
             self.said.store(true, Relaxed);
-            return None;
-        }
-        let is_https = request.uri().scheme_str() == Some("https")
-            || says(headers, "x-forwarded-proto", "https")
-            || says(headers, "forwarded", "proto=https")
-            || says(headers, "forwarded", "proto=\"https\"");
-        let host = request.uri().host().or_else(|| headers.get(HOST)?.to_str().ok())?;
-        if is_https || is_this_machine(host) {
             return None;
         }
         Some(Plain {
@@ -103,6 +103,20 @@ fn is_this_machine(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cookie_at_this_machine_says_nothing_about_another_host() {
+        let all = Arc::<PlainHttp>::default();
+        let request = |host: &str, cookie: &str| {
+            let request = Request::builder().uri("/").header(HOST, host).header(COOKIE, cookie);
+            request.body(()).unwrap()
+        };
+        let kept = format!("__Host-session={}", "x".repeat(43));
+        assert!(all.look_for(&request("localhost:3000", &kept), &Config::default()).is_none());
+        assert!(all.look_for(&request("shop.test:8081", "a=b"), &Config::default()).is_some());
+        assert!(all.look_for(&request("shop.test:8081", &kept), &Config::default()).is_none());
+        assert!(all.look_for(&request("shop.test:8081", "a=b"), &Config::default()).is_none());
+    }
 
     #[test]
     fn plain_http_is_told_from_https_and_from_this_machine() {

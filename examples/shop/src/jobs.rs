@@ -60,21 +60,15 @@ pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = (
         })
         .handle(move |job: SendPasswordReset, _: Context| send_password_reset(links.clone(), job));
     tracing::info!("working on the queues {QUEUES:?}");
-    if queue.needs_relay() {
-        // Jobs pushed in a transaction stay in the database until the relay moves them to the
-        // queue.
-        let (done, worked) = tokio::sync::oneshot::channel::<()>();
-        let relay = Relay::new(&queue).run(|| db.begin(), async {
-            let _ = worked.await;
-        });
-        let work = async {
-            let ended = worker.run(stop).await;
-            drop(done);
-            ended
-        };
-        return Ok(tokio::join!(work, relay).0?);
-    }
-    Ok(worker.run(stop).await?)
+    // Jobs pushed in a transaction wait in the database if the queue is elsewhere.
+    let (done, worked) = tokio::sync::oneshot::channel::<()>();
+    let relay = Relay::new(&queue).run(|| db.begin(), worked);
+    let work = async {
+        let ended = worker.run(stop).await;
+        drop(done);
+        ended
+    };
+    Ok(tokio::join!(work, relay).0?)
 }
 
 async fn send_password_reset(

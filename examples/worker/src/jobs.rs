@@ -65,15 +65,15 @@ mod tests {
             smtp: None,
         };
         let queue = FakeQueue::new();
-        let worker = Worker::new(&queue)
-            .queues(["mail"])
-            .with_state(Mailer::new(&mail).unwrap())
-            .handle(welcome);
+        let worker = || {
+            let worker = Worker::new(&queue).queues(["mail"]);
+            worker.with_state(Mailer::new(&mail).unwrap()).handle(welcome)
+        };
         queue.push(Welcome { to: "ann@example.org".into() }).await.unwrap();
-        let report = queue.run_pending(worker.clone()).await.unwrap();
+        let report = queue.run_pending(worker()).await.unwrap();
         assert_eq!(report.outcomes::<Welcome>(), [&Outcome::Done]);
         queue.push(Welcome { to: "no address".into() }).await.unwrap();
-        let report = queue.run_pending(worker).await.unwrap();
+        let report = queue.run_pending(worker()).await.unwrap();
         assert!(matches!(report.outcomes::<Welcome>()[..], [Outcome::Dead { .. }]));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }

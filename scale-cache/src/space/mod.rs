@@ -3,7 +3,7 @@
 mod load_many;
 
 use std::any::Any;
-use std::fmt::{Display, Write};
+use std::fmt::{Debug, Display, Write};
 use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::core::conditional_put::TagSnapshot;
 use crate::core::keyspace::Keyspace;
 use crate::core::lookup::{LocalRead, Lookup};
 use crate::core::pending_invalidations::Reach;
-use crate::error::Error;
+use crate::error::{Carried, Error, LoadError};
 use crate::load_context::LoadContext;
 use crate::metadata::{Hit, Level};
 use crate::options::Options;
@@ -209,6 +209,63 @@ where
                 "the key has a value of another type",
             )))
         })
+    }
+
+    /// Does the same with a loader whose error is of any type, and returns that error: for an
+    /// application whose own error is no [`std::error::Error`], or decides the answer.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let users = scale_cache::Cache::memory().space::<String>("user");
+    /// use scale_cache::{LoadContext, LoadError};
+    ///
+    /// #[derive(Debug, PartialEq)]
+    /// enum AppError {
+    ///     NotFound,
+    ///     Unavailable,
+    /// }
+    ///
+    /// let load = |_: LoadContext| async { Err(AppError::NotFound) };
+    /// let error = match users.get_or_try_load(7, load).await {
+    ///     Ok(_) => panic!("there is no user 7"),
+    ///     Err(LoadError::Load(error)) => error,
+    ///     Err(_) => AppError::Unavailable.into(),
+    /// };
+    /// assert_eq!(*error, AppError::NotFound);
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`LoadError::Load`] with the loader's error, which all that waited for it share;
+    /// [`LoadError::Cache`] with the other errors of [`get_or_load`](Self::get_or_load).
+    pub async fn get_or_try_load<F, Fut, E>(
+        &self,
+        key: impl Display,
+        load: F,
+    ) -> Result<Arc<V>, LoadError<E>>
+    where
+        F: FnOnce(LoadContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        E: Debug + Send + Sync + 'static,
+    {
+        self.get_or_try_load_with(key, &self.keyspace.options, load).await
+    }
+
+    /// Does the same, with tags, TTL and other options for this key alone.
+    pub async fn get_or_try_load_with<F, Fut, E>(
+        &self,
+        key: impl Display,
+        options: &Options,
+        load: F,
+    ) -> Result<Arc<V>, LoadError<E>>
+    where
+        F: FnOnce(LoadContext) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<V, E>> + Send + 'static,
+        E: Debug + Send + Sync + 'static,
+    {
+        let load = |context| async move { load(context).await.map_err(Carried::new) };
+        self.get_or_load_with(key, options, load).await.map_err(LoadError::of)
     }
 
     /// Stores a value, regardless of loads in progress. Other processes are notified at once.

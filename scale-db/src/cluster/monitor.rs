@@ -103,12 +103,22 @@ pub(crate) async fn round<DB: Backend>(
                 let shown = lag.map_or(f64::NAN, |lag| lag.as_secs_f64());
                 metrics::gauge!("scale_db_replica_lag_seconds", "node" => node.number.to_string())
                     .set(shown);
+                if fit {
+                    node.log_change(None);
+                } else if probe.role == Role::Replica {
+                    let lag = lag.map_or_else(|| "unknown".into(), |lag| format!("{lag:.0?}"));
+                    let most = cluster.config.max_replica_lag;
+                    let reason = format!("a replica with a lag of {lag} (at most {most:?})");
+                    let reason = if node.is_stranger() { "another cluster".into() } else { reason };
+                    node.log_change(Some(&reason));
+                }
                 node.saw(probe.role, probe.log, lag, fit);
             }
             Err(cause) => {
-                tracing::debug!(
-                    node = node.number, error = %cause, "a database node does not answer",
-                );
+                match &cause {
+                    sqlx::Error::PoolTimedOut => node.log_change(Some(&"no answer in time")),
+                    cause => node.log_change(Some(cause)),
+                }
                 node.down(matches!(cause, sqlx::Error::PoolTimedOut));
                 error = Some(cause);
             }

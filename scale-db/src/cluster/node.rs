@@ -52,8 +52,16 @@ const RENEWAL: Duration = Duration::from_secs(2);
 /// latency dominates.
 const SLOW_START: u64 = 50_000_000;
 
+/// Minimum time between two lines of the log about a node's usability.
+const QUIET: Duration = Duration::from_secs(10);
+
 pub(crate) struct Node<DB: Database> {
     pub(crate) number: usize,
+    /// Host and port for the log, without a password; empty for a pool that is not this crate's
+    /// own.
+    pub(crate) place: String,
+    /// Usability of the node as last logged, and the time of that line.
+    logged: Mutex<(bool, Option<Instant>)>,
     pool: ArcSwap<Pool<DB>>,
     /// Time of the last renewal; `None` for a pool that is not this crate's own and is never
     /// replaced.
@@ -109,6 +117,8 @@ impl<DB: Database> Node<DB> {
     ) -> Self {
         Self {
             number,
+            place: String::new(),
+            logged: Mutex::new((true, None)),
             pool: ArcSwap::from_pointee(pool),
             renewed: Some(Mutex::new(Instant::now())),
             was_late: AtomicBool::new(false),
@@ -239,6 +249,23 @@ impl<DB: Database> Node<DB> {
             self.latency.fetch_max(SLOW_START, Relaxed);
         }
         self.fit.store(fit, Relaxed);
+    }
+
+    /// Logs that the node has become unusable for this reason, or usable again (`None`): once per
+    /// change, and at most every [`QUIET`].
+    pub(crate) fn log_change(&self, reason: Option<&dyn std::fmt::Display>) {
+        let mut logged = self.logged.lock();
+        let (was_usable, at) = *logged;
+        if was_usable == reason.is_none() || at.is_some_and(|at| at.elapsed() < QUIET) {
+            return;
+        }
+        *logged = (reason.is_none(), Some(Instant::now()));
+        let (node, place) = (self.number, &self.place);
+        if let Some(reason) = reason {
+            tracing::warn!(node, %place, %reason, "a database node gets no statements");
+        } else {
+            tracing::info!(node, %place, "a database node gets statements again");
+        }
     }
 
     fn set_lag(&self, lag: Option<Duration>) {

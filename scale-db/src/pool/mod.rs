@@ -213,8 +213,18 @@ impl<DB: Backend> Pools<DB> {
             }
             None => options.connect_lazy(&at.url).map_err(|_| unreadable())?,
         };
-        Ok(Node::new(number, pool, liveness, asked, at.weight))
+        let place = if dialect == Dialect::Sqlite { "" } else { place(&at.url) };
+        let mut node = Node::new(number, pool, liveness, asked, at.weight);
+        node.place = place.into();
+        Ok(node)
     }
+}
+
+/// Returns the host and port of an address: what is between the password and the path.
+fn place(url: &str) -> &str {
+    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    rest.split(['/', '?']).next().unwrap_or_default()
 }
 
 fn dialect<DB: Backend>(at: &Replica) -> Option<Dialect> {
@@ -268,6 +278,14 @@ mod tests {
             "{error}"
         );
         Ok(())
+    }
+
+    #[test]
+    fn a_place_has_no_password() {
+        assert_eq!(place("postgres://shop:se%40cret@db-1:5432/shop?sslmode=require"), "db-1:5432");
+        assert_eq!(place("mysql://shop:p/w@[::1]/shop"), "[::1]");
+        assert_eq!(place("postgres://replica"), "replica");
+        assert_eq!(place("sqlite"), "");
     }
 
     #[test]

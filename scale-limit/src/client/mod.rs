@@ -4,7 +4,7 @@ mod lists;
 mod prefix;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use http::{Extensions, HeaderMap, HeaderName};
 use ipnet::IpNet;
@@ -219,7 +219,13 @@ impl ClientIp {
         let peer = peer.to_canonical();
         match &self.header {
             Some(header) if self.trusts(peer) => self.follow(header, peer, headers),
-            _ => peer,
+            Some(_) => peer,
+            None => {
+                if is_local(peer) && headers.contains_key("x-forwarded-for") {
+                    say_what_is_ignored(peer);
+                }
+                peer
+            }
         }
     }
 
@@ -274,6 +280,25 @@ impl ClientIp {
                 Some(Key::unknown())
             }
         }
+    }
+}
+
+/// Returns whether the address is one of this machine or of a private network, as proxies have.
+fn is_local(peer: IpAddr) -> bool {
+    match peer {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_private(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local(),
+    }
+}
+
+/// Logs once that all clients of a proxy share its limits.
+fn say_what_is_ignored(peer: IpAddr) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Relaxed) {
+        tracing::warn!(
+            "{peer} sends `X-Forwarded-For`, which `ClientIp::direct` ignores: if it is a proxy, \
+             all its clients share one limit; use `ClientIp::behind` with its address"
+        );
     }
 }
 

@@ -154,7 +154,8 @@ impl Throttle {
     }
 
     /// Restricts the policy to this path, or to paths with this prefix if it ends in `*`; call
-    /// again for more paths.
+    /// again for more paths. A path is compared as it is and as servers may read it: `//login`,
+    /// `/login/`, `/./login` and `/%6cogin` are `/login`.
     pub fn path(mut self, path: &str) -> Self {
         self.paths.push(path.into());
         self
@@ -236,5 +237,64 @@ impl Throttle {
 }
 
 fn fits(pattern: &str, path: &str) -> bool {
-    pattern.strip_suffix('*').map_or(pattern == path, |start| path.starts_with(start))
+    let fits = |pattern: &str, path: &str| {
+        pattern.strip_suffix('*').map_or(pattern == path, |start| path.starts_with(start))
+    };
+    fits(pattern, path)
+        || !is_plain(path) && {
+            let pattern = if pattern.len() > 1 { pattern.trim_end_matches('/') } else { pattern };
+            fits(pattern, &plain(path))
+        }
+}
+
+/// Returns whether all servers read the path in the same way.
+fn is_plain(path: &str) -> bool {
+    let ends_open = path.len() > 1 && path.ends_with('/');
+    !(ends_open || path.contains('%') || path.contains("//") || path.contains("/."))
+}
+
+fn decoded(path: &str) -> String {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let hex = |at: usize| Some((*after.get(at)? as char).to_digit(16)? as u8);
+        let encoded = (*first == b'%').then(|| Some(hex(0)? << 4 | hex(1)?)).flatten();
+        bytes.push(encoded.unwrap_or(*first));
+        rest = if encoded.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Returns the path without encoded characters, empty and dotted segments.
+fn plain(path: &str) -> String {
+    let decoded = decoded(path);
+    let mut segments: SmallVec<[&str; 8]> = SmallVec::new();
+    for segment in decoded.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment),
+        }
+    }
+    format!("/{}", segments.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_fits_however_it_is_written() {
+        for path in
+            ["/login", "//login", "/login/", "/./login", "/a/../login", "/%6cogin", "/%2Flogin"]
+        {
+            assert!(fits("/login", path) && fits("/login/", path) != (path == "/login"), "{path}");
+            assert!(fits("/log*", path), "{path}");
+        }
+        for path in ["/", "/logins", "/login/x", "/%", "/%6", "/%zz", "/login%00"] {
+            assert!(!fits("/login", path), "{path}");
+        }
+        assert!(fits("/", "/") && fits("/", "//") && fits("/é", "/%C3%A9"));
+        assert!(fits("/a/*", "//a/b") && !fits("/a/*", "/b/a/"));
+    }
 }

@@ -35,6 +35,7 @@ pub struct Push<'q, J> {
 
 /// Result of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Pushed {
     /// Id of the stored job, or of the job that already holds the same unique key.
     pub id: JobId,

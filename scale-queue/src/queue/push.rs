@@ -97,11 +97,13 @@ impl Queue {
         let Encoded { queue, id, entry } = job;
         let queue = &*queue;
         #[cfg(feature = "testing")]
-        if let Some(fake) = &self.fake {
-            fake.pushed(queue, std::slice::from_ref(&entry), &[None]);
+        if self.fake.is_some() {
+            return self.push_entry(queue, id, entry).await;
         }
         if self.store().enlists() {
             self.store().make_known(queue).await?;
+        } else {
+            say_who_moves_jobs();
         }
         let holder = {
             let (app, direct, is_pooled) =
@@ -114,9 +116,13 @@ impl Queue {
     }
 
     /// Returns whether jobs of [`push_in`](Self::push_in) stay in an outbox until a
-    /// [`Relay`](crate::relay::Relay) moves them. If so, run a relay.
+    /// [`Relay`](crate::relay::Relay) moves them.
     #[cfg(feature = "sql")]
     pub fn needs_relay(&self) -> bool {
+        #[cfg(feature = "testing")]
+        if self.fake.is_some() {
+            return false;
+        }
         !self.store().enlists()
     }
 
@@ -180,4 +186,16 @@ fn verdict(id: JobId, holder: Option<Vec<u8>>) -> Pushed {
             Pushed { id: holder.try_into().map_or(id, JobId::from_bytes), is_new: false }
         }
     }
+}
+
+/// Logs once that jobs of transactions wait in an outbox.
+#[cfg(feature = "sql")]
+fn say_who_moves_jobs() {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    SAID.call_once(|| {
+        tracing::info!(
+            "jobs pushed in a transaction wait in the table `scale_queue_outbox`, because the \
+             queue has another store: a `scale_queue::relay::Relay` must run in some process",
+        );
+    });
 }

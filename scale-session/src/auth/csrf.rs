@@ -45,6 +45,11 @@ static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Answers 403 to requests from pages of other sites.
 ///
+/// Browsers that send no `Sec-Fetch-Site` are recognized by `Origin`, whose host must be the
+/// request's `Host`: a proxy must pass on that header (`proxy_set_header Host $host` in nginx).
+/// Refusals are logged at the level `DEBUG` with both, and counted in
+/// `scale_session_forged_requests_total`.
+///
 /// ```
 /// use scale_session::auth::CsrfLayer;
 ///
@@ -273,6 +278,9 @@ where
     fn call(&mut self, mut request: Request<Req>) -> Self::Future {
         if !self.layer.0.allow(request.method(), request.uri(), request.headers()) {
             metrics::counter!("scale_session_forged_requests_total").increment(1);
+            let headers = request.headers();
+            let [origin, host] = [ORIGIN, HOST].map(|name| headers.get(name));
+            tracing::debug!(?origin, ?host, "refused a request of another site's page");
             return CsrfFuture { allowed: None, token: None };
         }
         let token =

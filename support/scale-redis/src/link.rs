@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use redis::aio::MultiplexedConnection;
@@ -15,10 +15,14 @@ use redis::{
 };
 use tokio::sync::{mpsc, watch};
 
+use crate::address::Address;
 use crate::config::Config;
 use crate::connect::{Connector, too_late};
 
 const FIRST_DELAY: Duration = Duration::from_millis(10);
+
+/// Time after which the log says again that a server does not answer.
+const REMIND: Duration = Duration::from_mins(1);
 
 #[derive(Clone)]
 enum State {
@@ -239,11 +243,18 @@ struct LinkTask {
 impl LinkTask {
     async fn run(mut self) {
         let mut delay = FIRST_DELAY;
+        let place = self.config.url.parse::<Address>().map(|address| address.to_string());
+        let place = place.unwrap_or_default();
+        // Time of the last line of the log about a server that does not answer.
+        let mut told: Option<Instant> = None;
         loop {
             let (pushes, mut heard) = mpsc::unbounded_channel();
             match self.connector.connect(&self.config, Some(pushes)).await {
                 Ok(connection) => {
                     delay = FIRST_DELAY;
+                    if told.take().is_some() {
+                        tracing::info!(redis = %place, "connected to Redis again");
+                    }
                     self.number = self.made.fetch_add(1, Relaxed) + 1;
                     metrics::counter!("scale_redis_connects_total").increment(1);
                     self.publish.send_replace(State::Up(connection.clone(), self.number));
@@ -251,10 +262,16 @@ impl LinkTask {
                         return;
                     }
                     self.publish.send_replace(State::Connecting);
-                    tracing::warn!("lost the connection to Redis; reconnecting");
+                    tracing::warn!(redis = %place, "lost the connection to Redis; reconnecting");
+                    told = Some(Instant::now());
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "could not connect to Redis; trying again");
+                    if told.is_none_or(|told| told.elapsed() > REMIND) {
+                        tracing::warn!(redis = %place, %error, "no connection to Redis; trying");
+                        told = Some(Instant::now());
+                    } else {
+                        tracing::debug!(redis = %place, %error, "no connection to Redis");
+                    }
                     metrics::counter!("scale_redis_connect_errors_total").increment(1);
                     self.publish.send_replace(State::Down(Arc::new(error)));
                     let jittered = delay.mul_f64(0.5 + fastrand::f64() / 2.0);

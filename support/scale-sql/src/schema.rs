@@ -140,6 +140,8 @@ impl Schema {
                 connection.begin(Duration::from_secs(10)).await?;
                 let lock = Statement::new(System::Postgres, "select pg_advisory_xact_lock($1)");
                 connection.tell("set local lock_timeout = 0").await?;
+                // What `if not exists` finds is no news.
+                connection.tell("set local client_min_messages = warning").await?;
                 lock.bind(self.lock).fetch_all(&mut connection).await?;
                 connection.tell("set local lock_timeout = '10s'").await?;
                 // The migrator prepares statements: behind a pooler they would stay with the

@@ -7,6 +7,7 @@ use scale_sql::Options;
 /// All other writes may be lost in a power failure without losing a job: leases, acknowledgements,
 /// permits. The job then runs again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Synchronous {
     /// A successful push is on disk: a power failure loses none.
     #[default]

@@ -105,6 +105,7 @@ impl NewApiToken {
 
 /// A token just created.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct CreatedApiToken {
     /// The token itself: shown to its user once, and stored nowhere.
     pub secret: String,

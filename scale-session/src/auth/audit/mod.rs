@@ -49,6 +49,7 @@ const PAGE: usize = 1_000;
 /// An event to be recorded.
 #[must_use]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Event {
     /// Actor of the event.
     pub actor: String,

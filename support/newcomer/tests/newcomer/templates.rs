@@ -9,7 +9,7 @@ use crate::project::{Project, root, within};
 
 const TEMPLATES: [&str; 3] = ["axum", "worker", "shop"];
 
-/// What is generated from a template is what is built and tested here, under another name.
+/// A generated project is the example that is built and tested here, under another name.
 #[test]
 fn a_template_is_its_example() -> Result<()> {
     for template in TEMPLATES {
