@@ -2,53 +2,18 @@
 #![cfg(feature = "postgres")]
 #![allow(clippy::unwrap_used)]
 
-use std::io;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Result;
 use scale_db::Db;
 use sqlx::Postgres as Pg;
-use testkit::{Postgres, eventually};
-use tracing_subscriber::fmt::MakeWriter;
-
-/// Text of a log.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Lines {
-    fn with(&self, words: &[&str]) -> usize {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|line| words.iter().all(|word| line.contains(word))).count()
-    }
-}
-
-impl io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Lines {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
-}
+use testkit::{Log, Postgres, eventually};
 
 /// A replica that gets no reads costs nothing but the primary's time, so nobody notices without a
 /// line of the log.
 #[tokio::test]
 async fn a_replica_without_reads_is_logged_once_and_so_is_its_return() -> Result<()> {
-    let lines = Lines::default();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone());
-    let _logged = tracing::subscriber::set_default(subscriber.finish());
+    let (log, _recording) = Log::record();
     let pg = Postgres::start(1).await?;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let db = Db::<Pg>::builder(pg.node(0).url())
@@ -60,7 +25,7 @@ async fn a_replica_without_reads_is_logged_once_and_so_is_its_return() -> Result
         .await?;
     let (gone, back) = ("gets no statements", "gets statements again");
     let logged = async |what: &str, words: &[&str]| {
-        eventually(what, async || (lines.with(words) == 1).then_some(())).await
+        eventually(what, async || (log.lines_with(words) == 1).then_some(())).await
     };
     logged("the unreachable replica", &[gone, "node=2", &nobody]).await?;
     let place = format!(":{}", pg.node(1).port());
@@ -70,11 +35,11 @@ async fn a_replica_without_reads_is_logged_once_and_so_is_its_return() -> Result
     pg.node(1).pause_replay().await?;
     eventually("the line about the lag", async || {
         sqlx::query("insert into t values (1)").execute(&db).await.ok()?;
-        (lines.with(&[gone, "node=1", &place, "lag"]) == 1).then_some(())
+        (log.lines_with(&[gone, "node=1", &place, "lag"]) == 1).then_some(())
     })
     .await?;
     pg.node(1).resume_replay().await?;
     logged("the return", &[back, "node=1", &place]).await?;
-    assert_eq!((lines.with(&[gone]), lines.with(&["secret"])), (2, 0), "each once");
+    assert_eq!((log.lines_with(&[gone]), log.lines_with(&["secret"])), (2, 0), "each once");
     Ok(())
 }

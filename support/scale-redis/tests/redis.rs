@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use redis::AsyncCommands;
 use scale_redis::{Config, Event, Redis, Subscription};
-use testkit::{Proxy, RedisCluster, RedisSentinel, eventually};
+use testkit::{Log, Proxy, RedisCluster, RedisSentinel, eventually};
 
 /// Returns the next event, without link checks, which arrive at any time.
 async fn next(sub: &mut Subscription) -> Option<Event> {
@@ -36,6 +36,29 @@ async fn a_dead_server_costs_milliseconds_and_a_restart_heals() -> Result<()> {
     let value: i64 =
         eventually("the link to heal", async || redis.clone().get("k").await.ok()).await?;
     assert_eq!(value, 1);
+    Ok(())
+}
+
+/// An outage is two lines of the log, with the address and without the password.
+#[tokio::test]
+async fn an_outage_is_logged_once_and_so_is_its_end() -> Result<()> {
+    let (log, _recording) = Log::record();
+    let server = testkit::Redis::start().await?;
+    let redis = Redis::connect(&server.url()).await?;
+    let place = server.url();
+    server.kill()?;
+    eventually("the link to be known lost", async || redis.ping().await.err()).await?;
+    // Attempts to connect are 10, 20, 40, … ms apart.
+    let start = Instant::now();
+    eventually("several attempts", async || {
+        assert!(redis.ping().await.is_err());
+        (start.elapsed() > Duration::from_millis(400)).then_some(())
+    })
+    .await?;
+    assert_eq!(log.lines_with(&["lost the connection", &place]), 1);
+    server.restart().await?;
+    eventually("the end", async || (log.lines_with(&["again", &place]) == 1).then_some(())).await?;
+    assert_eq!(log.lines_with(&["WARN"]), 1);
     Ok(())
 }
 

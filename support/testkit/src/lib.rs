@@ -2,6 +2,7 @@
 
 mod binary;
 mod home;
+mod log;
 mod mariadb;
 mod mutate;
 mod pooler;
@@ -15,6 +16,7 @@ mod tls;
 mod wait;
 
 pub use binary::require;
+pub use log::Log;
 pub use mariadb::{MariaDb, MariaNode};
 pub use mutate::mutated;
 pub use pooler::Pooler;
