@@ -30,10 +30,10 @@ tokio::task_local! {
 /// use scale_cache::memo;
 ///
 /// let page = memo::scope(async {
-///     let first = memo::get_or_load("user:7", || async { Ok::<_, ()>("Ann".to_owned()) }).await
-///         .unwrap();
-///     let second = memo::get_or_load("user:7", || async { Err::<String, _>("asked again") }).await
-///         .unwrap();
+///     let first = memo::get_or_load("user:7", || async { Ok::<_, ()>("Ann".to_owned()) });
+///     let first = first.await.unwrap();
+///     let second = memo::get_or_load("user:7", || async { Err::<String, _>("asked again") });
+///     let second = second.await.unwrap();
 ///     format!("{first} and {second}")
 /// });
 /// assert_eq!(page.await, "Ann and Ann");

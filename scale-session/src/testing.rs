@@ -10,8 +10,8 @@
 //! use scale_session::{Config, SessionLayer};
 //! use scale_session::store::MemoryStore;
 //!
-//! /// Returns a layer on a store with no other case's data, and a guard: what must live as long as
-//! /// the layer, for example a temporary folder.
+//! /// Returns a layer on a store with no other case's data, and a guard: what must live as
+//! /// long as the layer, for example a temporary folder.
 //! async fn connect(case: &str, config: Config) -> std::io::Result<(SessionLayer, ())> {
 //!     Ok((SessionLayer::new(MemoryStore::default(), config), ()))
 //! }

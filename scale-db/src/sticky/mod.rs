@@ -96,8 +96,8 @@ pub async fn scope<F: Future>(seen: Option<(usize, Mark)>, future: F) -> F::Outp
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
 /// use scale_db::sticky;
 ///
-/// let mails = sticky::scope(None, async { tokio::spawn(sticky::carry(async { 2 })).await }).await;
-/// assert_eq!(mails.unwrap(), 2);
+/// let mails = async { tokio::spawn(sticky::carry(async { 2 })).await };
+/// assert_eq!(sticky::scope(None, mails).await.unwrap(), 2);
 /// # }
 /// ```
 pub fn carry<F: Future>(future: F) -> impl Future<Output = F::Output> {

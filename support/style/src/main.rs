@@ -21,6 +21,8 @@ use std::process::{Command, ExitCode};
 
 /// Widest line, in characters.
 const WIDTH: usize = 100;
+/// Widest line of an example: docs.rs cuts longer ones off.
+const EXAMPLE: usize = 95;
 /// Longest word of a line that may be wider: an address or a hash.
 const UNBREAKABLE: usize = 60;
 
@@ -127,7 +129,15 @@ fn faults_of(file: &Path, text: &str) -> Vec<(usize, String)> {
         }
         was_doc = doc.is_some();
         let prose = doc.unwrap_or(trimmed);
-        in_fence ^= !is_rust && prose.starts_with("```");
+        // A comment ends with the fence of its example.
+        in_fence &= !is_rust || doc.is_some();
+        let is_fence = (!is_rust || doc.is_some()) && prose.starts_with("```");
+        in_fence ^= is_fence;
+        let shown = doc_text(trimmed).filter(|_| is_rust).unwrap_or(line);
+        let is_shown = in_fence && is_read_on_docs_rs(file) && !shown.starts_with("# ");
+        if is_shown && shown.chars().count() > EXAMPLE {
+            faults.push((number + 1, format!("an example wider than {EXAMPLE} columns")));
+        }
         let width = line.chars().count();
         let is_table = prose.starts_with('|') && !in_fence;
         if width > WIDTH && !is_table && !has_long_word(line) {
@@ -183,8 +193,20 @@ fn metrics_of(
 
 /// Returns the text of a line of a doc comment.
 fn doc_of(trimmed: &str) -> Option<&str> {
+    doc_text(trimmed).map(str::trim_start)
+}
+
+/// Returns the same, with its indentation.
+fn doc_text(trimmed: &str) -> Option<&str> {
     let rest = trimmed.strip_prefix("///").or_else(|| trimmed.strip_prefix("//!"))?;
-    (!rest.starts_with('/')).then(|| rest.trim_start())
+    (!rest.starts_with('/')).then(|| rest.strip_prefix(' ').unwrap_or(rest))
+}
+
+/// Returns whether the file is a part of a published crate's documentation.
+fn is_read_on_docs_rs(file: &Path) -> bool {
+    let path = file.to_string_lossy();
+    let is_published = CRATES.iter().any(|name| path.starts_with(name));
+    is_published && !path.contains("/tests/") || path.starts_with("support/guide/")
 }
 
 fn has_long_word(line: &str) -> bool {
@@ -197,6 +219,16 @@ mod tests {
 
     fn faults(file: &str, text: &str) -> Vec<usize> {
         faults_of(Path::new(file), text).into_iter().map(|(line, _)| line).collect()
+    }
+
+    #[test]
+    fn an_example_fits_the_page() {
+        let wide = "x ".repeat(48);
+        let readme = format!("```rust\n{wide}\n```\n{wide}\n");
+        assert_eq!(faults("scale-db/README.md", &readme), [2]);
+        assert_eq!(faults("CONTRIBUTING.md", &readme), [0; 0]);
+        let code = format!("/// A page.\n///\n/// ```\n/// {wide}\n/// ```\nlet {wide}\n");
+        assert_eq!(faults("scale-db/src/page.rs", &code), [4]);
     }
 
     #[test]
