@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use scale_cache::Cache;
-use scale_db::Db;
+use scale_db::{Db, sticky};
 use scale_limit::client::ClientIp;
 use scale_limit::{Limiter, LoginGuard};
 use scale_queue::Queue;
@@ -110,6 +110,14 @@ impl App {
             clients: config.clients.clone(),
             plain_http: config.plain_http,
         })
+    }
+
+    /// Invalidates cached content after a write: loads that begin later read it, also from replicas.
+    pub(crate) async fn invalidate(&self, tags: impl IntoIterator<Item = String>) {
+        match sticky::mark(&self.db).await {
+            Some(mark) => self.cache.invalidate_tags_at(tags, &mark.to_bytes()).await,
+            None => self.cache.invalidate_tags(tags).await,
+        };
     }
 
     /// Checks that this process can serve, for a load balancer.

@@ -297,7 +297,7 @@ async fn wrong_input_gets_a_clear_answer() -> Result<()> {
     for (path, form, status) in [
         ("/cart", vec![("product", "1")], 422),
         ("/cart", vec![("product", "999999"), ("add", "1")], 200),
-        ("/checkout", vec![("token", "x"), ("email", "a@b.c")], 422),
+        ("/checkout", vec![("token", "x"), ("total", "1"), ("email", "a@b.c")], 422),
         ("/login", vec![("email", "nobody@example.com"), ("password", many.as_str())], 401),
     ] {
         assert_eq!(visitor.post(&shop.base, path, &form).await?.status, status, "{path}");
@@ -307,7 +307,8 @@ async fn wrong_input_gets_a_clear_answer() -> Result<()> {
     visitor.post(&shop.base, "/cart", &[("product", "8"), ("add", "2")]).await?;
     let cart = visitor.get(&shop.base, "/cart").await?;
     let token = common::field(&cart.body, "token").context("a token")?;
-    let form = [("token", token.as_str()), ("email", "a@b.c")];
+    let total = common::field(&cart.body, "total").context("a total")?;
+    let form = [("token", &*token), ("total", &*total), ("email", "a@b.c")];
     let mut twin = visitor.clone();
     let (one, two) = tokio::join!(
         visitor.post(&shop.base, "/checkout", &form),

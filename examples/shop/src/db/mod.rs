@@ -51,8 +51,13 @@ pub(crate) async fn migrate(config: &Config) -> Result<()> {
 /// Returns a statement with the database's form of parameters: MariaDB has no `$1`, and binds
 /// parameters in order.
 pub(crate) fn sql(db: &Database, text: &'static str) -> SqlStr {
+    if db.dialect() == Dialect::MySql { sql_of(db, text) } else { text.into_sql_str() }
+}
+
+/// Does the same for a statement whose number of parameters varies. It must contain no value.
+pub(crate) fn sql_of(db: &Database, text: &str) -> SqlStr {
     if db.dialect() != Dialect::MySql {
-        return text.into_sql_str();
+        return AssertSqlSafe(text.to_owned()).into_sql_str();
     }
     let mut written = String::with_capacity(text.len());
     for (number, piece) in text.split('$').enumerate() {

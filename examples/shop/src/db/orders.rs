@@ -1,9 +1,12 @@
 //! Orders.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
+use scale_db::Dialect;
 use sqlx::{Any, FromRow, Transaction};
 
-use super::{now_ms, sql};
+use super::{now_ms, sql, sql_of};
 use crate::app::{App, Database};
 use crate::jobs::SendReceipt;
 
@@ -35,30 +38,43 @@ pub(crate) enum Placed {
     /// The order was placed; with its number, which is the same if the form was sent twice.
     Order(i64),
     SoldOut(String),
+    /// Prices or products have changed since the visitor saw the total.
+    Changed,
+}
+
+/// An order to be placed.
+pub(crate) struct NewOrder<'a> {
+    /// Token of the cart: one cart is one order, however often its form is sent.
+    pub(crate) token: &'a str,
+    pub(crate) account: &'a str,
+    pub(crate) email: &'a str,
+    /// Quantities by product.
+    pub(crate) cart: &'a BTreeMap<i64, i64>,
+    /// Total that the visitor has agreed to.
+    pub(crate) total_cents: i64,
+}
+
+/// Product of a new order, as it is in the database now.
+#[derive(FromRow)]
+struct Wanted {
+    id: i64,
+    name: String,
+    price_cents: i64,
+    stock: i64,
 }
 
 /// Places an order: stock, order, items, and the job that sends the receipt are written in one
-/// short transaction, all or none. `token` is the form's: a form sent twice is one order.
-pub(crate) async fn place(
-    app: &App,
-    token: &str,
-    account: &str,
-    email: &str,
-    items: &[Item],
-) -> Result<Placed> {
+/// short transaction of seven statements, all or none.
+pub(crate) async fn place(app: &App, new: NewOrder<'_>) -> Result<Placed> {
     let db = &app.db;
-    if let Some(id) = by_token(db, token).await? {
-        return Ok(Placed::Order(id));
-    }
     let mut tx = db.begin().await?;
-    let total: i64 = items.iter().map(|i| i.quantity * i.price_cents).sum();
     let insert = "insert into orders (token, account, email, total_cents, placed_ms) \
         values ($1, $2, $3, $4, $5)";
     let inserted = sqlx::query(sql(db, insert))
-        .bind(token.to_owned())
-        .bind(account.to_owned())
-        .bind(email.to_owned())
-        .bind(total)
+        .bind(new.token.to_owned())
+        .bind(new.account.to_owned())
+        .bind(new.email.to_owned())
+        .bind(new.total_cents)
         .bind(now_ms())
         .execute(&mut *tx)
         .await;
@@ -66,64 +82,95 @@ pub(crate) async fn place(
         Ok(_) => {}
         Err(sqlx::Error::Database(e)) if e.is_unique_violation() => {
             tx.rollback().await?;
-            let id = by_token(db, token).await?;
+            let id = by_token(db, new.token).await?;
             return Ok(Placed::Order(id.ok_or_else(|| anyhow::anyhow!("an order disappeared"))?));
         }
         Err(error) => return Err(error.into()),
     }
     let made = sqlx::query_scalar(sql(db, "select id from orders where token = $1"))
-        .bind(token.to_owned());
+        .bind(new.token.to_owned());
     let id: i64 = made.fetch_one(&mut *tx).await?;
-    // All transactions take products in the same order, which prevents deadlocks.
-    let mut sorted: Vec<&Item> = items.iter().collect();
-    sorted.sort_by_key(|item| item.product_id);
-    for item in sorted {
-        if !take(db, &mut tx, id, item).await? {
-            tx.rollback().await?;
-            return Ok(Placed::SoldOut(item.name.clone()));
-        }
+    let wanted = wanted(db, &mut tx, new.cart).await?;
+    let quantity = |product: &Wanted| new.cart.get(&product.id).copied().unwrap_or_default();
+    let total: i64 = wanted.iter().map(|product| quantity(product) * product.price_cents).sum();
+    let refused =
+        if let Some(gone) = wanted.iter().find(|product| product.stock < quantity(product)) {
+            Some(Placed::SoldOut(gone.name.clone()))
+        } else {
+            (wanted.len() != new.cart.len() || total != new.total_cents).then_some(Placed::Changed)
+        };
+    if let Some(refused) = refused {
+        tx.rollback().await?;
+        return Ok(refused);
     }
+    take(db, &mut tx, new.cart).await?;
+    let rows = (0..wanted.len())
+        .map(|n| 5 * n)
+        .map(|n| format!("(${}, ${}, ${}, ${}, ${})", n + 1, n + 2, n + 3, n + 4, n + 5));
+    let rows = rows.collect::<Vec<_>>().join(", ");
+    let insert =
+        "insert into order_items (order_id, product_id, name, quantity, price_cents) values";
+    let insert = sql_of(db, &format!("{insert} {rows}"));
+    let mut insert = sqlx::query(insert);
+    for product in &wanted {
+        insert = insert.bind(id).bind(product.id).bind(product.name.clone());
+        insert = insert.bind(quantity(product)).bind(product.price_cents);
+    }
+    insert.execute(&mut *tx).await?;
     app.queue.push_in(&mut *tx, SendReceipt { order: id }).await?;
     tx.commit().await?;
     Ok(Placed::Order(id))
 }
 
-/// Takes an item out of the stock. Returns `false` if the stock is too small.
+/// Returns the products of a cart, locked in the order of their ids, which prevents deadlocks.
+/// SQLite has one writer, and no such locks.
+async fn wanted(
+    db: &Database,
+    tx: &mut Transaction<'static, Any>,
+    cart: &BTreeMap<i64, i64>,
+) -> Result<Vec<Wanted>, sqlx::Error> {
+    let lock = if db.dialect() == Dialect::Sqlite { "" } else { "for update" };
+    let ids = places(1, cart.len());
+    let select = format!(
+        "select id, name, price_cents, stock from products where id in ({ids}) order by id {lock}"
+    );
+    let mut select = sqlx::query_as(sql_of(db, &select));
+    for id in cart.keys() {
+        select = select.bind(*id);
+    }
+    select.fetch_all(&mut **tx).await
+}
+
+/// Takes the products of a cart out of the stock, in one statement.
 async fn take(
     db: &Database,
     tx: &mut Transaction<'static, Any>,
-    order: i64,
-    item: &Item,
-) -> Result<bool, sqlx::Error> {
-    let taken = sqlx::query(sql(
-        db,
-        "update products set stock = stock - $1 where id = $2 and stock >= $3",
-    ))
-    .bind(item.quantity)
-    .bind(item.product_id)
-    .bind(item.quantity)
-    .execute(&mut **tx)
-    .await?;
-    if taken.rows_affected() == 0 {
-        return Ok(false);
+    cart: &BTreeMap<i64, i64>,
+) -> Result<(), sqlx::Error> {
+    let case = |n| format!("when ${} then stock - ${}", 2 * n + 1, 2 * n + 2);
+    let cases = (0..cart.len()).map(case);
+    let (cases, ids) =
+        (cases.collect::<Vec<_>>().join(" "), places(2 * cart.len() + 1, cart.len()));
+    let update =
+        format!("update products set stock = case id {cases} else stock end where id in ({ids})");
+    let mut update = sqlx::query(sql_of(db, &update));
+    for (id, quantity) in cart {
+        update = update.bind(*id).bind(*quantity);
     }
-    sqlx::query(sql(
-        db,
-        "insert into order_items (order_id, product_id, name, quantity, price_cents) \
-         values ($1, $2, $3, $4, $5)",
-    ))
-    .bind(order)
-    .bind(item.product_id)
-    .bind(item.name.clone())
-    .bind(item.quantity)
-    .bind(item.price_cents)
-    .execute(&mut **tx)
-    .await?;
-    Ok(true)
+    for id in cart.keys() {
+        update = update.bind(*id);
+    }
+    update.execute(&mut **tx).await.map(drop)
 }
 
-async fn by_token(db: &Database, token: &str) -> Result<Option<i64>, sqlx::Error> {
-    // Reads from the primary: a form sent twice in quick succession must find its first order.
+/// Returns that many places for parameters, from number `first` on.
+fn places(first: usize, count: usize) -> String {
+    (first..first + count).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns the order that was placed with the token of a cart. Reads from the primary: a form sent
+/// twice in quick succession must find its first order.
+pub(crate) async fn by_token(db: &Database, token: &str) -> Result<Option<i64>, sqlx::Error> {
     sqlx::query_scalar(sql(db, "select id from orders where token = $1"))
         .bind(token.to_owned())
         .fetch_optional(db.primary())

@@ -7,14 +7,27 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Redirect};
 use maud::html;
 use scale_session::Session;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{CART, Failure, Page, catalogue, layout, money};
 use crate::app::App;
 use crate::db::orders::Item;
 
-/// Quantities by product.
-pub(crate) type Cart = BTreeMap<i64, i64>;
+/// Cart of a visitor, in the session.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Cart {
+    /// Makes the cart one order, however often and in however many tabs it is bought.
+    pub(crate) token: Uuid,
+    /// Quantities by product.
+    pub(crate) pieces: BTreeMap<i64, i64>,
+}
+
+impl Default for Cart {
+    fn default() -> Self {
+        Self { token: Uuid::new_v4(), pieces: BTreeMap::new() }
+    }
+}
 
 const MOST_PRODUCTS: usize = 50;
 const MOST_PIECES: i64 = 20;
@@ -28,7 +41,7 @@ pub(crate) struct Change {
 
 pub(crate) async fn count(session: &Session) -> Result<i64, Failure> {
     let cart: Option<Cart> = session.get(CART).await?;
-    Ok(cart.unwrap_or_default().values().sum())
+    Ok(cart.map_or(0, |cart| cart.pieces.values().sum()))
 }
 
 pub(crate) async fn change(
@@ -40,23 +53,44 @@ pub(crate) async fn change(
         session
             .update(CART, |cart: Option<Cart>| {
                 let mut cart = cart.unwrap_or_default();
-                if cart.len() < MOST_PRODUCTS || cart.contains_key(&change.product) {
-                    let pieces = cart.entry(change.product).or_insert(0);
+                let known = &mut cart.pieces;
+                if known.len() < MOST_PRODUCTS || known.contains_key(&change.product) {
+                    let pieces = known.entry(change.product).or_insert(0);
                     *pieces = pieces.saturating_add(change.add).clamp(0, MOST_PIECES);
                 }
-                cart.retain(|_, pieces| *pieces > 0);
-                (!cart.is_empty()).then_some(cart)
+                known.retain(|_, pieces| *pieces > 0);
+                (!known.is_empty()).then_some(cart)
             })
             .await?;
     }
     Ok(Redirect::to("/cart").into_response())
 }
 
+/// Takes what was ordered out of the cart. What was added meanwhile stays.
+pub(crate) async fn ordered(session: &Session, ordered: Cart) -> Result<(), Failure> {
+    session
+        .update(CART, |cart: Option<Cart>| {
+            let cart = cart?;
+            if cart.token != ordered.token {
+                return Some(cart);
+            }
+            let mut rest = Cart { pieces: cart.pieces, ..Cart::default() };
+            for (product, pieces) in &ordered.pieces {
+                if let Some(left) = rest.pieces.get_mut(product) {
+                    *left -= pieces;
+                }
+            }
+            rest.pieces.retain(|_, pieces| *pieces > 0);
+            (!rest.pieces.is_empty()).then_some(rest)
+        })
+        .await?;
+    Ok(())
+}
+
 /// Returns the items of the cart at current prices, without products that are no longer sold.
-pub(crate) async fn items(app: &App, session: &Session) -> Result<Vec<Item>, Failure> {
-    let cart: Cart = session.get(CART).await?.unwrap_or_default();
+pub(crate) async fn items(app: &App, cart: &Cart) -> Result<Vec<Item>, Failure> {
     let mut items = Vec::new();
-    for (product_id, quantity) in cart {
+    for (&product_id, &quantity) in &cart.pieces {
         if let Some(product) = &*catalogue::find(app, product_id).await? {
             items.push(Item {
                 product_id,
@@ -70,11 +104,23 @@ pub(crate) async fn items(app: &App, session: &Session) -> Result<Vec<Item>, Fai
 }
 
 pub(crate) async fn show(State(app): State<App>, session: Session) -> Page {
-    let items = items(&app, &session).await?;
+    let cart = session.get::<Cart>(CART).await?.unwrap_or_default();
+    Ok(page(&app, &session, &cart, None).await?.into_response())
+}
+
+/// Returns the page, with a note on what has changed.
+pub(crate) async fn page(
+    app: &App,
+    session: &Session,
+    cart: &Cart,
+    note: Option<&str>,
+) -> Result<maud::Markup, Failure> {
+    let items = items(app, cart).await?;
     let total: i64 = items.iter().map(|i| i.quantity * i.price_cents).sum();
     let content = html! {
         section.narrow {
             h1 { "Cart" }
+            @if let Some(note) = note { p.note role="alert" { (note) } }
             @if items.is_empty() {
                 p.soft { "Nothing in it yet." }
                 p { a href="/" { "Look around" } }
@@ -96,8 +142,9 @@ pub(crate) async fn show(State(app): State<App>, session: Session) -> Page {
                     tr { th colspan="2" { "Total" } th.number { (money(total)) } }
                 }
                 form.stack method="post" action="/checkout" {
-                    // A form sent twice is still one order.
-                    input type="hidden" name="token" value=(uuid::Uuid::new_v4());
+                    input type="hidden" name="token" value=(cart.token);
+                    // What the visitor agrees to pay.
+                    input type="hidden" name="total" value=(total);
                     label {
                         "E-mail address for the receipt"
                         input type="email" name="email" required maxlength="254"
@@ -108,7 +155,7 @@ pub(crate) async fn show(State(app): State<App>, session: Session) -> Page {
             }
         }
     };
-    Ok(layout(&session, "Cart", content).await?.into_response())
+    layout(session, "Cart", content).await
 }
 
 fn step(product: i64, add: i64, sign: &str) -> maud::Markup {

@@ -8,7 +8,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use maud::{Markup, html};
-use scale_cache::Options;
+use scale_cache::{LoadContext, Options};
+use scale_db::sticky::{self, Mark};
 use scale_session::Session;
 
 use super::{Failure, Page, drawing, layout, money, problem};
@@ -20,11 +21,20 @@ fn kept(ttl: Duration) -> Options {
     Options::ttl(ttl).stale_if_error(Duration::from_hours(1)).tag("catalogue")
 }
 
+/// Returns the cache tag of a product.
+pub(crate) fn tag(id: i64) -> String {
+    format!("product:{id}")
+}
+
 pub(crate) async fn find(app: &App, id: i64) -> Result<Arc<Option<Product>>, Failure> {
     let (db, products) = (app.db.clone(), app.cache.space("product"));
-    let options = kept(Duration::from_mins(10)).tag(format!("product:{id}"));
+    let options = kept(Duration::from_mins(10)).tag(tag(id));
     Ok(products
-        .get_or_load_with(id, &options, move |_| async move { catalogue::product(&db, id).await })
+        .get_or_load_with(id, &options, move |load: LoadContext| async move {
+            let product = catalogue::product(&db, id);
+            // Not from a replica that is behind the change by which it was invalidated.
+            sticky::seeing(&db, load.position().map(Mark::from_bytes), product).await
+        })
         .await?)
 }
 

@@ -3,17 +3,21 @@
 use axum::Form;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Redirect};
+use axum::response::{IntoResponse, Redirect, Response};
 use scale_session::Session;
 use serde::Deserialize;
+use uuid::Uuid;
 
-use super::{CART, ORDERS, Page, cart, problem, user};
+use super::cart::{self, Cart};
+use super::{CART, Failure, ORDERS, Page, catalogue, problem, user};
 use crate::app::App;
-use crate::db::orders::{self, Placed};
+use crate::db::orders::{self, NewOrder, Placed};
 
 #[derive(Deserialize)]
 pub(crate) struct Checkout {
-    token: uuid::Uuid,
+    token: Uuid,
+    /// Total that the page showed, in cents.
+    total: i64,
     email: String,
 }
 
@@ -30,30 +34,66 @@ pub(crate) async fn place(
         return Ok((StatusCode::UNPROCESSABLE_ENTITY, problem("This is not an e-mail address."))
             .into_response());
     }
-    let items = cart::items(&app, &session).await?;
-    if items.is_empty() {
-        return Ok(Redirect::to("/cart").into_response());
-    }
     let account = user(&session).await?.map(|user| user.email).unwrap_or_default();
-    match orders::place(&app, &form.token.to_string(), &account, email, &items).await? {
-        Placed::SoldOut(name) => Ok((
-            StatusCode::CONFLICT,
-            problem(&format!("There is not enough of “{name}” in stock.")),
-        )
-            .into_response()),
+    let cart = session.get::<Cart>(CART).await?.unwrap_or_default();
+    if cart.token != form.token {
+        return bought_before(&app, &session, form.token).await;
+    }
+    let token = form.token.to_string();
+    let new = NewOrder {
+        token: &token,
+        account: &account,
+        email,
+        cart: &cart.pieces,
+        total_cents: form.total,
+    };
+    match orders::place(&app, new).await? {
+        Placed::SoldOut(name) => {
+            let note = format!("There is not enough of “{name}” in stock.");
+            let page = cart::page(&app, &session, &cart, Some(&note)).await?;
+            Ok((StatusCode::CONFLICT, page).into_response())
+        }
+        Placed::Changed => {
+            // The page below shows what the database has.
+            let products = cart.pieces.keys().map(|id| catalogue::tag(*id));
+            app.invalidate(products).await;
+            let note = "The price has changed. Please look at the new total.";
+            let page = cart::page(&app, &session, &cart, Some(note)).await?;
+            Ok((StatusCode::CONFLICT, page).into_response())
+        }
         Placed::Order(id) => {
-            session
-                .update(ORDERS, |known: Option<Vec<i64>>| {
-                    let mut known = known.unwrap_or_default();
-                    if !known.contains(&id) {
-                        known.push(id);
-                    }
-                    known.drain(..known.len().saturating_sub(REMEMBERED));
-                    Some(known)
-                })
-                .await?;
-            session.remove(CART).await?;
-            Ok(Redirect::to(&format!("/orders/{id}")).into_response())
+            remember(&session, id).await?;
+            cart::ordered(&session, cart).await?;
+            Ok(to_order(id))
         }
     }
+}
+
+/// Answers a form whose cart is no longer the visitor's: a second click, or another tab. The token
+/// alone opens nobody's order.
+async fn bought_before(app: &App, session: &Session, token: Uuid) -> Page {
+    let known: Vec<i64> = session.get(ORDERS).await?.unwrap_or_default();
+    let order = orders::by_token(&app.db, &token.to_string()).await?;
+    Ok(match order.filter(|id| known.contains(id)) {
+        Some(id) => to_order(id),
+        None => Redirect::to("/cart").into_response(),
+    })
+}
+
+async fn remember(session: &Session, id: i64) -> Result<(), Failure> {
+    session
+        .update(ORDERS, |known: Option<Vec<i64>>| {
+            let mut known = known.unwrap_or_default();
+            if !known.contains(&id) {
+                known.push(id);
+            }
+            known.drain(..known.len().saturating_sub(REMEMBERED));
+            Some(known)
+        })
+        .await?;
+    Ok(())
+}
+
+fn to_order(id: i64) -> Response {
+    Redirect::to(&format!("/orders/{id}")).into_response()
 }

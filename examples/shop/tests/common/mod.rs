@@ -198,7 +198,8 @@ pub async fn journey(visitor: &mut Visitor, bases: &[&str], product: u64) -> Res
     }
     let page = visitor.get(next(), "/cart").await?;
     let token = field(&page.body, "token").context("a checkout form")?;
-    let form = [("token", token.as_str()), ("email", "ann@example.com")];
+    let total = field(&page.body, "total").context("a total")?;
+    let form = [("token", &*token), ("total", &*total), ("email", "ann@example.com")];
     let order = visitor.post(next(), "/checkout", &form).await?;
     ensure!(
         order.path.starts_with("/orders/") && order.body.contains("Order"),
