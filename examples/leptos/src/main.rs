@@ -64,6 +64,8 @@ fn Book() -> impl IntoView {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    // Leptos has its own tasks, which run on tokio.
+    any_spawner::Executor::init_tokio()?;
     let book = Guestbook::connect().await?;
     // Behind a proxy, `ClientIp::behind` reads the header that the proxy writes.
     let clients = ClientIp::direct();

@@ -45,8 +45,8 @@ impl Client {
 
     pub(crate) fn post(&mut self, path: &str, form: &str) -> Result<Answer> {
         let head = format!(
-            "POST {path} HTTP/1.1\r\ncontent-type: application/x-www-form-urlencoded\r\n\
-             content-length: {}\r\n",
+            "POST {path} HTTP/1.1\r\naccept: text/html\r\ncontent-length: {}\r\n\
+             content-type: application/x-www-form-urlencoded\r\n",
             form.len()
         );
         self.ask(&head, form)
