@@ -112,7 +112,7 @@ impl App {
         })
     }
 
-    /// Invalidates cached content after a write: loads that begin later read it, also from replicas.
+    /// Invalidates cached content after a write: later loads read it, also from replicas.
     pub(crate) async fn invalidate(&self, tags: impl IntoIterator<Item = String>) {
         match sticky::mark(&self.db).await {
             Some(mark) => self.cache.invalidate_tags_at(tags, &mark.to_bytes()).await,
