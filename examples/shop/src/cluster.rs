@@ -6,6 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use testkit::{Postgres, Process, Redis, eventually};
+use tokio::io::AsyncWriteExt;
+
+/// Account of the staff, whose password is made at each start.
+const ACCOUNT: &str = "ann@example.com";
 
 /// Port of the first web process; the second one uses the next port.
 const PORT: u16 = 3000;
@@ -28,6 +32,16 @@ pub(crate) async fn run(listen: Option<SocketAddr>) -> Result<()> {
     };
     let seeded = tokio::process::Command::from(command(&["seed"])).status().await?;
     anyhow::ensure!(seeded.success(), "`shop seed` failed: the tables could not be created");
+
+    let password = uuid::Uuid::new_v4().to_string();
+    let account = ["account", ACCOUNT, "--name", "Ann", "--role", "staff"];
+    let mut account = tokio::process::Command::from(command(&account))
+        .stdin(std::process::Stdio::piped())
+        .spawn()?;
+    let mut input = account.stdin.take().context("no input")?;
+    input.write_all(format!("{password}\n").as_bytes()).await?;
+    drop(input);
+    anyhow::ensure!(account.wait().await?.success(), "`shop account` failed");
 
     let first = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], PORT)));
     let second = SocketAddr::new(first.ip(), if first.port() == 0 { 0 } else { first.port() + 1 });
@@ -61,6 +75,7 @@ pub(crate) async fn run(listen: Option<SocketAddr>) -> Result<()> {
     }
     println!("redis     {}", redis.url());
     println!("config    {}", config.display());
+    println!("log in as {ACCOUNT}, password {password}");
     println!("Press Ctrl-C to stop everything.");
     super::stopped().await;
     println!("Stopping …");

@@ -12,6 +12,11 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
+    /// Address of metrics and health checks for operators, which visitors must not reach. Default:
+    /// none, and then there are no metrics.
+    pub(crate) operations: Option<SocketAddr>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) stop: Stop,
     /// Sends cookies over plain HTTP as well: for development on the loopback interface.
     pub(crate) plain_http: bool,
     /// Address that browsers use, which passkeys are bound to: `https://shop.example.com`.
@@ -26,6 +31,47 @@ pub(crate) struct Config {
     pub(crate) queue: Queue,
     pub(crate) session: Session,
     pub(crate) limit: Limit,
+}
+
+/// Time that clients get.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Timeouts {
+    /// For the head of a request, also of the next one of a connection. Default: 20 s.
+    #[serde(with = "humantime_serde")]
+    pub(crate) head: Duration,
+    /// Between two parts of a request's body. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    pub(crate) body_part: Duration,
+    /// For a whole request until its response begins. Default: 30 s.
+    #[serde(with = "humantime_serde")]
+    pub(crate) request: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let [head, body_part, request] = [20, 10, 30].map(Duration::from_secs);
+        Self { head, body_part, request }
+    }
+}
+
+/// End of a web process that is asked to stop.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Stop {
+    /// Time for which the process still serves, but tells its load balancer that it leaves: longer
+    /// than the balancer takes to notice. Default: zero.
+    #[serde(with = "humantime_serde")]
+    pub(crate) lameduck: Duration,
+    /// Longest time for requests in progress after that. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    pub(crate) drain: Duration,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { lameduck: Duration::ZERO, drain: Duration::from_secs(10) }
+    }
 }
 
 /// Queue of the shop: the store of its jobs, and how workers run. The store is the shop's own
@@ -69,6 +115,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
+            operations: None,
+            timeouts: Timeouts::default(),
+            stop: Stop::default(),
             plain_http: false,
             origin: None,
             link_secret: None,

@@ -20,14 +20,17 @@ mod serve;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use scale_db::Dialect;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
 use crate::config::Config;
+use crate::db::users::{self, NewAccount, Role};
 
-/// Without a command: web pages and jobs in one process, on an SQLite file, migrated and seeded.
+/// Without a command: web pages and jobs in one process, migrated. On an SQLite file this is a
+/// demonstration: with sample products, and an account whose password everybody knows.
 #[derive(Parser)]
 #[command(name = "shop", version, about = "A small shop: one binary for a laptop and for a fleet")]
 struct Arguments {
@@ -49,8 +52,16 @@ enum Command {
     Work,
     /// Creates the tables.
     Migrate,
-    /// Creates the tables and fills them.
+    /// Creates the tables, and fills an empty catalogue with sample products.
     Seed,
+    /// Creates an account. Its password is the first line of the input.
+    Account {
+        email: String,
+        #[arg(long)]
+        name: String,
+        #[arg(long, value_enum, default_value = "customer")]
+        role: Role,
+    },
     /// Starts a fleet on this machine: Postgres with two replicas, Redis, two web processes and a
     /// worker.
     Cluster,
@@ -110,14 +121,28 @@ async fn run(arguments: Arguments) -> Result<()> {
     if matches!(arguments.command, Some(Command::Migrate)) {
         return Ok(());
     }
-    let app = App::connect(&config).await?;
+    let mut app = App::connect(&config).await?;
     match arguments.command {
-        Some(Command::Seed) => db::seed::run(&app.db).await.map(drop),
+        Some(Command::Seed) => db::seed::products(&app.db).await.map(drop),
+        Some(Command::Account { email, name, role }) => {
+            let mut password = String::new();
+            std::io::stdin().read_line(&mut password).context("reading the password")?;
+            let password = password.trim_end_matches(['\r', '\n']);
+            anyhow::ensure!(password.chars().count() >= 12, "a password has 12 characters or more");
+            let new = NewAccount { email: &email, name: &name, role, password };
+            let is_new = users::create(&app.db, &app.passwords, new).await?;
+            anyhow::ensure!(is_new, "{email} has an account already");
+            Ok(())
+        }
         Some(Command::Serve) => serve::run(app, &config, stopped()).await,
         Some(Command::Work) => jobs::work(app, &config, stopped()).await,
         Some(Command::Cluster | Command::Migrate) => unreachable!("handled above"),
         None => {
-            db::seed::run(&app.db).await?;
+            if app.db.dialect() == Dialect::Sqlite {
+                db::seed::products(&app.db).await?;
+                db::seed::demo_account(&app).await?;
+                app.is_demonstration = true;
+            }
             let (stop, heard) = tokio::sync::watch::channel(false);
             let stopping = move || {
                 let mut heard = heard.clone();

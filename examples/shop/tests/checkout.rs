@@ -4,9 +4,9 @@
 mod common;
 
 use anyhow::{Context, Result};
-use common::{Answer, Shop, Visitor, field};
+use common::{Answer, Shop, Visitor, field, start};
 use sqlx::AssertSqlSafe;
-use testkit::{MariaDb, Postgres};
+use testkit::{MariaDb, Postgres, eventually};
 
 /// A shop on one server, its database, and a visitor.
 struct Case {
@@ -28,7 +28,10 @@ impl Case {
              site = {{ name = \"site\", quota = 1000000, per = \"1s\" }}\n"
         );
         std::fs::write(&config, text)?;
-        let shop = Shop::open(folder.path(), &["--config", &config.display().to_string()]).await?;
+        let config = config.display().to_string();
+        let (seed, _) = start(folder.path(), &["--config", &config, "seed"])?;
+        eventually("the products", async || (!seed.is_running()).then_some(())).await?;
+        let shop = Shop::open(folder.path(), &["--config", &config]).await?;
         sqlx::any::install_default_drivers();
         let rows = sqlx::AnyPool::connect(&url).await?;
         Ok(Self { shop, rows, visitor: Visitor::new(), _folder: folder })

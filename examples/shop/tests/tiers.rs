@@ -17,7 +17,7 @@ fn laptop(folder: &Path) -> Result<String> {
     let database = folder.join("shop.db");
     let url = format!("sqlite://{}?mode=rwc", database.display());
     let text = format!(
-        "listen = \"127.0.0.1:0\"\nplain_http = true\norigin = \"http://localhost:3000\"\n\
+        "listen = \"127.0.0.1:0\"\noperations = \"127.0.0.1:0\"\nplain_http = true\norigin = \"http://localhost:3000\"\n\
          link_secret = \"{}\"\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n[session]\n\
          url = {url:?}\n{NO_LIMIT}",
         "07".repeat(32)
@@ -97,8 +97,13 @@ async fn on_one_server(file: &str, placeholder: &str, url: &str) -> Result<()> {
     );
     std::fs::write(&config, format!("{head}{extra}{tables}{NO_LIMIT}"))?;
     let config = config.display().to_string();
+    let (seed, _) = start(folder.path(), &["--config", &config, "seed"])?;
+    eventually("the seed", async || (!seed.is_running()).then_some(())).await?;
+    common::account(&config, "Ann@example.com", "staff", "correct horse battery staple")?;
     let shop = Shop::open(folder.path(), &["--config", &config]).await?;
     let base = shop.base.clone();
+    let login = Visitor::new().get(&base, "/login").await?.body;
+    assert!(!login.contains("To try it"), "no known password on a server: {login}");
     let visits = (0..8).map(|n| {
         let base = base.clone();
         async move {
@@ -242,7 +247,9 @@ async fn a_shared_cache_keeps_nobodys_page() -> Result<()> {
     for _ in 0..3 {
         assert_eq!(third.get(&shop.base, "/passkeys.js").await?.status, 200);
     }
-    let after = third.get(&shop.base, "/metrics").await?.body;
+    assert_eq!(third.get(&shop.base, "/metrics").await?.status, 404, "not for visitors");
+    let operations = shop.operations.clone().context("an address for operators")?;
+    let after = Visitor::new().get(&operations, "/metrics").await?.body;
     let line =
         after.lines().find(|line| line.starts_with("scale_cache_http") && line.contains("hit"));
     assert!(
@@ -427,8 +434,8 @@ fn fleet(folder: &Path, postgres: &Postgres, redis: &Redis, mail_takes: &str) ->
     let replicas: Vec<_> = postgres.nodes()[1..].iter().map(|n| format!("{:?}", n.url())).collect();
     let (primary, redis) = (postgres.node(0).url(), redis.url());
     let text = format!(
-        "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {primary:?}\n\
-         replicas = [{}]\n[cache]\nurl = {redis:?}\n\
+        "listen = \"127.0.0.1:0\"\noperations = \"127.0.0.1:0\"\nplain_http = true\n[database]\n\
+         url = {primary:?}\nreplicas = [{}]\n[cache]\nurl = {redis:?}\n\
          [queue]\nurl = {redis:?}\nlease = \"1s\"\nmail_takes = {mail_takes:?}\n[session]\n\
          url = {redis:?}\n{NO_LIMIT}url = {redis:?}\n",
         replicas.join(", ")
@@ -495,7 +502,9 @@ async fn on_a_fleet() -> Result<()> {
         let mut probe = Visitor::new();
         assert_eq!(probe.get(&shop.base, "/health/live").await?.status, 200);
         assert_eq!(probe.get(&shop.base, "/health/ready").await?.status, 200);
-        assert!(probe.get(&shop.base, "/metrics").await?.body.contains("scale_cache_hits_total"));
+        let operations = shop.operations.as_deref().context("an address for operators")?;
+        let metrics = probe.get(operations, "/metrics").await?.body;
+        assert!(metrics.contains("scale_cache_hits_total"));
         assert!(!shop.log().contains("ERROR"), "{}", shop.log());
     }
     worker.terminate()?;

@@ -1,10 +1,10 @@
-//! Two thousand sample products, always the same ones, and an account to log in with.
+//! Two thousand sample products, always the same ones, and the account of a demonstration.
 
 use anyhow::{Context, Result};
 
 use super::sql;
-use crate::app::Database;
-use scale_session::auth::Passwords;
+use super::users::{self, NewAccount, Role};
+use crate::app::{App, Database};
 
 const MATERIALS: [&str; 12] = [
     "Oak", "Walnut", "Linen", "Wool", "Copper", "Brass", "Stoneware", "Glass", "Cork", "Bamboo",
@@ -48,12 +48,18 @@ const SHELVES: [(&str, [&str; 4], i64, &str); 5] = [
     ),
 ];
 
-/// Account that the log-in page shows.
+/// Account of a demonstration, which the log-in page shows: everybody knows its password.
 pub(crate) const EMAIL: &str = "ann@example.com";
 pub(crate) const PASSWORD: &str = "correct horse battery staple";
 
-/// Fills empty tables; returns the number of products.
-pub(crate) async fn run(db: &Database) -> Result<i64> {
+/// Creates the account of a demonstration, if it does not exist.
+pub(crate) async fn demo_account(app: &App) -> Result<()> {
+    let new = NewAccount { email: EMAIL, name: "Ann", role: Role::Staff, password: PASSWORD };
+    users::create(&app.db, &app.passwords, new).await.map(drop)
+}
+
+/// Fills an empty catalogue; returns the number of products.
+pub(crate) async fn products(db: &Database) -> Result<i64> {
     let count: i64 =
         sqlx::query_scalar("select count(*) from products").fetch_one(db.primary()).await?;
     if count > 0 {
@@ -85,13 +91,6 @@ pub(crate) async fn run(db: &Database) -> Result<i64> {
             }
         }
     }
-    let password = Passwords::new().hash(PASSWORD).await?;
-    sqlx::query(sql(db, "insert into users (email, name, password) values ($1, $2, $3)"))
-        .bind(EMAIL)
-        .bind("Ann")
-        .bind(password)
-        .execute(&mut *tx)
-        .await?;
     tx.commit().await?;
     tracing::info!(products = number, "the products were inserted");
     Ok(number)

@@ -16,6 +16,64 @@ pub(crate) struct Account {
     pub(crate) name: String,
 }
 
+/// Rights of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Role {
+    Customer,
+    /// Sees the queues, and changes their jobs.
+    Staff,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Customer => "customer",
+            Self::Staff => "staff",
+        }
+    }
+}
+
+/// An account to be created.
+pub(crate) struct NewAccount<'a> {
+    pub(crate) email: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) role: Role,
+    pub(crate) password: &'a str,
+}
+
+/// Creates an account. Returns `false` if the address has one.
+pub(crate) async fn create(
+    db: &Database,
+    passwords: &Passwords,
+    new: NewAccount<'_>,
+) -> Result<bool> {
+    let hash = passwords.hash(new.password).await?;
+    let insert = "insert into users (email, name, role, password) values ($1, $2, $3, $4)";
+    let created = sqlx::query(sql(db, insert))
+        .bind(new.email.trim().to_lowercase())
+        .bind(new.name.to_owned())
+        .bind(new.role.name())
+        .bind(hash)
+        .execute(db)
+        .await;
+    match created {
+        Ok(_) => Ok(true),
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Returns whether the account has that role now: asked from the primary, because a right that was
+/// taken away must not come back from a replica.
+pub(crate) async fn has_role(db: &Database, email: &str, role: Role) -> Result<bool> {
+    let known: Option<String> =
+        sqlx::query_scalar(sql(db, "select role from users where email = $1"))
+            .bind(email.to_owned())
+            .fetch_optional(db.primary())
+            .await?;
+    Ok(known.as_deref() == Some(role.name()))
+}
+
 #[derive(FromRow)]
 struct User {
     name: String,

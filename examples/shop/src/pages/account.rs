@@ -43,7 +43,9 @@ async fn page(app: &App, session: &Session, wrong: Option<&str>) -> Result<Marku
             }
             (passkeys::button(app))
             @if app.links.is_some() { p { a href="/forgot" { "Forgot your password?" } } }
-            p.soft { "To try it: " code { (seed::EMAIL) } ", “" code { (seed::PASSWORD) } "”" }
+            @if app.is_demonstration {
+                p.soft { "To try it: " code { (seed::EMAIL) } ", “" code { (seed::PASSWORD) } "”" }
+            }
         }
     };
     layout(session, "Log in", content).await

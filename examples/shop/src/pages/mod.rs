@@ -56,14 +56,18 @@ impl IntoResponse for Failure {
 
 pub(crate) type Page = Result<Response, Failure>;
 
-/// Returns the frame of a page. Reads the session, which is loaded once per request.
+/// Returns the frame of a page. Reads the session, which is loaded once per request; if its store
+/// does not answer, the page looks as it does for a new visitor.
 pub(crate) async fn layout(
     session: &Session,
     title: &str,
     content: Markup,
 ) -> Result<Markup, Failure> {
-    let user = user(session).await?;
-    let things = cart::count(session).await?;
+    let known = async { Ok::<_, Failure>((user(session).await?, cart::count(session).await?)) };
+    let (user, things) = known.await.unwrap_or_else(|Failure(error)| {
+        tracing::warn!("showing a page without its session: {error:#}");
+        (None, 0)
+    });
     Ok(frame(
         title,
         &html! {

@@ -105,6 +105,18 @@ impl Visitor {
     }
 }
 
+/// Creates an account by the command line.
+pub fn account(config: &str, email: &str, role: &str, password: &str) -> Result<()> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shop"));
+    command.args(["--config", config, "account", email, "--name", "Ann", "--role", role]);
+    let mut child = command.stdin(std::process::Stdio::piped()).spawn()?;
+    let mut input = child.stdin.take().context("an input")?;
+    std::io::Write::write_all(&mut input, format!("{password}\n").as_bytes())?;
+    drop(input);
+    ensure!(child.wait()?.success(), "`shop account` failed");
+    Ok(())
+}
+
 /// Returns the value of a field in a page's form.
 pub fn field(body: &str, name: &str) -> Option<String> {
     let (_, rest) = body.split_once(&format!("name=\"{name}\" value=\""))?;
@@ -115,6 +127,8 @@ pub fn field(body: &str, name: &str) -> Option<String> {
 pub struct Shop {
     pub process: Process,
     pub base: String,
+    /// Address for operators, if it is configured.
+    pub operations: Option<String>,
     log: PathBuf,
 }
 
@@ -161,7 +175,10 @@ impl Shop {
                 .map(|a| Ok(a.to_owned()))
         })
         .await??;
-        Ok(Self { process, base, log })
+        let text = std::fs::read_to_string(&log)?;
+        let operations = text.lines().find_map(|line| line.strip_prefix("For operators: "));
+        let operations = operations.map(|url| url.trim_end_matches("/metrics").to_owned());
+        Ok(Self { process, base, operations, log })
     }
 
     pub fn log(&self) -> String {

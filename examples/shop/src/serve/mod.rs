@@ -1,5 +1,8 @@
 //! The web process: routes and layers.
 
+mod connections;
+mod health;
+
 use std::future::Future;
 use std::net::SocketAddr;
 
@@ -8,10 +11,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use scale_cache::http::HttpCacheLayer;
 use scale_db::StickyLayer;
 use scale_limit::layer::Throttle;
@@ -21,33 +24,69 @@ use scale_queue::Dashboard;
 use scale_session::Session;
 use scale_session::auth::CsrfLayer;
 use tokio::net::TcpListener;
+use tower_http::timeout::{RequestBodyTimeoutLayer, TimeoutLayer};
 
+use self::health::Leaving;
 use crate::app::App;
 use crate::config::Config;
-use crate::pages::{account, cart, catalogue, checkout, devices, orders, passkeys, passwords};
+use crate::db::users::{self, Role};
+use crate::pages::{
+    Failure, account, cart, catalogue, checkout, devices, orders, passkeys, passwords,
+};
 
-/// Serves until `stop` completes, and then finishes the requests in progress.
+/// Serves until `stop` completes. Then the process leaves in three steps: it is not ready any more
+/// and still serves, so that its balancer takes it out; it accepts no connection and finishes its
+/// requests; it cuts those that take too long.
 pub(crate) async fn run(
     app: App,
     config: &Config,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let metrics = PrometheusBuilder::new().install_recorder().context("metrics recorder")?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("listening on {}", config.listen))?;
-    let address = listener.local_addr()?;
-    let service = router(app, config, metrics).into_make_service_with_connect_info::<SocketAddr>();
-    announce(address);
-    axum::serve(listener, service).with_graceful_shutdown(stop).await.context("serving")
+    let listener = listen(config.listen).await?;
+    let leaving = Leaving::default();
+    let operations = match config.operations {
+        Some(address) => {
+            let routes = Router::new()
+                .route("/metrics", get(move || std::future::ready(metrics.render())))
+                .merge(health::routes(app.clone(), leaving.clone()));
+            Some((listen(address).await?, routes))
+        }
+        None => None,
+    };
+    let router = router(app.clone(), config).merge(health::routes(app, leaving.clone()));
+    announce(listener.local_addr()?, operations.as_ref().map(|(at, _)| at.local_addr()));
+    let (head, lameduck, drain) = (config.timeouts.head, config.stop.lameduck, config.stop.drain);
+    let stop = async move {
+        stop.await;
+        leaving.begin();
+        tokio::time::sleep(lameduck).await;
+    };
+    let pages = connections::serve(listener, router, head, stop, drain);
+    match operations {
+        None => pages.await,
+        // Until the end: what is measured while the process leaves matters most.
+        Some((listener, routes)) => tokio::select! {
+            () = pages => {}
+            () = connections::serve(listener, routes, head, std::future::pending(), drain) => {}
+        },
+    }
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
 }
 
 #[allow(clippy::print_stdout)]
-fn announce(address: SocketAddr) {
+fn announce(address: SocketAddr, operations: Option<std::io::Result<SocketAddr>>) {
+    if let Some(Ok(operations)) = operations {
+        println!("For operators: http://{operations}/metrics");
+    }
     println!("The shop is open: http://{address}");
 }
 
-fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
+fn router(app: App, config: &Config) -> Router {
     let mut sticky = StickyLayer::new(app.db.clone());
     if config.plain_http {
         sticky = sticky.insecure();
@@ -69,10 +108,9 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         .preserve_body(Body::new);
     // Under overload, only catalogue requests are refused.
     let shed = config.limit.shed.then(|| LoadShed::new(AdaptiveConcurrency::default()));
-    // Every logged-in user counts as staff here; a real shop has roles.
     let admin = Router::new()
         .fallback_service(Dashboard::new(&app.queue).allow_changes(|_| true))
-        .layer(from_fn(staff_only));
+        .layer(from_fn_with_state(app.clone(), staff_only));
     let shelves = Router::new()
         .route("/", get(catalogue::list))
         .route("/products/{id}", get(catalogue::product));
@@ -80,7 +118,7 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         Some(shed) => shelves.layer(shed),
         None => shelves,
     };
-    let shop = Router::new()
+    Router::new()
         .merge(shelves)
         .route("/cart", get(cart::show).post(cart::change))
         .route("/checkout", post(checkout::place))
@@ -107,35 +145,30 @@ fn router(app: App, config: &Config, metrics: PrometheusHandle) -> Router {
         // Pages of other sites must not send this shop's forms.
         .layer(CsrfLayer::new())
         .layer(from_fn(hardened))
+        // A client that sends its form slowly holds a request no longer than that.
+        .layer(RequestBodyTimeoutLayer::new(config.timeouts.body_part))
         // Public pages are answered from the cache, without the layers below; pages that depend on
         // a session are never cached.
         .layer(HttpCacheLayer::new(&app.cache))
         .layer(limits)
-        .with_state(app.clone());
-    // For a load balancer and a metrics scraper; not limited.
-    let operations = Router::new()
-        .route("/health/live", get(|| async { "alive\n" }))
-        .route("/health/ready", get(ready))
+        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, config.timeouts.request))
         .with_state(app)
-        .route("/metrics", get(move || std::future::ready(metrics.render())));
-    shop.merge(operations)
-}
-
-async fn ready(State(app): State<App>) -> Response {
-    match app.ready().await {
-        Ok(()) => "ready\n".into_response(),
-        Err(error) => {
-            tracing::warn!("not ready: {error:#}");
-            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
-        }
-    }
 }
 
 /// Admits staff; for other visitors the page does not exist.
-async fn staff_only(session: Session, request: Request, next: Next) -> Response {
-    match crate::pages::user(&session).await {
-        Ok(Some(_)) => next.run(request).await,
-        Ok(None) => {
+async fn staff_only(
+    State(app): State<App>,
+    session: Session,
+    request: Request,
+    next: Next,
+) -> Response {
+    let is_staff = async {
+        let Some(user) = crate::pages::user(&session).await? else { return Ok(false) };
+        Ok::<_, Failure>(users::has_role(&app.db, &user.email, Role::Staff).await?)
+    };
+    match is_staff.await {
+        Ok(true) => next.run(request).await,
+        Ok(false) => {
             (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")).into_response()
         }
         Err(failure) => failure.into_response(),
