@@ -17,7 +17,8 @@ fn laptop(folder: &Path) -> Result<String> {
     let database = folder.join("shop.db");
     let url = format!("sqlite://{}?mode=rwc", database.display());
     let text = format!(
-        "listen = \"127.0.0.1:0\"\noperations = \"127.0.0.1:0\"\nplain_http = true\norigin = \"http://localhost:3000\"\n\
+        "listen = \"127.0.0.1:0\"\noperations = \"127.0.0.1:0\"\nplain_http = true\n\
+         origin = \"http://localhost:3000\"\n\
          link_secret = \"{}\"\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n[session]\n\
          url = {url:?}\n{NO_LIMIT}",
         "07".repeat(32)
