@@ -91,17 +91,10 @@ async fn send_receipt(
     context: Context,
     mail_takes: Duration,
 ) -> Result<()> {
-    let Some(order) = orders::order(&app.db, job.order).await? else {
-        // The order was committed before the job was pushed, but a replica may lag behind.
-        if context.attempt > 3 {
-            return Err(anyhow::Error::new(Discard::because(format!(
-                "order {} does not exist",
-                job.order
-            ))));
-        }
-        bail!("order {} has not been replicated yet", job.order);
+    let Some((order, items)) = orders::placed(&app.db, job.order).await? else {
+        let reason = format!("order {} does not exist", job.order);
+        return Err(anyhow::Error::new(Discard::because(reason)));
     };
-    let items = orders::items(&app.db, order.id).await?;
     let mut body = format!("To {}\nThank you for order {}.\n", order.email, order.id);
     for item in &items {
         let _ = writeln!(

@@ -152,3 +152,32 @@ async fn guests_browse_without_redis() -> Result<()> {
     assert!(cart.await?.contains("Classic oak bowl"), "nothing is lost");
     shop.close().await
 }
+
+/// A job that was stored with an order finds it, although no replica has it yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receipt_does_not_wait_for_replicas() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let postgres = Postgres::start(1).await?;
+    let (url, replica) = (postgres.node(0).url(), postgres.node(1).url());
+    let config = folder.path().join("shop.toml");
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {url:?}\n\
+         replicas = [{replica:?}]\nmax_replica_lag = \"1h\"\n[queue]\nurl = {url:?}\n\
+         [session]\nurl = {url:?}\n{NO_LIMIT}"
+    );
+    std::fs::write(&config, text)?;
+    let config = config.display().to_string();
+    let (seed, _) = start(folder.path(), &["--config", &config, "seed"])?;
+    eventually("the products", async || (!seed.is_running()).then_some(())).await?;
+    postgres.caught_up().await?;
+    let shop = Shop::open(folder.path(), &["--config", &config]).await?;
+    postgres.node(1).pause_replay().await?;
+    let mut visitor = Visitor::new();
+    common::journey(&mut visitor, &[&shop.base], 7).await?;
+    let attempt = eventually("the receipt", async || {
+        let attempt = postgres.node(0).sql("select attempt from receipts").await.ok()?;
+        (!attempt.trim().is_empty()).then(|| attempt.trim().to_owned())
+    });
+    assert_eq!(attempt.await?, "1", "{}", shop.log());
+    shop.close().await
+}

@@ -177,14 +177,24 @@ pub(crate) async fn by_token(db: &Database, token: &str) -> Result<Option<i64>, 
         .await
 }
 
+const ORDER: &str = "select id, account, email, total_cents, placed_ms from orders where id = $1";
+const ITEMS: &str = "select product_id, name, quantity, price_cents from order_items \
+    where order_id = $1 order by product_id";
+
 pub(crate) async fn order(db: &Database, id: i64) -> Result<Option<Order>, sqlx::Error> {
-    sqlx::query_as(sql(
-        db,
-        "select id, account, email, total_cents, placed_ms from orders where id = $1",
-    ))
-    .bind(id)
-    .fetch_optional(db)
-    .await
+    sqlx::query_as(sql(db, ORDER)).bind(id).fetch_optional(db).await
+}
+
+/// Returns an order and its items from the primary, for a job: the job was stored with the order,
+/// and a replica may not have it yet.
+pub(crate) async fn placed(
+    db: &Database,
+    id: i64,
+) -> Result<Option<(Order, Vec<Item>)>, sqlx::Error> {
+    let order = sqlx::query_as(sql(db, ORDER)).bind(id).fetch_optional(db.primary()).await?;
+    let Some(order) = order else { return Ok(None) };
+    let items = sqlx::query_as(sql(db, ITEMS)).bind(id).fetch_all(db.primary()).await?;
+    Ok(Some((order, items)))
 }
 
 /// Returns the newest orders of an account.
@@ -200,14 +210,7 @@ pub(crate) async fn of_account(db: &Database, account: &str) -> Result<Vec<Order
 }
 
 pub(crate) async fn items(db: &Database, id: i64) -> Result<Vec<Item>, sqlx::Error> {
-    sqlx::query_as(sql(
-        db,
-        "select product_id, name, quantity, price_cents from order_items where order_id = $1 \
-         order by product_id",
-    ))
-    .bind(id)
-    .fetch_all(db)
-    .await
+    sqlx::query_as(sql(db, ITEMS)).bind(id).fetch_all(db).await
 }
 
 pub(crate) async fn receipt(db: &Database, id: i64) -> Result<Option<Receipt>, sqlx::Error> {
