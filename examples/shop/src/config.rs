@@ -104,6 +104,8 @@ pub(crate) struct Limit {
     pub(crate) url: String,
     pub(crate) site: scale_limit::Policy,
     pub(crate) login: scale_limit::Policy,
+    /// Searches of a client.
+    pub(crate) search: scale_limit::Policy,
     /// `true` if requests for catalogue pages are refused under overload.
     pub(crate) shed: bool,
 }
@@ -154,6 +156,7 @@ impl Default for Limit {
             url: "memory:".into(),
             site: scale_limit::Policy::per_second("site", 100).burst(300),
             login: scale_limit::Policy::per_minute("login", 20),
+            search: scale_limit::Policy::per_second("search", 2).burst(30),
             shed: false,
         }
     }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 
-use super::sql;
+use super::{search, sql, sql_of};
 use crate::app::Database;
 
 /// A product without its stock, which changes with every order and is never cached.
@@ -38,6 +38,8 @@ impl Search {
     pub(crate) fn normal(mut self) -> Self {
         self.q = self.q.trim().to_lowercase();
         self.q.truncate(self.q.floor_char_boundary(LONGEST_QUERY));
+        // Postgres stores no NUL, and no category has a control character.
+        self.category.retain(|c| !c.is_control());
         self.category.truncate(self.category.floor_char_boundary(LONGEST_QUERY));
         self.after = self.after.max(0);
         self
@@ -50,28 +52,41 @@ impl Search {
 
 /// Returns one page, and one more product if there is a next page.
 pub(crate) async fn page(db: &Database, search: &Search) -> Result<Vec<Product>, sqlx::Error> {
-    // Wildcards in the user's text are ordinary characters.
-    let escaped = search.q.replace('!', "!!").replace('%', "!%").replace('_', "!_");
-    let pattern = if escaped.is_empty() { "%".to_owned() } else { format!("%{escaped}%") };
-    sqlx::query_as(sql(
-        db,
-        "select id, name, category, description, price_cents from products \
-         where id > $1 and ($2 = '' or category = $3) and lower(name) like $4 escape '!' \
-         order by id limit $5",
-    ))
-    .bind(search.after)
-    .bind(search.category.clone())
-    .bind(search.category.clone())
-    .bind(pattern)
-    .bind(PAGE as i64 + 1)
-    .fetch_all(db)
-    .await
+    let wanted = search::wanted(&search.q, &search.category);
+    if wanted.is_empty() && !search.q.is_empty() {
+        return Ok(Vec::new());
+    }
+    // The first word's rows are read in order, each other one is looked up. Parameters are numbered
+    // in the order of the text, as MariaDB needs them.
+    let joins = (1..wanted.len()).map(|n| {
+        format!(
+            "join product_words w{n} on w{n}.product_id = w0.product_id and w{n}.beginning = ${n} "
+        )
+    });
+    let (joins, words) = (joins.collect::<String>(), wanted.len());
+    let (from, first, id) = match words {
+        0 => ("products p".to_owned(), String::new(), "p.id"),
+        _ => (
+            format!("product_words w0 {joins}join products p on p.id = w0.product_id"),
+            format!("w0.beginning = ${words} and "),
+            "w0.product_id",
+        ),
+    };
+    let (after, most) = (words + 1, words + 2);
+    let select = format!(
+        "select p.id, p.name, p.category, p.description, p.price_cents from {from} \
+         where {first}{id} > ${after} order by {id} limit ${most}"
+    );
+    let mut select = sqlx::query_as(sql_of(db, &select));
+    for word in wanted {
+        select = select.bind(word);
+    }
+    select.bind(search.after).bind(PAGE as i64 + 1).fetch_all(db).await
 }
 
+/// Returns the categories, by name.
 pub(crate) async fn categories(db: &Database) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar("select category from products group by category order by category")
-        .fetch_all(db)
-        .await
+    sqlx::query_scalar("select name from categories order by name").fetch_all(db).await
 }
 
 pub(crate) async fn product(db: &Database, id: i64) -> Result<Option<Product>, sqlx::Error> {

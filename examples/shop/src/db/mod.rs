@@ -5,6 +5,7 @@ pub(crate) mod catalogue;
 pub(crate) mod devices;
 pub(crate) mod mails;
 pub(crate) mod orders;
+pub(crate) mod search;
 pub(crate) mod seed;
 pub(crate) mod users;
 
@@ -31,6 +32,7 @@ pub(crate) async fn migrate(config: &Config) -> Result<()> {
         other => anyhow::bail!("[database] the shop has no tables for {other:?}"),
     };
     migrations.run(db.unlimited()).await.context("[database] migrating")?;
+    search::complete(&db).await.context("indexing the products")?;
     if System::of(&config.queue.url).is_some() {
         let pool =
             Pool::connect(&config.queue.url, &Options::default()).await.context("[queue]")?;

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use super::sql;
 use super::users::{self, NewAccount, Role};
+use super::{search, sql};
 use crate::app::{App, Database};
 
 const MATERIALS: [&str; 12] = [
@@ -91,7 +91,14 @@ pub(crate) async fn products(db: &Database) -> Result<i64> {
             }
         }
     }
+    for (category, ..) in SHELVES {
+        sqlx::query(sql(db, "insert into categories (name) values ($1)"))
+            .bind(category)
+            .execute(&mut *tx)
+            .await?;
+    }
     tx.commit().await?;
+    search::complete(db).await?;
     tracing::info!(products = number, "the products were inserted");
     Ok(number)
 }

@@ -50,7 +50,7 @@ pub(crate) async fn create(
     let hash = passwords.hash(new.password).await?;
     let insert = "insert into users (email, name, role, password) values ($1, $2, $3, $4)";
     let created = sqlx::query(sql(db, insert))
-        .bind(new.email.trim().to_lowercase())
+        .bind(address(new.email))
         .bind(new.name.to_owned())
         .bind(new.role.name())
         .bind(hash)
@@ -80,6 +80,12 @@ struct User {
     password: String,
 }
 
+/// Returns an address as accounts have it: in lower case, without control characters and spaces
+/// around it.
+pub(crate) fn address(email: &str) -> String {
+    email.trim().chars().filter(|c| !c.is_control()).collect::<String>().to_lowercase()
+}
+
 /// Returns the account, if e-mail and password are right. An unknown address takes as long as a
 /// wrong password.
 pub(crate) async fn log_in(
@@ -88,10 +94,9 @@ pub(crate) async fn log_in(
     email: &str,
     password: &str,
 ) -> Result<Option<Account>> {
-    let email = email.trim().to_lowercase();
     let user: Option<User> =
         sqlx::query_as(sql(db, "select name, password from users where email = $1"))
-            .bind(email.clone())
+            .bind(email.to_owned())
             .fetch_optional(db)
             .await?;
     let verified =
@@ -100,11 +105,11 @@ pub(crate) async fn log_in(
     if let Some(hash) = rehashed {
         sqlx::query(sql(db, "update users set password = $1 where email = $2"))
             .bind(hash)
-            .bind(email.clone())
+            .bind(email.to_owned())
             .execute(db)
             .await?;
     }
-    Ok(Some(Account { email, name: user.name }))
+    Ok(Some(Account { email: email.to_owned(), name: user.name }))
 }
 
 /// Returns the hash of the account's password, read from the primary: links in mails are bound to

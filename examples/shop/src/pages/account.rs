@@ -57,7 +57,7 @@ pub(crate) async fn log_in(
     request: Parts,
     Form(login): Form<Login>,
 ) -> Page {
-    let email = login.email.trim().to_lowercase();
+    let email = users::address(&login.email);
     let device = cookie(&request, DEVICE);
     let known = match &device {
         Some(token) => devices::is_known(&app.db, token, &email).await?,
@@ -86,7 +86,7 @@ pub(crate) async fn log_in(
                 .into_response());
         }
     };
-    let account = users::log_in(&app.db, &app.passwords, &login.email, &login.password).await?;
+    let account = users::log_in(&app.db, &app.passwords, &email, &login.password).await?;
     let Some(account) = account else {
         return Ok((
             StatusCode::UNAUTHORIZED,

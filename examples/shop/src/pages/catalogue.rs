@@ -73,7 +73,7 @@ pub(crate) async fn list(
                 a href={ "/?category=" (category) } aria-current=[current] { (category) }
             }
         }
-        @if found.is_empty() { p.soft { "No product has that name." } }
+        @if found.is_empty() { p.soft { "No product has a word that begins like that." } }
         ul.grid { @for product in found.iter().take(PAGE) { li { (card(product)) } } }
         @if let (Some(last), true) = (found.get(PAGE - 1), found.len() > PAGE) {
             @let (q, category) = (percent(&search.q), percent(&search.category));

@@ -30,7 +30,8 @@ pub(crate) async fn place(
     Form(form): Form<Checkout>,
 ) -> Page {
     let email = form.email.trim();
-    if email.len() > 254 || !email.contains('@') || email.contains(char::is_whitespace) {
+    let is_odd = |c: char| c.is_whitespace() || c.is_control();
+    if email.len() > 254 || !email.contains('@') || email.contains(is_odd) {
         return Ok((StatusCode::UNPROCESSABLE_ENTITY, problem("This is not an e-mail address."))
             .into_response());
     }

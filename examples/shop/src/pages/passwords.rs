@@ -54,7 +54,7 @@ pub(crate) async fn ask(
     Form(Forgot { email }): Form<Forgot>,
 ) -> Page {
     links(&app)?;
-    app.queue.push(SendPasswordReset { email: email.trim().to_lowercase() }).await?;
+    app.queue.push(SendPasswordReset { email: users::address(&email) }).await?;
     let content = html! {
         section.narrow { h1 { "Check your mail" } p { "If you have an account, a link is \
             on its way. It is valid for an hour." } }

@@ -91,8 +91,7 @@ fn router(app: App, config: &Config) -> Router {
     if config.plain_http {
         sticky = sticky.insecure();
     }
-    let (site, login, forgot) =
-        (config.clients.clone(), config.clients.clone(), config.clients.clone());
+    let [site, login, forgot, search] = [(); 4].map(|()| config.clients.clone());
     let limits = LimitLayer::new(app.limiter.clone())
         .policy(config.limit.site.clone(), move |request| site.key(request))
         .throttle(
@@ -104,6 +103,11 @@ fn router(app: App, config: &Config) -> Router {
             Throttle::new(config.limit.login.clone(), move |request| forgot.key(request))
                 .method(Method::POST)
                 .path("/forgot"),
+        )
+        .throttle(
+            Throttle::new(config.limit.search.clone(), move |request| search.key(request))
+                .path("/")
+                .when(|request| request.uri.query().is_some_and(searches)),
         )
         .preserve_body(Body::new);
     // Under overload, only catalogue requests are refused.
@@ -153,6 +157,11 @@ fn router(app: App, config: &Config) -> Router {
         .layer(limits)
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, config.timeouts.request))
         .with_state(app)
+}
+
+/// Returns whether a query string has words to search for.
+fn searches(query: &str) -> bool {
+    query.split('&').any(|pair| pair.starts_with("q=") && pair != "q=")
 }
 
 /// Admits staff; for other visitors the page does not exist.
