@@ -11,14 +11,15 @@ use scale_limit::layer::Throttle;
 use scale_limit::{LimitLayer, Limiter, Policy};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> anyhow::Result<()> {
     let limiter = Limiter::connect("memory:", "shop").await?; // or "redis://…"
     // Behind a proxy: ClientIp::behind(["10.0.0.0/8".parse()?], Header::XForwardedFor)
     let clients = ClientIp::direct();
     let (everybody, guests) = (clients.clone(), clients);
-    let login = Throttle::new(Policy::per_minute("login", 5), move |request| guests.key(request));
+    let login = Policy::per_minute("login", 5);
+    let login = Throttle::new(login, move |request| guests.key(request));
     let limits = LimitLayer::new(limiter)
-        .policy(Policy::per_second("site", 50).burst(200), move |request| everybody.key(request))
+        .policy(Policy::per_second("site", 50).burst(200), move |head| everybody.key(head))
         .throttle(login.method(Method::POST).path("/login"));
 
     let app = Router::new()
