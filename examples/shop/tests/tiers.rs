@@ -55,6 +55,14 @@ async fn on_a_laptop() -> Result<()> {
     let mut ann = Visitor::new();
     let form = [("email", "ann@example.com"), ("password", "correct horse battery staple")];
     assert!(ann.post(&base, "/login", &form).await?.body.contains("Ann · log out"));
+    // Rights are those of the account, not of everybody who is logged in.
+    common::account(&config, "bob@example.com", "customer", "another good password")?;
+    let form = [("email", "bob@example.com"), ("password", "another good password")];
+    let mut bob = Visitor::new();
+    assert!(bob.post(&base, "/login", &form).await?.body.contains("log out"));
+    for (visitor, status) in [(&mut ann, 200), (&mut bob, 404), (&mut Visitor::new(), 404)] {
+        assert_eq!(visitor.get(&base, "/admin/queues/").await?.status, status);
+    }
     let order = journey(&mut ann, &[&base], 200).await?;
     shop.close().await?;
     let shop = Shop::open(folder.path(), &["--config", &config]).await?;
