@@ -106,10 +106,14 @@ pub(crate) async fn round<DB: Backend>(
                 if fit {
                     node.log_change(None);
                 } else if probe.role == Role::Replica {
-                    let lag = lag.map_or_else(|| "unknown".into(), |lag| format!("{lag:.0?}"));
                     let most = cluster.config.max_replica_lag;
-                    let reason = format!("a replica with a lag of {lag} (at most {most:?})");
-                    let reason = if node.is_stranger() { "another cluster".into() } else { reason };
+                    let reason = match lag {
+                        _ if node.is_stranger() => "it belongs to another cluster".into(),
+                        _ if contested => "several nodes take writes".into(),
+                        Some(lag) if lag <= most => "its history is not the primary's".into(),
+                        Some(lag) => format!("its lag is {lag:.0?}, at most {most:?} is allowed"),
+                        None => "its lag is unknown".into(),
+                    };
                     node.log_change(Some(&reason));
                 }
                 node.saw(probe.role, probe.log, lag, fit);

@@ -253,6 +253,7 @@ fn is_plain(path: &str) -> bool {
     !(ends_open || path.contains('%') || path.contains("//") || path.contains("/."))
 }
 
+/// Returns the path with its percent-encoded bytes decoded.
 fn decoded(path: &str) -> String {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
