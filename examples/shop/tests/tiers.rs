@@ -57,9 +57,9 @@ async fn on_a_laptop() -> Result<()> {
     assert!(ann.post(&base, "/login", &form).await?.body.contains("Ann · log out"));
     // Rights are those of the account, not of everybody who is logged in.
     common::account(&config, "bob@example.com", "customer", "another good password")?;
-    let form = [("email", "bob@example.com"), ("password", "another good password")];
+    let bobs = [("email", "bob@example.com"), ("password", "another good password")];
     let mut bob = Visitor::new();
-    assert!(bob.post(&base, "/login", &form).await?.body.contains("log out"));
+    assert!(bob.post(&base, "/login", &bobs).await?.body.contains("log out"));
     for (visitor, status) in [(&mut ann, 200), (&mut bob, 404), (&mut Visitor::new(), 404)] {
         assert_eq!(visitor.get(&base, "/admin/queues/").await?.status, status);
     }
