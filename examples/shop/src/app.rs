@@ -1,20 +1,25 @@
 //! The five handles. A clone costs a few reference counts.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use data_encoding::HEXLOWER;
 use scale_cache::Cache;
 use scale_db::{Db, sticky};
 use scale_limit::client::ClientIp;
 use scale_limit::{Limiter, LoginGuard};
-use scale_queue::Queue;
+use scale_queue::{Job, Queue};
 use scale_session::SessionLayer;
+use scale_session::auth::audit::Event;
 use scale_session::auth::token::Keys;
 use scale_session::auth::{AccountLinks, OneTimeStore, Passkeys, Passwords, Records};
 use scale_session::store::{Database as Pool, Options, System};
+use sha2::{Digest, Sha256};
 use sqlx::Any;
 
+use crate::audit::Audit;
 use crate::config::Config;
+use crate::jobs::SendReceipt;
 
 /// Database handle; the address selects the system.
 pub(crate) type Database = Db<Any>;
@@ -32,6 +37,8 @@ pub(crate) struct App {
     pub(crate) passkeys: Option<Passkeys>,
     /// Links in mails, if a secret to sign them is configured as well.
     pub(crate) links: Option<AccountLinks>,
+    /// Log of what staff has changed, if a secret is configured to seal it.
+    pub(crate) audit: Option<Arc<Audit>>,
     /// Finds the address of a client.
     pub(crate) clients: ClientIp,
     /// `true` if the log-in page shows an account whose password everybody knows.
@@ -41,7 +48,7 @@ pub(crate) struct App {
 }
 
 /// Application name, which separates the shop's keys in Redis from those of others.
-const NAME: &str = "shop";
+pub(crate) const NAME: &str = "shop";
 
 impl App {
     pub(crate) async fn connect(config: &Config) -> Result<Self> {
@@ -76,24 +83,27 @@ impl App {
             }
             None => None,
         };
-        let links = match (&config.origin, &config.link_secret) {
+        let links = match (&config.origin, &config.secret) {
             (Some(origin), Some(secret)) => {
-                let secret = data_encoding::HEXLOWER
-                    .decode(secret.as_bytes())
-                    .context("link_secret: hexadecimal digits")?;
                 let one_time = match &pool {
                     Some(pool) => OneTimeStore::with_pool(pool.clone(), NAME).await,
                     None => OneTimeStore::connect(url, NAME).await,
                 };
                 let one_time = one_time.context("[session]")?;
-                let keys = Keys::new(&secret).context("link_secret")?;
                 Some(
-                    AccountLinks::new("Fathom & Field", origin, keys, &one_time)
+                    AccountLinks::new("Fathom & Field", origin, keys(secret, "links")?, &one_time)
                         .context("origin")?
                         .in_the_query(),
                 )
             }
             _ => None,
+        };
+        let audit = match &config.secret {
+            Some(secret) => {
+                let audit = Audit::connect(config.nodes(), keys(secret, "audit")?).await;
+                Some(Arc::new(audit.context("[database] audit log")?))
+            }
+            None => None,
         };
         let sessions = match &pool {
             Some(pool) => SessionLayer::with_pool(pool.clone(), NAME, session).await,
@@ -102,6 +112,7 @@ impl App {
         Ok(Self {
             passkeys,
             links,
+            audit,
             db: config.database.clone().connect().await.context("[database]")?,
             cache: config.cache.clone().connect(NAME).await.context("[cache]")?,
             queue: queue.context("[queue]")?,
@@ -123,10 +134,29 @@ impl App {
         };
     }
 
-    /// Checks that a database answers, within a second.
-    pub(crate) async fn ready(&self) -> Result<()> {
-        let ask = sqlx::query("select 1").fetch_one(&self.db);
-        let answer = tokio::time::timeout(Duration::from_secs(1), ask).await;
-        answer.context("no answer within a second")?.context("database").map(drop)
+    /// Records what a member of the staff does, if a log is kept.
+    pub(crate) async fn record(&self, event: Event) -> Result<()> {
+        match &self.audit {
+            Some(audit) => audit.record(event).await,
+            None => Ok(()),
+        }
     }
+
+    /// Checks that a database answers.
+    pub(crate) async fn asks_database(&self) -> Result<()> {
+        sqlx::query("select 1").fetch_one(&self.db).await.context("database").map(drop)
+    }
+
+    /// Checks that the store of the jobs answers.
+    pub(crate) async fn asks_queue(&self) -> Result<()> {
+        self.queue.stats(SendReceipt::QUEUE).await.context("queue").map(drop)
+    }
+}
+
+/// Derives the keys of one purpose from the secret of the shop.
+fn keys(secret: &str, purpose: &str) -> Result<Keys> {
+    let secret = HEXLOWER.decode(secret.as_bytes()).context("secret: hexadecimal digits")?;
+    anyhow::ensure!(secret.len() == 32, "secret: 64 hexadecimal digits are needed");
+    let derived = Sha256::new().chain_update(&secret).chain_update(purpose).finalize();
+    Keys::new(&derived).context("secret")
 }

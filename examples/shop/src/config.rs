@@ -1,6 +1,7 @@
 //! Settings that differ between the tiers. The rest of the shop is independent of the tier.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,9 +22,9 @@ pub(crate) struct Config {
     pub(crate) plain_http: bool,
     /// Address that browsers use, which passkeys are bound to: `https://shop.example.com`.
     pub(crate) origin: Option<String>,
-    /// Secret that signs links in mails: 64 hexadecimal digits, the same for all processes. Without
-    /// the secret, or without an origin, users cannot request a new password.
-    pub(crate) link_secret: Option<String>,
+    /// Secret of the shop: 64 hexadecimal digits, the same for all processes. It signs links in
+    /// mails, without which users cannot request a new password, and seals the audit log.
+    pub(crate) secret: Option<String>,
     /// Proxies in front, whose forwarding headers are trusted.
     pub(crate) clients: scale_limit::client::ClientIp,
     pub(crate) database: scale_db::Config,
@@ -122,7 +123,7 @@ impl Default for Config {
             stop: Stop::default(),
             plain_http: false,
             origin: None,
-            link_secret: None,
+            secret: None,
             clients: scale_limit::client::ClientIp::direct(),
             database: scale_db::Config::new(DATABASE),
             cache: scale_cache::Config::new("memory:"),
@@ -162,19 +163,40 @@ impl Default for Limit {
     }
 }
 
+/// File of the secret on the laptop tier, beside the database.
+const SECRET: &str = "shop.secret";
+
+/// Reads the secret, which the first start makes.
+fn kept_secret() -> Result<String> {
+    match std::fs::read_to_string(SECRET) {
+        Ok(text) => return Ok(text.trim().to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    let secret = data_encoding::HEXLOWER.encode(&secret);
+    let mut file = std::fs::OpenOptions::new();
+    let mut file = file.write(true).create_new(true).mode(0o600).open(SECRET)?;
+    std::io::Write::write_all(&mut file, secret.as_bytes())?;
+    Ok(secret)
+}
+
 impl Config {
     /// Returns the configuration for a single process with nothing to install.
-    pub(crate) fn laptop() -> Self {
-        // Links become invalid when the process ends, which is acceptable on a laptop.
-        let mut secret = [0; 32];
-        let link_secret =
-            getrandom::fill(&mut secret).ok().map(|()| data_encoding::HEXLOWER.encode(&secret));
-        Self {
+    pub(crate) fn laptop() -> Result<Self> {
+        Ok(Self {
             plain_http: true,
             origin: Some("http://localhost:3000".into()),
-            link_secret,
+            secret: Some(kept_secret().with_context(|| format!("`{SECRET}`"))?),
             ..Self::default()
-        }
+        })
+    }
+
+    /// Returns the addresses of the database's nodes.
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        let replicas = self.database.replicas.iter().map(|replica| replica.url.clone());
+        std::iter::once(self.database.url.clone()).chain(replicas).collect()
     }
 
     pub(crate) fn read(path: &Path) -> Result<Self> {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::app::App;
 use crate::config::Config;
 use crate::db::{mails, orders, users};
+use crate::operations::health::Health;
 use crate::pages::money;
 
 /// Queues, the most urgent first.
@@ -47,7 +48,16 @@ impl Job for SendPasswordReset {
 }
 
 /// Runs jobs until `stop` completes.
-pub(crate) async fn work(app: App, config: &Config, stop: impl Future<Output = ()>) -> Result<()> {
+pub(crate) async fn work(
+    app: App,
+    config: &Config,
+    health: Health,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
+    let stop = async {
+        stop.await;
+        health.leave();
+    };
     let (db, queue, mail_takes) = (app.db.clone(), app.queue.clone(), config.queue.mail_takes);
     let links = app.clone();
     let worker = Worker::new(&queue)
@@ -75,7 +85,7 @@ async fn send_password_reset(
     app: App,
     SendPasswordReset { email }: SendPasswordReset,
 ) -> Result<()> {
-    let Some(links) = &app.links else { bail!("`origin` and `link_secret` are not configured") };
+    let Some(links) = &app.links else { bail!("`origin` and `secret` are not configured") };
     let hash = users::password_hash(&app.db, &email).await?;
     let account =
         hash.as_deref().map(|password_hash| Account { id: &email, email: &email, password_hash });
@@ -97,15 +107,11 @@ async fn send_receipt(
     };
     let mut body = format!("To {}\nThank you for order {}.\n", order.email, order.id);
     for item in &items {
-        let _ = writeln!(
-            body,
-            "{:>3} × {:<40} {:>10}",
-            item.quantity,
-            item.name,
-            money(item.quantity * item.price_cents)
-        );
+        // Narrow enough for a phone: the price has a line of its own.
+        let _ = writeln!(body, "{} × {}", item.quantity, item.name);
+        let _ = writeln!(body, "{:>32}", money(item.quantity * item.price_cents));
     }
-    let _ = writeln!(body, "{:>56}", money(order.total_cents));
+    let _ = writeln!(body, "\nTotal {:>26}", money(order.total_cents));
     // A real shop would send a mail here, with the order's number as its idempotency key.
     tokio::time::sleep(mail_takes).await;
     orders::save_receipt(&app.db, order.id, &body, context.attempt).await?;

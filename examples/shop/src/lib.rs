@@ -4,16 +4,24 @@
 //! | --- | --- |
 //! | `config` | settings that differ between the tiers: addresses, nothing else |
 //! | `app` | the five handles, made from the configuration |
+//! | `audit` | the log of what staff has changed |
 //! | `db` | tables, sample data, queries |
 //! | `pages` | web pages, one file per page |
 //! | `jobs` | background jobs |
-//! | `serve`, `work`, `cluster` | the processes |
+//! | `operations` | metrics and health checks |
+//! | `serve` | the web process |
+//! | `fleet`, `cluster` | a fleet on this machine |
+//! | `load` | a load of visitors |
 
 mod app;
+mod audit;
 mod cluster;
 mod config;
 mod db;
+mod fleet;
 mod jobs;
+mod load;
+mod operations;
 mod pages;
 mod serve;
 
@@ -28,6 +36,8 @@ use tracing_subscriber::EnvFilter;
 use crate::app::App;
 use crate::config::Config;
 use crate::db::users::{self, NewAccount, Role};
+use crate::operations::Operations;
+use crate::operations::health::{self, Health};
 
 /// Without a command: web pages and jobs in one process, migrated. On an SQLite file this is a
 /// demonstration: with sample products, and an account whose password everybody knows.
@@ -40,6 +50,9 @@ struct Arguments {
     /// Address to listen on, for example 127.0.0.1:3000.
     #[arg(long, global = true)]
     listen: Option<std::net::SocketAddr>,
+    /// Address of metrics and health checks, for example 127.0.0.1:9100.
+    #[arg(long, global = true)]
+    operations: Option<std::net::SocketAddr>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -62,9 +75,18 @@ enum Command {
         #[arg(long, value_enum, default_value = "customer")]
         role: Role,
     },
-    /// Starts a fleet on this machine: Postgres with two replicas, Redis, two web processes and a
-    /// worker.
-    Cluster,
+    /// Checks that nobody has changed the audit log; prints its end, to be kept elsewhere.
+    Audit {
+        /// End of the log at an earlier check.
+        #[arg(long)]
+        anchor: Option<String>,
+    },
+    /// Starts a fleet on this machine: Postgres with two replicas, Redis with Sentinels, web
+    /// processes behind HAProxy, workers, and customers; with a live page and buttons that break
+    /// parts of it.
+    Cluster(cluster::Options),
+    /// Measures a shop under a mixed load of fixed rates.
+    Load(load::Options),
 }
 
 /// Runs the command line. The error is printed before this returns.
@@ -95,73 +117,108 @@ fn told(error: &anyhow::Error) -> String {
 }
 
 async fn run(arguments: Arguments) -> Result<()> {
-    if matches!(arguments.command, Some(Command::Cluster)) {
-        return cluster::run(arguments.listen).await;
-    }
-    let mut config = match &arguments.config {
-        Some(path) => Config::read(path)?,
-        None => Config::laptop(),
+    let Arguments { config, listen, operations, command } = arguments;
+    let command = match command {
+        Some(Command::Cluster(options)) => return cluster::run(listen, options).await,
+        Some(Command::Load(options)) => return load::run(options).await,
+        command => command,
     };
-    if let Some(listen) = arguments.listen {
-        config.listen = listen;
-    }
-    let alone = arguments.command.is_none();
-    if !alone
-        && arguments.config.is_none()
-        && matches!(arguments.command, Some(Command::Serve | Command::Work))
-    {
+    let is_one_of_many = matches!(command, Some(Command::Serve | Command::Work));
+    if is_one_of_many && config.is_none() {
         bail!(
             "`serve` and `work` run as several processes, which need shared servers: pass \
              --config, or no command at all"
         );
     }
-    if matches!(arguments.command, None | Some(Command::Migrate | Command::Seed)) {
-        db::migrate(&config).await?;
-    }
-    if matches!(arguments.command, Some(Command::Migrate)) {
-        return Ok(());
-    }
-    let mut app = App::connect(&config).await?;
-    match arguments.command {
-        Some(Command::Seed) => db::seed::products(&app.db).await.map(drop),
-        Some(Command::Account { email, name, role }) => {
-            let mut password = String::new();
-            std::io::stdin().read_line(&mut password).context("reading the password")?;
-            let password = password.trim_end_matches(['\r', '\n']);
-            anyhow::ensure!(password.chars().count() >= 12, "a password has 12 characters or more");
-            let new = NewAccount { email: &email, name: &name, role, password };
-            let is_new = users::create(&app.db, &app.passwords, new).await?;
-            anyhow::ensure!(is_new, "{email} has an account already");
-            Ok(())
-        }
-        Some(Command::Serve) => serve::run(app, &config, stopped()).await,
-        Some(Command::Work) => jobs::work(app, &config, stopped()).await,
-        Some(Command::Cluster | Command::Migrate) => unreachable!("handled above"),
+    let mut config = match &config {
+        Some(path) => Config::read(path)?,
+        None => Config::laptop()?,
+    };
+    config.listen = listen.unwrap_or(config.listen);
+    config.operations = operations.or(config.operations);
+    match command {
         None => {
-            if app.db.dialect() == Dialect::Sqlite {
-                db::seed::products(&app.db).await?;
-                db::seed::demo_account(&app).await?;
-                app.is_demonstration = true;
-            }
-            let (stop, heard) = tokio::sync::watch::channel(false);
-            let stopping = move || {
-                let mut heard = heard.clone();
-                async move {
-                    let _ = heard.wait_for(|stop| *stop).await;
-                }
-            };
-            let (pages, work) = (
-                serve::run(app.clone(), &config, stopping()),
-                jobs::work(app, &config, stopping()),
-            );
-            let signal = async {
-                stopped().await;
-                stop.send_replace(true);
-                Ok(())
-            };
-            tokio::try_join!(pages, work, signal).map(drop)
+            db::migrate(&config).await?;
+            let operations = Operations::listen(config.operations).await?;
+            alone(App::connect(&config).await?, &config, operations).await
         }
+        Some(Command::Serve) => {
+            let operations = Operations::listen(config.operations).await?;
+            let app = App::connect(&config).await?;
+            let health = Health::new(&app, health::Role::Web);
+            let pages = serve::run(app.clone(), &config, health.clone(), stopped());
+            operations.during(app, health, pages).await
+        }
+        Some(Command::Work) => {
+            let operations = Operations::listen(config.operations).await?;
+            let app = App::connect(&config).await?;
+            let health = Health::new(&app, health::Role::Worker);
+            let work = jobs::work(app.clone(), &config, health.clone(), stopped());
+            operations.during(app, health, work).await
+        }
+        Some(Command::Migrate) => db::migrate(&config).await,
+        Some(Command::Seed) => {
+            db::migrate(&config).await?;
+            let app = App::connect(&config).await?;
+            db::seed::products(&app.db).await.map(drop)
+        }
+        Some(Command::Account { email, name, role }) => {
+            account(&App::connect(&config).await?, &email, &name, role).await
+        }
+        Some(Command::Audit { anchor }) => audit(&App::connect(&config).await?, anchor).await,
+        Some(Command::Cluster(_) | Command::Load(_)) => unreachable!("handled above"),
     }
+}
+
+/// Runs pages and jobs in this process until it is asked to stop.
+async fn alone(mut app: App, config: &Config, operations: Operations) -> Result<()> {
+    if app.db.dialect() == Dialect::Sqlite {
+        db::seed::products(&app.db).await?;
+        db::seed::demo_account(&app).await?;
+        app.is_demonstration = true;
+    }
+    let (stop, heard) = tokio::sync::watch::channel(false);
+    let stopping = move || {
+        let mut heard = heard.clone();
+        async move {
+            let _ = heard.wait_for(|stop| *stop).await;
+        }
+    };
+    let health = Health::new(&app, health::Role::Alone);
+    let (pages, work) = (
+        serve::run(app.clone(), config, health.clone(), stopping()),
+        jobs::work(app.clone(), config, health.clone(), stopping()),
+    );
+    let signal = async {
+        stopped().await;
+        stop.send_replace(true);
+        Ok(())
+    };
+    let work = async { tokio::try_join!(pages, work, signal).map(drop) };
+    operations.during(app, health, work).await
+}
+
+/// Creates an account, whose password is the first line of the input.
+async fn account(app: &App, email: &str, name: &str, role: Role) -> Result<()> {
+    let mut password = String::new();
+    std::io::stdin().read_line(&mut password).context("reading the password")?;
+    let password = password.trim_end_matches(['\r', '\n']);
+    anyhow::ensure!(password.chars().count() >= 12, "a password has 12 characters or more");
+    let new = NewAccount { email, name, role, password };
+    let is_new = users::create(&app.db, &app.passwords, new).await?;
+    anyhow::ensure!(is_new, "{email} has an account already");
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)]
+async fn audit(app: &App, anchor: Option<String>) -> Result<()> {
+    let log = app.audit.as_ref().context("the configuration has no `secret`: no log is kept")?;
+    let anchor = anchor.map(|text| text.parse()).transpose().context("--anchor")?;
+    match log.verify(anchor).await? {
+        Ok((count, end)) => println!("{count} records, unchanged. Anchor: {end}"),
+        Err(tampered) => bail!("the audit log was changed: {tampered}"),
+    }
+    Ok(())
 }
 
 /// Completes on Ctrl-C or SIGTERM.

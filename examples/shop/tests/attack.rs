@@ -313,7 +313,7 @@ async fn the_owner_at_a_new_browser_gets_in_by_a_link() -> Result<()> {
     let url = format!("sqlite://{}?mode=rwc", database.display());
     let text = format!(
         "listen = \"127.0.0.1:0\"\nplain_http = true\norigin = \"http://localhost:3000\"\n\
-         link_secret = \"{}\"\n\
+         secret = \"{}\"\n\
          [clients]\ntrusted = [\"127.0.0.1/32\"]\nheader = \"x-forwarded-for\"\n\
          [database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n[session]\nurl = {url:?}\n",
         "07".repeat(32)

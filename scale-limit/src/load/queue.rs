@@ -62,7 +62,7 @@ pub(super) struct Queue {
     start: Instant,
     longest: usize,
     /// Maximum wait outside of overload.
-    store_timeout: Duration,
+    longest_wait: Duration,
 }
 
 /// Place of a request that is being processed; its drop admits the next request.
@@ -76,10 +76,10 @@ impl Queue {
     pub(super) fn new(
         limit: AdaptiveConcurrency,
         longest: usize,
-        store_timeout: Duration,
+        longest_wait: Duration,
     ) -> Arc<Self> {
         let state = State { limit, at_once: 0, waiting: Default::default(), busy: None };
-        Arc::new(Self { state: Mutex::new(state), start: Instant::now(), longest, store_timeout })
+        Arc::new(Self { state: Mutex::new(state), start: Instant::now(), longest, longest_wait })
     }
 
     /// Returns a place, a position in the queue, or neither.
@@ -104,17 +104,17 @@ impl Queue {
             lower.pop_front();
         }
         let overload = state.overload(now);
-        let store_timeout = match state.limit.best() {
+        let longest_wait = match state.limit.best() {
             // High priority goes first, so its wait is short in any case.
             Some(best) if overload && priority == Priority::High => {
-                (best * 4).max(LEAST_PATIENCE * 16).min(self.store_timeout)
+                (best * 4).max(LEAST_PATIENCE * 16).min(self.longest_wait)
             }
-            Some(best) if overload => (best / 2).max(LEAST_PATIENCE).min(self.store_timeout),
-            _ => self.store_timeout,
+            Some(best) if overload => (best / 2).max(LEAST_PATIENCE).min(self.longest_wait),
+            _ => self.longest_wait,
         };
         let (sender, receiver) = oneshot::channel();
         state.waiting[class].push_back(sender);
-        Entry::Waiting(receiver, store_timeout)
+        Entry::Waiting(receiver, longest_wait)
     }
 
     fn place(self: &Arc<Self>, state: &mut State) -> Place {

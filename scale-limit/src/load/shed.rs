@@ -64,7 +64,7 @@ pub struct LoadShed {
     queue: Arc<Queue>,
     limit: AdaptiveConcurrency,
     longest: usize,
-    store_timeout: Duration,
+    longest_wait: Duration,
     retry_after: Duration,
     priority: Arc<PriorityOf>,
     class: Arc<ClassOf>,
@@ -79,12 +79,12 @@ impl std::fmt::Debug for LoadShed {
 impl LoadShed {
     /// Treats all requests alike; 1,000 may wait, for half a second at most.
     pub fn new(limit: AdaptiveConcurrency) -> Self {
-        let (longest, store_timeout) = (1_000, Duration::from_millis(500));
+        let (longest, longest_wait) = (1_000, Duration::from_millis(500));
         Self {
-            queue: Queue::new(limit.clone(), longest, store_timeout),
+            queue: Queue::new(limit.clone(), longest, longest_wait),
             limit,
             longest,
-            store_timeout,
+            longest_wait,
             retry_after: Duration::from_secs(2),
             priority: Arc::new(|_| Priority::Normal),
             class: Arc::new(shape),
@@ -92,15 +92,15 @@ impl LoadShed {
     }
 
     fn queued(self) -> Self {
-        Self { queue: Queue::new(self.limit.clone(), self.longest, self.store_timeout), ..self }
+        Self { queue: Queue::new(self.limit.clone(), self.longest, self.longest_wait), ..self }
     }
 
     /// Sets how many requests may wait, and for how long in a burst. Under overload, when requests
     /// have had to wait throughout 250 ms, waiting ends after half the normal latency, but not
     /// before 1 ms; for [`Priority::High`] after four times the normal latency, but not before 16
     /// ms.
-    pub fn queue(self, longest: usize, store_timeout: Duration) -> Self {
-        Self { longest, store_timeout, ..self }.queued()
+    pub fn queue(self, longest: usize, longest_wait: Duration) -> Self {
+        Self { longest, longest_wait, ..self }.queued()
     }
 
     /// Sets the priority of a request.
@@ -198,8 +198,8 @@ where
         Box::pin(async move {
             let place = match entry {
                 Entry::In(place) => place,
-                Entry::Waiting(place, store_timeout) => {
-                    match tokio::time::timeout(store_timeout, place).await {
+                Entry::Waiting(place, longest_wait) => {
+                    match tokio::time::timeout(longest_wait, place).await {
                         Ok(Ok(place)) => place,
                         _ => return Ok(layer.turn_away(priority, grpc.as_ref())),
                     }

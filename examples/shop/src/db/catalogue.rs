@@ -99,6 +99,41 @@ pub(crate) async fn product(db: &Database, id: i64) -> Result<Option<Product>, s
     .await
 }
 
+/// A product as staff sees it.
+#[derive(Debug, FromRow)]
+pub(crate) struct Shelf {
+    pub(crate) id: i64,
+    pub(crate) name: String,
+    pub(crate) price_cents: i64,
+    pub(crate) stock: i64,
+}
+
+/// Returns one page of the products after that one. From the primary, as staff changes them.
+pub(crate) async fn shelf(db: &Database, after: i64) -> Result<Vec<Shelf>, sqlx::Error> {
+    let select = "select id, name, price_cents, stock from products where id > $1 \
+        order by id limit $2";
+    sqlx::query_as(sql(db, select)).bind(after).bind(PAGE as i64).fetch_all(db.primary()).await
+}
+
+pub(crate) async fn on_shelf(db: &Database, id: i64) -> Result<Option<Shelf>, sqlx::Error> {
+    let select = "select id, name, price_cents, stock from products where id = $1";
+    sqlx::query_as(sql(db, select)).bind(id).fetch_optional(db.primary()).await
+}
+
+/// Sets the price of a product, and changes its stock by a number of pieces. Returns `false` if
+/// there are not as many.
+pub(crate) async fn change(
+    db: &Database,
+    id: i64,
+    price_cents: i64,
+    add: i64,
+) -> Result<bool, sqlx::Error> {
+    let update = "update products set price_cents = $1, stock = stock + $2 \
+        where id = $3 and stock + $4 >= 0";
+    let changed = sqlx::query(sql(db, update)).bind(price_cents).bind(add).bind(id).bind(add);
+    Ok(changed.execute(db).await?.rows_affected() > 0)
+}
+
 pub(crate) async fn stock(db: &Database, id: i64) -> Result<i64, sqlx::Error> {
     let stock: Option<i64> =
         sqlx::query_scalar(sql(db, "select stock from products where id = $1"))

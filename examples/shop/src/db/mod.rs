@@ -42,9 +42,13 @@ pub(crate) async fn migrate(config: &Config) -> Result<()> {
             Pool::connect(&config.database.url, &Options::default()).await.context("[database]")?;
         Relay::migrate(pool).await.context("creating the outbox")?;
     }
-    if System::of(&config.session.url).is_some() {
-        let pool =
-            Pool::connect(&config.session.url, &Options::default()).await.context("[session]")?;
+    // Of the audit log, and of the sessions if they are in a database.
+    let mut urls = vec![&config.database.url];
+    if System::of(&config.session.url).is_some() && config.session.url != config.database.url {
+        urls.push(&config.session.url);
+    }
+    for url in urls {
+        let pool = Pool::connect(url, &Options::default()).await.context("[session]")?;
         scale_session::store::migrate(pool).await.context("[session]")?;
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use scale_db::Dialect;
+use serde::Deserialize;
 use sqlx::{Any, FromRow, Transaction};
 
 use super::{now_ms, sql, sql_of};
@@ -197,16 +198,83 @@ pub(crate) async fn placed(
     Ok(Some((order, items)))
 }
 
-/// Returns the newest orders of an account.
-pub(crate) async fn of_account(db: &Database, account: &str) -> Result<Vec<Order>, sqlx::Error> {
-    sqlx::query_as(sql(
-        db,
-        "select id, account, email, total_cents, placed_ms from orders where account = $1 \
-         order by id desc limit 50",
-    ))
-    .bind(account.to_owned())
-    .fetch_all(db)
-    .await
+/// Part of a list of orders, newest first: the newest ones, or those next to an order.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(crate) struct Slice {
+    /// Order before whose placement the slice begins.
+    older: Option<i64>,
+    /// Order after whose placement the slice ends.
+    newer: Option<i64>,
+}
+
+impl Slice {
+    pub(crate) fn is_first(self) -> bool {
+        self.older.is_none() && self.newer.is_none()
+    }
+}
+
+/// Slice of a list, and where its neighbours are, if there are any.
+pub(crate) struct List {
+    pub(crate) orders: Vec<Order>,
+    pub(crate) older: Option<i64>,
+    pub(crate) newer: Option<i64>,
+}
+
+/// Orders of a slice.
+const PAGE: usize = 25;
+
+/// Returns a slice of the orders of an account, or of all: page 10,000 costs as much as the first,
+/// and a new order shifts none.
+pub(crate) async fn page(
+    db: &Database,
+    account: Option<&str>,
+    slice: Slice,
+) -> Result<List, sqlx::Error> {
+    let whose = if account.is_some() { "account = $1" } else { "1 = 1" };
+    let at = 1 + usize::from(account.is_some());
+    let (from, order, id) = match (slice.older, slice.newer) {
+        (Some(id), _) => ("id <", "desc", id),
+        (None, Some(id)) => ("id >", "asc", id),
+        (None, None) => ("id <", "desc", i64::MAX),
+    };
+    let select = format!(
+        "select id, account, email, total_cents, placed_ms from orders \
+         where {whose} and {from} ${at} order by id {order} limit ${}",
+        at + 1
+    );
+    let mut select = sqlx::query_as(sql_of(db, &select));
+    if let Some(account) = account {
+        select = select.bind(account.to_owned());
+    }
+    let mut orders: Vec<Order> = select.bind(id).bind(PAGE as i64 + 1).fetch_all(db).await?;
+    let is_more = orders.len() > PAGE;
+    orders.truncate(PAGE);
+    let backwards = order == "asc";
+    if backwards {
+        orders.reverse();
+    }
+    let (first, last) = (orders.first().map(|o| o.id), orders.last().map(|o| o.id));
+    Ok(List {
+        older: last.filter(|_| is_more || backwards),
+        newer: first.filter(|_| if backwards { is_more } else { slice.older.is_some() }),
+        orders,
+    })
+}
+
+/// Returns the orders with these numbers.
+pub(crate) async fn with_ids(db: &Database, ids: &[i64]) -> Result<Vec<Order>, sqlx::Error> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let select = format!(
+        "select id, account, email, total_cents, placed_ms from orders where id in ({})",
+        places(1, ids.len())
+    );
+    let mut select = sqlx::query_as(sql_of(db, &select));
+    for id in ids {
+        select = select.bind(*id);
+    }
+    select.fetch_all(db).await
 }
 
 pub(crate) async fn items(db: &Database, id: i64) -> Result<Vec<Item>, sqlx::Error> {

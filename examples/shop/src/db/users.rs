@@ -14,6 +14,9 @@ use crate::app::Database;
 pub(crate) struct Account {
     pub(crate) email: String,
     pub(crate) name: String,
+    /// Shows links for staff. The right itself is asked for at each request: see [`has_role`].
+    #[serde(default)]
+    pub(crate) is_staff: bool,
 }
 
 /// Rights of an account.
@@ -77,6 +80,7 @@ pub(crate) async fn has_role(db: &Database, email: &str, role: Role) -> Result<b
 #[derive(FromRow)]
 struct User {
     name: String,
+    role: String,
     password: String,
 }
 
@@ -95,7 +99,7 @@ pub(crate) async fn log_in(
     password: &str,
 ) -> Result<Option<Account>> {
     let user: Option<User> =
-        sqlx::query_as(sql(db, "select name, password from users where email = $1"))
+        sqlx::query_as(sql(db, "select name, role, password from users where email = $1"))
             .bind(email.to_owned())
             .fetch_optional(db)
             .await?;
@@ -109,7 +113,7 @@ pub(crate) async fn log_in(
             .execute(db)
             .await?;
     }
-    Ok(Some(Account { email: email.to_owned(), name: user.name }))
+    Ok(Some(account(email, user.name, &user.role)))
 }
 
 /// Returns the hash of the account's password, read from the primary: links in mails are bound to
@@ -132,10 +136,12 @@ pub(crate) async fn set_password(db: &Database, email: &str, hash: String) -> Re
 
 /// Returns the account with that address.
 pub(crate) async fn find(db: &Database, email: &str) -> Result<Option<Account>> {
-    let name: Option<String> =
-        sqlx::query_scalar(sql(db, "select name from users where email = $1"))
-            .bind(email.to_owned())
-            .fetch_optional(db)
-            .await?;
-    Ok(name.map(|name| Account { email: email.to_owned(), name }))
+    let select = sql(db, "select name, role from users where email = $1");
+    let found: Option<(String, String)> =
+        sqlx::query_as(select).bind(email.to_owned()).fetch_optional(db).await?;
+    Ok(found.map(|(name, role)| account(email, name, &role)))
+}
+
+fn account(email: &str, name: String, role: &str) -> Account {
+    Account { email: email.to_owned(), name, is_staff: role == Role::Staff.name() }
 }

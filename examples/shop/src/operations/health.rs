@@ -3,14 +3,13 @@
 //! | path | 200 | 503 |
 //! | --- | --- | --- |
 //! | `/health/live` | the process runs | never |
-//! | `/health/ready` | requests may come | the process is about to stop, or no database answers |
-//!
-//! Redis is not asked: without it the catalogue is still served, and if all processes were taken
-//! out of the balancer, nothing would be.
+//! | `/health/ready` | the process can do its work | it is about to stop, or what its [`Role`] needs does not answer within a second |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
+use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -18,29 +17,64 @@ use axum::routing::get;
 
 use crate::app::App;
 
-/// State of the process, for its load balancer.
-#[derive(Clone, Default)]
-pub(super) struct Leaving(Arc<AtomicBool>);
+/// Work of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Serves pages, and needs a database. Redis is not asked: without it the catalogue is still
+    /// served, and if all processes were taken out of the balancer, nothing would be.
+    Web,
+    /// Runs jobs, and needs their store.
+    Worker,
+    /// Does both, as the only process.
+    Alone,
+}
 
-impl Leaving {
+/// Health of this process.
+#[derive(Clone)]
+pub(crate) struct Health {
+    app: App,
+    role: Role,
+    is_leaving: Arc<AtomicBool>,
+}
+
+impl Health {
+    pub(crate) fn new(app: &App, role: Role) -> Self {
+        Self { app: app.clone(), role, is_leaving: Arc::default() }
+    }
+
     /// From now on the process is not ready, while it still answers.
-    pub(super) fn begin(&self) {
-        self.0.store(true, Relaxed);
+    pub(crate) fn leave(&self) {
+        self.is_leaving.store(true, Relaxed);
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
+    async fn works(&self) -> Result<()> {
+        let answer = async {
+            match self.role {
+                Role::Web | Role::Alone => self.app.asks_database().await,
+                Role::Worker => self.app.asks_queue().await,
+            }
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(1), answer).await;
+        answer.context("no answer within a second")?
     }
 }
 
-pub(super) fn routes(app: App, leaving: Leaving) -> Router {
+pub(crate) fn routes(health: Health) -> Router {
     Router::new()
         .route("/health/live", get(|| async { "alive\n" }))
         .route("/health/ready", get(ready))
-        .with_state((app, leaving))
+        .with_state(health)
 }
 
-async fn ready(State((app, leaving)): State<(App, Leaving)>) -> (StatusCode, &'static str) {
-    if leaving.0.load(Relaxed) {
+async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
+    if health.is_leaving.load(Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "leaving\n");
     }
-    match app.ready().await {
+    match health.works().await {
         Ok(()) => (StatusCode::OK, "ready\n"),
         Err(error) => {
             tracing::warn!("not ready: {error:#}");

@@ -1,7 +1,7 @@
 //! Pages to log in and out.
 
 use axum::Form;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::http::header::{COOKIE, RETRY_AFTER, SET_COOKIE};
 use axum::http::request::Parts;
@@ -19,29 +19,67 @@ use crate::db::{devices, seed, users};
 pub(crate) struct Login {
     email: String,
     password: String,
+    /// Page to show after the log-in.
+    #[serde(default)]
+    next: String,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Next {
+    #[serde(default)]
+    next: String,
+}
+
+/// Log-in page as it was filled in, without the password.
+struct Filled<'a> {
+    email: &'a str,
+    next: &'a str,
 }
 
 /// Cookie of a browser that has logged in before.
 const DEVICE: &str = "device";
 
-pub(crate) async fn form(State(app): State<App>, session: Session) -> Page {
-    Ok(page(&app, &session, None).await?.into_response())
+pub(crate) async fn form(
+    State(app): State<App>,
+    session: Session,
+    Query(Next { next }): Query<Next>,
+) -> Page {
+    let filled = Filled { email: "", next: within_the_shop(&next) };
+    Ok(page(&app, &session, &filled, None).await?.into_response())
 }
 
-async fn page(app: &App, session: &Session, wrong: Option<&str>) -> Result<Markup, Failure> {
+/// Returns the path if it is one of this shop, else the first page: a link to the log-in must not
+/// lead to another site.
+fn within_the_shop(next: &str) -> &str {
+    let is_odd = |c: char| c.is_control() || c == '\\';
+    let is_path = next.starts_with('/') && !next.starts_with("//") && !next.contains(is_odd);
+    if is_path { next } else { "/" }
+}
+
+async fn page(
+    app: &App,
+    session: &Session,
+    filled: &Filled<'_>,
+    wrong: Option<&str>,
+) -> Result<Markup, Failure> {
     let content = html! {
         section.narrow {
             h1 { "Log in" }
-            @if let Some(wrong) = wrong { p.note { (wrong) } }
+            @if let Some(wrong) = wrong { p.note role="alert" { (wrong) } }
             form.stack method="post" action="/login" {
-                label { "E-mail" input type="email" name="email" required autocomplete="username"; }
+                input type="hidden" name="next" value=(filled.next);
+                label {
+                    "E-mail"
+                    input type="email" name="email" value=(filled.email) required
+                        autocomplete="username";
+                }
                 label {
                     "Password"
                     input type="password" name="password" required autocomplete="current-password";
                 }
                 button { "Log in" }
             }
-            (passkeys::button(app))
+            (passkeys::button(app, filled.next))
             @if app.links.is_some() { p { a href="/forgot" { "Forgot your password?" } } }
             @if app.is_demonstration {
                 p.soft { "To try it: " code { (seed::EMAIL) } ", “" code { (seed::PASSWORD) } "”" }
@@ -58,6 +96,7 @@ pub(crate) async fn log_in(
     Form(login): Form<Login>,
 ) -> Page {
     let email = users::address(&login.email);
+    let filled = Filled { email: &email, next: within_the_shop(&login.next) };
     let device = cookie(&request, DEVICE);
     let known = match &device {
         Some(token) => devices::is_known(&app.db, token, &email).await?,
@@ -81,7 +120,7 @@ pub(crate) async fn log_in(
             } else {
                 "Too many attempts have failed. Please wait a while."
             };
-            let page = page(&app, &session, Some(wrong)).await?;
+            let page = page(&app, &session, &filled, Some(wrong)).await?;
             return Ok((StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, seconds.to_string())], page)
                 .into_response());
         }
@@ -90,7 +129,7 @@ pub(crate) async fn log_in(
     let Some(account) = account else {
         return Ok((
             StatusCode::UNAUTHORIZED,
-            page(&app, &session, Some("E-mail or password is wrong.")).await?,
+            page(&app, &session, &filled, Some("E-mail or password is wrong.")).await?,
         )
             .into_response());
     };
@@ -98,7 +137,7 @@ pub(crate) async fn log_in(
     session.insert(USER, &account).await?;
     // Creates a new id: an id that was planted or seen before is useless from here on.
     session.sign_in(&account.email, &devices_page::name(&request)).await?;
-    let mut response = Redirect::to("/").into_response();
+    let mut response = Redirect::to(filled.next).into_response();
     if !known {
         remember(&app, &account.email, &mut response).await?;
     }

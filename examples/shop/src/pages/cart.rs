@@ -10,7 +10,7 @@ use scale_session::Session;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{CART, Failure, Page, catalogue, layout, money};
+use super::{CART, EMAIL, Failure, Page, catalogue, layout, money, user};
 use crate::app::App;
 use crate::db::orders::Item;
 
@@ -105,14 +105,20 @@ pub(crate) async fn items(app: &App, cart: &Cart) -> Result<Vec<Item>, Failure> 
 
 pub(crate) async fn show(State(app): State<App>, session: Session) -> Page {
     let cart = session.get::<Cart>(CART).await?.unwrap_or_default();
-    Ok(page(&app, &session, &cart, None).await?.into_response())
+    let email = match session.get::<String>(EMAIL).await? {
+        Some(email) => email,
+        None => user(&session).await?.map(|account| account.email).unwrap_or_default(),
+    };
+    Ok(page(&app, &session, &cart, &email, None).await?.into_response())
 }
 
-/// Returns the page, with a note on what has changed.
+/// Returns the page, with the address that the visitor has given, and a note on what is wrong with
+/// the form or has changed.
 pub(crate) async fn page(
     app: &App,
     session: &Session,
     cart: &Cart,
+    email: &str,
     note: Option<&str>,
 ) -> Result<maud::Markup, Failure> {
     let items = items(app, cart).await?;
@@ -130,7 +136,7 @@ pub(crate) async fn page(
                         tr {
                             td { a href={ "/products/" (item.product_id) } { (item.name) } }
                             td {
-                                div.row {
+                                div.row.steps {
                                     (step(item.product_id, -1, "−"))
                                     (item.quantity)
                                     (step(item.product_id, 1, "+"))
@@ -147,8 +153,8 @@ pub(crate) async fn page(
                     input type="hidden" name="total" value=(total);
                     label {
                         "E-mail address for the receipt"
-                        input type="email" name="email" required maxlength="254"
-                            placeholder="you@example.com";
+                        input type="email" name="email" value=(email) required maxlength="254"
+                            autocomplete="email" placeholder="you@example.com";
                     }
                     button { "Buy" }
                 }
@@ -163,7 +169,7 @@ fn step(product: i64, add: i64, sign: &str) -> maud::Markup {
         form method="post" action="/cart" {
             input type="hidden" name="product" value=(product);
             input type="hidden" name="add" value=(add);
-            button.plain aria-label={ "Change by " (add) } { (sign) }
+            button.plain aria-label=(if add > 0 { "One more" } else { "One less" }) { (sign) }
         }
     }
 }

@@ -12,7 +12,7 @@ use scale_cache::{LoadContext, Options};
 use scale_db::sticky::{self, Mark};
 use scale_session::Session;
 
-use super::{Failure, Page, drawing, layout, money, problem};
+use super::{Failure, Page, drawing, layout, money, percent, problem};
 use crate::app::App;
 use crate::db::catalogue::{self, PAGE, Product, Search};
 
@@ -47,8 +47,14 @@ pub(crate) async fn list(
     let (db, wanted, pages) =
         (app.db.clone(), search.clone(), app.cache.space::<Vec<Product>>("page"));
     let found = pages
-        .get_or_load_with(search.key(), &kept(Duration::from_mins(1)), move |_| async move {
-            catalogue::page(&db, &wanted).await
+        .get_or_load_with(search.key(), &kept(Duration::from_mins(1)), move |load: LoadContext| {
+            async move {
+                let position = load.position().map(Mark::from_bytes);
+                let page = sticky::seeing(&db, position, catalogue::page(&db, &wanted)).await?;
+                // A price that changes ends the pages that show it.
+                page.iter().for_each(|product| load.tag(tag(product.id)));
+                Ok::<_, sqlx::Error>(page)
+            }
         })
         .await?;
     let (db, shelves) = (app.db.clone(), app.cache.space::<Vec<String>>("shelves"));
@@ -119,19 +125,4 @@ pub(crate) async fn product(State(app): State<App>, session: Session, Path(id): 
         }
     };
     Ok(layout(&session, &product.name, content).await?.into_response())
-}
-
-/// Encodes text for a query string.
-fn percent(text: &str) -> String {
-    use std::fmt::Write;
-    let mut out = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
-                out.push(char::from(byte));
-            }
-            _ => drop(write!(out, "%{byte:02X}")),
-        }
-    }
-    out
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::cart::{self, Cart};
-use super::{CART, Failure, ORDERS, Page, catalogue, problem, user};
+use super::{CART, EMAIL, Failure, ORDERS, Page, catalogue, user};
 use crate::app::App;
 use crate::db::orders::{self, NewOrder, Placed};
 
@@ -31,12 +31,13 @@ pub(crate) async fn place(
 ) -> Page {
     let email = form.email.trim();
     let is_odd = |c: char| c.is_whitespace() || c.is_control();
+    let cart = session.get::<Cart>(CART).await?.unwrap_or_default();
+    let again = async |note: &str| cart::page(&app, &session, &cart, email, Some(note)).await;
     if email.len() > 254 || !email.contains('@') || email.contains(is_odd) {
-        return Ok((StatusCode::UNPROCESSABLE_ENTITY, problem("This is not an e-mail address."))
-            .into_response());
+        let page = again("This is not an e-mail address.").await?;
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response());
     }
     let account = user(&session).await?.map(|user| user.email).unwrap_or_default();
-    let cart = session.get::<Cart>(CART).await?.unwrap_or_default();
     if cart.token != form.token {
         return bought_before(&app, &session, form.token).await;
     }
@@ -51,19 +52,18 @@ pub(crate) async fn place(
     match orders::place(&app, new).await? {
         Placed::SoldOut(name) => {
             let note = format!("There is not enough of “{name}” in stock.");
-            let page = cart::page(&app, &session, &cart, Some(&note)).await?;
-            Ok((StatusCode::CONFLICT, page).into_response())
+            Ok((StatusCode::CONFLICT, again(&note).await?).into_response())
         }
         Placed::Changed => {
             // The page below shows what the database has.
             let products = cart.pieces.keys().map(|id| catalogue::tag(*id));
             app.invalidate(products).await;
             let note = "The price has changed. Please look at the new total.";
-            let page = cart::page(&app, &session, &cart, Some(note)).await?;
-            Ok((StatusCode::CONFLICT, page).into_response())
+            Ok((StatusCode::CONFLICT, again(note).await?).into_response())
         }
         Placed::Order(id) => {
             remember(&session, id).await?;
+            session.insert(EMAIL, email).await?;
             cart::ordered(&session, cart).await?;
             Ok(to_order(id))
         }

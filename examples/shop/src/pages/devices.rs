@@ -7,10 +7,9 @@ use axum::http::header::USER_AGENT;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Redirect};
 use maud::html;
-use scale_session::{Session, SignedIn};
 use serde::Deserialize;
 
-use super::{Page, layout, problem};
+use super::{Member, Page, layout, problem};
 use crate::app::App;
 
 /// Returns a readable name of a browser.
@@ -41,7 +40,7 @@ pub(crate) fn name(request: &Parts) -> String {
     }
 }
 
-pub(crate) async fn list(State(app): State<App>, SignedIn { session, .. }: SignedIn) -> Page {
+pub(crate) async fn list(State(app): State<App>, Member { session, .. }: Member) -> Page {
     let devices = session.devices().await?;
     let content = html! {
         section.narrow {
@@ -78,7 +77,7 @@ pub(crate) struct End {
     end: String,
 }
 
-pub(crate) async fn end(session: Session, Form(End { end }): Form<End>) -> Page {
+pub(crate) async fn end(Member { session, .. }: Member, Form(End { end }): Form<End>) -> Page {
     if end == "others" {
         session.revoke_others().await?;
     } else if !session.revoke(&end).await? {

@@ -51,8 +51,8 @@ fn shape(name: &str) -> &'static str {
 pub(super) fn of(id: i64, name: &str) -> Markup {
     let pick = |from: [&'static str; 6], salt: i64| from[((id * 7 + salt).rem_euclid(6)) as usize];
     PreEscaped(format!(
-        "<svg viewBox='0 0 100 100' aria-hidden='true' style='background:{};color:{ink}' \
-         fill='{ink}'>{}</svg>",
+        "<svg viewBox='0 0 100 100' aria-hidden='true' color='{ink}' fill='{ink}'>\
+         <rect width='100' height='100' fill='{}'/>{}</svg>",
         pick(GROUNDS, id / 6),
         shape(name),
         ink = pick(INKS, id / 5),

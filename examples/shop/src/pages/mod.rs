@@ -1,6 +1,8 @@
 //! Pages, one file each; this file has the parts they share.
 
 pub(crate) mod account;
+pub(crate) mod admin;
+pub(crate) mod assets;
 pub(crate) mod cart;
 pub(crate) mod catalogue;
 pub(crate) mod checkout;
@@ -9,21 +11,25 @@ mod drawing;
 pub(crate) mod orders;
 pub(crate) mod passkeys;
 pub(crate) mod passwords;
+pub(crate) mod refusals;
 
-use axum::http::StatusCode;
+use axum::extract::FromRequestParts;
 use axum::http::header::RETRY_AFTER;
-use axum::response::{IntoResponse, Response};
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use axum::http::request::Parts;
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Redirect, Response};
+use maud::{DOCTYPE, Markup, html};
 use scale_session::Session;
 
+use crate::app::App;
 use crate::db::users::Account;
-
-const STYLE: &str = include_str!("style.css");
 
 /// Names of session fields.
 pub(crate) const CART: &str = "cart";
 pub(crate) const ORDERS: &str = "orders";
 pub(crate) const USER: &str = "user";
+/// E-mail address that the visitor has given at the last checkout.
+pub(crate) const EMAIL: &str = "email";
 
 /// Error of a page: logged in full, shown as one sentence.
 pub(crate) struct Failure(anyhow::Error);
@@ -73,7 +79,10 @@ pub(crate) async fn layout(
         &html! {
             nav {
                 a href="/orders" { "Orders" }
-                @if user.is_some() { a href="/devices" { "Devices" } }
+                @if let Some(user) = &user {
+                    a href="/devices" { "Devices" }
+                    @if user.is_staff { a href="/admin" { "Behind the counter" } }
+                }
                 a href="/cart" { "Cart" @if things > 0 { span.count { (things) } } }
                 @match user {
                     Some(user) => form method="post" action="/logout" {
@@ -90,6 +99,43 @@ pub(crate) async fn layout(
 /// Returns the logged-in account.
 pub(crate) async fn user(session: &Session) -> Result<Option<Account>, Failure> {
     Ok(session.get(USER).await?)
+}
+
+/// A visitor who has logged in. Others are sent to the log-in page, and from there to the page
+/// that they asked for.
+pub(crate) struct Member {
+    pub(crate) account: Account,
+    pub(crate) session: Session,
+}
+
+impl FromRequestParts<App> for Member {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Response> {
+        let session =
+            Session::from_request_parts(parts, app).await.map_err(IntoResponse::into_response)?;
+        if let Some(account) = user(&session).await.map_err(IntoResponse::into_response)? {
+            return Ok(Self { account, session });
+        }
+        // A form is not sent again after the log-in.
+        let next = if parts.method == Method::GET { parts.uri.path() } else { "/" };
+        Err(Redirect::to(&format!("/login?next={}", percent(next))).into_response())
+    }
+}
+
+/// Encodes text for a query string.
+pub(crate) fn percent(text: &str) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                out.push(char::from(byte));
+            }
+            _ => drop(write!(out, "%{byte:02X}")),
+        }
+    }
+    out
 }
 
 /// Returns a page that needs no session.
@@ -111,7 +157,7 @@ fn frame(title: &str, navigation: &Markup, content: &Markup) -> Markup {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 title { (title) " · Fathom & Field" }
-                style { (PreEscaped(STYLE)) }
+                link rel="stylesheet" href=(assets::STYLE.path());
             }
             body {
                 header { a.brand href="/" { "Fathom & Field" } (navigation) }

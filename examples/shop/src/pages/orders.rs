@@ -1,35 +1,41 @@
 //! Page of this visitor's orders. Always shows the latest one: reads follow the visitor's own
 //! writes.
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use maud::html;
+use maud::{Markup, html};
 use scale_session::Session;
+use serde::Deserialize;
 
 use super::{ORDERS, Page, layout, money, problem, user};
 use crate::app::App;
-use crate::db::{now_ms, orders};
+use crate::db::now_ms;
+use crate::db::orders::{self, List, Slice};
 
-pub(crate) async fn list(State(app): State<App>, session: Session) -> Page {
-    let mut found = match user(&session).await? {
-        Some(user) => orders::of_account(&app.db, &user.email).await?,
-        None => Vec::new(),
+pub(crate) async fn list(
+    State(app): State<App>,
+    session: Session,
+    Query(slice): Query<Slice>,
+) -> Page {
+    let mut list = match user(&session).await? {
+        Some(user) => orders::page(&app.db, Some(&user.email), slice).await?,
+        None => List { orders: Vec::new(), older: None, newer: None },
     };
-    // Orders placed in this session before a log-in, or without one.
-    let known: Vec<i64> = session.get(ORDERS).await?.unwrap_or_default();
-    for id in known {
-        if !found.iter().any(|order| order.id == id) {
-            found.extend(orders::order(&app.db, id).await?);
-        }
+    let found = &mut list.orders;
+    if slice.is_first() {
+        // Orders placed in this session before a log-in, or without one.
+        let mut known: Vec<i64> = session.get(ORDERS).await?.unwrap_or_default();
+        known.retain(|id| !found.iter().any(|order| order.id == *id));
+        found.extend(orders::with_ids(&app.db, &known).await?);
+        found.sort_by_key(|order| std::cmp::Reverse(order.id));
     }
-    found.sort_by_key(|order| std::cmp::Reverse(order.id));
     let content = html! {
         section.narrow {
             h1 { "Orders" }
-            @if found.is_empty() { p.soft { "None yet." } }
+            @if list.orders.is_empty() { p.soft { "None yet." } }
             table {
-                @for order in &found {
+                @for order in &list.orders {
                     tr {
                         td { a href={ "/orders/" (order.id) } { "Order " (order.id) } }
                         td.soft { (ago(order.placed_ms)) }
@@ -37,12 +43,42 @@ pub(crate) async fn list(State(app): State<App>, session: Session) -> Page {
                     }
                 }
             }
+            (turns("/orders", &list))
         }
     };
     Ok(layout(&session, "Orders", content).await?.into_response())
 }
 
-pub(crate) async fn show(State(app): State<App>, session: Session, Path(id): Path<i64>) -> Page {
+/// Returns the links to the neighbours of a slice.
+pub(super) fn turns(path: &str, list: &List) -> Markup {
+    html! {
+        div.more.row {
+            @if let Some(id) = list.newer {
+                a href={ (path) "?newer=" (id) } rel="prev" { "Newer" }
+            }
+            @if let Some(id) = list.older {
+                a href={ (path) "?older=" (id) } rel="next" { "Older" }
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Look {
+    /// Number of times that the page has reloaded itself.
+    #[serde(default)]
+    look: u32,
+}
+
+/// Seconds until the page of an order looks for its receipt again.
+const LOOKS: [u32; 7] = [1, 1, 2, 4, 8, 15, 30];
+
+pub(crate) async fn show(
+    State(app): State<App>,
+    session: Session,
+    Path(id): Path<i64>,
+    Query(Look { look }): Query<Look>,
+) -> Page {
     let known: Vec<i64> = session.get(ORDERS).await?.unwrap_or_default();
     // Another customer's order and an unknown order give the same answer.
     let account = user(&session).await?.map(|user| user.email);
@@ -56,8 +92,13 @@ pub(crate) async fn show(State(app): State<App>, session: Session, Path(id): Pat
     };
     let items = orders::items(&app.db, id).await?;
     let receipt = orders::receipt(&app.db, id).await?;
+    let again = LOOKS.get(look as usize).filter(|_| receipt.is_none());
     let content = html! {
-        @if receipt.is_none() { meta http-equiv="refresh" content="1"; }
+        @if let Some(seconds) = again {
+            meta http-equiv="refresh" content={
+                (seconds) ";url=/orders/" (order.id) "?look=" (look + 1)
+            };
+        }
         section.narrow {
             h1 { "Order " (order.id) }
             p.soft { "Placed " (ago(order.placed_ms)) ", for " (order.email) }
@@ -80,14 +121,20 @@ pub(crate) async fn show(State(app): State<App>, session: Session, Path(id): Pat
                     }
                     pre { (receipt.body) }
                 }
-                None => p.note { "Your receipt is on its way…" },
+                None => p.note role="status" {
+                    "Your receipt is on its way"
+                    @if again.is_some() { "…" } @else {
+                        ", and takes longer than usual. It will come by mail. "
+                        a href={ "/orders/" (order.id) } { "Look again" }
+                    }
+                },
             }
         }
     };
     Ok(layout(&session, &format!("Order {id}"), content).await?.into_response())
 }
 
-fn ago(then_ms: i64) -> String {
+pub(super) fn ago(then_ms: i64) -> String {
     match (now_ms() - then_ms) / 60_000 {
         ..=0 => "just now".into(),
         1..=59 => format!("{} min ago", (now_ms() - then_ms) / 60_000),

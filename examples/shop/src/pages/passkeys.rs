@@ -1,9 +1,9 @@
 //! Passkeys: their list, and the two steps of registering one and of logging in with one. The
-//! script that uses the device is `passkeys.js`.
+//! script that uses the device is `assets/passkeys.js`.
 
 use axum::Form;
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -12,25 +12,22 @@ use scale_session::auth::{Error, Passkeys};
 use scale_session::{Session, SignedIn};
 use serde::Deserialize;
 
-use super::{Failure, Page, USER, devices, layout, problem};
+use super::{Failure, Member, Page, USER, assets, devices, layout, problem};
 use crate::app::App;
 use crate::db::users;
 
-const SCRIPT: &str = include_str!("passkeys.js");
-
-pub(crate) async fn script() -> Response {
-    let headers = [(CONTENT_TYPE, "text/javascript"), (CACHE_CONTROL, "public, max-age=3600")];
-    (headers, SCRIPT).into_response()
-}
-
 /// Returns a button for the log-in page, if passkeys are configured.
-pub(super) fn button(app: &App) -> Markup {
+pub(super) fn button(app: &App, next: &str) -> Markup {
     html! {
         @if app.passkeys.is_some() {
-            p { button.plain type="button" id="passkey-login" { "Log in with a passkey" } }
+            p {
+                button.plain type="button" id="passkey-login" data-next=(next) {
+                    "Log in with a passkey"
+                }
+             }
             p.note id="passkey-failed" hidden { "That did not work. Please try again, or log in \
                 with your password." }
-            script src="/passkeys.js" defer {}
+            script src=(assets::PASSKEYS.path()) defer {}
         }
     }
 }
@@ -57,8 +54,8 @@ fn refused<T>(answer: Result<T, Error>) -> Result<Result<T, Response>, Failure> 
     }
 }
 
-pub(crate) async fn list(State(app): State<App>, SignedIn { user, session, .. }: SignedIn) -> Page {
-    let passkeys = passkeys(&app)?.list(&user).await?;
+pub(crate) async fn list(State(app): State<App>, Member { account, session }: Member) -> Page {
+    let passkeys = passkeys(&app)?.list(&account.email).await?;
     let content = html! {
         section.narrow {
             h1 { "Your passkeys" }
@@ -76,9 +73,9 @@ pub(crate) async fn list(State(app): State<App>, SignedIn { user, session, .. }:
                     }
                 }
             }
-            p { button type="button" id="passkey-add" { "Add a passkey" } }
+            p { button type="button" id="passkey-add" data-next="/passkeys" { "Add a passkey" } }
             p.note id="passkey-failed" hidden { "That did not work. Please try again." }
-            script src="/passkeys.js" defer {}
+            script src=(assets::PASSKEYS.path()) defer {}
         }
     };
     Ok(layout(&session, "Your passkeys", content).await?.into_response())
@@ -118,10 +115,10 @@ pub(crate) struct Remove {
 
 pub(crate) async fn remove(
     State(app): State<App>,
-    SignedIn { user, .. }: SignedIn,
+    Member { account, .. }: Member,
     Form(Remove { id }): Form<Remove>,
 ) -> Page {
-    passkeys(&app)?.remove(&user, &id).await?;
+    passkeys(&app)?.remove(&account.email, &id).await?;
     Ok(Redirect::to("/passkeys").into_response())
 }
 

@@ -113,7 +113,7 @@ impl Owner {
 fn links(app: &App) -> Result<&AccountLinks, Failure> {
     app.links
         .as_ref()
-        .ok_or_else(|| anyhow::anyhow!("`origin` and `link_secret` are not configured").into())
+        .ok_or_else(|| anyhow::anyhow!("`origin` and `secret` are not configured").into())
 }
 
 /// Sends `no-referrer`, because the address of this page is a secret.

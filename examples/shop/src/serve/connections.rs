@@ -18,7 +18,7 @@ use tower::ServiceExt;
 
 /// Serves until `stop` completes. Then requests in progress get the time `drain`, after which their
 /// connections are cut. A client has the time `head` to send the head of a request.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     app: Router,
     head: Duration,

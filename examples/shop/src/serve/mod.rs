@@ -1,7 +1,6 @@
 //! The web process: routes and layers.
 
-mod connections;
-mod health;
+pub(crate) mod connections;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -12,26 +11,24 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{get, post};
-use metrics_exporter_prometheus::PrometheusBuilder;
 use scale_cache::http::HttpCacheLayer;
 use scale_db::StickyLayer;
 use scale_limit::layer::Throttle;
-use scale_limit::load::AdaptiveConcurrency;
+use scale_limit::load::{AdaptiveConcurrency, Priority};
 use scale_limit::{LimitLayer, LoadShed};
-use scale_queue::Dashboard;
-use scale_session::Session;
 use scale_session::auth::CsrfLayer;
 use tokio::net::TcpListener;
 use tower_http::timeout::{RequestBodyTimeoutLayer, TimeoutLayer};
 
-use self::health::Leaving;
 use crate::app::App;
 use crate::config::Config;
-use crate::db::users::{self, Role};
+use crate::operations::health::{self, Health};
+use crate::operations::requests;
 use crate::pages::{
-    Failure, account, cart, catalogue, checkout, devices, orders, passkeys, passwords,
+    account, admin, assets, cart, catalogue, checkout, devices, orders, passkeys, passwords,
+    refusals,
 };
 
 /// Serves until `stop` completes. Then the process leaves in three steps: it is not ready any more
@@ -40,49 +37,26 @@ use crate::pages::{
 pub(crate) async fn run(
     app: App,
     config: &Config,
-    stop: impl Future<Output = ()> + Send + 'static,
+    health: Health,
+    stop: impl Future<Output = ()>,
 ) -> Result<()> {
-    let metrics = PrometheusBuilder::new().install_recorder().context("metrics recorder")?;
-    let listener = listen(config.listen).await?;
-    let leaving = Leaving::default();
-    let operations = match config.operations {
-        Some(address) => {
-            let routes = Router::new()
-                .route("/metrics", get(move || std::future::ready(metrics.render())))
-                .merge(health::routes(app.clone(), leaving.clone()));
-            Some((listen(address).await?, routes))
-        }
-        None => None,
-    };
-    let router = router(app.clone(), config).merge(health::routes(app, leaving.clone()));
-    announce(listener.local_addr()?, operations.as_ref().map(|(at, _)| at.local_addr()));
+    let address = config.listen;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
+    let router = router(app, config).merge(health::routes(health.clone()));
+    announce(listener.local_addr()?);
     let (head, lameduck, drain) = (config.timeouts.head, config.stop.lameduck, config.stop.drain);
     let stop = async move {
         stop.await;
-        leaving.begin();
+        health.leave();
         tokio::time::sleep(lameduck).await;
     };
-    let pages = connections::serve(listener, router, head, stop, drain);
-    match operations {
-        None => pages.await,
-        // Until the end: what is measured while the process leaves matters most.
-        Some((listener, routes)) => tokio::select! {
-            () = pages => {}
-            () = connections::serve(listener, routes, head, std::future::pending(), drain) => {}
-        },
-    }
+    connections::serve(listener, router, head, stop, drain).await;
     Ok(())
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
-}
-
 #[allow(clippy::print_stdout)]
-fn announce(address: SocketAddr, operations: Option<std::io::Result<SocketAddr>>) {
-    if let Some(Ok(operations)) = operations {
-        println!("For operators: http://{operations}/metrics");
-    }
+fn announce(address: SocketAddr) {
     println!("The shop is open: http://{address}");
 }
 
@@ -110,11 +84,20 @@ fn router(app: App, config: &Config) -> Router {
                 .when(|request| request.uri.query().is_some_and(searches)),
         )
         .preserve_body(Body::new);
-    // Under overload, only catalogue requests are refused.
-    let shed = config.limit.shed.then(|| LoadShed::new(AdaptiveConcurrency::default()));
-    let admin = Router::new()
-        .fallback_service(Dashboard::new(&app.queue).allow_changes(|_| true))
-        .layer(from_fn_with_state(app.clone(), staff_only));
+    // Under overload, only catalogue requests are refused, and searches first.
+    let shed = config.limit.shed.then(|| {
+        LoadShed::new(AdaptiveConcurrency::default())
+            .priority(|request| match request.uri.query().is_some_and(searches) {
+                true => Priority::Low,
+                false => Priority::Normal,
+            })
+            // Each is compared with its own kind: a search takes longer.
+            .class(|request| match request.uri.path() {
+                "/" if request.uri.query().is_some_and(searches) => 2,
+                "/" => 1,
+                _ => 0,
+            })
+    });
     let shelves = Router::new()
         .route("/", get(catalogue::list))
         .route("/products/{id}", get(catalogue::product));
@@ -124,6 +107,7 @@ fn router(app: App, config: &Config) -> Router {
     };
     Router::new()
         .merge(shelves)
+        .merge(assets::routes())
         .route("/cart", get(cart::show).post(cart::change))
         .route("/checkout", post(checkout::place))
         .route("/orders", get(orders::list))
@@ -133,14 +117,13 @@ fn router(app: App, config: &Config) -> Router {
         .route("/devices", get(devices::list).post(devices::end))
         .route("/forgot", get(passwords::forgot).post(passwords::ask))
         .route("/reset-password", get(passwords::form).post(passwords::set))
-        .route("/passkeys.js", get(passkeys::script))
         .route("/passkeys", get(passkeys::list))
         .route("/passkeys/begin", post(passkeys::begin_registration))
         .route("/passkeys/finish", post(passkeys::finish_registration))
         .route("/passkeys/remove", post(passkeys::remove))
         .route("/login/passkey/begin", post(passkeys::begin_log_in))
         .route("/login/passkey/finish", post(passkeys::finish_log_in))
-        .nest_service("/admin/queues", admin)
+        .merge(admin::routes(&app))
         .fallback(|| async {
             (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page."))
         })
@@ -148,7 +131,6 @@ fn router(app: App, config: &Config) -> Router {
         .layer(sticky)
         // Pages of other sites must not send this shop's forms.
         .layer(CsrfLayer::new())
-        .layer(from_fn(hardened))
         // A client that sends its form slowly holds a request no longer than that.
         .layer(RequestBodyTimeoutLayer::new(config.timeouts.body_part))
         // Public pages are answered from the cache, without the layers below; pages that depend on
@@ -156,6 +138,9 @@ fn router(app: App, config: &Config) -> Router {
         .layer(HttpCacheLayer::new(&app.cache))
         .layer(limits)
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, config.timeouts.request))
+        .layer(from_fn(refusals::as_pages))
+        .layer(from_fn_with_state(app.clone(), hardened))
+        .layer(from_fn(requests::measured))
         .with_state(app)
 }
 
@@ -164,35 +149,25 @@ fn searches(query: &str) -> bool {
     query.split('&').any(|pair| pair.starts_with("q=") && pair != "q=")
 }
 
-/// Admits staff; for other visitors the page does not exist.
-async fn staff_only(
-    State(app): State<App>,
-    session: Session,
-    request: Request,
-    next: Next,
-) -> Response {
-    let is_staff = async {
-        let Some(user) = crate::pages::user(&session).await? else { return Ok(false) };
-        Ok::<_, Failure>(users::has_role(&app.db, &user.email, Role::Staff).await?)
-    };
-    match is_staff.await {
-        Ok(true) => next.run(request).await,
-        Ok(false) => {
-            (StatusCode::NOT_FOUND, crate::pages::problem("There is no such page.")).into_response()
-        }
-        Err(failure) => failure.into_response(),
-    }
-}
-
 /// Adds headers that restrict what pages may do in browsers.
-async fn hardened(request: Request, next: Next) -> Response {
+async fn hardened(State(app): State<App>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
+    if !app.plain_http {
+        // Browsers use HTTPS for this host from now on, also for addresses that say HTTP.
+        headers.insert(
+            header::STRICT_TRANSPORT_SECURITY,
+            header::HeaderValue::from_static("max-age=31536000"),
+        );
+    }
+    headers
+        .entry(header::REFERRER_POLICY)
+        .or_insert(header::HeaderValue::from_static("same-origin"));
     headers
         .entry(header::X_CONTENT_TYPE_OPTIONS)
         .or_insert(header::HeaderValue::from_static("nosniff"));
     headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(header::HeaderValue::from_static(
-        "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; \
+        "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; \
          img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     ));
     response

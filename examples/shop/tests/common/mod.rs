@@ -1,6 +1,8 @@
 //! A simple browser, and the shop's processes.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod browser;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +14,7 @@ use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use testkit::{Process, eventually};
+use testkit::{Postgres, Process, Redis, eventually};
 
 /// One visitor: cookies, and redirects followed as browsers do.
 #[derive(Clone)]
@@ -103,6 +105,47 @@ impl Visitor {
         }
         anyhow::bail!("redirected in a circle: {path}")
     }
+}
+
+/// Limits that no test reaches.
+pub const NO_LIMIT: &str = "[limit]\nsite = { name = \"site\", quota = 1000000, per = \"1s\" }\n\
+    search = { name = \"search\", quota = 1000000, per = \"1s\" }\n";
+
+/// Writes the configuration of a laptop without limits; returns its path.
+pub fn laptop(folder: &Path) -> Result<String> {
+    let config = folder.join("laptop.toml");
+    let database = folder.join("shop.db");
+    let url = format!("sqlite://{}?mode=rwc", database.display());
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\noperations = \"127.0.0.1:0\"\nplain_http = true\n\
+         origin = \"http://localhost:3000\"\n\
+         secret = \"{}\"\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n[session]\n\
+         url = {url:?}\n{NO_LIMIT}",
+        "07".repeat(32)
+    );
+    std::fs::write(&config, text)?;
+    Ok(config.display().to_string())
+}
+
+/// Writes the configuration of a fleet; returns its path.
+pub fn fleet(
+    folder: &Path,
+    postgres: &Postgres,
+    redis: &Redis,
+    mail_takes: &str,
+) -> Result<String> {
+    let config = folder.join("fleet.toml");
+    let replicas: Vec<_> = postgres.nodes()[1..].iter().map(|n| format!("{:?}", n.url())).collect();
+    let (primary, redis) = (postgres.node(0).url(), redis.url());
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\noperations = \"127.0.0.1:0\"\nplain_http = true\n[database]\n\
+         url = {primary:?}\nreplicas = [{}]\n[cache]\nurl = {redis:?}\n\
+         [queue]\nurl = {redis:?}\nlease = \"1s\"\nmail_takes = {mail_takes:?}\n[session]\n\
+         url = {redis:?}\n{NO_LIMIT}url = {redis:?}\n",
+        replicas.join(", ")
+    );
+    std::fs::write(&config, text)?;
+    Ok(config.display().to_string())
 }
 
 /// Creates an account by the command line.

@@ -6,11 +6,12 @@ const ask = async (path, answer) => {
   return response;
 };
 
-const onClick = (id, work, next) => {
-  document.getElementById(id)?.addEventListener("click", async () => {
+const onClick = (id, work) => {
+  const button = document.getElementById(id);
+  button?.addEventListener("click", async () => {
     try {
       await work();
-      location.assign(next);
+      location.assign(button.dataset.next);
     } catch (error) {
       console.error(error);
       document.getElementById("passkey-failed").hidden = false;
@@ -23,11 +24,11 @@ onClick("passkey-add", async () => {
   const options = PublicKeyCredential.parseCreationOptionsFromJSON(publicKey);
   const made = await navigator.credentials.create({ publicKey: options });
   await ask("/passkeys/finish", made.toJSON());
-}, "/passkeys");
+});
 
 onClick("passkey-login", async () => {
   const { publicKey } = await (await ask("/login/passkey/begin")).json();
   const options = PublicKeyCredential.parseRequestOptionsFromJSON(publicKey);
   const answer = await navigator.credentials.get({ publicKey: options });
   await ask("/login/passkey/finish", answer.toJSON());
-}, "/");
+});
