@@ -39,6 +39,9 @@ pub(crate) struct Said {
 impl LoadContext {
     /// Adds a tag. If the tag was invalidated since the load began, the waiting callers get the
     /// value, and it is not kept.
+    ///
+    /// [`position`](Self::position) does not cover it: if the value comes from a replica that may
+    /// lag, name the tag in the options, or a coarser one with which it is invalidated together.
     pub fn tag(&self, tag: impl Into<Arc<str>>) {
         self.said.lock().tags.push(named(tag.into()));
     }
@@ -50,7 +53,7 @@ impl LoadContext {
     }
 
     /// Returns the position that a database must have replayed before this load reads it: the
-    /// latest position that came with an invalidation of one of its tags
+    /// latest position that came with an invalidation of one of the tags of its options
     /// ([`Cache::invalidate_tags_at`](crate::Cache::invalidate_tags_at)).
     pub fn position(&self) -> Option<&[u8]> {
         self.position.as_deref()

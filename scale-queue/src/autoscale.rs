@@ -25,8 +25,9 @@ pub struct Forecast {
     /// Expected waiting time of a job pushed now, in seconds; `None` if jobs wait and none ended.
     pub wait_seconds: Option<f64>,
     /// Number of jobs to run at a time so that the backlog is processed within the target and new
-    /// jobs do not wait; `None` if no job ended.
-    pub desired: Option<u64>,
+    /// jobs do not wait. If no job ended, so that their duration is unknown: as many as run, and
+    /// twice as many, at least one, if jobs wait. Zero if there are none.
+    pub desired: u64,
 }
 
 /// Computes the forecast from two samples taken `over` apart.
@@ -44,10 +45,14 @@ fn forecast(before: &Stats, after: &Stats, over: Duration, target: Duration) -> 
         waiting if departures > 0.0 => Some(waiting as f64 / departures),
         _ => None,
     };
-    let desired = service.map(|service| {
-        let rate = arrivals + after.waiting as f64 / target.as_secs_f64().max(1.0);
-        (rate * service).ceil() as u64
-    });
+    let desired = match service {
+        Some(service) => {
+            let rate = arrivals + after.waiting as f64 / target.as_secs_f64().max(1.0);
+            (rate * service).ceil() as u64
+        }
+        None if after.waiting > 0 => (2 * after.leased).max(1),
+        None => after.leased,
+    };
     Forecast { arrivals, departures, service_seconds: service, wait_seconds: wait, desired }
 }
 
@@ -69,9 +74,10 @@ impl Queue {
     /// autoscalers. Samples every 10 s for as long as the future is polled. Run it in one process.
     ///
     /// The metrics are `scale_queue_waiting_jobs`, `scale_queue_leased_jobs`,
-    /// `scale_queue_dead_jobs`, `scale_queue_lag_seconds`, `scale_queue_expected_wait_seconds` and
-    /// `scale_queue_desired_workers` (number of jobs to run at a time to process the backlog within
-    /// `target`), each with the label `queue`.
+    /// `scale_queue_dead_jobs`, `scale_queue_lag_seconds`, `scale_queue_expected_wait_seconds`
+    /// (infinite if jobs wait and none ended) and `scale_queue_desired_workers`
+    /// ([`Forecast::desired`], with which an autoscaler also comes from zero workers and back),
+    /// each with the label `queue`.
     pub async fn observe(&self, target: Duration) {
         const EVERY: Duration = Duration::from_secs(10);
         let mut known: std::collections::HashMap<String, (Stats, Instant)> =
@@ -86,13 +92,11 @@ impl Queue {
                 metrics::gauge!("scale_queue_lag_seconds", &label()).set(stats.lag_ms as f64 / 1e3);
                 if let Some((before, at)) = known.insert(name.clone(), (stats, Instant::now())) {
                     let forecast = forecast(&before, &stats, at.elapsed(), target);
-                    if let Some(wait) = forecast.wait_seconds {
-                        metrics::gauge!("scale_queue_expected_wait_seconds", &label()).set(wait);
-                    }
-                    if let Some(desired) = forecast.desired {
-                        metrics::gauge!("scale_queue_desired_workers", &label())
-                            .set(desired as f64);
-                    }
+                    // Always set: an old value would stay for ever.
+                    metrics::gauge!("scale_queue_expected_wait_seconds", &label())
+                        .set(forecast.wait_seconds.unwrap_or(f64::INFINITY));
+                    metrics::gauge!("scale_queue_desired_workers", &label())
+                        .set(forecast.desired as f64);
                 }
             }
             tokio::time::sleep(EVERY).await;
@@ -119,10 +123,14 @@ mod tests {
                 && (seen.arrivals - 20.0).abs() < 1e-9
         );
         assert!((seen.wait_seconds.unwrap() - 30.0).abs() < 1e-9);
-        assert_eq!(seen.desired, Some(15));
+        assert_eq!(seen.desired, 15);
         let idle = forecast(&stats(0, 0, 5), &stats(0, 0, 5), second, second);
-        assert_eq!((idle.desired, idle.wait_seconds), (None, Some(0.0)));
+        assert_eq!((idle.desired, idle.wait_seconds), (0, Some(0.0)));
+        let long = forecast(&stats(0, 3, 5), &stats(0, 3, 5), second, second);
+        assert_eq!(long.desired, 3, "those that run");
         let stuck = forecast(&stats(9, 3, 5), &stats(9, 3, 5), second, second);
-        assert_eq!((stuck.desired, stuck.wait_seconds), (None, None), "no job ends: unknown");
+        assert_eq!((stuck.desired, stuck.wait_seconds), (6, None), "no job ends: unknown");
+        let asleep = forecast(&stats(9, 0, 5), &stats(9, 0, 5), second, second);
+        assert_eq!(asleep.desired, 1, "the first worker");
     }
 }

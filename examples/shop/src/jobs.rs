@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::app::App;
 use crate::config::Config;
 use crate::db::{mails, orders, users};
-use crate::operations::health::Health;
+use crate::operations::health::{Health, Role};
 use crate::pages::money;
 
 /// Queues, the most urgent first.
@@ -70,6 +70,9 @@ pub(crate) async fn work(
         })
         .handle(move |job: SendPasswordReset, _: Context| send_password_reset(links.clone(), job));
     tracing::info!("working on the queues {QUEUES:?}");
+    if health.role() == Role::Worker {
+        health.open();
+    }
     // Jobs pushed in a transaction wait in the database if the queue is elsewhere.
     let (done, worked) = tokio::sync::oneshot::channel::<()>();
     let relay = Relay::new(&queue).run(|| db.begin(), worked);

@@ -121,7 +121,7 @@ struct Line {
 /// Returns a configuration like `ops/haproxy/haproxy.cfg`, without TLS.
 fn configuration(socket: &Path, listen: SocketAddr, webs: &[Member]) -> String {
     let mut text = format!(
-        "global\n  maxconn 20000\n  stats socket {} mode 600 level admin\n\
+        "global\n  maxconn 4000\n  stats socket {} mode 600 level admin\n\
          defaults\n  mode http\n  timeout connect 2s\n  timeout client 30s\n  timeout server 60s\n  \
          timeout http-request 10s\n  timeout http-keep-alive 30s\n  timeout queue 5s\n\
          frontend shop\n  bind {listen}\n  http-request del-header Forwarded\n  \

@@ -118,7 +118,6 @@ pub(super) struct Report {
 
 struct Row {
     shop: String,
-    rate: u32,
     per_second: f64,
     /// Percentiles in ms: 50, 95, 99.
     latencies: [f64; 3],
@@ -155,7 +154,7 @@ impl Report {
         for (reason, count) in &tally.failures {
             tracing::warn!("{count} failed: {reason}");
         }
-        self.rows.push(Row { shop: shop.to_owned(), rate, per_second, latencies });
+        self.rows.push(Row { shop: shop.to_owned(), per_second, latencies });
     }
 
     /// Draws the latencies over the answered requests per second: a line for each shop and

@@ -3,7 +3,7 @@
 //! | path | 200 | 503 |
 //! | --- | --- | --- |
 //! | `/health/live` | the process runs | never |
-//! | `/health/ready` | the process can do its work | it is about to stop, or what its [`Role`] needs does not answer within a second |
+//! | `/health/ready` | the process can do its work | it starts, it is about to stop, or what its [`Role`] needs does not answer within a second |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -34,20 +34,26 @@ pub(crate) enum Role {
 pub(crate) struct Health {
     app: App,
     role: Role,
-    is_leaving: Arc<AtomicBool>,
+    /// `true` from the moment at which the process does its work until it is asked to stop.
+    is_open: Arc<AtomicBool>,
 }
 
 impl Health {
     pub(crate) fn new(app: &App, role: Role) -> Self {
-        Self { app: app.clone(), role, is_leaving: Arc::default() }
+        Self { app: app.clone(), role, is_open: Arc::default() }
+    }
+
+    /// From now on the process is ready, if what it needs answers.
+    pub(crate) fn open(&self) {
+        self.is_open.store(true, Relaxed);
     }
 
     /// From now on the process is not ready, while it still answers.
     pub(crate) fn leave(&self) {
-        self.is_leaving.store(true, Relaxed);
+        self.is_open.store(false, Relaxed);
     }
 
-    pub(super) fn role(&self) -> Role {
+    pub(crate) fn role(&self) -> Role {
         self.role
     }
 
@@ -71,8 +77,8 @@ pub(crate) fn routes(health: Health) -> Router {
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
-    if health.is_leaving.load(Relaxed) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "leaving\n");
+    if !health.is_open.load(Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "starting, or leaving\n");
     }
     match health.works().await {
         Ok(()) => (StatusCode::OK, "ready\n"),

@@ -21,6 +21,10 @@ fn kept(ttl: Duration) -> Options {
     Options::ttl(ttl).stale_if_error(Duration::from_hours(1)).tag("catalogue")
 }
 
+/// Cache tag of all pages that show several products. A page's products are known only when it has
+/// been read, too late to say which replica may be read.
+pub(crate) const PAGES: &str = "pages";
+
 /// Returns the cache tag of a product.
 pub(crate) fn tag(id: i64) -> String {
     format!("product:{id}")
@@ -46,15 +50,11 @@ pub(crate) async fn list(
     let search = search.normal();
     let (db, wanted, pages) =
         (app.db.clone(), search.clone(), app.cache.space::<Vec<Product>>("page"));
+    let options = kept(Duration::from_mins(1)).tag(PAGES);
     let found = pages
-        .get_or_load_with(search.key(), &kept(Duration::from_mins(1)), move |load: LoadContext| {
-            async move {
-                let position = load.position().map(Mark::from_bytes);
-                let page = sticky::seeing(&db, position, catalogue::page(&db, &wanted)).await?;
-                // A price that changes ends the pages that show it.
-                page.iter().for_each(|product| load.tag(tag(product.id)));
-                Ok::<_, sqlx::Error>(page)
-            }
+        .get_or_load_with(search.key(), &options, move |load: LoadContext| async move {
+            let page = catalogue::page(&db, &wanted);
+            sticky::seeing(&db, load.position().map(Mark::from_bytes), page).await
         })
         .await?;
     let (db, shelves) = (app.db.clone(), app.cache.space::<Vec<String>>("shelves"));
@@ -63,8 +63,14 @@ pub(crate) async fn list(
             catalogue::categories(&db).await
         })
         .await?;
+    let heading = match (search.q.as_str(), search.category.as_str()) {
+        ("", "") => "Everything in the shop",
+        ("", category) => category,
+        (words, _) => words,
+    };
     let content = html! {
-        form.search action="/" {
+        h1.unseen { (heading) }
+        form.search action="/" role="search" {
             input type="search" name="q" value=(search.q) placeholder="Search two thousand things"
                 aria-label="Search" maxlength="64";
             @if !search.category.is_empty() {

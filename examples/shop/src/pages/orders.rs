@@ -18,17 +18,18 @@ pub(crate) async fn list(
     session: Session,
     Query(slice): Query<Slice>,
 ) -> Page {
-    let mut list = match user(&session).await? {
+    let account = user(&session).await?;
+    let mut list = match &account {
         Some(user) => orders::page(&app.db, Some(&user.email), slice).await?,
         None => List { orders: Vec::new(), older: None, newer: None },
     };
-    let found = &mut list.orders;
     if slice.is_first() {
         // Orders placed in this session before a log-in, or without one.
-        let mut known: Vec<i64> = session.get(ORDERS).await?.unwrap_or_default();
-        known.retain(|id| !found.iter().any(|order| order.id == *id));
-        found.extend(orders::with_ids(&app.db, &known).await?);
-        found.sort_by_key(|order| std::cmp::Reverse(order.id));
+        let known: Vec<i64> = session.get(ORDERS).await?.unwrap_or_default();
+        let mut known = orders::with_ids(&app.db, &known).await?;
+        known.retain(|order| account.as_ref().is_none_or(|user| order.account != user.email));
+        list.orders.extend(known);
+        list.orders.sort_by_key(|order| std::cmp::Reverse(order.id));
     }
     let content = html! {
         section.narrow {

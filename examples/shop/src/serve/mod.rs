@@ -45,6 +45,7 @@ pub(crate) async fn run(
         TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
     let router = router(app, config).merge(health::routes(health.clone()));
     announce(listener.local_addr()?);
+    health.open();
     let (head, lameduck, drain) = (config.timeouts.head, config.stop.lameduck, config.stop.drain);
     let stop = async move {
         stop.await;

@@ -26,7 +26,7 @@ pub struct Browser {
     _home: tempfile::TempDir,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Screen {
     Desktop,
     Phone,

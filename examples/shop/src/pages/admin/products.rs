@@ -90,7 +90,7 @@ pub(super) async fn change(
         let page = page(&session, &product, Some(&wrong)).await?;
         return Ok((StatusCode::CONFLICT, page).into_response());
     }
-    app.invalidate([shelves::tag(id)]).await;
+    app.invalidate([shelves::tag(id), shelves::PAGES.into()]).await;
     Ok(Redirect::to(&format!("/admin/products/{id}")).into_response())
 }
 
