@@ -1,4 +1,4 @@
-//! What staff changes, and what others see of it.
+//! Changes by staff, and what others see of them.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -21,7 +21,8 @@ const FITS: &str = r"
     if (root.scrollWidth > root.clientWidth) odd.push(`${root.scrollWidth} px wide`);
     for (const e of document.querySelectorAll('pre, td, .narrow, .product > div'))
         if (e.scrollWidth > e.clientWidth + 1) odd.push(`cut off: ${e.outerHTML}`);
-    for (const e of document.querySelectorAll('button, input:not([type=hidden]), nav a, .shelves a')) {
+    const targets = 'button, input:not([type=hidden]), nav a, .shelves a';
+    for (const e of document.querySelectorAll(targets)) {
         const { width, height } = e.getBoundingClientRect();
         if (!e.hidden && (width < 24 || height < 24))
             odd.push(`${width} × ${height}: ${e.outerHTML}`);

@@ -1,4 +1,4 @@
-//! What one can do to the fleet.
+//! Actions on the fleet: kill, pause, promote, replace.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use crate::fleet::Member;
 /// An action, in words: `kill web-1`, `promote`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Kills a process of the shop, or a server: `web-1`, `worker-1`, `replica`, `primary`, `redis`.
+    /// Kills a process of the shop, or a server: `web-1`, `worker-1`, `replica`, `redis`.
     Kill(String),
     /// Stops it without killing it: its connections stay open.
     Pause(String),

@@ -27,7 +27,7 @@ struct Ledger {
     sessions_lost: AtomicU64,
 }
 
-/// What the customers have got, and what of it is missing.
+/// Count of what the customers have got, and of what is missing.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct Account {
     pub(super) requests: u64,

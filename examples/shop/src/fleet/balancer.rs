@@ -18,7 +18,7 @@ pub(crate) struct Balancer {
     process: Process,
 }
 
-/// What has passed through the balancer since its start.
+/// Requests that have passed through the balancer since its start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Traffic {
     pub(crate) requests: u64,
@@ -122,8 +122,9 @@ struct Line {
 fn configuration(socket: &Path, listen: SocketAddr, webs: &[Member]) -> String {
     let mut text = format!(
         "global\n  maxconn 4000\n  stats socket {} mode 600 level admin\n\
-         defaults\n  mode http\n  timeout connect 2s\n  timeout client 30s\n  timeout server 60s\n  \
-         timeout http-request 10s\n  timeout http-keep-alive 30s\n  timeout queue 5s\n\
+         defaults\n  mode http\n  timeout connect 2s\n  timeout client 30s\n  \
+         timeout server 60s\n  timeout http-request 10s\n  timeout http-keep-alive 30s\n  \
+         timeout queue 5s\n\
          frontend shop\n  bind {listen}\n  http-request del-header Forwarded\n  \
          http-request set-header X-Forwarded-For %[src]\n  default_backend web\n\
          backend web\n  balance leastconn\n  option httpchk GET /health/ready\n  \

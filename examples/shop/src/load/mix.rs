@@ -1,4 +1,4 @@
-//! What visitors do, and how often.
+//! Visits: their kinds, and how often each happens.
 //!
 //! | of 100 requests | what |
 //! | --- | --- |

@@ -3,7 +3,7 @@
 //!
 //! | module | contents |
 //! | --- | --- |
-//! | `mix` | what visitors do, and how often |
+//! | `mix` | kinds of visits, and how often each happens |
 //! | `visitor` | one visitor: cookies, pages, forms |
 //! | `client` | a connection |
 //! | `report` | the table and the chart |

@@ -36,7 +36,7 @@ impl Kind {
     }
 }
 
-/// What was measured at one rate.
+/// Measurement at one rate.
 #[derive(Default)]
 pub(super) struct Tally {
     latencies: BTreeMap<Kind, Latencies>,
