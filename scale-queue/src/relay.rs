@@ -84,6 +84,8 @@ impl Relay {
                             %error,
                             "could not move jobs out of the outbox; trying again",
                         );
+                        // What this step has adopted was rolled back with it.
+                        self.has_adopted.store(false, Relaxed);
                         tokio::time::sleep(LOOK * 5).await;
                     }
                 }
@@ -102,7 +104,9 @@ impl Relay {
     /// [`Error::Store`] if the database or the queue's store fails: then the caller must not
     /// commit.
     pub async fn step(&self, connection: &mut impl Enlist) -> Result<usize, Error> {
-        let adopt = !self.has_adopted.swap(true, Relaxed);
-        outbox::move_batch(&**self.queue.store(), connection, adopt).await
+        let adopt = !self.has_adopted.load(Relaxed);
+        let moved = outbox::move_batch(&**self.queue.store(), connection, adopt).await?;
+        self.has_adopted.store(true, Relaxed);
+        Ok(moved)
     }
 }

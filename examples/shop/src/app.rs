@@ -19,6 +19,7 @@ use sqlx::Any;
 
 use crate::audit::Audit;
 use crate::config::Config;
+use crate::db;
 use crate::jobs::SendReceipt;
 
 /// Database handle; the address selects the system.
@@ -58,20 +59,21 @@ impl App {
         } else {
             config.session.settings.clone()
         };
+        let db = config.database.clone().connect().await.context("[database]")?;
         let limiter = Limiter::connect(&config.limit.url, NAME).await.context("[limit]")?;
         // One pool for the queue and the session stores, if they use the same database.
-        let pool = match System::of(&config.queue.url) {
+        let pool = match System::of(config.queue_url()) {
             Some(_) => Some(
-                Pool::connect(&config.queue.url, &Options::default()).await.context("[queue]")?,
+                Pool::connect(config.queue_url(), &Options::default()).await.context("[queue]")?,
             ),
             None => None,
         };
         let queue = match &pool {
             Some(pool) => Queue::with_pool(pool.clone(), NAME).connect().await,
-            None => Queue::connect(&config.queue.url, NAME).await,
+            None => Queue::connect(config.queue_url(), NAME).await,
         };
-        let url = &config.session.url;
-        let pool = pool.filter(|_| config.queue.url == *url);
+        let url = config.session_url();
+        let pool = pool.filter(|_| config.queue_url() == url);
         let passkeys = match &config.origin {
             Some(origin) => {
                 let records = match &pool {
@@ -100,7 +102,8 @@ impl App {
         };
         let audit = match &config.secret {
             Some(secret) => {
-                let audit = Audit::connect(config.nodes(), keys(secret, "audit")?).await;
+                let nodes = db::from_primary(&db, config.nodes());
+                let audit = Audit::connect(nodes, keys(secret, "audit")?).await;
                 Some(Arc::new(audit.context("[database] audit log")?))
             }
             None => None,
@@ -113,7 +116,7 @@ impl App {
             passkeys,
             links,
             audit,
-            db: config.database.clone().connect().await.context("[database]")?,
+            db,
             cache: config.cache.clone().connect(NAME).await.context("[cache]")?,
             queue: queue.context("[queue]")?,
             sessions: sessions.context("[session]")?,

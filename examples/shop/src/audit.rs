@@ -16,10 +16,17 @@ pub(crate) struct Audit {
 }
 
 impl Audit {
+    /// Connects to the primary, whose address comes first; if it is away, to another node until
+    /// something is to be recorded.
     pub(crate) async fn connect(urls: Vec<String>, keys: Keys) -> Result<Self> {
-        let first = urls.first().context("no address")?;
-        let log = RwLock::new(AuditLog::connect(first, NAME, keys.clone()).await?);
-        Ok(Self { urls, keys, log })
+        let mut failed = anyhow::anyhow!("no address");
+        for url in &urls {
+            match AuditLog::connect(url, NAME, keys.clone()).await {
+                Ok(log) => return Ok(Self { urls, keys, log: RwLock::new(log) }),
+                Err(error) => failed = error.into(),
+            }
+        }
+        Err(failed)
     }
 
     /// Records what somebody is about to do, once or, if a primary fails meanwhile, twice.
@@ -55,7 +62,8 @@ impl Audit {
         anchor: Option<Head>,
     ) -> Result<Result<(u64, Head), Tampered>> {
         let log = self.log.read().await.clone();
+        // Records that are appended meanwhile belong to the next check.
         let head = log.head().await?;
-        Ok(log.verify(anchor).await?.map(|count| (count, head)))
+        Ok(log.verify(anchor).await?.map(|_| (head.number, head)))
     }
 }

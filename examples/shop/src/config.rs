@@ -1,11 +1,13 @@
 //! Settings that differ between the tiers. The rest of the shop is independent of the tier.
 
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use scale_queue::store::System;
 use serde::Deserialize;
 
 /// The whole configuration; every part has a default for a laptop.
@@ -80,7 +82,8 @@ impl Default for Stop {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Queue {
-    pub(crate) url: String,
+    /// Default: the database.
+    url: Option<String>,
     pub(crate) concurrency: usize,
     /// Time without a heartbeat after which a worker's jobs are given to other workers.
     #[serde(with = "humantime_serde")]
@@ -90,10 +93,11 @@ pub(crate) struct Queue {
     pub(crate) mail_takes: Duration,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Session {
-    pub(crate) url: String,
+    /// Default: the database.
+    url: Option<String>,
     pub(crate) settings: scale_session::Config,
 }
 
@@ -111,7 +115,8 @@ pub(crate) struct Limit {
     pub(crate) shed: bool,
 }
 
-/// SQLite file of the laptop tier, for rows, jobs and sessions.
+/// File of the laptop tier, for rows, jobs and sessions.
+const FILE: &str = "shop.db";
 const DATABASE: &str = "sqlite://shop.db?mode=rwc";
 
 impl Default for Config {
@@ -137,17 +142,11 @@ impl Default for Config {
 impl Default for Queue {
     fn default() -> Self {
         Self {
-            url: DATABASE.into(),
+            url: None,
             concurrency: 8,
             lease: Duration::from_secs(30),
             mail_takes: Duration::from_millis(300),
         }
-    }
-}
-
-impl Default for Session {
-    fn default() -> Self {
-        Self { url: DATABASE.into(), settings: scale_session::Config::default() }
     }
 }
 
@@ -168,29 +167,75 @@ const SECRET: &str = "shop.secret";
 
 /// Reads the secret, which the first start makes.
 fn kept_secret() -> Result<String> {
-    match std::fs::read_to_string(SECRET) {
-        Ok(text) => return Ok(text.trim().to_owned()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
+    let read = || match std::fs::read_to_string(SECRET) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    if let Some(secret) = read()? {
+        return Ok(secret);
     }
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
     let secret = data_encoding::HEXLOWER.encode(&secret);
+    // The file appears whole, and only once, even if two processes start.
+    let draft = format!("{SECRET}.{}", std::process::id());
     let mut file = std::fs::OpenOptions::new();
-    let mut file = file.write(true).create_new(true).mode(0o600).open(SECRET)?;
-    std::io::Write::write_all(&mut file, secret.as_bytes())?;
-    Ok(secret)
+    let mut file = file.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.write_all(secret.as_bytes())?;
+    let placed = std::fs::hard_link(&draft, SECRET);
+    std::fs::remove_file(&draft)?;
+    match placed {
+        Ok(()) => Ok(secret),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => read()?.context("it was removed"),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Config {
     /// Returns the configuration for a single process with nothing to install.
-    pub(crate) fn laptop() -> Result<Self> {
+    /// Browsers find it at `localhost`, which passkeys work with, unlike with an IP address.
+    pub(crate) fn laptop(port: u16) -> Result<Self> {
+        // For the owner only: the file has hashes of passwords.
+        let mut file = std::fs::OpenOptions::new();
+        file.append(true).create(true).mode(0o600).open(FILE).context(FILE)?;
         Ok(Self {
             plain_http: true,
-            origin: Some("http://localhost:3000".into()),
+            origin: Some(format!("http://localhost:{port}")),
             secret: Some(kept_secret().with_context(|| format!("`{SECRET}`"))?),
             ..Self::default()
         })
+    }
+
+    /// Returns the address of the store of jobs.
+    pub(crate) fn queue_url(&self) -> &str {
+        self.queue.url.as_deref().unwrap_or(&self.database.url)
+    }
+
+    /// Returns the address of the store of sessions.
+    pub(crate) fn session_url(&self) -> &str {
+        self.session.url.as_deref().unwrap_or(&self.database.url)
+    }
+
+    /// Checks what the parts need of each other.
+    ///
+    /// # Errors
+    /// If orders and their jobs could not be written together.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (database, queue) = (&self.database.url, self.queue_url());
+        let is_elsewhere = System::of(queue).is_some() && queue != database;
+        anyhow::ensure!(
+            !is_elsewhere,
+            "[queue] url: expected that of [database], or Redis: an order and its job are written \
+             in one transaction"
+        );
+        if self.secret.is_none() || self.origin.is_none() {
+            tracing::warn!(
+                "without `secret` and `origin` users cannot ask for a new password, and changes by \
+                 staff are not recorded"
+            );
+        }
+        Ok(())
     }
 
     /// Returns the addresses of the database's nodes.

@@ -89,9 +89,12 @@ async fn send_password_reset(
     SendPasswordReset { email }: SendPasswordReset,
 ) -> Result<()> {
     let Some(links) = &app.links else { bail!("`origin` and `secret` are not configured") };
-    let hash = users::password_hash(&app.db, &email).await?;
-    let account =
-        hash.as_deref().map(|password_hash| Account { id: &email, email: &email, password_hash });
+    let owner = users::owner(&app.db, &email).await?;
+    let account = owner.as_ref().map(|owner| Account {
+        id: &owner.email,
+        email: &owner.email,
+        password_hash: &owner.password,
+    });
     if let Some(mail) = links.reset_password(&email, account).await? {
         mails::send(&app.db, &mail).await?;
     }

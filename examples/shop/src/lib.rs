@@ -28,9 +28,11 @@ mod serve;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use scale_db::Dialect;
+use scale_session::auth::audit::Event;
+use scale_session::auth::password::Rules;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
@@ -75,9 +77,9 @@ enum Command {
         #[arg(long, value_enum, default_value = "customer")]
         role: Role,
     },
-    /// Checks that nobody has changed the audit log; prints its end, to be kept elsewhere.
+    /// Checks that no record of the audit log was changed; prints its end, to be kept elsewhere.
     Audit {
-        /// End of the log at an earlier check.
+        /// End of the log at an earlier check: then it is also seen if the last records are missing.
         #[arg(long)]
         anchor: Option<String>,
     },
@@ -108,7 +110,7 @@ pub async fn main() -> ExitCode {
 
 /// Returns the error and its causes in one line. Many errors repeat their cause, which is printed
 /// once.
-fn told(error: &anyhow::Error) -> String {
+pub(crate) fn told(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |told, words| match told.as_str() {
         "" => words,
         told if told.contains(&words) => told.into(),
@@ -132,8 +134,9 @@ async fn run(arguments: Arguments) -> Result<()> {
     }
     let mut config = match &config {
         Some(path) => Config::read(path)?,
-        None => Config::laptop()?,
+        None => Config::laptop(listen.map_or(3000, |listen| listen.port()))?,
     };
+    config.check()?;
     config.listen = listen.unwrap_or(config.listen);
     config.operations = operations.or(config.operations);
     match command {
@@ -163,6 +166,7 @@ async fn run(arguments: Arguments) -> Result<()> {
             db::seed::products(&app.db).await.map(drop)
         }
         Some(Command::Account { email, name, role }) => {
+            db::migrate(&config).await?;
             account(&App::connect(&config).await?, &email, &name, role).await
         }
         Some(Command::Audit { anchor }) => audit(&App::connect(&config).await?, anchor).await,
@@ -200,13 +204,18 @@ async fn alone(mut app: App, config: &Config, operations: Operations) -> Result<
 
 /// Creates an account, whose password is the first line of the input.
 async fn account(app: &App, email: &str, name: &str, role: Role) -> Result<()> {
+    let email = users::address(email);
+    ensure!(users::is_address(&email), "expected an e-mail address, not “{email}”");
+    ensure!(!name.trim().is_empty(), "--name: expected a name");
     let mut password = String::new();
     std::io::stdin().read_line(&mut password).context("reading the password")?;
     let password = password.trim_end_matches(['\r', '\n']);
-    anyhow::ensure!(password.chars().count() >= 12, "a password has 12 characters or more");
-    let new = NewAccount { email, name, role, password };
+    Rules::default().check(password, &[&email]).context("the password")?;
+    let event = Event::new("command line", "account.create");
+    app.record(event.to(&*email).details(format!("{role:?}"))).await?;
+    let new = NewAccount { email: &email, name, role, password };
     let is_new = users::create(&app.db, &app.passwords, new).await?;
-    anyhow::ensure!(is_new, "{email} has an account already");
+    ensure!(is_new, "{email} has an account already");
     Ok(())
 }
 

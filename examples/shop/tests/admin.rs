@@ -50,7 +50,9 @@ async fn a_new_price_shows_at_once_on_every_process() -> Result<()> {
         }
     }
     postgres.node(1).pause_replay().await?;
-    let form = [("price", "4711"), ("add", "0")];
+    let page = ann.get(&one.base, "/admin/products/1").await?.body;
+    let was = common::field(&page, "was").unwrap();
+    let form = [("price", "4711"), ("add", "0"), ("was", &*was)];
     assert_eq!(ann.post(&one.base, "/admin/products/1", &form).await?.status, 200);
     for path in pages {
         let page = Visitor::new().get(&one.base, path).await?;
@@ -68,7 +70,8 @@ async fn a_new_price_shows_at_once_on_every_process() -> Result<()> {
     assert!(log.contains("ann@example.com") && log.contains("to € 4711.00"), "{log}");
     let good = audit(&config, &[])?;
     let said = String::from_utf8_lossy(&good.stdout).into_owned();
-    assert!(good.status.success() && said.starts_with("1 records, unchanged"), "{said}");
+    // The account, and the price.
+    assert!(good.status.success() && said.starts_with("2 records, unchanged"), "{said}");
     let anchor = said.trim().rsplit(' ').next().unwrap().to_owned();
     assert!(audit(&config, &["--anchor", &anchor])?.status.success());
     let table = "select c.table_name from information_schema.columns c \
@@ -95,7 +98,9 @@ async fn staff_changes_stock_and_others_cannot() -> Result<()> {
         assert_eq!(guest.get(&base, path).await?.status, 404, "{path}");
     }
     let change = async |visitor: &mut Visitor, price: &str, add: &str| -> Result<u16> {
-        let form = [("price", price), ("add", add)];
+        let page = visitor.get(&base, "/admin/products/1").await?.body;
+        let was = common::field(&page, "was").unwrap_or_else(|| "0".into());
+        let form = [("price", price), ("add", add), ("was", &*was)];
         Ok(visitor.post(&base, "/admin/products/1", &form).await?.status.as_u16())
     };
     assert_eq!(change(&mut guest, "1", "1").await?, 404);
@@ -110,10 +115,63 @@ async fn staff_changes_stock_and_others_cannot() -> Result<()> {
     assert_eq!(change(&mut ann, "12.50", "-1000").await?, 409, "no more than there is");
     assert_eq!(change(&mut ann, "-1", "0").await?, 422);
     assert_eq!(change(&mut ann, "0", "0").await?, 422);
+    let odd = i64::MAX.to_string();
+    for add in ["x", "100001", &*odd, "1.5", ""] {
+        assert_eq!(change(&mut ann, "12.50", add).await?, 422, "{add}");
+    }
     assert_eq!(stock().await?, before + 100);
+    // What was typed stays, and so does another person's change.
+    let form = [("price", "12.5"), ("add", "7"), ("was", "1250")];
+    let page = ann.post(&base, "/admin/products/1", &form).await?;
+    assert!(page.status == 422 && page.body.contains("value=\"12.5\""), "{}", page.body);
+    assert!(page.body.contains("value=\"7\""), "{}", page.body);
+    assert_eq!(change(&mut ann, "13.00", "0").await?, 200);
+    let form = [("price", "12.50"), ("add", "1"), ("was", "1250")];
+    let page = ann.post(&base, "/admin/products/1", &form).await?;
+    assert!(page.status == 409 && page.body.contains("€ 13.00 by now"), "{}", page.body);
+    assert!(Visitor::new().get(&base, "/products/1").await?.body.contains("€ 13.00"));
     let log = ann.get(&base, "/admin/audit").await?.body;
     assert!(log.contains("product.change.refused") && log.contains("stock -1000"), "{log}");
     shop.close().await
+}
+
+/// After a failover a process starts, and staff's changes are recorded, although the first address
+/// of the configuration leads nowhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_node_of_the_database_may_be_gone() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (postgres, redis) = tokio::try_join!(Postgres::start(1), Redis::start())?;
+    let config = fleet(folder.path(), &postgres, &redis, "1ms")?;
+    let text = std::fs::read_to_string(&config)?;
+    std::fs::write(&config, format!("secret = \"{}\"\n{text}", "07".repeat(32)))?;
+    let (seed, _) = start(folder.path(), &["--config", &config, "seed"])?;
+    eventually("the seed", async || (!seed.is_running()).then_some(())).await?;
+    common::account(&config, "ann@example.com", "staff", PASSWORD)?;
+    postgres.caught_up().await?;
+    let before = Shop::open(folder.path(), &["--config", &config, "serve"]).await?;
+    postgres.node(0).kill()?;
+    postgres.node(1).promote().await?;
+    let after = Shop::open(folder.path(), &["--config", &config, "serve"]).await?;
+    for (shop, price) in [(&after, "41.00"), (&before, "42.00")] {
+        let mut ann = staff(&shop.base).await?;
+        let changed = eventually("a change", async || {
+            let page = ann.get(&shop.base, "/admin/products/1").await.ok()?.body;
+            let was = common::field(&page, "was")?;
+            let form = [("price", price), ("add", "0"), ("was", &*was)];
+            let page = ann.post(&shop.base, "/admin/products/1", &form).await.ok()?;
+            (page.status == 200).then_some(page)
+        });
+        changed.await?;
+        let log = ann.get(&shop.base, "/admin/audit").await?.body;
+        assert!(log.contains(&format!("to € {price}")), "{log}");
+    }
+    // The tables are migrated on the new primary, too.
+    let (migrate, log) = start(folder.path(), &["--config", &config, "migrate"])?;
+    eventually("the migration", async || (!migrate.is_running()).then_some(())).await?;
+    let said = std::fs::read_to_string(log)?;
+    assert!(!said.contains("shop: "), "{said}");
+    before.close().await?;
+    after.close().await
 }
 
 /// Lists of orders are read in both directions, and a new order shifts none of the pages.

@@ -114,12 +114,23 @@ async fn holds(mut case: Case) -> Result<()> {
     let stranger = case.buy_as(&Visitor::new(), &again).await?;
     assert_eq!(stranger.path, "/cart", "{}", stranger.body);
 
+    // What is no longer sold leaves the cart, and the rest can be bought.
+    case.add(10).await?;
+    case.add(11).await?;
+    let tab = case.cart().await?;
+    sqlx::query("delete from products where id = 11").execute(&case.rows).await?;
+    let refused = case.buy(&tab).await?;
+    assert!(refused.status == 409 && refused.body.contains("no longer sold"), "{}", refused.body);
+    assert!(refused.body.contains("class=\"count\">1<"), "{}", refused.body);
+    let tab = case.cart().await?;
+    assert!(case.buy(&tab).await?.path.starts_with("/orders/"));
+
     // Sold out: nothing is taken, nothing is ordered.
     case.add(6).await?;
     case.add(7).await?;
     let tab = case.cart().await?;
     sqlx::query("update products set stock = 0 where id = 7").execute(&case.rows).await?;
-    let (before, orders) = (case.count("select stock from products where id = 6").await?, 4);
+    let (before, orders) = (case.count("select stock from products where id = 6").await?, 5);
     let refused = case.buy(&tab).await?;
     assert!(refused.status == 409 && refused.body.contains("in stock"), "{}", refused.body);
     assert_eq!(case.count("select stock from products where id = 6").await?, before);

@@ -71,6 +71,9 @@ async fn the_cluster_opens_shows_itself_and_is_broken_by_buttons() -> Result<()>
     elsewhere.headers.push(("sec-fetch-site", "cross-site".into()));
     let answer = elsewhere.post(&live, "/act", &[("action", "roll")]).await?;
     assert_eq!(answer.status, 403, "another site presses no button");
+    let mut rebound = Visitor::new();
+    rebound.headers.push(("host", "evil.example".into()));
+    assert_eq!(rebound.get(&live, "/state").await?.status, 403, "nor does its name, led here");
     process.terminate()?;
     eventually("the fleet to close", async || (!process.is_running()).then_some(())).await
 }

@@ -215,6 +215,9 @@ async fn refusals_are_pages() -> Result<()> {
     visitor.headers.push(("accept", "text/html".into()));
     visitor.headers.push(("referer", "https://evil.example/x".into()));
     assert!(!visitor.get(&base, "/products/x").await?.body.contains("Back"));
+    visitor.headers.pop();
+    visitor.headers.push(("referer", format!("{base}//evil.example/x")));
+    assert!(!visitor.get(&base, "/products/x").await?.body.contains("evil.example"));
 
     // A wrong address at the checkout keeps what was typed, and the cart.
     let mut buyer = Visitor::new();

@@ -70,7 +70,10 @@ async fn finds_words(database: Option<String>) -> Result<()> {
         let page = visitor.get(&case.shop.base, &format!("/?{query}")).await?;
         assert!(page.status == 200 && page.body.contains(found), "{query}: {}", page.body);
     }
-    for query in ["q=kanne", "q=%25", "q=%00", "q=%C3%96lkanne&category=Desk", "q=x%27y"] {
+    for query in [
+        "q=kanne", "q=%25", "q=%00", "q=!!!&category=Desk", "q=%C3%96lkanne&category=Desk",
+        "q=x%27y",
+    ] {
         let page = visitor.get(&case.shop.base, &format!("/?{query}")).await?;
         let answer = (page.status.as_u16(), page.body.contains("No product has a word"));
         assert_eq!(answer, (200, true), "{query}");
@@ -97,6 +100,39 @@ async fn finds_words(database: Option<String>) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn words_are_found_on_sqlite() -> Result<()> {
     finds_words(None).await
+}
+
+/// A search counts as one, however its address is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn searches_are_limited_however_they_are_written() -> Result<()> {
+    for query in ["q=w", "%71=w", "category=&q=w", "Q=1&q=w"] {
+        let folder = tempfile::tempdir()?;
+        let config = folder.path().join("shop.toml");
+        let url = format!("sqlite://{}?mode=rwc", folder.path().join("shop.db").display());
+        let text = format!(
+            "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {url:?}\n[limit]\n\
+             search = {{ name = \"search\", quota = 5, per = \"1h\" }}\n"
+        );
+        std::fs::write(&config, text)?;
+        let shop = Shop::open(folder.path(), &["--config", &config.display().to_string()]).await?;
+        let mut visitor = Visitor::new();
+        visitor.headers.push(("accept", "text/html".into()));
+        let mut passed = 0;
+        for n in 0..10 {
+            let page = visitor.get(&shop.base, &format!("/?{query}{n}")).await?;
+            passed += usize::from(page.status == 200);
+            // The refusal is a page, too.
+            assert!(
+                page.status == 200 || page.body.contains("very many requests"),
+                "{}",
+                page.body
+            );
+        }
+        assert_eq!(passed, 5, "{query}");
+        assert_eq!(visitor.get(&shop.base, "/?q=").await?.status, 200, "no search");
+        shop.close().await?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -52,6 +52,10 @@ async fn slow_clients_are_cut_off() -> Result<()> {
     for _ in 0..200 {
         slow.push(part(&shop, "GET / HTTP/1.1\r\nhost: sh").await?);
     }
+    // Nothing at all, and the beginnings of other protocols.
+    for silent in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM", "\x16\x03\x01"] {
+        slow.push(part(&shop, silent).await?);
+    }
     let form = "POST /cart HTTP/1.1\r\nhost: shop\r\ncontent-length: 20\r\n\
                 content-type: application/x-www-form-urlencoded\r\n\r\nproduct=1";
     let body = part(&shop, form).await?;

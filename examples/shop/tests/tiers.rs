@@ -405,6 +405,7 @@ async fn a_wrong_configuration_ends_at_once_with_one_line() -> Result<()> {
         ("[cache]\nurl = \"http://u:hunter2@h\"", "[cache]: cannot use `http` as a cache"),
         ("[queue]\nurl = \"redis://:hunter2@127.0.0.1:1\"", "[queue]: the queue's store"),
         ("[session]\nurl = \"redis+ring://h\"", "[session]"),
+        ("[queue]\nurl = \"sqlite://other.db?mode=rwc\"", "[queue] url: expected that of"),
         ("[limit]\nlogin = { name = \"login\", quota = 0, per = \"1m\" }", "quota of 0"),
     ] {
         let config = folder.path().join("wrong.toml");

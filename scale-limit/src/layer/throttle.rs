@@ -240,11 +240,19 @@ fn fits(pattern: &str, path: &str) -> bool {
     let fits = |pattern: &str, path: &str| {
         pattern.strip_suffix('*').map_or(pattern == path, |start| path.starts_with(start))
     };
-    fits(pattern, path)
-        || !is_plain(path) && {
-            let pattern = if pattern.len() > 1 { pattern.trim_end_matches('/') } else { pattern };
-            fits(pattern, &plain(path))
-        }
+    fits(pattern, path) || !is_plain(path) && fits_plain(pattern, plain(path))
+}
+
+/// Returns whether a plain path fits a pattern, however that is written.
+fn fits_plain(pattern: &str, mut path: String) -> bool {
+    let Some(start) = pattern.strip_suffix('*') else { return plain(pattern) == path };
+    let mut start_plain = plain(start);
+    if start.ends_with('/') && start_plain != "/" {
+        // `/api/*` is for `/api/` as well, which is `/api` in its plain form.
+        start_plain.push('/');
+        path.push('/');
+    }
+    path.starts_with(&start_plain)
 }
 
 /// Returns whether all servers read the path in the same way.
@@ -297,5 +305,11 @@ mod tests {
         }
         assert!(fits("/", "/") && fits("/", "//") && fits("/é", "/%C3%A9"));
         assert!(fits("/a/*", "//a/b") && !fits("/a/*", "/b/a/"));
+        for path in ["/api/", "//api/", "/%61pi/", "/./api/", "/x/../api/", "//api/x", "/api//"] {
+            assert!(fits("/api/*", path), "{path}");
+        }
+        assert!(!fits("/api/*", "//apis/") && !fits("/api/*", "//ap/"));
+        assert!(fits("/a%20b", "//a%20b") && fits("/a%20b", "/a%20b/") && fits("/é/*", "/%c3%a9/"));
+        assert!(fits("/*", "//") && fits("/*", "/%61"));
     }
 }

@@ -1,13 +1,14 @@
 //! The live page: what runs, what passes, what was lost, and buttons.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::Result;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
-use axum::response::IntoResponse;
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Form, Json, Router};
 use maud::{DOCTYPE, Markup, html};
@@ -44,8 +45,19 @@ pub(super) async fn serve(
         .route("/act", post(act))
         // Another site must not press these buttons.
         .layer(CsrfLayer::new())
+        .layer(from_fn(by_address))
         .with_state(cluster);
     Ok(axum::serve(TcpListener::bind(address).await?, app).await?)
+}
+
+/// Refuses names other than `localhost`: a site whose name leads to this machine must not get here.
+async fn by_address(request: Request, next: Next) -> Response {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let is_address = host.parse::<SocketAddr>().is_ok() || host.parse::<IpAddr>().is_ok();
+    if is_address || host == "localhost" || host.starts_with("localhost:") {
+        return next.run(request).await;
+    }
+    (StatusCode::FORBIDDEN, "expected the host as an address, or localhost\n").into_response()
 }
 
 #[derive(Deserialize)]

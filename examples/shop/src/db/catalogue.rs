@@ -53,7 +53,7 @@ impl Search {
 /// Returns one page, and one more product if there is a next page.
 pub(crate) async fn page(db: &Database, search: &Search) -> Result<Vec<Product>, sqlx::Error> {
     let wanted = search::wanted(&search.q, &search.category);
-    if wanted.is_empty() && !search.q.is_empty() {
+    if !search.q.is_empty() && !search::has_words(&search.q) {
         return Ok(Vec::new());
     }
     // The first word's rows are read in order, each other one is looked up. Parameters are numbered
@@ -108,11 +108,12 @@ pub(crate) struct Shelf {
     pub(crate) stock: i64,
 }
 
-/// Returns one page of the products after that one. From the primary, as staff changes them.
+/// Returns one page of the products after that one, and one more product if there is a next page.
+/// From the primary, as staff changes them.
 pub(crate) async fn shelf(db: &Database, after: i64) -> Result<Vec<Shelf>, sqlx::Error> {
     let select = "select id, name, price_cents, stock from products where id > $1 \
         order by id limit $2";
-    sqlx::query_as(sql(db, select)).bind(after).bind(PAGE as i64).fetch_all(db.primary()).await
+    sqlx::query_as(sql(db, select)).bind(after).bind(PAGE as i64 + 1).fetch_all(db.primary()).await
 }
 
 pub(crate) async fn on_shelf(db: &Database, id: i64) -> Result<Option<Shelf>, sqlx::Error> {
@@ -120,18 +121,26 @@ pub(crate) async fn on_shelf(db: &Database, id: i64) -> Result<Option<Shelf>, sq
     sqlx::query_as(sql(db, select)).bind(id).fetch_optional(db.primary()).await
 }
 
-/// Sets the price of a product, and changes its stock by a number of pieces. Returns `false` if
-/// there are not as many.
+/// Largest stock of a product.
+const MOST_STOCK: i64 = 1_000_000_000;
+
+/// Sets the price of a product, and changes its stock by a number of pieces. Returns `false`, and
+/// changes nothing, if the price is not `was` any more, or the stock would not be possible.
 pub(crate) async fn change(
     db: &Database,
     id: i64,
+    was: i64,
     price_cents: i64,
     add: i64,
 ) -> Result<bool, sqlx::Error> {
+    // MySQL counts rows that change: an equal price and no pieces change none.
+    if was == price_cents && add == 0 {
+        return Ok(true);
+    }
     let update = "update products set price_cents = $1, stock = stock + $2 \
-        where id = $3 and stock + $4 >= 0";
-    let changed = sqlx::query(sql(db, update)).bind(price_cents).bind(add).bind(id).bind(add);
-    Ok(changed.execute(db).await?.rows_affected() > 0)
+        where id = $3 and price_cents = $4 and stock + $5 between 0 and $6";
+    let changed = sqlx::query(sql(db, update)).bind(price_cents).bind(add).bind(id).bind(was);
+    Ok(changed.bind(add).bind(MOST_STOCK).execute(db).await?.rows_affected() > 0)
 }
 
 pub(crate) async fn stock(db: &Database, id: i64) -> Result<i64, sqlx::Error> {

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use scale_db::Dialect;
+use scale_db::cluster::{NodeStatus, Role};
 use scale_queue::relay::Relay;
 use scale_queue::store::System;
 use scale_session::store::{Database as Pool, Options};
@@ -33,25 +34,34 @@ pub(crate) async fn migrate(config: &Config) -> Result<()> {
     };
     migrations.run(db.unlimited()).await.context("[database] migrating")?;
     search::complete(&db).await.context("indexing the products")?;
-    if System::of(&config.queue.url).is_some() {
-        let pool =
-            Pool::connect(&config.queue.url, &Options::default()).await.context("[queue]")?;
+    let primary = from_primary(&db, config.nodes()).remove(0);
+    if System::of(config.queue_url()).is_some() {
+        let pool = Pool::connect(&primary, &Options::default()).await.context("[queue]")?;
         scale_queue::store::migrate(pool).await.context("[queue]")?;
     } else {
-        let pool =
-            Pool::connect(&config.database.url, &Options::default()).await.context("[database]")?;
+        let pool = Pool::connect(&primary, &Options::default()).await.context("[database]")?;
         Relay::migrate(pool).await.context("creating the outbox")?;
     }
     // Of the audit log, and of the sessions if they are in a database.
-    let mut urls = vec![&config.database.url];
-    if System::of(&config.session.url).is_some() && config.session.url != config.database.url {
-        urls.push(&config.session.url);
+    let mut urls = vec![primary.as_str()];
+    if System::of(config.session_url()).is_some() && config.session_url() != config.database.url {
+        urls.push(config.session_url());
     }
     for url in urls {
         let pool = Pool::connect(url, &Options::default()).await.context("[session]")?;
         scale_session::store::migrate(pool).await.context("[session]")?;
     }
     Ok(())
+}
+
+/// Returns the addresses of a database's nodes, the one that is the primary now first.
+pub(crate) fn from_primary(db: &Database, mut addresses: Vec<String>) -> Vec<String> {
+    let is_primary = |node: &NodeStatus| node.fit && node.role == Role::Primary;
+    let primary = db.nodes().iter().find(|node| is_primary(node)).map(|node| node.number);
+    if let Some(number) = primary.filter(|number| *number < addresses.len()) {
+        addresses.swap(0, number);
+    }
+    addresses
 }
 
 /// Returns a statement with the database's form of parameters: MariaDB has no `$1`, and binds

@@ -39,8 +39,9 @@ pub(crate) enum Placed {
     /// The order was placed; with its number, which is the same if the form was sent twice.
     Order(i64),
     SoldOut(String),
-    /// Prices or products have changed since the visitor saw the total.
-    Changed,
+    /// Prices or products have changed since the visitor saw the total; with the prices now, by
+    /// product. A product that is not sold any more has none.
+    Changed(BTreeMap<i64, i64>),
 }
 
 /// An order to be placed.
@@ -98,7 +99,9 @@ pub(crate) async fn place(app: &App, new: NewOrder<'_>) -> Result<Placed> {
         if let Some(gone) = wanted.iter().find(|product| product.stock < quantity(product)) {
             Some(Placed::SoldOut(gone.name.clone()))
         } else {
-            (wanted.len() != new.cart.len() || total != new.total_cents).then_some(Placed::Changed)
+            let prices = || wanted.iter().map(|product| (product.id, product.price_cents));
+            (wanted.len() != new.cart.len() || total != new.total_cents)
+                .then(|| Placed::Changed(prices().collect()))
         };
     if let Some(refused) = refused {
         tx.rollback().await?;

@@ -29,6 +29,11 @@ pub(super) fn wanted(text: &str, category: &str) -> Vec<String> {
     words.into_iter().chain(category).collect()
 }
 
+/// Returns whether there is something to search for.
+pub(super) fn has_words(text: &str) -> bool {
+    words(text).next().is_some()
+}
+
 fn words(text: &str) -> impl Iterator<Item = String> {
     let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     words.map(str::to_lowercase)

@@ -79,6 +79,7 @@ pub(crate) async fn has_role(db: &Database, email: &str, role: Role) -> Result<b
 
 #[derive(FromRow)]
 struct User {
+    email: String,
     name: String,
     role: String,
     password: String,
@@ -99,7 +100,7 @@ pub(crate) async fn log_in(
     password: &str,
 ) -> Result<Option<Account>> {
     let user: Option<User> =
-        sqlx::query_as(sql(db, "select name, role, password from users where email = $1"))
+        sqlx::query_as(sql(db, "select email, name, role, password from users where email = $1"))
             .bind(email.to_owned())
             .fetch_optional(db)
             .await?;
@@ -113,15 +114,23 @@ pub(crate) async fn log_in(
             .execute(db)
             .await?;
     }
-    Ok(Some(account(email, user.name, &user.role)))
+    Ok(Some(account(user.email, user.name, &user.role)))
 }
 
-/// Returns the hash of the account's password, read from the primary: links in mails are bound to
-/// it.
-pub(crate) async fn password_hash(db: &Database, email: &str) -> Result<Option<String>> {
-    let hash = sqlx::query_scalar(sql(db, "select password from users where email = $1"))
+/// Owner of an account, as links in mails need it.
+#[derive(FromRow)]
+pub(crate) struct Owner {
+    /// The stored address. Mails go there, and not to what somebody has typed.
+    pub(crate) email: String,
+    pub(crate) password: String,
+}
+
+/// Returns the owner of an account, read from the primary: links in mails are bound to the hash of
+/// the password.
+pub(crate) async fn owner(db: &Database, email: &str) -> Result<Option<Owner>> {
+    let owner = sqlx::query_as(sql(db, "select email, password from users where email = $1"))
         .bind(email.to_owned());
-    Ok(hash.fetch_optional(db.primary()).await?)
+    Ok(owner.fetch_optional(db.primary()).await?)
 }
 
 /// Sets the password hash of an account.
@@ -136,12 +145,21 @@ pub(crate) async fn set_password(db: &Database, email: &str, hash: String) -> Re
 
 /// Returns the account with that address.
 pub(crate) async fn find(db: &Database, email: &str) -> Result<Option<Account>> {
-    let select = sql(db, "select name, role from users where email = $1");
-    let found: Option<(String, String)> =
+    let select = sql(db, "select email, name, role from users where email = $1");
+    let found: Option<(String, String, String)> =
         sqlx::query_as(select).bind(email.to_owned()).fetch_optional(db).await?;
-    Ok(found.map(|(name, role)| account(email, name, &role)))
+    Ok(found.map(|(email, name, role)| account(email, name, &role)))
 }
 
-fn account(email: &str, name: String, role: &str) -> Account {
-    Account { email: email.to_owned(), name, is_staff: role == Role::Staff.name() }
+fn account(email: String, name: String, role: &str) -> Account {
+    Account { email, name, is_staff: role == Role::Staff.name() }
+}
+
+/// Returns whether a text can be an address of an account.
+pub(crate) fn is_address(email: &str) -> bool {
+    let is_odd = |c: char| c.is_whitespace() || c.is_control();
+    let halves = email.rsplit_once('@');
+    email.len() <= 254
+        && !email.contains(is_odd)
+        && halves.is_some_and(|(name, host)| !name.is_empty() && !host.is_empty())
 }

@@ -7,13 +7,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use tokio::sync::Mutex;
 
 use crate::app::App;
 
@@ -36,11 +37,16 @@ pub(crate) struct Health {
     role: Role,
     /// `true` from the moment at which the process does its work until it is asked to stop.
     is_open: Arc<AtomicBool>,
+    /// The last answer, and its time: anybody may ask, as often as they like.
+    last: Arc<Mutex<Option<(Instant, bool)>>>,
 }
+
+/// Time for which an answer is repeated.
+const REPEATED: Duration = Duration::from_millis(200);
 
 impl Health {
     pub(crate) fn new(app: &App, role: Role) -> Self {
-        Self { app: app.clone(), role, is_open: Arc::default() }
+        Self { app: app.clone(), role, is_open: Arc::default(), last: Arc::default() }
     }
 
     /// From now on the process is ready, if what it needs answers.
@@ -80,11 +86,23 @@ async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
     if !health.is_open.load(Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "starting, or leaving\n");
     }
-    match health.works().await {
-        Ok(()) => (StatusCode::OK, "ready\n"),
-        Err(error) => {
-            tracing::warn!("not ready: {error:#}");
-            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    // One asks at a time; those who waited get its answer.
+    let mut last = health.last.lock().await;
+    let known = last.filter(|(at, _)| at.elapsed() < REPEATED).map(|(_, works)| works);
+    let works = match known {
+        Some(works) => works,
+        None => {
+            let works = health.works().await;
+            if let Err(error) = &works {
+                tracing::warn!("not ready: {}", crate::told(error));
+            }
+            *last = Some((Instant::now(), works.is_ok()));
+            works.is_ok()
         }
+    };
+    if works {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
     }
 }

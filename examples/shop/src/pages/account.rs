@@ -51,9 +51,7 @@ pub(crate) async fn form(
 /// Returns the path if it is one of this shop, else the first page: a link to the log-in must not
 /// lead to another site.
 fn within_the_shop(next: &str) -> &str {
-    let is_odd = |c: char| c.is_control() || c == '\\';
-    let is_path = next.starts_with('/') && !next.starts_with("//") && !next.contains(is_odd);
-    if is_path { next } else { "/" }
+    if super::is_within_the_shop(next) { next } else { "/" }
 }
 
 async fn page(

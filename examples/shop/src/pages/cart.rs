@@ -87,6 +87,38 @@ pub(crate) async fn ordered(session: &Session, ordered: Cart) -> Result<(), Fail
     Ok(())
 }
 
+/// Corrects a cart and the cache by the prices that the database has now, so that the page shows
+/// them. Returns the cart, and a note for the visitor.
+pub(crate) async fn corrected(
+    app: &App,
+    session: &Session,
+    cart: &Cart,
+    prices: &BTreeMap<i64, i64>,
+) -> Result<(Cart, &'static str), Failure> {
+    let mut outdated = Vec::new();
+    for id in cart.pieces.keys() {
+        let shown = catalogue::find(app, *id).await?;
+        // Only what is wrong in the cache: a form with a made-up total ends nothing.
+        if shown.as_ref().as_ref().map(|product| product.price_cents) != prices.get(id).copied() {
+            outdated.push(catalogue::tag(*id));
+        }
+    }
+    if !outdated.is_empty() {
+        outdated.push(catalogue::PAGES.into());
+        app.invalidate(outdated).await;
+    }
+    if cart.pieces.keys().all(|id| prices.contains_key(id)) {
+        return Ok((cart.clone(), "The price has changed. Please look at the new total."));
+    }
+    let rest = |cart: Option<Cart>| {
+        let mut cart = cart?;
+        cart.pieces.retain(|id, _| prices.contains_key(id));
+        (!cart.pieces.is_empty()).then_some(cart)
+    };
+    let rest = session.update(CART, rest).await?.unwrap_or_default();
+    Ok((rest, "Something in your cart is no longer sold. Please look at the new total."))
+}
+
 /// Returns the items of the cart at current prices, without products that are no longer sold.
 pub(crate) async fn items(app: &App, cart: &Cart) -> Result<Vec<Item>, Failure> {
     let mut items = Vec::new();

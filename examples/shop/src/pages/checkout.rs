@@ -9,9 +9,10 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::cart::{self, Cart};
-use super::{CART, EMAIL, Failure, ORDERS, Page, catalogue, user};
+use super::{CART, EMAIL, Failure, ORDERS, Page, user};
 use crate::app::App;
 use crate::db::orders::{self, NewOrder, Placed};
+use crate::db::users;
 
 #[derive(Deserialize)]
 pub(crate) struct Checkout {
@@ -30,10 +31,9 @@ pub(crate) async fn place(
     Form(form): Form<Checkout>,
 ) -> Page {
     let email = form.email.trim();
-    let is_odd = |c: char| c.is_whitespace() || c.is_control();
     let cart = session.get::<Cart>(CART).await?.unwrap_or_default();
     let again = async |note: &str| cart::page(&app, &session, &cart, email, Some(note)).await;
-    if email.len() > 254 || !email.contains('@') || email.contains(is_odd) {
+    if !users::is_address(email) {
         let page = again("This is not an e-mail address.").await?;
         return Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response());
     }
@@ -54,12 +54,10 @@ pub(crate) async fn place(
             let note = format!("There is not enough of “{name}” in stock.");
             Ok((StatusCode::CONFLICT, again(&note).await?).into_response())
         }
-        Placed::Changed => {
-            // The page below shows what the database has.
-            let products = cart.pieces.keys().map(|id| catalogue::tag(*id));
-            app.invalidate(products).await;
-            let note = "The price has changed. Please look at the new total.";
-            Ok((StatusCode::CONFLICT, again(note).await?).into_response())
+        Placed::Changed(prices) => {
+            let (cart, note) = cart::corrected(&app, &session, &cart, &prices).await?;
+            let page = cart::page(&app, &session, &cart, email, Some(note)).await?;
+            Ok((StatusCode::CONFLICT, page).into_response())
         }
         Placed::Order(id) => {
             remember(&session, id).await?;

@@ -51,7 +51,7 @@ impl IntoResponse for Failure {
             )
                 .into_response();
         }
-        tracing::error!("answering 503, a page failed: {:#}", self.0);
+        tracing::error!("answering 503, a page failed: {}", crate::told(&self.0));
         (
             StatusCode::SERVICE_UNAVAILABLE,
             problem("An error occurred on our side. Please try again in a moment."),
@@ -71,7 +71,7 @@ pub(crate) async fn layout(
 ) -> Result<Markup, Failure> {
     let known = async { Ok::<_, Failure>((user(session).await?, cart::count(session).await?)) };
     let (user, things) = known.await.unwrap_or_else(|Failure(error)| {
-        tracing::warn!("showing a page without its session: {error:#}");
+        tracing::warn!("showing a page without its session: {}", crate::told(&error));
         (None, 0)
     });
     Ok(frame(
@@ -118,9 +118,17 @@ impl FromRequestParts<App> for Member {
             return Ok(Self { account, session });
         }
         // A form is not sent again after the log-in.
-        let next = if parts.method == Method::GET { parts.uri.path() } else { "/" };
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let next = if [Method::GET, Method::HEAD].contains(&parts.method) { path } else { "/" };
         Err(Redirect::to(&format!("/login?next={}", percent(next))).into_response())
     }
+}
+
+/// Returns whether an address is a path of this shop: browsers take `//` and `/\\` for the beginning
+/// of another site's address.
+fn is_within_the_shop(address: &str) -> bool {
+    let is_odd = |c: char| c.is_control() || c == '\\';
+    address.starts_with('/') && !address.starts_with("//") && !address.contains(is_odd)
 }
 
 /// Encodes text for a query string.

@@ -34,7 +34,10 @@ pub(crate) async fn list(
     let content = html! {
         section.narrow {
             h1 { "Orders" }
-            @if list.orders.is_empty() { p.soft { "None yet." } }
+            @if list.orders.is_empty() {
+                @if slice.is_first() { p.soft { "None yet." } }
+                @else { p { "No more orders here. " a href="/orders" { "The newest ones" } } }
+            }
             table {
                 @for order in &list.orders {
                     tr {

@@ -15,7 +15,8 @@ use serde::Deserialize;
 
 use super::{Failure, Page, account, layout, problem};
 use crate::app::App;
-use crate::db::{mails, users};
+use crate::db::mails;
+use crate::db::users::{self, Owner};
 use crate::jobs::SendPasswordReset;
 
 #[derive(Deserialize)]
@@ -34,17 +35,25 @@ pub(crate) struct New {
     password: String,
 }
 
-pub(crate) async fn forgot(session: Session) -> Page {
+pub(crate) async fn forgot(State(app): State<App>, session: Session) -> Page {
+    if app.links.is_none() {
+        return Ok(not_here());
+    }
+    Ok(ask_for(&session, None).await?.into_response())
+}
+
+async fn ask_for(session: &Session, wrong: Option<&str>) -> Result<Markup, Failure> {
     let content = html! {
         section.narrow {
             h1 { "A new password" }
+            @if let Some(wrong) = wrong { p.note role="alert" { (wrong) } }
             form.stack method="post" action="/forgot" {
                 label { "E-mail" input type="email" name="email" required autocomplete="username"; }
                 button { "Send me a link" }
             }
         }
     };
-    Ok(layout(&session, "A new password", content).await?.into_response())
+    layout(session, "A new password", content).await
 }
 
 /// Does the same work and gives the same answer whether or not the account exists.
@@ -53,8 +62,15 @@ pub(crate) async fn ask(
     session: Session,
     Form(Forgot { email }): Form<Forgot>,
 ) -> Page {
-    links(&app)?;
-    app.queue.push(SendPasswordReset { email: users::address(&email) }).await?;
+    if app.links.is_none() {
+        return Ok(not_here());
+    }
+    let email = users::address(&email);
+    if !users::is_address(&email) {
+        let page = ask_for(&session, Some("This is not an e-mail address.")).await?;
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response());
+    }
+    app.queue.push(SendPasswordReset { email }).await?;
     let content = html! {
         section.narrow { h1 { "Check your mail" } p { "If you have an account, a link is \
             on its way. It is valid for an hour." } }
@@ -63,8 +79,8 @@ pub(crate) async fn ask(
 }
 
 pub(crate) async fn form(State(app): State<App>, Query(Link { token }): Query<Link>) -> Page {
-    let Some(account) = Owner::of(&app, &token).await? else { return Ok(worthless()) };
-    if !links(&app)?.peek(MailKind::ResetPassword, &token, account.account()).await? {
+    let Some(account) = owner(&app, &token).await? else { return Ok(worthless()) };
+    if !links(&app)?.peek(MailKind::ResetPassword, &token, account_of(&account)).await? {
         return Ok(worthless());
     }
     Ok(page(&token, None))
@@ -72,42 +88,34 @@ pub(crate) async fn form(State(app): State<App>, Query(Link { token }): Query<Li
 
 pub(crate) async fn set(State(app): State<App>, Form(New { token, password }): Form<New>) -> Page {
     let links = links(&app)?;
-    let Some(owner) = Owner::of(&app, &token).await? else { return Ok(worthless()) };
+    let Some(owner) = owner(&app, &token).await? else { return Ok(worthless()) };
     // Checked before the link is used up.
     if let Err(error) = Rules::default().check(&password, &[&owner.email]) {
         return Ok((StatusCode::UNPROCESSABLE_ENTITY, page(&token, Some(&error.to_string())))
             .into_response());
     }
     let hash = app.passwords.hash(&password).await?;
-    if !links.redeem_password_reset(&token, owner.account()).await? {
+    if !links.redeem_password_reset(&token, account_of(&owner)).await? {
         return Ok(worthless());
     }
     users::set_password(&app.db, &owner.email, hash).await?;
     // Ends all sessions, including those of anybody who knew the old password.
     app.sessions.revoke_all_of(&owner.email).await?;
-    mails::send(&app.db, &links.password_changed(owner.account())).await?;
+    mails::send(&app.db, &links.password_changed(account_of(&owner))).await?;
     let mut response = Redirect::to("/login").into_response();
     // The user who opened the link is the owner: a botnet's guesses must not lock out this browser.
     account::remember(&app, &owner.email, &mut response).await?;
     Ok(response)
 }
 
-/// Account that a link names, as stored in the database.
-struct Owner {
-    email: String,
-    password_hash: String,
+/// Returns the owner of the account that a link names.
+async fn owner(app: &App, token: &str) -> Result<Option<Owner>, Failure> {
+    let Some(email) = AccountLinks::account_id(token) else { return Ok(None) };
+    Ok(users::owner(&app.db, &email).await?)
 }
 
-impl Owner {
-    async fn of(app: &App, token: &str) -> Result<Option<Self>, Failure> {
-        let Some(email) = AccountLinks::account_id(token) else { return Ok(None) };
-        let hash = users::password_hash(&app.db, &email).await?;
-        Ok(hash.map(|password_hash| Self { email, password_hash }))
-    }
-
-    fn account(&self) -> Account<'_> {
-        Account { id: &self.email, email: &self.email, password_hash: &self.password_hash }
-    }
+fn account_of(owner: &Owner) -> Account<'_> {
+    Account { id: &owner.email, email: &owner.email, password_hash: &owner.password }
 }
 
 fn links(app: &App) -> Result<&AccountLinks, Failure> {
@@ -143,4 +151,9 @@ fn worthless() -> Response {
         problem("This link was used before, or has expired. Please ask for another one."),
     )
         .into_response()
+}
+
+/// Answers in a shop whose configuration has no `origin` or `secret`.
+fn not_here() -> Response {
+    (StatusCode::NOT_FOUND, problem("This shop sends no links.")).into_response()
 }

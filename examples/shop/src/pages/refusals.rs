@@ -18,7 +18,9 @@ pub(crate) async fn as_pages(request: Request, next: Next) -> Response {
     let back = wants_pages.then(|| back(headers)).flatten();
     let mut response = next.run(request).await;
     let (status, headers) = (response.status(), response.headers_mut());
-    let is_bare = |kind: &str| kind.starts_with("text/plain");
+    // The second one is the limiter's.
+    let bare = ["text/plain", "application/problem+json"];
+    let is_bare = |kind: &str| bare.iter().any(|bare| kind.starts_with(bare));
     let is_bare = headers.get(CONTENT_TYPE).is_none_or(|kind| kind.to_str().is_ok_and(is_bare));
     if !wants_pages || !is_bare || !(status.is_client_error() || status.is_server_error()) {
         return response;
@@ -35,7 +37,8 @@ pub(crate) async fn as_pages(request: Request, next: Next) -> Response {
 fn back(headers: &HeaderMap) -> Option<String> {
     let from: Uri = headers.get(REFERER)?.to_str().ok()?.parse().ok()?;
     let is_ours = from.authority()?.as_str() == headers.get(HOST)?.to_str().ok()?;
-    is_ours.then(|| from.path_and_query().map(ToString::to_string)).flatten()
+    let path = from.path_and_query()?.to_string();
+    (is_ours && super::is_within_the_shop(&path)).then_some(path)
 }
 
 fn page(status: StatusCode, headers: &HeaderMap, back: Option<&str>) -> Markup {

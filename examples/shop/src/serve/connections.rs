@@ -4,19 +4,25 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1::Builder;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-/// Serves until `stop` completes. Then requests in progress get the time `drain`, after which their
+/// Connections at a time; further ones wait to be accepted. Each has a file: permit the process
+/// more (`LimitNOFILE`).
+const MOST: usize = 4_000;
+
+/// Serves HTTP/1 until `stop` completes; a balancer in front speaks other versions with clients. Then requests in progress get the time `drain`, after which their
 /// connections are cut. A client has the time `head` to send the head of a request.
 pub(crate) async fn serve(
     listener: TcpListener,
@@ -25,29 +31,39 @@ pub(crate) async fn serve(
     stop: impl Future<Output = ()>,
     drain: Duration,
 ) {
-    let mut server = Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(head);
-    server.http2().timer(TokioTimer::new()).keep_alive_interval(head).keep_alive_timeout(head);
+    let mut server = Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(head);
+    let places = Arc::new(Semaphore::new(MOST));
     let (cut, is_cut) = tokio::sync::watch::channel(());
     let (graceful, mut stop) = (GracefulShutdown::new(), pin!(stop));
+    let mut has_failed = false;
     loop {
-        let accepted = tokio::select! {
+        let accept = async {
+            // Never closed.
+            let place = places.clone().acquire_owned().await.ok();
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
             () = &mut stop => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Too many open files: the next connections wait until some are closed.
-                tracing::warn!(%error, "could not accept a connection");
+                if !std::mem::replace(&mut has_failed, true) {
+                    tracing::warn!(%error, "could not accept connections; trying again");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
+        has_failed = false;
         let service = service(app.clone(), peer);
-        let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        let (connection, mut is_cut) = (graceful.watch(connection.into_owned()), is_cut.clone());
+        let connection = server.serve_connection(TokioIo::new(stream), service);
+        let (connection, mut is_cut) = (graceful.watch(connection), is_cut.clone());
         tokio::spawn(async move {
+            let _place = place;
             tokio::select! {
                 _ = is_cut.changed() => {}
                 ended = connection => if let Err(error) = ended {

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::extract::{Query, Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -24,6 +24,7 @@ use tower_http::timeout::{RequestBodyTimeoutLayer, TimeoutLayer};
 
 use crate::app::App;
 use crate::config::Config;
+use crate::db::catalogue::Search;
 use crate::operations::health::{self, Health};
 use crate::operations::requests;
 use crate::pages::{
@@ -44,7 +45,7 @@ pub(crate) async fn run(
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
     let router = router(app, config).merge(health::routes(health.clone()));
-    announce(listener.local_addr()?);
+    announce(listener.local_addr()?, config.origin.as_deref());
     health.open();
     let (head, lameduck, drain) = (config.timeouts.head, config.stop.lameduck, config.stop.drain);
     let stop = async move {
@@ -57,8 +58,11 @@ pub(crate) async fn run(
 }
 
 #[allow(clippy::print_stdout)]
-fn announce(address: SocketAddr) {
+fn announce(address: SocketAddr, origin: Option<&str>) {
     println!("The shop is open: http://{address}");
+    if let Some(origin) = origin {
+        println!("In a browser: {origin}");
+    }
 }
 
 fn router(app: App, config: &Config) -> Router {
@@ -82,19 +86,19 @@ fn router(app: App, config: &Config) -> Router {
         .throttle(
             Throttle::new(config.limit.search.clone(), move |request| search.key(request))
                 .path("/")
-                .when(|request| request.uri.query().is_some_and(searches)),
+                .when(|request| searches(request.uri)),
         )
         .preserve_body(Body::new);
     // Under overload, only catalogue requests are refused, and searches first.
     let shed = config.limit.shed.then(|| {
         LoadShed::new(AdaptiveConcurrency::default())
-            .priority(|request| match request.uri.query().is_some_and(searches) {
+            .priority(|request| match searches(request.uri) {
                 true => Priority::Low,
                 false => Priority::Normal,
             })
             // Each is compared with its own kind: a search takes longer.
             .class(|request| match request.uri.path() {
-                "/" if request.uri.query().is_some_and(searches) => 2,
+                "/" if searches(request.uri) => 2,
                 "/" => 1,
                 _ => 0,
             })
@@ -138,16 +142,19 @@ fn router(app: App, config: &Config) -> Router {
         // a session are never cached.
         .layer(HttpCacheLayer::new(&app.cache))
         .layer(limits)
-        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, config.timeouts.request))
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::SERVICE_UNAVAILABLE,
+            config.timeouts.request,
+        ))
         .layer(from_fn(refusals::as_pages))
         .layer(from_fn_with_state(app.clone(), hardened))
         .layer(from_fn(requests::measured))
         .with_state(app)
 }
 
-/// Returns whether a query string has words to search for.
-fn searches(query: &str) -> bool {
-    query.split('&').any(|pair| pair.starts_with("q=") && pair != "q=")
+/// Returns whether an address has words to search for, as the page reads it.
+fn searches(address: &Uri) -> bool {
+    Query::<Search>::try_from_uri(address).is_ok_and(|Query(search)| !search.q.trim().is_empty())
 }
 
 /// Adds headers that restrict what pages may do in browsers.

@@ -3,7 +3,7 @@
 
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Redirect};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Extension, Form};
 use maud::{Markup, html};
 use scale_session::Session;
@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::trail;
 use crate::app::App;
-use crate::db::catalogue::{self, Shelf};
+use crate::db::catalogue::{self, PAGE, Shelf};
 use crate::db::users::Account;
 use crate::pages::{Failure, Page, catalogue as shelves, layout, money, problem};
 
@@ -28,7 +28,9 @@ pub(super) async fn list(
     session: Session,
     Query(After { after }): Query<After>,
 ) -> Page {
-    let found = catalogue::shelf(&app.db, after).await?;
+    let mut found = catalogue::shelf(&app.db, after).await?;
+    let is_more = found.len() > PAGE;
+    found.truncate(PAGE);
     let content = html! {
         section.narrow {
             (trail())
@@ -43,7 +45,7 @@ pub(super) async fn list(
                     }
                 }
             }
-            @if let Some(last) = found.last() {
+            @if let Some(last) = found.last().filter(|_| is_more) {
                 p.more { a href={ "/admin/products?after=" (last.id) } rel="next" { "More" } }
             }
         }
@@ -51,13 +53,19 @@ pub(super) async fn list(
     Ok(layout(&session, "Products", content).await?.into_response())
 }
 
+/// Form of a product, as it was filled in.
 #[derive(Deserialize)]
 pub(super) struct Change {
     /// Price in euros, such as `12.50`.
     price: String,
+    /// Price in cents when the form was made: another one now is another person's change.
+    was: i64,
     /// Pieces to add to the stock, which orders change at the same time; negative to remove some.
-    add: i64,
+    add: String,
 }
+
+/// Largest change of a stock.
+const MOST_PIECES: i64 = 100_000;
 
 pub(super) async fn form(State(app): State<App>, session: Session, Path(id): Path<i64>) -> Page {
     let Some(product) = catalogue::on_shelf(&app.db, id).await? else { return Ok(unknown()) };
@@ -69,55 +77,87 @@ pub(super) async fn change(
     session: Session,
     Path(id): Path<i64>,
     Extension(account): Extension<Account>,
-    Form(change): Form<Change>,
+    Form(form): Form<Change>,
 ) -> Page {
     let Some(product) = catalogue::on_shelf(&app.db, id).await? else { return Ok(unknown()) };
-    let Some(price_cents) = cents(&change.price) else {
-        let wrong = "A price has the form 12.50, from 0.01 to 99999.99.";
-        let page = page(&session, &product, Some(wrong)).await?;
-        return Ok((StatusCode::UNPROCESSABLE_ENTITY, page).into_response());
+    let add = form.add.trim().parse().ok().filter(|add: &i64| add.abs() <= MOST_PIECES);
+    let (price_cents, add) = match (cents(&form.price), add) {
+        (Some(price_cents), Some(add)) => (price_cents, add),
+        (None, _) => {
+            let wrong = "A price has the form 12.50, from 0.01 to 99999.99.";
+            return refused(&session, &product, &form, StatusCode::UNPROCESSABLE_ENTITY, wrong)
+                .await;
+        }
+        (_, None) => {
+            let wrong = "At most 100,000 pieces at a time.";
+            return refused(&session, &product, &form, StatusCode::UNPROCESSABLE_ENTITY, wrong)
+                .await;
+        }
     };
-    let (before, now) = (money(product.price_cents), money(price_cents));
-    let details = format!("price {before} to {now}, stock {:+}", change.add);
+    let details = format!("price {} to {}, stock {add:+}", money(form.was), money(price_cents));
     let record = |action: &str| {
         Event::new(&*account.email, action).to(format!("product {id}")).details(&*details)
     };
     // Recorded first: what cannot be recorded is not done.
     app.record(record("product.change")).await?;
-    if !catalogue::change(&app.db, id, price_cents, change.add).await? {
+    let changed = catalogue::change(&app.db, id, form.was, price_cents, add).await;
+    if !matches!(changed, Ok(true)) {
         app.record(record("product.change.refused")).await?;
-        let wrong = format!("The stock has {} pieces: no more can be removed.", product.stock);
-        let page = page(&session, &product, Some(&wrong)).await?;
-        return Ok((StatusCode::CONFLICT, page).into_response());
     }
-    app.invalidate([shelves::tag(id), shelves::PAGES.into()]).await;
-    Ok(Redirect::to(&format!("/admin/products/{id}")).into_response())
+    if changed? {
+        app.invalidate([shelves::tag(id), shelves::PAGES.into()]).await;
+        return Ok(Redirect::to(&format!("/admin/products/{id}")).into_response());
+    }
+    let wrong = if product.price_cents == form.was {
+        format!("The stock has {} pieces: that is not possible.", product.stock)
+    } else {
+        format!("The price is {} by now: please look again.", money(product.price_cents))
+    };
+    refused(&session, &product, &form, StatusCode::CONFLICT, &wrong).await
 }
 
-fn unknown() -> axum::response::Response {
+fn unknown() -> Response {
     (StatusCode::NOT_FOUND, problem("No product has that number.")).into_response()
 }
 
-async fn page(session: &Session, product: &Shelf, wrong: Option<&str>) -> Result<Markup, Failure> {
+async fn refused(
+    session: &Session,
+    product: &Shelf,
+    form: &Change,
+    status: StatusCode,
+    wrong: &str,
+) -> Page {
+    Ok((status, page(session, product, Some((form, wrong))).await?).into_response())
+}
+
+/// Returns the form: with the product's values, or as it was filled in, and what is wrong with it.
+async fn page(
+    session: &Session,
+    product: &Shelf,
+    filled: Option<(&Change, &str)>,
+) -> Result<Markup, Failure> {
     let (euros, cents) = (product.price_cents / 100, product.price_cents % 100);
+    let current = (format!("{euros}.{cents:02}"), "0".to_owned());
+    let (price, add) = filled.map_or(current, |(form, _)| (form.price.clone(), form.add.clone()));
     let content = html! {
         section.narrow {
             (trail())
             h1 { (product.name) }
-            @if let Some(wrong) = wrong { p.note role="alert" { (wrong) } }
+            @if let Some((_, wrong)) = filled { p.note role="alert" { (wrong) } }
             p {
                 (product.stock) " in stock · "
                 a href={ "/products/" (product.id) } { "as customers see it" }
             }
             form.stack method="post" action={ "/admin/products/" (product.id) } {
+                input type="hidden" name="was" value=(product.price_cents);
                 label {
                     "Price in euros"
-                    input name="price" inputmode="decimal" required
-                        value={ (euros) "." (format!("{cents:02}")) };
+                    input name="price" inputmode="decimal" required value=(price);
                 }
                 label {
                     "Add to the stock"
-                    input type="number" name="add" required value="0" min="-100000" max="100000";
+                    input type="number" name="add" required value=(add) min=(-MOST_PIECES)
+                        max=(MOST_PIECES);
                 }
                 button { "Save" }
             }
