@@ -79,7 +79,7 @@ enum Command {
     },
     /// Checks that no record of the audit log was changed; prints its end, to be kept elsewhere.
     Audit {
-        /// End of the log at an earlier check: then it is also seen if the last records are missing.
+        /// End of the log at an earlier check: then it is also seen if last records are missing.
         #[arg(long)]
         anchor: Option<String>,
     },

@@ -124,8 +124,8 @@ impl FromRequestParts<App> for Member {
     }
 }
 
-/// Returns whether an address is a path of this shop: browsers take `//` and `/\\` for the beginning
-/// of another site's address.
+/// Returns whether an address is a path of this shop: to browsers, two slashes begin the address of
+/// another site.
 fn is_within_the_shop(address: &str) -> bool {
     let is_odd = |c: char| c.is_control() || c == '\\';
     address.starts_with('/') && !address.starts_with("//") && !address.contains(is_odd)

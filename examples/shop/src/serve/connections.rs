@@ -22,8 +22,9 @@ use tower::ServiceExt;
 /// more (`LimitNOFILE`).
 const MOST: usize = 4_000;
 
-/// Serves HTTP/1 until `stop` completes; a balancer in front speaks other versions with clients. Then requests in progress get the time `drain`, after which their
-/// connections are cut. A client has the time `head` to send the head of a request.
+/// Serves HTTP/1 until `stop` completes; a balancer in front speaks other versions with clients.
+/// Then requests in progress get the time `drain`, after which their connections are cut. A client
+/// has the time `head` to send the head of a request.
 pub(crate) async fn serve(
     listener: TcpListener,
     app: Router,
