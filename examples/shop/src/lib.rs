@@ -11,7 +11,7 @@
 //! | `operations` | metrics and health checks |
 //! | `serve` | the web process |
 //! | `fleet`, `cluster` | a fleet on this machine |
-//! | `load` | a load of visitors |
+//! | `load`, `plan` | a load of visitors; what a number of users needs |
 
 mod app;
 mod audit;
@@ -23,6 +23,7 @@ mod jobs;
 mod load;
 mod operations;
 mod pages;
+mod plan;
 mod serve;
 
 use std::path::PathBuf;
@@ -89,6 +90,8 @@ enum Command {
     Cluster(cluster::Options),
     /// Measures a shop under a mixed load of fixed rates.
     Load(load::Options),
+    /// Computes what a number of users needs, from the cost of a request on this machine.
+    Plan(plan::Options),
 }
 
 /// Runs the command line. The error is printed before this returns.
@@ -123,6 +126,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     let command = match command {
         Some(Command::Cluster(options)) => return cluster::run(listen, options).await,
         Some(Command::Load(options)) => return load::run(options).await,
+        Some(Command::Plan(options)) => return plan::run(options).await,
         command => command,
     };
     let is_one_of_many = matches!(command, Some(Command::Serve | Command::Work));
@@ -170,7 +174,9 @@ async fn run(arguments: Arguments) -> Result<()> {
             account(&App::connect(&config).await?, &email, &name, role).await
         }
         Some(Command::Audit { anchor }) => audit(&App::connect(&config).await?, anchor).await,
-        Some(Command::Cluster(_) | Command::Load(_)) => unreachable!("handled above"),
+        Some(Command::Cluster(_) | Command::Load(_) | Command::Plan(_)) => {
+            unreachable!("handled above")
+        }
     }
 }
 

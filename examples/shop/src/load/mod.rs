@@ -7,8 +7,10 @@
 //! | `visitor` | one visitor: cookies, pages, forms |
 //! | `client` | a connection |
 //! | `report` | the table and the chart |
+//! | `cpu` | CPU time of the processes that were started |
 
 mod client;
+pub(crate) mod cpu;
 mod mix;
 mod report;
 mod visitor;
@@ -25,8 +27,9 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 pub(crate) use self::client::Client;
-use self::mix::{Arrival, Mix};
-use self::report::{Report, Tally};
+use self::mix::Mix;
+use self::report::Report;
+pub(crate) use self::report::Tally;
 pub(crate) use self::visitor::Visitor;
 use crate::db::seed;
 use crate::fleet::{Fleet, Member, Plan, STAFF};
@@ -141,15 +144,70 @@ async fn measure(
     password: &str,
     report: &mut Report,
 ) -> Result<()> {
-    let mut random = fastrand::Rng::with_seed(options.seed);
-    let crowd = Arc::new(Crowd::new(address, password, options.visitors, &mut random).await?);
+    let mut load = Load::prepare(address, password, options.visitors, options.seed).await?;
     for rate in &options.rate {
         let time = Duration::from_secs(options.seconds);
-        let arrivals = mix::arrivals(*rate, time, &mut random);
-        let tally = play(address, arrivals, options.connections, &crowd, &mut random).await?;
+        let tally = load.play(*rate, time, options.connections).await?;
         report.add(name, *rate, tally);
     }
     Ok(())
+}
+
+/// Visitors of a shop, ready to come.
+pub(crate) struct Load {
+    address: SocketAddr,
+    crowd: Arc<Crowd>,
+    random: fastrand::Rng,
+}
+
+impl Load {
+    /// Makes the visitors' sessions, and the caches warm.
+    pub(crate) async fn prepare(
+        address: SocketAddr,
+        password: &str,
+        visitors: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let crowd = Arc::new(Crowd::new(address, password, visitors, &mut random).await?);
+        Ok(Self { address, crowd, random })
+    }
+
+    /// Plays requests of that rate for some time, on connections that take them in turn.
+    pub(crate) async fn play(
+        &mut self,
+        rate: u32,
+        time: Duration,
+        connections: usize,
+    ) -> Result<Tally> {
+        let arrivals = Arc::new(mix::arrivals(rate, time, &mut self.random));
+        let next = Arc::new(AtomicUsize::new(0));
+        let start = Instant::now() + Duration::from_millis(100);
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..connections {
+            let (arrivals, next, crowd) = (arrivals.clone(), next.clone(), self.crowd.clone());
+            let (mut client, seed) = (Client::new(self.address), self.random.u64(..));
+            tasks.spawn(async move {
+                let mut tally = Tally::default();
+                while let Some(arrival) = arrivals.get(next.fetch_add(1, Relaxed)) {
+                    let due = start + arrival.at;
+                    tokio::time::sleep_until(due).await;
+                    let place = crowd.place(arrival.what);
+                    let visitor = place.lock().await.pop();
+                    let mut visitor = visitor.unwrap_or_else(|| Visitor::new(seed));
+                    visitor.act(&mut client, arrival.what, &crowd.password, due, &mut tally).await;
+                    place.lock().await.push(visitor);
+                }
+                tally
+            });
+        }
+        let mut all = Tally::default();
+        while let Some(tally) = tasks.join_next().await {
+            all.add(tally?);
+        }
+        all.took = start.elapsed();
+        Ok(all)
+    }
 }
 
 /// Visitors between two of their requests.
@@ -163,7 +221,6 @@ struct Crowd {
 const STAFF_AT_WORK: usize = 8;
 
 impl Crowd {
-    /// Makes the visitors' sessions, and the caches warm.
     async fn new(
         address: SocketAddr,
         password: &str,
@@ -192,40 +249,4 @@ impl Crowd {
     fn place(&self, what: Mix) -> &Mutex<Vec<Visitor>> {
         if what == Mix::Staff { &self.staff } else { &self.customers }
     }
-}
-
-/// Plays arrivals on connections that take them in turn.
-async fn play(
-    address: SocketAddr,
-    arrivals: Vec<Arrival>,
-    connections: usize,
-    crowd: &Arc<Crowd>,
-    random: &mut fastrand::Rng,
-) -> Result<Tally> {
-    let (arrivals, next) = (Arc::new(arrivals), Arc::new(AtomicUsize::new(0)));
-    let start = Instant::now() + Duration::from_millis(100);
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..connections {
-        let (arrivals, next, crowd) = (arrivals.clone(), next.clone(), crowd.clone());
-        let (mut client, seed) = (Client::new(address), random.u64(..));
-        tasks.spawn(async move {
-            let mut tally = Tally::default();
-            while let Some(arrival) = arrivals.get(next.fetch_add(1, Relaxed)) {
-                let due = start + arrival.at;
-                tokio::time::sleep_until(due).await;
-                let place = crowd.place(arrival.what);
-                let visitor = place.lock().await.pop();
-                let mut visitor = visitor.unwrap_or_else(|| Visitor::new(seed));
-                visitor.act(&mut client, arrival.what, &crowd.password, due, &mut tally).await;
-                place.lock().await.push(visitor);
-            }
-            tally
-        });
-    }
-    let mut all = Tally::default();
-    while let Some(tally) = tasks.join_next().await {
-        all.add(tally?);
-    }
-    all.took = start.elapsed();
-    Ok(all)
 }

@@ -38,7 +38,7 @@ impl Kind {
 
 /// Measurement at one rate.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     latencies: BTreeMap<Kind, Latencies>,
     /// Reasons of failures.
     failures: BTreeMap<String, u64>,
@@ -89,11 +89,11 @@ impl Tally {
         }
     }
 
-    pub(super) fn requests(&self) -> u64 {
+    pub(crate) fn requests(&self) -> u64 {
         self.all().0.len()
     }
 
-    pub(super) fn failures(&self) -> u64 {
+    pub(crate) fn failures(&self) -> u64 {
         self.failures.values().sum()
     }
 

@@ -71,7 +71,7 @@ pub(crate) async fn list(
     let content = html! {
         h1.unseen { (heading) }
         form.search action="/" role="search" {
-            input type="search" name="q" value=(search.q) placeholder="Search two thousand things"
+            input type="search" name="q" value=(search.q) placeholder="Search the shop"
                 aria-label="Search" maxlength="64";
             @if !search.category.is_empty() {
                 input type="hidden" name="category" value=(search.category);

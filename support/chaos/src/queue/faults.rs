@@ -133,6 +133,26 @@ impl Fleet {
         Ok(fleet)
     }
 
+    /// Prints what a database knows of lines, limits and workers, if jobs are left in one.
+    #[expect(clippy::print_stderr, reason = "a run that has failed says why")]
+    pub(super) async fn report_tables(&self) -> Result<()> {
+        for table in ["lines", "permits", "rates", "workers"] {
+            let sql = format!("select * from scale_queue_{table}");
+            let rows = match &self.server {
+                Server::MariaDb(server, _) => server.node(0).sql(&sql).await?,
+                Server::Postgres(server, _) => server.node(0).sql(&sql).await?,
+                _ => return Ok(()),
+            };
+            eprintln!("scale_queue_{table}:\n{rows}");
+        }
+        if let Server::MariaDb(server, _) = &self.server {
+            let open = "select trx_id, trx_state, trx_started, trx_query, trx_rows_locked \
+                from information_schema.innodb_trx";
+            eprintln!("open transactions:\n{}", server.node(0).sql(open).await?);
+        }
+        Ok(())
+    }
+
     /// Connects directly, so that faults of the network do not affect the connection.
     pub(super) async fn queue(&self) -> Result<Queue> {
         Ok(Queue::connect(&self.near, APP).await?)

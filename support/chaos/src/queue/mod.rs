@@ -78,6 +78,9 @@ pub async fn run(setting: Setting) -> Result<Outcome> {
         pushed.excuse(fleet.crashes_us(), Duration::from_millis(2_500));
     }
     let left = settled(&queue).await?;
+    if left > 0 {
+        fleet.report_tables().await?;
+    }
     fleet.stop().await?;
     let total = start.elapsed();
     let journals = fleet.journals()?;
