@@ -112,7 +112,8 @@ fn content(cluster: &Cluster) -> Markup {
                             div { dd data-figure=(name) { "–" } dt { (about) } }
                         }
                     }
-                    svg id="chart" viewBox="0 0 600 120" role="img" aria-label="requests a second" {
+                    svg id="chart" viewBox="0 0 600 120" preserveAspectRatio="none" role="img"
+                        aria-label="requests a second" {
                         polyline id="line" points="";
                     }
                     table { tbody id="parts" {} }
