@@ -9,7 +9,7 @@
 //! | 2.8 | staff: products, prices, orders, queues |
 //! | 0.2 | a log-in |
 //!
-//! By kind: browse 72 (with the orders' pages), search 15, cart 8, checkout 2.
+//! Shares by kind: browse 72 (with the orders' pages), search 15, cart 8, checkout 2.
 
 use std::time::Duration;
 
