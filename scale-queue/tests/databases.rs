@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use common::{Log, Note, log_worker, running};
-use scale_queue::store::{Database, Request, SqlStore, Store, Trial, WorkerId, migrate};
+use scale_queue::store::{
+    Database, LimitStore as _, Request, SqlStore, Store, Trial, WorkerId, migrate,
+};
 use scale_queue::{Job, Queue, Worker};
 use scale_sql::{Options, Statement, System};
 use serde::{Deserialize, Serialize};
@@ -312,5 +314,63 @@ async fn a_very_wide_worker_is_served() -> Result<()> {
         (stats.done_total == JOBS && stats.leased == 0).then_some(())
     })
     .await?;
+    workers.stop().await
+}
+
+/// A line is empty and gone. While one process is about to remove it once more, another one creates
+/// it with a job. Its row stays: without it, nobody would look at the job.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_comes_back_is_not_removed() -> Result<()> {
+    let postgres = Postgres::start(0).await?;
+    let url = postgres.node(0).url();
+    migrate(Database::connect(&url, &Options::default()).await?).await?;
+    let queue = Queue::connect(&url, "test").await?;
+    queue.push(Note { n: 1 }).await?;
+    let pool = PgPoolOptions::new().connect(&url).await?;
+    // Lets others lock the rows of lines, but not change them.
+    let mut opener = pool.begin().await?;
+    sqlx::query("lock table scale_queue_lines in share mode").execute(&mut *opener).await?;
+    let store = SqlStore::connect(&url, "test").await?;
+    let closer = tokio::spawn(async move { store.wake_if_free("key", 1, "notes").await });
+    let waits = "select count(*) from pg_locks \
+        where not granted and relation = 'scale_queue_lines'::regclass";
+    eventually("the removal, or its end", async || {
+        let waiting: i64 = sqlx::query_scalar(waits).fetch_one(&pool).await.ok()?;
+        (waiting > 0 || closer.is_finished()).then_some(())
+    })
+    .await?;
+    let open = "insert into scale_queue_lines (app, queue, line, retry_ms, pace_us, unhandled) \
+        values ('test', 'notes', 'limit:key', 0, 0, 0)";
+    sqlx::query(open).execute(&mut *opener).await?;
+    let block = "update scale_queue_jobs set line = 'limit:key'";
+    sqlx::query(block).execute(&mut *opener).await?;
+    opener.commit().await?;
+    closer.await??;
+    let lines: i64 =
+        sqlx::query_scalar("select count(*) from scale_queue_lines").fetch_one(&pool).await?;
+    assert_eq!(lines, 1);
+    Ok(())
+}
+
+/// The process that would have tried a line is gone. On a database without notifications, the idle
+/// worker of another process finds it, too, and does not wait for its next look half a minute
+/// later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_worker_finds_the_line_of_a_process_that_is_gone() -> Result<()> {
+    let mariadb = MariaDb::start(0).await?;
+    let url = mariadb.node(0).url();
+    migrate(Database::connect(&url, &Options::default()).await?).await?;
+    let queue = Queue::connect(&url, "test").await?;
+    let log = Log::default();
+    let workers = running([log_worker(&queue, &log)]);
+    queue.push(Note { n: 1 }).await?;
+    log.wait_for(1).await?;
+    let gone = Queue::connect(&url, "test").await?;
+    gone.push(Note { n: 2 }).delay(Duration::from_hours(1)).await?;
+    let sql = "update test.scale_queue_jobs set line = 'limit:key', due_ms = 0; \
+        insert into test.scale_queue_lines (app, queue, line, retry_ms, pace_us, unhandled) \
+        values ('test', 'notes', 'limit:key', 0, 0, 0)";
+    mariadb.node(0).sql(sql).await?;
+    log.wait_for(2).await?;
     workers.stop().await
 }

@@ -201,7 +201,11 @@ impl SqlStore {
         }
         let close = || async {
             let mut tx = self.begin().await?;
-            of(&texts.lock_line).fetch_optional(&mut tx).await.map_err(failed)?;
+            // A row that is not there is not locked either: another process may create it, with
+            // its first job, until this transaction ends.
+            if of(&texts.lock_line).fetch_optional(&mut tx).await.map_err(failed)?.is_none() {
+                return Ok(());
+            }
             if !is_used(of(&texts.line_is_used).fetch_one(&mut tx).await.map_err(failed)?)? {
                 of(&texts.close_line).execute(&mut tx).await.map_err(failed)?;
             }
@@ -243,6 +247,7 @@ impl SqlStore {
                 .bind(0_i64)
                 .bind(unhandled);
             open.execute(&self.database).await.map_err(failed)?;
+            self.idle.wake(queue, 1);
         }
         Ok(())
     }

@@ -136,11 +136,14 @@ impl Fleet {
     /// Prints what a database knows of lines, limits and workers, if jobs are left in one.
     #[expect(clippy::print_stderr, reason = "a run that has failed says why")]
     pub(super) async fn report_tables(&self) -> Result<()> {
-        for table in ["lines", "permits", "rates", "workers"] {
-            let sql = format!("select * from scale_queue_{table}");
+        for table in ["lines", "permits", "rates", "workers", "queues"] {
             let rows = match &self.server {
-                Server::MariaDb(server, _) => server.node(0).sql(&sql).await?,
-                Server::Postgres(server, _) => server.node(0).sql(&sql).await?,
+                Server::MariaDb(server, _) => {
+                    server.node(0).sql(&format!("select * from test.scale_queue_{table}")).await?
+                }
+                Server::Postgres(server, _) => {
+                    server.node(0).sql(&format!("select * from scale_queue_{table}")).await?
+                }
                 _ => return Ok(()),
             };
             eprintln!("scale_queue_{table}:\n{rows}");

@@ -206,13 +206,17 @@ scale_sql::statements! {
                 where app = $1 and queue = $2 and paused = 1)), \
         (select min(due_ms) from (", first_due!("> 1 and suspect = 2"), ") as first_one), \
         (select min(due_ms) from (", first_due!("> 1 and suspect = 3"), ") as first_one)");
-    // For databases without notifications: whether there are jobs to take.
+    // For databases without notifications: whether there are jobs to take, or lines to try.
     is_due = concat!("select count(*) from (", first_due!("= 0"), ") as first_one \
             where due_ms <= {now} \
         union all select count(*) from (", first_due!("> 1 and suspect = 2"), ") as first_one \
             where due_ms <= {now} \
         union all select count(*) from (", first_due!("> 1 and suspect = 3"), ") as first_one \
             where due_ms <= {now} \
+        union all select count(*) from (select 1 from scale_queue_lines \
+            where app = $1 and queue = $2 and retry_ms <= {now} \
+            and not exists (select 1 from scale_queue_queues \
+                where app = $1 and queue = $2 and paused = 1) limit 1) as first_line \
         order by 1 desc limit 1");
     cancelled = "select id from scale_queue_jobs where cancelled = 1 and app = $1 limit 10000",
         // MySQL has no partial index, so cancellations are registry entries there.
