@@ -7,6 +7,7 @@ use data_encoding::HEXLOWER;
 use scale_cache::Cache;
 use scale_db::{Db, sticky};
 use scale_limit::client::ClientIp;
+use scale_limit::guard::login::{Limits, SendGuard};
 use scale_limit::{Limiter, LoginGuard};
 use scale_queue::{Job, Queue};
 use scale_session::SessionLayer;
@@ -21,6 +22,8 @@ use crate::audit::Audit;
 use crate::config::Config;
 use crate::db;
 use crate::jobs::SendReceipt;
+use crate::mail::Mailer;
+use crate::second_factors::SecondFactors;
 
 /// Database handle; the address selects the system.
 pub(crate) type Database = Db<Any>;
@@ -32,12 +35,19 @@ pub(crate) struct App {
     pub(crate) queue: Queue,
     pub(crate) sessions: SessionLayer,
     pub(crate) limiter: Limiter,
+    /// Guards passwords, and codes of second factors.
     pub(crate) logins: LoginGuard,
+    pub(crate) codes: LoginGuard,
+    /// Limits mails that strangers ask for.
+    pub(crate) sign_ups: SendGuard,
+    pub(crate) mailer: Mailer,
     pub(crate) passwords: Passwords,
     /// Passkeys, if the address that browsers use is configured.
     pub(crate) passkeys: Option<Passkeys>,
     /// Links in mails, if a secret to sign them is configured as well.
     pub(crate) links: Option<AccountLinks>,
+    /// Second factors, if a secret is configured to encrypt them.
+    pub(crate) second_factors: Option<SecondFactors>,
     /// Log of what staff has changed, if a secret is configured to seal it.
     pub(crate) audit: Option<Arc<Audit>>,
     /// Finds the address of a client.
@@ -85,20 +95,22 @@ impl App {
             }
             None => None,
         };
+        let one_time = match &pool {
+            Some(pool) => OneTimeStore::with_pool(pool.clone(), NAME).await,
+            None => OneTimeStore::connect(url, NAME).await,
+        };
+        let one_time = one_time.context("[session]")?;
         let links = match (&config.origin, &config.secret) {
-            (Some(origin), Some(secret)) => {
-                let one_time = match &pool {
-                    Some(pool) => OneTimeStore::with_pool(pool.clone(), NAME).await,
-                    None => OneTimeStore::connect(url, NAME).await,
-                };
-                let one_time = one_time.context("[session]")?;
-                Some(
-                    AccountLinks::new("Fathom & Field", origin, keys(secret, "links")?, &one_time)
-                        .context("origin")?
-                        .in_the_query(),
-                )
-            }
+            (Some(origin), Some(secret)) => Some(
+                AccountLinks::new("Fathom & Field", origin, keys(secret, "links")?, &one_time)
+                    .context("origin")?
+                    .in_the_query(),
+            ),
             _ => None,
+        };
+        let second_factors = match &config.secret {
+            Some(secret) => Some(SecondFactors::new(&derived(secret, "second factors")?, one_time)),
+            None => None,
         };
         let audit = match &config.secret {
             Some(secret) => {
@@ -115,12 +127,16 @@ impl App {
         Ok(Self {
             passkeys,
             links,
+            second_factors,
             audit,
+            mailer: Mailer::new(&config.mail, &db).context("[mail]")?,
             db,
             cache: config.cache.clone().connect(NAME).await.context("[cache]")?,
             queue: queue.context("[queue]")?,
             sessions: sessions.context("[session]")?,
             logins: LoginGuard::new(&limiter, "login"),
+            codes: LoginGuard::with_limits(&limiter, "code", &Limits::one_time_codes()),
+            sign_ups: SendGuard::new(&limiter, "sign-up"),
             passwords: Passwords::new(),
             limiter,
             clients: config.clients.clone(),
@@ -158,8 +174,11 @@ impl App {
 
 /// Derives the keys of one purpose from the secret of the shop.
 fn keys(secret: &str, purpose: &str) -> Result<Keys> {
+    Keys::new(&derived(secret, purpose)?).context("secret")
+}
+
+fn derived(secret: &str, purpose: &str) -> Result<[u8; 32]> {
     let secret = HEXLOWER.decode(secret.as_bytes()).context("secret: hexadecimal digits")?;
     anyhow::ensure!(secret.len() == 32, "secret: 64 hexadecimal digits are needed");
-    let derived = Sha256::new().chain_update(&secret).chain_update(purpose).finalize();
-    Keys::new(&derived).context("secret")
+    Ok(Sha256::new().chain_update(&secret).chain_update(purpose).finalize().into())
 }

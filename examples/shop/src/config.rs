@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use scale_queue::store::System;
 use serde::Deserialize;
 
+use crate::mail;
+
 /// The whole configuration; every part has a default for a laptop.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -25,13 +27,14 @@ pub(crate) struct Config {
     /// Address that browsers use, which passkeys are bound to: `https://shop.example.com`.
     pub(crate) origin: Option<String>,
     /// Secret of the shop: 64 hexadecimal digits, the same for all processes. It signs links in
-    /// mails, without which users cannot request a new password, and seals the audit log.
+    /// mails, encrypts second factors, and seals the audit log.
     pub(crate) secret: Option<String>,
     /// Proxies in front, whose forwarding headers are trusted.
     pub(crate) clients: scale_limit::client::ClientIp,
     pub(crate) database: scale_db::Config,
     pub(crate) cache: scale_cache::Config,
     pub(crate) queue: Queue,
+    pub(crate) mail: mail::Config,
     pub(crate) session: Session,
     pub(crate) limit: Limit,
 }
@@ -88,9 +91,6 @@ pub(crate) struct Queue {
     /// Time without a heartbeat after which a worker's jobs are given to other workers.
     #[serde(with = "humantime_serde")]
     pub(crate) lease: Duration,
-    /// Simulated time of sending a mail, because this shop sends none.
-    #[serde(with = "humantime_serde")]
-    pub(crate) mail_takes: Duration,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -133,6 +133,7 @@ impl Default for Config {
             database: scale_db::Config::new(DATABASE),
             cache: scale_cache::Config::new("memory:"),
             queue: Queue::default(),
+            mail: mail::Config::default(),
             session: Session::default(),
             limit: Limit::default(),
         }
@@ -141,12 +142,7 @@ impl Default for Config {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self {
-            url: None,
-            concurrency: 8,
-            lease: Duration::from_secs(30),
-            mail_takes: Duration::from_millis(300),
-        }
+        Self { url: None, concurrency: 8, lease: Duration::from_secs(30) }
     }
 }
 
@@ -229,10 +225,13 @@ impl Config {
             "[queue] url: expected that of [database], or Redis: an order and its job are written \
              in one transaction"
         );
+        if !self.mail.sends() && System::of(database) != Some(System::Sqlite) {
+            tracing::warn!("[mail] neither `smtp` nor `folder`: mails are kept in the database");
+        }
         if self.secret.is_none() || self.origin.is_none() {
             tracing::warn!(
-                "without `secret` and `origin` users cannot ask for a new password, and changes by \
-                 staff are not recorded"
+                "without `secret` and `origin` there are no sign-ups, second factors and new \
+                 passwords, and changes by staff are not recorded"
             );
         }
         Ok(())

@@ -21,9 +21,11 @@ mod db;
 mod fleet;
 mod jobs;
 mod load;
+mod mail;
 mod operations;
 mod pages;
 mod plan;
+mod second_factors;
 mod serve;
 
 use std::path::PathBuf;
@@ -219,8 +221,9 @@ async fn account(app: &App, email: &str, name: &str, role: Role) -> Result<()> {
     Rules::default().check(password, &[&email]).context("the password")?;
     let event = Event::new("command line", "account.create");
     app.record(event.to(&*email).details(format!("{role:?}"))).await?;
-    let new = NewAccount { email: &email, name, role, password };
-    let is_new = users::create(&app.db, &app.passwords, new).await?;
+    let hash = app.passwords.hash(password).await?;
+    let new = NewAccount { email: &email, name, role, hash };
+    let is_new = users::create(&app.db, new).await?;
     ensure!(is_new, "{email} has an account already");
     Ok(())
 }

@@ -53,6 +53,14 @@ async fn spellings(database: Option<String>) -> Result<()> {
         let has_link = body.contains("/reset-password");
         assert!(!has_link || address == "ben@example.com", "{address}: {body}");
     }
+    // A log-in over another one, in the same browser.
+    common::account(&config, "cara@example.com", "customer", PASSWORD)?;
+    let mut shared = Visitor::new();
+    for email in ["ben@example.com", "cara@example.com"] {
+        let form = [("email", email), ("password", PASSWORD), ("next", "/account")];
+        let page = shared.post(&shop.base, "/login", &form).await?;
+        assert!(page.body.contains(email), "{email}: {}", page.body);
+    }
     let long = format!("{}@example.com", "x".repeat(100_000));
     for odd in ["", "x", "a b@example.com", "@", &long] {
         let page = Visitor::new().post(&shop.base, "/forgot", &[("email", odd)]).await?;

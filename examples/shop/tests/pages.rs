@@ -133,6 +133,7 @@ impl Person {
         self.press("Add to cart").await?;
         browser.until("the address", "document.querySelector('[name=email]').value").await?;
 
+        self.visit("sign-up", &format!("{base}/signup")).await?;
         // A visitor who is not logged in comes to the log-in, and then to where they wanted to go.
         self.visit("log-in", &format!("{base}/devices")).await?;
         self.fill("email", "ann@example.com").await?;
@@ -147,8 +148,15 @@ impl Person {
         self.press("Log in").await?;
         browser.until("the devices", "location.pathname === '/devices'").await?;
         self.look("devices").await?;
-        for page in ["orders", "passkeys", "forgot"] {
-            self.visit(page, &format!("{base}/{page}")).await?;
+        for (name, path) in [
+            ("orders", "orders"),
+            ("passkeys", "passkeys"),
+            ("forgot", "forgot"),
+            ("account", "account"),
+            ("second-factor", "account/second-factor"),
+            ("export", "account/export"),
+        ] {
+            self.visit(name, &format!("{base}/{path}")).await?;
         }
         self.visit("refused", &format!("{base}/products/x")).await
     }

@@ -40,7 +40,7 @@ async fn no_page_scans_a_table_or_asks_once_per_row() -> Result<()> {
     // Nothing comes from a cache for longer than a moment.
     let text = format!(
         "listen = \"127.0.0.1:0\"\nplain_http = true\n[database]\nurl = {url:?}\n[queue]\n\
-         url = {url:?}\nmail_takes = \"1ms\"\n[session]\nurl = {url:?}\n{NO_LIMIT}"
+         url = {url:?}\n[mail]\ntakes = \"1ms\"\n[session]\nurl = {url:?}\n{NO_LIMIT}"
     );
     std::fs::write(&config, text)?;
     let config = config.display().to_string();

@@ -1,22 +1,20 @@
-//! Mails that a real shop would send.
+//! Mails of a shop that sends none.
 
 use anyhow::Result;
-use scale_session::auth::account_links::Mail;
 
 use super::sql;
 use crate::app::Database;
+use crate::mail::Mail;
 
 /// Stores a mail instead of sending it.
-pub(crate) async fn send(db: &Database, mail: &Mail) -> Result<()> {
-    sqlx::query(sql(
-        db,
-        "insert into mails (address, subject, body, sent_ms) values ($1, $2, $3, $4)",
-    ))
-    .bind(mail.to.clone())
-    .bind(mail.subject.clone())
-    .bind(mail.text.clone())
-    .bind(super::now_ms())
-    .execute(db)
-    .await?;
+pub(crate) async fn keep(db: &Database, mail: &Mail<'_>) -> Result<()> {
+    let insert = "insert into mails (address, subject, body, sent_ms) values ($1, $2, $3, $4)";
+    sqlx::query(sql(db, insert))
+        .bind(mail.to.to_owned())
+        .bind(mail.subject.to_owned())
+        .bind(mail.text.to_owned())
+        .bind(super::now_ms())
+        .execute(db)
+        .await?;
     Ok(())
 }

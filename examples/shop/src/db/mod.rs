@@ -3,6 +3,8 @@
 
 pub(crate) mod catalogue;
 pub(crate) mod devices;
+pub(crate) mod exports;
+pub(crate) mod factors;
 pub(crate) mod mails;
 pub(crate) mod orders;
 pub(crate) mod search;

@@ -211,6 +211,11 @@ pub(crate) struct Slice {
 }
 
 impl Slice {
+    /// Returns the slice of the orders that are older than this one.
+    pub(crate) fn older_than(id: i64) -> Self {
+        Self { older: Some(id), newer: None }
+    }
+
     pub(crate) fn is_first(self) -> bool {
         self.older.is_none() && self.newer.is_none()
     }
@@ -278,6 +283,66 @@ pub(crate) async fn with_ids(db: &Database, ids: &[i64]) -> Result<Vec<Order>, s
         select = select.bind(*id);
     }
     select.fetch_all(db).await
+}
+
+/// Returns the items of several orders, each with the number of its order, in one statement.
+pub(crate) async fn items_of(
+    db: &Database,
+    orders: &[Order],
+) -> Result<Vec<(i64, Item)>, sqlx::Error> {
+    if orders.is_empty() {
+        return Ok(Vec::new());
+    }
+    let select = format!(
+        "select order_id, product_id, name, quantity, price_cents from order_items \
+         where order_id in ({}) order by order_id, product_id",
+        places(1, orders.len())
+    );
+    let mut select = sqlx::query_as(sql_of(db, &select));
+    for order in orders {
+        select = select.bind(order.id);
+    }
+    let rows: Vec<(i64, i64, String, i64, i64)> = select.fetch_all(db).await?;
+    let item = |(order, product_id, name, quantity, price_cents)| {
+        (order, Item { product_id, name, quantity, price_cents })
+    };
+    Ok(rows.into_iter().map(item).collect())
+}
+
+/// Returns the number of an account's orders.
+pub(crate) async fn count(db: &Database, account: &str) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(sql(db, "select count(*) from orders where account = $1"))
+        .bind(account.to_owned())
+        .fetch_one(db)
+        .await
+}
+
+/// Removes an account and its addresses from a number of its orders, up to the one with the number
+/// `last`, and their receipts. Returns how many there were.
+pub(crate) async fn forget_some(db: &Database, account: &str, last: i64) -> Result<usize> {
+    let select = "select id from orders where account = $1 and id <= $2 order by id limit 500";
+    let mut tx = db.begin().await?;
+    let ids: Vec<i64> = sqlx::query_scalar(sql(db, select))
+        .bind(account.to_owned())
+        .bind(last)
+        .fetch_all(&mut *tx)
+        .await?;
+    if ids.is_empty() {
+        return Ok(0);
+    }
+    let places = places(1, ids.len());
+    for statement in [
+        format!("update orders set account = '', email = '' where id in ({places})"),
+        format!("delete from receipts where order_id in ({places})"),
+    ] {
+        let mut statement = sqlx::query(sql_of(db, &statement));
+        for id in &ids {
+            statement = statement.bind(*id);
+        }
+        statement.execute(&mut *tx).await?;
+    }
+    tx.commit().await?;
+    Ok(ids.len())
 }
 
 pub(crate) async fn items(db: &Database, id: i64) -> Result<Vec<Item>, sqlx::Error> {

@@ -54,8 +54,9 @@ pub(crate) const PASSWORD: &str = "correct horse battery staple";
 
 /// Creates the account of a demonstration, if it does not exist.
 pub(crate) async fn demo_account(app: &App) -> Result<()> {
-    let new = NewAccount { email: EMAIL, name: "Ann", role: Role::Staff, password: PASSWORD };
-    users::create(&app.db, &app.passwords, new).await.map(drop)
+    let hash = app.passwords.hash(PASSWORD).await?;
+    let new = NewAccount { email: EMAIL, name: "Ann", role: Role::Staff, hash };
+    users::create(&app.db, new).await.map(drop)
 }
 
 /// Fills an empty catalogue; returns the number of products.

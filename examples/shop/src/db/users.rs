@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 
 use super::sql;
-use crate::app::Database;
+use crate::app::{App, Database};
+use crate::jobs::ForgetAccount;
 
 /// A logged-in user, as stored in the session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,22 +42,18 @@ pub(crate) struct NewAccount<'a> {
     pub(crate) email: &'a str,
     pub(crate) name: &'a str,
     pub(crate) role: Role,
-    pub(crate) password: &'a str,
+    /// Hash of the password.
+    pub(crate) hash: String,
 }
 
 /// Creates an account. Returns `false` if the address has one.
-pub(crate) async fn create(
-    db: &Database,
-    passwords: &Passwords,
-    new: NewAccount<'_>,
-) -> Result<bool> {
-    let hash = passwords.hash(new.password).await?;
+pub(crate) async fn create(db: &Database, new: NewAccount<'_>) -> Result<bool> {
     let insert = "insert into users (email, name, role, password) values ($1, $2, $3, $4)";
     let created = sqlx::query(sql(db, insert))
         .bind(address(new.email))
         .bind(new.name.to_owned())
         .bind(new.role.name())
-        .bind(hash)
+        .bind(new.hash)
         .execute(db)
         .await;
     match created {
@@ -149,6 +146,39 @@ pub(crate) async fn find(db: &Database, email: &str) -> Result<Option<Account>> 
     let found: Option<(String, String, String)> =
         sqlx::query_as(select).bind(email.to_owned()).fetch_optional(db).await?;
     Ok(found.map(|(email, name, role)| account(email, name, &role)))
+}
+
+/// Deletes an account with all that belongs to it, except its orders: a job takes the account out
+/// of them, in parts. Returns `false` if there is no such account.
+pub(crate) async fn delete(app: &App, email: &str) -> Result<bool> {
+    let db = &app.db;
+    let mut tx = db.begin().await?;
+    let bound = |text| sqlx::query(sql(db, text)).bind(email.to_owned());
+    let deleted = bound("delete from users where email = $1").execute(&mut *tx).await?;
+    if deleted.rows_affected() == 0 {
+        return Ok(false);
+    }
+    for text in [
+        "delete from devices where account = $1",
+        "delete from second_factors where account = $1",
+        "delete from exports where account = $1",
+    ] {
+        bound(text).execute(&mut *tx).await?;
+    }
+    // Orders of a later account with that address are not meant.
+    let last: Option<i64> = sqlx::query_scalar(sql(
+        db,
+        "select id from orders where account = $1 order by id desc limit 1",
+    ))
+    .bind(email.to_owned())
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some(last) = last {
+        let forget = ForgetAccount { email: email.to_owned(), last };
+        app.queue.push_in(&mut *tx, forget).await?;
+    }
+    tx.commit().await?;
+    Ok(true)
 }
 
 fn account(email: String, name: String, role: &str) -> Account {

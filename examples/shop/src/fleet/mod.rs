@@ -111,7 +111,7 @@ fn configuration(postgres: &Postgres, redis: &RedisSentinel, limits: &str) -> St
          [stop]\nlameduck = \"2s\"\ndrain = \"10s\"\n\n\
          [database]\nurl = {primary:?}\nreplicas = [{replicas}]\n\
          primary_wait = \"5s\"\n\n[cache]\nurl = {redis:?}\n\n\
-         [queue]\nurl = {redis:?}\nlease = \"3s\"\nmail_takes = \"20ms\"\n\n\
+         [queue]\nurl = {redis:?}\nlease = \"3s\"\n[mail]\ntakes = \"20ms\"\n\n\
          [session]\nurl = {redis:?}\n\n[limit]\nurl = {redis:?}\n{limits}"
     )
 }

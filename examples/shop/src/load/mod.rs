@@ -119,7 +119,7 @@ async fn embedded(options: &Options, report: &mut Report) -> Result<()> {
     let url = format!("sqlite://{}?mode=rwc", folder.path().join("shop.db").display());
     let text = format!(
         "plain_http = true\n[database]\nurl = {url:?}\n[queue]\nurl = {url:?}\n\
-         mail_takes = \"20ms\"\n[session]\nurl = {url:?}\n[limit]\n{NO_LIMITS}"
+         [mail]\ntakes = \"20ms\"\n[session]\nurl = {url:?}\n[limit]\n{NO_LIMITS}"
     );
     std::fs::write(&config, text)?;
     let shop = Member::start(&config, folder.path(), "shop", None).await?;

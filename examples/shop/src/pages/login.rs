@@ -7,13 +7,15 @@ use axum::http::header::{COOKIE, RETRY_AFTER, SET_COOKIE};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
+use scale_limit::client::Key;
 use scale_limit::guard::login::{Attempt, Counted};
 use scale_session::Session;
 use serde::Deserialize;
 
-use super::{Failure, Page, USER, devices as devices_page, layout, passkeys};
+use super::{Failure, Member, Page, USER, devices as devices_page, layout, passkeys, percent};
 use crate::app::App;
-use crate::db::{devices, seed, users};
+use crate::db::users::Account;
+use crate::db::{devices, factors, seed, users};
 
 #[derive(Deserialize)]
 pub(crate) struct Login {
@@ -27,7 +29,7 @@ pub(crate) struct Login {
 #[derive(Deserialize)]
 pub(crate) struct Next {
     #[serde(default)]
-    next: String,
+    pub(super) next: String,
 }
 
 /// Log-in page as it was filled in, without the password.
@@ -50,7 +52,7 @@ pub(crate) async fn form(
 
 /// Returns the path if it is one of this shop, else the first page: a link to the log-in must not
 /// lead to another site.
-fn within_the_shop(next: &str) -> &str {
+pub(super) fn within_the_shop(next: &str) -> &str {
     if super::is_within_the_shop(next) { next } else { "/" }
 }
 
@@ -78,7 +80,12 @@ async fn page(
                 button { "Log in" }
             }
             (passkeys::button(app, filled.next))
-            @if app.links.is_some() { p { a href="/forgot" { "Forgot your password?" } } }
+            @if app.links.is_some() {
+                p {
+                    a href="/signup" { "Open an account" } " · "
+                    a href="/forgot" { "Forgot your password?" }
+                }
+            }
             @if app.is_demonstration {
                 p.soft { "To try it: " code { (seed::EMAIL) } ", “" code { (seed::PASSWORD) } "”" }
             }
@@ -100,7 +107,7 @@ pub(crate) async fn log_in(
         Some(token) => devices::is_known(&app.db, token, &email).await?,
         None => false,
     };
-    let address = app.clients.key(&request).unwrap_or_else(|| "unknown".into());
+    let address = address(&app, &request);
     let attempt = Attempt {
         account: &email,
         address: &address,
@@ -132,14 +139,33 @@ pub(crate) async fn log_in(
             .into_response());
     };
     pending.succeeded().await;
-    session.insert(USER, &account).await?;
-    // Creates a new id: an id that was planted or seen before is useless from here on.
-    session.sign_in(&account.email, &devices_page::name(&request)).await?;
+    if factors::of(&app.db, &account.email).await?.is_some() {
+        session.await_second_factor(&account.email).await?;
+        let code = format!("/login/code?next={}", percent(filled.next));
+        return Ok(Redirect::to(&code).into_response());
+    }
+    sign_in(&session, &account, &request).await?;
     let mut response = Redirect::to(filled.next).into_response();
     if !known {
         remember(&app, &account.email, &mut response).await?;
     }
     Ok(response)
+}
+
+/// Returns the address by which attempts of a client are counted.
+pub(super) fn address(app: &App, request: &Parts) -> Key {
+    app.clients.key(request).unwrap_or_else(|| "unknown".into())
+}
+
+/// Makes the session that of an account, all of whose factors were right. It gets a new id: an id
+/// that was planted or seen before is useless from here on.
+pub(super) async fn sign_in(
+    session: &Session,
+    account: &Account,
+    request: &Parts,
+) -> Result<(), Failure> {
+    session.sign_in(&account.email, &devices_page::name(request)).await?;
+    Ok(session.insert(USER, account).await?)
 }
 
 /// Registers a browser as known: its guesses are counted separately.
@@ -154,6 +180,27 @@ pub(super) async fn remember(
         format!("{DEVICE}={token}; Path=/login; HttpOnly; SameSite=Lax; Max-Age=31536000{secure}");
     response.headers_mut().append(SET_COOKIE, cookie.parse()?);
     Ok(())
+}
+
+/// Asks for the password again, before a change that the thief of a session must not make. Returns
+/// why it is refused.
+pub(super) async fn confirm(
+    app: &App,
+    Member { account, session }: &Member,
+    request: &Parts,
+    password: &str,
+) -> Result<Result<(), &'static str>, Failure> {
+    let address = address(app, request);
+    let attempt = Attempt { account: &account.email, address: &address, known_device: None };
+    let Ok(pending) = app.logins.begin(attempt).await else {
+        return Ok(Err("Too many attempts have failed. Please wait a while."));
+    };
+    if users::log_in(&app.db, &app.passwords, &account.email, password).await?.is_none() {
+        return Ok(Err("The password is wrong."));
+    }
+    pending.succeeded().await;
+    session.confirm().await?;
+    Ok(Ok(()))
 }
 
 fn cookie(request: &Parts, name: &str) -> Option<String> {

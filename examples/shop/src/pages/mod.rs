@@ -8,10 +8,13 @@ pub(crate) mod catalogue;
 pub(crate) mod checkout;
 pub(crate) mod devices;
 mod drawing;
+pub(crate) mod login;
 pub(crate) mod orders;
 pub(crate) mod passkeys;
 pub(crate) mod passwords;
 pub(crate) mod refusals;
+pub(crate) mod second_factor;
+pub(crate) mod signup;
 
 use axum::extract::FromRequestParts;
 use axum::http::header::RETRY_AFTER;
@@ -80,7 +83,7 @@ pub(crate) async fn layout(
             nav {
                 a href="/orders" { "Orders" }
                 @if let Some(user) = &user {
-                    a href="/devices" { "Devices" }
+                    a href="/account" { "Account" }
                     @if user.is_staff { a href="/admin" { "Behind the counter" } }
                 }
                 a href="/cart" { "Cart" @if things > 0 { span.count { (things) } } }

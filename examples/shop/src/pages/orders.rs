@@ -71,11 +71,11 @@ pub(super) fn turns(path: &str, list: &List) -> Markup {
 pub(crate) struct Look {
     /// Number of times that the page has reloaded itself.
     #[serde(default)]
-    look: u32,
+    pub(super) look: u32,
 }
 
-/// Seconds until the page of an order looks for its receipt again.
-const LOOKS: [u32; 7] = [1, 1, 2, 4, 8, 15, 30];
+/// Seconds until a page looks again for what a job makes.
+pub(super) const LOOKS: [u32; 7] = [1, 1, 2, 4, 8, 15, 30];
 
 pub(crate) async fn show(
     State(app): State<App>,

@@ -12,7 +12,7 @@ use scale_session::auth::{Error, Passkeys};
 use scale_session::{Session, SignedIn};
 use serde::Deserialize;
 
-use super::{Failure, Member, Page, USER, assets, devices, layout, problem};
+use super::{Failure, Member, Page, assets, devices, layout, login, problem};
 use crate::app::App;
 use crate::db::users;
 
@@ -143,7 +143,6 @@ pub(crate) async fn finish_log_in(
     let Some(account) = account else {
         return Ok((StatusCode::FORBIDDEN, problem("No account has that passkey.")).into_response());
     };
-    session.insert(USER, &account).await?;
-    session.sign_in(&account.email, &devices::name(&request)).await?;
+    login::sign_in(&session, &account, &request).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -13,11 +13,10 @@ use scale_session::auth::account_links::{Account, MailKind};
 use scale_session::auth::password::Rules;
 use serde::Deserialize;
 
-use super::{Failure, Page, account, layout, problem};
+use super::{Failure, Page, layout, login, problem};
 use crate::app::App;
-use crate::db::mails;
 use crate::db::users::{self, Owner};
-use crate::jobs::SendPasswordReset;
+use crate::jobs::{SendNotice, SendPasswordReset};
 
 #[derive(Deserialize)]
 pub(crate) struct Forgot {
@@ -101,10 +100,10 @@ pub(crate) async fn set(State(app): State<App>, Form(New { token, password }): F
     users::set_password(&app.db, &owner.email, hash).await?;
     // Ends all sessions, including those of anybody who knew the old password.
     app.sessions.revoke_all_of(&owner.email).await?;
-    mails::send(&app.db, &links.password_changed(account_of(&owner))).await?;
+    app.queue.push(SendNotice::of(&links.password_changed(account_of(&owner)))).await?;
     let mut response = Redirect::to("/login").into_response();
     // The user who opened the link is the owner: a botnet's guesses must not lock out this browser.
-    account::remember(&app, &owner.email, &mut response).await?;
+    login::remember(&app, &owner.email, &mut response).await?;
     Ok(response)
 }
 
@@ -118,7 +117,7 @@ fn account_of(owner: &Owner) -> Account<'_> {
     Account { id: &owner.email, email: &owner.email, password_hash: &owner.password }
 }
 
-fn links(app: &App) -> Result<&AccountLinks, Failure> {
+pub(super) fn links(app: &App) -> Result<&AccountLinks, Failure> {
     app.links
         .as_ref()
         .ok_or_else(|| anyhow::anyhow!("`origin` and `secret` are not configured").into())
@@ -145,7 +144,7 @@ fn page(token: &str, wrong: Option<&str>) -> Response {
     ([(REFERRER_POLICY, HeaderValue::from_static("no-referrer"))], page).into_response()
 }
 
-fn worthless() -> Response {
+pub(super) fn worthless() -> Response {
     (
         StatusCode::GONE,
         problem("This link was used before, or has expired. Please ask for another one."),
@@ -154,6 +153,6 @@ fn worthless() -> Response {
 }
 
 /// Answers in a shop whose configuration has no `origin` or `secret`.
-fn not_here() -> Response {
+pub(super) fn not_here() -> Response {
     (StatusCode::NOT_FOUND, problem("This shop sends no links.")).into_response()
 }

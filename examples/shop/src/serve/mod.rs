@@ -28,8 +28,8 @@ use crate::db::catalogue::Search;
 use crate::operations::health::{self, Health};
 use crate::operations::requests;
 use crate::pages::{
-    account, admin, assets, cart, catalogue, checkout, devices, orders, passkeys, passwords,
-    refusals,
+    account, admin, assets, cart, catalogue, checkout, devices, login, orders, passkeys, passwords,
+    refusals, second_factor, signup,
 };
 
 /// Serves until `stop` completes. Then the process leaves in three steps: it is not ready any more
@@ -70,18 +70,18 @@ fn router(app: App, config: &Config) -> Router {
     if config.plain_http {
         sticky = sticky.insecure();
     }
-    let [site, login, forgot, search] = [(); 4].map(|()| config.clients.clone());
+    let [site, passwords, mails, search] = [(); 4].map(|()| config.clients.clone());
     let limits = LimitLayer::new(app.limiter.clone())
         .policy(config.limit.site.clone(), move |request| site.key(request))
         .throttle(
-            Throttle::new(config.limit.login.clone(), move |request| login.key(request))
+            Throttle::new(config.limit.login.clone(), move |request| passwords.key(request))
                 .method(Method::POST)
                 .path("/login"),
         )
         .throttle(
-            Throttle::new(config.limit.login.clone(), move |request| forgot.key(request))
+            Throttle::new(config.limit.login.clone(), move |request| mails.key(request))
                 .method(Method::POST)
-                .path("/forgot"),
+                .when(|request| ["/forgot", "/signup"].contains(&request.uri.path())),
         )
         .throttle(
             Throttle::new(config.limit.search.clone(), move |request| search.key(request))
@@ -117,8 +117,17 @@ fn router(app: App, config: &Config) -> Router {
         .route("/checkout", post(checkout::place))
         .route("/orders", get(orders::list))
         .route("/orders/{id}", get(orders::show))
-        .route("/login", get(account::form).post(account::log_in))
-        .route("/logout", post(account::log_out))
+        .route("/login", get(login::form).post(login::log_in))
+        .route("/login/code", get(second_factor::ask).post(second_factor::answer))
+        .route("/logout", post(login::log_out))
+        .route("/signup", get(signup::form).post(signup::ask))
+        .route("/verify-email", get(signup::opened).post(signup::create))
+        .route("/account", get(account::show))
+        .route("/account/delete", post(account::delete))
+        .route("/account/export", get(account::exported).post(account::export))
+        .route("/account/export.json", get(account::download))
+        .route("/account/second-factor", get(second_factor::show).post(second_factor::confirm))
+        .route("/account/second-factor/remove", post(second_factor::remove))
         .route("/devices", get(devices::list).post(devices::end))
         .route("/forgot", get(passwords::forgot).post(passwords::ask))
         .route("/reset-password", get(passwords::form).post(passwords::set))

@@ -140,7 +140,7 @@ pub fn fleet(
     let text = format!(
         "listen = \"127.0.0.1:0\"\noperations = \"127.0.0.1:0\"\nplain_http = true\n[database]\n\
          url = {primary:?}\nreplicas = [{}]\n[cache]\nurl = {redis:?}\n\
-         [queue]\nurl = {redis:?}\nlease = \"1s\"\nmail_takes = {mail_takes:?}\n[session]\n\
+         [queue]\nurl = {redis:?}\nlease = \"1s\"\n[mail]\ntakes = {mail_takes:?}\n[session]\n\
          url = {redis:?}\n{NO_LIMIT}url = {redis:?}\n",
         replicas.join(", ")
     );
