@@ -59,22 +59,26 @@ fn counting(queue: &Queue, done: &Arc<Mutex<Vec<usize>>>) -> Worker {
     })
 }
 
-/// A worker that held thousands of jobs.
+/// A worker that held more jobs than one step reclaims. They had begun, so each of them is tried
+/// alone, which takes a database about 10 ms a job.
 async fn every_job_of_a_large_worker_comes_back(server: &Server) -> Result<()> {
-    const HELD: usize = 1_500;
+    let held = match server.kind {
+        "memory" | "redis" => 1_500,
+        _ => 250,
+    };
     let queue = server.queue().await?;
-    queue.push_many((0..HELD).map(|n| Work { n })).await?;
-    die_holding(&queue, LEASE, HELD).await?;
-    assert_eq!(queue.stats("default").await?.leased, HELD as u64);
+    queue.push_many((0..held).map(|n| Work { n })).await?;
+    die_holding(&queue, LEASE, held).await?;
+    assert_eq!(queue.stats("default").await?.leased, held as u64);
     let done = Arc::default();
     let worker = run(counting(&server.queue().await?, &done));
     until(&queue, "default", "all to be done", |stats| {
-        stats.done_total == HELD as u64 && is_empty(stats)
+        stats.done_total == held as u64 && is_empty(stats)
     })
     .await?;
     let mut all = done.lock().clone();
     all.sort_unstable();
-    assert_eq!(all, (0..HELD).collect::<Vec<_>>());
+    assert_eq!(all, (0..held).collect::<Vec<_>>());
     worker.stop().await
 }
 
