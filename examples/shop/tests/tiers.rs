@@ -84,6 +84,10 @@ async fn on_one_server(file: &str, placeholder: &str, url: &str) -> Result<()> {
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(file))?;
     assert!(text.contains(placeholder), "{text}");
     let text = text.replace(placeholder, url).replace("127.0.0.1:3000", "127.0.0.1:0");
+    let mails = folder.path().join("mails");
+    let smtp = "smtp = \"smtp://localhost\"";
+    assert!(text.contains(smtp), "{text}");
+    let text = text.replace(smtp, &format!("folder = \"{}\"", mails.display()));
     let (head, tables) = text.split_once("[database]").context("a database")?;
     let extra = format!(
         "plain_http = true\norigin = \"http://localhost:3000\"\nsecret = \"{}\"\n[database]",
@@ -107,6 +111,17 @@ async fn on_one_server(file: &str, placeholder: &str, url: &str) -> Result<()> {
         }
     });
     try_join_all(visits).await.with_context(|| shop.log())?;
+    let mails = std::fs::read_dir(&mails)?.map(|file| std::fs::read_to_string(file?.path()));
+    let mails = mails.collect::<Result<Vec<_>, _>>()?;
+    assert_eq!(mails.len(), 8, "a receipt for each order");
+    for mail in &mails {
+        for line in [
+            " <shop@example.com>\r\n", "To: ann@example.com\r\n", "Message-ID: <order-",
+            "Subject: Your order ",
+        ] {
+            assert!(mail.contains(line), "{line}: {mail}");
+        }
+    }
     let form = [("email", "ann@example.com"), ("password", "correct horse battery staple")];
     let mut ann = Visitor::new();
     assert!(ann.post(&base, "/login", &form).await?.body.contains("Ann · log out"));
