@@ -89,7 +89,8 @@ pub(crate) fn address(email: &str) -> String {
 }
 
 /// Returns the account, if e-mail and password are right. An unknown address takes as long as a
-/// wrong password.
+/// wrong password. Reads from the primary: a password that was changed, or an account that was
+/// closed, must not open anything on a replica that is behind.
 pub(crate) async fn log_in(
     db: &Database,
     passwords: &Passwords,
@@ -99,7 +100,7 @@ pub(crate) async fn log_in(
     let user: Option<User> =
         sqlx::query_as(sql(db, "select email, name, role, password from users where email = $1"))
             .bind(email.to_owned())
-            .fetch_optional(db)
+            .fetch_optional(db.primary())
             .await?;
     let verified =
         passwords.verify(password, user.as_ref().map(|user| user.password.as_str())).await?;
