@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use common::{NO_LIMIT, Shop, Visitor, field, receipt, start};
 use sqlx::AnyPool;
-use testkit::{MariaDb, Postgres, eventually};
+use testkit::{MariaDb, Postgres, Redis, eventually};
 
 const EMAIL: &str = "dora@example.com";
 /// Her account, among others of a demonstration.
@@ -261,4 +261,37 @@ async fn an_account_on_postgres() -> Result<()> {
 async fn an_account_on_mariadb() -> Result<()> {
     let server = MariaDb::start(0).await?;
     a_life(Some(server.node(0).url())).await
+}
+
+/// A password that was changed opens nothing, although the replicas do not know of the change yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_password_opens_nothing_while_replicas_are_behind() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (pg, redis) = tokio::try_join!(Postgres::start(2), Redis::start())?;
+    let config = common::fleet(folder.path(), &pg, &redis, "1ms")?;
+    let (migrate, _) = start(folder.path(), &["--config", &config, "migrate"])?;
+    eventually("the tables", async || (!migrate.is_running()).then_some(())).await?;
+    let (old, new) = (PASSWORD, "a password of the spring");
+    for (email, password) in [(EMAIL, old), ("other@example.com", new)] {
+        common::account(&config, email, "customer", password)?;
+    }
+    let shop = Shop::open(folder.path(), &["--config", &config, "serve"]).await?;
+    pg.caught_up().await?;
+    let log_in = async |password: &str| {
+        let form = [("email", EMAIL), ("password", password)];
+        Visitor::new().post(&shop.base, "/login", &form).await
+    };
+    ensure!(log_in(old).await?.status == 200);
+    for node in [1, 2] {
+        pg.node(node).pause_replay().await?;
+    }
+    pg.node(0)
+        .sql(&format!(
+            "update users set password = (select password from users where email = \
+             'other@example.com') where email = '{EMAIL}'"
+        ))
+        .await?;
+    ensure!(log_in(old).await?.status == 401);
+    ensure!(log_in(new).await?.status == 200);
+    shop.close().await
 }
