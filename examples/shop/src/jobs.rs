@@ -9,7 +9,7 @@ use scale_db::sticky::{self, Mark};
 use scale_queue::outcome::Discard;
 use scale_queue::relay::Relay;
 use scale_queue::worker::State;
-use scale_queue::{Context, Job, Worker};
+use scale_queue::{Context, Job, Retry, Worker};
 use scale_session::auth::account_links::{self, Account};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -24,6 +24,10 @@ use crate::pages::money;
 
 /// Queues, the most urgent first.
 const QUEUES: [&str; 3] = ["high", "default", "low"];
+
+/// Each attempt makes a new link, of which an address gets one a minute: an earlier attempt would
+/// end without a mail. Delays are shortened by up to a half, at random.
+const MAIL_WITH_A_LINK: Retry = Retry::exponential(5).first(Duration::from_secs(150));
 
 /// Writes and sends the receipt of an order.
 #[derive(Serialize, Deserialize)]
@@ -50,6 +54,7 @@ pub(crate) struct SendPasswordReset {
 impl Job for SendPasswordReset {
     const NAME: &'static str = "send-password-reset";
     const QUEUE: &'static str = "high";
+    const RETRY: Retry = MAIL_WITH_A_LINK;
 }
 
 /// Mails a link that opens an account, or a notice if the address has one. The page behaves in the
@@ -62,6 +67,7 @@ pub(crate) struct SendSignUp {
 impl Job for SendSignUp {
     const NAME: &'static str = "send-sign-up";
     const QUEUE: &'static str = "high";
+    const RETRY: Retry = MAIL_WITH_A_LINK;
 }
 
 /// Mails a notice that contains no secret.
